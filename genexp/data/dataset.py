@@ -1,0 +1,96 @@
+"""What a data set is: named streams of samples, split into train and test."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from genexp.errors import ConfigError, DataError
+
+
+class LazyStream(ABC):
+    """A stream whose samples are read from disk one by one, for what does not fit in memory."""
+
+    shape: tuple[int, ...]  # of one sample
+    dtype: torch.dtype
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Tensor:
+        """Return sample `index`, of `shape` and `dtype`, on the CPU."""
+
+
+Stream = Tensor | LazyStream
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set.
+
+    Streams: "image" uint8 (samples, channels, height, width), "point" float32 (samples, features),
+    "label" int64 (samples,); paired sets add their own names ("input", "target"; "a", "b").
+    """
+
+    streams: Mapping[str, Stream]
+    aligned: bool = True  # sample i of each stream belongs together; else streams are shuffled apart
+
+    def __len__(self) -> int:
+        """Return the number of samples an epoch draws: that of the shortest stream."""
+        return min(len(stream) for stream in self.streams.values())
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a technique may know of a data set before it sees it."""
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]  # of one sample of each stream
+    train_size: int
+    class_names: tuple[str, ...] = ()
+
+    def shape(self, stream: str) -> tuple[int, ...]:
+        """Return the shape of one sample of `stream`. Raises ConfigError where the data set has none."""
+        if stream not in self.shapes:
+            raise ConfigError(
+                f"dataset={self.name} has no {stream} stream (it has: {', '.join(self.shapes)}); "
+                f"choose a data set that has, or another model"
+            )
+        return self.shapes[stream]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return (channels, height, width)."""
+        channels, height, width = self.shape("image")
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, ready to be drawn from."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # said to the user once, for example unreadable files
+
+    def __post_init__(self) -> None:
+        for split_name, split in (("train", self.train), ("test", self.test)):
+            if not len(split):
+                raise DataError(f"dataset={self.name} has an empty {split_name} split; raise dataset.limit")
+
+    @cached_property
+    def spec(self) -> DataSpec:
+        streams = self.train.streams
+        shapes = {
+            name: tuple(stream.shape[1:]) if isinstance(stream, Tensor) else stream.shape
+            for name, stream in streams.items()
+        }
+        return DataSpec(self.name, shapes, len(self.train), self.class_names)

@@ -1,0 +1,159 @@
+"""What a technique is: the only interface the trainer knows."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from genexp.data.dataset import DataSpec
+from genexp.errors import ConfigError
+
+Batch = dict[str, Tensor]  # stream name → tensor on the device; images are float in [0, 1]
+Metrics = dict[str, Tensor]  # name → detached scalar, still on the device
+Batches = Iterable[Batch]  # a whole split, in order; can be iterated again
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the run stands. Schedules are pure functions of it."""
+
+    step: int  # 1-based; 0 is initialisation
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> int:
+        """Return the 1-based epoch that this step belongs to (0 before the first step)."""
+        return -(-self.step // self.steps_per_epoch)
+
+    @property
+    def epoch_ends(self) -> bool:
+        return self.step % self.steps_per_epoch == 0
+
+    @property
+    def ends(self) -> bool:
+        return self.step >= self.total_steps
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Move `learner` down the gradient of `loss`."""
+
+    name: str  # names its optimizer too: optimizer.discriminator.lr=1e-4
+    learner: nn.Module
+    loss: Callable[[Batch, Clock], tuple[Tensor, Metrics]]
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Improve a part of the technique in closed form, from a batch or from the whole training split."""
+
+    name: str
+    refit: Callable[[Batch, Clock], Metrics] | Callable[[Batches, Clock], Metrics]
+    every: int = 1
+    whole: bool = False  # hand `refit` the training split as Batches instead of one Batch
+
+
+Phase = Descent | Refit
+
+
+class Technique(nn.Module, ABC):
+    """A way of learning from unlabelled data, as the phases of one step.
+
+    Subclasses are final, registered by `@register`, and built as `cls(config, spec)`. What must survive
+    a resume is a parameter, a buffer or an optimizer's state; nothing else crosses steps. Randomness
+    comes from torch's global generator, which is seeded before every call made here.
+    """
+
+    Config: ClassVar[type]  # a dataclass: the keys of conf/model/<name>.yaml, less `name` and `recipe`
+    name: ClassVar[str]
+    objective: ClassVar[str]  # the test metric by which checkpoints and sweeps are judged
+    direction: ClassVar[Literal["min", "max"]] = "min"
+
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the phases of a step, in order. Called once, after the technique is on its device."""
+
+    def begin(self, samples: Batches) -> None:
+        """Initialise from the training split. Called on fresh runs only, before step 1."""
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        """Return the pictures worth looking at now: name → (channels, height, width) in [0, 1].
+
+        `examples` are the same few held-out samples each time. Each name becomes a GIF over the run.
+        """
+        return {}
+
+    def evaluate(self, samples: Batches) -> dict[str, float]:
+        """Return scores on held-out data. Called in eval mode without gradients."""
+        return {}
+
+    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+        """Return the pictures of a finished run: (channels, height, width), or (frames, ...) for a GIF."""
+        return {}
+
+    def encode(self, batch: Batch) -> Tensor | None:
+        """Return the latent codes (batch, features) of a batch, or None where there is no latent."""
+        return None
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        """Return a one-line warning when an epoch's mean metrics show a known failure, else None."""
+        return None
+
+    @property
+    def converged(self) -> bool:
+        """Return whether further steps are pointless. Asked once an epoch."""
+        return False
+
+
+_REGISTRY: dict[str, type[Technique]] = {}
+
+
+def register(cls: type[Technique]) -> type[Technique]:
+    """Class decorator: make a technique known under `cls.name`, which is also its file's and its YAML's name."""
+    known = _REGISTRY.setdefault(cls.name, cls)
+    assert known.__qualname__ == cls.__qualname__, f"two techniques are named {cls.name}"
+    return cls
+
+
+def technique_names() -> list[str]:
+    """Return the names of all techniques, the project's own and those installed by third parties."""
+    package = importlib.import_module("genexp.techniques")
+    own = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    return sorted({*own, *(entry.name for entry in entry_points(group="genexp.techniques"))})
+
+
+def find_technique(name: str) -> type[Technique]:
+    """Return the technique called `name`, importing only its own module. Raises ConfigError."""
+    if name not in _REGISTRY:
+        _import_technique(name)
+    return _REGISTRY[name]
+
+
+def _import_technique(name: str) -> None:
+    third_party = entry_points(group="genexp.techniques", name=name)
+    for entry in third_party:
+        register(entry.load())
+    if third_party:
+        return
+    names = technique_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+        raise ConfigError(f"model.name={name} is no technique; {hint}")
+    importlib.import_module(f"genexp.techniques.{name}")
+
+
+def scalars(**values: Tensor) -> Metrics:
+    """Return detached metrics, in the order given."""
+    return {name: value.detach() for name, value in values.items()}
+
