@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -27,10 +25,3 @@ def seed_generators(device: torch.device, *parts: int | str) -> None:
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-@contextmanager
-def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
-    """Run a block under a seed of its own. Nothing is restored: every step seeds itself anew."""
-    seed_generators(device, *parts)
-    yield

@@ -78,6 +78,7 @@ class Technique(nn.Module, ABC):
     name: ClassVar[str]
     objective: ClassVar[str]  # the test metric by which checkpoints and sweeps are judged
     direction: ClassVar[Literal["min", "max"]] = "min"
+    example_count: ClassVar[int] = 10  # how many held-out samples `preview` and `gallery` are given
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:

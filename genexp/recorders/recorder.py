@@ -24,12 +24,12 @@ class Recorder(ABC):
     def record(self, snapshot: Snapshot) -> None:
         """Write down a snapshot."""
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027
         """Hand everything recorded so far to the operating system."""
 
     def append_only(self) -> list[Path]:
         """Return the files that only grow, as they are after `flush`."""
         return []
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome) -> None:  # noqa: B027
         """Finish; called once, however the run ended."""

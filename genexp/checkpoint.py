@@ -1,0 +1,129 @@
+"""Checkpoints: written whole or not at all, verified when read, readable without executing code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genexp.errors import CheckpointError
+
+FORMAT = 1
+FOLDER = "checkpoints"
+BEST = "best.pt"
+_NUMBERED = re.compile(r"step-(\d+)\.pt")
+
+
+def checkpoint_path(run_folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies."""
+    return run_folder / FOLDER / f"step-{step:08d}.pt"
+
+
+def numbered_checkpoints(run_folder: Path) -> list[Path]:
+    """Return a run's resumable checkpoints, the newest first."""
+    files = [file for file in (run_folder / FOLDER).glob("step-*.pt") if _NUMBERED.fullmatch(file.name)]
+    return sorted(files, reverse=True)
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` (tensors and plain values) to `path`, atomically and durably, with its checksum.
+
+    Raises CheckpointError where it cannot be written; what stood at `path` is then untouched.
+    """
+    sealed = {**content, "format": FORMAT}
+    sealed["checksum"] = checksum(sealed)
+    buffer = io.BytesIO()
+    torch.save(sealed, buffer)
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror}; make room and resume: earlier checkpoints are whole"
+        ) from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return what `save` wrote, on the CPU. Raises CheckpointError where it is damaged or carries code."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path} holds more than tensors and plain values, possibly code: not loaded") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AssertionError) as error:
+        raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of genexp's format {FORMAT}")
+    noted = content.pop("checksum", None)
+    if noted != checksum(content):
+        raise CheckpointError(f"{path} is damaged (its checksum does not match)")
+    return content
+
+
+def load_newest(run_folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the newest checkpoint that verifies, and a warning for each newer one that does not.
+
+    Raises CheckpointError where there is none.
+    """
+    files = numbered_checkpoints(run_folder)
+    if not files:
+        raise CheckpointError(f"resume={run_folder} has no checkpoint; start the run anew")
+    warnings = []
+    for file in files:
+        try:
+            return load(file), warnings
+        except CheckpointError as error:
+            warnings.append(f"{error}; falling back to the one before")
+    raise CheckpointError(
+        f"resume={run_folder} has only checkpoints that cannot be used ({warnings[0].split(';')[0]}); "
+        f"start the run anew"
+    )
+
+
+def checksum(content: Any) -> str:
+    """Return the SHA-256 of nested dicts, lists and tuples of tensors and plain values."""
+    digest = hashlib.sha256()
+    for piece in _pieces(content):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous()
+        yield f"{data.dtype}{tuple(data.shape)}".encode()
+        yield memoryview(data.reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        yield f"dict{len(value)}".encode()
+        for key, item in value.items():
+            yield repr(key).encode()
+            yield from _pieces(item)
+    elif isinstance(value, list | tuple):
+        yield f"{type(value).__name__}{len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    else:
+        yield repr(value).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,61 @@
+"""Hydra's, OmegaConf's and the system's errors in one line: what, its value, the remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from genexp.config import config_folder, nearest
+
+GROUPS = ("model", "dataset", "optimizer", "trainer", "device", "experiment")
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """Return `error` as one line; `arguments` are those of the command line."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice} does not exist; {nearest(choice, error.options)}"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the output folder'}: {error.strerror or error}; choose hydra.run.dir=FOLDER"
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        key = unknown[1].partition("@")[0]
+        return f"{key} is no key of this configuration; {nearest(key, _known_keys(arguments))}"
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {_first_line(error)}; see genexp --cfg job"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return f"{_first_line(error)}; see genexp --help"
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _known_keys(arguments: list[str]) -> list[str]:
+    """Return every key of the configuration that the group choices among `arguments` compose."""
+    choices = [word for word in arguments if word.partition("=")[0] in GROUPS]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = OmegaConf.to_container(compose("train", overrides=choices))
+    except (HydraException, OmegaConfBaseException):
+        return list(GROUPS)
+    assert isinstance(composed, dict)
+    return [*GROUPS, *flat_keys(composed)]
+
+
+def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every value in nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

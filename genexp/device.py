@@ -1,0 +1,64 @@
+"""Where a run computes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from genexp.config import require
+from genexp.errors import ConfigError
+
+AVAILABLE = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+}
+CHOICES = ("auto", *AVAILABLE)
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """conf/device/*.yaml."""
+
+    name: str
+    index: int  # which GPU, where there are several
+    threads: int | None  # CPU threads; null leaves torch's choice
+
+    def __post_init__(self) -> None:
+        require(self.name in CHOICES, "name", self.name, f"choose one of {', '.join(CHOICES)}")
+        require(self.threads is None or self.threads > 0, "threads", self.threads, "use at least 1, or null")
+        require(self.index >= 0, "index", self.index, "use 0 or more")
+
+
+def choose_device(config: DeviceConfig) -> torch.device:
+    """Return the device that `config` names; "auto" is the first of cuda, mps, cpu that is there."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    name = config.name
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if AVAILABLE[kind]())
+    if not AVAILABLE[name]():
+        raise ConfigError(f"device={name}: torch {torch.__version__} finds no such device here; use device=cpu")
+    if name != "cuda":
+        return torch.device(name)
+    if config.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device.index={config.index}: there are {torch.cuda.device_count()} GPUs, counted from 0; lower it"
+        )
+    return torch.device("cuda", config.index)
+
+
+def use_deterministic_algorithms() -> None:
+    """Make every operation repeat bit for bit on one machine; slower on a GPU, free on a CPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device in words, for logs."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

@@ -1,0 +1,143 @@
+"""One step of a technique: its phases, their optimizers, and the average of its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, learning_rate
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a step is computed."""
+
+    precision: str = "fp32"
+    gradient_clip: float | None = None  # largest norm of a phase's gradient
+    ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+
+
+class Average:
+    """An exponential moving average of a technique's parameters; buffers are copied as they are."""
+
+    def __init__(self, technique: Technique, decay: float) -> None:
+        self.technique = copy.deepcopy(technique).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, technique: Technique, clock: Clock) -> None:
+        """Move towards `technique`; the decay warms up, so that a short run is not its first weights."""
+        decay = min(self.decay, (1 + clock.step) / (10 + clock.step))
+        torch._foreach_lerp_(list(self.technique.parameters()), list(technique.parameters()), 1 - decay)
+        buffers = list(self.technique.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, list(technique.buffers()))
+
+
+class Learner:
+    """A technique being taught. `step` is the only thing that changes it."""
+
+    def __init__(
+        self, technique: Technique, plan: OptimizerPlan, settings: StepSettings, device: torch.device
+    ) -> None:
+        self.technique = technique
+        self.phases: tuple[Phase, ...] = technique.phases()
+        self.settings = settings
+        self.device = device
+        plan.check_phases([phase.name for phase in self.phases if isinstance(phase, Descent)])
+        descents = [phase for phase in self.phases if isinstance(phase, Descent)]
+        self._loss_names = {
+            phase.name: "loss" if len(descents) == 1 else f"{phase.name}_loss" for phase in descents
+        }
+        self._configs: dict[str, OptimizerConfig] = {p.name: plan.for_phase(p.name) for p in descents}
+        self._optimizers = {p.name: build_optimizer(self._configs[p.name], p.learner) for p in descents}
+        self._parameters = {
+            p.name: [weight for weight in p.learner.parameters() if weight.requires_grad] for p in descents
+        }
+        self._average = Average(technique, settings.ema) if settings.ema else None
+
+    @property
+    def shown(self) -> Technique:
+        """Return the technique whose pictures and scores count: the averaged one where there is one."""
+        return self._average.technique if self._average else self.technique
+
+    @property
+    def loss_phases(self) -> dict[str, str]:
+        """Return which phase each loss metric belongs to."""
+        return {loss: phase for phase, loss in self._loss_names.items()}
+
+    def step(self, batch: Batch, whole: Batches, clock: Clock) -> Metrics:
+        """Run every phase that is due at `clock` and return their metrics, in order."""
+        metrics: Metrics = {}
+        for phase in self.phases:
+            if clock.step % phase.every:
+                continue
+            if isinstance(phase, Refit):
+                with torch.no_grad():
+                    metrics.update(phase.refit(whole if phase.whole else batch, clock))  # type: ignore[arg-type]
+            else:
+                metrics.update(self._descend(phase, batch, clock))
+        if self._average:
+            self._average.update(self.technique, clock)
+        return metrics
+
+    def _descend(self, phase: Descent, batch: Batch, clock: Clock) -> Metrics:
+        optimizer, parameters = self._optimizers[phase.name], self._parameters[phase.name]
+        config = self._configs[phase.name]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, clock)
+        metrics: Metrics = {}
+
+        def closure() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            with self._autocast():
+                loss, extra = phase.loss(batch, clock)
+            # Only the learner's gradients: nothing is computed for, or left in, anyone else's weights.
+            loss.backward(inputs=parameters)
+            # An optimizer may call this several times a step: the first call is the step's loss.
+            first = not metrics
+            if first:
+                metrics[self._loss_names[phase.name]] = loss.detach()
+                metrics.update(extra)
+            if self.settings.gradient_clip is not None:
+                norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+                if first:
+                    metrics[f"{phase.name}_gradient_norm"] = norm
+            return loss
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+        return metrics
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.settings.precision]
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next step depends on, as references to the live tensors."""
+        return {
+            "technique": dict(self.technique.state_dict()),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "average": dict(self._average.technique.state_dict()) if self._average else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become the learner that `state` was taken from."""
+        self.technique.load_state_dict(state["technique"])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self._average:
+            self._average.technique.load_state_dict(state["average"])
+
+    def reset_average(self) -> None:
+        """Start the average at the technique as it is now (after its initialisation from data)."""
+        if self._average:
+            self._average = Average(self.technique, self.settings.ema)

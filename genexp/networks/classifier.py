@@ -1,0 +1,46 @@
+"""A small convolutional classifier; what it sees in an image is the feature space of the generation metrics."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+FIRST_WIDTH, WIDEST = 32, 128
+LAST_SIDE = 4  # stages halve the image until its shorter side is at most this
+
+
+class Classifier(nn.Module):
+    """Convolution, batch norm, ReLU and 2x2 max pooling, repeated; then a layer of features and the logits."""
+
+    def __init__(self, image_shape: tuple[int, int, int], classes: int, *, features: int = 64) -> None:
+        """`image_shape` is (channels, height, width); a side must be 2 or more."""
+        super().__init__()
+        channels, height, width = image_shape
+        stages = max(1, math.ceil(math.log2(min(height, width) / LAST_SIDE)))
+        layers: list[nn.Module] = []
+        for stage in range(stages):
+            wider = min(FIRST_WIDTH * 2**stage, WIDEST)
+            layers += [
+                nn.Conv2d(channels, wider, 3, padding=1, bias=False),
+                nn.BatchNorm2d(wider),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+            channels = wider
+        flat = channels * (height >> stages) * (width >> stages)
+        self.stages = nn.Sequential(*layers)
+        # Batch norm before the ReLU keeps every feature alive: a dead one would say nothing about any image.
+        self.to_features = nn.Sequential(
+            nn.Flatten(), nn.Linear(flat, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()
+        )
+        self.to_logits = nn.Linear(features, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the penultimate activations: (batch, channels, height, width) in [0, 1] → (batch, features)."""
+        return torch.as_tensor(self.to_features(self.stages(2 * images - 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits: (batch, channels, height, width) in [0, 1] → (batch, classes)."""
+        return torch.as_tensor(self.to_logits(self.features(images)))

@@ -1,0 +1,180 @@
+"""Optimizers and learning-rate schedules, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from genexp.config import bind, nearest, require
+from genexp.errors import ConfigError
+from genexp.technique import Clock
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay in [0, 1] → factor of the rate
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+
+
+@dataclass
+class OptimizerConfig:
+    """What every optimizer has: a rate and its schedule."""
+
+    name: str
+    lr: float
+    schedule: str
+    warmup_steps: int  # the rate rises linearly over these steps
+    decay_start: float  # the part of the run after which the schedule sets in
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "use a positive learning rate")
+        choices = ", ".join(SCHEDULES)
+        require(self.schedule in SCHEDULES, "schedule", self.schedule, f"choose one of {choices}")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
+        require(0 <= self.decay_start < 1, "decay_start", self.decay_start, "use a part of the run, 0 <= x < 1")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of the torch optimizer."""
+        shared = {"name", "schedule", "warmup_steps", "decay_start"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared}
+
+
+@dataclass
+class DecayConfig(OptimizerConfig):
+    """An optimizer with weight decay."""
+
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
+
+
+@dataclass
+class AdamConfig(DecayConfig):
+    """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019)."""
+
+    betas: tuple[float, float]
+    eps: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.betas = (float(self.betas[0]), float(self.betas[1]))
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "use values in [0, 1)")
+        require(self.eps > 0, "eps", self.eps, "use a positive value")
+
+
+@dataclass
+class SGDConfig(DecayConfig):
+    """Stochastic gradient descent."""
+
+    momentum: float
+    nesterov: bool
+
+
+@dataclass
+class RMSpropConfig(DecayConfig):
+    """RMSprop (Tieleman & Hinton 2012)."""
+
+    alpha: float
+    eps: float
+    momentum: float
+
+
+@dataclass
+class AdadeltaConfig(DecayConfig):
+    """Adadelta (Zeiler 2012)."""
+
+    rho: float
+    eps: float
+
+
+@dataclass
+class LBFGSConfig(OptimizerConfig):
+    """L-BFGS; `max_iter` iterations a step."""
+
+    max_iter: int
+    history_size: int
+    line_search_fn: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_iter > 0, "max_iter", self.max_iter, "use at least 1")
+        require(self.history_size > 0, "history_size", self.history_size, "use at least 1")
+        known = (None, "strong_wolfe")
+        require(self.line_search_fn in known, "line_search_fn", self.line_search_fn, "use null or strong_wolfe")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    config: type[OptimizerConfig]
+    optimizer: Callable[..., torch.optim.Optimizer]
+    fused: bool = False  # has one kernel for all parameters
+
+
+OPTIMIZERS = {
+    "adam": _Kind(AdamConfig, torch.optim.Adam, fused=True),
+    "adamw": _Kind(AdamConfig, torch.optim.AdamW, fused=True),
+    "sgd": _Kind(SGDConfig, torch.optim.SGD, fused=True),
+    "rmsprop": _Kind(RMSpropConfig, torch.optim.RMSprop),
+    "adadelta": _Kind(AdadeltaConfig, torch.optim.Adadelta),
+    "lbfgs": _Kind(LBFGSConfig, torch.optim.LBFGS),
+}
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """The optimizer of every phase: the shared settings, and each phase's own."""
+
+    shared: Mapping[str, Any]
+    phases: Mapping[str, Mapping[str, Any]]
+
+    def for_phase(self, name: str) -> OptimizerConfig:
+        """Return the settings of phase `name`. Raises ConfigError."""
+        own = self.phases.get(name, {})
+        kind = OPTIMIZERS[self.shared["name"]]
+        group = f"optimizer.{name}" if own else "optimizer"
+        return bind(kind.config, {**self.shared, **own}, group)
+
+    def check_phases(self, names: list[str]) -> None:
+        """Raise ConfigError where settings are given to a phase that does not exist."""
+        for phase in self.phases:
+            if phase not in names:
+                raise ConfigError(f"optimizer.{phase} names no phase of this model; {nearest(phase, names)}")
+
+
+def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
+    """Split the `optimizer` group into shared settings and those of phases. Raises ConfigError."""
+    values = OmegaConf.to_container(OmegaConf.create(dict(node)), resolve=True)
+    assert isinstance(values, dict)
+    name = values["name"]
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"optimizer.name={name} is no optimizer; {nearest(str(name), OPTIMIZERS)}")
+    phases = {str(key): value for key, value in values.items() if isinstance(value, dict)}
+    plan = OptimizerPlan({str(k): v for k, v in values.items() if k not in phases}, phases)
+    plan.for_phase("")  # the shared settings must be right by themselves
+    return plan
+
+
+def build_optimizer(config: OptimizerConfig, learner: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of `learner`'s trainable parameters, fused where torch has it."""
+    kind = OPTIMIZERS[config.name]
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    on_fused_device = all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in parameters)
+    extra = {"fused": True} if kind.fused and on_fused_device else {}
+    return kind.optimizer(parameters, **config.arguments(), **extra)
+
+
+def learning_rate(config: OptimizerConfig, clock: Clock) -> float:
+    """Return the learning rate of step `clock.step`."""
+    if clock.step < config.warmup_steps:
+        return config.lr * clock.step / config.warmup_steps
+    begin = max(config.decay_start * clock.total_steps, config.warmup_steps)
+    progress = max(0.0, clock.step - 1 - begin) / max(1.0, clock.total_steps - begin)
+    return config.lr * SCHEDULES[config.schedule](min(1.0, progress))

@@ -1,0 +1,66 @@
+"""Every number of a run, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import IO, final
+
+import numpy as np
+
+from genexp.recorders.recorder import Recorder
+from genexp.recorders.rows import rows
+from genexp.snapshot import Outcome, RunInfo, Snapshot
+
+FILE_NAME = "metrics.jsonl"
+
+
+@final
+class MetricsLog(Recorder):
+    """Writes `metrics.jsonl`: the training metrics of each step, and the test metrics where there are some.
+
+    JSON knows no NaN and no infinity: such a value is null.
+    """
+
+    def open(self, run: RunInfo) -> None:
+        """Start the file, or go on with it."""
+        self._path = run.folder / FILE_NAME
+        self._steps_per_epoch = run.steps_per_epoch
+        self._templates: dict[tuple[str, ...], str] = {}
+        self._file: IO[str] = self._path.open("a" if run.resumed_at else "w", encoding="utf-8")
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Append the lines of a snapshot."""
+        lines = self._train_lines(snapshot)
+        if snapshot.test:
+            scores = {name: value if math.isfinite(value) else None for name, value in snapshot.test.items()}
+            clock = snapshot.clock
+            lines.append(json.dumps({"step": clock.step, "epoch": clock.epoch, "split": "test", **scores}) + "\n")
+        self._file.write("".join(lines))
+        self._file.flush()
+
+    def append_only(self) -> list[Path]:
+        """Return the log."""
+        return [self._path]
+
+    def close(self, outcome: Outcome) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _train_lines(self, snapshot: Snapshot) -> list[str]:
+        # As float32 text, which is short and exact: 0.23, not 0.23000000417232513.
+        texts = {
+            name: np.where(np.isfinite(curve.values), curve.values.astype(str), "null").tolist()
+            for name, curve in snapshot.train.items()
+        }
+        return [
+            self._template(names) % (step, -(-step // self._steps_per_epoch), *cells)
+            for step, names, cells in rows(snapshot.train, texts)
+        ]
+
+    def _template(self, names: tuple[str, ...]) -> str:
+        if names not in self._templates:
+            metrics = "".join(f", {json.dumps(name)}: %s" for name in names)
+            self._templates[names] = '{"step": %d, "epoch": %d, "split": "train"' + metrics + "}\n"
+        return self._templates[names]

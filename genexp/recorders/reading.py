@@ -1,0 +1,54 @@
+"""Reading `metrics.jsonl` back, for figures and for tools that compare runs."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genexp.errors import DataError
+
+_PLACE = ("step", "epoch", "split")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one split, at the steps where it was recorded."""
+
+    steps: np.ndarray  # int64 (points,)
+    epochs: np.ndarray  # int64 (points,)
+    values: np.ndarray  # float64 (points,); NaN where the log has null
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, Column]]:
+    """Return split → metric → column. A half-written last line is left out. Raises DataError."""
+    splits: dict[str, dict[str, tuple[array[int], array[int], array[float]]]] = {}
+    for row in _rows(path):
+        columns = splits.setdefault(row["split"], {})
+        for name, value in row.items():
+            if name in _PLACE:
+                continue
+            steps, epochs, values = columns.setdefault(name, (array("q"), array("q"), array("d")))
+            steps.append(row["step"])
+            epochs.append(row["epoch"])
+            values.append(float("nan") if value is None else value)
+    return {
+        split: {name: Column(*(np.array(part) for part in parts)) for name, parts in columns.items()}
+        for split, columns in splits.items()
+    }
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number} is no JSON ({error.msg}); remove the line") from None

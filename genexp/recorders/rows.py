@@ -1,0 +1,72 @@
+"""Training curves turned into rows: one row a step, as logs want them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from genexp.snapshot import Curve
+
+Cell = TypeVar("Cell")
+
+
+def rows(
+    curves: Mapping[str, Curve], columns: Mapping[str, Sequence[Cell]]
+) -> Iterator[tuple[int, tuple[str, ...], tuple[Cell, ...]]]:
+    """Yield (step, names, cells) in order of steps; `columns` holds one cell for each point of a curve.
+
+    A metric that is absent at a step is absent from its row.
+    """
+    if not curves:
+        return
+    first, *others = (curve.steps for curve in curves.values())
+    if all(np.array_equal(first, other) for other in others):
+        names = tuple(curves)
+        for step, cells in zip(first.tolist(), zip(*columns.values(), strict=True), strict=True):
+            yield step, names, cells
+        return
+    merged: dict[int, dict[str, Cell]] = {}
+    for name, curve in curves.items():
+        for step, cell in zip(curve.steps.tolist(), columns[name], strict=True):
+            merged.setdefault(step, {})[name] = cell
+    for step in sorted(merged):
+        yield step, tuple(merged[step]), tuple(merged[step].values())
+
+
+class EpochMeans:
+    """The mean of each training metric over the last epoch that ended, whatever the blocks in between."""
+
+    def __init__(self, steps_per_epoch: int) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        self._epoch = 0
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, curves: Mapping[str, Curve]) -> tuple[int, dict[str, float]] | None:
+        """Add a block, and return the last epoch that ended within it with its means, if one did."""
+        steps = (
+            np.unique(np.concatenate([curve.steps for curve in curves.values()])) if curves else np.array([], int)
+        )
+        ended = None
+        for epoch in np.unique(self._epochs(steps)).tolist():
+            self._begin(epoch)
+            for name, curve in curves.items():
+                values = curve.values[self._epochs(curve.steps) == epoch]
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = total + float(values.sum(dtype=np.float64)), count + len(values)
+            if steps[-1] >= epoch * self._steps_per_epoch:
+                ended = epoch, self.means()
+        return ended
+
+    def means(self) -> dict[str, float]:
+        """Return the means over what the present epoch has seen so far."""
+        return {name: total / count for name, (total, count) in self._sums.items() if count}
+
+    def _begin(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._sums.clear()
+
+    def _epochs(self, steps: np.ndarray) -> np.ndarray:
+        return -(-steps // self._steps_per_epoch)

@@ -1,0 +1,126 @@
+"""What all autoencoders share: corrupt, encode, decode, compare."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from genexp.config import require
+from genexp.data.dataset import DataSpec
+from genexp.losses import RECONSTRUCTION_LOSSES
+from genexp.metrics.averaging import mean_scores
+from genexp.metrics.reconstruction import mse, psnr, ssim
+from genexp.networks.activations import ACTIVATIONS
+from genexp.networks.mlp import image_decoder, image_encoder
+from genexp.pictures import rows
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique
+
+
+@dataclass
+class AutoencoderConfig:
+    """What every autoencoder can be told."""
+
+    loss: str
+
+    def __post_init__(self) -> None:
+        choices = ", ".join(RECONSTRUCTION_LOSSES)
+        require(self.loss in RECONSTRUCTION_LOSSES, "loss", self.loss, f"choose one of {choices}")
+
+
+@dataclass
+class DenseAutoencoderConfig(AutoencoderConfig):
+    """An autoencoder of dense layers."""
+
+    widths: list[int]  # of the encoder's layers, the latent last; the decoder mirrors them
+    activation: str
+    latent_activation: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.widths) and min(self.widths) > 0, "widths", self.widths, "use positive widths")
+        for key in ("activation", "latent_activation"):
+            value = getattr(self, key)
+            require(value in ACTIVATIONS, key, value, f"choose one of {', '.join(ACTIVATIONS)}")
+
+
+class Autoencoder(Technique):
+    """Learns to give back its input through a narrow latent. Subclasses bring networks and noise."""
+
+    objective = "mse"
+    encoder: nn.Module
+    decoder: nn.Module  # to logits: the sigmoid belongs to the loss, which is exact with it
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.loss_function = RECONSTRUCTION_LOSSES[config.loss]
+        self.encoder, self.decoder = self.build(spec.image_shape)
+
+    @abstractmethod
+    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+        """Return the encoder and the decoder for images of `shape`."""
+
+    def corrupt(self, images: Tensor) -> Tensor:
+        """Return what the encoder sees of `images`."""
+        return images
+
+    def target(self, images: Tensor, seen: Tensor) -> Tensor:
+        """Return what the decoder should give."""
+        return images
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return what comes back of `images`, in [0, 1]."""
+        return self.decoder(self.encoder(images)).sigmoid()
+
+    def phases(self) -> tuple[Descent, ...]:
+        return (Descent("autoencoder", self, self.loss),)
+
+    def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        images = batch["image"]
+        seen = self.corrupt(images)
+        logits = self.decoder(self.encoder(seen))
+        return self.loss_function(logits, self.target(images, seen)), {}
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        images = examples["image"]
+        return {"reconstructions": rows(images, self.reconstruct(images))}
+
+    def evaluate(self, samples: Batches) -> dict[str, float]:
+        return mean_scores(samples, self._scores)
+
+    def _scores(self, batch: Batch) -> dict[str, Tensor]:
+        images = batch["image"]
+        back = self.reconstruct(images).float()
+        return {"mse": mse(back, images), "psnr": psnr(back, images), "ssim": ssim(back, images)}
+
+    def encode(self, batch: Batch) -> Tensor:
+        return self.encoder(batch["image"])
+
+
+def build_dense(shape: tuple[int, int, int], config: DenseAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
+    """Return a dense encoder and the decoder that mirrors it."""
+    between = config.activation
+    encoder = image_encoder(shape, config.widths, between=between, last=config.latent_activation)
+    return encoder, image_decoder(shape, config.widths[::-1], between=between)
+
+
+class DenoisingAutoencoder(Autoencoder):
+    """An autoencoder that sees noisy images (Vincent et al. 2008)."""
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        images = examples["image"]
+        noisy = self.corrupt(images)
+        return {"reconstructions": rows(images, noisy.clamp(0, 1), self.reconstruct(noisy))}
+
+    def _scores(self, batch: Batch) -> dict[str, Tensor]:
+        images = batch["image"]
+        noisy = self.corrupt(images)
+        scores = {"": self.reconstruct(noisy), "noisy_": noisy.clamp(0, 1), "clean_": self.reconstruct(images)}
+        return {
+            f"{prefix}{metric.__name__}": metric(shown.float(), images)
+            for prefix, shown in scores.items()
+            for metric in (mse, psnr, ssim)
+        }

@@ -1,0 +1,64 @@
+"""The convolutional denoising autoencoder with batch normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genexp.config import require
+from genexp.networks.activations import ACTIVATIONS
+from genexp.networks.conv import ConvLayer, conv_decoder, conv_encoder
+from genexp.technique import register
+from genexp.techniques._autoencoder import AutoencoderConfig, DenoisingAutoencoder
+
+
+@dataclass
+class Config(AutoencoderConfig):
+    """conf/model/conv_denoising_autoencoder.yaml."""
+
+    channels: list[int]  # of the three convolutions
+    hidden: int
+    latent: int
+    activation: str
+    noise: float  # standard deviation
+    target: str  # what the reconstruction is held against
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        right = len(self.channels) == 3 and min(self.channels) > 0
+        require(right, "channels", self.channels, "give three positive numbers")
+        require(self.hidden > 0, "hidden", self.hidden, "use at least 1")
+        require(self.latent > 0, "latent", self.latent, "use at least 1")
+        choices = ", ".join(ACTIVATIONS)
+        require(self.activation in ACTIVATIONS, "activation", self.activation, f"choose one of {choices}")
+        require(self.noise >= 0, "noise", self.noise, "use 0 or more")
+        require(self.target in ("clean", "noisy"), "target", self.target, "use clean or noisy")
+
+
+@register
+class ConvDenoisingAutoencoder(DenoisingAutoencoder):
+    """Three convolutions of stride 2 (28→14→7→3), two dense layers to the latent, and the mirror of it."""
+
+    Config = Config
+    name = "conv_denoising_autoencoder"
+    example_count = 5
+
+    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+        config = self.config
+        layers = [
+            ConvLayer(config.channels[0], kernel=3, stride=2, padding=1),
+            ConvLayer(config.channels[1], kernel=3, stride=2, padding=1, norm=True),
+            ConvLayer(config.channels[2], kernel=3, stride=2, padding=0),
+        ]
+        widths, between = [config.hidden, config.latent], config.activation
+        encoder = conv_encoder(shape, layers, widths, between=between)
+        decoder = conv_decoder(shape, layers, widths[::-1], norms=[True, True], between=between)
+        return encoder, decoder
+
+    def corrupt(self, images: Tensor) -> Tensor:
+        return (images + self.config.noise * torch.randn_like(images)).clamp(0, 1)
+
+    def target(self, images: Tensor, seen: Tensor) -> Tensor:
+        return seen if self.config.target == "noisy" else images

@@ -1,0 +1,37 @@
+"""The denoising autoencoder: dense layers that learn to take Gaussian noise away (Vincent et al. 2008)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genexp.config import require
+from genexp.technique import register
+from genexp.techniques._autoencoder import DenoisingAutoencoder, DenseAutoencoderConfig, build_dense
+
+
+@dataclass
+class Config(DenseAutoencoderConfig):
+    """conf/model/denoising_autoencoder.yaml."""
+
+    noise: float  # standard deviation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.noise >= 0, "noise", self.noise, "use 0 or more")
+
+
+@register
+class DenseDenoisingAutoencoder(DenoisingAutoencoder):
+    """The stacked autoencoder's network; sees image + N(0, noise²), gives back the image."""
+
+    Config = Config
+    name = "denoising_autoencoder"
+
+    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+        return build_dense(shape, self.config)
+
+    def corrupt(self, images: Tensor) -> Tensor:
+        return images + self.config.noise * torch.randn_like(images)

@@ -1,0 +1,148 @@
+"""The variational autoencoder (Kingma & Welling 2014), with β (Higgins et al. 2017) and free bits (Kingma et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genexp.config import require
+from genexp.data.dataset import DataSpec
+from genexp.losses import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
+from genexp.metrics.averaging import mean_scores
+from genexp.metrics.likelihood import active_units
+from genexp.metrics.reconstruction import psnr, ssim
+from genexp.networks.activations import ACTIVATIONS
+from genexp.networks.mlp import image_decoder, image_encoder
+from genexp.pictures import rows, tile
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+
+SAMPLES = 64  # prior samples in a picture
+FRAMES = 40  # of the interpolation and the traversal
+
+
+@dataclass
+class Config:
+    """conf/model/vae.yaml."""
+
+    hidden: list[int]  # widths of the encoder's layers; the decoder mirrors them
+    latent: int
+    activation: str
+    beta: float
+    kl_warmup_epochs: float
+    free_bits: float  # nats a latent dimension may cost before the loss counts it
+
+    def __post_init__(self) -> None:
+        require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
+        require(self.latent > 0, "latent", self.latent, "use at least 1")
+        choices = ", ".join(ACTIVATIONS)
+        require(self.activation in ACTIVATIONS, "activation", self.activation, f"choose one of {choices}")
+        for key in ("beta", "kl_warmup_epochs", "free_bits"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+
+
+@register
+class VariationalAutoencoder(Technique):
+    """Encodes an image to a Gaussian over latents, and decodes latents to Bernoulli pixels."""
+
+    Config = Config
+    name = "vae"
+    objective = "negative_elbo"
+    example_count = 8
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        shape, hidden, between = spec.image_shape, config.hidden, config.activation
+        self.encoder = image_encoder(shape, hidden, between=between, last=between)
+        self.mean = nn.Linear(hidden[-1], config.latent)
+        self.log_variance = nn.Linear(hidden[-1], config.latent)
+        self.decoder = image_decoder(shape, [config.latent, *hidden[::-1]], between=between)
+
+    def phases(self) -> tuple[Descent, ...]:
+        return (Descent("vae", self, self.loss),)
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and log-variance of q(latent | image), each (batch, latent)."""
+        hidden = self.encoder(images)
+        return self.mean(hidden), self.log_variance(hidden)
+
+    def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        images = batch["image"]
+        mean, log_variance = self.posterior(images)
+        logits = self.decoder(gaussian_sample(mean, log_variance))
+        reconstruction = -bernoulli_log_likelihood(logits, images).mean()
+        kl_per_unit = gaussian_kl(mean, log_variance).mean(0)  # (latent,)
+        counted = kl_per_unit.clamp(min=self.config.free_bits) if self.config.free_bits else kl_per_unit
+        loss = reconstruction + self.kl_weight(clock) * counted.sum()
+        return loss, scalars(reconstruction=reconstruction, kl=kl_per_unit.sum())
+
+    def kl_weight(self, clock: Clock) -> float:
+        """Return β, reached linearly over the warm-up (Sønderby et al. 2016)."""
+        warmup = self.config.kl_warmup_epochs * clock.steps_per_epoch
+        return self.config.beta * min(1.0, clock.step / warmup if warmup else 1.0)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images in [0, 1] for latents (batch, latent)."""
+        return self.decoder(latents).sigmoid()
+
+    def encode(self, batch: Batch) -> Tensor:
+        return self.posterior(batch["image"])[0]
+
+    def evaluate(self, samples: Batches) -> dict[str, float]:
+        means: list[Tensor] = []
+        scores = mean_scores(samples, lambda batch: self._scores(batch["image"], means))
+        return {**scores, "active_units": float(active_units(torch.cat(means)))}
+
+    def _scores(self, images: Tensor, means: list[Tensor]) -> dict[str, Tensor]:
+        mean, log_variance = self.posterior(images)
+        means.append(mean.float())
+        reconstruction = -bernoulli_log_likelihood(self.decoder(gaussian_sample(mean, log_variance)), images)
+        kl = gaussian_kl(mean, log_variance).sum(1)
+        back = self.decode(mean).float()
+        return {
+            "negative_elbo": reconstruction + kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "psnr": psnr(back, images),
+            "ssim": ssim(back, images),
+        }
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        # The noise first: seeded alike for each preview, it is the same from one frame to the next.
+        noise = self._noise(SAMPLES, examples)
+        images = examples["image"]
+        back = self.decode(self.encode(examples))
+        return {"samples": tile(self.decode(noise), columns=8), "reconstructions": rows(images, back)}
+
+    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+        codes = self.encode(examples)
+        return {
+            "prior_samples": tile(self.decode(self._noise(SAMPLES, examples)), columns=8),
+            "interpolation": self._interpolation(codes),
+            "traversal": self._traversal(codes[:1], self._widest(examples)),
+        }
+
+    def _noise(self, count: int, examples: Batch) -> Tensor:
+        return torch.randn(count, self.config.latent, device=examples["image"].device)
+
+    def _interpolation(self, codes: Tensor) -> Tensor:
+        """Return frames (FRAMES, c, h, w) in which each example turns into the next."""
+        following = codes.roll(-1, dims=0)
+        frames = [torch.lerp(codes, following, part.item()) for part in torch.linspace(0, 1, FRAMES)]
+        return torch.stack([tile(self.decode(frame), columns=4) for frame in frames])
+
+    def _traversal(self, code: Tensor, units: Tensor) -> Tensor:
+        """Return frames in which each of `units` alone moves from −3 to 3 and the rest of `code` stays."""
+        frames = []
+        for value in torch.linspace(-3, 3, FRAMES):
+            moved = code.repeat(len(units), 1)
+            moved[torch.arange(len(units)), units] = value.to(moved)
+            frames.append(tile(self.decode(moved), columns=4))
+        return torch.stack(frames)
+
+    def _widest(self, examples: Batch) -> Tensor:
+        """Return the latent units whose posterior is furthest from the prior, which say most."""
+        mean, log_variance = self.posterior(examples["image"])
+        return gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices

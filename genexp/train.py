@@ -1,0 +1,90 @@
+"""The entry point: `genexp`, `python -m genexp.train` and `python scripts/train.py`.
+
+Light on purpose: `--help`, `--cfg job` and TAB come through here and must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from genexp.cli_errors import explain
+from genexp.config import config_folder
+from genexp.errors import CheckpointError, GenexpError
+
+log = logging.getLogger(__name__)
+WITH_TRACES = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def main() -> None:
+    """Run the command line. An error that the user can mend ends in one line and exit code 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors; they are worded here
+    try:
+        _command(sys.argv[1:])()
+    except (GenexpError, HydraException, OmegaConfBaseException, OSError) as error:
+        if WITH_TRACES:
+            raise
+        sys.exit(f"genexp: {explain(error, sys.argv[1:])}")
+
+
+def _command(arguments: list[str]) -> Callable[[], None]:
+    """Return Hydra's command: on conf/, or on the configuration of the run that is to be resumed."""
+    conf = config_folder()
+    folder = resumed_folder(arguments)
+    if folder is None:
+        return hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(_job)
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"resume={folder} is no run's folder (it has no config.yaml); give one that is")
+    sys.argv += [
+        f"hydra.searchpath=[{_quoted('file://' + str(conf))}]",
+        "hydra/job_logging=genexp",
+        f"hydra.run.dir={_quoted(str(folder))}",
+        "hydra.output_subdir=null",  # the record of how the run was started stays
+        "hydra.job.name=genexp",
+        "hydra.job.chdir=false",
+    ]
+    return hydra.main(version_base="1.3", config_path=str(folder.resolve()), config_name="config")(_job)
+
+
+def resumed_folder(arguments: list[str]) -> Path | None:
+    """Return the folder in `resume=FOLDER`, or None."""
+    values = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
+    return Path(values[-1]) if values and values[-1] not in ("", "null") else None
+
+
+def _quoted(text: str) -> str:
+    """Return `text` as a quoted value of Hydra's override grammar."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _job(cfg: DictConfig) -> float | None:
+    from genexp.run import run_experiment  # torch and all the rooms: only now
+
+    settings = HydraConfig.get()
+    alone = settings.mode == RunMode.RUN
+    try:
+        result = run_experiment(cfg, Path(settings.runtime.output_dir))
+    except GenexpError as error:
+        log.info("failed: %s", error)
+        if not alone or WITH_TRACES:
+            raise
+        # Through Hydra it would come out with a line about overrides before it.
+        sys.exit(f"genexp: {error}")
+    if result.exit_code:
+        sys.exit(result.exit_code)
+    return result.objective
+
+
+if __name__ == "__main__":
+    main()

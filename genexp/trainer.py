@@ -1,0 +1,288 @@
+"""The loop. It knows phases, batches and snapshots, and nothing of any technique or file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genexp.config import require
+from genexp.errors import DivergenceError
+from genexp.learner import PRECISIONS, Learner, StepSettings
+from genexp.seeding import seed_generators
+from genexp.snapshot import Curve, Finale, Snapshot
+from genexp.stopping import StopRequest
+from genexp.technique import Batch, Batches, Clock, Metrics, Technique
+
+BLOCK_STEPS = 50  # metrics leave the device in blocks: no step waits for it
+BLOCK_SECONDS = 1.0
+FINALE_SAMPLES = 2000  # latent codes kept for figures and the projector
+
+
+@dataclass
+class TrainerConfig:
+    """conf/trainer/*.yaml. Intervals count epochs; 0 means never."""
+
+    epochs: int
+    max_steps: int | None
+    time_budget: float | None  # seconds
+    batch_size: int | None  # null takes the whole training split as one batch
+    precision: str
+    gradient_clip: float | None
+    ema: float
+    evaluate_every: int
+    preview_every: int
+    checkpoint_every: int
+    checkpoint_spacing: float  # seconds that pass at least between two checkpoints
+    keep_checkpoints: int
+    deterministic: bool
+    objective: str
+    direction: Literal["min", "max"] | str
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "epochs", self.epochs, "use at least 1")
+        for key in ("max_steps", "time_budget", "batch_size", "gradient_clip"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, value, "use a positive value, or null")
+        for key in ("evaluate_every", "preview_every", "checkpoint_every", "checkpoint_spacing"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+        require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "keep at least 1")
+        require(0 <= self.ema < 1, "ema", self.ema, "use a decay in [0, 1); 0 keeps no average")
+        choices = ", ".join(PRECISIONS)
+        require(self.precision in PRECISIONS, "precision", self.precision, f"choose one of {choices}")
+        require(self.direction in ("min", "max"), "direction", self.direction, "use min or max")
+
+    @property
+    def step_settings(self) -> StepSettings:
+        return StepSettings(self.precision, self.gradient_clip, self.ema)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the last step of the run."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+class Feed(Protocol):
+    """Where batches come from."""
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Return the batches of steps `first_step`, `first_step` + 1, … without end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from and is judged by."""
+
+    feed: Feed
+    steps_per_epoch: int
+    train: Batches  # the training split in order
+    test: Batches  # the test split in order
+    examples: Batch  # a few fixed held-out samples
+
+
+class Listener(Protocol):
+    """Who is told."""
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Write down a snapshot."""
+        ...
+
+
+def train(
+    learner: Learner,
+    material: Material,
+    listener: Listener,
+    config: TrainerConfig,
+    stop: StopRequest,
+    *,
+    seed: int,
+    start: int = 0,
+) -> Clock:
+    """Run steps `start` + 1 to the last, and return where the run stands when it ends.
+
+    Step n is a function of the learner's state, `seed` and n alone. Raises DivergenceError.
+    """
+    per_epoch = material.steps_per_epoch
+    clock = Clock(start, config.total_steps(per_epoch), per_epoch)
+    observer = _Observer(learner, material, config, seed)
+    if start == 0:
+        seed_generators(learner.device, seed, "begin")
+        with torch.no_grad():
+            learner.technique.begin(material.train)
+        learner.reset_average()
+        listener.record(observer.first(clock))
+    if clock.ends:  # killed between its last checkpoint and its last picture
+        listener.record(observer.last(clock))
+        return clock
+    for batch in material.feed.batches(start + 1):
+        clock = Clock(clock.step + 1, clock.total_steps, per_epoch)
+        seed_generators(learner.device, seed, clock.step)
+        observer.keep(learner.step(batch, material.train, clock))
+        done = clock.ends or stop.out_of_time or (clock.epoch_ends and learner.technique.converged)
+        ending = done or stop.signal is not None
+        if ending or observer.is_due(clock):
+            listener.record(observer.snapshot(clock, done=done, ending=ending))
+        if ending:
+            break
+    return clock
+
+
+@contextmanager
+def evaluating(technique: Technique) -> Iterator[None]:
+    """Put a technique in evaluation mode without gradients, and back."""
+    modes = {module: module.training for module in technique.modules()}
+    technique.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class _Observer:
+    """Makes snapshots. Nothing it does can change a step: every step seeds itself."""
+
+    def __init__(self, learner: Learner, material: Material, config: TrainerConfig, seed: int) -> None:
+        self.learner, self.material, self.config, self.seed = learner, material, config, seed
+        self._rows: list[Metrics] = []
+        self._last_block = self._last_checkpoint = time.monotonic()
+
+    def keep(self, metrics: Metrics) -> None:
+        """Keep a step's metrics on the device until the next snapshot."""
+        self._rows.append(metrics)
+
+    def first(self, clock: Clock) -> Snapshot:
+        """Return the snapshot before the first step."""
+        return Snapshot(clock, images=self._preview() if self.config.preview_every else {})
+
+    def last(self, clock: Clock) -> Snapshot:
+        """Return what is looked at once at the end of a run that is otherwise complete."""
+        return Snapshot(clock, finale=self._finale())
+
+    def is_due(self, clock: Clock) -> bool:
+        """Return whether a snapshot should be made at `clock`."""
+        if len(self._rows) >= BLOCK_STEPS or time.monotonic() - self._last_block >= BLOCK_SECONDS:
+            return True
+        intervals = (self.config.preview_every, self.config.evaluate_every)
+        return any(self._ends_every(every, clock) for every in intervals) or self._checkpoint_is_due(clock)
+
+    def snapshot(self, clock: Clock, *, done: bool, ending: bool) -> Snapshot:
+        """Return what happened since the last snapshot, and whatever is due now.
+
+        A run that is `done` is judged once more; one that is only `ending`, by a signal, is not: it will be
+        resumed, and must then hold the same records as a run that was never stopped. Raises DivergenceError.
+        """
+        config, technique = self.config, self.learner.technique
+        train = self._drain(clock)
+        judged = bool(config.evaluate_every) and (done or self._ends_every(config.evaluate_every, clock))
+        shown = bool(config.preview_every) and (done or self._ends_every(config.preview_every, clock))
+        means = {name: float(curve.values.mean()) for name, curve in train.items()}
+        warning = technique.diagnose(means) if means and clock.epoch_ends else None
+        self._last_block = time.monotonic()
+        return Snapshot(
+            clock,
+            train,
+            test=self._evaluate() if judged else {},
+            images=self._preview() if shown else {},
+            warnings=(warning,) if warning else (),
+            checkpoint=self._checkpoint(clock) if ending or self._checkpoint_is_due(clock) else None,
+            weights=dict(self.learner.shown.state_dict()) if judged else None,
+            finale=self._finale() if ending else None,
+        )
+
+    def _drain(self, clock: Clock) -> dict[str, Curve]:
+        first = clock.step - len(self._rows) + 1
+        steps: dict[str, list[int]] = {}
+        values: dict[str, list[Tensor]] = {}
+        for offset, metrics in enumerate(self._rows):
+            for name, value in metrics.items():
+                steps.setdefault(name, []).append(first + offset)
+                values.setdefault(name, []).append(value)
+        self._rows.clear()
+        curves = {
+            name: Curve(np.array(steps[name]), torch.stack(values[name]).float().cpu().numpy()) for name in values
+        }
+        self._check_finite(curves)
+        return curves
+
+    def _check_finite(self, curves: Mapping[str, Curve]) -> None:
+        for loss, phase in self.learner.loss_phases.items():
+            curve = curves.get(loss)
+            if curve is None or np.isfinite(curve.values).all():
+                continue
+            worst = int(np.flatnonzero(~np.isfinite(curve.values))[0])
+            raise DivergenceError(
+                f"the {loss} of phase {phase} became {curve.values[worst]} at step {curve.steps[worst]}; "
+                f"lower optimizer.lr or set trainer.gradient_clip=1"
+            )
+
+    def _checkpoint_is_due(self, clock: Clock) -> bool:
+        rested = time.monotonic() - self._last_checkpoint >= self.config.checkpoint_spacing
+        return rested and self._ends_every(self.config.checkpoint_every, clock)
+
+    def _checkpoint(self, clock: Clock) -> dict[str, Any]:
+        self._last_checkpoint = time.monotonic()
+        for name, weight in self.learner.technique.state_dict().items():
+            # A step can have a finite loss and still leave unusable weights behind.
+            if weight.is_floating_point() and not torch.isfinite(weight).all():
+                raise DivergenceError(
+                    f"{name} became NaN or infinite by step {clock.step}; "
+                    f"lower optimizer.lr or set trainer.gradient_clip=1"
+                )
+        return {"step": clock.step, "epoch": clock.epoch, **self.learner.state()}
+
+    def _evaluate(self) -> dict[str, float]:
+        with self._looking("evaluate") as technique:
+            return technique.evaluate(self.material.test)
+
+    def _preview(self) -> dict[str, Tensor]:
+        with self._looking("preview") as technique:
+            return {name: to_uint8(image) for name, image in technique.preview(self.material.examples).items()}
+
+    def _finale(self) -> Finale:
+        with self._looking("finale") as technique:
+            gallery = {name: to_uint8(image) for name, image in technique.gallery(self.material.examples).items()}
+            return Finale(gallery, **_latents(technique, self.material.test))
+
+    @contextmanager
+    def _looking(self, purpose: str) -> Iterator[Technique]:
+        # The same seed each time: noise and prior samples are the same from one look to the next.
+        seed_generators(self.learner.device, self.seed, purpose)
+        with evaluating(self.learner.shown):
+            yield self.learner.shown
+
+    @staticmethod
+    def _ends_every(interval: int, clock: Clock) -> bool:
+        return bool(interval) and clock.epoch_ends and clock.epoch % interval == 0
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Return an image in [0, 1] as uint8 on the CPU."""
+    return image.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _latents(technique: Technique, samples: Batches) -> dict[str, Tensor]:
+    codes, labels, thumbnails = [], [], []
+    count = 0
+    for batch in samples:
+        code = technique.encode(batch)
+        if code is None:
+            return {}
+        codes.append(code.float().cpu())
+        if "label" in batch:
+            labels.append(batch["label"].cpu())
+        if "image" in batch:
+            thumbnails.append(to_uint8(batch["image"]))
+        count += len(code)
+        if count >= FINALE_SAMPLES:
+            break
+    parts = {"codes": codes, "labels": labels, "thumbnails": thumbnails}
+    return {name: torch.cat(part)[:FINALE_SAMPLES] for name, part in parts.items() if part}

@@ -1,0 +1,5 @@
+"""The same as the command `genexp`."""
+
+from genexp.train import main
+
+main()
