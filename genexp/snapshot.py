@@ -31,6 +31,10 @@ class RunInfo:
     environment: Mapping[str, str] = field(default_factory=dict)
     resumed_at: int = 0  # the last step that is already recorded; 0 for a fresh run
 
+    def has_recorded(self, step: int) -> bool:
+        """Return whether what happened up to `step` was written down before the run was resumed."""
+        return self.resumed_at > 0 and step <= self.resumed_at
+
 
 @dataclass(frozen=True)
 class Curve:

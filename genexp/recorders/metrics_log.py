@@ -26,14 +26,14 @@ class MetricsLog(Recorder):
     def open(self, run: RunInfo) -> None:
         """Start the file, or go on with it."""
         self._path = run.folder / FILE_NAME
-        self._steps_per_epoch = run.steps_per_epoch
+        self._run = run
         self._templates: dict[tuple[str, ...], str] = {}
         self._file: IO[str] = self._path.open("a" if run.resumed_at else "w", encoding="utf-8")
 
     def record(self, snapshot: Snapshot) -> None:
         """Append the lines of a snapshot."""
         lines = self._train_lines(snapshot)
-        if snapshot.test:
+        if snapshot.test and not self._run.has_recorded(snapshot.clock.step):
             scores = {name: value if math.isfinite(value) else None for name, value in snapshot.test.items()}
             clock = snapshot.clock
             lines.append(json.dumps({"step": clock.step, "epoch": clock.epoch, "split": "test", **scores}) + "\n")
@@ -55,7 +55,7 @@ class MetricsLog(Recorder):
             for name, curve in snapshot.train.items()
         }
         return [
-            self._template(names) % (step, -(-step // self._steps_per_epoch), *cells)
+            self._template(names) % (step, -(-step // self._run.steps_per_epoch), *cells)
             for step, names, cells in rows(snapshot.train, texts)
         ]
 

@@ -1,0 +1,102 @@
+"""Synthetic runs to feed recorders with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genexp.recorders.recorder import Recorder
+from genexp.snapshot import Curve, Outcome, RunInfo, Snapshot
+from genexp.technique import Clock
+
+AnyRecorder = TypeVar("AnyRecorder", bound=Recorder)
+FINISHED = Outcome("finished", 40)
+
+
+def run_info(folder: Path, **changes: Any) -> RunInfo:
+    """Return a run of 40 steps in 4 epochs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = RunInfo(
+        folder=folder,
+        model="vae",
+        dataset="digits",
+        config={"seed": 0, "model": {"name": "vae", "beta": 1.0, "widths": [64, 32], "note": None}},
+        total_steps=40,
+        steps_per_epoch=10,
+        batch_size=32,
+        parameters=12_345,
+        objective="psnr",
+        direction="max",
+        class_names=tuple("0123456789"),
+        environment={"device": "cpu (2 threads)"},
+    )
+    return replace(run, **changes)
+
+
+def clock(step: int, run: RunInfo) -> Clock:
+    """Return where `run` stands at `step`."""
+    return Clock(step, run.total_steps, run.steps_per_epoch)
+
+
+def loss_at(step: int) -> float:
+    """Return a loss that falls, as float32 holds it."""
+    return float(np.float32(math.exp(-step / 20) + 0.05 * math.sin(step)))
+
+
+def curves(first: int, last: int, names: Iterable[str] = ("loss", "kl")) -> dict[str, Curve]:
+    """Return a curve for each name over the steps `first` to `last`."""
+    steps = np.arange(first, last + 1)
+    values = np.array([loss_at(step) for step in range(first, last + 1)], np.float32)
+    return {name: Curve(steps, values / (1 + rank)) for rank, name in enumerate(names)}
+
+
+def picture(step: int, size: tuple[int, int] = (8, 8), channels: int = 1) -> Tensor:
+    """Return a uint8 picture that is another one at each step."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, 256, (channels, *size), generator=generator, dtype=torch.uint8)
+
+
+def snapshot(step: int, run: RunInfo, *, block: int = 10, **more: Any) -> Snapshot:
+    """Return a snapshot at `step` with the training metrics of the `block` steps that end there."""
+    train: Mapping[str, Curve] = curves(step - block + 1, step) if step else {}
+    return Snapshot(clock(step, run), **{"train": train, **more})
+
+
+@contextmanager
+def recording(recorder: AnyRecorder, run: RunInfo, outcome: Outcome = FINISHED) -> Iterator[AnyRecorder]:
+    """Open a recorder, and close it in the end."""
+    recorder.open(run)
+    try:
+        yield recorder
+    finally:
+        recorder.close(outcome)
+
+
+def record_blocks(recorder: Recorder, run: RunInfo, steps: Iterable[int]) -> None:
+    """Feed a snapshot with test metrics and a preview at each of `steps`."""
+    for step in steps:
+        more: dict[str, Any] = {"images": {"reconstructions": picture(step)}}
+        if step:
+            more["test"] = {"psnr": 10 + step / 10}
+        recorder.record(snapshot(step, run, **more))
+
+
+def cut_back(sizes: Mapping[Path, int]) -> None:
+    """Cut files back to the sizes that a checkpoint noted."""
+    for path, size in sizes.items():
+        with path.open("rb+") as file:
+            file.truncate(size)
+
+
+def sizes(recorder: Recorder) -> dict[Path, int]:
+    """Return what a checkpoint notes of a recorder's files."""
+    recorder.flush()
+    return {path: path.stat().st_size for path in recorder.append_only()}
