@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import platform
@@ -30,6 +31,7 @@ from genexp.recorders.checkpoints import Checkpoints, cut_back
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures
 from genexp.recorders.gif import Gif
+from genexp.recorders.group import RecorderGroup
 from genexp.recorders.metrics_log import MetricsLog
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.status import Status
@@ -42,4 +44,201 @@ from genexp.trainer import Material, TrainerConfig, train
 
 log = logging.getLogger(__name__)
 REPORTED_PACKAGES = ("genexp", "torch", "torchvision", "hydra-core", "numpy", "scikit-learn")
-EVALUATION_BATCH = 500
+RESUMABLE_CHANGES = {"resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"}
+
+
+@dataclass
+class RunConfig:
+    """The keys at the top of conf/train.yaml."""
+
+    seed: int
+    resume: str | None
+    tags: list[str]
+    notes: str
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "use 0 or more")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished command has to say."""
+
+    exit_code: int
+    objective: float | None  # the last value of trainer.objective
+
+
+def run_experiment(cfg: DictConfig, folder: Path) -> Result:
+    """Run what `cfg` says in `folder`. Raises GenexpError."""
+    with _claimed(folder):
+        previous = _previous(cfg, folder)
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        config["resume"] = None
+        plain = {str(key): value for key, value in config.items()}
+        built = _build(plain, previous)
+        _write_config(plain, folder)
+        return _execute(built, plain, folder, previous)
+
+
+@dataclass(frozen=True)
+class _Built:
+    learner: Learner
+    material: Material
+    dataset: Dataset
+    trainer: TrainerConfig
+    seed: int
+
+
+def _build(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> _Built:
+    run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "top level")
+    trainer = bind(TrainerConfig, config["trainer"], "trainer")
+    plan = plan_optimizers(config["optimizer"])
+    device = choose_device(bind(DeviceConfig, config["device"], "device"))
+    if trainer.deterministic:
+        use_deterministic_algorithms()
+    model = dict(config["model"])
+    cls = find_technique(model.pop("name"))
+    model.pop("recipe", None)
+    technique_config = bind(cls.Config, model, "model")
+    dataset = load_dataset(config["dataset"])
+    for warning in dataset.warnings:
+        log.warning(warning)
+    seed_generators(device, run.seed, "initialise")
+    technique = cls(technique_config, dataset.spec).to(device)
+    learner = Learner(technique, plan, trainer.step_settings, device)
+    if previous is not None:
+        learner.restore(previous)
+    return _Built(learner, _material(dataset, cls, trainer, config, device), dataset, trainer, run.seed)
+
+
+def _material(
+    dataset: Dataset, cls: type[Technique], trainer: TrainerConfig, config: Mapping[str, Any], device: torch.device
+) -> Material:
+    budget = config["dataset"]["resident_gb"]
+    raise NotImplementedError
+
+
+def _execute(
+    built: _Built, config: Mapping[str, Any], folder: Path, previous: Mapping[str, Any] | None
+) -> Result:
+    start = previous["step"] if previous else 0
+    recorders = _recorders(built.trainer, previous)
+    with stop_on_signals(built.trainer.time_budget) as stop:
+        recorders.open(_describe(built, config, folder, start))
+        try:
+            clock = train(
+                built.learner, built.material, recorders, built.trainer, stop, seed=built.seed, start=start
+            )
+        except BaseException as error:
+            recorders.close(Outcome("failed", recorders.step, error=str(error) or type(error).__name__))
+            raise
+        done = clock.ends or built.learner.technique.converged
+        again = None if done else f"genexp {shlex.quote(f'resume={shown_path(folder)}')}"
+        recorders.close(Outcome("finished" if done else "stopped", clock.step, resume_command=again))
+    exit_code = 128 + stop.signal if stop.signal is not None else 0
+    return Result(exit_code, recorders.test.get(built.trainer.objective))
+
+
+def _recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:
+    others: Sequence[Recorder] = (Console(), MetricsLog(), TensorBoard(), Gif(), Figures(), Status())
+    best = previous["best"] if previous else None
+    return RecorderGroup([*others, Checkpoints(others, keep=trainer.keep_checkpoints, best=best)])
+
+
+def _describe(built: _Built, config: Mapping[str, Any], folder: Path, start: int) -> RunInfo:
+    technique, material = built.learner.technique, built.material
+    return RunInfo(
+        folder=folder,
+        model=technique.name,
+        dataset=built.dataset.name,
+        config=config,
+        total_steps=built.trainer.total_steps(material.steps_per_epoch),
+        steps_per_epoch=material.steps_per_epoch,
+        batch_size=built.trainer.batch_size or len(built.dataset.train),
+        parameters=sum(weight.numel() for weight in technique.parameters() if weight.requires_grad),
+        objective=built.trainer.objective,
+        direction="max" if built.trainer.direction == "max" else "min",
+        class_names=built.dataset.class_names,
+        environment=_environment(built.learner.device),
+        resumed_at=start,
+    )
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    packages = {name: version(name) for name in REPORTED_PACKAGES}
+    return {
+        "device": describe_device(device),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_commit": _git_commit(),
+        **packages,
+    }
+
+
+def _git_commit() -> str:
+    """Return the commit of the checkout that the package runs from; "unknown" outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _previous(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
+    """Return the state to resume from, with the run's files cut back to it; None for a fresh run."""
+    if cfg.resume is None:
+        return None
+    _refuse_changes(cfg, folder)
+    state, warnings = checkpoint.load_newest(folder)
+    for warning in warnings:
+        log.warning(warning)
+    cut_back(folder, state["ledger"])
+    return state
+
+
+def _refuse_changes(cfg: DictConfig, folder: Path) -> None:
+    """Raise ConfigError where a key differs that would make it another run."""
+    stored = dict(flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)))
+    given = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
+    changed = [
+        f"{key}={given.get(key)} (was {stored.get(key)})"
+        for key in sorted(stored.keys() | given.keys())
+        if stored.get(key) != given.get(key) and key not in RESUMABLE_CHANGES
+    ]
+    if changed:
+        raise ConfigError(
+            f"resume={cfg.resume} cannot change {', '.join(changed)}; leave these out, or start a new run"
+        )
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested dicts."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _write_config(config: Mapping[str, Any], folder: Path) -> None:
+    temporary = folder / "config.yaml.tmp"
+    OmegaConf.save(OmegaConf.create(dict(config)), temporary)
+    temporary.replace(folder / "config.yaml")
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder while the block runs; a killed process holds nothing."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use by another process; wait for it, or stop it") from None
+        yield
+
+
+def shown_path(path: Path) -> str:
+    """Return `path` as a user here would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,42 @@
+"""All recorders of a run as one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from genexp.recorders.recorder import Recorder
+from genexp.snapshot import Outcome, RunInfo, Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class RecorderGroup:
+    """Tells every recorder, in order."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = recorders
+        self.step = 0  # the last that was recorded
+        self.test: dict[str, float] = {}  # the last scores
+
+    def open(self, run: RunInfo) -> None:
+        """Open all recorders."""
+        self.step = run.resumed_at
+        for recorder in self._recorders:
+            recorder.open(run)
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Hand a snapshot to all recorders."""
+        self.step = snapshot.clock.step
+        if snapshot.test:
+            self.test = dict(snapshot.test)
+        for recorder in self._recorders:
+            recorder.record(snapshot)
+
+    def close(self, outcome: Outcome) -> None:
+        """Close all recorders. One that cannot (a full disk) does not keep the others from it."""
+        for recorder in self._recorders:
+            try:
+                recorder.close(outcome)
+            except OSError as error:
+                log.warning("%s could not finish: %s", type(recorder).__name__, error)
