@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from genexp.metrics.likelihood import active_units, importance_log_likelihood
+
+NOISE = 0.5
+
+
+class LinearGaussian:
+    """z ~ N(0, I), x|z ~ N(Wz + b, NOISE² I), with orthogonal columns of W: marginal and posterior are known."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        basis, _ = torch.linalg.qr(torch.randn(5, 3, dtype=torch.float64))
+        self.weights = basis * torch.tensor([0.5, 1.0, 2.0])
+        self.bias = torch.randn(5, dtype=torch.float64)
+        self.precisions = 1 + self.weights.square().sum(0) / NOISE**2
+
+    def draw(self, count: int) -> Tensor:
+        latents = torch.randn(count, 3, dtype=torch.float64)
+        noise = NOISE * torch.randn(count, 5, dtype=torch.float64)
+        return latents @ self.weights.T + self.bias + noise
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        means = (images - self.bias) @ self.weights / NOISE**2 / self.precisions
+        return means, -self.precisions.log().expand_as(means)
+
+    def log_likelihood(self, images: Tensor, latents: Tensor) -> Tensor:
+        errors = (images - latents @ self.weights.T - self.bias) / NOISE
+        return -0.5 * (errors.square() + math.log(2 * math.pi * NOISE**2)).sum(1)
+
+    def exact(self, images: Tensor) -> Tensor:
+        covariance = self.weights @ self.weights.T + NOISE**2 * torch.eye(5, dtype=torch.float64)
+        return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(images)
+
+
+def test_the_exact_posterior_gives_the_exact_likelihood_with_any_number_of_samples() -> None:
+    model = LinearGaussian()
+    images = model.draw(7)
+    for samples, chunk in ((1, 1), (10, 3), (10, 100)):
+        estimate = importance_log_likelihood(
+            model.encode, model.log_likelihood, images, samples=samples, chunk=chunk
+        )
+        torch.testing.assert_close(estimate, model.exact(images))
+
+
+def test_a_wrong_posterior_gives_a_bound_that_tightens_with_samples() -> None:
+    model = LinearGaussian()
+    images = model.draw(50)
+
+    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+        means, log_variances = model.encode(images)
+        return means + 0.2, log_variances + 0.5
+
+    def gap(samples: int) -> float:
+        estimate = importance_log_likelihood(encode, model.log_likelihood, images, samples=samples, chunk=500)
+        return float((model.exact(images) - estimate).mean())
+
+    assert gap(1) > gap(20) > 0.01
+    assert gap(5000) == pytest.approx(0, abs=0.01)
+
+
+def test_no_call_sees_more_than_a_chunk_of_samples_an_image() -> None:
+    model = LinearGaussian()
+    rows: list[int] = []
+
+    def log_likelihood(images: Tensor, latents: Tensor) -> Tensor:
+        rows.append(len(latents))
+        return model.log_likelihood(images, latents)
+
+    importance_log_likelihood(model.encode, log_likelihood, model.draw(4), samples=10, chunk=4)
+    assert rows == [16, 16, 8]
+
+
+def test_units_whose_mean_never_moves_are_not_active() -> None:
+    torch.manual_seed(0)
+    means = 3 + torch.randn(1000, 4) * torch.tensor([0.0, 0.05, 0.2, 1.0])
+    assert active_units(means) == 2
