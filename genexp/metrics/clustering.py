@@ -1,0 +1,51 @@
+"""How well clusters agree with labels that the clustering never saw."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Assignment = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,); any integers, each value one group
+
+
+def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
+    """Return the share of samples rightly labelled under the best one-to-one matching of clusters to labels.
+
+    The matching is Hungarian (Yang et al. 2010). Where there are more clusters than labels, samples of the
+    unmatched clusters count as wrong; where there are fewer, samples of the unmatched labels do.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = _codes(labels), _codes(clusters)
+    counts = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)  # (labels, clusters)
+    np.add.at(counts, (rows, columns), 1)
+    matched = linear_sum_assignment(counts, maximize=True)
+    return float(counts[matched].sum() / len(rows))
+
+
+def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:
+    """Return "acc" (see `clustering_accuracy`), "nmi" (arithmetic normaliser) and "ari" of (samples,) twice.
+
+    acc and nmi lie in [0, 1]; ari is 0 for chance and 1 for agreement, and may be negative.
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    rows, columns = _codes(labels), _codes(clusters)
+    with warnings.catch_warnings():
+        # sklearn takes many small clusters for a regression target.
+        warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
+        return {
+            "acc": clustering_accuracy(rows, columns),
+            "nmi": float(normalized_mutual_info_score(rows, columns)),
+            "ari": float(adjusted_rand_score(rows, columns)),
+        }
+
+
+def _codes(assignment: Assignment) -> NDArray[np.int64]:
+    """Return `assignment` renumbered 0, 1, 2, ... without gaps."""
+    values = assignment.numpy(force=True) if isinstance(assignment, Tensor) else np.asarray(assignment)
+    return np.unique(values, return_inverse=True)[1].reshape(-1)
