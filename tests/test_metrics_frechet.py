@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from genexp.errors import ConfigError
+from genexp.metrics import frechet
+from genexp.metrics.frechet import frechet_distance, generation_scores, neighbourhood_scores
+
+
+def _standardised(samples: int, features: int) -> Tensor:
+    """Return samples whose mean is exactly 0 and whose covariance is exactly the identity."""
+    torch.manual_seed(0)
+    values = torch.randn(samples, features, dtype=torch.float64)
+    values = values - values.mean(0)
+    return values @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(values.T))).T
+
+
+def _naive_scores(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
+    def radius(samples: Tensor, index: int) -> float:
+        others = [float((samples[index] - sample).norm()) for i, sample in enumerate(samples) if i != index]
+        return sorted(others)[neighbours - 1]
+
+    real_radii = [radius(real, index) for index in range(len(real))]
+    fake_radii = [radius(fake, index) for index in range(len(fake))]
+    inside_real = [
+        [float((r - f).norm()) <= reach for f in fake] for r, reach in zip(real, real_radii, strict=True)
+    ]
+    inside_fake = [
+        [float((r - f).norm()) <= reach for f, reach in zip(fake, fake_radii, strict=True)] for r in real
+    ]
+    return {
+        "precision": sum(any(column) for column in zip(*inside_real, strict=True)) / len(fake),
+        "recall": sum(any(row) for row in inside_fake) / len(real),
+        "density": sum(sum(row) for row in inside_real) / (neighbours * len(fake)),
+        "coverage": sum(any(row) for row in inside_real) / len(real),
+    }
+
+
+def test_frechet_distance_of_two_known_gaussians() -> None:
+    features = _standardised(200, 4)
+    scales = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)  # the last makes a covariance singular
+    shift = torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=torch.float64)
+    # Covariances that commute: |shift|² + the squared difference of the standard deviations.
+    expected = 5 + (0 + 1 + 4 + 1)
+    assert frechet_distance(features, features * scales + shift) == pytest.approx(expected)
+    assert frechet_distance(features * scales + shift, features) == pytest.approx(expected)
+
+
+def test_frechet_distance_agrees_with_the_matrix_root_where_covariances_do_not_commute() -> None:
+    from scipy.linalg import sqrtm
+
+    torch.manual_seed(0)
+    real, fake = torch.randn(300, 6) @ torch.randn(6, 6), torch.randn(300, 6) @ torch.randn(6, 6) + 1
+    first, second = torch.cov(real.double().T), torch.cov(fake.double().T)
+    root = torch.from_numpy(sqrtm((first @ second).numpy()).real)
+    shift = (real.double().mean(0) - fake.double().mean(0)).square().sum()
+    expected = float(shift + (first + second - 2 * root).trace())
+    assert frechet_distance(real, fake) == pytest.approx(expected)
+
+
+def test_identical_sets_are_at_no_distance_and_score_one() -> None:
+    torch.manual_seed(0)
+    features = 100 + torch.randn(700, 16).relu()
+    scores = generation_scores(features, features.clone(), "mnist-v1")
+    assert scores.pop("frechet_mnist-v1") == pytest.approx(0, abs=1e-9)
+    assert scores.pop("density_mnist-v1") == pytest.approx(1, abs=0.3)
+    assert scores == {"precision_mnist-v1": 1, "recall_mnist-v1": 1, "coverage_mnist-v1": 1}
+
+
+@pytest.mark.parametrize("block", [7, 500])
+def test_neighbourhood_scores_equal_the_naive_ones(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frechet, "BLOCK", block)
+    torch.manual_seed(0)
+    real = torch.randn(40, 3, dtype=torch.float64)
+    fake = 0.7 * torch.randn(30, 3, dtype=torch.float64) + 0.8
+    expected = _naive_scores(real, fake, 3)
+    assert 0 < expected["recall"] < expected["precision"] < 1  # nothing is trivially right
+    assert neighbourhood_scores(real, fake, 3) == pytest.approx(expected)
+
+
+def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
+    torch.manual_seed(0)
+    real = torch.randn(400, 4)
+    scores = neighbourhood_scores(real, 1e-3 * torch.randn(400, 4))
+    assert scores["precision"] == 1
+    assert scores["recall"] == 0
+    assert scores["coverage"] < 0.2
+
+
+def test_too_few_samples_are_refused_with_the_number_needed() -> None:
+    with pytest.raises(ConfigError, match="6 or more"):
+        generation_scores(torch.randn(5, 2), torch.randn(50, 2), "mnist-v1")
