@@ -63,7 +63,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise CheckpointError(f"{path} holds more than tensors and plain values, possibly code: not loaded") from None
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, possibly code: not loaded"
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -82,7 +84,7 @@ def load_newest(run_folder: Path) -> tuple[dict[str, Any], list[str]]:
     files = numbered_checkpoints(run_folder)
     if not files:
         raise CheckpointError(f"resume={run_folder} has no checkpoint; start the run anew")
-    warnings = []
+    warnings: list[str] = []
     for file in files:
         try:
             return load(file), warnings
@@ -102,11 +104,11 @@ def checksum(content: Any) -> str:
     return digest.hexdigest()
 
 
-def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+def _pieces(value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous()
         yield f"{data.dtype}{tuple(data.shape)}".encode()
-        yield memoryview(data.reshape(-1).view(torch.uint8).numpy())
+        yield data.reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, Mapping):
         yield f"dict{len(value)}".encode()
         for key, item in value.items():

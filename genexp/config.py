@@ -44,8 +44,8 @@ def bind(cls: type[Bound], node: Mapping[str, Any] | DictConfig, group: str) -> 
     and every key of `node` must be a field.
     """
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    assert isinstance(values, dict)
-    _check_keys({str(key) for key in values}, {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
+    values = {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
+    _check_keys(set(values), {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
     try:
         bound = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
     except FieldError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import platform
@@ -22,9 +23,10 @@ from genexp import checkpoint
 from genexp.config import bind, require
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
-from genexp.data.stream import BatchStream, SplitBatches, examples, place
+from genexp.data.held import hold
+from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device, describe_device, use_deterministic_algorithms
-from genexp.errors import ConfigError, GenexpError
+from genexp.errors import ConfigError
 from genexp.learner import Learner
 from genexp.optimizers import plan_optimizers
 from genexp.recorders.checkpoints import Checkpoints, cut_back
@@ -37,12 +39,13 @@ from genexp.recorders.recorder import Recorder
 from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.seeding import seed_generators
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import Outcome, RunInfo
 from genexp.stopping import stop_on_signals
-from genexp.technique import Technique, find_technique
+from genexp.technique import Batch, Refit, find_technique
 from genexp.trainer import Material, TrainerConfig, train
 
 log = logging.getLogger(__name__)
+EVALUATION_BATCH = 500  # held-out samples at a time
 REPORTED_PACKAGES = ("genexp", "torch", "torchvision", "hydra-core", "numpy", "scikit-learn")
 RESUMABLE_CHANGES = {"resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"}
 
@@ -100,7 +103,7 @@ def _build(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> _Bu
     model = dict(config["model"])
     cls = find_technique(model.pop("name"))
     model.pop("recipe", None)
-    technique_config = bind(cls.Config, model, "model")
+    technique_config: Any = bind(cls.Config, model, "model")
     dataset = load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
@@ -109,19 +112,32 @@ def _build(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> _Bu
     learner = Learner(technique, plan, trainer.step_settings, device)
     if previous is not None:
         learner.restore(previous)
-    return _Built(learner, _material(dataset, cls, trainer, config, device), dataset, trainer, run.seed)
+    material = _material(dataset, learner, trainer, seed=run.seed, gb=config["dataset"]["resident_gb"])
+    return _Built(learner, material, dataset, trainer, run.seed)
 
 
-def _material(
-    dataset: Dataset, cls: type[Technique], trainer: TrainerConfig, config: Mapping[str, Any], device: torch.device
-) -> Material:
-    budget = config["dataset"]["resident_gb"]
-    raise NotImplementedError
+def _material(dataset: Dataset, learner: Learner, trainer: TrainerConfig, *, seed: int, gb: float) -> Material:
+    train_split = hold(dataset.train, learner.device, gb)
+    test_split = hold(dataset.test, learner.device, gb)
+    stream = BatchStream(train_split, trainer.batch_size, seed=seed, name=dataset.name)
+    # Phases that take the whole split have no use for batches: none is made.
+    idle = all(isinstance(phase, Refit) and phase.whole for phase in learner.phases)
+    return Material(
+        feed=_NoBatches() if idle else stream,
+        steps_per_epoch=stream.steps_per_epoch,
+        train=SplitBatches(train_split, EVALUATION_BATCH),
+        test=SplitBatches(test_split, EVALUATION_BATCH),
+        examples=examples(test_split, learner.technique.example_count),
+    )
 
 
-def _execute(
-    built: _Built, config: Mapping[str, Any], folder: Path, previous: Mapping[str, Any] | None
-) -> Result:
+class _NoBatches:
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Return empty batches without end."""
+        return itertools.repeat({})
+
+
+def _execute(built: _Built, config: Mapping[str, Any], folder: Path, previous: Mapping[str, Any] | None) -> Result:
     start = previous["step"] if previous else 0
     recorders = _recorders(built.trainer, previous)
     with stop_on_signals(built.trainer.time_budget) as stop:

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 
 Batch = dict[str, Tensor]  # stream name → tensor on the device; images are float in [0, 1]
@@ -157,4 +156,3 @@ def _import_technique(name: str) -> None:
 def scalars(**values: Tensor) -> Metrics:
     """Return detached metrics, in the order given."""
     return {name: value.detach() for name, value in values.items()}
-

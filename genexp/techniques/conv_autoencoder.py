@@ -14,7 +14,7 @@ from genexp.techniques._autoencoder import Autoencoder, AutoencoderConfig
 
 
 @dataclass
-class Config(AutoencoderConfig):
+class ConvAutoencoderConfig(AutoencoderConfig):
     """conf/model/conv_autoencoder.yaml."""
 
     channels: list[int]  # of the three convolutions
@@ -36,13 +36,15 @@ class Config(AutoencoderConfig):
 class ConvAutoencoder(Autoencoder):
     """Convolutions of stride 2, 2 and 1 (28→13→6→4), one dense layer to the latent, and the mirror of it."""
 
-    Config = Config
+    Config = ConvAutoencoderConfig
     name = "conv_autoencoder"
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         config = self.config
         strides = (2, 2, 1)
-        layers = [ConvLayer(c, kernel=3, stride=s, padding=0) for c, s in zip(config.channels, strides, strict=True)]
+        layers = [
+            ConvLayer(c, kernel=3, stride=s, padding=0) for c, s in zip(config.channels, strides, strict=True)
+        ]
         between = config.activation
         encoder = conv_encoder(shape, layers, [config.latent], between=between, last=config.latent_activation)
         decoder = conv_decoder(shape, layers, [config.latent], norms=[False, False], between=between)

@@ -15,7 +15,7 @@ from genexp.techniques._autoencoder import AutoencoderConfig, DenoisingAutoencod
 
 
 @dataclass
-class Config(AutoencoderConfig):
+class ConvDenoisingConfig(AutoencoderConfig):
     """conf/model/conv_denoising_autoencoder.yaml."""
 
     channels: list[int]  # of the three convolutions
@@ -41,7 +41,7 @@ class Config(AutoencoderConfig):
 class ConvDenoisingAutoencoder(DenoisingAutoencoder):
     """Three convolutions of stride 2 (28→14→7→3), two dense layers to the latent, and the mirror of it."""
 
-    Config = Config
+    Config = ConvDenoisingConfig
     name = "conv_denoising_autoencoder"
     example_count = 5
 

@@ -13,7 +13,7 @@ from genexp.techniques._autoencoder import DenoisingAutoencoder, DenseAutoencode
 
 
 @dataclass
-class Config(DenseAutoencoderConfig):
+class DenseDenoisingConfig(DenseAutoencoderConfig):
     """conf/model/denoising_autoencoder.yaml."""
 
     noise: float  # standard deviation
@@ -27,7 +27,7 @@ class Config(DenseAutoencoderConfig):
 class DenseDenoisingAutoencoder(DenoisingAutoencoder):
     """The stacked autoencoder's network; sees image + N(0, noise²), gives back the image."""
 
-    Config = Config
+    Config = DenseDenoisingConfig
     name = "denoising_autoencoder"
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:

@@ -1,4 +1,4 @@
-"""The variational autoencoder (Kingma & Welling 2014), with β (Higgins et al. 2017) and free bits (Kingma et al. 2016)."""
+"""The variational autoencoder (Kingma & Welling 2014), with β (Higgins 2017) and free bits (Kingma 2016)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMES = 40  # of the interpolation and the traversal
 
 
 @dataclass
-class Config:
+class VaeConfig:
     """conf/model/vae.yaml."""
 
     hidden: list[int]  # widths of the encoder's layers; the decoder mirrors them
@@ -46,12 +46,12 @@ class Config:
 class VariationalAutoencoder(Technique):
     """Encodes an image to a Gaussian over latents, and decodes latents to Bernoulli pixels."""
 
-    Config = Config
+    Config = VaeConfig
     name = "vae"
     objective = "negative_elbo"
     example_count = 8
 
-    def __init__(self, config: Config, spec: DataSpec) -> None:
+    def __init__(self, config: VaeConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
         shape, hidden, between = spec.image_shape, config.hidden, config.activation
