@@ -1,0 +1,49 @@
+"""Pictures as Pillow has them, and as files."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHORT_SIDE = 256  # pixels; smaller pictures are enlarged for the eye
+LONG_SIDE = 1600
+
+
+def to_image(pixels: Tensor) -> Image:
+    """Return uint8 pixels (channels, height, width) as a grey or an RGB image."""
+    from PIL import Image
+
+    array = pixels.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0).copy())
+
+
+def enlarged(image: Image) -> Image:
+    """Return a small image with each pixel repeated, so that the shorter side has some 256 pixels."""
+    from PIL.Image import Resampling
+
+    factor = min(-(-SHORT_SIDE // min(image.size)), LONG_SIDE // max(image.size))
+    if factor <= 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
+
+
+def fitted(image: Image, size: tuple[int, int]) -> Image:
+    """Return an image in the given size, its pixels repeated where that makes it fit."""
+    from PIL.Image import Resampling
+
+    if image.size == size:
+        return image
+    whole = size[0] % image.width == 0 and size[1] % image.height == 0
+    return image.resize(size, Resampling.NEAREST if whole else Resampling.LANCZOS)
+
+
+def png(image: Image) -> bytes:
+    """Return an image as the bytes of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

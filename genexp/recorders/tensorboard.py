@@ -1,0 +1,107 @@
+"""A run as TensorBoard shows it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from genexp.recorders.events import EventFile
+from genexp.recorders.images import png, to_image
+from genexp.recorders.projector import write_projector
+from genexp.recorders.recorder import Recorder
+from genexp.snapshot import Finale, Outcome, RunInfo, Snapshot
+
+FOLDER = "tensorboard"
+
+
+@final
+class TensorBoard(Recorder):
+    """Writes `tensorboard/`: scalars, pictures, the settings, and in the end GIFs and latent codes."""
+
+    def open(self, run: RunInfo) -> None:
+        """Begin an event file. A resumed run has one more: readers take them in order of their names."""
+        self._run = run
+        self._folder = run.folder / FOLDER
+        self._folder.mkdir(exist_ok=True)
+        if not run.resumed_at:
+            for stale in self.append_only():
+                stale.unlink()
+        earlier = len(self.append_only())
+        self._file = EventFile(self._folder / f"events.out.tfevents.{earlier:06d}", run.resumed_at + 1)
+        if not earlier:
+            self._file.add_summaries(_settings(run), step=0)
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Append scalars and pictures; they are with the operating system when this returns."""
+        step = snapshot.clock.step
+        self._file.add_curves("train", snapshot.train)
+        if not self._run.has_recorded(step):
+            pictures = {f"preview/{name}": png(to_image(pixels)) for name, pixels in snapshot.images.items()}
+            self._file.add_summaries([*_scalars("test", snapshot.test), *map(_image, pictures.items())], step)
+        if snapshot.finale is not None:
+            self._record_finale(snapshot.finale, step)
+
+    def append_only(self) -> list[Path]:
+        """Return the event files."""
+        return sorted(self._folder.glob("events.out.tfevents.*"))
+
+    def close(self, outcome: Outcome) -> None:
+        """Append the GIFs of the run, and that it has ended."""
+        from tensorboardX.summary import hparams
+
+        gifs = [*sorted(self._run.folder.glob("*.gif")), *sorted(self._run.folder.glob("figures/*.gif"))]
+        for path in gifs:
+            self._file.add_summaries([_image((f"animation/{path.stem}", path.read_bytes()))], outcome.step)
+        if outcome.state == "finished":
+            *_, session_end = hparams({}, {})
+            self._file.add_summaries([session_end], outcome.step)
+        self._file.close()
+
+    def _record_finale(self, finale: Finale, step: int) -> None:
+        stills = {name: pixels for name, pixels in finale.gallery.items() if pixels.ndim == 3}
+        pictures = {f"gallery/{name}": png(to_image(pixels)) for name, pixels in stills.items()}
+        self._file.add_summaries(map(_image, pictures.items()), step)
+        if finale.codes is not None:
+            write_projector(self._folder, finale, self._run.class_names)
+
+
+def _settings(run: RunInfo) -> list[Any]:
+    """Return the configuration to read, and as hyperparameters to compare runs by.
+
+    tensorboardX's own `add_hparams` would open a second run for these. Its list of all hyperparameters and
+    metrics is left out: TensorBoard takes the first run's for all, where it would find each run's by itself.
+    """
+    from tensorboardX.summary import hparams, text
+
+    config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
+    _, session_start, _ = hparams(dict(_flat(run.config)), {})
+    return [text("config", f"```yaml\n{config}```"), session_start]
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _scalars(prefix: str, scores: Mapping[str, float]) -> list[Any]:
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=f"{prefix}/{name}", simple_value=value) for name, value in scores.items()]
+    return [Summary(value=values)] if values else []
+
+
+def _image(named: tuple[str, bytes]) -> Any:
+    """Return (tag, the bytes of a PNG or GIF) as a summary; TensorBoard plays GIFs."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    tag, data = named
+    size = struct.unpack("<HH", data[6:10]) if data.startswith(b"GIF") else struct.unpack(">II", data[16:24])
+    image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=data)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
