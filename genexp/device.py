@@ -19,7 +19,7 @@ AVAILABLE: dict[str, Callable[[], bool]] = {
 CHOICES = ("auto", *AVAILABLE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class DeviceConfig:
     """conf/device/*.yaml."""
 

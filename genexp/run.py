@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import logging
 import os
-import platform
 import shlex
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genexp import checkpoint
 from genexp.config import bind, require
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.held import hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
-from genexp.device import DeviceConfig, choose_device, describe_device, use_deterministic_algorithms
-from genexp.errors import ConfigError
+from genexp.device import DeviceConfig, choose_device, use_deterministic_algorithms
+from genexp.environment import describe_environment
 from genexp.learner import Learner
 from genexp.optimizers import plan_optimizers
 from genexp.recorders.checkpoints import Checkpoints, cut_back
@@ -38,6 +31,7 @@ from genexp.recorders.metrics_log import MetricsLog
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
+from genexp.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.seeding import seed_generators
 from genexp.snapshot import Outcome, RunInfo
 from genexp.stopping import stop_on_signals
@@ -46,8 +40,6 @@ from genexp.trainer import Material, TrainerConfig, train
 
 log = logging.getLogger(__name__)
 EVALUATION_BATCH = 500  # held-out samples at a time
-REPORTED_PACKAGES = ("genexp", "torch", "torchvision", "hydra-core", "numpy", "scikit-learn")
-RESUMABLE_CHANGES = {"resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"}
 
 
 @dataclass
@@ -73,8 +65,8 @@ class Result:
 
 def run_experiment(cfg: DictConfig, folder: Path) -> Result:
     """Run what `cfg` says in `folder`. Raises GenexpError."""
-    with _claimed(folder):
-        previous = _previous(cfg, folder)
+    with claimed(folder):
+        previous = state_to_resume(cfg, folder)
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
         config["resume"] = None
@@ -91,6 +83,10 @@ class _Built:
     dataset: Dataset
     trainer: TrainerConfig
     seed: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.trainer.total_steps(self.material.steps_per_epoch)
 
 
 def _build(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> _Built:
@@ -138,7 +134,12 @@ class _NoBatches:
 
 
 def _execute(built: _Built, config: Mapping[str, Any], folder: Path, previous: Mapping[str, Any] | None) -> Result:
-    start = previous["step"] if previous else 0
+    start = 0
+    if previous is not None:
+        start = previous["step"]
+        if start >= built.total_steps or built.learner.technique.converged:
+            refuse_if_finished(folder)
+        cut_back(folder, previous["ledger"])
     recorders = _recorders(built.trainer, previous)
     with stop_on_signals(built.trainer.time_budget) as stop:
         recorders.open(_describe(built, config, folder, start))
@@ -152,8 +153,8 @@ def _execute(built: _Built, config: Mapping[str, Any], folder: Path, previous: M
         done = clock.ends or built.learner.technique.converged
         again = None if done else f"genexp {shlex.quote(f'resume={shown_path(folder)}')}"
         recorders.close(Outcome("finished" if done else "stopped", clock.step, resume_command=again))
-    exit_code = 128 + stop.signal if stop.signal is not None else 0
-    return Result(exit_code, recorders.test.get(built.trainer.objective))
+    exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
+    return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))
 
 
 def _recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:
@@ -169,90 +170,22 @@ def _describe(built: _Built, config: Mapping[str, Any], folder: Path, start: int
         model=technique.name,
         dataset=built.dataset.name,
         config=config,
-        total_steps=built.trainer.total_steps(material.steps_per_epoch),
+        total_steps=built.total_steps,
         steps_per_epoch=material.steps_per_epoch,
         batch_size=built.trainer.batch_size or len(built.dataset.train),
         parameters=sum(weight.numel() for weight in technique.parameters() if weight.requires_grad),
-        objective=built.trainer.objective,
+        objective=built.trainer.objective.removeprefix("test/"),
         direction="max" if built.trainer.direction == "max" else "min",
         class_names=built.dataset.class_names,
-        environment=_environment(built.learner.device),
+        environment=describe_environment(built.learner.device),
         resumed_at=start,
     )
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    packages = {name: version(name) for name in REPORTED_PACKAGES}
-    return {
-        "device": describe_device(device),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git_commit": _git_commit(),
-        **packages,
-    }
-
-
-def _git_commit() -> str:
-    """Return the commit of the checkout that the package runs from; "unknown" outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def _previous(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """Return the state to resume from, with the run's files cut back to it; None for a fresh run."""
-    if cfg.resume is None:
-        return None
-    _refuse_changes(cfg, folder)
-    state, warnings = checkpoint.load_newest(folder)
-    for warning in warnings:
-        log.warning(warning)
-    cut_back(folder, state["ledger"])
-    return state
-
-
-def _refuse_changes(cfg: DictConfig, folder: Path) -> None:
-    """Raise ConfigError where a key differs that would make it another run."""
-    stored = dict(flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)))
-    given = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
-    changed = [
-        f"{key}={given.get(key)} (was {stored.get(key)})"
-        for key in sorted(stored.keys() | given.keys())
-        if stored.get(key) != given.get(key) and key not in RESUMABLE_CHANGES
-    ]
-    if changed:
-        raise ConfigError(
-            f"resume={cfg.resume} cannot change {', '.join(changed)}; leave these out, or start a new run"
-        )
-
-
-def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of nested dicts."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _write_config(config: Mapping[str, Any], folder: Path) -> None:
     temporary = folder / "config.yaml.tmp"
     OmegaConf.save(OmegaConf.create(dict(config)), temporary)
     temporary.replace(folder / "config.yaml")
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder while the block runs; a killed process holds nothing."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder} is in use by another process; wait for it, or stop it") from None
-        yield
 
 
 def shown_path(path: Path) -> str:

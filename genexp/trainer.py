@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class TrainerConfig:
     keep_checkpoints: int
     deterministic: bool
     objective: str
-    direction: Literal["min", "max"] | str
+    direction: str
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "use at least 1")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genexp.checkpoint import BEST, FOLDER, checkpoint_path, numbered_checkpoints, save
-from genexp.errors import CheckpointError
+from genexp.errors import CheckpointError, ConfigError
 from genexp.recorders.recorder import Recorder
 from genexp.snapshot import RunInfo, Snapshot
 
@@ -36,7 +36,7 @@ class Checkpoints(Recorder):
     def _judge(self, snapshot: Snapshot) -> None:
         name = self._run.objective
         if name not in snapshot.test:
-            raise CheckpointError(
+            raise ConfigError(
                 f"trainer.objective={name} is no test metric of model={self._run.model}; "
                 f"choose one of: {', '.join(snapshot.test)}"
             )
