@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split, Stream
-from genexp.errors import ConfigError, DataError
+from genexp.data.held import scaled
+from genexp.errors import ConfigError
+from genexp.metrics.extractor import FeatureExtractor, load_extractor, save_extractor
 from genexp.networks.classifier import Classifier
 
 SHIPPED = {"mnist": "mnist-v1", "mnist_5k": "mnist-v1", "fashion_mnist": "fashion_mnist-v1"}
@@ -24,35 +22,13 @@ SHIPPED_FOLDER = Path(__file__).parent / "weights"
 TRAINING_VERSION = 1  # raise it when the classifier or its training changes: cached ones are then trained anew
 BATCH, LEARNING_RATE = 128, 4e-3
 SAMPLES_SEEN, MOST_EPOCHS = 180_000, 60
-MOST_SAMPLES = 60_000  # of a data set that is trained on: it is held in memory
+MOST_SAMPLES, MOST_BYTES = 60_000, 10**9  # of a split: it is held in memory
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FeatureExtractor:
-    """A trained classifier, and all that is worth knowing of it."""
-
-    classifier: Classifier
-    dataset: str
-    version: str  # stands in the names of the metrics: scores of different versions cannot be compared
-    image_shape: tuple[int, int, int]
-    classes: int
-    accuracy: float  # on the test split, in [0, 1]
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return features on the CPU: (samples, channels, height, width) → (samples, features).
-
-        `images` are uint8, or float in [0, 1], on any device; the classifier moves to it.
-        """
-        classifier = self.classifier.to(images.device).eval()
-        with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([classifier.features(_scaled(part)).cpu() for part in images.split(500)])
-
-
 def feature_extractor(dataset: Dataset, *, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """Return the extractor for `dataset`: shipped for MNIST and Fashion-MNIST, else trained on first use and cached.
+    """Return the extractor for `dataset`: shipped for the MNISTs, else trained on first use and cached.
 
     A cached one is known by the data set's name, image shape, size and a sample of its content.
     Raises ConfigError for a data set without images or without labels.
@@ -71,8 +47,10 @@ def feature_extractor(dataset: Dataset, *, device: str | torch.device = "cpu") -
     path = _cache_folder() / f"{version}.pt"
     try:
         return load_extractor(path)
-    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):
-        _log.info("training a classifier of %s for the generation metrics (once; then kept in %s)", dataset.name, path)
+    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):  # absent, or damaged
+        _log.info(
+            "training a classifier of %s for the generation metrics (once; then kept in %s)", dataset.name, path
+        )
     extractor = train_classifier(dataset, version=version, device=device)
     try:
         save_extractor(extractor, path)
@@ -93,7 +71,7 @@ def train_classifier(
     classes = int(labels.max()) + 1
     epochs = epochs or min(MOST_EPOCHS, max(1, SAMPLES_SEEN // len(labels)))
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         classifier = Classifier(dataset.spec.image_shape, classes).to(device).train()
         _fit(classifier, images, labels, epochs)
     classifier.load_state_dict({name: _rounded(value) for name, value in classifier.state_dict().items()})
@@ -111,7 +89,7 @@ def _fit(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int) ->
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
         for chosen in torch.randperm(len(labels))[: batches * size].split(size):
-            loss = F.cross_entropy(classifier(_scaled(images[chosen].to(device))), labels[chosen].to(device))
+            loss = F.cross_entropy(classifier(scaled(images[chosen].to(device))), labels[chosen].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -125,39 +103,8 @@ def accuracy(classifier: Classifier, split: Split) -> float:
     """Return the share of `split` that `classifier` labels rightly, in [0, 1]."""
     images, labels = _labelled(split)
     device = next(classifier.parameters()).device
-    guesses = torch.cat([classifier(_scaled(part.to(device))).argmax(1).cpu() for part in images.split(500)])
+    guesses = torch.cat([classifier(scaled(part.to(device))).argmax(1).cpu() for part in images.split(500)])
     return float((guesses == labels).double().mean())
-
-
-def save_extractor(extractor: FeatureExtractor, path: Path) -> None:
-    """Write `extractor` to `path`, whole or not at all; weights in float16. Raises OSError."""
-    state = extractor.classifier.state_dict()
-    content = {
-        "dataset": extractor.dataset,
-        "version": extractor.version,
-        "image_shape": list(extractor.image_shape),
-        "classes": extractor.classes,
-        "accuracy": extractor.accuracy,
-        "weights": {name: value.half().cpu() if value.is_floating_point() else value.cpu() for name, value in state.items()},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        torch.save(content, file)
-    os.replace(file.name, path)
-
-
-def load_extractor(path: Path) -> FeatureExtractor:
-    """Read what `save_extractor` wrote, executing none of it. Raises OSError and, where damaged, other errors."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    channels, height, width = content["image_shape"]
-    shape = (channels, height, width)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        classifier = Classifier(shape, content["classes"])
-    classifier.load_state_dict(content["weights"])
-    classifier.eval().requires_grad_(False)
-    return FeatureExtractor(
-        classifier, content["dataset"], content["version"], shape, content["classes"], content["accuracy"]
-    )
 
 
 def _cache_folder() -> Path:
@@ -177,21 +124,17 @@ def _fingerprint(dataset: Dataset) -> str:
 
 
 def _labelled(split: Split) -> tuple[Tensor, Tensor]:
-    """Return images (samples, channels, height, width) and labels (samples,), `MOST_SAMPLES` at most."""
-    images, labels = _in_memory(split.streams["image"]), _in_memory(split.streams["label"])
-    if not len(labels):
-        raise DataError("a classifier for the generation metrics needs labelled images; the split is empty")
-    return images, labels
+    """Return images (samples, channels, height, width) and labels (samples,), evenly thinned to fit in memory."""
+    images, labels = split.streams["image"], split.streams["label"]
+    count = min(len(labels), MOST_SAMPLES, max(1, MOST_BYTES // images[0].nbytes))
+    chosen = torch.linspace(0, len(labels) - 1, count, dtype=torch.float64).long()
+    return _gathered(images, chosen), _gathered(labels, chosen)
 
 
-def _in_memory(stream: Stream) -> Tensor:
+def _gathered(stream: Stream, chosen: Tensor) -> Tensor:
     if isinstance(stream, Tensor):
-        return stream[:MOST_SAMPLES].cpu()
-    return torch.stack([stream[index] for index in range(min(len(stream), MOST_SAMPLES))])
-
-
-def _scaled(images: Tensor) -> Tensor:
-    return images / 255 if images.dtype == torch.uint8 else images.float()
+        return stream[chosen.to(stream.device)].cpu()
+    return torch.stack([stream[index] for index in chosen.tolist()])
 
 
 def _rounded(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 FIRST_WIDTH, WIDEST = 32, 128
+SIDE_SEEN = 64  # larger images are first averaged down to a shorter side of 64 to 127
 LAST_SIDE = 4  # stages halve the image until its shorter side is at most this
 
 
@@ -18,6 +19,8 @@ class Classifier(nn.Module):
         """`image_shape` is (channels, height, width); a side must be 2 or more."""
         super().__init__()
         channels, height, width = image_shape
+        shrinkage = max(1, min(height, width) // SIDE_SEEN)
+        height, width = height // shrinkage, width // shrinkage
         stages = max(1, math.ceil(math.log2(min(height, width) / LAST_SIDE)))
         layers: list[nn.Module] = []
         for stage in range(stages):
@@ -30,6 +33,7 @@ class Classifier(nn.Module):
             ]
             channels = wider
         flat = channels * (height >> stages) * (width >> stages)
+        self.shrink = nn.AvgPool2d(shrinkage)
         self.stages = nn.Sequential(*layers)
         # Batch norm before the ReLU keeps every feature alive: a dead one would say nothing about any image.
         self.to_features = nn.Sequential(
@@ -39,7 +43,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the penultimate activations: (batch, channels, height, width) in [0, 1] → (batch, features)."""
-        return torch.as_tensor(self.to_features(self.stages(2 * images - 1)))
+        return torch.as_tensor(self.to_features(self.stages(self.shrink(2 * images - 1))))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits: (batch, channels, height, width) in [0, 1] → (batch, classes)."""

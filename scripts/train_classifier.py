@@ -1,0 +1,37 @@
+"""Train the classifier whose features the generation metrics of a data set compare, and store its weights."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse the command line, train, save, and print the test accuracy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", choices=("mnist", "fashion_mnist"))
+    parser.add_argument(
+        "output", type=Path, help="for example genexp/metrics/weights/mnist-v1.pt; its stem is the version"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("data"), help="folder of the data set (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=int, help="default: as many as show 180,000 images")
+    arguments = parser.parse_args()
+
+    from genexp.data import load_dataset
+    from genexp.metrics.extractor import save_extractor
+    from genexp.metrics.features import train_classifier
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dataset = load_dataset({"name": arguments.dataset, "root": arguments.root, "limit": None, "resident_gb": 4.0})
+    extractor = train_classifier(dataset, version=arguments.output.stem, epochs=arguments.epochs)
+    save_extractor(extractor, arguments.output)
+    print(
+        f"{extractor.version}: test accuracy {extractor.accuracy:.4f}, {arguments.output.stat().st_size:,} bytes"
+    )
+
+
+if __name__ == "__main__":
+    main()
