@@ -1,0 +1,78 @@
+"""The pictures of a run: curves, what the technique shows, its latent codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import final
+
+from torch import Tensor
+
+from genexp.recorders.curves import draw_curves
+from genexp.recorders.growing_gif import write_gif
+from genexp.recorders.images import enlarged, png, to_image
+from genexp.recorders.latents import draw_latents, write_latents_page
+from genexp.recorders.metrics_log import FILE_NAME as METRICS
+from genexp.recorders.reading import read_metrics
+from genexp.recorders.recorder import Recorder
+from genexp.snapshot import Finale, Outcome, RunInfo, Snapshot
+
+FOLDER = "figures"
+
+
+@final
+class Figures(Recorder):
+    """Writes `figures/`: the newest previews, at most every `interval` seconds, and the rest when the run ends.
+
+    The curves are drawn from `metrics.jsonl`, which the metrics log writes.
+    """
+
+    def __init__(self, interval: float = 2.0, duration: int = 200) -> None:
+        self._interval, self._duration = interval, duration
+
+    def open(self, run: RunInfo) -> None:
+        """Make the folder."""
+        self._run = run
+        self._folder = run.folder / FOLDER
+        self._folder.mkdir(exist_ok=True)
+        self._title = f"{run.model} on {run.dataset}"
+        self._unwritten: dict[str, Tensor] = {}
+        self._written = 0.0
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Write what is to be looked at now."""
+        self._unwritten |= snapshot.images
+        if snapshot.finale is not None or time.monotonic() - self._written >= self._interval:
+            self._write_previews()
+        if snapshot.finale is not None:
+            self._write_gallery(snapshot.finale.gallery)
+            self._write_latents(snapshot.finale)
+
+    def close(self, outcome: Outcome) -> None:
+        """Write the newest previews and the curves of however many steps there were."""
+        self._write_previews()
+        log = self._run.folder / METRICS
+        metrics = read_metrics(log) if log.is_file() else {}
+        if metrics:
+            draw_curves(self._folder / "loss.png", metrics, self._title, self._run.steps_per_epoch)
+
+    def _write_previews(self) -> None:
+        if not self._unwritten:
+            return
+        self._write_gallery(self._unwritten)
+        self._unwritten.clear()
+        self._written = time.monotonic()
+
+    def _write_gallery(self, gallery: Mapping[str, Tensor]) -> None:
+        for name, pixels in gallery.items():
+            if pixels.ndim == 4:
+                write_gif(self._folder / f"{name}.gif", pixels, self._duration)
+            else:
+                (self._folder / f"{name}.png").write_bytes(png(enlarged(to_image(pixels))))
+
+    def _write_latents(self, finale: Finale) -> None:
+        if finale.codes is None or finale.codes.shape[1] not in (2, 3):
+            return
+        title = f"{self._title}: latent codes of held-out samples"
+        draw_latents(self._folder / "latents.png", finale, self._run.class_names, title)
+        write_latents_page(self._folder / "latents.html", finale, self._run.class_names, title)

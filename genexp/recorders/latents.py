@@ -1,0 +1,109 @@
+"""Latent codes of two or three dimensions as scatter plots, one of them to turn by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genexp.recorders.projector import class_name
+from genexp.snapshot import Finale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LABELLED = 200  # points that carry their class name, where depth makes colours hard to follow
+
+
+def draw_latents(path: Path, finale: Finale, class_names: Sequence[str], title: str) -> None:
+    """Write a scatter plot of codes (samples, 2 or 3), a colour for each class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    assert finale.codes is not None
+    solid = finale.codes.shape[1] == 3
+    figure = Figure(figsize=(9, 7) if solid else (7.6, 6.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot(projection="3d" if solid else None)
+    for name, colour, points in _classes(finale, class_names):
+        size, alpha = (9, 0.45) if solid else (9, 0.75)
+        axes.scatter(*points.T, s=size, alpha=alpha, color=colour, label=name, linewidths=0)
+    if solid:
+        _label_points(axes, finale, class_names)
+        axes.set_zlabel("code 3")
+        axes.view_init(elev=22, azim=-55)
+        axes.set_box_aspect((1, 1, 0.9), zoom=1.12)
+    else:
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.grid(color="#ececec", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("code 1")
+    axes.set_ylabel("code 2")
+    axes.set_title(title, fontweight="bold")
+    _add_legend(figure, axes)
+    figure.savefig(path)
+
+
+def write_latents_page(path: Path, finale: Finale, class_names: Sequence[str], title: str) -> None:
+    """Write a page with the scatter plot to turn and zoom by hand. It needs no network: 5 MB of it are plotly."""
+    from plotly import graph_objects, io
+
+    assert finale.codes is not None
+    solid = finale.codes.shape[1] == 3
+    figure = graph_objects.Figure()
+    for name, colour, points in _classes(finale, class_names):
+        places = dict(zip("xyz", points.T.tolist(), strict=False))
+        marker = {"size": 3 if solid else 6, "color": _css(colour), "opacity": 0.8}
+        scatter = graph_objects.Scatter3d if solid else graph_objects.Scatter
+        figure.add_trace(
+            scatter(**places, mode="markers", marker=marker, name=name, hovertemplate=f"{name}<extra></extra>")
+        )
+    axes = {f"{axis}axis": {"title": {"text": f"code {place}"}} for place, axis in enumerate("xyz", start=1)}
+    near = {"camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
+    layout = {"scene": {**axes, **near}} if solid else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"]}
+    margin = {"l": 20, "r": 20, "t": 60, "b": 20}
+    figure.update_layout(title={"text": title}, template="plotly_white", margin=margin, **layout)
+    figure.update_layout(legend={"itemsizing": "constant"})
+    io.write_html(figure, path, include_plotlyjs=True, default_height="96vh", auto_open=False)
+
+
+def _classes(finale: Finale, class_names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
+    """Yield (name, colour, points) of each class; without labels all samples are one."""
+    from matplotlib import colormaps
+
+    assert finale.codes is not None
+    codes = finale.codes.numpy()
+    labels = np.zeros(len(codes), int) if finale.labels is None else finale.labels.numpy()
+    present = np.unique(labels)
+    rainbow = colormaps["rainbow"](np.linspace(0, 1, len(present)))
+    for label, colour in zip(present.tolist(), rainbow, strict=True):
+        name = "held-out samples" if finale.labels is None else class_name(label, class_names)
+        yield name, tuple(colour.tolist()), codes[labels == label]
+
+
+def _label_points(axes: Any, finale: Finale, class_names: Sequence[str]) -> None:
+    if finale.labels is None:
+        return
+    for name, colour, points in _classes(finale, class_names):
+        share = round(LABELLED * len(points) / len(finale.labels))
+        for point in points[:share]:
+            axes.text(
+                *point, name, color=tuple(0.75 * part for part in colour[:3]), fontsize=7, ha="center", va="center"
+            )
+
+
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    legend = figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside right center", frameon=False, markerscale=2
+    )
+    for handle in legend.legend_handles:
+        assert handle is not None
+        handle.set_alpha(1)
+
+
+def _css(colour: tuple[float, ...]) -> str:
+    return "rgb({}, {}, {})".format(*(round(255 * part) for part in colour[:3]))
