@@ -1,0 +1,181 @@
+"""A split within reach of the device: either all of it as tensors there, or fetched batch by batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from genexp.data.dataset import Split, Stream
+from genexp.errors import DataError
+
+Batch = dict[str, Tensor]
+Indices = Mapping[str, Tensor]  # stream name → int64 (batch,)
+
+WORD_TYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+class HeldSplit(ABC):
+    """A split whose batches can be had on `device`: scaled, and the same whichever way they come."""
+
+    index_device: torch.device  # where indices must be when a batch is fetched
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.split, self.device = split, device
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @abstractmethod
+    def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
+        """Yield the batch of each of `indices`, which may be endless. Raises DataError."""
+
+
+def hold(
+    split: Split, device: torch.device | str, resident_gb: float = 4.0, *, workers: int | None = None
+) -> HeldSplit:
+    """Bring `split` within reach of `device`: whole if its streams fit in `resident_gb` (10⁹ bytes).
+
+    `workers` processes read the lazy streams of one that does not fit; None takes a few.
+    """
+    device = torch.device(device)
+    in_memory = all(isinstance(stream, Tensor) for stream in split.streams.values())
+    if in_memory and split_bytes(split) <= resident_gb * 1e9:
+        return ResidentSplit(split, device)
+    # Nothing is decoded for tensors: a process of its own would only copy them.
+    few = 0 if in_memory else min(4, os.cpu_count() or 1)
+    return StreamedSplit(split, device, workers=few if workers is None else workers)
+
+
+def split_bytes(split: Split) -> int:
+    """Return the size of all streams together once read."""
+    return sum(len(stream) * _sample_bytes(stream) for stream in split.streams.values())
+
+
+class ResidentSplit(HeldSplit):
+    """Each stream is one tensor on the device; a batch is gathered there."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        super().__init__(split, device)
+        self.index_device = device
+        self._tensors = {
+            name: stream.to(device).contiguous()
+            for name, stream in split.streams.items()
+            if isinstance(stream, Tensor)
+        }
+        assert len(self._tensors) == len(split.streams), "a lazy stream is not resident"
+        self._words = {name: _as_words(tensor) for name, tensor in self._tensors.items()}
+
+    def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
+        """Yield the batch of each of `indices`."""
+        for rows in indices:
+            yield {name: scaled(self._gather(name, rows[name])) for name in self._words}
+
+    def _gather(self, name: str, rows: Tensor) -> Tensor:
+        tensor = self._tensors[name]
+        words = self._words[name].index_select(0, rows)
+        return words.view(tensor.dtype).view(len(rows), *tensor.shape[1:])
+
+
+class StreamedSplit(HeldSplit):
+    """Samples are read as they are needed, ahead of time, by worker processes."""
+
+    index_device = torch.device("cpu")
+
+    def __init__(self, split: Split, device: torch.device, *, workers: int) -> None:
+        super().__init__(split, device)
+        self.workers = workers
+
+    def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
+        """Yield the batch of each of `indices`. Workers live as long as the generator. Raises DataError."""
+        loader: DataLoader[Any] = DataLoader(
+            _Reader(self.split.streams),
+            sampler=_Lists(indices),
+            batch_size=None,  # the sampler yields whole batches, without end: there is no gap between epochs
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+            multiprocessing_context=_process_context() if self.workers else None,
+            generator=torch.Generator(),  # else it draws from the generator that the steps are seeded by
+        )
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield {name: scaled(tensor.to(self.device, non_blocking=True)) for name, tensor in batch.items()}
+
+
+def scaled(tensor: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1], and anything else as it is."""
+    return tensor / 255 if tensor.dtype == torch.uint8 else tensor
+
+
+def _as_words(tensor: Tensor) -> Tensor:
+    """Return contiguous `tensor` as (samples, words): gathering bytes eight at a time is several times faster."""
+    flat = tensor.view(len(tensor), -1)
+    if tensor.dtype != torch.uint8:
+        return flat
+    size = next((size for size in WORD_TYPES if flat.shape[1] % size == 0), None)
+    aligned = size is not None and flat.storage_offset() % size == 0
+    return flat.view(WORD_TYPES[size]) if size is not None and aligned else flat
+
+
+def _sample_bytes(stream: Stream) -> int:
+    if isinstance(stream, Tensor):
+        return stream[0].numel() * stream.element_size()
+    return torch.Size(stream.shape).numel() * stream.dtype.itemsize
+
+
+class _Reader(Dataset[Any]):
+    """Reads whole batches: {stream: indices} → {stream: (batch, ...)} of the streams' own types."""
+
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
+        self.streams = dict(streams)
+
+    def __getitem__(self, indices: Mapping[str, list[int]]) -> Batch | DataError:
+        try:
+            return {name: _stack(stream, indices[name]) for name, stream in self.streams.items()}
+        except DataError as error:
+            return error  # raised in the worker it would arrive wrapped in a stack trace
+
+
+class _Lists(Sampler[dict[str, list[int]]]):
+    """Indices as lists: tensors would each travel to a worker through a file descriptor."""
+
+    def __init__(self, indices: Iterable[Indices]) -> None:
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        for rows in self.indices:
+            yield {name: row.tolist() for name, row in rows.items()}
+
+
+def _stack(stream: Stream, indices: list[int]) -> Tensor:
+    if isinstance(stream, Tensor):
+        return stream.index_select(0, torch.tensor(indices))
+    return torch.stack([stream[index] for index in indices])
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it may want one more batch
+
+
+def _process_context() -> BaseContext:
+    """Return how worker processes begin: not by fork(), which copies the locks of other threads, perhaps held."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not by each worker of each evaluation
+    return context

@@ -1,0 +1,85 @@
+"""Where data sets come from: a source is a function `load(config) -> Dataset`, found by its name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from omegaconf import DictConfig
+
+from genexp.config import bind, nearest, require
+from genexp.data.dataset import Dataset
+from genexp.data.limit import limited
+from genexp.errors import ConfigError
+
+
+@dataclass
+class SourceConfig:
+    """The keys that every conf/dataset/<name>.yaml has. Sources add their own in a subclass."""
+
+    name: str
+    limit: int | None  # training samples to keep at most; the test split shrinks in proportion
+    resident_gb: float  # a split up to this size (10⁹ bytes) lives as one tensor a stream on the device
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit > 0, "limit", self.limit, "use at least 1, or null for all")
+        require(self.resident_gb >= 0, "resident_gb", self.resident_gb, "use 0 or more")
+
+
+Config = TypeVar("Config", bound=SourceConfig)
+
+
+class Source(NamedTuple):
+    """A way to a data set."""
+
+    config: type[SourceConfig]
+    load: Callable[[Any], Dataset]
+
+
+_REGISTRY: dict[str, Source] = {}
+
+
+def source(
+    name: str, config: type[Config]
+) -> Callable[[Callable[[Config], Dataset]], Callable[[Config], Dataset]]:
+    """Decorator: make `load(config)` known as dataset=`name`, which is also its file's and its YAML's name."""
+
+    def register(load: Callable[[Config], Dataset]) -> Callable[[Config], Dataset]:
+        known = _REGISTRY.setdefault(name, Source(config, load))
+        assert known.load.__module__ == load.__module__, f"two sources are named {name}"
+        return load
+
+    return register
+
+
+def source_names() -> list[str]:
+    """Return the names of all sources, without importing any."""
+    package = importlib.import_module("genexp.data.sources")
+    return sorted(
+        module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
+    )
+
+
+def find_source(name: str) -> Source:
+    """Return the source called `name`, importing only its own module. Raises ConfigError."""
+    if name not in _REGISTRY:
+        names = source_names()
+        if name not in names:
+            raise ConfigError(f"dataset.name={name} is no data set; {nearest(str(name), names)}")
+        importlib.import_module(f"genexp.data.sources.{name}")
+    return _REGISTRY[name]
+
+
+def load_dataset(node: Mapping[str, Any] | DictConfig) -> Dataset:
+    """Return the data set that the `dataset` node of a configuration describes, cut to its `limit`.
+
+    Raises ConfigError for a wrong name, key or value, and DataError where the data is absent or damaged.
+    """
+    if "name" not in node:
+        raise ConfigError(f"dataset.name is missing; {nearest('', source_names())}")
+    found = find_source(node["name"])
+    config = bind(found.config, node, "dataset")
+    return limited(found.load(config), config.limit)

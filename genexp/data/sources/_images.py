@@ -1,0 +1,26 @@
+"""What the sets of small labelled pictures share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genexp.data.dataset import Dataset, Split
+from genexp.data.order import stratified_split
+
+DIGIT_NAMES = tuple("0123456789")
+
+
+def split_images(
+    name: str, images: Tensor, labels: Tensor, *, test_count: int, class_names: tuple[str, ...]
+) -> Dataset:
+    """Return uint8 images (n, channels, height, width) and labels (n,), split once and for all.
+
+    Each class gives the same number of samples to the test split.
+    """
+    splits = (
+        Split({"image": images[indices], "label": labels[indices].to(torch.int64)})
+        for indices in stratified_split(labels, test_count, "split", name)
+    )
+    train, test = splits
+    return Dataset(name, train, test, class_names)

@@ -1,0 +1,46 @@
+"""Gaussian clouds around centres drawn at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genexp.config import require
+from genexp.data.dataset import Dataset
+from genexp.data.registry import source
+from genexp.data.sources._points import PointsConfig, point_split
+
+
+@dataclass
+class BlobsConfig(PointsConfig):
+    """conf/dataset/blobs.yaml."""
+
+    centers: int
+    features: int  # dimensions of the space
+    cluster_std: float  # the centres lie in [-10, 10] on each axis
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = 1 <= self.centers <= self.n_samples
+        require(fits, "centers", self.centers, f"use at least 1, and at most n_samples={self.n_samples}")
+        require(self.features >= 1, "features", self.features, "use at least 1")
+        require(self.cluster_std >= 0, "cluster_std", self.cluster_std, "use 0 or more")
+
+
+@source("blobs", BlobsConfig)
+def load(config: BlobsConfig) -> Dataset:
+    """Return points (n, features); the test split is drawn around the same centres."""
+    from sklearn.datasets import make_blobs
+
+    points, labels, centers = make_blobs(
+        config.n_samples,
+        config.features,
+        centers=config.centers,
+        cluster_std=config.cluster_std,
+        random_state=config.data_seed,
+        return_centers=True,
+    )
+    test_points, test_labels = make_blobs(
+        config.n_samples, centers=centers, cluster_std=config.cluster_std, random_state=config.test_seed
+    )
+    names = tuple(f"blob {number}" for number in range(config.centers))
+    return Dataset(config.name, point_split(points, labels), point_split(test_points, test_labels), names)

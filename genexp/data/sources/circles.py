@@ -1,0 +1,34 @@
+"""Two noisy circles, one inside the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genexp.config import require
+from genexp.data.dataset import Dataset, Split
+from genexp.data.registry import source
+from genexp.data.sources._points import NoisyCurvesConfig, point_split
+
+
+@dataclass
+class CirclesConfig(NoisyCurvesConfig):
+    """conf/dataset/circles.yaml."""
+
+    factor: float  # radius of the inner circle; the outer one's is 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.factor < 1, "factor", self.factor, "use a radius in [0, 1)")
+
+
+@source("circles", CirclesConfig)
+def load(config: CirclesConfig) -> Dataset:
+    """Return points (n, 2) on two circles around the origin."""
+    from sklearn.datasets import make_circles
+
+    def split(seed: int) -> Split:
+        return point_split(
+            *make_circles(config.n_samples, noise=config.noise, factor=config.factor, random_state=seed)
+        )
+
+    return Dataset(config.name, split(config.data_seed), split(config.test_seed), ("outer", "inner"))

@@ -1,0 +1,13 @@
+"""Fashion-MNIST: 70,000 pictures of clothes, 28×28 pixels (Xiao, Rasul & Vollgraf 2017)."""
+
+from __future__ import annotations
+
+from genexp.data.dataset import Dataset
+from genexp.data.registry import source
+from genexp.data.sources._mnist import MnistConfig, load_family
+
+
+@source("fashion_mnist", MnistConfig)
+def load(config: MnistConfig) -> Dataset:
+    """Return images (n, 1, 28, 28): 60,000 to train, 10,000 to test. Raises DataError."""
+    return load_family(config)

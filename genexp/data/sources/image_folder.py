@@ -1,0 +1,137 @@
+"""Any folder of pictures; where they lie in sub-folders, each of these is a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from genexp.config import require
+from genexp.data.dataset import Dataset, LazyStream, Split
+from genexp.data.held import split_bytes
+from genexp.data.limit import limited
+from genexp.data.registry import SourceConfig, source
+from genexp.data.sources._pictures import (
+    MODES,
+    PictureFiles,
+    complaint,
+    find_pictures,
+    read_all,
+    split_readable,
+)
+from genexp.errors import DataError
+from genexp.seeding import seed_for
+
+
+@dataclass
+class ImageFolderConfig(SourceConfig):
+    """conf/dataset/image_folder.yaml."""
+
+    root: str | None
+    size: int  # pixels, of both sides
+    channels: int
+    test_fraction: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.root is not None, "root", "null", "set it to a folder of pictures")
+        require(self.size >= 1, "size", self.size, "use at least 1 pixel")
+        require(self.channels in MODES, "channels", self.channels, "use 1 for grey or 3 for colour")
+        require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "use a value between 0 and 1")
+
+
+@source("image_folder", ImageFolderConfig)
+def load(config: ImageFolderConfig) -> Dataset:
+    """Return uint8 images (n, channels, size, size), read at once if they fit in `resident_gb`.
+
+    Raises DataError for a folder without two readable pictures. Broken files are left out with a warning.
+    """
+    assert config.root is not None
+    root = Path(config.root).expanduser()
+    found = _pictures_in(root)
+    sound, broken = split_readable(found)
+    if len(sound) < 2:
+        raise DataError(
+            f"dataset.root={root} has {len(sound)} readable pictures among {len(found)}; one to learn from and "
+            f"one to test on are the least: add pictures, or choose another folder"
+        )
+    names, members, strays = _classes(sound, root)
+    train, test = _split(members, root, config.test_fraction)
+    dataset = Dataset(config.name, _lazy(train, names, config), _lazy(test, names, config), names)
+    # Cut before reading: a small limit must not wait for the whole folder.
+    dataset = limited(dataset, config.limit)
+    train_split, test_split = dataset.train, dataset.test
+    if split_bytes(train_split) + split_bytes(test_split) <= config.resident_gb * 1e9:
+        train_split, broken_train = _read(train_split)
+        test_split, broken_test = _read(test_split)
+        broken += broken_train + broken_test
+        if not len(train_split) or not len(test_split):
+            raise DataError(f"{complaint(broken, len(found), root)[0]}; too few are left: add pictures")
+    return Dataset(config.name, train_split, test_split, names, (*complaint(broken, len(found), root), *strays))
+
+
+def _pictures_in(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"dataset.root={root} is no folder; set it to a folder of pictures")
+    found = find_pictures(root)
+    if not found:
+        raise DataError(f"dataset.root={root} holds no pictures; set it to a folder that does")
+    return found
+
+
+def _classes(paths: Sequence[Path], root: Path) -> tuple[tuple[str, ...], list[list[Path]], tuple[str, ...]]:
+    """Return the class names, the files of each class, and a warning about files outside any class.
+
+    Without sub-folders there are no names, and one group of files.
+    """
+    members: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.parent != root:
+            members.setdefault(path.relative_to(root).parts[0], []).append(path)
+    if not members:
+        return (), [list(paths)], ()
+    outside = sum(path.parent == root for path in paths)
+    warning = f"{outside} pictures lie directly in {root}, in no class's sub-folder, and are left out"
+    names = tuple(sorted(members))
+    return names, [members[name] for name in names], (warning,) if outside else ()
+
+
+Labelled = list[tuple[Path, int]]  # file, class
+
+
+def _split(members: list[list[Path]], root: Path, test_fraction: float) -> tuple[Labelled, Labelled]:
+    """Return the files of train and test. A file's side hardly changes when others are added.
+
+    Within each class the files are ranked by a hash of their path below `root`, and the first go to test.
+    """
+    train: Labelled = []
+    test: Labelled = []
+    for label, paths in enumerate(members):
+        ranked = sorted(paths, key=lambda path: seed_for("split", path.relative_to(root).as_posix()))
+        count = round(len(paths) * test_fraction)
+        test += [(path, label) for path in sorted(ranked[:count])]
+        train += [(path, label) for path in sorted(ranked[count:])]
+    # Tiny folders: neither side may be empty.
+    if not test:
+        test.append(train.pop())
+    if not train:
+        train.append(test.pop())
+    return train, test
+
+
+def _lazy(files: Labelled, names: tuple[str, ...], config: ImageFolderConfig) -> Split:
+    pictures = PictureFiles([path for path, _ in files], config.size, config.channels)
+    labels = {"label": torch.tensor([label for _, label in files])} if names else {}
+    return Split({"image": pictures, **labels})
+
+
+def _read(split: Split) -> tuple[Split, list[Path]]:
+    """Return the split with its pictures as a tensor, and the files that turned out broken."""
+    pictures = split.streams["image"]
+    assert isinstance(pictures, LazyStream)
+    images, kept, broken = read_all(pictures)
+    labels = split.streams.get("label")
+    extra = {"label": labels[kept]} if isinstance(labels, torch.Tensor) else {}
+    return Split({"image": images, **extra}), broken

