@@ -1,0 +1,106 @@
+"""What every technique keeps to, the project's own and any that is added."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from running import TINY, TINY_BATCH, assert_same, assert_same_run, genexp, in_folder, metrics, status
+
+from genexp.config import bind, config_folder
+from genexp.data import load_dataset
+from genexp.technique import find_technique, technique_names
+
+NAMES = technique_names()
+RECIPE = {
+    *("lr", "betas", "weight_decay", "schedule", "batch_size", "epochs", "ema"),
+    *("evaluate_every", "preview_every", "objective", "direction"),
+}
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Return the configuration that the command line would compose."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def tiny(name: str) -> list[str]:
+    """Return overrides that make a run of `name` take a moment."""
+    batch_size = composed(f"model={name}").model.recipe.batch_size
+    batch = [] if batch_size is None or batch_size < TINY_BATCH else [f"trainer.batch_size={TINY_BATCH}"]
+    return [f"model={name}", *TINY, *batch]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_name_is_file_is_yaml(name: str) -> None:
+    cls = find_technique(name)
+    node = composed(f"model={name}").model
+    assert cls.name == name == node.name
+    assert cls.__module__ == f"genexp.techniques.{name}"
+    assert set(node) - {"name", "recipe"} == {field.name for field in fields(cls.Config)}
+    assert set(node.recipe) == RECIPE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_survives_a_round_trip(name: str) -> None:
+    cfg = composed(*tiny(name))
+    cls = find_technique(name)
+    node = OmegaConf.to_container(cfg.model, resolve=True)
+    assert isinstance(node, dict)
+    config = bind(cls.Config, {key: node[key] for key in node if key not in ("name", "recipe")}, "model")
+    spec = load_dataset(cfg.dataset).spec
+    first, second = cls(config, spec), cls(config, spec)
+    second.load_state_dict(first.state_dict())
+    assert_same(dict(first.state_dict()), dict(second.state_dict()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_equals_straight(name: str, tmp_path: Path) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    ended = genexp(*tiny(name), "trainer.max_steps=4", in_folder(straight))
+    assert ended.code == 0, ended.err
+    assert genexp(*tiny(name), "trainer.max_steps=2", in_folder(resumed)).code == 0
+    ended = genexp(f"resume={resumed}", "trainer.max_steps=4")
+    assert ended.code == 0, ended.err
+    kept = [line for line in metrics(resumed) if line["split"] == "train"]
+    assert kept == [line for line in metrics(straight) if line["split"] == "train"]
+    assert len(kept) == 4 or status(straight)["step"] < 4
+    state = torch.load(straight / "checkpoints" / f"step-{len(kept):08d}.pt", weights_only=True)
+    again = torch.load(resumed / "checkpoints" / f"step-{len(kept):08d}.pt", weights_only=True)
+    for part in ("technique", "optimizers", "average"):
+        assert_same(state[part], again[part])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_looking_changes_nothing(name: str, tmp_path: Path) -> None:
+    """Losses are the same bits with evaluation and previews on or off."""
+    looking, blind = tmp_path / "looking", tmp_path / "blind"
+    steps = (*tiny(name), "trainer.max_steps=3")
+    assert genexp(*steps, "trainer.evaluate_every=1", "trainer.preview_every=1", in_folder(looking)).code == 0
+    assert genexp(*steps, "trainer.evaluate_every=0", "trainer.preview_every=0", in_folder(blind)).code == 0
+    assert [line for line in metrics(looking) if line["split"] == "train"] == metrics(blind)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_objective_is_a_metric_of_the_technique(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert genexp(*tiny(name), "trainer.max_steps=1", in_folder(folder)).code == 0
+    state = status(folder)
+    recipe = composed(f"model={name}").model.recipe
+    assert state["best"]["value"] == state["test"][recipe.objective]
+    cls = find_technique(name)
+    assert (recipe.objective, recipe.direction) == (cls.objective, cls.direction)
+
+
+def test_same_seed_same_run(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        assert genexp(*tiny("vae"), "trainer.max_steps=3", in_folder(folder)).code == 0
+    assert_same_run(first, second)
+    other = tmp_path / "other"
+    assert genexp(*tiny("vae"), "trainer.max_steps=3", "seed=1", in_folder(other)).code == 0
+    assert metrics(first) != metrics(other)
