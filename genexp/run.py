@@ -71,13 +71,15 @@ def run_experiment(cfg: DictConfig, folder: Path) -> Result:
         assert isinstance(config, dict)
         config["resume"] = None
         plain = {str(key): value for key, value in config.items()}
-        built = _build(plain, previous)
+        built = build_run(plain, previous)
         _write_config(plain, folder)
         return _execute(built, plain, folder, previous)
 
 
 @dataclass(frozen=True)
-class _Built:
+class Run:
+    """A run that is ready to begin."""
+
     learner: Learner
     material: Material
     dataset: Dataset
@@ -89,7 +91,8 @@ class _Built:
         return self.trainer.total_steps(self.material.steps_per_epoch)
 
 
-def _build(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> _Built:
+def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> Run:
+    """Return what a plain, resolved configuration describes, in the state `previous` if given. Raises GenexpError."""
     run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "top level")
     trainer = bind(TrainerConfig, config["trainer"], "trainer")
     plan = plan_optimizers(config["optimizer"])
@@ -109,7 +112,7 @@ def _build(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> _Bu
     if previous is not None:
         learner.restore(previous)
     material = _material(dataset, learner, trainer, seed=run.seed, gb=config["dataset"]["resident_gb"])
-    return _Built(learner, material, dataset, trainer, run.seed)
+    return Run(learner, material, dataset, trainer, run.seed)
 
 
 def _material(dataset: Dataset, learner: Learner, trainer: TrainerConfig, *, seed: int, gb: float) -> Material:
@@ -133,16 +136,16 @@ class _NoBatches:
         return itertools.repeat({})
 
 
-def _execute(built: _Built, config: Mapping[str, Any], folder: Path, previous: Mapping[str, Any] | None) -> Result:
+def _execute(built: Run, config: Mapping[str, Any], folder: Path, previous: Mapping[str, Any] | None) -> Result:
     start = 0
     if previous is not None:
         start = previous["step"]
         if start >= built.total_steps or built.learner.technique.converged:
             refuse_if_finished(folder)
         cut_back(folder, previous["ledger"])
-    recorders = _recorders(built.trainer, previous)
+    recorders = run_recorders(built.trainer, previous)
     with stop_on_signals(built.trainer.time_budget) as stop:
-        recorders.open(_describe(built, config, folder, start))
+        recorders.open(describe_run(built, config, folder, start))
         try:
             clock = train(
                 built.learner, built.material, recorders, built.trainer, stop, seed=built.seed, start=start
@@ -157,13 +160,15 @@ def _execute(built: _Built, config: Mapping[str, Any], folder: Path, previous: M
     return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))
 
 
-def _recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:
+def run_recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:
+    """Return the recorders that a run has by default."""
     others: Sequence[Recorder] = (Console(), MetricsLog(), TensorBoard(), Gif(), Figures(), Status())
     best = previous["best"] if previous else None
     return RecorderGroup([*others, Checkpoints(others, keep=trainer.keep_checkpoints, best=best)])
 
 
-def _describe(built: _Built, config: Mapping[str, Any], folder: Path, start: int) -> RunInfo:
+def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int) -> RunInfo:
+    """Return what recorders are told of a run."""
     technique, material = built.learner.technique, built.material
     return RunInfo(
         folder=folder,

@@ -1,0 +1,1 @@
+"""Measuring genexp against what a user would write or pick instead."""
