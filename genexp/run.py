@@ -92,7 +92,7 @@ class Run:
 
 
 def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> Run:
-    """Return what a plain, resolved configuration describes, in the state `previous` if given. Raises GenexpError."""
+    """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError."""
     run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "top level")
     trainer = bind(TrainerConfig, config["trainer"], "trainer")
     plan = plan_optimizers(config["optimizer"])
