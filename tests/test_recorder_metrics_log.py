@@ -130,3 +130,16 @@ def test_epoch_means_do_not_depend_on_the_blocks() -> None:
     assert together[0] == apart[0] == 2
     assert apart[1] == pytest.approx(together[1])
     assert apart[1]["loss"] == pytest.approx(np.mean([loss_at(step) for step in range(11, 21)]))
+
+
+def test_an_epoch_resumed_midway_counts_what_it_saw() -> None:
+    means = EpochMeans(10)
+    assert means.add(curves(21, 25)) is None
+    assert means.means()["loss"] == pytest.approx(np.mean([loss_at(step) for step in range(21, 26)]))
+
+
+def test_epochs_of_one_step_end_with_every_step() -> None:
+    ended = EpochMeans(1).add(curves(1, 5))
+    assert ended is not None
+    assert ended[0] == 5
+    assert ended[1]["loss"] == pytest.approx(loss_at(5))

@@ -45,28 +45,31 @@ class EpochMeans:
 
     def add(self, curves: Mapping[str, Curve]) -> tuple[int, dict[str, float]] | None:
         """Add a block, and return the last epoch that ended within it with its means, if one did."""
-        steps = (
-            np.unique(np.concatenate([curve.steps for curve in curves.values()])) if curves else np.array([], int)
-        )
+        if not curves:
+            return None
+        first = min(int(curve.steps[0]) for curve in curves.values())
+        last = max(int(curve.steps[-1]) for curve in curves.values())
+        complete, rest = divmod(last, self._steps_per_epoch)
         ended = None
-        for epoch in np.unique(self._epochs(steps)).tolist():
-            self._begin(epoch)
-            for name, curve in curves.items():
-                values = curve.values[self._epochs(curve.steps) == epoch]
-                total, count = self._sums.get(name, (0.0, 0))
-                self._sums[name] = total + float(values.sum(dtype=np.float64)), count + len(values)
-            if steps[-1] >= epoch * self._steps_per_epoch:
-                ended = epoch, self.means()
+        if complete * self._steps_per_epoch >= first:
+            self._take(curves, complete)
+            ended = complete, self.means()
+        if rest:
+            self._take(curves, complete + 1)
         return ended
 
     def means(self) -> dict[str, float]:
-        """Return the means over what the present epoch has seen so far."""
-        return {name: total / count for name, (total, count) in self._sums.items() if count}
+        """Return the means over what was seen of the newest epoch."""
+        return {name: total / count for name, (total, count) in self._sums.items()}
 
-    def _begin(self, epoch: int) -> None:
+    def _take(self, curves: Mapping[str, Curve], epoch: int) -> None:
         if epoch != self._epoch:
             self._epoch = epoch
             self._sums.clear()
-
-    def _epochs(self, steps: np.ndarray) -> np.ndarray:
-        return -(-steps // self._steps_per_epoch)
+        bounds = np.array([epoch - 1, epoch]) * self._steps_per_epoch
+        for name, curve in curves.items():
+            begin, end = curve.steps.searchsorted(bounds, side="right")
+            if begin < end:
+                total, count = self._sums.get(name, (0.0, 0))
+                values = curve.values[begin:end]
+                self._sums[name] = total + float(values.sum(dtype=np.float64)), count + len(values)
