@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import LazyStream, Split
-from genexp.data.held import Batch, HeldSplit, ResidentSplit, StreamedSplit, hold
+from genexp.data.held import Batch, HeldSplit, ResidentSplit, StreamedSplit, hold, scaled
 from genexp.data.order import round_robin, shuffled
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.errors import ConfigError, DataError
@@ -132,6 +132,12 @@ def test_images_are_scaled_and_other_streams_are_not() -> None:
     assert batch["image"].dtype == torch.float32
     assert batch["image"].flatten().tolist() == pytest.approx([0, 0.2, 1])
     assert batch["point"].tolist() == [[9.0, 9.0]] * 3
+
+
+@pytest.mark.parametrize("count", [1, 40_000, 2**18 + 1])
+def test_small_and_large_batches_are_scaled_alike(count: int) -> None:
+    levels = torch.arange(count).to(torch.uint8)
+    assert torch.equal(scaled(levels), levels.float() / 255)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 2), (2, 1, 3), (3, 5, 5)])

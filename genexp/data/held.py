@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from multiprocessing.context import BaseContext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -20,6 +21,9 @@ from genexp.errors import DataError
 Batch = dict[str, Tensor]
 Indices = Mapping[str, Tensor]  # stream name → int64 (batch,)
 
+# Torch wakes its other threads for 32,768 elements already. On cores that are shared with another process
+# waiting for them takes up to a hundred times as long as doing it alone.
+ONE_THREAD = 2**18
 WORD_TYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
@@ -115,7 +119,11 @@ class StreamedSplit(HeldSplit):
 
 def scaled(tensor: Tensor) -> Tensor:
     """Return uint8 images as float32 in [0, 1], and anything else as it is."""
-    return tensor / 255 if tensor.dtype == torch.uint8 else tensor
+    if tensor.dtype != torch.uint8:
+        return tensor
+    if tensor.device.type == "cpu" and tensor.numel() <= ONE_THREAD:
+        return torch.from_numpy(np.divide(tensor.numpy(), np.float32(255), dtype=np.float32))
+    return tensor / 255
 
 
 def _as_words(tensor: Tensor) -> Tensor:
