@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from torch import Tensor
@@ -96,7 +97,7 @@ def download(name: str, family: Family) -> Path:
         with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
             getattr(torchvision.datasets, family.torchvision_name)(scratch, download=True)
             _move(Path(scratch) / family.torchvision_name, target)
-    except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError; wrong sums are RuntimeErrors
+    except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise DataError(
             f"dataset={name} is in none of {_searched(family)}, and its download failed ({reason}); set "
