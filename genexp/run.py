@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from genexp.device import DeviceConfig, choose_device, use_deterministic_algorit
 from genexp.environment import describe_environment
 from genexp.learner import Learner
 from genexp.optimizers import plan_optimizers
+from genexp.paths import shown_path
 from genexp.recorders.checkpoints import Checkpoints, cut_back
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures
@@ -108,6 +108,7 @@ def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> 
         log.warning(warning)
     seed_generators(device, run.seed, "initialise")
     technique = cls(technique_config, dataset.spec).to(device)
+    technique.prepare(dataset)
     learner = Learner(technique, plan, trainer.step_settings, device)
     if previous is not None:
         learner.restore(previous)
@@ -162,7 +163,8 @@ def _execute(built: Run, config: Mapping[str, Any], folder: Path, previous: Mapp
 
 def run_recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:
     """Return the recorders that a run has by default."""
-    others: Sequence[Recorder] = (Console(), MetricsLog(), TensorBoard(), Gif(), Figures(), Status())
+    # TensorBoard shows the GIFs, and the console names the files, that those before them have written.
+    others: Sequence[Recorder] = (MetricsLog(), Gif(), Figures(), TensorBoard(), Status(), Console())
     best = previous["best"] if previous else None
     return RecorderGroup([*others, Checkpoints(others, keep=trainer.keep_checkpoints, best=best)])
 
@@ -191,8 +193,3 @@ def _write_config(config: Mapping[str, Any], folder: Path) -> None:
     temporary = folder / "config.yaml.tmp"
     OmegaConf.save(OmegaConf.create(dict(config)), temporary)
     temporary.replace(folder / "config.yaml")
-
-
-def shown_path(path: Path) -> str:
-    """Return `path` as a user here would type it."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

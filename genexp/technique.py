@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError
 
 Batch = dict[str, Tensor]  # stream name → tensor on the device; images are float in [0, 1]
@@ -82,6 +83,12 @@ class Technique(nn.Module, ABC):
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
         """Return the phases of a step, in order. Called once, after the technique is on its device."""
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Learn what to be judged by. Called before all else, in every process: fresh, resumed or a tool.
+
+        Nothing kept here may change a step: it is derived from the data set and in no checkpoint.
+        """
 
     def begin(self, samples: Batches) -> None:
         """Initialise from the training split. Called on fresh runs only, before step 1."""
