@@ -74,7 +74,7 @@ def read_picture(path: Path, size: int, channels: int) -> Tensor:
         with Image.open(path) as image:
             image.draft(MODES[channels], (size, size))  # lets JPEG decode at a fraction of its resolution
             upright = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(_eight_bit(upright, MODES[channels]), (size, size), Image.Resampling.BICUBIC)
+            fitted = ImageOps.fit(eight_bit(upright, MODES[channels]), (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's plugins raise what they like on damaged files
         raise BrokenPicture(path, _line(error)) from None
     pixels = torch.from_numpy(np.array(fitted))  # (size, size) or (size, size, 3)
@@ -129,7 +129,8 @@ def complaint(broken: Iterable[Path], total: int, root: Path) -> tuple[str, ...]
     return (f"{len(names)} of {total} pictures in {root} cannot be read and are left out: {listed}{more}",)
 
 
-def _eight_bit(image: Image, mode: str) -> Image:
+def eight_bit(image: Image, mode: str) -> Image:
+    """Return an image in `mode`, "L" or "RGB", without transparency."""
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to white instead of scaling them
         image = image.convert("I").point(lambda value: value / 256)
     return image.convert(mode)

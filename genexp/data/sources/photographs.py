@@ -1,0 +1,74 @@
+"""Two photographs: one for its content, one for its style."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from genexp.config import require
+from genexp.data.dataset import Dataset, Split
+from genexp.data.registry import SourceConfig, source
+from genexp.data.sources._pictures import eight_bit
+from genexp.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EMBEDDED = {"content": "china.jpg", "style": "flower.jpg"}  # the two that scikit-learn ships
+
+
+@dataclass
+class PhotographsConfig(SourceConfig):
+    """conf/dataset/photographs.yaml."""
+
+    content: str | None
+    style: str | None
+    size: int  # pixels of the longer side
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.size >= 1, "size", self.size, "use at least 1 pixel")
+
+
+@source("photographs", PhotographsConfig)
+def load(config: PhotographsConfig) -> Dataset:
+    """Return the streams "content" and "style": one sample, uint8 (1, 3, height, width), each of its own size.
+
+    There is nothing to hold back: the test split is the same. Raises DataError.
+    """
+    streams = {name: _photograph(name, getattr(config, name), config.size) for name in EMBEDDED}
+    return Dataset(config.name, Split(streams), Split(streams))
+
+
+def _photograph(role: str, file: str | None, size: int) -> Tensor:
+    import numpy as np
+    from PIL import Image
+
+    if file is None:
+        from sklearn.datasets import load_sample_image
+
+        picture = Image.fromarray(load_sample_image(EMBEDDED[role]))
+    else:
+        picture = _read(Path(file).expanduser(), f"dataset.{role}={file}")
+    scale = size / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].contiguous()
+
+
+def _read(path: Path, setting: str) -> Image:
+    """Return the picture as it is meant to be seen: upright, in RGB, without transparency."""
+    from PIL import Image, ImageOps
+
+    if not path.is_file():
+        raise DataError(f"{setting} is no file; give a picture, or null for scikit-learn's photograph")
+    try:
+        with Image.open(path) as image:
+            return eight_bit(ImageOps.exif_transpose(image), "RGB")
+    except Exception as error:  # Pillow's plugins raise what they like on damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{setting} cannot be read as a picture ({reason}); give another file") from None

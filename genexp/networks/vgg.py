@@ -1,0 +1,168 @@
+"""The convolutions of VGG19 (Simonyan & Zisserman 2015), cut off behind the last layer that is looked at."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genexp.errors import ConfigError
+
+BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels and number of convolutions
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
+POOLINGS: dict[str, Callable[[], nn.Module]] = {
+    "max": lambda: nn.MaxPool2d(2),
+    "average": lambda: nn.AvgPool2d(2),  # lets gradients reach each pixel (Gatys et al. 2016)
+}
+URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
+PATIENCE = 30  # seconds without a byte from the network
+WAYS_OUT = "set model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
+
+
+def _all_layers() -> Iterator[tuple[str, int]]:
+    number = 0
+    for channels, convolutions in BLOCKS:
+        for _ in range(convolutions):
+            number += 1
+            yield f"conv_{number}", channels
+            yield f"relu_{number}", channels
+        yield f"pool_{number}", channels
+
+
+LAYERS = dict(_all_layers())  # name → channels, in order: the nth is features.n of torchvision's network
+
+
+class Vgg19(nn.Module):
+    """Frozen features of images. A convolution is looked at before its ReLU."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, layers: Sequence[str], *, pooling: str = "max") -> None:
+        """`layers` are the names of those looked at, for example conv_4, relu_4 or pool_4."""
+        super().__init__()
+        names = list(LAYERS)
+        self.looked_at = frozenset(layers)
+        channels = 3
+        self.layers = nn.ModuleDict()
+        for name in names[: 1 + max(names.index(layer) for layer in layers)]:
+            kind = name.partition("_")[0]
+            if kind == "conv":
+                self.layers[name] = nn.Conv2d(channels, LAYERS[name], 3, padding=1)
+                channels = LAYERS[name]
+            else:
+                # A ReLU in place would spoil the convolution's output where that is looked at.
+                spoils = f"conv_{name.partition('_')[2]}" in self.looked_at
+                self.layers[name] = nn.ReLU(inplace=not spoils) if kind == "relu" else POOLINGS[pooling]()
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return layer → features (batch, channels, height, width) of RGB images in [0, 1]."""
+        features = (images - self.mean) / self.deviation
+        seen = {}
+        for name, layer in self.layers.items():
+            features = layer(features)
+            if name in self.looked_at:
+                seen[name] = features
+        return seen
+
+    def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
+        """Return layer → (channels, height, width) of the features of images of `size`. Raises ConfigError."""
+        height, width = size
+        shapes = {}
+        for name in self.layers:
+            if name.startswith("pool"):
+                height, width = height // 2, width // 2
+            if min(height, width) < 1:
+                raise ConfigError(
+                    f"an image of {size[0]}×{size[1]} pixels vanishes at layer {name}; raise dataset.size "
+                    f"(or the smallest of model.scales), or look at earlier layers only"
+                )
+            shapes[name] = (LAYERS[name], height, width)
+        return {name: shapes[name] for name in shapes if name in self.looked_at}
+
+    def load(self, weights: Mapping[str, Tensor], *, origin: str) -> None:
+        """Take over the convolutions of torchvision's vgg19. Raises ConfigError naming `origin`."""
+        indices = {name: index for index, name in enumerate(LAYERS)}
+        for name, layer in self.layers.items():
+            for part, own in layer.named_parameters():
+                key = f"features.{indices[name]}.{part}"
+                given = weights.get(key)
+                if not isinstance(given, Tensor):
+                    raise ConfigError(f"model.weights={origin} lacks {key}; {WAYS_OUT}")
+                if given.shape != own.shape:
+                    sizes = f"{list(given.shape)}, not {list(own.shape)}"
+                    raise ConfigError(f"model.weights={origin}: {key} is {sizes}; {WAYS_OUT}")
+                if not torch.isfinite(given).all():
+                    raise ConfigError(f"model.weights={origin}: {key} is not finite; {WAYS_OUT}")
+                own.copy_(given)
+
+    @torch.no_grad()
+    def randomise(self, images: Sequence[Tensor]) -> None:
+        """Draw orthogonal filters and let each have responses of mean 0 and variance 1 to `images`.
+
+        The filters suit any images; the scale and the bias from data (Salimans & Kingma 2016, section 3) keep
+        features from vanishing or blowing up, and each ReLU open for about half of the places.
+        """
+        maps = [(image - self.mean) / self.deviation for image in images]
+        for layer in self.layers.values():
+            if isinstance(layer, nn.Conv2d):
+                assert layer.bias is not None
+                nn.init.orthogonal_(layer.weight)
+                layer.bias.zero_()
+                responses = torch.cat([layer(features).flatten(2) for features in maps], dim=2)
+                deviation, mean = torch.std_mean(responses, dim=(0, 2))
+                scale = 1 / deviation.clamp_min(1e-6)
+                layer.weight.mul_(scale.view(-1, 1, 1, 1))
+                layer.bias.copy_(-mean * scale)
+            maps = [layer(features) for features in maps]
+
+
+def imagenet_weights() -> Mapping[str, Tensor]:
+    """Return the weights in torchvision's cache, after downloading them there if need be. Raises ConfigError."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
+    if file.is_file():
+        return weights_from(file)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        # It arrives under another name and its checksum is compared: no half of it is ever taken for the whole.
+        torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)
+    except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"model.weights=imagenet: {file} is absent and its download failed ({reason}); {WAYS_OUT}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return weights_from(file)
+
+
+def weights_from(file: Path) -> Mapping[str, Tensor]:
+    """Return the tensors in a weight file, by name, without executing what it may hold. Raises ConfigError."""
+    if not file.is_file():
+        raise ConfigError(f"model.weights={file} is no file; {WAYS_OUT}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about a file that it then refuses
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"model.weights={file} is no weight file, or holds more than tensors, possibly code: not loaded; "
+            f"{WAYS_OUT}"
+        ) from None
+    except Exception as error:  # a damaged file can make torch and zipfile raise nearly anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"model.weights={file} cannot be read ({reason}); {WAYS_OUT}") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"model.weights={file} holds a {type(content).__name__}, no weights by name; {WAYS_OUT}")
+    return content
