@@ -79,7 +79,7 @@ class Learner:
         """Run every phase that is due at `clock` and return their metrics, in order."""
         metrics: Metrics = {}
         for phase in self.phases:
-            if clock.step % phase.every:
+            if clock.step % phase.every or not phase.when(clock):
                 continue
             if isinstance(phase, Refit):
                 with torch.no_grad():

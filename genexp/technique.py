@@ -51,6 +51,7 @@ class Descent:
     learner: nn.Module
     loss: Callable[[Batch, Clock], tuple[Tensor, Metrics]]
     every: int = 1
+    when: Callable[[Clock], bool] = lambda clock: True  # at other times the phase rests
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Refit:
     refit: Callable[[Batch, Clock], Metrics] | Callable[[Batches, Clock], Metrics]
     every: int = 1
     whole: bool = False  # hand `refit` the training split as Batches instead of one Batch
+    when: Callable[[Clock], bool] = lambda clock: True
 
 
 Phase = Descent | Refit
