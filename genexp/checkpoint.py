@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Return what `save` wrote, on the CPU. Raises CheckpointError where it is damaged or carries code."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about a file that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, possibly code: not loaded"
@@ -84,14 +87,14 @@ def load_newest(run_folder: Path) -> tuple[dict[str, Any], list[str]]:
     files = numbered_checkpoints(run_folder)
     if not files:
         raise CheckpointError(f"resume={run_folder} has no checkpoint; start the run anew")
-    warnings: list[str] = []
+    doubts: list[str] = []
     for file in files:
         try:
-            return load(file), warnings
+            return load(file), doubts
         except CheckpointError as error:
-            warnings.append(f"{error}; falling back to the one before")
+            doubts.append(f"{error}; falling back to the one before")
     raise CheckpointError(
-        f"resume={run_folder} has only checkpoints that cannot be used ({warnings[0].split(';')[0]}); "
+        f"resume={run_folder} has only checkpoints that cannot be used ({doubts[0].split(';')[0]}); "
         f"start the run anew"
     )
 

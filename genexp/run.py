@@ -6,6 +6,7 @@ import itertools
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from genexp.seeding import seed_generators
 from genexp.snapshot import Outcome, RunInfo
 from genexp.stopping import stop_on_signals
 from genexp.technique import Batch, Refit, find_technique
-from genexp.trainer import Material, TrainerConfig, train
+from genexp.trainer import Feed, Material, TrainerConfig, train
 
 log = logging.getLogger(__name__)
 EVALUATION_BATCH = 500  # held-out samples at a time
@@ -73,7 +74,8 @@ def run_experiment(cfg: DictConfig, folder: Path) -> Result:
         plain = {str(key): value for key, value in config.items()}
         built = build_run(plain, previous)
         _write_config(plain, folder)
-        return _execute(built, plain, folder, previous)
+        with closing(built.material.feed):
+            return _execute(built, plain, folder, previous)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        return self.trainer.total_steps(self.material.steps_per_epoch)
+        return self.trainer.total_steps(self.material.feed.steps_per_epoch)
 
 
 def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> Run:
@@ -119,12 +121,13 @@ def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> 
 def _material(dataset: Dataset, learner: Learner, trainer: TrainerConfig, *, seed: int, gb: float) -> Material:
     train_split = hold(dataset.train, learner.device, gb)
     test_split = hold(dataset.test, learner.device, gb)
-    stream = BatchStream(train_split, trainer.batch_size, seed=seed, name=dataset.name)
     # Phases that take the whole split have no use for batches: none is made.
     idle = all(isinstance(phase, Refit) and phase.whole for phase in learner.phases)
+    feed: Feed = _NoBatches()
+    if not idle:
+        feed = BatchStream(train_split, trainer.batch_size, seed=seed, name=dataset.name)
     return Material(
-        feed=_NoBatches() if idle else stream,
-        steps_per_epoch=stream.steps_per_epoch,
+        feed=feed,
         train=SplitBatches(train_split, EVALUATION_BATCH),
         test=SplitBatches(test_split, EVALUATION_BATCH),
         examples=examples(test_split, learner.technique.example_count),
@@ -132,6 +135,11 @@ def _material(dataset: Dataset, learner: Learner, trainer: TrainerConfig, *, see
 
 
 class _NoBatches:
+    steps_per_epoch = 1
+
+    def close(self) -> None:
+        """Nothing to close."""
+
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Return empty batches without end."""
         return itertools.repeat({})
@@ -178,7 +186,7 @@ def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int
         dataset=built.dataset.name,
         config=config,
         total_steps=built.total_steps,
-        steps_per_epoch=material.steps_per_epoch,
+        steps_per_epoch=material.feed.steps_per_epoch,
         batch_size=built.trainer.batch_size or len(built.dataset.train),
         parameters=sum(weight.numel() for weight in technique.parameters() if weight.requires_grad),
         objective=built.trainer.objective.removeprefix("test/"),

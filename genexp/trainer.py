@@ -71,6 +71,15 @@ class TrainerConfig:
 class Feed(Protocol):
     """Where batches come from."""
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return how many batches an epoch has."""
+        ...
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        ...
+
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Return the batches of steps `first_step`, `first_step` + 1, … without end."""
         ...
@@ -81,7 +90,6 @@ class Material:
     """What a run learns from and is judged by."""
 
     feed: Feed
-    steps_per_epoch: int
     train: Batches  # the training split in order
     test: Batches  # the test split in order
     examples: Batch  # a few fixed held-out samples
@@ -109,7 +117,7 @@ def train(
 
     Step n is a function of the learner's state, `seed` and n alone. Raises DivergenceError.
     """
-    per_epoch = material.steps_per_epoch
+    per_epoch = material.feed.steps_per_epoch
     clock = Clock(start, config.total_steps(per_epoch), per_epoch)
     observer = _Observer(learner, material, config, seed)
     if start == 0:

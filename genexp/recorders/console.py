@@ -12,6 +12,7 @@ from typing import final
 
 import rich
 
+from genexp.paths import shown_path
 from genexp.recorders.display import Display, MovingLine, PlainLines, Standing, plain
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.rows import EpochMeans
@@ -46,7 +47,7 @@ class Console(Recorder):
         facts = [f"{run.model} on {run.dataset}", run.environment.get("device"), f"{run.parameters:,} parameters"]
         plain(self._console, " · ".join(fact for fact in facts if fact))
         since = f", from step {run.resumed_at:,}" if run.resumed_at else ""
-        plain(self._console, f"→ {_shown(run.folder)}{since}")
+        plain(self._console, f"→ {shown_path(run.folder)}{since}")
         self._display: Display
         if self._console.is_terminal:
             self._display = MovingLine(self._console, self._standing())
@@ -69,13 +70,11 @@ class Console(Recorder):
         self._display.show(standing, epoch_ended=ended is not None)
 
     def close(self, outcome: Outcome) -> None:
-        """Say how the run ended and where its files are."""
+        """Say how the run ended and where its files are; its error is the command's last line, not said here."""
         self._display.stop()
         seconds = timedelta(seconds=round(time.monotonic() - self._begun))
         best = f"; {self._best_in_words()} at step {self._best[1]:,}" if self._best else ""
         lines = [f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"]
-        if outcome.error is not None:
-            lines.append(_entry("error", outcome.error))
         lines += [_entry(what, where) for what, where in _places(self._run.folder).items()]
         if outcome.resume_command is not None:
             lines.append(_entry("to go on", outcome.resume_command))
@@ -116,19 +115,14 @@ class Console(Recorder):
 
 def _places(folder: Path) -> dict[str, str]:
     """Return what there is to look at → where it is."""
-    pictures = ", ".join(_shown(path) for path in sorted(folder.glob("*.gif")))
+    pictures = ", ".join(shown_path(path) for path in sorted(folder.glob("*.gif")))
     files = {"figures": "figures", "metrics": "metrics.jsonl", "log": "train.log"}
     places = {"pictures": pictures} if pictures else {}
-    places |= {what: _shown(folder / name) for what, name in files.items() if (folder / name).exists()}
+    places |= {what: shown_path(folder / name) for what, name in files.items() if (folder / name).exists()}
     if (folder / "tensorboard").exists():
-        places["scalars"] = f"tensorboard --logdir {shlex.quote(_shown(folder))}"
+        places["scalars"] = f"tensorboard --logdir {shlex.quote(shown_path(folder))}"
     return places
 
 
 def _entry(what: str, where: str) -> str:
     return f"  {what:<9} {where}"
-
-
-def _shown(path: Path) -> str:
-    """Return `path` as a user here would type it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from genexp.errors import GenexpError
 from genexp.recorders.recorder import Recorder
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 
@@ -38,5 +39,5 @@ class RecorderGroup:
         for recorder in self._recorders:
             try:
                 recorder.close(outcome)
-            except OSError as error:
+            except (OSError, GenexpError) as error:
                 log.warning("%s could not finish: %s", type(recorder).__name__, error)
