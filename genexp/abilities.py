@@ -1,0 +1,96 @@
+"""What a learned technique can do beside being scored. A technique inherits what it can; tools ask `isinstance`.
+
+All are called in evaluation mode, without gradients, on the technique's device. Images are float in [0, 1].
+Randomness comes from torch's global generator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from genexp.technique import Batch
+
+
+class Samples(ABC):
+    """Makes new images out of noise."""
+
+    @abstractmethod
+    def sample(self, count: int) -> Tensor:
+        """Return new images (count, channels, height, width). A technique that knows classes takes them in turn."""
+
+
+class Reconstructs(ABC):
+    """Gives back images through a narrow latent."""
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return what comes back of `images` (batch, channels, height, width), in their shape."""
+
+
+class Interpolates(ABC):
+    """Has a latent space in which there is a way from one image to another."""
+
+    @abstractmethod
+    def interpolate(self, examples: Batch, frames: int) -> Tensor:
+        """Return images (frames, paths, channels, height, width): along each path one image turns into another.
+
+        There is one path for each of `examples`, held-out samples. A technique without a way from images to
+        codes takes only their number.
+        """
+
+
+class Traverses(ABC):
+    """Has latent units that can be moved one by one."""
+
+    @abstractmethod
+    def traverse(self, examples: Batch, frames: int) -> Tensor:
+        """Return images (frames, units, channels, height, width): each path moves one unit of a code, and it alone.
+
+        The code is that of the first of `examples`, held-out samples; the units are those that say most of them.
+        """
+
+
+class Clusters(ABC):
+    """Assigns samples to clusters."""
+
+    @abstractmethod
+    def assign(self, batch: Batch) -> Tensor:
+        """Return the cluster of each sample: int64 (batch,)."""
+
+
+class Stylises(ABC):
+    """Has learned one image: a content in a style."""
+
+    @abstractmethod
+    def stylised(self) -> Tensor:
+        """Return that image, (1, 3, height, width)."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A way from one kind of image to another."""
+
+    name: str  # of the files that come of it: "translated", "a_to_b"
+    source: str  # the stream whose images go in
+    target: str  # the stream that what comes out is like
+    apply: Callable[[Tensor], Tensor]  # (batch, c, h, w) → (batch, c, h, w)
+
+
+class Translates(ABC):
+    """Turns images of one kind into images of another."""
+
+    @abstractmethod
+    def translations(self) -> Sequence[Translation]:
+        """Return all ways the technique knows."""
+
+
+class Explains(ABC):
+    """Has a likelihood that can be estimated."""
+
+    @abstractmethod
+    def log_likelihood(self, images: Tensor, samples: int) -> Tensor:
+        """Return log p of each binary image (batch, channels, height, width) in nats, (batch,), from so many samples."""
