@@ -20,7 +20,7 @@ class Samples(ABC):
 
     @abstractmethod
     def sample(self, count: int) -> Tensor:
-        """Return new images (count, channels, height, width). A technique that knows classes takes them in turn."""
+        """Return new images (count, channels, height, width); of classes in turn, where it knows any."""
 
 
 class Reconstructs(ABC):
@@ -29,6 +29,10 @@ class Reconstructs(ABC):
     @abstractmethod
     def reconstruct(self, images: Tensor) -> Tensor:
         """Return what comes back of `images` (batch, channels, height, width), in their shape."""
+
+    def corrupt(self, images: Tensor) -> Tensor:
+        """Return `images` as the technique is meant to see them: noisy, where it is there to remove noise."""
+        return images
 
 
 class Interpolates(ABC):
@@ -48,7 +52,7 @@ class Traverses(ABC):
 
     @abstractmethod
     def traverse(self, examples: Batch, frames: int) -> Tensor:
-        """Return images (frames, units, channels, height, width): each path moves one unit of a code, and it alone.
+        """Return images (frames, units, channels, height, width): along each path one unit of a code moves alone.
 
         The code is that of the first of `examples`, held-out samples; the units are those that say most of them.
         """
@@ -93,4 +97,4 @@ class Explains(ABC):
 
     @abstractmethod
     def log_likelihood(self, images: Tensor, samples: int) -> Tensor:
-        """Return log p of each binary image (batch, channels, height, width) in nats, (batch,), from so many samples."""
+        """Return log p in nats, estimated from so many samples, of binary images (batch, c, h, w): (batch,)."""
