@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from genexp.abilities import Interpolates, Reconstructs, Traverses
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.latent_walks import along_units, between, decoded
 from genexp.losses import RECONSTRUCTION_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
@@ -46,7 +48,7 @@ class DenseAutoencoderConfig(AutoencoderConfig):
             require(value in ACTIVATIONS, key, value, f"choose one of {', '.join(ACTIVATIONS)}")
 
 
-class Autoencoder(Technique):
+class Autoencoder(Technique, Reconstructs, Interpolates, Traverses):
     """Learns to give back its input through a narrow latent. Subclasses bring networks and noise."""
 
     objective = "mse"
@@ -63,17 +65,17 @@ class Autoencoder(Technique):
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Return the encoder and the decoder for images of `shape`."""
 
-    def corrupt(self, images: Tensor) -> Tensor:
-        """Return what the encoder sees of `images`."""
-        return images
-
     def target(self, images: Tensor, seen: Tensor) -> Tensor:
         """Return what the decoder should give."""
         return images
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Return what comes back of `images`, in [0, 1]."""
-        return self.decoder(self.encoder(images)).sigmoid()
+        return self.decode(self.encoder(images))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return images in [0, 1] for codes (batch, latent)."""
+        return self.decoder(codes).sigmoid()
 
     def phases(self) -> tuple[Descent, ...]:
         return (Descent("autoencoder", self, self.loss),)
@@ -98,6 +100,19 @@ class Autoencoder(Technique):
 
     def encode(self, batch: Batch) -> Tensor:
         return self.encoder(batch["image"])
+
+    def interpolate(self, examples: Batch, frames: int) -> Tensor:
+        return decoded(self.decode, between(self.encode(examples), frames))
+
+    def traverse(self, examples: Batch, frames: int) -> Tensor:
+        """Return images (frames, units, c, h, w): each unit goes from its least to its greatest value.
+
+        Both are those of `examples`, and the units are those that vary most over them.
+        """
+        codes = self.encode(examples)
+        units = codes.std(0, correction=0).topk(min(8, codes.shape[1])).indices
+        low, high = codes.amin(0)[units], codes.amax(0)[units]
+        return decoded(self.decode, along_units(codes[0], units, low, high, frames))
 
 
 def build_dense(shape: tuple[int, int, int], config: DenseAutoencoderConfig) -> tuple[nn.Module, nn.Module]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genexp.abilities import Explains, Interpolates, Reconstructs, Samples, Traverses
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.latent_walks import FRAMES, along_units, between, decoded, film
 from genexp.losses import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
 from genexp.metrics.averaging import mean_scores
-from genexp.metrics.likelihood import active_units
+from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
@@ -19,7 +21,7 @@ from genexp.pictures import rows, tile
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
 
 SAMPLES = 64  # prior samples in a picture
-FRAMES = 40  # of the interpolation and the traversal
+AT_ONCE = 10  # latents of each image that the likelihood's estimate decodes together
 
 
 @dataclass
@@ -43,7 +45,7 @@ class VaeConfig:
 
 
 @register
-class VariationalAutoencoder(Technique):
+class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Traverses, Explains):
     """Encodes an image to a Gaussian over latents, and decodes latents to Bernoulli pixels."""
 
     Config = VaeConfig
@@ -90,6 +92,18 @@ class VariationalAutoencoder(Technique):
     def encode(self, batch: Batch) -> Tensor:
         return self.posterior(batch["image"])[0]
 
+    def sample(self, count: int) -> Tensor:
+        return self.decode(torch.randn(count, self.config.latent, device=self.mean.weight.device))
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return self.decode(self.posterior(images)[0])
+
+    def log_likelihood(self, images: Tensor, samples: int) -> Tensor:
+        def evidence(images: Tensor, latents: Tensor) -> Tensor:
+            return bernoulli_log_likelihood(self.decoder(latents), images)
+
+        return importance_log_likelihood(self.posterior, evidence, images, samples=samples, chunk=AT_ONCE)
+
     def evaluate(self, samples: Batches) -> dict[str, float]:
         means: list[Tensor] = []
         scores = mean_scores(samples, lambda batch: self._scores(batch["image"], means))
@@ -110,39 +124,27 @@ class VariationalAutoencoder(Technique):
         }
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        # The noise first: seeded alike for each preview, it is the same from one frame to the next.
-        noise = self._noise(SAMPLES, examples)
+        # The samples first: seeded alike for each preview, their noise is the same from one frame to the next.
+        samples = tile(self.sample(SAMPLES), columns=8)
         images = examples["image"]
-        back = self.decode(self.encode(examples))
-        return {"samples": tile(self.decode(noise), columns=8), "reconstructions": rows(images, back)}
+        return {"samples": samples, "reconstructions": rows(images, self.reconstruct(images))}
 
     def gallery(self, examples: Batch) -> dict[str, Tensor]:
-        codes = self.encode(examples)
         return {
-            "prior_samples": tile(self.decode(self._noise(SAMPLES, examples)), columns=8),
-            "interpolation": self._interpolation(codes),
-            "traversal": self._traversal(codes[:1], self._widest(examples)),
+            "prior_samples": tile(self.sample(SAMPLES), columns=8),
+            "interpolation": film(self.interpolate(examples, FRAMES)),
+            "traversal": film(self.traverse(examples, FRAMES)),
         }
 
-    def _noise(self, count: int, examples: Batch) -> Tensor:
-        return torch.randn(count, self.config.latent, device=examples["image"].device)
+    def interpolate(self, examples: Batch, frames: int) -> Tensor:
+        return decoded(self.decode, between(self.encode(examples), frames))
 
-    def _interpolation(self, codes: Tensor) -> Tensor:
-        """Return frames (FRAMES, c, h, w) in which each example turns into the next."""
-        following = codes.roll(-1, dims=0)
-        frames = [torch.lerp(codes, following, part.item()) for part in torch.linspace(0, 1, FRAMES)]
-        return torch.stack([tile(self.decode(frame), columns=4) for frame in frames])
+    def traverse(self, examples: Batch, frames: int) -> Tensor:
+        """Return images (frames, units, c, h, w): each unit goes from −3 to 3, where the prior has 99.7 %.
 
-    def _traversal(self, code: Tensor, units: Tensor) -> Tensor:
-        """Return frames in which each of `units` alone moves from −3 to 3 and the rest of `code` stays."""
-        frames = []
-        for value in torch.linspace(-3, 3, FRAMES):
-            moved = code.repeat(len(units), 1)
-            moved[torch.arange(len(units)), units] = value.to(moved)
-            frames.append(tile(self.decode(moved), columns=4))
-        return torch.stack(frames)
-
-    def _widest(self, examples: Batch) -> Tensor:
-        """Return the latent units whose posterior is furthest from the prior, which say most."""
+        The units are those whose posterior is furthest from the prior.
+        """
         mean, log_variance = self.posterior(examples["image"])
-        return gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices
+        units = gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices
+        edge = torch.full_like(mean[0, units], 3)
+        return decoded(self.decode, along_units(mean[0], units, -edge, edge, frames))
