@@ -1,0 +1,68 @@
+"""Dense generators and discriminators, and the initialisation that GANs want."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+SLOPE = 0.2  # of a leaky ReLU below zero (Radford et al. 2016)
+
+# How a discriminator's hidden layers, each with so many channels, may be normalised. Spectral norm is
+# none of these: it bounds weights, not activations.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
+    "batch": nn.BatchNorm2d,
+    "layer": lambda channels: nn.GroupNorm(1, channels),  # over channels and pixels of each sample
+    "spectral": lambda channels: nn.Identity(),
+}
+
+
+def dense_generator(
+    latent: int, hidden: Sequence[int], shape: tuple[int, int, int], *, batch_norm: bool = False
+) -> nn.Sequential:
+    """Return a network from noise (batch, latent) to images (batch, *shape) in [-1, 1]."""
+    modules: list[nn.Module] = []
+    for inputs, outputs in pairwise([latent, *hidden]):
+        modules.append(nn.Linear(inputs, outputs, bias=not batch_norm))
+        if batch_norm:
+            modules.append(nn.BatchNorm1d(outputs))
+        modules.append(nn.LeakyReLU(SLOPE))
+    return nn.Sequential(*modules, nn.Linear(hidden[-1], math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape))
+
+
+def dense_discriminator(
+    shape: tuple[int, int, int], hidden: Sequence[int], *, dropout: float = 0.0, spectral: bool = False
+) -> nn.Sequential:
+    """Return a network from images (batch, *shape) in [-1, 1] to scores (batch, 1)."""
+    modules: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise([math.prod(shape), *hidden]):
+        modules += [nn.Linear(inputs, outputs), nn.LeakyReLU(SLOPE)]
+        if dropout:
+            modules.append(nn.Dropout(dropout))
+    network = nn.Sequential(*modules, nn.Linear(hidden[-1], 1))
+    return bounded(network) if spectral else network
+
+
+def bounded(network: nn.Sequential) -> nn.Sequential:
+    """Divide each layer's weights by their largest singular value (Miyato et al. 2018)."""
+    for layer in network:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            spectral_norm(layer)
+    return network
+
+
+def initialise(network: nn.Module, deviation: float) -> None:
+    """Draw weights from N(0, deviation²), and scales of norms from N(1, deviation²); biases become 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, deviation)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.normal_(module.weight, 1.0, deviation)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,236 @@
+"""What all GANs share: two players and their phases, fixed noise to look at, and a judge of samples."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genexp.adversarial_losses import ADVERSARIAL_LOSSES
+from genexp.config import require
+from genexp.data.dataset import Dataset, DataSpec
+from genexp.metrics.judge import GenerationJudge
+from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
+from genexp.networks.gan import NORMS, initialise
+from genexp.pictures import tile
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, scalars
+
+GRID = 64  # images of fixed noise in a picture
+STATIONS = 4  # noise vectors that each image of the interpolation passes through
+FRAMES = 15  # from one of them to the next
+GENERATED_AT_ONCE = 500
+
+SATURATED = 0.99  # belief in real images above which, with as little in fakes, there is nothing left to learn
+COLLAPSED = 0.2  # diversity of the generated images, relative to that of the real ones
+
+
+@dataclass
+class AdversarialConfig:
+    """What every GAN can be told."""
+
+    latent: int
+    loss: str
+    init_std: float | None  # of the initial weights; null leaves torch's
+    evaluation_samples: int
+
+    def __post_init__(self) -> None:
+        require(self.latent > 0, "latent", self.latent, "use at least 1")
+        choices = ", ".join(ADVERSARIAL_LOSSES)
+        require(self.loss in ADVERSARIAL_LOSSES, "loss", self.loss, f"choose one of {choices}")
+        require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")
+        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
+
+
+@dataclass
+class ConvAdversarialConfig(AdversarialConfig):
+    """A GAN of convolutions."""
+
+    layout: str
+    generator_width: int
+    discriminator_width: int
+    generator_batch_norm: bool
+    discriminator_norm: str
+    dropout: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, table in (("layout", LAYOUTS), ("discriminator_norm", NORMS)):
+            value = getattr(self, key)
+            require(value in table, key, value, f"choose one of {', '.join(table)}")
+        for key in ("generator_width", "discriminator_width"):
+            require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
+
+
+class Adversarial(Technique):
+    """A generator learns to make images that a discriminator cannot tell from real ones (Goodfellow et al. 2014).
+
+    Inside, images are in [-1, 1].
+    """
+
+    objective = "frechet"
+    generator: nn.Module
+    discriminator: nn.Module
+    fixed_noise: Tensor
+    generator_every = 1
+
+    def __init__(self, config: Any, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.game = ADVERSARIAL_LOSSES[config.loss]
+        self.generator, self.discriminator = self.build(spec)
+        if config.init_std is not None:
+            initialise(self, config.init_std)
+        self.register_buffer("fixed_noise", torch.randn(GRID, config.latent))
+        self.judge: GenerationJudge | None = None
+
+    @abstractmethod
+    def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+        """Return the generator and the discriminator."""
+
+    def prepare(self, dataset: Dataset) -> None:
+        self.judge = GenerationJudge(dataset)
+
+    def phases(self) -> tuple[Descent, ...]:
+        return (
+            Descent("discriminator", self.discriminator, self.discriminator_loss),
+            Descent("generator", self.generator, self.generator_loss, every=self.generator_every),
+        )
+
+    def fakes(self, batch: Batch) -> Tensor:
+        """Return as many fresh generated images as `batch` has real ones."""
+        return self.generator(self.noise(len(batch["image"])))
+
+    def score(self, images: Tensor, batch: Batch) -> Tensor:
+        """Return how real the discriminator finds images in [-1, 1] that belong to `batch`: (batch,)."""
+        return self.discriminator(images).squeeze(1)
+
+    def noise(self, count: int) -> Tensor:
+        """Return noise (count, latent)."""
+        return torch.randn(count, self.config.latent, device=self.fixed_noise.device)
+
+    def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        real = 2 * batch["image"] - 1
+        with torch.no_grad():  # this loss must not teach the generator
+            fake = self.fakes(batch)
+        # Apart: batch norm over a mixture would tell the two by its statistics.
+        real_scores, fake_scores = self.score(real, batch), self.score(fake, batch)
+        restraint, extra = self.restraint(real, fake, batch)
+        loss = self.game.discriminator(real_scores, fake_scores) + restraint
+        metrics = {**self.beliefs(real_scores, fake_scores), **scalars(diversity=diversity(fake, real))}
+        return loss, {**metrics, **extra}
+
+    def restraint(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Return what else the discriminator minimises, and metrics of it."""
+        return torch.zeros((), device=real.device), {}
+
+    def beliefs(self, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
+        """Return the mean of D(x) and of D(G(z)), which tend to 0.5 at the equilibrium.
+
+        Where scores say nothing of probabilities, return how far apart they are.
+        """
+        belief = self.game.belief
+        if belief is None:
+            return scalars(distance=real_scores.mean() - fake_scores.mean())
+        return scalars(d_real=belief(real_scores).mean(), d_fake=belief(fake_scores).mean())
+
+    def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        return self.game.generator(self.score(self.fakes(batch), batch)), {}
+
+    def show(self, noise: Tensor) -> Tensor:
+        """Return the images in [0, 1] that the generator makes of noise (count, latent)."""
+        return (self.generator(noise) + 1) / 2
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        return {"samples": tile(self.show(self.fixed_noise), columns=8)}
+
+    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+        grid = tile(self.show(self.fixed_noise), columns=8)
+        return {"generated": grid, "interpolation": self._interpolation()}
+
+    def _interpolation(self) -> Tensor:
+        """Return frames (frames, c, h, w) in which each image goes its own round of noise vectors."""
+        stations = self.fixed_noise.unflatten(0, (STATIONS, -1))  # (stations, images, latent)
+        frames = [
+            tile(self.show(slerp(here, there, step / FRAMES)), columns=4)
+            for here, there in zip(stations, stations.roll(-1, dims=0), strict=True)
+            for step in range(FRAMES)
+        ]
+        return torch.stack(frames)
+
+    def evaluate(self, samples: Batches) -> dict[str, float]:
+        assert self.judge is not None, "prepare() comes first"
+        generated = [self.judge.features(images) for images in self.generated()]
+        return self.judge.scores(samples, generated)
+
+    def generated(self) -> Iterator[Tensor]:
+        """Yield `evaluation_samples` images in [0, 1], some at a time."""
+        for count in portions(self.config.evaluation_samples):
+            yield self.show(self.noise(count))
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        if metrics["diversity"] < COLLAPSED:
+            return (
+                f"the generator has collapsed: its images vary {metrics['diversity']:.2f} times as much as real "
+                f"ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
+            )
+        if self.game.belief is None:
+            return None
+        if metrics["d_real"] > SATURATED and metrics["d_fake"] < 1 - SATURATED:
+            return (
+                f"the discriminator is saturated (d_real={metrics['d_real']:.3f}, d_fake={metrics['d_fake']:.3f}) "
+                f"and teaches the generator little; lower optimizer.discriminator.lr or raise model.dropout"
+            )
+        return None
+
+
+class ConvAdversarial(Adversarial):
+    """A GAN of convolutions, fitted to the image's size and channels."""
+
+    outputs = 1  # of the discriminator
+    inputs = 0  # of the generator, beside the noise
+
+    def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+        config, shape = self.config, spec.image_shape
+        layout = LAYOUTS[config.layout]
+        generator = conv_generator(
+            config.latent + self.inputs,
+            layout.up(shape, config.generator_width),
+            batch_norm=config.generator_batch_norm,
+        )
+        discriminator = conv_discriminator(
+            shape[0],
+            layout.down(shape, config.discriminator_width),
+            norm=config.discriminator_norm,
+            dropout=config.dropout,
+            outputs=self.outputs,
+        )
+        return generator, discriminator
+
+
+def diversity(fake: Tensor, real: Tensor) -> Tensor:
+    """Return the mean deviation of a pixel over the generated batch, relative to that over the real one."""
+    spread = fake.std(0, correction=0).mean()
+    return spread / real.std(0, correction=0).mean().clamp_min(1e-6)
+
+
+def slerp(start: Tensor, end: Tensor, part: float) -> Tensor:
+    """Return points on the great circles from `start` to `end`, (count, latent) each.
+
+    On a straight line the norm sinks to where the generator has seen no noise (White 2016).
+    """
+    cosine = torch.cosine_similarity(start, end, dim=1)[:, None].clamp(-0.9999, 0.9999)
+    angle = cosine.acos()
+    mixed = torch.sin((1 - part) * angle) * start + torch.sin(part * angle) * end
+    return mixed / angle.sin()
+
+
+def portions(count: int) -> list[int]:
+    """Return numbers of images to generate at once, `count` in all."""
+    full, rest = divmod(count, GENERATED_AT_ONCE)
+    return [GENERATED_AT_ONCE] * full + [rest] * math.ceil(rest / GENERATED_AT_ONCE)

@@ -1,0 +1,44 @@
+"""The generative adversarial network of dense layers (Goodfellow et al. 2014)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from genexp.config import require
+from genexp.data.dataset import DataSpec
+from genexp.networks.gan import dense_discriminator, dense_generator
+from genexp.technique import register
+from genexp.techniques._adversarial import Adversarial, AdversarialConfig
+
+
+@dataclass
+class GanConfig(AdversarialConfig):
+    """conf/model/gan.yaml."""
+
+    hidden: list[int]  # widths of the generator's hidden layers; the discriminator mirrors them
+    generator_batch_norm: bool
+    spectral_norm: bool  # of the discriminator
+    dropout: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
+
+
+@register
+class Gan(Adversarial):
+    """128→256→512→1024→784 against 784→1024→512→256→1, for 28×28 images at the reference's widths."""
+
+    Config = GanConfig
+    name = "gan"
+
+    def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+        config, shape = self.config, spec.image_shape
+        generator = dense_generator(config.latent, config.hidden, shape, batch_norm=config.generator_batch_norm)
+        discriminator = dense_discriminator(
+            shape, config.hidden[::-1], dropout=config.dropout, spectral=config.spectral_norm
+        )
+        return generator, discriminator

@@ -1,0 +1,45 @@
+"""The Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from genexp.adversarial_losses import gradient_penalty
+from genexp.config import require
+from genexp.data.dataset import DataSpec
+from genexp.technique import Batch, Metrics, register, scalars
+from genexp.techniques._adversarial import ConvAdversarial, ConvAdversarialConfig
+
+
+@dataclass
+class WganGpConfig(ConvAdversarialConfig):
+    """conf/model/wgan_gp.yaml."""
+
+    penalty: float
+    critic_steps: int  # a generator step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.penalty >= 0, "penalty", self.penalty, "use 0 or more")
+        require(self.critic_steps > 0, "critic_steps", self.critic_steps, "use at least 1")
+        # The penalty is on the slope at each image, which a norm over the batch would mix with the others'.
+        unmixed = self.discriminator_norm != "batch"
+        require(unmixed, "discriminator_norm", self.discriminator_norm, "choose one of none, layer, spectral")
+
+
+@register
+class WassersteinGan(ConvAdversarial):
+    """A critic whose slope is held near 1: the difference of its scores measures how far apart images are."""
+
+    Config = WganGpConfig
+    name = "wgan_gp"
+
+    def __init__(self, config: WganGpConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.generator_every = config.critic_steps
+
+    def restraint(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+        penalty, slope = gradient_penalty(lambda images: self.score(images, batch), real, fake)
+        return self.config.penalty * penalty, scalars(slope=slope)
