@@ -80,7 +80,7 @@ class Translation:
 
     name: str  # of the files that come of it: "translated", "a_to_b"
     source: str  # the stream whose images go in
-    target: str  # the stream that what comes out is like
+    truth: str  # the stream of what should come out, which the test split may have
     apply: Callable[[Tensor], Tensor]  # (batch, c, h, w) → (batch, c, h, w)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.config import bind, require
@@ -36,7 +37,7 @@ from genexp.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.seeding import seed_generators
 from genexp.snapshot import Outcome, RunInfo
 from genexp.stopping import stop_on_signals
-from genexp.technique import Batch, Refit, find_technique
+from genexp.technique import Batch, Refit, Technique, find_technique
 from genexp.trainer import Feed, Material, TrainerConfig, train
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,16 @@ def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> 
     device = choose_device(bind(DeviceConfig, config["device"], "device"))
     if trainer.deterministic:
         use_deterministic_algorithms()
+    technique, dataset = build_technique(config, device, run.seed)
+    learner = Learner(technique, plan, trainer.step_settings, device)
+    if previous is not None:
+        learner.restore(previous)
+    material = _material(dataset, learner, trainer, seed=run.seed, gb=config["dataset"]["resident_gb"])
+    return Run(learner, material, dataset, trainer, run.seed)
+
+
+def build_technique(config: Mapping[str, Any], device: torch.device, seed: int) -> tuple[Technique, Dataset]:
+    """Return the technique of a plain, resolved configuration, and the data set it is for. Raises GenexpError."""
     model = dict(config["model"])
     cls = find_technique(model.pop("name"))
     model.pop("recipe", None)
@@ -108,14 +119,10 @@ def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> 
     dataset = load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
-    seed_generators(device, run.seed, "initialise")
+    seed_generators(device, seed, "initialise")
     technique = cls(technique_config, dataset.spec).to(device)
     technique.prepare(dataset)
-    learner = Learner(technique, plan, trainer.step_settings, device)
-    if previous is not None:
-        learner.restore(previous)
-    material = _material(dataset, learner, trainer, seed=run.seed, gb=config["dataset"]["resident_gb"])
-    return Run(learner, material, dataset, trainer, run.seed)
+    return technique, dataset
 
 
 def _material(dataset: Dataset, learner: Learner, trainer: TrainerConfig, *, seed: int, gb: float) -> Material:
