@@ -73,13 +73,15 @@ def find_source(name: str) -> Source:
     return _REGISTRY[name]
 
 
-def load_dataset(node: Mapping[str, Any] | DictConfig) -> Dataset:
+def load_dataset(node: Mapping[str, Any] | DictConfig, group: str = "dataset") -> Dataset:
     """Return the data set that the `dataset` node of a configuration describes, cut to its `limit`.
+
+    `group` is what messages call the node.
 
     Raises ConfigError for a wrong name, key or value, and DataError where the data is absent or damaged.
     """
     if "name" not in node:
         raise ConfigError(f"dataset.name is missing; {nearest('', source_names())}")
     found = find_source(node["name"])
-    config = bind(found.config, node, "dataset")
+    config = bind(found.config, node, group)
     return limited(found.load(config), config.limit)

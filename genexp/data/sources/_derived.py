@@ -1,0 +1,62 @@
+"""Data sets made from the images of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from genexp.config import config_folder, nearest
+from genexp.data.dataset import Dataset, LazyStream, Stream
+from genexp.data.registry import SourceConfig, load_dataset, source_names
+from genexp.errors import ConfigError
+
+BLOCK = 1000  # images changed at a time
+Change = Callable[[Tensor], Tensor]  # uint8 images (batch, ...) → (batch, ...); known to worker processes by name
+
+
+@dataclass
+class DerivedConfig(SourceConfig):
+    """Keys of all data sets that are made from another's images."""
+
+    source: str
+    options: dict[str, Any]  # of conf/dataset/<source>.yaml
+
+    def load_source(self, limit: int | None) -> Dataset:
+        """Return the data set `source` with at most `limit` training samples. Raises ConfigError, DataError."""
+        names = source_names()
+        file = config_folder() / "dataset" / f"{self.source}.yaml"
+        if self.source not in names or not file.is_file():
+            raise ConfigError(f"dataset.source={self.source} is no data set; {nearest(self.source, names)}")
+        shared = {"limit": limit, "resident_gb": self.resident_gb}
+        node = {str(key): value for key, value in OmegaConf.load(file).items()}
+        dataset = load_dataset({**node, **shared, **self.options}, group="dataset.options")
+        if "image" not in dataset.train.streams:
+            raise ConfigError(f"dataset.source={self.source} has no images; choose mnist_5k or another that has")
+        return dataset
+
+
+class Derived(LazyStream):
+    """Another lazy stream's samples, changed as they are read."""
+
+    def __init__(self, stream: LazyStream, change: Change) -> None:
+        sample = change(torch.zeros(1, *stream.shape, dtype=stream.dtype))[0]
+        self.stream, self.change = stream, change
+        self.shape, self.dtype = tuple(sample.shape), sample.dtype
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.change(self.stream[index][None])[0]
+
+
+def derived(stream: Stream, change: Change) -> Stream:
+    """Return the stream of changed samples: computed at once where the samples are in memory."""
+    if isinstance(stream, LazyStream):
+        return Derived(stream, change)
+    return torch.cat([change(block) for block in stream.split(BLOCK)])
