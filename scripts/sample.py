@@ -1,0 +1,5 @@
+"""The same as the command `genexp-sample`."""
+
+from genexp.tools.sample import main
+
+main()

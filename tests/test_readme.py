@@ -1,0 +1,35 @@
+"""The README says what is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from running import REPOSITORY
+
+from genexp.data import source_names
+from genexp.technique import technique_names
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_tree_is_the_tree() -> None:
+    spec = importlib.util.spec_from_file_location("readme_tree", REPOSITORY / "scripts" / "readme_tree.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (written,) = module.FENCE.findall(README)
+    assert written == module.tree(), "run python scripts/readme_tree.py"
+
+
+def test_it_names_every_technique_and_data_set() -> None:
+    missing = [name for name in [*technique_names(), *source_names()] if f"`{name}`" not in README]
+    assert not missing
+
+
+def test_its_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    assert [picture for picture in pictures if not (REPOSITORY / Path(picture)).is_file()] == []
