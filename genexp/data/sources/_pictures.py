@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MODES = {1: "L", 3: "RGB"}
 NAMED = 5  # broken files that a message names; it counts the others
+Part = tuple[float, float]  # from where to where across a picture, as parts of its width
+WHOLE: Part = (0.0, 1.0)
 
 
 class BrokenPicture(DataError):
@@ -30,12 +32,12 @@ class BrokenPicture(DataError):
 
 
 class PictureFiles(LazyStream):
-    """Pictures read on demand: uint8 (channels, size, size)."""
+    """Pictures, or a part of each, read on demand: uint8 (channels, size, size)."""
 
     dtype = torch.uint8
 
-    def __init__(self, paths: Sequence[Path], size: int, channels: int) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[Path], size: int, channels: int, part: Part = WHOLE) -> None:
+        self.paths, self.part = list(paths), part
         self.shape = (channels, size, size)
 
     def __len__(self) -> int:
@@ -44,7 +46,7 @@ class PictureFiles(LazyStream):
     def __getitem__(self, index: int) -> Tensor:
         """Return one picture. Raises BrokenPicture where the file broke, or vanished, after its check."""
         channels, size, _ = self.shape
-        return read_picture(self.paths[index], size, channels)
+        return read_picture(self.paths[index], size, channels, self.part)
 
 
 def find_pictures(root: Path) -> list[Path]:
@@ -62,19 +64,23 @@ def find_pictures(root: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in known)
 
 
-def read_picture(path: Path, size: int, channels: int) -> Tensor:
+def read_picture(path: Path, size: int, channels: int, part: Part = WHOLE) -> Tensor:
     """Return the centre square of a picture, its shorter side resized to `size`: uint8 (channels, size, size).
 
-    Of an animation this is the first frame. Raises BrokenPicture.
+    Where a `part` is given, that is the picture. Of an animation this is the first frame. Raises BrokenPicture.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            image.draft(MODES[channels], (size, size))  # lets JPEG decode at a fraction of its resolution
-            upright = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(eight_bit(upright, MODES[channels]), (size, size), Image.Resampling.BICUBIC)
+            if part == WHOLE:
+                image.draft(MODES[channels], (size, size))  # lets JPEG decode at a fraction of its resolution
+            upright = eight_bit(ImageOps.exif_transpose(image), MODES[channels])
+            if part != WHOLE:
+                left, right = (round(edge * upright.width) for edge in part)
+                upright = upright.crop((left, 0, right, upright.height))
+            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's plugins raise what they like on damaged files
         raise BrokenPicture(path, _line(error)) from None
     pixels = torch.from_numpy(np.array(fitted))  # (size, size) or (size, size, 3)

@@ -1,0 +1,53 @@
+"""The generator of CycleGAN (Zhu et al. 2017, after Johnson et al. 2016): residual blocks at a low resolution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+BLOCKS = ((256, 9), (128, 6), (0, 3))  # from so many pixels a side: so many residual blocks
+HALVED_FROM = 16  # pixels a side; smaller images are halved once, not twice
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions whose result is added to what came in."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+            nn.InstanceNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+            nn.InstanceNorm2d(channels),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        return features + self.change(features)
+
+
+def resnet_generator(
+    inputs: int, outputs: int, size: tuple[int, int], *, width: int, blocks: int | None
+) -> nn.Sequential:
+    """Return a network from images (batch, inputs, *size) to (batch, outputs, *size), all in [-1, 1].
+
+    `blocks` of None goes by the size. The borders are padded with zeros: reflection, as in the paper, has no
+    backward pass that repeats bit for bit on a GPU.
+    """
+    side = min(size)
+    if blocks is None:
+        blocks = next(count for pixels, count in BLOCKS if side >= pixels)
+    halvings = 2 if side >= HALVED_FROM else 1
+    layers = [nn.Conv2d(inputs, width, 7, 1, 3, bias=False), nn.InstanceNorm2d(width), nn.ReLU()]
+    sizes = [size]
+    for _ in range(halvings):
+        layers += [nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.InstanceNorm2d(2 * width), nn.ReLU()]
+        width *= 2
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    layers += [ResidualBlock(width) for _ in range(blocks)]
+    for height, breadth in reversed(sizes[:-1]):
+        even = 1 - height % 2, 1 - breadth % 2  # the row and the column that halving cannot tell
+        layers.append(nn.ConvTranspose2d(width, width // 2, 3, 2, 1, output_padding=even, bias=False))
+        width //= 2
+        layers += [nn.InstanceNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(width, outputs, 7, 1, 3), nn.Tanh())
