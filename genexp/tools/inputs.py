@@ -1,0 +1,72 @@
+"""A user's own images, read as a technique wants them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genexp.data.held import scaled
+from genexp.data.sources._pictures import BrokenPicture, find_pictures, read_picture
+from genexp.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+
+def find_inputs(path: Path) -> dict[Path, str]:
+    """Return the picture files that `path`, a file or a folder, stands for, each with a name of its own.
+
+    A name is the file's path below the folder, less its extension where that leaves it unique. Raises DataError.
+    """
+    if path.is_file():
+        return {path: path.stem}
+    if not path.is_dir():
+        raise DataError(f"--input {path} is no file and no folder; give a picture, or a folder of pictures")
+    files = find_pictures(path)
+    if not files:
+        raise DataError(f"--input {path} holds no pictures; give a folder that does")
+    short = [file.relative_to(path).with_suffix("").as_posix() for file in files]
+    uses = Counter(short)
+    return {
+        file: name if uses[name] == 1 else file.relative_to(path).as_posix()
+        for file, name in zip(files, short, strict=True)
+    }
+
+
+def read_inputs(
+    files: Sequence[Path], shape: tuple[int, ...], at_once: int
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Yield files and their images (at most `at_once`, *shape), float in [0, 1].
+
+    Pictures are cut to their centre square where they are not square. One that cannot be read is left out with a
+    warning. Raises DataError where none can be read, and ConfigError for a `shape` that is not square.
+    """
+    channels, height, width = shape
+    if height != width:
+        raise ConfigError(f"--input gives square images, and this run's are {width}×{height}; leave it out")
+    broken: list[BrokenPicture] = []
+    readable = _readable(files, height, channels, broken)
+    count = 0
+    while portion := list(islice(readable, at_once)):
+        count += len(portion)
+        yield [file for file, _ in portion], scaled(torch.stack([image for _, image in portion]))
+    if not count:
+        others = f", nor can the {len(broken) - 1} others" if len(broken) > 1 else ""
+        raise DataError(f"--input: {broken[0]}{others}")
+    for error in broken:
+        log.warning("left out: %s", error)
+
+
+def _readable(
+    files: Sequence[Path], size: int, channels: int, broken: list[BrokenPicture]
+) -> Iterator[tuple[Path, Tensor]]:
+    for file in files:
+        try:
+            yield file, read_picture(file, size, channels)
+        except BrokenPicture as error:
+            broken.append(error)

@@ -1,0 +1,257 @@
+"""What can be made with a run's technique, each from an ability that the technique declares."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genexp.abilities import (
+    Clusters,
+    Interpolates,
+    Reconstructs,
+    Samples,
+    Stylises,
+    Translates,
+    Translation,
+    Traverses,
+)
+from genexp.errors import ConfigError
+from genexp.latent_walks import FRAMES, film, strip
+from genexp.pictures import BACKGROUND, tile
+from genexp.recorders.growing_gif import write_gif
+from genexp.recorders.images import enlarged, png, to_image
+from genexp.technique import Batch, Technique
+from genexp.tools.finished_run import FinishedRun
+from genexp.tools.inputs import find_inputs, read_inputs
+from genexp.trainer import to_uint8
+
+SAMPLED_AT_ONCE = 100
+READ_AT_ONCE = 32
+SHOWN_SAMPLES, SAMPLE_COLUMNS = 400, 10  # in the picture of all samples
+SHOWN_CHANGES, CHANGE_COLUMNS = 50, 10  # in a picture of before and after
+PATHS, DIRECTION_EXAMPLES = 8, 500  # ways in an interpolation; samples by which units are chosen
+FRAME_TIME = 80  # ms
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a user asks for."""
+
+    run: FinishedRun
+    folder: Path  # where to
+    seed: int
+    count: int | None = None  # None: as many as suit the product
+    input: Path | None = None  # the user's own picture or folder of pictures, in place of held-out samples
+
+    def batch(self, count: int) -> Batch:
+        """Return at most `count` of the user's images, or held-out samples. Raises GenexpError."""
+        if self.input is None:
+            return self.run.examples(count)
+        files = list(find_inputs(self.input))[:count]
+        shape = self.run.dataset.spec.image_shape
+        parts = [images for _, images in read_inputs(files, shape, READ_AT_ONCE)]
+        return {"image": torch.cat(parts).to(self.run.device)}
+
+
+@dataclass(frozen=True)
+class Product:
+    """Something that can be made."""
+
+    ability: type
+    make: Callable[[Order], list[Path]]  # returns the files, and folders of files, that it has written
+    takes_input: bool = False
+
+
+def samples(order: Order) -> list[Path]:
+    """Make new images, each a file, and a picture of the first of them.
+
+    Image i is a function of the seed and i: a larger count begins with the same images.
+    """
+    technique, count = order.run.technique, order.count or SAMPLED_AT_ONCE
+    assert isinstance(technique, Samples)
+    shown: list[Tensor] = []
+    for start in range(0, count, SAMPLED_AT_ONCE):
+        with order.run.looking("samples", start, seed=order.seed):
+            images = technique.sample(SAMPLED_AT_ONCE)[: count - start]
+        if start < SHOWN_SAMPLES:
+            shown.append(images.cpu())
+        for index, image in enumerate(images, start):
+            _write_image(order.folder / "samples" / f"seed{order.seed}-{index:05d}.png", image)
+    picture = tile(torch.cat(shown)[:SHOWN_SAMPLES], SAMPLE_COLUMNS)
+    return [_write_picture(order.folder / "samples.png", picture), order.folder / "samples"]
+
+
+def reconstructions(order: Order) -> list[Path]:
+    """Make what comes back of images: of the user's each a file, and a picture of before and after."""
+    run = order.run
+    technique = run.technique
+    assert isinstance(technique, Reconstructs)
+    with run.looking("reconstructions", seed=order.seed):
+        if order.input is not None:  # taken as they are: it is the user who knows of their noise
+            shape = run.dataset.spec.image_shape
+            return _changed_inputs(order, "reconstructions", shape, technique.reconstruct)
+        images = run.examples(order.count or CHANGE_COLUMNS)["image"]
+        seen = technique.corrupt(images)
+        shown = [images, technique.reconstruct(seen)]
+        if seen is not images:
+            shown.insert(1, seen.clamp(0, 1))
+    return [_write_picture(order.folder / "reconstructions.png", changes(*shown))]
+
+
+def interpolation(order: Order) -> list[Path]:
+    """Make walks on which each image turns into the next, and the last into the first."""
+    run, count = order.run, order.count or PATHS
+    assert isinstance(run.technique, Interpolates)
+    batch = order.batch(count)
+    if len(next(iter(batch.values()))) < 2:
+        raise ConfigError("an interpolation needs two images or more: raise --count, or give a folder as --input")
+    with run.looking("interpolation", seed=order.seed):
+        images = run.technique.interpolate(batch, FRAMES)
+    return _write_walk(order.folder, "interpolation", images)
+
+
+def traversal(order: Order) -> list[Path]:
+    """Make walks on which one unit of a code moves and the others stay, begun at the first image."""
+    run = order.run
+    assert isinstance(run.technique, Traverses)
+    with run.looking("traversal", seed=order.seed):
+        batch = run.examples(DIRECTION_EXAMPLES)
+        if order.input is not None:
+            batch = {"image": torch.cat([order.batch(1)["image"], batch["image"]])}
+        images = run.technique.traverse(batch, FRAMES)
+    return _write_walk(order.folder, "traversal", images[:, : order.count])
+
+
+def clusters(order: Order) -> list[Path]:
+    """Make a table of the cluster of each sample of the test split, beside its label where there is one."""
+    run = order.run
+    technique = run.technique
+    assert isinstance(technique, Clusters)
+    labelled = "label" in run.dataset.test.streams
+    found: list[Tensor] = []
+    labels: list[Tensor] = []
+    with run.looking("clusters", seed=order.seed):
+        for batch in run.test():
+            found.append(technique.assign(batch).cpu())
+            labels += [batch["label"].cpu()] if labelled else []
+    columns = [torch.cat(parts).tolist()[: order.count] for parts in (found, labels) if parts]
+    path = order.folder / "clusters.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["index", "cluster", "label"][: 1 + len(columns)])
+        table.writerows(zip(range(len(columns[0])), *columns, strict=True))
+    return [path]
+
+
+def stylised(order: Order) -> list[Path]:
+    """Make the image that was learned, pixel for pixel."""
+    technique = order.run.technique
+    assert isinstance(technique, Stylises)
+    with order.run.looking("stylised", seed=order.seed):
+        image = technique.stylised()[0]
+    return [_write_image(order.folder / "stylised.png", image)]
+
+
+def translations(order: Order) -> list[Path]:
+    """Make images of one kind out of images of another: each a file, and a picture of before and after."""
+    technique = order.run.technique
+    assert isinstance(technique, Translates)
+    written: list[Path] = []
+    with order.run.looking("translations", seed=order.seed):
+        for way in technique.translations():
+            if order.input is None:
+                written += _translated_examples(order, way)
+            else:
+                shape = order.run.dataset.spec.shape(way.source)
+                written += _changed_inputs(order, way.name, shape, way.apply)
+    return written
+
+
+def _translated_examples(order: Order, way: Translation) -> list[Path]:
+    run, folder = order.run, order.folder / way.name
+    batch = run.examples(order.count or CHANGE_COLUMNS)
+    results = torch.cat([way.apply(part) for part in batch[way.source].split(READ_AT_ONCE)])
+    for index, image in enumerate(results):
+        _write_image(folder / f"{index:05d}.png", image)
+    truth = [batch[way.truth]] if run.dataset.test.aligned and way.truth in batch else []
+    picture = changes(batch[way.source], results, *truth)
+    return [_write_picture(order.folder / f"{way.name}.png", picture), folder]
+
+
+def _changed_inputs(
+    order: Order, name: str, shape: Sequence[int], change: Callable[[Tensor], Tensor]
+) -> list[Path]:
+    """Write what `change` makes of each of the user's images, and a picture of the first of them."""
+    assert order.input is not None
+    names = find_inputs(order.input)
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    for files, images in read_inputs(list(names)[: order.count], tuple(shape), READ_AT_ONCE):
+        results = change(images.to(order.run.device)).cpu()
+        for file, image in zip(files, results, strict=True):
+            _write_image(order.folder / name / f"{names[file]}.png", image)
+        if sum(len(part) for part in before) < SHOWN_CHANGES:
+            before.append(images)
+            after.append(results)
+    picture = changes(torch.cat(before), torch.cat(after))
+    return [_write_picture(order.folder / f"{name}.png", picture), order.folder / name]
+
+
+def changes(*batches: Tensor) -> Tensor:
+    """Return a picture of batches (count, c, h, w), image i of each below that of the one before."""
+    channels = max(batch.shape[1] for batch in batches)
+    blocks = []
+    for parts in zip(*(batch[:SHOWN_CHANGES].float().split(CHANGE_COLUMNS) for batch in batches), strict=True):
+        columns = min(CHANGE_COLUMNS, len(batches[0]))
+        blocks += [_filled(part.expand(-1, channels, -1, -1), columns) for part in parts]
+    return tile(torch.cat(blocks), len(blocks[0]))
+
+
+def _filled(images: Tensor, count: int) -> Tensor:
+    """Return `images` with as many blank ones behind them as make `count`."""
+    blank = images.new_full((count - len(images), *images.shape[1:]), BACKGROUND)
+    return torch.cat([images, blank])
+
+
+def _write_walk(folder: Path, name: str, images: Tensor) -> list[Path]:
+    """Write images (frames, paths, c, h, w) as a picture with a path a row, and as an animation."""
+    picture, animation = folder / f"{name}.png", folder / f"{name}.gif"
+    _write_picture(picture, strip(images))
+    write_gif(animation, to_uint8(film(images)), FRAME_TIME)
+    return [picture, animation]
+
+
+def _write_picture(path: Path, picture: Tensor) -> Path:
+    """Write a picture that is to be looked at: a small one enlarged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(enlarged(to_image(to_uint8(picture)))))
+    return path
+
+
+def _write_image(path: Path, image: Tensor) -> Path:
+    """Write an image (c, h, w) pixel for pixel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(to_image(to_uint8(image))))
+    return path
+
+
+PRODUCTS: Mapping[str, Product] = {
+    "samples": Product(Samples, samples),
+    "reconstructions": Product(Reconstructs, reconstructions, takes_input=True),
+    "interpolation": Product(Interpolates, interpolation, takes_input=True),
+    "traversal": Product(Traverses, traversal, takes_input=True),
+    "clusters": Product(Clusters, clusters),
+    "stylised": Product(Stylises, stylised),
+    "translations": Product(Translates, translations, takes_input=True),
+}
+
+
+def products_of(technique: type[Technique]) -> list[str]:
+    """Return what can be made with a technique."""
+    return [name for name, product in PRODUCTS.items() if issubclass(technique, product.ability)]
