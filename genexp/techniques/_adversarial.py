@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genexp.abilities import Interpolates, Samples
 from genexp.adversarial_losses import ADVERSARIAL_LOSSES
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
@@ -67,7 +68,7 @@ class ConvAdversarialConfig(AdversarialConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
 
 
-class Adversarial(Technique):
+class Adversarial(Technique, Samples, Interpolates):
     """A generator learns to make images that a discriminator cannot tell from real ones (Goodfellow et al. 2014).
 
     Inside, images are in [-1, 1].
@@ -146,6 +147,14 @@ class Adversarial(Technique):
         """Return the images in [0, 1] that the generator makes of noise (count, latent)."""
         return (self.generator(noise) + 1) / 2
 
+    def sample(self, count: int) -> Tensor:
+        return self.show(self.noise(count))
+
+    def interpolate(self, examples: Batch, frames: int) -> Tensor:
+        start = self.noise(len(examples["image"]))
+        end = start.roll(-1, dims=0)
+        return torch.stack([self.show(slerp(start, end, part)) for part in torch.linspace(0, 1, frames).tolist()])
+
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         return {"samples": tile(self.show(self.fixed_noise), columns=8)}
 
@@ -171,7 +180,7 @@ class Adversarial(Technique):
     def generated(self) -> Iterator[Tensor]:
         """Yield `evaluation_samples` images in [0, 1], some at a time."""
         for count in portions(self.config.evaluation_samples):
-            yield self.show(self.noise(count))
+            yield self.sample(count)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         if metrics["diversity"] < COLLAPSED:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.abilities import Stylises
+from genexp.abilities import Stylises
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, imagenet_weights, weights_from
