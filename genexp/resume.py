@@ -14,19 +14,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from genexp import checkpoint
 from genexp.errors import ConfigError
+from genexp.recorders.checkpoints import cut_back
 
 log = logging.getLogger(__name__)
 RESUMABLE_CHANGES = {"resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"}
 
 
 def state_to_resume(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """Return the newest usable state of the run in `folder`; None for a fresh run. Raises GenexpError."""
+    """Return the newest usable state of the run in `folder`; None where it starts anew. Raises GenexpError."""
     if cfg.resume is None:
         return None
     _refuse_changes(cfg, folder)
     state, warnings = checkpoint.load_newest(folder)
     for warning in warnings:
         log.warning(warning)
+    if state["step"] == 0:  # nothing was learnt yet: the same run from its beginning
+        cut_back(folder, {})
+        return None
     return state
 
 

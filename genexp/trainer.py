@@ -168,8 +168,12 @@ class _Observer:
         self._rows.append(metrics)
 
     def first(self, clock: Clock) -> Snapshot:
-        """Return the snapshot before the first step."""
-        return Snapshot(clock, images=self._preview() if self.config.preview_every else {})
+        """Return the snapshot before the first step; with its checkpoint a run can be resumed from its first moment."""
+        return Snapshot(
+            clock,
+            images=self._preview() if self.config.preview_every else {},
+            checkpoint=self._checkpoint(clock) if self.config.checkpoint_every else None,
+        )
 
     def last(self, clock: Clock) -> Snapshot:
         """Return what is looked at once at the end of a run that is otherwise complete."""

@@ -40,7 +40,7 @@ def test_killed_at_a_random_moment_and_resumed(name: str, tmp_path: Path) -> Non
     chance = random.Random(name)
     with background(*arguments(name, killed)) as process:
         wait_for(lambda: numbered_checkpoints(killed) or not process.is_alive())
-        time.sleep(chance.uniform(0.0, 0.3))
+        time.sleep(chance.uniform(0.0, 0.6))
         process.kill()
         process.join()
     if status(killed)["state"] != "finished":
