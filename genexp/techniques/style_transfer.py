@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.abilities import Stylises
 from genexp.abilities import Stylises
 from genexp.config import require
 from genexp.data.dataset import DataSpec
@@ -84,7 +84,7 @@ class Scale(nn.Module):
 
 
 class Canvas(nn.Module):
-    """The image that is learned."""
+    """The image that is learned. Its values may leave [0, 1]: whoever looks at it sees it `confined`."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -160,9 +160,7 @@ class StyleTransfer(Technique, Stylises):
         return losses.pop("loss"), scalars(**losses)
 
     def _losses(self, scale: Scale) -> dict[str, Tensor]:
-        # Clamped where it is seen, and not in place: a hand on the image behind L-BFGS's back belies the
-        # curvature that it measures, and a few steps later the loss rises a thousandfold.
-        image = self.canvas.image.clamp(0, 1).expand(-1, 3, -1, -1)
+        image = confined(self.canvas.image).expand(-1, 3, -1, -1)
         content, style = scale.compare(self.features, image)
         loss = self.config.content_weight * content + self.config.style_weight * style
         parts = {f"content{self._suffix}": content, f"style{self._suffix}": style}
@@ -173,7 +171,7 @@ class StyleTransfer(Technique, Stylises):
 
     def stylised(self) -> Tensor:
         """Return the image as it is now: (1, 3, height, width)."""
-        return self.colour.restore(self.canvas.image.clamp(0, 1), self.content)
+        return self.colour.restore(confined(self.canvas.image), self.content)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         return {name: float(value) for name, value in self._losses(self._scales()[-1]).items()}
@@ -195,6 +193,31 @@ class StyleTransfer(Technique, Stylises):
 
     def _scales(self) -> list[Scale]:
         return [scale for scale in self.scales if isinstance(scale, Scale)]
+
+
+class _Confined(torch.autograd.Function):
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        leads_away = ((values < 0) & (gradient > 0)) | ((values > 1) & (gradient < 0))
+        return gradient.masked_fill(leads_away, 0.0)
+
+
+def confined(values: Tensor) -> Tensor:
+    """Return values clamped to [0, 1], with a gradient that never leads further away from it, but back.
+
+    To clamp the image itself at each step, as the source does, is to move it behind the optimizer's back: L-BFGS
+    takes the steps for what they were not, and the loss now and then rises a thousandfold.
+    """
+    return torch.as_tensor(_Confined.apply(values))
 
 
 def gram(features: Tensor) -> Tensor:
