@@ -1,0 +1,55 @@
+"""What translators of images share: a judge of patches and its game, and pictures of before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from genexp.adversarial_losses import ADVERSARIAL_LOSSES, AdversarialLoss
+from genexp.config import require
+from genexp.networks.patchgan import NORMS
+from genexp.pictures import rows
+from genexp.technique import Metrics, scalars
+
+
+@dataclass
+class TranslationConfig:
+    """What every translator can be told."""
+
+    loss: str
+    generator_width: int
+    discriminator_width: int
+    norm: str  # of the discriminator
+    init_std: float | None  # of the initial weights; null leaves torch's
+
+    def __post_init__(self) -> None:
+        choices = ", ".join(ADVERSARIAL_LOSSES)
+        require(self.loss in ADVERSARIAL_LOSSES, "loss", self.loss, f"choose one of {choices}")
+        require(self.norm in NORMS, "norm", self.norm, f"choose one of {', '.join(NORMS)}")
+        for key in ("generator_width", "discriminator_width"):
+            require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
+        require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")
+
+
+def signed(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as the networks see them, in [-1, 1]."""
+    return 2 * images - 1
+
+
+def unsigned(images: Tensor) -> Tensor:
+    """Return a network's images as everyone else sees them, in [0, 1]."""
+    return (images.float() + 1) / 2
+
+
+def before_and_after(*batches: Tensor) -> Tensor:
+    """Return a picture with a row for each batch; grey ones gain channels where others have colours."""
+    channels = max(batch.shape[1] for batch in batches)
+    return rows(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
+
+
+def beliefs(game: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
+    """Return how real the discriminator takes real and translated images to be, where its scores say that."""
+    if game.belief is None:
+        return scalars(distance=real_scores.mean() - fake_scores.mean())
+    return scalars(d_real=game.belief(real_scores).mean(), d_fake=game.belief(fake_scores).mean())

@@ -1,0 +1,166 @@
+"""CycleGAN (Zhu et al. 2017): from two sets of images without pairs, learn to turn each kind into the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genexp.abilities import Translates, Translation
+from genexp.adversarial_losses import ADVERSARIAL_LOSSES
+from genexp.config import require
+from genexp.data.dataset import DataSpec
+from genexp.errors import ConfigError
+from genexp.metrics.averaging import mean_scores
+from genexp.metrics.reconstruction import ssim
+from genexp.metrics.sliced import sliced_wasserstein
+from genexp.networks.gan import initialise
+from genexp.networks.patchgan import patchgan
+from genexp.networks.resnet import resnet_generator
+from genexp.resampling import resized
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+from genexp.techniques._image_history import ImageHistory
+from genexp.techniques._translation import TranslationConfig, before_and_after, beliefs, signed, unsigned
+
+COMPARED = 32  # pixels a side at most, of the images whose distributions are compared
+
+
+@dataclass
+class CycleGANConfig(TranslationConfig):
+    """conf/model/cyclegan.yaml."""
+
+    blocks: int | None  # residual blocks of a generator; null goes by the size
+    cycle_weight: float
+    identity_weight: float
+    history: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.blocks is None or self.blocks >= 0, "blocks", self.blocks, "use 0 or more, or null")
+        for key in ("cycle_weight", "identity_weight"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+        require(self.history > 0, "history", self.history, "keep at least 1 image")
+
+
+@register
+class CycleGAN(Technique, Translates):
+    """Two generators, a to b and b to a; who goes there and back should arrive where they began."""
+
+    Config = CycleGANConfig
+    name = "cyclegan"
+    objective = "domain_distance"
+    example_count = 12
+
+    def __init__(self, config: CycleGANConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.game = ADVERSARIAL_LOSSES[config.loss]
+        a, b = _image_shape(spec, "a"), _image_shape(spec, "b")
+        if a != b:
+            raise ConfigError(
+                f"dataset={spec.name}: images of a are {a}, those of b {b}; model=cyclegan needs one shape"
+            )
+        channels, *size = a
+        shape = (size[0], size[1])
+        width, blocks = config.generator_width, config.blocks
+        self.generators = nn.ModuleDict(
+            {way: resnet_generator(channels, channels, shape, width=width, blocks=blocks) for way in ("ab", "ba")}
+        )
+        width, norm = config.discriminator_width, config.norm
+        self.discriminators = nn.ModuleDict(
+            {domain: patchgan(channels, shape, width=width, norm=norm) for domain in ("a", "b")}
+        )
+        if config.init_std is not None:
+            initialise(self, config.init_std)
+        self.history_a, self.history_b = ImageHistory(config.history, a), ImageHistory(config.history, b)
+
+    def phases(self) -> tuple[Descent, ...]:
+        return (
+            Descent("generators", self.generators, self.generator_loss),
+            Descent("discriminators", self.discriminators, self.discriminator_loss),
+        )
+
+    def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        a, b = signed(batch["a"]), signed(batch["b"])
+        to_a, to_b = self.generators["ba"], self.generators["ab"]
+        # Instance norm sees each image by itself: what is to be changed and what is to be left go together.
+        fake_b, same_b = to_b(torch.cat([a, b])).split([len(a), len(b)])
+        fake_a, same_a = to_a(torch.cat([b, a])).split([len(b), len(a)])
+        cycle = F.l1_loss(to_a(fake_b), a) + F.l1_loss(to_b(fake_a), b)
+        identity = F.l1_loss(same_a, a) + F.l1_loss(same_b, b)
+        adversarial = self.game.generator(self.discriminators["a"](fake_a)) + self.game.generator(
+            self.discriminators["b"](fake_b)
+        )
+        loss = adversarial + self.config.cycle_weight * cycle + self.config.identity_weight * identity
+        return loss, scalars(adversarial=adversarial, cycle=cycle, identity=identity)
+
+    def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        a, b = signed(batch["a"]), signed(batch["b"])
+        with torch.no_grad():  # this loss must not teach the generators
+            fake_a = self.history_a.exchange(self.generators["ba"](b))
+            fake_b = self.history_b.exchange(self.generators["ab"](a))
+        judge_a, judge_b = self.discriminators["a"], self.discriminators["b"]
+        scores = (judge_a(a), judge_a(fake_a)), (judge_b(b), judge_b(fake_b))
+        loss = torch.stack([self.game.discriminator(real, fake) for real, fake in scores]).sum()
+        (real_a, unreal_a), (real_b, unreal_b) = scores
+        return loss, beliefs(self.game, torch.cat([real_a, real_b]), torch.cat([unreal_a, unreal_b]))
+
+    def to_b(self, images: Tensor) -> Tensor:
+        """Return images of domain a (batch, channels, height, width) in [0, 1] as domain b would have them."""
+        return unsigned(self.generators["ab"](signed(images)))
+
+    def to_a(self, images: Tensor) -> Tensor:
+        """Return images of domain b as domain a would have them."""
+        return unsigned(self.generators["ba"](signed(images)))
+
+    def translations(self) -> Sequence[Translation]:
+        return (Translation("a_to_b", "a", "b", self.to_b), Translation("b_to_a", "b", "a", self.to_a))
+
+    def evaluate(self, samples: Batches) -> dict[str, float]:
+        small: dict[str, list[Tensor]] = {"a": [], "b": [], "fake_a": [], "fake_b": []}
+        scores = mean_scores(samples, lambda batch: self._scores(batch, small))
+        seen = {name: torch.cat(images) for name, images in small.items()}
+        distances = [sliced_wasserstein(seen[domain], seen[f"fake_{domain}"]) for domain in ("a", "b")]
+        return {"domain_distance": float(torch.stack(distances).mean()), **scores}
+
+    def _scores(self, batch: Batch, small: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        """Return how near images come back and stay, and to the truth where that is known; note small copies."""
+        a, b = batch["a"], batch["b"]
+        fake_a, fake_b = self.to_a(b), self.to_b(a)
+        for name, images in (("a", a), ("b", b), ("fake_a", fake_a), ("fake_b", fake_b)):
+            height, width = images.shape[-2:]
+            small[name].append(resized(images, (min(height, COMPARED), min(width, COMPARED))))
+        scores = {
+            "cycle_l1": (_l1(self.to_a(fake_b), a) + _l1(self.to_b(fake_a), b)) / 2,
+            "identity_l1": (_l1(self.to_a(a), a) + _l1(self.to_b(b), b)) / 2,
+        }
+        if "a_as_b" in batch:
+            true_a, true_b = batch["b_as_a"], batch["a_as_b"]
+            scores["truth_l1"] = (_l1(fake_a, true_a) + _l1(fake_b, true_b)) / 2
+            scores["truth_ssim"] = (ssim(fake_a, true_a) + ssim(fake_b, true_b)) / 2
+        return scores
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        a, b = examples["a"], examples["b"]
+        fake_a, fake_b = self.to_a(b), self.to_b(a)
+        return {
+            "a_to_b": before_and_after(a, fake_b, self.to_a(fake_b)),
+            "b_to_a": before_and_after(b, fake_a, self.to_b(fake_a)),
+        }
+
+    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+        a, b = examples["a"], examples["b"]
+        return {"before_after": before_and_after(a, self.to_b(a), b, self.to_a(b))}
+
+
+def _l1(images: Tensor, others: Tensor) -> Tensor:
+    """Return the mean distance of each image's pixels: (batch,)."""
+    return (images - others).abs().flatten(1).mean(1)
+
+
+def _image_shape(spec: DataSpec, stream: str) -> tuple[int, int, int]:
+    channels, height, width = spec.shape(stream)
+    return channels, height, width

@@ -1,0 +1,109 @@
+"""pix2pix (Isola et al. 2017): from pairs of images, learn to turn the one into the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genexp.abilities import Translates, Translation
+from genexp.adversarial_losses import ADVERSARIAL_LOSSES
+from genexp.config import require
+from genexp.data.dataset import DataSpec
+from genexp.metrics.averaging import mean_scores
+from genexp.metrics.reconstruction import psnr, ssim
+from genexp.networks.gan import initialise
+from genexp.networks.patchgan import patchgan
+from genexp.networks.unet import UNet
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+from genexp.techniques._translation import TranslationConfig, before_and_after, beliefs, signed, unsigned
+
+
+@dataclass
+class Pix2PixConfig(TranslationConfig):
+    """conf/model/pix2pix.yaml."""
+
+    l1_weight: float
+    dropout: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.l1_weight >= 0, "l1_weight", self.l1_weight, "use 0 or more")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
+
+
+@register
+class Pix2Pix(Technique, Translates):
+    """A U-Net translates; a discriminator that sees the input too judges patches of what it made."""
+
+    Config = Pix2PixConfig
+    name = "pix2pix"
+    objective = "l1"
+    example_count = 12
+
+    def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.game = ADVERSARIAL_LOSSES[config.loss]
+        inputs, height, width = spec.shape("input")
+        outputs, *_ = spec.shape("target")
+        size, norm = (height, width), config.norm
+        self.generator = UNet(
+            inputs, outputs, size, width=config.generator_width, norm=norm, dropout=config.dropout
+        )
+        self.discriminator = patchgan(inputs + outputs, size, width=config.discriminator_width, norm=norm)
+        if config.init_std is not None:
+            initialise(self, config.init_std)
+
+    def phases(self) -> tuple[Descent, ...]:
+        return (
+            Descent("generator", self.generator, self.generator_loss),
+            Descent("discriminator", self.discriminator, self.discriminator_loss),
+        )
+
+    def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        given, truth = signed(batch["input"]), signed(batch["target"])
+        made = self.generator(given)
+        adversarial = self.game.generator(self.score(given, made))
+        distance = F.l1_loss(made, truth)
+        return adversarial + self.config.l1_weight * distance, scalars(adversarial=adversarial, l1=distance / 2)
+
+    def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        given, truth = signed(batch["input"]), signed(batch["target"])
+        with torch.no_grad():  # this loss must not teach the generator
+            made = self.generator(given)
+        # Apart: batch norm over a mixture would tell the two by its statistics.
+        real_scores, fake_scores = self.score(given, truth), self.score(given, made)
+        return self.game.discriminator(real_scores, fake_scores), beliefs(self.game, real_scores, fake_scores)
+
+    def score(self, given: Tensor, images: Tensor) -> Tensor:
+        """Return how real each patch of `images` is for its input: (batch, 1, rows, columns)."""
+        return self.discriminator(torch.cat([given, images], dim=1))
+
+    def translate(self, images: Tensor) -> Tensor:
+        """Return the translations of images (batch, channels, height, width) in [0, 1], of the same size."""
+        return unsigned(self.generator(signed(images)))
+
+    def translations(self) -> Sequence[Translation]:
+        return (Translation("translated", "input", "target", self.translate),)
+
+    def evaluate(self, samples: Batches) -> dict[str, float]:
+        return mean_scores(samples, self._scores)
+
+    def _scores(self, batch: Batch) -> dict[str, Tensor]:
+        made, truth = self.translate(batch["input"]), batch["target"]
+        return {
+            "l1": (made - truth).abs().flatten(1).mean(1),
+            "ssim": ssim(made, truth),
+            "psnr": psnr(made, truth),
+        }
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        given = examples["input"]
+        return {"translations": before_and_after(given, self.translate(given), examples["target"])}
+
+    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+        return {"before_after": self.preview(examples)["translations"]}
