@@ -32,8 +32,11 @@ def composed(*overrides: str) -> DictConfig:
 
 def tiny(name: str) -> list[str]:
     """Return overrides that make a run of `name` take a moment."""
-    batch_size = composed(f"model={name}").model.recipe.batch_size
+    model = composed(f"model={name}").model
+    batch_size = model.recipe.batch_size
     batch = [] if batch_size is None or batch_size < TINY_BATCH else [f"trainer.batch_size={TINY_BATCH}"]
+    if "weights" in model:  # pretrained ones are not to be had without a network
+        batch.append("model.weights=random")
     return [f"model={name}", *TINY, *batch]
 
 
