@@ -164,5 +164,5 @@ def weights_from(file: Path) -> Mapping[str, Tensor]:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"model.weights={file} cannot be read ({reason}); {WAYS_OUT}") from None
     if not isinstance(content, Mapping):
-        raise ConfigError(f"model.weights={file} holds a {type(content).__name__}, no weights by name; {WAYS_OUT}")
+        raise ConfigError(f"model.weights={file} holds no weights by name; {WAYS_OUT}")
     return content
