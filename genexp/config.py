@@ -6,14 +6,17 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genexp.errors import ConfigError
 
 Bound = TypeVar("Bound")
+IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
+PLURALS = {int: "whole numbers", float: "numbers", str: "words"}
 
 
 class FieldError(Exception):
@@ -41,17 +44,22 @@ def bind(cls: type[Bound], node: Mapping[str, Any] | DictConfig, group: str) -> 
     """Return `node` as an instance of the dataclass `cls`. Raises ConfigError naming `group`.key.
 
     Every field must be in `node` (a default that lives in code only could not be seen or overridden),
-    and every key of `node` must be a field.
+    and every key of `node` must be a field. An empty `group` stands for the top of the configuration.
     """
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    values = {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
-    _check_keys(set(values), {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
+    given = {str(key): value for key, value in values.items() if value != MISSING}  # type: ignore[union-attr]
+    _check_keys(set(given), {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
+    typed = OmegaConf.structured(cls)
+    for key, value in given.items():
+        try:
+            typed.merge_with({key: value})
+        except OmegaConfBaseException:
+            shown = "null" if value is None else value
+            raise ConfigError(f"{_full(group, key)}={shown}: give {_in_words(get_type_hints(cls)[key])}") from None
     try:
-        bound = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+        bound = OmegaConf.to_object(typed)
     except FieldError as error:
-        raise ConfigError(f"{group}.{error.key}={error.value}: {error.remedy}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, values, group)) from None
+        raise ConfigError(f"{_full(group, error.key)}={error.value}: {error.remedy}") from None
     assert isinstance(bound, cls)
     return bound
 
@@ -65,15 +73,20 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 def _check_keys(given: set[str], known: set[str], group: str) -> None:
     for key in sorted(given - known):
-        raise ConfigError(f"{group}.{key} is no key of {group}; {nearest(key, known)}")
+        raise ConfigError(f"{_full(group, key)} is no key of {group}; {nearest(key, known)}")
     for key in sorted(known - given):
-        raise ConfigError(f"{group}.{key} is missing; set {group}.{key}=VALUE")
+        raise ConfigError(f"{_full(group, key)} is missing; set {_full(group, key)}=VALUE")
 
 
-def _explain(error: OmegaConfBaseException, values: Mapping[str, Any], group: str) -> str:
-    key = error.full_key or ""
-    value: Any = values
-    for part in key.split("."):
-        value = value[part] if isinstance(value, Mapping) and part in value else value
-    wanted = str(error.msg or error).splitlines()[0]
-    return f"{group}.{key}={value}: {wanted}; give a value of the right type"
+def _full(group: str, key: str) -> str:
+    return f"{group}.{key}" if group else key
+
+
+def _in_words(kind: Any) -> str:
+    """Return what a value of a type annotation is: "a whole number or null" for int | None."""
+    if kind in IN_WORDS:
+        return IN_WORDS[kind]
+    parts = get_args(kind)
+    if get_origin(kind) in (list, tuple):
+        return f"a list of {PLURALS[parts[0]]}"
+    return " or ".join(map(_in_words, parts)) if get_origin(kind) in (Union, UnionType) else "a value of its type"

@@ -65,6 +65,7 @@ class AdamConfig(DecayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(len(self.betas) == 2, "betas", list(self.betas), "give two values")
         self.betas = (float(self.betas[0]), float(self.betas[1]))
         require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "use values in [0, 1)")
         require(self.eps > 0, "eps", self.eps, "use a positive value")
@@ -77,6 +78,12 @@ class SGDConfig(DecayConfig):
     momentum: float
     nesterov: bool
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.momentum >= 0, "momentum", self.momentum, "use 0 or more")
+        possible = self.momentum > 0 or not self.nesterov
+        require(possible, "nesterov", self.nesterov, "use false, or a positive momentum")
+
 
 @dataclass
 class RMSpropConfig(DecayConfig):
@@ -86,6 +93,12 @@ class RMSpropConfig(DecayConfig):
     eps: float
     momentum: float
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.alpha < 1, "alpha", self.alpha, "use a value in [0, 1)")
+        require(self.eps > 0, "eps", self.eps, "use a positive value")
+        require(self.momentum >= 0, "momentum", self.momentum, "use 0 or more")
+
 
 @dataclass
 class AdadeltaConfig(DecayConfig):
@@ -93,6 +106,11 @@ class AdadeltaConfig(DecayConfig):
 
     rho: float
     eps: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.rho < 1, "rho", self.rho, "use a value in [0, 1)")
+        require(self.eps > 0, "eps", self.eps, "use a positive value")
 
 
 @dataclass
@@ -140,6 +158,10 @@ class OptimizerPlan:
         own = self.phases.get(name, {})
         kind = OPTIMIZERS[self.shared["name"]]
         group = f"optimizer.{name}" if own else "optimizer"
+        if "name" in own:
+            raise ConfigError(
+                f"{group}.name={own['name']}: all phases have the one of optimizer=NAME; leave it out"
+            )
         return bind(kind.config, {**self.shared, **own}, group)
 
     def check_phases(self, names: list[str]) -> None:
