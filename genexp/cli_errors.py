@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genexp.config import config_folder, nearest
 
 GROUPS = ("model", "dataset", "optimizer", "trainer", "device", "experiment")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
@@ -22,8 +24,10 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} does not exist; {nearest(choice, error.options)}"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the output folder'}: {error.strerror or error}; choose hydra.run.dir=FOLDER"
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        remedy = "make room, or " if error.errno in FULL else ""
+        where = error.filename or "the output folder"
+        return f"{where}: {error.strerror or error}; {remedy}choose hydra.run.dir=FOLDER"
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         key = unknown[1].partition("@")[0]

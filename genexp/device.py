@@ -51,15 +51,17 @@ def choose_device(config: DeviceConfig) -> torch.device:
     return torch.device("cuda", config.index)
 
 
-def use_deterministic_algorithms() -> None:
-    """Make every operation repeat bit for bit on one machine; slower on a GPU, free on a CPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """Make every operation repeat bit for bit on one machine, or not; slower on a GPU, free on a CPU."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    # Said in either case: the runs of a sweep share one process.
+    torch.use_deterministic_algorithms(wanted)
 
 
 def describe_device(device: torch.device) -> str:
     """Return the device in words, for logs."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else str(device)

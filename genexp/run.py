@@ -54,7 +54,7 @@ class RunConfig:
     notes: str
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "use 0 or more")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more, below 2**63")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ def run_experiment(cfg: DictConfig, folder: Path) -> Result:
         config["resume"] = None
         plain = {str(key): value for key, value in config.items()}
         built = build_run(plain, previous)
-        _write_config(plain, folder)
         with closing(built.material.feed):
             return _execute(built, plain, folder, previous)
 
@@ -96,12 +95,11 @@ class Run:
 
 def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> Run:
     """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError."""
-    run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "top level")
+    run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
     trainer = bind(TrainerConfig, config["trainer"], "trainer")
     plan = plan_optimizers(config["optimizer"])
     device = choose_device(bind(DeviceConfig, config["device"], "device"))
-    if trainer.deterministic:
-        use_deterministic_algorithms()
+    use_deterministic_algorithms(trainer.deterministic)
     technique, dataset = build_technique(config, device, run.seed)
     learner = Learner(technique, plan, trainer.step_settings, device)
     if previous is not None:
@@ -159,21 +157,27 @@ def _execute(built: Run, config: Mapping[str, Any], folder: Path, previous: Mapp
         if start >= built.total_steps or built.learner.technique.converged:
             refuse_if_finished(folder)
         cut_back(folder, previous["ledger"])
+    _write_config(config, folder)  # not before: a refused command leaves a run as it was
     recorders = run_recorders(built.trainer, previous)
     with stop_on_signals(built.trainer.time_budget) as stop:
-        recorders.open(describe_run(built, config, folder, start))
         try:
+            recorders.open(describe_run(built, config, folder, start))
             clock = train(
                 built.learner, built.material, recorders, built.trainer, stop, seed=built.seed, start=start
             )
         except BaseException as error:
-            recorders.close(Outcome("failed", recorders.step, error=str(error) or type(error).__name__))
+            recorders.close(Outcome("failed", recorders.step, error=_in_words(error)))
             raise
         done = clock.ends or built.learner.technique.converged
         again = None if done else f"genexp {shlex.quote(f'resume={shown_path(folder)}')}"
         recorders.close(Outcome("finished" if done else "stopped", clock.step, resume_command=again))
     exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
     return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))
+
+
+def _in_words(error: BaseException) -> str:
+    """Return an error for the records. What is no Exception asks to exit: rich does where its reader has gone."""
+    return str(error) if isinstance(error, Exception) and str(error) else type(error).__name__
 
 
 def run_recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:

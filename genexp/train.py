@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,19 +22,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from genexp.cli_errors import explain
+from genexp.cli_errors import GROUPS, explain
 from genexp.config import config_folder
-from genexp.errors import CheckpointError, GenexpError
+from genexp.errors import CheckpointError, ConfigError, GenexpError
 
 log = logging.getLogger(__name__)
 WITH_TRACES = os.environ.get("HYDRA_FULL_ERROR") == "1"
+SWEEP = ("-m", "--multirun")
 
 
 def main() -> None:
     """Run the command line. An error that the user can mend ends in one line and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors; they are worded here
+    # Hydra refuses `genexp model=vae -m seed=0,1`: what stands behind its option it takes for another command's.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP)
     try:
-        _command(sys.argv[1:])()
+        with _quiet_interruption():
+            _command(sys.argv[1:])()
     except (GenexpError, HydraException, OmegaConfBaseException, OSError) as error:
         if WITH_TRACES:
             raise
@@ -40,12 +48,21 @@ def main() -> None:
 def _command(arguments: list[str]) -> Callable[[], None]:
     """Return Hydra's command: on conf/, or on the configuration of the run that is to be resumed."""
     conf = config_folder()
+    for group in GROUPS:
+        if f"{group}=null" in arguments:
+            raise ConfigError(f"{group}=null chooses nothing; leave it out")
     folder = resumed_folder(arguments)
     if folder is None:
         return hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(_job)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"resume={folder} is no run's folder (it has no config.yaml); give one that is")
-    sys.argv += [
+    for word in arguments:
+        if word in SWEEP:
+            raise ConfigError(f"resume={folder} goes on with one run; leave out {word}")
+        if word.partition("=")[0] in GROUPS:
+            raise ConfigError(f"resume={folder} cannot change {word}; leave it out, or start a new run")
+    sys.argv[1:] = [word for word in arguments if not word.startswith("resume=")] + [
+        f"resume={_quoted(str(folder))}",
         f"hydra.searchpath=[{_quoted('file://' + str(conf))}]",
         "hydra/job_logging=genexp",
         f"hydra.run.dir={_quoted(str(folder))}",
@@ -57,9 +74,35 @@ def _command(arguments: list[str]) -> Callable[[], None]:
 
 
 def resumed_folder(arguments: list[str]) -> Path | None:
-    """Return the folder in `resume=FOLDER`, or None."""
+    """Return the folder in `resume=FOLDER`, or None. Raises ConfigError where it is empty."""
     values = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
-    return Path(values[-1]) if values and values[-1] not in ("", "null") else None
+    if not values or values[-1] == "null":
+        return None
+    if not values[-1]:
+        raise ConfigError("resume= names no folder; give a run's, such as the last line of a stopped run names")
+    return Path(values[-1])
+
+
+@contextmanager
+def _quiet_interruption() -> Iterator[None]:
+    """Exit without a trace at a signal that comes while no run is under way (a run answers by itself)."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt  # and not exit at once: a download that is under way cleans up behind itself
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    except BaseException:
+        if received:  # whatever else a library in between has made of it
+            sys.exit(128 + received[0])
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _quoted(text: str) -> str:

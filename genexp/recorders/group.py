@@ -17,6 +17,7 @@ class RecorderGroup:
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = recorders
+        self._opened: list[Recorder] = []
         self.step = 0  # the last that was recorded
         self.test: dict[str, float] = {}  # the last scores
 
@@ -25,6 +26,7 @@ class RecorderGroup:
         self.step = run.resumed_at
         for recorder in self._recorders:
             recorder.open(run)
+            self._opened.append(recorder)
 
     def record(self, snapshot: Snapshot) -> None:
         """Hand a snapshot to all recorders."""
@@ -35,8 +37,8 @@ class RecorderGroup:
             recorder.record(snapshot)
 
     def close(self, outcome: Outcome) -> None:
-        """Close all recorders. One that cannot (a full disk) does not keep the others from it."""
-        for recorder in self._recorders:
+        """Close all that could be opened. One that cannot (a full disk) does not keep the others from it."""
+        for recorder in self._opened:
             try:
                 recorder.close(outcome)
             except (OSError, GenexpError) as error:
