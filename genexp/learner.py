@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, learning_rate
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
 
@@ -37,7 +38,9 @@ class Average:
     def update(self, technique: Technique, clock: Clock) -> None:
         """Move towards `technique`; the decay warms up, so that a short run is not its first weights."""
         decay = min(self.decay, (1 + clock.step) / (10 + clock.step))
-        torch._foreach_lerp_(list(self.technique.parameters()), list(technique.parameters()), 1 - decay)
+        parameters: list[Tensor] = list(self.technique.parameters())
+        if parameters:
+            torch._foreach_lerp_(parameters, list(technique.parameters()), 1 - decay)
         buffers = list(self.technique.buffers())
         if buffers:
             torch._foreach_copy_(buffers, list(technique.buffers()))
@@ -130,12 +133,19 @@ class Learner:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Become the learner that `state` was taken from."""
-        self.technique.load_state_dict(state["technique"])
-        for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        if self._average:
-            self._average.technique.load_state_dict(state["average"])
+        """Become the learner that `state` was taken from. Raises CheckpointError where it is another's."""
+        try:
+            self.technique.load_state_dict(state["technique"])
+            for name, optimizer in self._optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            if self._average:
+                self._average.technique.load_state_dict(state["average"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"the checkpoint is not one of this model and optimizer ({reason}); "
+                f"undo what was changed in the run's config.yaml"
+            ) from None
 
     def reset_average(self) -> None:
         """Start the average at the technique as it is now (after its initialisation from data)."""
