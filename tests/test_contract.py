@@ -18,6 +18,12 @@ from genexp.data import load_dataset
 from genexp.technique import find_technique, technique_names
 
 NAMES = technique_names()
+SMALLER = {  # values of keys that would make a run of a moment take longer, wherever a model has them
+    "weights": "random",  # pretrained ones are not to be had without a network
+    "generator_width": 4,
+    "discriminator_width": 4,
+    "evaluation_samples": 20,
+}
 RECIPE = {
     *("lr", "betas", "weight_decay", "schedule", "batch_size", "epochs", "ema"),
     *("evaluate_every", "preview_every", "objective", "direction"),
@@ -32,12 +38,13 @@ def composed(*overrides: str) -> DictConfig:
 
 def tiny(name: str) -> list[str]:
     """Return overrides that make a run of `name` take a moment."""
-    model = composed(f"model={name}").model
-    batch_size = model.recipe.batch_size
-    batch = [] if batch_size is None or batch_size < TINY_BATCH else [f"trainer.batch_size={TINY_BATCH}"]
-    if "weights" in model:  # pretrained ones are not to be had without a network
-        batch.append("model.weights=random")
-    return [f"model={name}", *TINY, *batch]
+    cfg = composed(f"model={name}")
+    batch_size = cfg.model.recipe.batch_size
+    words = [] if batch_size is None or batch_size < TINY_BATCH else [f"trainer.batch_size={TINY_BATCH}"]
+    words += [f"model.{key}={value}" for key, value in SMALLER.items() if key in cfg.model]
+    if "size" in cfg.dataset:
+        words.append("dataset.size=32")
+    return [f"model={name}", *TINY, *words]
 
 
 @pytest.mark.parametrize("name", NAMES)
