@@ -23,11 +23,14 @@ def to_image(pixels: Tensor) -> Image:
 
 
 def enlarged(image: Image) -> Image:
-    """Return a small image with each pixel repeated, so that the shorter side has some 256 pixels."""
+    """Return a small image with each pixel repeated, so that the shorter side has some 256 pixels.
+
+    One with half as many is left as it is: it may be a photograph.
+    """
     from PIL.Image import Resampling
 
     factor = min(-(-SHORT_SIDE // min(image.size)), LONG_SIDE // max(image.size))
-    if factor <= 1:
+    if factor <= 1 or min(image.size) >= SHORT_SIDE // 2:
         return image
     return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
 
