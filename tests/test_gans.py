@@ -121,7 +121,7 @@ def test_convolutional_networks_are_the_references() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("side", [8, 16, 28, 32, 64])
+@pytest.mark.parametrize("side", [5, 8, 16, 28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
     shape = (channels, side, side)
@@ -133,11 +133,17 @@ def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
     assert discriminator(images).shape == (3, 1)
 
 
+def test_doubling_reaches_every_size() -> None:
+    for side in range(5, 70):
+        generator = conv_generator(3, LAYOUTS["doubling"].up((1, side, side), 1), batch_norm=False)
+        assert generator(torch.randn(1, 3)).shape == (1, 1, side, side)
+
+
 @pytest.mark.parametrize(
     ("layout", "shape", "said"),
     [
-        ("doubling", (1, 27, 27), "27×27 pixels do not halve"),
-        ("doubling", (1, 2, 2), "2×2 pixels do not halve"),
+        ("doubling", (1, 4, 4), "4×4 pixels are too small"),
+        ("valid", (1, 3, 3), "3×3 pixels are too small"),
         ("valid", (1, 20, 20), "out of reach of the valid layout"),
         ("valid", (1, 48, 48), "out of reach of the valid layout"),
         ("doubling", (3, 32, 64), "32×64 pixels are not square"),

@@ -33,41 +33,47 @@ class Layout:
     down: Callable[[Shape, int], list[Conv]]  # convolutions; the last one, of one channel, gives the score
 
 
-def _halvings(side: int) -> tuple[int, int]:
-    """Return the side from which doubling arrives at `side`, 4 to 8 pixels, and how many doublings it takes."""
-    base, doublings = side, 0
-    while base % 2 == 0 and base > 4 and base // 2 >= 4:
-        base, doublings = base // 2, doublings + 1
-    if base > 8 or base < 4 or not doublings:
+def _halvings(side: int) -> list[int]:
+    """Return the sides from `side` down to at most 4 pixels, each half of the one before, rounded up."""
+    sides = [side]
+    while sides[-1] > 4:
+        sides.append((sides[-1] + 1) // 2)
+    if side < 5:
         raise ConfigError(
-            f"images of {side}×{side} pixels do not halve down to a side of 4 to 8, as layout=doubling needs; "
-            f"choose a size such as 28, 32 or 64 (dataset.size), or model=gan"
+            f"images of {side}×{side} pixels are too small for a convolutional GAN; choose model=gan"
         )
-    return base, doublings
+    return sides
+
+
+def _kernel(larger: int) -> int:
+    """Return the kernel that, with stride 2 and padding 1, goes between a side and its half, rounded up."""
+    return 4 if larger % 2 == 0 else 3
 
 
 def _doubling_up(shape: Shape, width: int) -> list[Conv]:
-    base, doublings = _halvings(_side(shape))
-    widths = [width * min(8, 2**level) for level in reversed(range(doublings))]
-    return [Conv(widths[0], base), *(Conv(each, 4, 2, 1) for each in [*widths[1:], shape[0]])]
+    *larger, base = _halvings(_side(shape))
+    widths = [width * min(8, 2**level) for level in reversed(range(len(larger)))]
+    channels = [*widths[1:], shape[0]]
+    ups = zip(channels, reversed(larger), strict=True)
+    return [Conv(widths[0], base), *(Conv(each, _kernel(side), 2, 1) for each, side in ups)]
 
 
 def _doubling_down(shape: Shape, width: int) -> list[Conv]:
-    base, halvings = _halvings(_side(shape))
-    widths = [width * min(8, 2**level) for level in range(halvings)]
-    return [*(Conv(each, 4, 2, 1) for each in widths), Conv(1, base)]
+    *larger, base = _halvings(_side(shape))
+    downs = enumerate(larger)
+    return [*(Conv(width * min(8, 2**level), _kernel(side), 2, 1) for level, side in downs), Conv(1, base)]
 
 
 def _valid_up(shape: Shape, width: int) -> list[Conv]:
     """Go 1→3→7→15→28: each side is twice the one before and one, but the last, which is the image's."""
-    side, sides = _side(shape), [3]
+    side, sides = _halvings(_side(shape))[0], [3]
     while 2 * sides[-1] + 2 < side:
         sides.append(2 * sides[-1] + 1)
     excess = side - 2 * (sides[-1] - 1)  # kernel less twice the padding
     if excess not in LAST_KERNELS:
         raise ConfigError(
             f"images of {side}×{side} pixels are out of reach of the valid layout, which makes sides of "
-            f"4 to 8, 12 to 16, 28 to 32 or 60 to 64; choose another size, or model.layout=doubling"
+            f"5 to 8, 12 to 16, 28 to 32 or 60 to 64; choose another size, or model.layout=doubling"
         )
     widths = [width * 2**level for level in reversed(range(len(sides)))]
     kernel, padding = LAST_KERNELS[excess]
@@ -76,18 +82,12 @@ def _valid_up(shape: Shape, width: int) -> list[Conv]:
 
 def _valid_down(shape: Shape, width: int) -> list[Conv]:
     """Halve, rounding up, until a kernel of 3 with stride 2 leaves one pixel: 28→14→7→4→1."""
-    layers: list[Conv] = []
-    side = _side(shape)
-    while side > 4:
-        layers.append(Conv(width * min(2, 2 ** len(layers)), 3, 2, 1))
-        side = (side + 1) // 2
-    if side < 3 or not layers:
-        raise ConfigError(f"images of {_side(shape)} pixels a side are too small for a DCGAN; choose model=gan")
-    return [*layers, Conv(1, 3, 2)]
+    *larger, _ = _halvings(_side(shape))
+    return [*(Conv(width * min(2, 2**level), 3, 2, 1) for level in range(len(larger))), Conv(1, 3, 2)]
 
 
 LAYOUTS = {
-    "doubling": Layout(_doubling_up, _doubling_down),  # kernels of 4 and stride 2: no checkerboards
+    "doubling": Layout(_doubling_up, _doubling_down),  # kernels that the stride divides: no checkerboards
     "valid": Layout(_valid_up, _valid_down),  # the source's: kernels of 3 without padding
 }
 
