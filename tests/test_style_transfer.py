@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from running import genexp, in_folder, metrics, status
+from running import assert_same_run, genexp, in_folder, metrics, status
 from torch import Tensor
 
+from genexp.checkpoint import numbered_checkpoints
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError, DataError
@@ -209,6 +211,20 @@ def test_each_scale_has_its_part_of_the_run() -> None:
     taught, data = learner(LBFGS, scales=[0.25, 0.5, 1.0])
     names = [set(taught.step(data[0], data, Clock(step, 6, 1))) & set(taught.loss_phases) for step in range(1, 7)]
     assert names == [{"scale_1_loss"}] * 2 + [{"scale_2_loss"}] * 2 + [{"scale_3_loss"}] * 2
+
+
+def test_resumed_at_the_next_scale_equals_straight(tmp_path: Path) -> None:
+    words = (*FAST, "model.weights=random", "model.scales=[0.5,1.0]", "model.preserve_colour=histogram")
+    often = ("trainer.epochs=6", "trainer.checkpoint_spacing=0", "trainer.keep_checkpoints=9")
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert genexp(*words, *often, in_folder(straight)).code == 0
+    shutil.copytree(straight, resumed)
+    for file in numbered_checkpoints(resumed)[:3]:
+        file.unlink()
+    (resumed / "status.json").unlink()
+    ended = genexp(f"resume={resumed}")
+    assert ended.code == 0, ended.err
+    assert_same_run(straight, resumed)
 
 
 def test_luminance_keeps_the_colours_of_the_content() -> None:
