@@ -127,6 +127,11 @@ class Vgg19(nn.Module):
             maps = [layer(features) for features in maps]
 
 
+def trained_weights(name: str) -> Mapping[str, Tensor]:
+    """Return the weights called "imagenet", or those in the file of that name. Raises ConfigError."""
+    return imagenet_weights() if name == "imagenet" else weights_from(Path(name).expanduser())
+
+
 def imagenet_weights() -> Mapping[str, Tensor]:
     """Return the weights in torchvision's cache, after downloading them there if need be. Raises ConfigError."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from genexp.abilities import Stylises
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, imagenet_weights, weights_from
+from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, trained_weights
 from genexp.pictures import BACKGROUND, GAP
 from genexp.resampling import resized
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
@@ -144,11 +143,8 @@ class StyleTransfer(Technique, Stylises):
         content, style = self.colour.prepare(photographs["content"], photographs["style"])
         if self.config.weights == "random":
             self.features.randomise([content, style])
-        elif self.config.weights == "imagenet":
-            self.features.load(imagenet_weights(), origin="imagenet")
         else:
-            file = Path(self.config.weights).expanduser()
-            self.features.load(weights_from(file), origin=str(file))
+            self.features.load(trained_weights(self.config.weights), origin=self.config.weights)
         self.content.copy_(photographs["content"])
         self.canvas.image.copy_(content[:, : self.colour.channels])
         for part, scale in zip(self.config.scales, self._scales(), strict=True):
