@@ -1,0 +1,431 @@
+"""From YAML to typed settings: keys, presets, and what each reference preset holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from test_contract import composed as compose
+
+from genexp.config import bind, config_folder, nearest, require
+from genexp.data.dataset import DataSpec
+from genexp.data.registry import find_source, source_names
+from genexp.device import DeviceConfig
+from genexp.errors import ConfigError
+from genexp.optimizers import OPTIMIZERS, plan_optimizers
+from genexp.run import RunConfig
+from genexp.technique import find_technique
+from genexp.trainer import TrainerConfig
+
+composed = cache(compose)
+
+
+def choices(group: str) -> list[str]:
+    """Return the names of a group's files."""
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def keys(cls: type) -> set[str]:
+    """Return the fields of a dataclass."""
+    return {field.name for field in fields(cls)}
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """Return a configuration as resolved, ordinary values."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+# --- Each file has every key of its dataclass, and no other.
+
+
+@pytest.mark.parametrize("name", choices("optimizer"))
+def test_an_optimizers_file_has_the_keys_of_its_dataclass(name: str) -> None:
+    node = yaml.safe_load((config_folder() / "optimizer" / f"{name}.yaml").read_text())
+    assert node["name"] == name
+    assert set(node) == keys(OPTIMIZERS[name].config)
+
+
+def test_every_optimizer_has_a_file() -> None:
+    assert choices("optimizer") == sorted(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", choices("trainer"))
+def test_a_trainers_file_has_the_keys_of_its_dataclass(name: str) -> None:
+    node = yaml.safe_load((config_folder() / "trainer" / f"{name}.yaml").read_text())
+    assert set(node) == keys(TrainerConfig)
+
+
+@pytest.mark.parametrize("name", choices("device"))
+def test_a_devices_file_has_the_keys_of_its_dataclass(name: str) -> None:
+    node = yaml.safe_load((config_folder() / "device" / f"{name}.yaml").read_text())
+    assert node["name"] == name
+    assert set(node) == keys(DeviceConfig)
+
+
+@pytest.mark.parametrize("name", choices("dataset"))
+def test_a_data_sets_file_has_the_keys_of_its_dataclass(name: str) -> None:
+    node = yaml.safe_load((config_folder() / "dataset" / f"{name}.yaml").read_text())
+    node.pop("defaults", None)
+    assert node["name"] == name
+    assert set(node) == keys(find_source(name).config)
+
+
+def test_every_data_set_has_a_file() -> None:
+    assert choices("dataset") == source_names()
+
+
+def test_the_top_of_the_configuration_has_the_keys_of_its_dataclass() -> None:
+    groups = {"model", "dataset", "optimizer", "trainer", "device"}
+    assert {str(key) for key in composed()} - groups == keys(RunConfig)
+
+
+# --- Each key can be set.
+
+
+def test_every_key_of_the_trainer_can_be_set() -> None:
+    wanted: dict[str, Any] = {
+        "epochs": 7, "max_steps": 11, "time_budget": 1.5, "batch_size": 13, "precision": "bf16",
+        "gradient_clip": 0.5, "ema": 0.9, "evaluate_every": 3, "preview_every": 4, "checkpoint_every": 5,
+        "checkpoint_spacing": 6.5, "keep_checkpoints": 8, "deterministic": True,
+        "objective": "psnr", "direction": "max",
+    }
+    assert wanted.keys() == keys(TrainerConfig)
+    words = [f"trainer.{key}={value}" for key, value in wanted.items()]
+    assert vars(bind(TrainerConfig, composed(*words).trainer, "trainer")) == wanted
+
+
+def test_intervals_of_no_length_mean_never() -> None:
+    words = [f"trainer.{key}=0" for key in ("evaluate_every", "preview_every", "checkpoint_every")]
+    settings = bind(TrainerConfig, composed(*words).trainer, "trainer")
+    assert (settings.evaluate_every, settings.preview_every, settings.checkpoint_every) == (0, 0, 0)
+
+
+def test_an_optimizer_reads_the_models_recipe_until_it_is_told_otherwise() -> None:
+    recipe = composed("model=vae").model.recipe
+    assert composed("model=vae", "optimizer=rmsprop").optimizer.lr == recipe.lr
+    assert composed("model=vae", "optimizer=rmsprop", "optimizer.lr=3e-4").optimizer.lr == 3e-4
+    assert composed("model=vae", "model.recipe.lr=0.5").optimizer.lr == 0.5
+    assert composed("model=vae", "model.recipe.epochs=3").trainer.epochs == 3
+
+
+# --- What binding refuses, and how it says so.
+
+
+@dataclass
+class Settings:
+    """Some of each kind."""
+
+    count: int
+    rate: float
+    word: str
+    flag: bool
+    widths: list[int]
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        require(self.count > 0, "count", self.count, "use at least 1")
+
+
+RIGHT: dict[str, Any] = {"count": 1, "rate": 0.5, "word": "a", "flag": True, "widths": [3, 4], "limit": None}
+
+
+def test_right_values_bind() -> None:
+    assert bind(Settings, RIGHT, "group") == Settings(1, 0.5, "a", True, [3, 4], None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("count", "x", "group.count=x: give a whole number"),
+        ("count", 2.5, "group.count=2.5: give a whole number"),
+        ("count", None, "group.count=null: give a whole number"),
+        ("count", [1], "group.count=[1]: give a whole number"),
+        ("count", {"a": 1}, "group.count={'a': 1}: give a whole number"),
+        ("count", 0, "group.count=0: use at least 1"),
+        ("count", "???", "group.count is missing; set group.count=VALUE"),
+        ("rate", "fast", "group.rate=fast: give a number"),
+        ("word", [1], "group.word=[1]: give a word"),
+        ("flag", "perhaps", "group.flag=perhaps: give true or false"),
+        ("widths", 5, "group.widths=5: give a list of whole numbers"),
+        ("widths", [3, "x"], "group.widths=[3, 'x']: give a list of whole numbers"),
+        ("widths", None, "group.widths=null: give a list of whole numbers"),
+        ("widths", {"a": 1}, "group.widths={'a': 1}: give a list of whole numbers"),
+        ("limit", "all", "group.limit=all: give a whole number or null"),
+        ("contu", 5, "group.contu is no key of group; did you mean count?"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_should_be(key: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        bind(Settings, {**RIGHT, key: value}, "group")
+    assert str(caught.value) == said
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"group\.rate is missing"):
+        bind(Settings, {key: value for key, value in RIGHT.items() if key != "rate"}, "group")
+
+
+def test_the_nearest_choice_is_offered_or_else_all() -> None:
+    assert nearest("vea", ["vae", "gan"]) == "did you mean vae?"
+    assert nearest("zzz", ["vae", "gan"]) == "choose one of: gan, vae"
+
+
+# --- A phase's own optimizer settings.
+
+
+def test_a_phase_has_its_own_settings_over_the_shared_ones() -> None:
+    plan = plan_optimizers(plain(composed("model=gan", "optimizer.discriminator.lr=1e-4"))["optimizer"])
+    shared = composed("model=gan").optimizer.lr
+    assert plan.for_phase("discriminator").lr == 1e-4
+    assert plan.for_phase("generator").lr == shared != 1e-4
+    assert plan.for_phase("discriminator").name == plan.for_phase("generator").name == "adam"
+    plan.check_phases(["discriminator", "generator"])
+
+
+def test_phases_follow_the_shared_value_until_they_are_told_otherwise() -> None:
+    plan = plan_optimizers(plain(composed("model=gan", "optimizer=sgd", "optimizer.lr=0.3"))["optimizer"])
+    assert plan.for_phase("discriminator").lr == plan.for_phase("generator").lr == 0.3
+
+
+def test_any_setting_may_be_a_phases_own() -> None:
+    words = ("model=gan", "+optimizer.generator.betas=[0.1,0.2]", "+optimizer.generator.schedule=linear")
+    plan = plan_optimizers(plain(composed(*words))["optimizer"])
+    assert plan.for_phase("generator").arguments()["betas"] == (0.1, 0.2)
+    assert plan.for_phase("generator").schedule == "linear"
+    assert plan.for_phase("discriminator").schedule == "constant"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optimizer.generator.lr=-1", "optimizer.generator.lr=-1.0: use a positive learning rate"),
+        (
+            "+optimizer.generator.name=sgd",
+            "optimizer.generator.name=sgd: all phases have the one of optimizer=NAME",
+        ),
+        ("+optimizer.generator.beta=1", "optimizer.generator.beta is no key of optimizer.generator"),
+    ],
+)
+def test_a_phases_wrong_setting_is_named(word: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_optimizers(plain(composed("model=gan", word))["optimizer"]).for_phase("generator")
+    assert said in str(caught.value)
+
+
+def test_a_phase_that_is_not_there_is_named() -> None:
+    plan = plan_optimizers(plain(composed("model=gan", "+optimizer.critic.lr=1"))["optimizer"])
+    with pytest.raises(ConfigError, match=r"optimizer\.critic names no phase of this model"):
+        plan.check_phases(["discriminator", "generator"])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("adam", "betas", [0.9], "optimizer.betas=[0.9]: give two values"),
+        ("adam", "betas", [0.9, 1], "optimizer.betas=[0.9, 1.0]: use values in [0, 1)"),
+        ("adam", "eps", 0, "optimizer.eps=0.0: use a positive value"),
+        ("adamw", "weight_decay", -1, "optimizer.weight_decay=-1.0: use 0 or more"),
+        ("adamw", "lr", float("nan"), "optimizer.lr=nan: use a positive learning rate"),
+        ("adam", "warmup_steps", -1, "optimizer.warmup_steps=-1: use 0 or more"),
+        ("adam", "decay_start", 1, "optimizer.decay_start=1.0: use a part of the run, 0 <= x < 1"),
+        ("sgd", "momentum", -1, "optimizer.momentum=-1.0: use 0 or more"),
+        ("sgd", "momentum", 0, "optimizer.nesterov=True: use false, or a positive momentum"),
+        ("rmsprop", "alpha", -1, "optimizer.alpha=-1.0: use a value in [0, 1)"),
+        ("rmsprop", "momentum", -1, "optimizer.momentum=-1.0: use 0 or more"),
+        ("adadelta", "rho", 3, "optimizer.rho=3.0: use a value in [0, 1)"),
+        ("lbfgs", "max_iter", 0, "optimizer.max_iter=0: use at least 1"),
+        ("lbfgs", "history_size", 0, "optimizer.history_size=0: use at least 1"),
+        ("lbfgs", "line_search_fn", "wolf", "optimizer.line_search_fn=wolf: use null or strong_wolfe"),
+        ("adagrad", "lr", 1, "optimizer.name=adagrad is no optimizer; did you mean adam?"),
+    ],
+)
+def test_a_value_that_the_optimizer_would_refuse_is_refused_by_name(
+    name: str, key: str, value: object, said: str
+) -> None:
+    settings = plain(composed(f"optimizer={name if name in OPTIMIZERS else 'adam'}"))["optimizer"]
+    if name == "sgd":
+        settings["nesterov"] = True
+    with pytest.raises(ConfigError) as caught:
+        plan_optimizers({**settings, "name": name, key: value})
+    assert str(caught.value) == said
+
+
+# --- Presets.
+
+
+def bound(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
+    """Bind all of a configuration; return (model's settings, trainer's, optimizer's)."""
+    config = plain(cfg)
+    model = {key: value for key, value in config["model"].items() if key not in ("name", "recipe")}
+    bind(RunConfig, {key: config[key] for key in keys(RunConfig)}, "")
+    bind(DeviceConfig, config["device"], "device")
+    bind(find_source(config["dataset"]["name"]).config, config["dataset"], "dataset")
+    technique: Any = bind(find_technique(config["model"]["name"]).Config, model, "model")
+    trainer = bind(TrainerConfig, config["trainer"], "trainer")
+    return technique, trainer, plan_optimizers(config["optimizer"]).for_phase("")
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_a_preset_composes_and_binds(name: str) -> None:
+    cfg = composed(f"experiment={name}")
+    bound(cfg)
+    assert cfg.model.name == name.removesuffix("_reference")
+
+
+def dense(*widths: int) -> list[tuple[int, ...]]:
+    """Return the shapes of the weights of linear layers."""
+    return [(outputs, inputs) for inputs, outputs in pairwise(widths)]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a reference preset must hold."""
+
+    dataset: str
+    weights: list[tuple[int, ...]]  # shapes, in the order of the networks
+    lr: float
+    batch_size: int
+    epochs: int
+    weight_decay: float = 0.0
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+STACKED = [*dense(784, 128, 32, 10), *dense(10, 32, 128, 784)]
+CONVOLUTIONAL = [
+    *[(16, 1, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 1024)],
+    *[(1024, 10), (64, 32, 3, 3), (32, 16, 3, 3), (16, 1, 3, 3)],  # transposed: inputs first
+]
+REFERENCES = {
+    "stacked_autoencoder": Reference(
+        "mnist", STACKED, 1e-4, 50, 51, model={"loss": "mse", "activation": "relu", "latent_activation": "relu"}
+    ),
+    "denoising_autoencoder": Reference(
+        "mnist",
+        STACKED,
+        1e-4,
+        50,
+        51,
+        model={"loss": "mse", "activation": "relu", "latent_activation": "relu", "noise": 0.5},
+    ),
+    "conv_autoencoder": Reference(
+        "mnist",
+        CONVOLUTIONAL,
+        1e-3,
+        50,
+        51,
+        model={"loss": "mse", "activation": "relu", "latent_activation": "relu"},
+    ),
+    "conv_denoising_autoencoder": Reference(
+        "mnist",
+        [
+            *[(8, 1, 3, 3), (16, 8, 3, 3), (32, 16, 3, 3), (128, 288), (4, 128)],
+            *[(128, 4), (288, 128), (32, 16, 3, 3), (16, 8, 3, 3), (8, 1, 3, 3)],
+        ],
+        1e-3,
+        128,
+        30,
+        weight_decay=1e-5,
+        model={"loss": "mse", "activation": "relu", "noise": 0.3, "target": "noisy"},
+    ),
+    "latent3d_autoencoder": Reference(
+        "fashion_mnist",
+        [*dense(784, 128, 64, 12, 3), *dense(3, 12, 64, 128, 784)],
+        5e-3,
+        64,
+        10,
+        model={"loss": "mse", "activation": "relu", "latent_activation": "linear"},
+    ),
+    "vae": Reference(
+        "mnist",
+        [*dense(784, 400, 400), (200, 400), (200, 400), *dense(200, 400, 400, 784)],
+        1e-3,
+        100,
+        30,
+        model={"activation": "leaky_relu", "beta": 1.0, "kl_warmup_epochs": 0, "free_bits": 0.0},
+    ),
+    "gan": Reference(
+        "fashion_mnist",
+        [*dense(128, 256, 512, 1024, 784), *dense(784, 1024, 512, 256, 1)],
+        2e-4,
+        100,
+        151,
+        model={"dropout": 0.3, "spectral_norm": False, "init_std": None},
+    ),
+    "dcgan": Reference(
+        "fashion_mnist",
+        [
+            *[(128, 256, 3, 3), (256, 128, 3, 3), (128, 64, 3, 3), (64, 1, 2, 2)],
+            *[(128, 1, 3, 3), (256, 128, 3, 3), (256, 256, 3, 3), (1, 256, 3, 3)],
+        ],
+        2e-4,
+        100,
+        151,
+        model={"dropout": 0.5, "init_std": None},
+    ),
+    "deep_kmeans": Reference("mnist", [*CONVOLUTIONAL, (10, 10)], 1e-3, 128, 300),
+}
+WITHOUT_NETWORKS = {"kmeans", "style_transfer"}
+PRESENT = [name.removesuffix("_reference") for name in choices("experiment") if name.endswith("_reference")]
+
+
+def test_every_reference_preset_is_looked_at() -> None:
+    assert set(PRESENT) <= REFERENCES.keys() | WITHOUT_NETWORKS
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES.keys() & set(PRESENT)))
+def test_a_reference_preset_is_the_sources(name: str) -> None:
+    wanted = REFERENCES[name]
+    cfg = composed(f"experiment={name}_reference")
+    config, trainer, optimizer = bound(cfg)
+    assert (cfg.model.name, cfg.dataset.name, cfg.dataset.limit) == (name, wanted.dataset, None)
+    assert {key: getattr(config, key) for key in wanted.model} == wanted.model
+    spec = DataSpec(wanted.dataset, {"image": (1, 28, 28), "label": ()}, 60_000, tuple("0123456789"))
+    technique = find_technique(name)(config, spec)
+    weights = [tuple(weight.shape) for weight in technique.parameters() if weight.ndim > 1]
+    assert sorted(weights) == sorted(wanted.weights)
+    assert optimizer.name == "adam"
+    # What the model's recipe may change for our own preset must not change the source's.
+    assert optimizer.lr == wanted.lr
+    assert (optimizer.schedule, optimizer.warmup_steps) == ("constant", 0)
+    assert optimizer.arguments()["betas"] == (0.9, 0.999)
+    assert optimizer.arguments()["weight_decay"] == wanted.weight_decay
+    assert (trainer.batch_size, trainer.epochs, trainer.max_steps) == (wanted.batch_size, wanted.epochs, None)
+    assert (trainer.ema, trainer.gradient_clip, trainer.precision) == (0.0, None, "fp32")
+
+
+def test_the_reference_of_kmeans_is_the_sources() -> None:
+    cfg = composed("experiment=kmeans_reference")
+    config, trainer, _ = bound(cfg)
+    assert (cfg.dataset.name, cfg.dataset.n_samples, cfg.dataset.noise) == ("circles", 500, 0.1)
+    assert (config.clusters, config.init, config.n_init, trainer.epochs) == (2, "uniform", 1, 5)
+
+
+def test_the_reference_of_style_transfer_is_the_sources() -> None:
+    cfg = composed("experiment=style_transfer_reference")
+    config, trainer, optimizer = bound(cfg)
+    assert (cfg.dataset.name, cfg.dataset.size) == ("photographs", 256)
+    assert list(config.content_layers) == ["conv_4"]
+    assert list(config.style_layers) == [f"conv_{number}" for number in range(1, 6)]
+    assert (config.content_weight, config.style_weight, config.weights) == (1.0, 1e5, "imagenet")
+    assert (optimizer.name, optimizer.lr) == ("lbfgs", 1.0)
+    assert optimizer.arguments()["max_iter"] * trainer.epochs == 300
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+def test_a_reference_gan_has_no_layer_that_the_source_lacks(name: str) -> None:
+    if name not in PRESENT:
+        pytest.skip(f"{name}_reference is not there")
+    config, _, _ = bound(composed(f"experiment={name}_reference"))
+    spec = DataSpec("fashion_mnist", {"image": (1, 28, 28), "label": ()}, 60_000)
+    kinds = {type(module).__name__ for module in find_technique(name)(config, spec).modules()}
+    assert not {kind for kind in kinds if "Norm" in kind}
+    biases = [weight for weight in find_technique(name)(config, spec).parameters() if weight.ndim == 1]
+    assert bool(biases) == (name == "gan")
