@@ -21,7 +21,7 @@ from genexp.pictures import rows, tile
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
 
 SAMPLES = 64  # prior samples in a picture
-AT_ONCE = 10  # latents of each image that the likelihood's estimate decodes together
+AT_ONCE = 20  # latents of each image that the likelihood's estimate decodes together
 
 
 @dataclass

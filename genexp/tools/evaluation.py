@@ -59,7 +59,7 @@ class Evaluation:
             "dataset": run.dataset.name,
             "split": "test",
             "samples": len(run.held_out),
-            "checkpoint": str(run.checkpoint),
+            "checkpoint": os.path.relpath(run.checkpoint, run.folder),
             "step": run.step,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.scores.items()},
             "left_out": dict(self.left_out),
