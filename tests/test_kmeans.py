@@ -1,0 +1,263 @@
+"""k-means against scikit-learn's, and what it keeps to whatever the points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from running import genexp, in_folder, metrics, status
+from sklearn.cluster import KMeans as Rival
+from test_contract import composed
+from torch import Tensor
+
+from genexp.clustering.blocks import moments, take
+from genexp.clustering.lloyd import Totals, fit, iterate, least, nearest, refill, tally
+from genexp.clustering.starts import greedy_plus_plus, random_points
+from genexp.data import load_dataset
+from genexp.scatter import draw_clusters, flattened
+
+BLOCK = 500
+
+
+def points_of(name: str, *overrides: str) -> Tensor:
+    """Return a data set's training points (samples, features)."""
+    streams = load_dataset(composed("model=kmeans", f"dataset={name}", *overrides).dataset).train.streams
+    stream = streams["point"] if "point" in streams else streams["image"]
+    assert isinstance(stream, Tensor)
+    return stream.flatten(1) / 255 if stream.dtype == torch.uint8 else stream
+
+
+def inertia_of(points: Tensor, centres: Tensor) -> float:
+    """Return the inertia in float64, from centres (clusters, features)."""
+    return float(torch.cdist(points.double(), centres.double()).amin(1).square().sum())
+
+
+def seeded_points(count: int, features: int) -> Tensor:
+    """Return points of a few clumps of different width."""
+    generator = torch.Generator().manual_seed(1)
+    clumps = torch.randn(7, features, generator=generator) * 4
+    chosen = torch.randint(7, (count,), generator=generator)
+    return clumps[chosen] + torch.randn(count, features, generator=generator) * (1 + chosen[:, None] / 3)
+
+
+@pytest.mark.parametrize(("name", "clusters"), [("circles", 2), ("blobs", 4), ("digits", 10), ("mnist_5k", 10)])
+def test_ends_where_scikit_learn_ends(name: str, clusters: int) -> None:
+    points = points_of(name)
+    generator = torch.Generator().manual_seed(0)
+    initial = points[torch.randperm(len(points), generator=generator)[:clusters]]
+    rival = Rival(clusters, init=initial.numpy(), n_init=1, max_iter=300, tol=0).fit(points.numpy())
+    ours = fit(points.split(BLOCK), initial.unsqueeze(0), iterations=300)
+    assert inertia_of(points, ours) == pytest.approx(rival.inertia_, rel=1e-3)
+
+
+def test_the_command_ends_where_scikit_learn_ends(tmp_path: Path) -> None:
+    points = points_of("digits")
+    initial = points[:10].numpy()
+    np.save(tmp_path / "centres.npy", initial)
+    rival = Rival(10, init=initial, n_init=1, max_iter=300, tol=0).fit(points.numpy())
+    given = f"model.init='{tmp_path / 'centres.npy'}'"
+    quiet = ("trainer.preview_every=0", "trainer.evaluate_every=0", "model.tolerance=0", "model.clusters=10")
+    ended = genexp("model=kmeans", "dataset=digits", given, *quiet, in_folder(tmp_path / "run"))
+    assert ended.code == 0, ended.err
+    last = [line for line in metrics(tmp_path / "run") if line["split"] == "train"][-1]
+    assert last["inertia"] == pytest.approx(rival.inertia_, rel=1e-3)
+    assert last["shift"] == 0
+
+
+def test_far_from_zero_no_digits_are_lost(tmp_path: Path) -> None:
+    points = seeded_points(600, 3)
+    far = points + 3e4
+    generator = torch.Generator().manual_seed(0)
+    initial = torch.randperm(600, generator=generator)[:7]
+    here = fit(points.split(BLOCK), points[initial][None], 100)
+    shifted = (far - far.mean(0)).split(BLOCK)  # as the technique hands them over
+    there = fit(shifted, (far[initial] - far.mean(0))[None], 100)
+    assert inertia_of(far, there + far.mean(0)) == pytest.approx(inertia_of(points, here), rel=1e-2)
+    assert moments(far.split(70)).variance == pytest.approx(
+        float(far.double().var(0, correction=0).mean()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 100, 256])
+def test_least_is_the_minimum_and_its_place(width: int) -> None:
+    scores = torch.randn(50, 3, width)
+    values, places = least(scores)
+    assert torch.equal(values, scores.amin(-1))
+    assert torch.equal(scores.gather(-1, places.unsqueeze(-1)).squeeze(-1), values)
+
+
+def test_every_point_gets_its_nearest_centre() -> None:
+    points, centres = seeded_points(900, 20), seeded_points(64, 20)
+    exact = torch.cdist(points.double(), centres.double())
+    assert torch.equal(nearest(points, centres), exact.argmin(1))
+
+
+def test_blocks_do_not_matter() -> None:
+    points = seeded_points(1000, 5)
+    centres = points[:12].unflatten(0, (2, 6))
+    whole, parts = tally([points], centres), tally(points.split(37), centres)
+    assert torch.equal(whole.counts, parts.counts)
+    torch.testing.assert_close(whole.sums, parts.sums, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(whole.energy, parts.energy, rtol=1e-5, atol=1e-2)
+
+
+def test_starts_do_not_touch_each_other() -> None:
+    points = seeded_points(400, 3)
+    blocks = points.split(90)
+    starts = random_points(blocks, 400, starts=4, clusters=5)
+    together, totals = iterate(blocks, starts, tally(blocks, starts))
+    for start in range(4):
+        alone, own = iterate(blocks, starts[start : start + 1], tally(blocks, starts[start : start + 1]))
+        torch.testing.assert_close(together[start], alone[0])
+        assert torch.equal(totals.counts[start], own.counts[0])
+
+
+def test_inertia_never_rises() -> None:
+    points = points_of("digits")
+    blocks = points.split(BLOCK)
+    centres = random_points(blocks, len(points), starts=3, clusters=10)
+    totals = tally(blocks, centres)
+    for _ in range(20):
+        before = totals.energy
+        centres, totals = iterate(blocks, centres, totals)
+        assert (totals.energy <= before + 1e-6 * before.abs()).all()
+
+
+def test_empty_clusters_are_moved_to_the_farthest_points() -> None:
+    points = torch.tensor([[0.0], [1.0], [2.0], [30.0], [50.0]])
+    centres = torch.tensor([[[1.0], [1000.0], [2000.0]]])
+    blocks = points.split(2)
+    filled = refill(tally(blocks, centres), centres, blocks)
+    assert filled.counts.tolist() == [[3, 1, 1]]
+    assert filled.means(centres).squeeze().tolist() == [1.0, 50.0, 30.0]
+
+
+def test_more_empty_clusters_than_points_stay_where_they_are() -> None:
+    points, centres = torch.zeros(1, 2), torch.arange(8.0).view(1, 4, 2)
+    filled = refill(tally([points], centres), centres, [points])
+    assert filled.counts.sum() == 1
+    assert filled.means(centres).isfinite().all()
+
+
+def test_duplicates_leave_no_nan() -> None:
+    points = torch.ones(50, 2)
+    centres = greedy_plus_plus(points.split(20), 50, starts=2, clusters=4)
+    assert torch.equal(centres, torch.ones(2, 4, 2))
+    assert torch.equal(fit(points.split(20), centres, 10), torch.ones(4, 2))
+
+
+def test_plus_plus_starts_as_well_as_scikit_learn_does() -> None:
+    from sklearn.cluster import kmeans_plusplus
+
+    points = points_of("digits")
+    torch.manual_seed(0)
+    ours = greedy_plus_plus(points.split(BLOCK), len(points), starts=20, clusters=10)
+    mean = np.mean([inertia_of(points, centres) for centres in ours])
+    rivals = [kmeans_plusplus(points.numpy(), 10, random_state=seed)[0] for seed in range(20)]
+    assert mean == pytest.approx(np.mean([inertia_of(points, torch.tensor(rival)) for rival in rivals]), rel=0.03)
+    known = {tuple(point) for point in points.tolist()}
+    assert all(tuple(centre) in known for centre in ours.flatten(0, 1).tolist())
+
+
+def test_plus_plus_draws_in_proportion_to_the_squared_distance() -> None:
+    """With two clusters and all candidates alike, the second centre's distribution is known."""
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    torch.manual_seed(0)
+    centres = greedy_plus_plus(points.split(2), 3, starts=4000, clusters=2)
+    from_origin = centres[(centres[:, 0] == 0).all(1)]
+    # Of two candidates the better is kept: the far one leaves 1, the near one 4. Near only if drawn twice.
+    near = (from_origin[:, 1] == points[1]).all(1).float().mean()
+    assert float(near) == pytest.approx((1 / 5) ** 2, abs=0.015)
+
+
+def test_take_returns_points_in_the_order_asked_for() -> None:
+    points = torch.arange(20.0).view(10, 2)
+    assert torch.equal(take(points.split(3), torch.tensor([7, 0, 9, 3, 3])), points[[7, 0, 9, 3, 3]])
+
+
+def run(tmp_path: Path, *overrides: str) -> Path:
+    """Run k-means and return the run's folder."""
+    folder = tmp_path / "run"
+    ended = genexp("model=kmeans", "device=cpu", "device.threads=1", *overrides, in_folder(folder))
+    assert ended.code == 0, ended.err
+    return folder
+
+
+def test_the_reference_leaves_a_scatter_and_its_gif(tmp_path: Path) -> None:
+    folder = run(tmp_path, "experiment=kmeans_reference")
+    assert (folder / "clusters.gif").is_file()
+    assert (folder / "figures" / "assignment.png").is_file()
+    assert status(folder)["step"] == 5
+
+
+def test_our_recipe_beats_the_reference(tmp_path: Path) -> None:
+    quiet = ("trainer.preview_every=0",)
+    ours = run(tmp_path / "ours", "experiment=kmeans", *quiet)
+    reference = run(tmp_path / "reference", "experiment=kmeans_reference", *quiet)
+    inertia = [metrics(folder)[-2]["inertia"] for folder in (ours, reference)]
+    assert inertia[0] < inertia[1]
+    assert status(ours)["step"] < 300, "it did not stop when it had converged"
+
+
+def test_batches_come_near_to_the_whole(tmp_path: Path) -> None:
+    few = ("dataset=digits", "model.clusters=10", "model.n_init=3", "trainer.preview_every=0")
+    whole = run(tmp_path / "whole", *few)
+    parts = run(tmp_path / "parts", *few, "trainer.batch_size=128", "trainer.epochs=10")
+    scores = [status(folder)["test"]["inertia_per_point"] for folder in (whole, parts)]
+    assert scores[1] == pytest.approx(scores[0], rel=0.05)
+    assert {"acc", "nmi", "ari"} <= set(status(parts)["test"])
+
+
+def test_images_show_their_centres(tmp_path: Path) -> None:
+    folder = run(
+        tmp_path, "dataset=mnist_5k", "dataset.limit=200", "model.clusters=5", "model.init=uniform",
+        "model.n_init=2", "trainer.epochs=3",
+    )  # fmt: skip
+    assert (folder / "centres.gif").is_file()
+    assert (folder / "figures" / "clusters.png").is_file()
+    assert np.isfinite(status(folder)["test"]["inertia_per_point"])
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.clusters=600", "model.clusters=600 exceeds the 500 points; lower it or choose a larger data set"),
+        ("model.init=kmeans", "model.init=kmeans: choose one of k-means++, random, uniform"),
+        ("model.init=/nowhere/centres.npy", "model.init=/nowhere/centres.npy cannot be read as centres"),
+        ("model.init_samples=1", "model.init_samples=1: use at least model.clusters"),
+    ],
+)
+def test_errors_name_key_value_and_remedy(override: str, complaint: str, tmp_path: Path) -> None:
+    ended = genexp("model=kmeans", override, in_folder(tmp_path / "run"))
+    assert ended.code == 1
+    assert complaint in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_centres_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "centres.npy", np.zeros((3, 2)))
+    ended = genexp("model=kmeans", f"model.init='{tmp_path / 'centres.npy'}'", in_folder(tmp_path / "run"))
+    assert ended.code == 1
+    assert "has shape (3, 2)" in ended.err
+
+
+def test_many_features_are_flattened_to_their_widest_plane() -> None:
+    plane = torch.randn(200, 2) * torch.tensor([5.0, 2.0])
+    turned = torch.linalg.qr(torch.randn(6, 6)).Q[:2]  # (2, 6)
+    points, _ = flattened(plane @ turned + 7, torch.zeros(1, 6))
+    torch.testing.assert_close(torch.pdist(points), torch.pdist(plane), rtol=1e-3, atol=1e-3)
+    single, _ = flattened(torch.ones(4, 1), torch.zeros(2, 1))
+    assert single.shape == (4, 2)
+
+
+def test_a_scatter_is_a_picture() -> None:
+    picture = draw_clusters(torch.randn(30, 2), torch.arange(30) % 3, torch.zeros(3, 2), names=("a", "b", "c"))
+    assert picture.shape[0] == 3
+    assert 0 <= float(picture.min()) < float(picture.max()) <= 1
+
+
+def test_totals_of_an_empty_cluster_keep_its_centre() -> None:
+    totals = Totals(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1))
+    assert torch.equal(totals.means(torch.full((1, 1, 2), 3.0)), torch.full((1, 1, 2), 3.0))
