@@ -168,7 +168,7 @@ class _Observer:
         self._rows.append(metrics)
 
     def first(self, clock: Clock) -> Snapshot:
-        """Return the snapshot before the first step; with its checkpoint a run can be resumed from its first moment."""
+        """Return the snapshot before the first step; with its checkpoint a run resumes from its first moment."""
         return Snapshot(
             clock,
             images=self._preview() if self.config.preview_every else {},
