@@ -29,7 +29,7 @@ def along_units(code: Tensor, units: Tensor, low: Tensor, high: Tensor, frames: 
     count = len(units)
     parts = torch.linspace(0, 1, frames).to(code)[:, None]
     path = code.repeat(frames, count, 1)
-    path[:, torch.arange(count), units] = torch.lerp(low, high, parts)
+    path[:, torch.arange(count, device=units.device), units] = torch.lerp(low, high, parts)
     return path
 
 

@@ -85,6 +85,8 @@ def _show(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
             print(json.dumps(evaluation.as_dict(), ensure_ascii=False))
     elif evaluations:
         console = Console()
+        if not console.is_terminal:
+            console.width = 1000  # a file has room for a column a run
         console.print(_table(evaluations))
         for evaluation in evaluations:
             console.print(

@@ -21,21 +21,18 @@ from genexp.abilities import (
     Traverses,
 )
 from genexp.errors import ConfigError
-from genexp.latent_walks import FRAMES, film, strip
-from genexp.pictures import BACKGROUND, tile
-from genexp.recorders.growing_gif import write_gif
-from genexp.recorders.images import enlarged, png, to_image
+from genexp.latent_walks import FRAMES
+from genexp.pictures import tile
 from genexp.technique import Batch, Technique
 from genexp.tools.finished_run import FinishedRun
 from genexp.tools.inputs import find_inputs, read_inputs
-from genexp.trainer import to_uint8
+from genexp.tools.pictures import SHOWN_CHANGES, changes, write_image, write_picture, write_walk
 
 SAMPLED_AT_ONCE = 100
 READ_AT_ONCE = 32
 SHOWN_SAMPLES, SAMPLE_COLUMNS = 400, 10  # in the picture of all samples
-SHOWN_CHANGES, CHANGE_COLUMNS = 50, 10  # in a picture of before and after
+CHANGED = 10  # held-out samples in a picture of before and after
 PATHS, DIRECTION_EXAMPLES = 8, 500  # ways in an interpolation; samples by which units are chosen
-FRAME_TIME = 80  # ms
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,13 @@ def samples(order: Order) -> list[Path]:
     shown: list[Tensor] = []
     for start in range(0, count, SAMPLED_AT_ONCE):
         with order.run.looking("samples", start, seed=order.seed):
-            images = technique.sample(SAMPLED_AT_ONCE)[: count - start]
+            images = technique.sample(SAMPLED_AT_ONCE)[: count - start].cpu()
         if start < SHOWN_SAMPLES:
-            shown.append(images.cpu())
+            shown.append(images)
         for index, image in enumerate(images, start):
-            _write_image(order.folder / "samples" / f"seed{order.seed}-{index:05d}.png", image)
+            write_image(order.folder / "samples" / f"seed{order.seed}-{index:05d}.png", image)
     picture = tile(torch.cat(shown)[:SHOWN_SAMPLES], SAMPLE_COLUMNS)
-    return [_write_picture(order.folder / "samples.png", picture), order.folder / "samples"]
+    return [write_picture(order.folder / "samples.png", picture), order.folder / "samples"]
 
 
 def reconstructions(order: Order) -> list[Path]:
@@ -95,12 +92,12 @@ def reconstructions(order: Order) -> list[Path]:
         if order.input is not None:  # taken as they are: it is the user who knows of their noise
             shape = run.dataset.spec.image_shape
             return _changed_inputs(order, "reconstructions", shape, technique.reconstruct)
-        images = run.examples(order.count or CHANGE_COLUMNS)["image"]
+        images = run.examples(order.count or CHANGED)["image"]
         seen = technique.corrupt(images)
         shown = [images, technique.reconstruct(seen)]
         if seen is not images:
             shown.insert(1, seen.clamp(0, 1))
-    return [_write_picture(order.folder / "reconstructions.png", changes(*shown))]
+    return [write_picture(order.folder / "reconstructions.png", changes(*shown))]
 
 
 def interpolation(order: Order) -> list[Path]:
@@ -112,7 +109,7 @@ def interpolation(order: Order) -> list[Path]:
         raise ConfigError("an interpolation needs two images or more: raise --count, or give a folder as --input")
     with run.looking("interpolation", seed=order.seed):
         images = run.technique.interpolate(batch, FRAMES)
-    return _write_walk(order.folder, "interpolation", images)
+    return write_walk(order.folder, "interpolation", images)
 
 
 def traversal(order: Order) -> list[Path]:
@@ -124,7 +121,7 @@ def traversal(order: Order) -> list[Path]:
         if order.input is not None:
             batch = {"image": torch.cat([order.batch(1)["image"], batch["image"]])}
         images = run.technique.traverse(batch, FRAMES)
-    return _write_walk(order.folder, "traversal", images[:, : order.count])
+    return write_walk(order.folder, "traversal", images[:, : order.count])
 
 
 def clusters(order: Order) -> list[Path]:
@@ -155,7 +152,7 @@ def stylised(order: Order) -> list[Path]:
     assert isinstance(technique, Stylises)
     with order.run.looking("stylised", seed=order.seed):
         image = technique.stylised()[0]
-    return [_write_image(order.folder / "stylised.png", image)]
+    return [write_image(order.folder / "stylised.png", image)]
 
 
 def translations(order: Order) -> list[Path]:
@@ -175,13 +172,13 @@ def translations(order: Order) -> list[Path]:
 
 def _translated_examples(order: Order, way: Translation) -> list[Path]:
     run, folder = order.run, order.folder / way.name
-    batch = run.examples(order.count or CHANGE_COLUMNS)
+    batch = run.examples(order.count or CHANGED)
     results = torch.cat([way.apply(part) for part in batch[way.source].split(READ_AT_ONCE)])
     for index, image in enumerate(results):
-        _write_image(folder / f"{index:05d}.png", image)
+        write_image(folder / f"{index:05d}.png", image)
     truth = [batch[way.truth]] if run.dataset.test.aligned and way.truth in batch else []
     picture = changes(batch[way.source], results, *truth)
-    return [_write_picture(order.folder / f"{way.name}.png", picture), folder]
+    return [write_picture(order.folder / f"{way.name}.png", picture), folder]
 
 
 def _changed_inputs(
@@ -195,50 +192,12 @@ def _changed_inputs(
     for files, images in read_inputs(list(names)[: order.count], tuple(shape), READ_AT_ONCE):
         results = change(images.to(order.run.device)).cpu()
         for file, image in zip(files, results, strict=True):
-            _write_image(order.folder / name / f"{names[file]}.png", image)
+            write_image(order.folder / name / f"{names[file]}.png", image)
         if sum(len(part) for part in before) < SHOWN_CHANGES:
             before.append(images)
             after.append(results)
     picture = changes(torch.cat(before), torch.cat(after))
-    return [_write_picture(order.folder / f"{name}.png", picture), order.folder / name]
-
-
-def changes(*batches: Tensor) -> Tensor:
-    """Return a picture of batches (count, c, h, w), image i of each below that of the one before."""
-    channels = max(batch.shape[1] for batch in batches)
-    blocks = []
-    for parts in zip(*(batch[:SHOWN_CHANGES].float().split(CHANGE_COLUMNS) for batch in batches), strict=True):
-        columns = min(CHANGE_COLUMNS, len(batches[0]))
-        blocks += [_filled(part.expand(-1, channels, -1, -1), columns) for part in parts]
-    return tile(torch.cat(blocks), len(blocks[0]))
-
-
-def _filled(images: Tensor, count: int) -> Tensor:
-    """Return `images` with as many blank ones behind them as make `count`."""
-    blank = images.new_full((count - len(images), *images.shape[1:]), BACKGROUND)
-    return torch.cat([images, blank])
-
-
-def _write_walk(folder: Path, name: str, images: Tensor) -> list[Path]:
-    """Write images (frames, paths, c, h, w) as a picture with a path a row, and as an animation."""
-    picture, animation = folder / f"{name}.png", folder / f"{name}.gif"
-    _write_picture(picture, strip(images))
-    write_gif(animation, to_uint8(film(images)), FRAME_TIME)
-    return [picture, animation]
-
-
-def _write_picture(path: Path, picture: Tensor) -> Path:
-    """Write a picture that is to be looked at: a small one enlarged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(enlarged(to_image(to_uint8(picture)))))
-    return path
-
-
-def _write_image(path: Path, image: Tensor) -> Path:
-    """Write an image (c, h, w) pixel for pixel."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(to_image(to_uint8(image))))
-    return path
+    return [write_picture(order.folder / f"{name}.png", picture), order.folder / name]
 
 
 PRODUCTS: Mapping[str, Product] = {

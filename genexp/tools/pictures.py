@@ -1,0 +1,55 @@
+"""What the tools write for the eye: pictures of before and after, walks, single images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genexp.latent_walks import film, strip
+from genexp.pictures import BACKGROUND, tile
+from genexp.recorders.growing_gif import write_gif
+from genexp.recorders.images import enlarged, png, to_image
+from genexp.trainer import to_uint8
+
+SHOWN_CHANGES, COLUMNS = 50, 10  # images in a picture of before and after, and in a row of it
+FRAME_TIME = 80  # ms
+
+
+def changes(*batches: Tensor) -> Tensor:
+    """Return a picture of batches (count, c, h, w), image i of each below that of the one before."""
+    channels = max(batch.shape[1] for batch in batches)
+    blocks = []
+    for parts in zip(*(batch[:SHOWN_CHANGES].float().split(COLUMNS) for batch in batches), strict=True):
+        columns = min(COLUMNS, len(batches[0]))
+        blocks += [_filled(part.expand(-1, channels, -1, -1), columns) for part in parts]
+    return tile(torch.cat(blocks), len(blocks[0]))
+
+
+def _filled(images: Tensor, count: int) -> Tensor:
+    """Return `images` with as many blank ones behind them as make `count`."""
+    blank = images.new_full((count - len(images), *images.shape[1:]), BACKGROUND)
+    return torch.cat([images, blank])
+
+
+def write_walk(folder: Path, name: str, images: Tensor) -> list[Path]:
+    """Write images (frames, paths, c, h, w) as a picture with a path a row, and as an animation."""
+    picture, animation = folder / f"{name}.png", folder / f"{name}.gif"
+    write_picture(picture, strip(images))
+    write_gif(animation, to_uint8(film(images)), FRAME_TIME)
+    return [picture, animation]
+
+
+def write_picture(path: Path, picture: Tensor) -> Path:
+    """Write a picture that is to be looked at: a small one enlarged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(enlarged(to_image(to_uint8(picture)))))
+    return path
+
+
+def write_image(path: Path, image: Tensor) -> Path:
+    """Write an image (c, h, w) pixel for pixel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(to_image(to_uint8(image))))
+    return path
