@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,10 +88,11 @@ def open_run(folder: Path, config: Mapping[str, Any], *, which: str, device: str
     try:
         technique.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split("\n\t")[1:2]).strip() or "other weights"
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = textwrap.shorten(lines[min(1, len(lines) - 1)], 100, placeholder=" ...")
         raise CheckpointError(
             f"{shown_path(path)} does not fit model={technique.name} of {shown_path(folder)} ({reason}); "
-            f"name a checkpoint of this run"
+            f"name a checkpoint of this run, or take the version of genexp that made it"
         ) from None
     held_out = hold(dataset.test, chosen, config["dataset"]["resident_gb"])
     return FinishedRun(folder, technique, dataset, held_out, chosen, config["seed"], path, content["step"])
