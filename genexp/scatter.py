@@ -32,6 +32,20 @@ def flattened(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return centred @ axes, (others - mean) @ axes
 
 
+def embedded(codes: Tensor) -> Tensor:
+    """Return codes (n, features), at least three, in the plane by t-SNE (van der Maaten & Hinton 2008): (n, 2).
+
+    Seconds for a thousand of them. Random through torch's generator.
+    """
+    from sklearn.manifold import TSNE
+
+    seed = int(torch.randint(2**31, ()))
+    neighbours = min(30.0, (len(codes) - 1) / 3)
+    # Not PCA as the start: codes that do not differ have no direction of greatest variance.
+    tsne = TSNE(perplexity=neighbours, init="random", random_state=seed)
+    return torch.from_numpy(tsne.fit_transform(codes.float().numpy(force=True)))
+
+
 def draw_clusters(
     points: Tensor, groups: Tensor, centres: Tensor | None = None, names: Sequence[str] = ()
 ) -> Tensor:

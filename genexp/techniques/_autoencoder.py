@@ -18,7 +18,7 @@ from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
 from genexp.pictures import rows
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Technique
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Autoencoder(Technique, Reconstructs, Interpolates, Traverses):
         """Return images in [0, 1] for codes (batch, latent)."""
         return self.decoder(codes).sigmoid()
 
-    def phases(self) -> tuple[Descent, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         return (Descent("autoencoder", self, self.loss),)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:

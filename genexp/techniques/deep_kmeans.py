@@ -1,0 +1,196 @@
+"""Deep k-means: an autoencoder whose latents gather around learned centres (Fard et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genexp.abilities import Clusters
+from genexp.augmentation import jitter
+from genexp.clustering.lloyd import fit, nearest
+from genexp.clustering.starts import greedy_plus_plus
+from genexp.config import require
+from genexp.data.dataset import DataSpec
+from genexp.errors import ConfigError
+from genexp.metrics.averaging import mean_scores
+from genexp.metrics.clustering import clustering_scores
+from genexp.metrics.reconstruction import mse
+from genexp.pictures import tile
+from genexp.scatter import draw_clusters, embedded
+from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, register, scalars
+from genexp.techniques._autoencoder import Autoencoder
+from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv
+
+LLOYD_ITERATIONS = 100  # at most, when k-means places the centres
+SHOWN = 25  # held-out images beside their reconstructions
+
+
+@dataclass
+class DeepKMeansConfig(ConvAutoencoderConfig):
+    """conf/model/deep_kmeans.yaml."""
+
+    clusters: int
+    latent_norm: bool  # each latent unit has mean 0 and variance 1
+    alpha: float  # the weight of the distance to the centres, reached at the end of its ramp
+    alpha_ramp: list[int]  # the epochs between which it rises
+    pretrain: float  # the part of the run in which the autoencoder learns alone
+    n_init: int  # starts of k-means, which then places the centres
+    degrees: float
+    pixels: float
+    zoom: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
+        require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
+        rises = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
+        require(rises, "alpha_ramp", self.alpha_ramp, "give two epochs, the first not after the second")
+        require(0 <= self.pretrain < 1, "pretrain", self.pretrain, "use a part of the run, 0 <= x < 1")
+        require(0 <= self.zoom < 1, "zoom", self.zoom, "use a part of the size, 0 <= x < 1")
+        for key in ("alpha", "degrees", "pixels"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+
+
+@register
+class DeepKMeans(Autoencoder, Clusters):
+    """Learns to give back images, and at the same time to place their latents near one of a few centres."""
+
+    Config = DeepKMeansConfig
+    name = "deep_kmeans"
+    objective = "loss"
+    example_count = 1000  # for the map of latents; a preview shows a few of them
+    config: DeepKMeansConfig
+
+    def __init__(self, config: DeepKMeansConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        if config.clusters > spec.train_size:
+            raise ConfigError(
+                f"model.clusters={config.clusters} exceeds the {spec.train_size} images; "
+                f"lower it or choose a larger data set"
+            )
+        self.class_names, self.train_size = spec.class_names, spec.train_size
+        self.centres = nn.Parameter(torch.rand(config.clusters, config.latent))
+
+    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+        encoder, decoder = build_conv(shape, self.config)
+        assert isinstance(encoder, nn.Sequential)
+        if self.config.latent_norm:
+            # Without it latents come nearest to their centres by shrinking, all of them to one point.
+            encoder.append(nn.BatchNorm1d(self.config.latent, affine=False))
+        return encoder, decoder
+
+    def settled(self, images: Tensor) -> Tensor:
+        """Return the latents (batch, latent) of images as in evaluation: whatever other images there are."""
+        if not self.config.latent_norm:
+            return self.encoder(images)
+        assert isinstance(self.encoder, nn.Sequential)
+        norm = self.encoder[-1]
+        assert isinstance(norm, nn.BatchNorm1d)
+        latents = self.encoder[:-1](images)
+        return F.batch_norm(latents, norm.running_mean, norm.running_var, eps=norm.eps)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Refit("centres", self.place_centres, whole=True, when=self.pretraining_ended),
+            Descent("deep_kmeans", self, self.loss),
+        )
+
+    def pretraining_steps(self, clock: Clock) -> int:
+        """Return the number of steps in which the autoencoder learns alone: whole epochs."""
+        epochs = clock.total_steps / clock.steps_per_epoch
+        return round(self.config.pretrain * epochs) * clock.steps_per_epoch
+
+    def pretraining_ended(self, clock: Clock) -> bool:
+        """Return whether pretraining was over with the step before this one."""
+        return 0 < self.pretraining_steps(clock) == clock.step - 1
+
+    def alpha(self, clock: Clock) -> float:
+        """Return the weight of the distance to the centres."""
+        if clock.step <= self.pretraining_steps(clock):
+            return 0.0
+        begin, end = self.config.alpha_ramp
+        width = max(end - begin, 1)
+        return self.config.alpha * min(max(clock.epoch - begin, 1), width) / width
+
+    def place_centres(self, samples: Batches, clock: Clock) -> Metrics:
+        """Move the centres to where k-means finds them among the latents of the training split."""
+        codes = [self.settled(batch["image"]) for batch in samples]
+        starts = greedy_plus_plus(codes, self.train_size, self.config.n_init, self.config.clusters)
+        self.centres.copy_(fit(codes, starts, LLOYD_ITERATIONS))
+        return {}
+
+    def varied(self, images: Tensor) -> Tensor:
+        """Return `images` turned, shifted and scaled at random, as far as the config says."""
+        config = self.config
+        if not (config.degrees or config.pixels or config.zoom):
+            return images
+        return jitter(images, degrees=config.degrees, pixels=config.pixels, zoom=config.zoom)
+
+    def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        images = batch["image"]
+        seen = self.varied(images)
+        codes = self.encoder(seen)
+        reconstruction = self.loss_function(self.decoder(codes), seen)
+        alpha = self.alpha(clock)
+        if not alpha:
+            return reconstruction, scalars(reconstruction=reconstruction)
+        with torch.no_grad():  # the assignment is no part of the gradient
+            clusters = nearest(self.settled(images).float(), self.centres)
+        distance = F.mse_loss(codes, self.centres[clusters])
+        used = torch.zeros_like(self.centres[:, 0]).index_fill(0, clusters, 1.0).sum()
+        loss = reconstruction + alpha * distance
+        return loss, scalars(reconstruction=reconstruction, distance=distance, centres_used=used)
+
+    def assign(self, batch: Batch) -> Tensor:
+        """Return the nearest centre of each sample: int64 (batch,)."""
+        return nearest(self.encode(batch), self.centres)
+
+    def evaluate(self, samples: Batches) -> dict[str, float]:
+        pairs: list[tuple[Tensor, Tensor]] = []  # of labels and clusters
+        scores = mean_scores(samples, lambda batch: self._judge(batch, pairs))
+        if not pairs:
+            return scores
+        labels, clusters = (torch.cat(part) for part in zip(*pairs, strict=True))
+        return {**scores, **clustering_scores(labels, clusters)}
+
+    def _judge(self, batch: Batch, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        images = batch["image"]
+        codes = self.encode(batch)
+        clusters = nearest(codes, self.centres)
+        if "label" in batch:
+            pairs.append((batch["label"], clusters))
+        logits = self.decoder(codes)
+        distance = (codes - self.centres[clusters]).square().mean(1)
+        each = torch.vmap(self.loss_function)(logits, images)
+        return {"loss": each + self.config.alpha * distance, "mse": mse(logits.sigmoid(), images)}
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        used, clusters = metrics.get("centres_used", float("inf")), self.config.clusters
+        if used >= clusters / 2:
+            return None
+        return (
+            f"only {used:.1f} of {clusters} centres are nearest to any image of a batch, the others are idle; "
+            f"set model.pretrain=0.5, which places them among the latents"
+        )
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        images = examples["image"][:SHOWN]
+        pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)  # each beside its own
+        centres = self.decode(self.centres)
+        return {
+            "reconstructions": tile(pairs, columns=10),
+            "centres": tile(centres, columns=min(10, len(centres))),
+        }
+
+    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+        codes = self.encode(examples)
+        if len(codes) < 3:
+            return {}
+        groups = examples.get("label", nearest(codes, self.centres))
+        return {
+            "tsne": draw_clusters(embedded(codes), groups, names=self.class_names if "label" in examples else ())
+        }
