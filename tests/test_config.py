@@ -92,10 +92,21 @@ def test_the_top_of_the_configuration_has_the_keys_of_its_dataclass() -> None:
 
 def test_every_key_of_the_trainer_can_be_set() -> None:
     wanted: dict[str, Any] = {
-        "epochs": 7, "max_steps": 11, "time_budget": 1.5, "batch_size": 13, "precision": "bf16",
-        "gradient_clip": 0.5, "ema": 0.9, "evaluate_every": 3, "preview_every": 4, "checkpoint_every": 5,
-        "checkpoint_spacing": 6.5, "keep_checkpoints": 8, "deterministic": True,
-        "objective": "psnr", "direction": "max",
+        "epochs": 7,
+        "max_steps": 11,
+        "time_budget": 1.5,
+        "batch_size": 13,
+        "precision": "bf16",
+        "gradient_clip": 0.5,
+        "ema": 0.9,
+        "evaluate_every": 3,
+        "preview_every": 4,
+        "checkpoint_every": 5,
+        "checkpoint_spacing": 6.5,
+        "keep_checkpoints": 8,
+        "deterministic": True,
+        "objective": "psnr",
+        "direction": "max",
     }
     assert wanted.keys() == keys(TrainerConfig)
     words = [f"trainer.{key}={value}" for key, value in wanted.items()]
