@@ -68,7 +68,8 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log-variance of q(latent | image), each (batch, latent)."""
         hidden = self.encoder(images)
-        return self.mean(hidden), self.log_variance(hidden)
+        # In full precision: the KL divergence is a small difference of numbers near 1.
+        return self.mean(hidden).float(), self.log_variance(hidden).float()
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
