@@ -60,12 +60,12 @@ def test_the_wheel_holds_every_file_of_the_package_and_of_conf(wheel: Path) -> N
 
 
 def test_an_installed_wheel_trains_in_another_folder(installed: Path, tmp_path: Path) -> None:
-    words = "model=stacked_autoencoder dataset.limit=40 trainer.batch_size=8 trainer.max_steps=1 trainer.evaluate_every=0 device=cpu"
+    short = "dataset.limit=40 trainer.batch_size=8 trainer.max_steps=1 trainer.evaluate_every=0 device=cpu"
     where = {"cwd": tmp_path, "PYTHONPATH": str(installed)}
     source = "import genexp, genexp.config; print(genexp.__file__, genexp.config.config_folder())"
     found = call(sys.executable, "-c", source, **where).split()  # type: ignore[arg-type]
     assert found == [str(installed / "genexp" / "__init__.py"), str(installed / "genexp" / "conf")]
-    call(installed / "bin" / "genexp", *words.split(), "hydra.run.dir=run", **where)  # type: ignore[arg-type]
+    call(installed / "bin" / "genexp", "model=stacked_autoencoder", *short.split(), "hydra.run.dir=run", **where)  # type: ignore[arg-type]
     assert status(tmp_path / "run")["state"] == "finished"
     assert status(tmp_path / "run")["environment"]["git_commit"] == "unknown"
     assert metrics(tmp_path / "run")[0]["step"] == 1
