@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 import torch
 from running import assert_same, genexp, in_folder, metrics
 from test_contract import tiny
+from test_optimizers import RATES, settings_of
 from torch import Tensor, nn
 
 from genexp import trainer as trainer_module
+from genexp.checkpoint import load, save
 from genexp.device import use_deterministic_algorithms
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
 from genexp.learner import Average, Learner, StepSettings
-from genexp.optimizers import OptimizerPlan
+from genexp.optimizers import OPTIMIZERS, OptimizerPlan
 from genexp.snapshot import Snapshot
 from genexp.stopping import StopRequest, stop_on_signals
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique, scalars
@@ -455,6 +458,27 @@ def test_going_on_from_any_checkpoint_is_the_same_run(ema: float) -> None:
         assert resumed.column("noise") == (steps[left:], noise[left:])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_from_a_file_as_if_it_had_never_stopped(name: str, tmp_path: Path) -> None:
+    rate = {"lr": RATES[name] / 10, "schedule": "linear", "warmup_steps": 3}
+    plan = OptimizerPlan({**settings_of(name), **rate}, {})
+
+    def learner() -> Learner:
+        return Learner(Toy(), plan, StepSettings(ema=0.5, gradient_clip=5.0), CPU)
+
+    config = replace(CONFIG, ema=0.5)
+    straight, _ = go_on(learner(), config)
+    (middle,) = (snapshot.checkpoint for snapshot in straight.snapshots if snapshot.clock.step == 8)
+    assert middle is not None
+    save(tmp_path / "state.pt", middle)
+    resumed = learner()
+    resumed.restore(load(tmp_path / "state.pt"))
+    heard, _ = go_on(resumed, config, start=8)
+    assert_same(copied(heard.snapshots[-1].checkpoint), straight.snapshots[-1].checkpoint)
+    steps, losses = straight.column("loss")
+    assert heard.column("loss") == (steps[8:], losses[8:])
+
+
 def test_only_a_fresh_run_is_initialised_from_its_data() -> None:
     fresh, resumed = Toy(), Toy()
     run(fresh)
@@ -611,7 +635,7 @@ def test_deterministic_algorithms_are_asked_for_and_let_go_of() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_deterministic_runs_are_the_same_runs_on_a_cpu(tmp_path: Any) -> None:
+def test_deterministic_runs_are_the_same_runs_on_a_cpu(tmp_path: Path) -> None:
     short = (
         *tiny("conv_autoencoder"),
         "trainer.max_steps=2",
