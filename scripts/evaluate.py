@@ -2,4 +2,5 @@
 
 from genexp.tools.evaluate import main
 
-main()
+if __name__ == "__main__":  # a process that reads pictures imports this file too
+    main()

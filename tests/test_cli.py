@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -99,6 +100,13 @@ def test_three_ways_to_start_are_one() -> None:
     first, *others = (shell(*way, *words) for way in ways)
     assert yaml.safe_load(first)["optimizer"]["name"] == "sgd"
     assert others == [first, first]
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_that_is_imported_starts_nothing(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the processes do that read pictures ahead: each would start a run of its own."""
+    monkeypatch.setattr(sys, "argv", [script.name, "--no-such-option"])
+    runpy.run_path(str(script), run_name="__mp_main__")
 
 
 @pytest.mark.parametrize(
