@@ -15,6 +15,7 @@ from genexp.abilities import Interpolates, Samples
 from genexp.adversarial_losses import ADVERSARIAL_LOSSES
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
+from genexp.latent_walks import film
 from genexp.metrics.judge import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise
@@ -22,8 +23,8 @@ from genexp.pictures import tile
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, scalars
 
 GRID = 64  # images of fixed noise in a picture
-STATIONS = 4  # noise vectors that each image of the interpolation passes through
-FRAMES = 15  # from one of them to the next
+STATIONS = 4  # noise vectors that each image of the interpolation passes through, on its round
+FRAMES = 15  # from one of them to the next, both included
 GENERATED_AT_ONCE = 500
 
 SATURATED = 0.99  # belief in real images above which, with as little in fakes, there is nothing left to learn
@@ -152,25 +153,20 @@ class Adversarial(Technique, Samples, Interpolates):
 
     def interpolate(self, examples: Batch, frames: int) -> Tensor:
         start = self.noise(len(examples["image"]))
-        end = start.roll(-1, dims=0)
+        return self._between(start, start.roll(-1, dims=0), frames)
+
+    def _between(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
+        """Return images (frames, count, c, h, w) on the way from some noise to other, (count, latent) each."""
         return torch.stack([self.show(slerp(start, end, part)) for part in torch.linspace(0, 1, frames).tolist()])
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         return {"samples": tile(self.show(self.fixed_noise), columns=8)}
 
     def gallery(self, examples: Batch) -> dict[str, Tensor]:
-        grid = tile(self.show(self.fixed_noise), columns=8)
-        return {"generated": grid, "interpolation": self._interpolation()}
-
-    def _interpolation(self) -> Tensor:
-        """Return frames (frames, c, h, w) in which each image goes its own round of noise vectors."""
         stations = self.fixed_noise.unflatten(0, (STATIONS, -1))  # (stations, images, latent)
-        frames = [
-            tile(self.show(slerp(here, there, step / FRAMES)), columns=4)
-            for here, there in zip(stations, stations.roll(-1, dims=0), strict=True)
-            for step in range(FRAMES)
-        ]
-        return torch.stack(frames)
+        legs = zip(stations, stations.roll(-1, dims=0), strict=True)
+        walk = torch.cat([self._between(here, there, FRAMES) for here, there in legs])
+        return {"generated": self.preview(examples)["samples"], "interpolation": film(walk)}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.judge is not None, "prepare() comes first"

@@ -52,23 +52,17 @@ class ConditionalGan(ConvAdversarial):
         return super().show(self.inputs_for(noise, self._in_turn(len(noise))))
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        return {"samples": self._grid()}
-
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
-        return {**super().gallery(examples), "generated": self._grid()}
+        """Return a picture with one class a row, and the same noise down each column."""
+        rows = min(self.classes, MOST_ROWS)
+        noise = self.fixed_noise[:COLUMNS].repeat(rows, 1)
+        labels = torch.arange(rows, device=noise.device).repeat_interleave(COLUMNS)
+        return {"samples": tile(super().show(self.inputs_for(noise, labels)), columns=COLUMNS)}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.judge is not None, "prepare() comes first"
         features = [self.judge.features(images) for images in self.generated()]
         labels = torch.cat([self._in_turn(len(part)) for part in features])
         return {**self.judge.scores(samples, features), **self.judge.label_accuracy(torch.cat(features), labels)}
-
-    def _grid(self) -> Tensor:
-        """Return a picture with one class a row, and the same noise down each column."""
-        rows = min(self.classes, MOST_ROWS)
-        noise = self.fixed_noise[:COLUMNS].repeat(rows, 1)
-        labels = torch.arange(rows, device=noise.device).repeat_interleave(COLUMNS)
-        return tile(super().show(self.inputs_for(noise, labels)), columns=COLUMNS)
 
     def _in_turn(self, count: int) -> Tensor:
         return torch.arange(count, device=self.fixed_noise.device) % self.classes
