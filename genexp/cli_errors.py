@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from genexp.config import config_folder, nearest
 
@@ -28,9 +29,14 @@ def explain(error: Exception, arguments: list[str]) -> str:
         remedy = "make room, or " if error.errno in FULL else ""
         where = error.filename or "the output folder"
         return f"{where}: {error.strerror or error}; {remedy}choose hydra.run.dir=FOLDER"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1} is no YAML ({error.problem}); mend the file"
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         key = unknown[1].partition("@")[0]
+        if any(word.startswith("resume=") for word in arguments):
+            return f"{key} is no key of the config.yaml of the run; leave it out, or start a new run"
         return f"{key} is no key of this configuration; {nearest(key, _known_keys(arguments))}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}; see genexp --cfg job"

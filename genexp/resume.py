@@ -23,6 +23,7 @@ RESUMABLE_CHANGES = {"resume", "tags", "notes", "trainer.epochs", "trainer.max_s
 def state_to_resume(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     """Return the newest usable state of the run in `folder`; None where it starts anew. Raises GenexpError."""
     if cfg.resume is None:
+        _refuse_if_taken(folder)
         return None
     _refuse_changes(cfg, folder)
     state, warnings = checkpoint.load_newest(folder)
@@ -42,6 +43,13 @@ def refuse_if_finished(folder: Path) -> None:
         return  # killed before it could say so
     if state == "finished":
         raise ConfigError(f"resume={folder} has finished; set a larger trainer.epochs to go on with it")
+
+
+def _refuse_if_taken(folder: Path) -> None:
+    """Raise ConfigError where a fresh run would write over another one, or be mistaken for it when resumed."""
+    metrics = folder / "metrics.jsonl"
+    if checkpoint.numbered_checkpoints(folder) or (metrics.exists() and metrics.stat().st_size):
+        raise ConfigError(f"{folder} holds a run already; go on with resume={folder}, or choose another folder")
 
 
 def _refuse_changes(cfg: DictConfig, folder: Path) -> None:

@@ -21,6 +21,7 @@ from genexp.data.held import hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device, use_deterministic_algorithms
 from genexp.environment import describe_environment
+from genexp.errors import ConfigError
 from genexp.learner import Learner
 from genexp.optimizers import plan_optimizers
 from genexp.paths import shown_path
@@ -41,6 +42,7 @@ from genexp.technique import Batch, Refit, Technique, find_technique
 from genexp.trainer import Feed, Material, TrainerConfig, train
 
 log = logging.getLogger(__name__)
+GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 EVALUATION_BATCH = 500  # held-out samples at a time
 
 
@@ -71,6 +73,9 @@ def run_experiment(cfg: DictConfig, folder: Path) -> Result:
         previous = state_to_resume(cfg, folder)
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
+        for key in GROUPS:
+            if key not in config:
+                raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
         config["resume"] = None
         plain = {str(key): value for key, value in config.items()}
         built = build_run(plain, previous)

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from genexp.cli_errors import GROUPS, explain
 from genexp.config import config_folder
@@ -39,7 +40,7 @@ def main() -> None:
     try:
         with _quiet_interruption():
             _command(sys.argv[1:])()
-    except (GenexpError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (GenexpError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if WITH_TRACES:
             raise
         sys.exit(f"genexp: {explain(error, sys.argv[1:])}")

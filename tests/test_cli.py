@@ -213,21 +213,24 @@ def test_several_values_need_the_option() -> None:
         (["-m", "resume={run}", "trainer.epochs=9"], "goes on with one run; leave out -m"),
         (["resume={run}", "model=gan"], "cannot change model=gan; leave it out"),
         (["resume={run}", "experiment=vae"], "cannot change experiment=vae; leave it out"),
+        (["resume={run}", "trainer.epoch=9"], "trainer.epoch is no key of the config.yaml of the run"),
         (["resume={run}", "trainer.epochs=1"], "has finished; set a larger trainer.epochs"),
         (["resume={run}", "trainer.max_steps=1"], "has finished; set a larger trainer.epochs"),
+        ([*SHORT, "hydra.run.dir='{run}'"], "holds a run already; go on with resume="),
+        (["~optimizer"], "optimizer is missing from the configuration; choose optimizer=NAME"),
         (["experiment=null"], "experiment=null chooses nothing; leave it out"),
         (["--config-name=other"], "Cannot find primary config 'other'"),
         (["--config-dir=absent"], "not found"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(words: list[str], said: str, finished: Path) -> None:
-    before = (finished / "config.yaml").read_bytes()
+    kept = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.suffix != ".log"}
     ended = genexp(*(word.format(run=finished) for word in words))
     assert ended.code == 1
     (line,) = ended.err.strip().splitlines()
     assert said in line
     assert line.startswith("genexp: ")
-    assert (finished / "config.yaml").read_bytes() == before
+    assert all(path.read_bytes() == content for path, content in kept.items() if ".hydra" not in path.parts)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +239,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a, (b) = c") / "run"
     assert genexp(*tiny("stacked_autoencoder"), "trainer.epochs=2", in_folder(folder)).code == 0
     return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "config.yaml, line 1 is no YAML"),
+        ("", "is no key of the config.yaml of the run"),
+    ],
+)
+def test_a_run_with_a_damaged_configuration_is_refused_in_a_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    ended = genexp(f"resume={tmp_path}")
+    assert ended.code == 1
+    (line,) = ended.err.strip().splitlines()
+    assert said in line
 
 
 def test_a_folder_with_any_name_can_be_resumed(finished: Path) -> None:
