@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import runpy
 import signal
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from running import REPOSITORY, background, genexp, in_folder, metrics, status
 from test_contract import tiny
 
 from genexp.data import source_names
+from genexp.recorders.display import MovingLine, Standing
 from genexp.technique import technique_names
 
 # The model whose runs end soonest.
@@ -100,6 +103,14 @@ def test_three_ways_to_start_are_one() -> None:
     first, *others = (shell(*way, *words) for way in ways)
     assert yaml.safe_load(first)["optimizer"]["name"] == "sgd"
     assert others == [first, first]
+
+
+def test_the_loss_is_readable_on_a_narrow_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    standing = Standing(99, 2000, 1, 100, 123.4, 12_340.0, {"loss": 0.24231}, {}, "best mse 0.2423")
+    MovingLine(console, standing).stop()
+    assert isinstance(console.file, io.StringIO)
+    assert "loss 0.2423" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("script", sorted((REPOSITORY / "scripts").glob("*.py")), ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+WIDE = 110  # columns; on less the bar makes room for the losses
 REFRESH_SECONDS = 0.5  # each drawing takes some milliseconds
 
 
@@ -62,7 +63,7 @@ class MovingLine:
     def __init__(self, console: Console, start: Standing) -> None:
         self._progress = Progress(
             TextColumn("{task.fields[epoch]}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if console.width >= WIDE else 8),
             TaskProgressColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[speed]}"),
