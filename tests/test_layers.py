@@ -124,12 +124,12 @@ def test_every_room_has_its_storey() -> None:
     assert uses().keys() == FLOOR.keys(), "say in STOREYS where a new room belongs"
 
 
-@pytest.mark.parametrize("name", FLOOR)
+@pytest.mark.parametrize("name", sorted(FLOOR))
 def test_a_room_uses_rooms_below_it_only(name: str) -> None:
     assert {other for other in uses()[name] if FLOOR[other] >= FLOOR[name]} == set()
 
 
-@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("name", sorted(STRANGERS))
 def test_a_room_keeps_to_its_business(name: str) -> None:
     assert uses()[name] & STRANGERS[name] == set()
 
@@ -149,7 +149,7 @@ def test_nothing_imports_a_technique_by_its_name() -> None:
                 assert other.split(".")[2].startswith("_"), f"{name} imports {other}: move what they share"
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", sorted(LIBRARIES))
 def test_a_library_is_used_in_its_place_only(library: str) -> None:
     users = {
         room(name)
