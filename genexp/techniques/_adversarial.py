@@ -179,17 +179,18 @@ class Adversarial(Technique, Samples, Interpolates):
             yield self.sample(count)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        # Without the numbers: the same words twice are one warning.
         if metrics["diversity"] < COLLAPSED:
             return (
-                f"the generator has collapsed: its images vary {metrics['diversity']:.2f} times as much as real "
+                f"the generator has collapsed: its images vary less than {COLLAPSED} times as much as real "
                 f"ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
             )
         if self.game.belief is None:
             return None
         if metrics["d_real"] > SATURATED and metrics["d_fake"] < 1 - SATURATED:
             return (
-                f"the discriminator is saturated (d_real={metrics['d_real']:.3f}, d_fake={metrics['d_fake']:.3f}) "
-                f"and teaches the generator little; lower optimizer.discriminator.lr or raise model.dropout"
+                f"the discriminator is saturated (d_real above {SATURATED}, d_fake below {1 - SATURATED:.2f}): it "
+                f"teaches the generator little; lower optimizer.discriminator.lr or raise model.dropout"
             )
         return None
 
