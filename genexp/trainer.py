@@ -161,6 +161,8 @@ class _Observer:
     def __init__(self, learner: Learner, material: Material, config: TrainerConfig, seed: int) -> None:
         self.learner, self.material, self.config, self.seed = learner, material, config, seed
         self._rows: list[Metrics] = []
+        self._epoch = 0
+        self._of_epoch: dict[str, list[np.ndarray]] = {}  # metrics since this epoch began
         self._last_block = self._last_checkpoint = time.monotonic()
 
     def keep(self, metrics: Metrics) -> None:
@@ -196,8 +198,8 @@ class _Observer:
         train = self._drain(clock)
         judged = bool(config.evaluate_every) and (done or self._ends_every(config.evaluate_every, clock))
         shown = bool(config.preview_every) and (done or self._ends_every(config.preview_every, clock))
-        means = {name: float(curve.values.mean()) for name, curve in train.items()}
-        warning = technique.diagnose(means) if means and clock.epoch_ends else None
+        means = self._epoch_means(train, clock)
+        warning = technique.diagnose(means) if means else None
         self._last_block = time.monotonic()
         return Snapshot(
             clock,
@@ -224,6 +226,21 @@ class _Observer:
         }
         self._check_finite(curves)
         return curves
+
+    def _epoch_means(self, train: Mapping[str, Curve], clock: Clock) -> dict[str, float]:
+        """Return the mean metrics of the epoch that ends at `clock`, however many blocks it had; else nothing."""
+        if clock.epoch != self._epoch:
+            self._epoch, self._of_epoch = clock.epoch, {}
+        begin = (clock.epoch - 1) * clock.steps_per_epoch
+        for name, curve in train.items():
+            self._of_epoch.setdefault(name, []).append(curve.values[curve.steps > begin])
+        if not clock.epoch_ends:
+            return {}
+        return {
+            name: float(values.mean())
+            for name, parts in self._of_epoch.items()
+            if len(values := np.concatenate(parts))
+        }
 
     def _check_finite(self, curves: Mapping[str, Curve]) -> None:
         for loss, phase in self.learner.loss_phases.items():

@@ -401,6 +401,20 @@ def test_a_phase_that_rests_leaves_its_steps_out() -> None:
     assert heard.column("batches")[0] == [4, 8]
 
 
+@pytest.mark.parametrize("block", [1, 3, 50])
+def test_a_diagnosis_is_made_of_the_whole_epoch(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "BLOCK_STEPS", block)
+
+    class Patient(Toy):
+        def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+            return f"{metrics['value']:g}"
+
+    heard, _ = run(Patient())
+    warnings = [(snapshot.clock.step, *snapshot.warnings) for snapshot in heard.snapshots if snapshot.warnings]
+    # The values are the steps' numbers: 1 to 4, 5 to 8, 9 to 12.
+    assert warnings == [(4, "2.5"), (8, "6.5"), (12, "10.5")]
+
+
 def test_a_block_does_not_last_longer_than_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "BLOCK_SECONDS", 0.0)
     heard, _ = run(Toy(), evaluate_every=0, preview_every=0, checkpoint_every=0, max_steps=5)
