@@ -211,6 +211,16 @@ def test_a_sweep_over_models_is_one_folder_too(tmp_path: Path, monkeypatch: pyte
     assert status(sweep / "1")["model"] == "denoising_autoencoder"
 
 
+@pytest.mark.parametrize(("wish", "is_traced"), [("0", False), ("1", True)])
+def test_a_stack_trace_is_for_those_who_ask(wish: str, is_traced: bool) -> None:
+    done = subprocess.run(
+        [COMMAND, "model=vea"], env={**os.environ, "HYDRA_FULL_ERROR": wish}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == is_traced
+    assert ("genexp: model=vea does not exist" in done.stderr) != is_traced
+
+
 def test_several_values_need_the_option() -> None:
     ended = genexp("seed=range(2)")
     assert ended.code == 1
