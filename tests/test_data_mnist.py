@@ -126,7 +126,9 @@ def test_damage_is_named_with_its_file_and_remedy(tmp_path: Path, damage: str) -
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(idx(TRAIN, 4, 4))[:-9], gzip.compress(b"x" * 99)[:20]]
+    "content",
+    [b"no gzip", gzip.compress(idx(TRAIN, 4, 4))[:-9], gzip.compress(b"x" * 99)[:20]],
+    ids=["no archive", "a cut end", "a cut middle"],  # an archive bears the time of its making
 )
 def test_a_damaged_archive_is_a_data_error(tmp_path: Path, content: bytes) -> None:
     path = write_set(tmp_path, packed=True) / "train-images-idx3-ubyte.gz"
