@@ -12,6 +12,7 @@ FOLDERS = {
     "genexp": "",
     "genexp/benchmark": "",
     "genexp/clustering": "",
+    "genexp/comparison": "",
     "genexp/data": "",
     "genexp/data/sources": "",
     "genexp/networks": "modules that take numbers, never a configuration",

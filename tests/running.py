@@ -37,13 +37,18 @@ class Ended:
 
 def genexp(*arguments: str) -> Ended:
     """Run the command line in this process."""
+    return called("genexp", main, *arguments)
+
+
+def called(program: str, command: Callable[[], None], *arguments: str) -> Ended:
+    """Run any of the commands in this process."""
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
-    sys.argv = ["genexp", *arguments]
+    sys.argv = [program, *arguments]
     code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            main()
+            command()
         except SystemExit as ending:
             if isinstance(ending.code, str):
                 err.write(ending.code + "\n")

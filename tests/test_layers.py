@@ -32,7 +32,7 @@ STOREYS = (
     | {"scatter"},
     {"latent_walks", "learner", "metrics"},
     {"techniques", "trainer", "recorders"},
-    {"resume"},
+    {"resume", "comparison"},
     {"run"},
     {"benchmark", "tools", "train"},
 )
@@ -69,13 +69,14 @@ STRANGERS = {
     "trainer": {"data", "networks", "metrics", "losses", "checkpoint", "abilities", "paths", "cli_errors"},
     "learner": {"data", "networks", "metrics", "losses", "checkpoint", "abilities", "paths", "cli_errors"},
     "data": {"checkpoint"},
+    "comparison": {"data", "networks", "metrics", "losses", "technique", "techniques", *TRAINING},  # files alone
 }
 # Who may use a library that has its one place.
 LIBRARIES = {
     "hydra": {"train", "cli_errors", "benchmark"},
     "torchvision": {"vision"},
     "tensorboardX": {"recorders"},
-    "plotly": {"recorders"},
+    "plotly": {"recorders", "comparison"},
 }
 
 

@@ -1,0 +1,252 @@
+"""What a run's folder says of the run, however far it came: a killed one leaves half of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genexp.errors import DataError
+from genexp.paths import shown_path
+from genexp.recorders.reading import Column, read_metrics
+
+SILENCE = 10  # seconds after which a run that says it is running is asked whether it is
+NOT_RUNS = {"checkpoints", "tensorboard", "figures"}
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
+FAILED_LINE = re.compile(r"INFO failed: (.*)")
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run as its folder tells it."""
+
+    folder: Path
+    name: str  # within what is compared
+    state: str  # finished, stopped, failed, running, killed, or unstarted
+    config: Mapping[str, Any]  # nested and resolved; empty where the run was killed before it was written
+    status: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def model(self) -> str:
+        """Return the technique's name."""
+        return str(self.config.get("model", {}).get("name", "?"))
+
+    @property
+    def dataset(self) -> str:
+        """Return the data set's name."""
+        return str(self.config.get("dataset", {}).get("name", "?"))
+
+    @property
+    def seed(self) -> int | None:
+        """Return the seed, where it is known."""
+        return self.config.get("seed")
+
+    @property
+    def objective(self) -> str | None:
+        """Return the test metric that the run was to improve."""
+        objective = self.config.get("trainer", {}).get("objective")
+        return None if objective is None else str(objective).removeprefix("test/")
+
+    @property
+    def direction(self) -> str:
+        """Return "min" or "max"."""
+        return str(self.config.get("trainer", {}).get("direction", "min"))
+
+    @property
+    def step(self) -> int:
+        """Return the last step that is known."""
+        return int(self.status.get("step") or 0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return how many steps the run was to have."""
+        return self.status.get("total_steps")
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Return the last value of each metric: those of the test split, else those of the training."""
+        test = _numbers(self.status.get("test", {}))
+        return test or {f"train/{name}": value for name, value in _numbers(self.status.get("train", {})).items()}
+
+    @property
+    def best(self) -> float | None:
+        """Return the best value of the objective."""
+        best = self.status.get("best")
+        return best["value"] if isinstance(best, dict) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Return how long the run took; of several sittings all together."""
+        if "seconds" in self.status:
+            return float(self.status["seconds"])
+        try:
+            begun, ended = (datetime.fromisoformat(self.status[key]) for key in ("started", "updated"))
+        except (KeyError, TypeError, ValueError):
+            return None
+        return (ended - begun).total_seconds()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what the run had to say."""
+        return [str(warning) for warning in self.status.get("warnings", [])]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what the run was made with."""
+        return {str(key): str(value) for key, value in self.status.get("environment", {}).items()}
+
+    def metrics(self) -> dict[str, dict[str, Column]]:
+        """Return split → metric → column; nothing where nothing was logged. Raises DataError."""
+        path = self.folder / "metrics.jsonl"
+        return read_metrics(path) if path.is_file() else {}
+
+
+def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Return the runs in folders: each is a run's, a sweep's, or holds such. Raises DataError for one without."""
+    found: dict[Path, Path] = {}  # run → the folder it was found in
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{shown_path(folder)} is no folder; give a run's, a sweep's, or one that holds some")
+        runs = list(_runs_within(folder))
+        if not runs:
+            raise DataError(
+                f"{shown_path(folder)} holds no run (no config.yaml below it); give a run's folder, a sweep's, "
+                f"or one that holds some"
+            )
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return [read_run(path, name) for path, name in zip(found.values(), _names(list(found.values())), strict=True)]
+
+
+def read_run(folder: Path, name: str | None = None) -> RunRecord:
+    """Return what the folder of a run says. Raises DataError where it is none."""
+    if not _is_run(folder):
+        raise DataError(f"{shown_path(folder)} is no run's folder (it has no config.yaml); give one that is")
+    status = _read_json(folder / "status.json")
+    config = _read_config(folder)
+    state, error = status.get("state"), status.get("error")
+    if state is None:
+        error = _logged_error(folder)
+        state = "failed" if error else "running" if _is_held(folder) else "unstarted"
+    elif state == "running" and _is_silent(status) and not _is_held(folder):
+        state = "killed"
+    return RunRecord(folder, name or folder.name, str(state), config, status, error)
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested mappings."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / ".hydra").is_dir()
+
+
+def _runs_within(folder: Path) -> Iterator[Path]:
+    if _is_run(folder):
+        yield folder
+        return
+    inside = [path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_RUNS]
+    for path in sorted(inside, key=_by_number):
+        if not path.name.startswith("."):
+            yield from _runs_within(path)
+
+
+def _by_number(path: Path) -> tuple[bool, int, str]:
+    """Return a key that sorts the jobs of a sweep as they are counted: 2 before 10."""
+    number = path.name.isdecimal()
+    return not number, int(path.name) if number else 0, path.name
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that tell the runs apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # not written yet, or damaged: the state says that something is amiss
+    return content if isinstance(content, dict) else {}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the resolved configuration; of a run that failed before it was written, what Hydra has noted."""
+    try:
+        content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
+    except (OSError, ValueError, yaml.YAMLError):
+        content = _composed(folder)
+    if not isinstance(content, dict):
+        return {}
+    # Where a group should stand something else may, in a file that is damaged.
+    groups = ("model", "dataset", "trainer", "optimizer", "device")
+    return {key: value for key, value in content.items() if key not in groups or isinstance(value, dict)}
+
+
+def _composed(folder: Path) -> Any:
+    from omegaconf import OmegaConf  # takes a while to import, and few runs need it
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        return {}
+
+
+def _logged_error(folder: Path) -> str | None:
+    """Return the error of a run that failed before it had a status."""
+    try:
+        lines = FAILED_LINE.findall((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return lines[-1] if lines else None
+
+
+def _is_silent(status: Mapping[str, Any]) -> bool:
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds() > SILENCE
+    except (KeyError, TypeError, ValueError):
+        return True
+
+
+def _is_held(folder: Path) -> bool:
+    """Return whether a process is at work in the folder: it holds a lock, which dies with it."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """Return the finite numbers among values; a NaN stands as null in the file."""
+    if not isinstance(values, dict):
+        return {}
+    return {
+        str(name): float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }

@@ -1,0 +1,188 @@
+"""A comparison as tables: on the terminal, as CSV, as JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import IO, TYPE_CHECKING, Any
+
+from genexp.comparison.comparison import Comparison
+from genexp.comparison.parameters import settings, short_names, shown
+from genexp.comparison.run_folder import RunRecord
+from genexp.comparison.seeds import Group, Mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+COLUMNS = 5  # metrics that a terminal has room for
+STYLES = {"finished": "green", "failed": "red", "killed": "red", "running": "cyan", "stopped": "yellow"}
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print the tables of groups and of runs, the verdict, and what went wrong."""
+    import rich
+
+    console = console or rich.get_console()
+    if not console.is_terminal:
+        console.width = 1000  # a file has room for every column
+    if comparison.has_seeds:
+        console.print(_groups_table(comparison))
+    console.print(_runs_table(comparison))
+    lines = [comparison.verdict.text] if comparison.verdict else []
+    lines += [f"{run.name} failed: {run.error}" for run in comparison.failed]
+    for line in [*lines, *comparison.notes]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_csv(comparison: Comparison, file: IO[str]) -> None:
+    """Write a line for each run, with all metrics."""
+    parameters = short_names(comparison.parameters)
+    heads = [
+        "run",
+        "folder",
+        *parameters.values(),
+        "seed",
+        *comparison.metrics,
+        "best",
+        "seconds",
+        "step",
+        "state",
+    ]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*heads, "error"])
+    for run in comparison.runs:
+        scores = [run.scores.get(name) for name in comparison.metrics]
+        cells = [run.seed, *scores, run.best, run.seconds, run.step, run.state, run.error]
+        writer.writerow([run.name, run.folder, *_settings_cells(run, comparison.parameters), *cells])
+
+
+def as_json(comparison: Comparison) -> str:
+    """Return all of the comparison as JSON."""
+    objective, found = comparison.objective, comparison.verdict
+    content = {
+        "objective": None if objective is None else {"metric": objective.metric, "direction": objective.direction},
+        "parameters": list(comparison.parameters),
+        "runs": [_plain_run(run, comparison) for run in comparison.runs],
+        "groups": [_plain_group(group, comparison) for group in comparison.groups],
+        "verdict": None if found is None else vars(found),
+        "notes": list(comparison.notes),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def standing(run: RunRecord) -> str:
+    """Return a run's state, and how far it came where that is not the end."""
+    if run.state == "finished" or not run.step:
+        return run.state
+    total = f"/{run.total_steps:,}" if run.total_steps else ""
+    return f"{run.state} at {run.step:,}{total}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in words."""
+    if seconds is None:
+        return ""
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+def number(value: float | None) -> str:
+    """Return a score in four digits."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def with_error(mean: Mean | None) -> str:
+    """Return a mean ± its standard error; the mean alone of one seed."""
+    if mean is None:
+        return ""
+    return number(mean.mean) if mean.error is None else f"{mean.mean:.4g} ± {mean.error:.2g}"
+
+
+def count(group: Group) -> str:
+    """Return how many seeds are counted, of how many."""
+    counted, all_of_them = len(group.counted), len({run.seed for run in group.runs})
+    return str(counted) if counted == all_of_them else f"{counted} of {all_of_them}"
+
+
+def objective_in_words(comparison: Comparison) -> str:
+    """Return what the comparison is sorted by."""
+    objective = comparison.objective
+    if objective is None:
+        return ""
+    return f"by {objective.metric}, the {'highest' if objective.direction == 'max' else 'lowest'} first"
+
+
+def _groups_table(comparison: Comparison) -> Table:
+    table = _table(f"{len(comparison.groups)} settings, mean ± standard error over seeds", comparison)
+    parameters = short_names(comparison.parameters)
+    metrics = comparison.metrics[:COLUMNS]
+    for name in parameters.values():
+        table.add_column(name)
+    for name in (*metrics, "n"):
+        table.add_column(name, justify="right")
+    for group in comparison.groups:
+        means = [with_error(group.mean(metric)) for metric in metrics]
+        table.add_row(*_settings_cells(group.runs[0], comparison.parameters), *means, count(group))
+    return table
+
+
+def _runs_table(comparison: Comparison) -> Table:
+    runs = comparison.runs
+    table = _table(f"{len(runs)} run{'s' if len(runs) > 1 else ''}", comparison)
+    table.add_column("run", overflow="fold")
+    for name in short_names(comparison.parameters).values():
+        table.add_column(name)
+    metrics = comparison.metrics[:COLUMNS]
+    for name in ("seed", *metrics, "best", "time"):
+        table.add_column(name, justify="right")
+    table.add_column("state", overflow="fold")
+    for run in runs:
+        cells = [number(run.scores.get(metric)) for metric in metrics]
+        cells += [number(run.best), duration(run.seconds)]
+        mine = _settings_cells(run, comparison.parameters)
+        table.add_row(
+            run.name, *mine, shown(run.seed), *cells, f"[{STYLES.get(run.state, 'dim')}]{standing(run)}[/]"
+        )
+    return table
+
+
+def _table(title: str, comparison: Comparison) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    words = objective_in_words(comparison)
+    return Table(title=f"{title}, {words}" if words else title, title_justify="left", box=SIMPLE_HEAD)
+
+
+def _settings_cells(run: RunRecord, parameters: tuple[str, ...]) -> Iterator[str]:
+    mine = settings(run)
+    return (shown(mine[key]) if key in mine else "" for key in parameters)
+
+
+def _plain_run(run: RunRecord, comparison: Comparison) -> dict[str, Any]:
+    mine = settings(run)
+    return {
+        "run": run.name,
+        "folder": str(run.folder),
+        "parameters": {key: mine[key] for key in comparison.parameters if key in mine},
+        "seed": run.seed,
+        "metrics": run.scores,
+        "best": run.best,
+        "seconds": run.seconds,
+        "step": run.step,
+        "state": run.state,
+        "error": run.error,
+    }
+
+
+def _plain_group(group: Group, comparison: Comparison) -> dict[str, Any]:
+    means = {metric: group.mean(metric) for metric in comparison.metrics}
+    mine = settings(group.runs[0])
+    return {
+        "parameters": {key: mine[key] for key in comparison.parameters if key in mine},
+        "runs": [run.name for run in group.runs],
+        "n": len(group.counted),
+        "metrics": {metric: vars(mean) for metric, mean in means.items() if mean is not None},
+    }

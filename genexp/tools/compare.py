@@ -1,0 +1,53 @@
+"""`genexp-compare FOLDER...`: runs beside each other, the best first, and whether it leads by more than noise."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from genexp.comparison import compare, print_comparison
+from genexp.comparison.comparison import refuse_incomparable
+from genexp.comparison.table import as_json, write_csv
+from genexp.tools.command import Parser, run_command
+
+PROGRAM = "genexp-compare"
+
+
+def main() -> NoReturn:
+    """Compare the runs named on the command line."""
+    run_command(PROGRAM, lambda: _work(sys.argv[1:]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        PROGRAM,
+        description="Show runs beside each other, sorted by their objective: the settings that differ, metrics, "
+        "time and state; seeds of one setting as mean ± standard error.",
+    )
+    parser.add_argument(
+        "folder", nargs="+", type=Path, metavar="FOLDER", help="a run's, a sweep's, or one that holds some"
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--csv", action="store_true", help="print a line of CSV for each run, with all metrics")
+    shape.add_argument("--json", action="store_true", help="print all of it as JSON")
+    return parser
+
+
+def _work(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    comparison = compare(given.folder)
+    refuse_incomparable(comparison)
+    if given.csv:
+        write_csv(comparison, sys.stdout)
+    elif given.json:
+        print(as_json(comparison))
+    else:
+        print_comparison(comparison)
+    return 0
+
+
+if __name__ == "__main__":
+    main()
