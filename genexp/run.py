@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.config import bind, require
-from genexp.data import load_dataset
+from genexp.data import find_source, load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.held import hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
@@ -73,11 +73,8 @@ def run_experiment(cfg: DictConfig, folder: Path) -> Result:
         previous = state_to_resume(cfg, folder)
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
-        for key in GROUPS:
-            if key not in config:
-                raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
-        config["resume"] = None
-        plain = {str(key): value for key, value in config.items()}
+        plain = {str(key): value for key, value in config.items()} | {"resume": None}
+        _refuse_without_groups(plain)
         built = build_run(plain, previous)
         with closing(built.material.feed):
             return _execute(built, plain, folder, previous)
@@ -113,17 +110,38 @@ def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> 
     return Run(learner, material, dataset, trainer, run.seed)
 
 
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a plain, resolved configuration is wrong in itself, whatever the data."""
+    _refuse_without_groups(config)
+    bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
+    bind(TrainerConfig, config["trainer"], "trainer")
+    plan_optimizers(config["optimizer"])
+    bind(DeviceConfig, config["device"], "device")
+    bind(find_source(config["dataset"]["name"]).config, config["dataset"], "dataset")
+    technique_config(config["model"])
+
+
+def technique_config(model: Mapping[str, Any]) -> tuple[type[Technique], Any]:
+    """Return the technique that a `model` node names, and its settings. Raises ConfigError."""
+    cls = find_technique(model["name"])
+    settings = {key: value for key, value in model.items() if key not in ("name", "recipe")}
+    return cls, bind(cls.Config, settings, "model")
+
+
+def _refuse_without_groups(config: Mapping[str, Any]) -> None:
+    for key in GROUPS:
+        if key not in config:
+            raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
+
+
 def build_technique(config: Mapping[str, Any], device: torch.device, seed: int) -> tuple[Technique, Dataset]:
     """Return the technique of a plain, resolved configuration, and the data set it is for. Raises GenexpError."""
-    model = dict(config["model"])
-    cls = find_technique(model.pop("name"))
-    model.pop("recipe", None)
-    technique_config: Any = bind(cls.Config, model, "model")
+    cls, settings = technique_config(config["model"])
     dataset = load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
     seed_generators(device, seed, "initialise")
-    technique = cls(technique_config, dataset.spec).to(device)
+    technique = cls(settings, dataset.spec).to(device)
     technique.prepare(dataset)
     return technique, dataset
 

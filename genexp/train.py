@@ -18,14 +18,14 @@ from types import FrameType
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from genexp.cli_errors import GROUPS, explain
 from genexp.config import config_folder
 from genexp.errors import CheckpointError, ConfigError, GenexpError
+from genexp.sweep.settings import resumed_sweep
 
 log = logging.getLogger(__name__)
 WITH_TRACES = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -53,6 +53,11 @@ def _command(arguments: list[str]) -> Callable[[], None]:
         if f"{group}=null" in arguments:
             raise ConfigError(f"{group}=null chooses nothing; leave it out")
     folder = resumed_folder(arguments)
+    sweep = resumed_sweep(arguments)
+    if sweep is not None:
+        if not any(word in SWEEP for word in arguments):
+            raise ConfigError(f"sweep.resume={sweep} goes on with a sweep; add -m")
+        sys.argv.append(f"hydra.sweep.dir={_quoted(str(sweep))}")
     if folder is None:
         return hydra.main(version_base="1.3", config_path=str(conf), config_name="train")(_job)
     if not (folder / "config.yaml").is_file():
@@ -116,12 +121,13 @@ def _job(cfg: DictConfig) -> float | None:
     from genexp.run import run_experiment  # torch and all the rooms: only now
 
     settings = HydraConfig.get()
-    alone = settings.mode == RunMode.RUN
+    with open_dict(cfg):
+        cfg.pop("sweep", None)  # what resumes has none
     try:
         result = run_experiment(cfg, Path(settings.runtime.output_dir))
     except GenexpError as error:
         log.info("failed: %s", error)
-        if not alone or WITH_TRACES:
+        if WITH_TRACES:
             raise
         # Through Hydra it would come out with a line about overrides before it.
         sys.exit(f"genexp: {error}")

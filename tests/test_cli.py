@@ -207,7 +207,7 @@ def test_a_sweep_over_models_is_one_folder_too(tmp_path: Path, monkeypatch: pyte
     ended = genexp("model=stacked_autoencoder,denoising_autoencoder", "-m", *SHORT[1:])
     assert ended.code == 0, ended.err
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert {"0", "1", "multirun.yaml"} == {path.name for path in sweep.iterdir()}
+    assert {"0", "1", "multirun.yaml", "sweep.json", ".lock"} == {path.name for path in sweep.iterdir()}
     assert status(sweep / "1")["model"] == "denoising_autoencoder"
 
 

@@ -34,6 +34,8 @@ STOREYS = (
     {"techniques", "trainer", "recorders"},
     {"resume", "comparison"},
     {"run"},
+    {"sweep"},
+    {"plugins"},
     {"benchmark", "tools", "train"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(STOREYS) for room in rooms}
@@ -73,7 +75,7 @@ STRANGERS = {
 }
 # Who may use a library that has its one place.
 LIBRARIES = {
-    "hydra": {"train", "cli_errors", "benchmark"},
+    "hydra": {"train", "cli_errors", "benchmark", "sweep", "plugins"},
     "torchvision": {"vision"},
     "tensorboardX": {"recorders"},
     "plotly": {"recorders", "comparison"},

@@ -46,7 +46,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_file_of_the_package_and_of_conf(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {
-        path.relative_to(REPOSITORY).as_posix()
+        path.relative_to(REPOSITORY).as_posix().removeprefix("genexp/plugins/")
         for path in (REPOSITORY / "genexp").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
@@ -65,7 +65,12 @@ def test_an_installed_wheel_trains_in_another_folder(installed: Path, tmp_path: 
     source = "import genexp, genexp.config; print(genexp.__file__, genexp.config.config_folder())"
     found = call(sys.executable, "-c", source, **where).split()  # type: ignore[arg-type]
     assert found == [str(installed / "genexp" / "__init__.py"), str(installed / "genexp" / "conf")]
-    call(installed / "bin" / "genexp", "model=stacked_autoencoder", *short.split(), "hydra.run.dir=run", **where)  # type: ignore[arg-type]
+    words = ("model=stacked_autoencoder", *short.split())
+    call(installed / "bin" / "genexp", *words, "hydra.run.dir=run", **where)  # type: ignore[arg-type]
+    # Its launchers are where Hydra looks for them.
+    assert (installed / "hydra_plugins" / "genexp_basic_launcher.py").is_file()
+    call(installed / "bin" / "genexp", "-m", *words, "seed=0,1", "hydra.sweep.dir=sweep", **where)  # type: ignore[arg-type]
+    assert status(tmp_path / "sweep" / "1")["state"] == "finished"
     assert status(tmp_path / "run")["state"] == "finished"
     assert status(tmp_path / "run")["environment"]["git_commit"] == "unknown"
     assert metrics(tmp_path / "run")[0]["step"] == 1

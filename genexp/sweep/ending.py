@@ -1,0 +1,57 @@
+"""What is said when a sweep has ended, and how its command exits."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from genexp.errors import GenexpError
+from genexp.paths import shown_path
+from genexp.sweep.ledger import Ledger
+from genexp.sweep.picture import Picture, in_words
+
+
+class SweepFailed(GenexpError):
+    """Jobs of a sweep have failed."""
+
+
+@contextmanager
+def concluded(folder: Path, begun: float) -> Iterator[None]:
+    """Run a sweep in the block; say afterwards what came of it. Raises SweepFailed where jobs have failed."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        _say(folder, begun)
+        raise
+    picture = _say(folder, begun)
+    failed = picture.having("failed")
+    if failed:
+        entry, standing = next(iter(failed.items()))
+        raise SweepFailed(
+            f"{len(failed)} of {len(picture.standings)} jobs failed, first {entry.name}: {standing.error}"
+        )
+
+
+def _say(folder: Path, begun: float) -> Picture:
+    picture = Picture(Ledger(folder).standings(begun))
+    lines = [picture.counts, *picture.best]
+    lines += [f"  {in_words(entry, standing)}" for entry, standing in picture.having("failed").items()]
+    place = shlex.quote(shown_path(folder))
+    lines += [f"  sweep     {place}", f"  scalars   tensorboard --logdir {place}"]
+    if len(picture.having("finished")) < len(picture.standings):
+        lines.append(f"  to go on  {_command(folder)}")
+    console = Console()
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return picture
+
+
+def _command(folder: Path) -> str:
+    """Return the command that goes on with this sweep."""
+    words = [word for word in sys.argv[1:] if not word.startswith(("sweep.resume=", "hydra.sweep.dir="))]
+    return shlex.join(["genexp", *words, f"sweep.resume={shown_path(folder)}"])

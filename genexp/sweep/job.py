@@ -1,0 +1,94 @@
+"""A job of a sweep: an ordinary run in a numbered folder, begun or gone on with as its folder says."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime, setup_globals
+from hydra.core.utils import run_job as run_in_hydra
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from genexp.errors import GenexpError
+from genexp.sweep.standing import can_go_on, read_standing, record_failure
+
+log = logging.getLogger(__name__)
+PROGRAM = "genexp"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration of a sweep, and where it runs. It can be sent to another process."""
+
+    number: int
+    folder: Path
+    config: DictConfig  # all of it, with Hydra's own part
+    context: HydraContext
+
+
+def run_job(job: Job) -> signal.Signals | None:
+    """Run a job to its end, in whatever process; return the signal that stopped it, if one did.
+
+    What comes of it, its error too, stands in its folder and nowhere else. One that has finished is left
+    alone, one that was stopped or killed goes on from its newest checkpoint.
+    """
+    if read_standing(job.folder).state == "finished":
+        return None
+    config = copy.deepcopy(job.config)
+    if can_go_on(job.folder):
+        config.resume = str(job.folder)
+        with read_write(config.hydra):
+            config.hydra.output_subdir = None  # the record of how the run was started stays
+    setup_globals()
+    JobRuntime.instance().set("name", PROGRAM)
+    with _quiet_console():
+        done = run_in_hydra(
+            task_function=_train,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=job.context,
+        )
+    stopped: signal.Signals | None = done.return_value
+    return stopped
+
+
+def _train(config: DictConfig) -> signal.Signals | None:
+    """Hydra's task: run what `config` says. An error is noted in the job's folder and goes no further."""
+    from genexp.recorders.checkpoints import cut_back
+    from genexp.run import run_experiment  # torch and all the rooms: only now
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with open_dict(config):
+        del config.sweep
+    try:
+        if config.resume is None:
+            cut_back(folder, {})  # what a job that was killed before its first checkpoint has left
+        result = run_experiment(config, folder)
+    except Exception as error:
+        words = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
+        log.error("failed: %s", words, exc_info=not isinstance(error, GenexpError))
+        plain = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(plain, dict)
+        record_failure(folder, {str(key): value for key, value in plain.items()}, words)
+        return None
+    return signal.Signals(result.exit_code - 128) if result.exit_code else None
+
+
+@contextmanager
+def _quiet_console() -> Iterator[None]:
+    """Keep a job from the terminal, which is the sweep's."""
+    console = rich.get_console()
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before

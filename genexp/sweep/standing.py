@@ -1,0 +1,89 @@
+"""Where a job of a sweep stands, as the files in its folder say. Light: no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STATUS = "status.json"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of a job from outside."""
+
+    state: str  # waiting, running, finished, stopped or failed
+    step: int = 0
+    total_steps: int | None = None
+    epoch: int = 0
+    objective: str = ""
+    value: float | None = None  # of the objective, as it was judged last
+    error: str = ""
+
+    @property
+    def part(self) -> float:
+        """Return which part of its steps the job has done."""
+        if self.state == "finished":
+            return 1.0
+        return self.step / self.total_steps if self.total_steps else 0.0
+
+
+def read_standing(folder: Path, since: float = 0.0) -> Standing:
+    """Return where the job in `folder` stands.
+
+    What was written before `since` (a time as files bear it) is from an earlier try, in which a killed job
+    still says that it is running: unless the job has finished, it waits for the next one.
+    """
+    status = _read(folder / STATUS)
+    if not status:
+        return Standing("waiting")
+    objective, state = status["objective"], status["state"]
+    if state != "finished" and (folder / STATUS).stat().st_mtime < since:
+        state = "waiting"
+    return Standing(
+        state=state,
+        step=status["step"],
+        total_steps=status["total_steps"],
+        epoch=status["epoch"],
+        objective=objective,
+        value=status["test"].get(objective),
+        error=status["error"] or "" if state == "failed" else "",
+    )
+
+
+def can_go_on(folder: Path) -> bool:
+    """Return whether the run in `folder` has something to go on from."""
+    return (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("step-*.pt"))
+
+
+def record_failure(folder: Path, config: dict[str, Any], error: str) -> None:
+    """Note that a job failed, where it came to nothing that could have noted it itself."""
+    status = _read(folder / STATUS)
+    facts = {
+        "state": "failed",
+        "model": config["model"]["name"],
+        "dataset": config["dataset"]["name"],
+        "step": 0,
+        "total_steps": None,
+        "epoch": 0,
+        "train": {},
+        "test": {},
+        "objective": config["trainer"]["objective"].removeprefix("test/"),
+        "best": None,
+        "warnings": [],
+        "environment": {},
+    }
+    unfinished = folder / f"{STATUS}.tmp"
+    text = json.dumps({**facts, **status, "state": "failed", "error": error}, indent=2, ensure_ascii=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(folder / STATUS)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
