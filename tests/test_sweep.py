@@ -75,7 +75,7 @@ def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["model.hiden=[8],[9]"], "did you mean model.hidden?"),
+        (["optimizer.lrr=1,2"], "did you mean optimizer.lr?"),
         (["optimizer=adam,adm"], "optimizer=adm does not exist; did you mean adam?"),
         (["optimizer.lr=1e-3,-1"], "optimizer.lr=-1.0: use a positive learning rate"),
         (["model.activation=relu,step"], "model.activation=step: choose one of"),
