@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from genexp.comparison import write_run_report
 from genexp.config import bind, require
 from genexp.data import find_source, load_dataset
 from genexp.data.dataset import Dataset
@@ -32,6 +33,7 @@ from genexp.recorders.gif import Gif
 from genexp.recorders.group import RecorderGroup
 from genexp.recorders.metrics_log import MetricsLog
 from genexp.recorders.recorder import Recorder
+from genexp.recorders.report import Report
 from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.resume import claimed, refuse_if_finished, state_to_resume
@@ -205,8 +207,9 @@ def _in_words(error: BaseException) -> str:
 
 def run_recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:
     """Return the recorders that a run has by default."""
-    # TensorBoard shows the GIFs, and the console names the files, that those before them have written.
-    others: Sequence[Recorder] = (MetricsLog(), Gif(), Figures(), TensorBoard(), Status(), Console())
+    # TensorBoard and the report show the pictures, and the console names the files, that those before them write.
+    report = Report(write_run_report)
+    others: Sequence[Recorder] = (MetricsLog(), Gif(), Figures(), TensorBoard(), Status(), report, Console())
     best = previous["best"] if previous else None
     return RecorderGroup([*others, Checkpoints(others, keep=trainer.keep_checkpoints, best=best)])
 

@@ -116,7 +116,7 @@ class Console(Recorder):
 def _places(folder: Path) -> dict[str, str]:
     """Return what there is to look at → where it is."""
     pictures = ", ".join(shown_path(path) for path in sorted(folder.glob("*.gif")))
-    files = {"figures": "figures", "metrics": "metrics.jsonl", "log": "train.log"}
+    files = {"report": "report.html", "figures": "figures", "metrics": "metrics.jsonl", "log": "train.log"}
     places = {"pictures": pictures} if pictures else {}
     places |= {what: shown_path(folder / name) for what, name in files.items() if (folder / name).exists()}
     if (folder / "tensorboard").exists():

@@ -29,6 +29,8 @@ class Status(Recorder):
         self._objective, self._best_of = run.objective, {"min": min, "max": max}[run.direction]
         before = _read(self._path) if run.resumed_at else {}
         best = before.get("best")
+        self._opened = time.monotonic()
+        self._seconds_before = before.get("seconds", 0.0)
         self._facts: dict[str, Any] = {
             "state": "running",
             "model": run.model,
@@ -44,6 +46,7 @@ class Status(Recorder):
             "error": None,
             "started": before.get("started") or _now(),
             "updated": _now(),
+            "seconds": self._seconds_before,
             "environment": dict(run.environment),
         }
         self._write()
@@ -73,6 +76,8 @@ class Status(Recorder):
     def _write(self) -> None:
         self._written = time.monotonic()
         self._facts["updated"] = _now()
+        # Of a resumed run without the time between its sittings.
+        self._facts["seconds"] = round(self._seconds_before + self._written - self._opened, 3)
         text = json.dumps(_without_nan(self._facts), indent=2, ensure_ascii=False)
         unfinished = self._path.with_suffix(".json.tmp")
         unfinished.write_text(text + "\n", encoding="utf-8")

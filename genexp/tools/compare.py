@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from genexp.comparison import compare, print_comparison
+from genexp.comparison import compare, print_comparison, write_report
 from genexp.comparison.comparison import refuse_incomparable
 from genexp.comparison.table import as_json, write_csv
 from genexp.tools.command import Parser, run_command
@@ -33,6 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--csv", action="store_true", help="print a line of CSV for each run, with all metrics")
     shape.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write a page with curves, pictures and the effect of settings",
+    )
     return parser
 
 
@@ -46,6 +52,9 @@ def _work(arguments: Sequence[str]) -> int:
         print(as_json(comparison))
     else:
         print_comparison(comparison)
+    if given.html:
+        write_report(comparison, given.html)
+        print(f"written to {given.html}", file=sys.stderr)
     return 0
 
 

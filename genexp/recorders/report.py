@@ -1,0 +1,32 @@
+"""The page of a run, written once when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
+
+from genexp.recorders.recorder import Recorder
+from genexp.snapshot import Outcome, RunInfo, Snapshot
+
+
+@final
+class Report(Recorder):
+    """Writes `report.html` from the files of the other recorders, so it is to be closed after them.
+
+    `write` makes the page of a folder: what a page shows is no matter of recording.
+    """
+
+    def __init__(self, write: Callable[[Path], Path]) -> None:
+        self._write = write
+
+    def open(self, run: RunInfo) -> None:
+        """Note where the run is."""
+        self._folder = run.folder
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Do nothing: a page is for what is over."""
+
+    def close(self, outcome: Outcome) -> None:
+        """Write the page, however the run ended."""
+        self._write(self._folder)
