@@ -162,12 +162,12 @@ def _curve(
     look = {"color": colour, "width": 2 if rank < COLOURED else 1}
     mode = "lines+markers" if len(steps) <= 12 else "lines"
     name = f"{label} (n={len(values)})" if len(values) > 1 else label
-    line = _line(steps, means, name, mode=mode, line=look, legendgroup=label, showlegend=rank < COLOURED)
+    line = _line(steps, means, name, mode=mode, line=look, meta=label, showlegend=False)
     if len(values) == 1 or rank >= COLOURED:
         return [line], [means]
     deviations = np.nansum((values - means) ** 2, axis=0)
     errors = np.sqrt(deviations / np.maximum(counts - 1, 1) / counts)
-    edge: dict[str, Any] = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": label}
+    edge: dict[str, Any] = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "meta": label}
     low = _line(steps, means - errors, label, **edge)
     high = _line(steps, means + errors, label, fill="tonexty", fillcolor=_faint(colour), **edge)
     return [low, high, line], [means - errors, means + errors]

@@ -10,7 +10,7 @@ import numpy as np
 
 from genexp.comparison.comparison import Comparison
 from genexp.comparison.curves import Chart, compact, in_chart
-from genexp.comparison.parameters import settings, short_names, shown
+from genexp.comparison.parameters import differing, settings, short_names, shown
 from genexp.comparison.run_folder import RunRecord
 from genexp.recorders.curves import COLOURS
 
@@ -25,19 +25,19 @@ def effect_charts(comparison: Comparison) -> list[Chart]:
         return []
     metric, runs = comparison.objective.metric, _scored(comparison)
     names = short_names(comparison.parameters)
-    return [_effect(key, names[key], metric, runs) for key in comparison.parameters if len(runs) > 1]
+    return [_effect(key, names[key], metric, runs) for key in differing(runs)]
 
 
 def parallel_chart(comparison: Comparison) -> Chart | None:
     """Return a line for each run through its settings to its objective; None where there is too little for one."""
     runs = _scored(comparison)
-    if comparison.objective is None or len(runs) < 2 or len(comparison.parameters) < 2:
+    parameters = differing(runs)
+    if comparison.objective is None or len(parameters) < 2:
         return None
     metric = comparison.objective.metric
     scores = [run.scores[metric] for run in runs]
     mine = [settings(run) for run in runs]
-    names = short_names(comparison.parameters)
-    axes = {names[key]: [each.get(key) for each in mine] for key in comparison.parameters}
+    axes = {name: [each.get(key) for each in mine] for key, name in short_names(parameters).items()}
     scales = [_Scale(values) for values in axes.values()] + [_Scale(scores)]
     heads = [*axes, metric]
     columns = [*axes.values(), scores]
@@ -89,6 +89,7 @@ class _Scale:
         self._words = list(dict.fromkeys(map(shown, values)))
         numbers = [self._number(value) for value in values]
         self._low, self._high = min(numbers), max(numbers)
+        self._few = list(dict.fromkeys(values)) if self.numeric and len(set(values)) <= FEW else []
 
     def place(self, value: Any) -> float:
         """Return 0 for the lowest value, 1 for the highest, 0.5 where there is only one."""
@@ -99,6 +100,8 @@ class _Scale:
         """Return (place, text) of the values to name."""
         if not self.numeric:
             return [(self.place(word), word) for word in self._words]
+        if self._few:
+            return [(self.place(value), f"{value:.4g}") for value in self._few]
         heights = [0.5] if self._high == self._low else [0, 0.25, 0.5, 0.75, 1]
         numbers = [self._low + height * (self._high - self._low) for height in heights]
         return [
@@ -146,8 +149,11 @@ def _effect(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Char
             }
         )
     kind = "category" if not numeric else "log" if _spans_magnitudes(values) else "linear"
+    ticks = (
+        {"tickvals": distinct, "ticktext": list(map(shown, distinct))} if numeric and len(distinct) <= FEW else {}
+    )
     layout = {
-        "xaxis": {"type": kind},
+        "xaxis": {"type": kind, **ticks},
         "yaxis": {"title": {"text": in_chart(metric)}},
         "hovermode": "closest",
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from genexp.comparison import run_report
 from genexp.comparison.comparison import Comparison
-from genexp.comparison.curves import Metrics, sweep_charts
+from genexp.comparison.curves import COLOURED, GREY, Metrics, sweep_charts
 from genexp.comparison.effects import effect_charts, parallel_chart
 from genexp.comparison.page import Cell, link, write_page
 from genexp.comparison.parameters import settings, short_names, shown
@@ -17,6 +17,7 @@ from genexp.comparison.pictures import thumbnails
 from genexp.comparison.run_folder import RunRecord
 from genexp.comparison.table import count, duration, number, objective_in_words, standing, with_error
 from genexp.errors import DataError
+from genexp.recorders.curves import COLOURS
 
 
 def write_report(comparison: Comparison, path: Path) -> None:
@@ -42,6 +43,8 @@ def write_report(comparison: Comparison, path: Path) -> None:
         group_heads=_group_heads(comparison),
         group_rows=[_group_row(place, comparison) for place in range(len(comparison.groups))],
         curves=len(curves),
+        key=[(group.label, COLOURS[rank]) for rank, group in enumerate(comparison.groups[:COLOURED])],
+        grey=GREY,
         effects=len(effects),
         parallel=parallel is not None,
         thumbnails=_thumbnails(comparison, path),
@@ -145,7 +148,9 @@ def _thumbnails(comparison: Comparison, page: Path) -> dict[str, list[dict[str, 
         for run in comparison.runs:
             if run in pictures:
                 cells = [*_setting_cells(run, comparison), _setting(run.seed)]
-                caption = " · ".join(f"{head} {cell.text}" for head, cell in zip(heads, cells, strict=True))
+                caption = " · ".join(
+                    f"{head.rpartition('.')[2]} {cell.text}" for head, cell in zip(heads, cells, strict=True)
+                )
                 entry = {"source": pictures[run].source, "name": run.name, "caption": caption}
                 shown_pictures.setdefault(name, []).append(entry)
     return shown_pictures

@@ -2,6 +2,7 @@
 // Charts are drawn when they come into view: a page of many opens at once.
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const wantsDark = window.matchMedia("(prefers-color-scheme: dark)");
+const hidden = new Set(); // curves of a sweep, by their label
 const isTouched = window.matchMedia("(pointer: coarse)").matches;
 
 function colour(name) {
@@ -10,7 +11,7 @@ function colour(name) {
 
 function layoutOf(chart) {
   const given = chart.layout;
-  const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, automargin: true };
+  const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, automargin: true, exponentformat: "e" };
   const soft = { color: colour("--soft"), size: 11 };
   const listed = chart.traces.filter((trace) => trace.showlegend !== false).length;
   const marks = (given.annotations || []).map((mark) => ({
@@ -37,8 +38,20 @@ function layoutOf(chart) {
 function draw(box) {
   const chart = charts[Number(box.dataset.chart)];
   box.setAttribute("aria-label", chart.title || "parallel coordinates");
-  Plotly.react(box, chart.traces, layoutOf(chart), { responsive: true, displayModeBar: false });
+  const traces = chart.traces.map((trace) => ({ ...trace, visible: !hidden.has(trace.meta) }));
+  Plotly.react(box, traces, layoutOf(chart), { responsive: true, displayModeBar: false });
   box.dataset.drawn = "yes";
+}
+
+function redraw() {
+  document.querySelectorAll(".chart[data-drawn]").forEach(draw);
+}
+
+function toggleCurve(button) {
+  const label = button.dataset.curve;
+  const shows = hidden.delete(label) || !hidden.add(label);
+  button.setAttribute("aria-pressed", String(shows));
+  redraw();
 }
 
 async function loadPlotly() {
@@ -62,7 +75,7 @@ async function drawCharts() {
     }
   }, { rootMargin: "300px" });
   boxes.forEach((box) => sight.observe(box));
-  wantsDark.addEventListener("change", () => boxes.filter((box) => box.dataset.drawn).forEach(draw));
+  wantsDark.addEventListener("change", redraw);
   document.body.dataset.ready = "yes";
 }
 
@@ -98,5 +111,8 @@ for (const table of document.querySelectorAll(".sortable")) {
     const first = table.tBodies[0].rows[0];
     if (first && first.cells[head.cellIndex].classList.contains("number")) head.classList.add("number");
   }
+}
+for (const button of document.querySelectorAll("[data-curve]")) {
+  button.addEventListener("click", () => toggleCurve(button));
 }
 drawCharts();
