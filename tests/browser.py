@@ -41,9 +41,13 @@ class Browser:
     def open(self, path: Path) -> float:
         """Open a file from disk, wait for its charts to be ready, and return how long that took in seconds."""
         begun = time.monotonic()
-        _ask(f"{self.session}/url", url=path.resolve().as_uri())
+        self.visit(path.resolve().as_uri())
         self.wait("return document.body.dataset.ready === 'yes' || !document.querySelector('.chart')")
         return time.monotonic() - begun
+
+    def visit(self, address: str) -> None:
+        """Open an address."""
+        _ask(f"{self.session}/url", url=address)
 
     def run(self, script: str) -> Any:
         """Return what a script in the page returns."""

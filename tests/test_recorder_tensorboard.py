@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from browser import browser, needs_browser
 from recorder_snapshots import (
     clock,
     curves,
@@ -35,6 +38,16 @@ from genexp.recorders.events import EventFile
 from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.snapshot import Curve, Finale, Snapshot
+
+# TensorBoard's page hides its texts in shadow trees.
+DEEP_TEXT = """
+const words = [];
+const walk = (node) => {
+  if (node.shadowRoot) walk(node.shadowRoot);
+  for (const child of node.childNodes) child.nodeType === 3 ? words.push(child.textContent.trim()) : walk(child);
+};
+walk(document.body);
+"""
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -226,3 +239,62 @@ def test_the_real_server_shows_scalars_and_hyperparameters(tmp_path: Path) -> No
         ]
         assert {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"] == 14
         assert ask(f"{data}/projector/runs") == ["run/tensorboard"]
+
+
+def record_sweep(folder: Path) -> dict[str, tuple[float, float]]:
+    """Record two learning rates with two seeds each, and return run → (rate, psnr)."""
+    told = {}
+    for number, (rate, seed) in enumerate(((0.001, 0), (0.001, 1), (0.01, 0), (0.01, 1))):
+        config = {"seed": seed, "optimizer": {"name": "adam", "lr": rate}}
+        run = run_info(folder / str(number), config=config)
+        with recording(TensorBoard(), run) as board:
+            record_blocks(board, run, (0, 10, 20, 30))
+            board.record(snapshot(40, run, test={"psnr": 20.0 + number}))
+        told[f"{number}/tensorboard"] = rate, 20.0 + number
+    return told
+
+
+def wait_for_sessions(address: str, sessions: int) -> None:
+    """Wait until TensorBoard has read the end of every run."""
+    question = {"startIndex": 0, "sliceSize": 100, "allowedStatuses": ["STATUS_SUCCESS"]}
+    for _ in range(100):
+        if ask(f"{address}/hparams/session_groups", **question).get("totalSize") == sessions:
+            return
+        time.sleep(0.2)
+    raise AssertionError("not all runs are there")
+
+
+def test_the_real_server_compares_a_sweep(tmp_path: Path) -> None:
+    told = record_sweep(tmp_path)
+    with tensorboard_server(tmp_path) as address:
+        data = f"{address}/data/plugin"
+        wait_for_sessions(data, len(told))
+        experiment = ask(f"{data}/hparams/experiment", experimentName="")
+        differing = [info["name"] for info in experiment["hparamInfos"] if info.get("differs")]
+        assert sorted(differing) == ["optimizer.lr", "seed"]
+        assert differing == [info["name"] for info in experiment["hparamInfos"]][:2], "the page shows these first"
+        assert "test/psnr" in {info["name"]["tag"] for info in experiment["metricInfos"]}
+        by_psnr = {"metric": {"tag": "test/psnr", "group": ""}, "order": "ORDER_DESC"}
+        question = {"colParams": [by_psnr], "startIndex": 0, "sliceSize": 10}
+        answer = ask(f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"])
+        found = {}
+        for group in answer["sessionGroups"]:
+            psnr = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"]
+            found[group["name"]] = group["hparams"]["optimizer.lr"], psnr
+        assert found == told
+        assert list(found) == sorted(told, reverse=True)
+
+
+@pytest.mark.browser
+@needs_browser
+def test_a_browser_shows_a_sweep_on_the_page_of_hyperparameters(tmp_path: Path) -> None:
+    told = record_sweep(tmp_path / "sweep")
+    with tensorboard_server(tmp_path / "sweep") as address, browser(tmp_path / "profile") as page:
+        wait_for_sessions(f"{address}/data/plugin", len(told))
+        page.look(1500, 1000)
+        page.visit(f"{address}/#hparams")
+        shown = [*told, "optimizer.lr", "seed", "test/psnr", "23.000"]
+        try:
+            page.wait(f"{DEEP_TEXT} return {shown}.every((word) => words.includes(word))", seconds=40)
+        finally:
+            page.picture(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / "hparams.png")
