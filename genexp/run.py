@@ -18,6 +18,7 @@ from genexp.comparison import write_run_report
 from genexp.config import bind, require
 from genexp.data import find_source, load_dataset
 from genexp.data.dataset import Dataset
+from genexp.data.fingerprint import fingerprint
 from genexp.data.held import hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device, use_deterministic_algorithms
@@ -230,6 +231,7 @@ def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int
         direction="max" if built.trainer.direction == "max" else "min",
         class_names=built.dataset.class_names,
         environment=describe_environment(built.learner.device),
+        data=fingerprint(built.dataset),
         resumed_at=start,
     )
 

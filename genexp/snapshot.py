@@ -29,6 +29,7 @@ class RunInfo:
     direction: Literal["min", "max"]
     class_names: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)  # split → size and checksum
     resumed_at: int = 0  # the last step that is already recorded; 0 for a fresh run
 
     def has_recorded(self, step: int) -> bool:

@@ -105,6 +105,11 @@ class RunRecord:
         """Return what the run was made with."""
         return {str(key): str(value) for key, value in self.status.get("environment", {}).items()}
 
+    @property
+    def data(self) -> dict[str, str]:
+        """Return split → its size and checksum."""
+        return {str(key): str(value) for key, value in self.status.get("data", {}).items()}
+
     def metrics(self) -> dict[str, dict[str, Column]]:
         """Return split → metric → column; nothing where nothing was logged. Raises DataError."""
         path = self.folder / "metrics.jsonl"

@@ -44,7 +44,7 @@ def write_run_report(folder: Path) -> Path:
         scores=_scores(run),
         configuration=configuration(run),
         command=_command(folder),
-        environment=run.environment,
+        environment={**run.environment, **{f"{split} data": seen for split, seen in run.data.items()}},
     )
     return path
 

@@ -48,6 +48,7 @@ class Status(Recorder):
             "updated": _now(),
             "seconds": self._seconds_before,
             "environment": dict(run.environment),
+            "data": dict(run.data),
         }
         self._write()
 

@@ -1,0 +1,101 @@
+"""`genexp-diff RUN_A RUN_B`: what differs between two runs, and the first step where their metrics part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from genexp.comparison.difference import Difference, Pair, differ
+from genexp.tools.command import Parser, run_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PROGRAM = "genexp-diff"
+SHOWN = 10  # metrics that are listed
+
+
+def main() -> NoReturn:
+    """Compare the two runs named on the command line."""
+    run_command(PROGRAM, lambda: _work(sys.argv[1:]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        PROGRAM,
+        description="Show in what two runs differ (configuration, code, data, environment) and the first step "
+        "where their metrics part.",
+    )
+    parser.add_argument("left", type=Path, metavar="RUN_A", help="a run's folder")
+    parser.add_argument("right", type=Path, metavar="RUN_B", help="another run's folder")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    return parser
+
+
+def _work(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    difference = differ(given.left, given.right)
+    if given.json:
+        print(json.dumps(_plain(difference), indent=2, ensure_ascii=False))
+    else:
+        _show(difference)
+    return 0
+
+
+def _show(difference: Difference) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000
+    for name, pairs in _parts(difference).items():
+        _show_part(console, name, pairs, difference)
+    parting = [metric for metric in difference.metrics if metric.parts]
+    lines = [f"  {metric.metric} from step {metric.step:,}" for metric in parting[1 : SHOWN + 1]]
+    for line in [difference.verdict, *lines]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_part(console: Console, name: str, pairs: Mapping[str, Pair], difference: Difference) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    if not pairs:
+        console.print(f"{name}: the same", highlight=False)
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    table.add_column(name)
+    for run in difference.runs:
+        table.add_column(run.name, overflow="fold")
+    for key, values in pairs.items():
+        table.add_row(key, *("" if value is None else value for value in values))
+    console.print(table)
+
+
+def _parts(difference: Difference) -> dict[str, Mapping[str, Pair]]:
+    return {
+        "configuration": difference.configuration,
+        "code": difference.code,
+        "data": difference.data,
+        "environment": difference.environment,
+        "result": difference.results,
+    }
+
+
+def _plain(difference: Difference) -> dict[str, object]:
+    metrics = [asdict(metric) for metric in difference.metrics]
+    return {
+        "runs": [str(run.folder) for run in difference.runs],
+        **_parts(difference),
+        "metrics": metrics,
+        "verdict": difference.verdict,
+    }
+
+
+if __name__ == "__main__":
+    main()
