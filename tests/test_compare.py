@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from run_folders import make_run
 from running import Ended, called
 from scipy.stats import ttest_rel
 
-from genexp.comparison import compare
+from genexp.comparison import compare, print_comparison
 from genexp.config import config_folder
 from genexp.tools import compare as command
 
@@ -162,6 +163,29 @@ def test_failed_seeds_are_not_counted(sweep: Path) -> None:
     assert len(first.runs) == 4
     assert len(first.counted) == 3
     assert "3 of 4" in genexp_compare(sweep).out
+
+
+def test_lists_of_words_stay_whole(tmp_path: Path) -> None:
+    for number, layers in enumerate((["relu"], ["relu", "bold"])):
+        make_run(tmp_path / str(number), settings={"model.layers": layers})
+    out = genexp_compare(tmp_path).out
+    assert "[relu] " in out
+    assert "[relu, bold]" in out
+
+
+@pytest.mark.parametrize("width", [70, 100, 200])
+def test_numbers_are_whole_at_any_width(width: int, tmp_path: Path) -> None:
+    scores = {"mse": 0.123456, "psnr": 23.4567, "ssim": 0.345678, "likelihood": -123.456}
+    make_run(tmp_path / "0", scores, settings={"model.latent": 2})
+    make_run(tmp_path / "1", scores, settings={"model.latent": 3})
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    print_comparison(compare([tmp_path]), console)
+    assert isinstance(console.file, io.StringIO)
+    out = console.file.getvalue()
+    assert "…" not in out
+    assert out.count("0.1235") >= 2
+    assert ("-123.5" in out) == (width > 70)
+    assert ("also measured: " in out) == (width == 70)
 
 
 def test_csv_and_json_hold_every_run(sweep: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     if not console.is_terminal:
         console.width = 1000  # a file has room for every column
     if comparison.has_seeds:
-        console.print(_groups_table(comparison))
-    console.print(_runs_table(comparison))
+        console.print(_fitting(_groups_table, comparison, console))
+    console.print(_fitting(_runs_table, comparison, console))
     lines = [comparison.verdict.text] if comparison.verdict else []
     lines += [f"{run.name} failed: {run.error}" for run in comparison.failed]
     for line in [*lines, *comparison.notes]:
@@ -114,37 +114,57 @@ def objective_in_words(comparison: Comparison) -> str:
     return f"by {objective.metric}, the {'highest' if objective.direction == 'max' else 'lowest'} first"
 
 
-def _groups_table(comparison: Comparison) -> Table:
-    table = _table(f"{len(comparison.groups)} settings, mean ± standard error over seeds", comparison)
-    parameters = short_names(comparison.parameters)
+def _fitting(
+    build: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console
+) -> Table:
+    """Return a table with as many metrics as there is room for: a number that is cut short is none."""
+    from rich.measure import Measurement
+
+    unbounded = console.options.update(width=10_000)
     metrics = comparison.metrics[:COLUMNS]
-    for name in parameters.values():
-        table.add_column(name)
-    for name in (*metrics, "n"):
-        table.add_column(name, justify="right")
-    for group in comparison.groups:
-        means = [with_error(group.mean(metric)) for metric in metrics]
-        table.add_row(*_settings_cells(group.runs[0], comparison.parameters), *means, count(group))
+    table = build(comparison, metrics)
+    while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > console.width:
+        metrics = metrics[:-1]
+        table = build(comparison, metrics)
+    left_out = comparison.metrics[len(metrics) :]
+    if left_out:
+        table.caption = f"also measured: {', '.join(left_out)}"
+        table.caption_justify = "left"
     return table
 
 
-def _runs_table(comparison: Comparison) -> Table:
+def _groups_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
+    from rich.markup import escape
+
+    table = _table(f"{len(comparison.groups)} settings, mean ± standard error over seeds", comparison)
+    parameters = short_names(comparison.parameters)
+    for name in parameters.values():
+        table.add_column(name)
+    for name in (*metrics, "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in comparison.groups:
+        means = [with_error(group.mean(metric)) for metric in metrics]
+        mine = map(escape, _settings_cells(group.runs[0], comparison.parameters))
+        table.add_row(*mine, *means, count(group))
+    return table
+
+
+def _runs_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
+    from rich.markup import escape
+
     runs = comparison.runs
     table = _table(f"{len(runs)} run{'s' if len(runs) > 1 else ''}", comparison)
     table.add_column("run", overflow="fold")
     for name in short_names(comparison.parameters).values():
         table.add_column(name)
-    metrics = comparison.metrics[:COLUMNS]
     for name in ("seed", *metrics, "best", "time"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for run in runs:
-        cells = [number(run.scores.get(metric)) for metric in metrics]
-        cells += [number(run.best), duration(run.seconds)]
-        mine = _settings_cells(run, comparison.parameters)
-        table.add_row(
-            run.name, *mine, shown(run.seed), *cells, f"[{STYLES.get(run.state, 'dim')}]{standing(run)}[/]"
-        )
+        mine = [run.name, *_settings_cells(run, comparison.parameters), shown(run.seed)]
+        scores = [number(value) for value in (*map(run.scores.get, metrics), run.best)]
+        state = f"[{STYLES.get(run.state, 'dim')}]{standing(run)}[/]"
+        table.add_row(*map(escape, mine), *scores, duration(run.seconds), state)
     return table
 
 

@@ -63,6 +63,7 @@ def _show(difference: Difference) -> None:
 
 def _show_part(console: Console, name: str, pairs: Mapping[str, Pair], difference: Difference) -> None:
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     if not pairs:
@@ -71,9 +72,9 @@ def _show_part(console: Console, name: str, pairs: Mapping[str, Pair], differenc
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     table.add_column(name)
     for run in difference.runs:
-        table.add_column(run.name, overflow="fold")
+        table.add_column(escape(run.name), overflow="fold")
     for key, values in pairs.items():
-        table.add_row(key, *("" if value is None else value for value in values))
+        table.add_row(key, *("" if value is None else escape(value) for value in values))
     console.print(table)
 
 
