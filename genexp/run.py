@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from genexp.trainer import Feed, Material, TrainerConfig, train
 log = logging.getLogger(__name__)
 GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 EVALUATION_BATCH = 500  # held-out samples at a time
+WHOLE_FEATURES, WHOLE_BATCH = 2**20, 2**14  # of the training split at a time: what fits in a processor's cache
 
 
 @dataclass
@@ -159,10 +161,16 @@ def _material(dataset: Dataset, learner: Learner, trainer: TrainerConfig, *, see
         feed = BatchStream(train_split, trainer.batch_size, seed=seed, name=dataset.name)
     return Material(
         feed=feed,
-        train=SplitBatches(train_split, EVALUATION_BATCH),
+        train=SplitBatches(train_split, _whole_batch(dataset)),
         test=SplitBatches(test_split, EVALUATION_BATCH),
         examples=examples(test_split, learner.technique.example_count),
     )
+
+
+def _whole_batch(dataset: Dataset) -> int:
+    """Return how many samples to take at a time where all of them are passed over."""
+    features = max(prod(shape) for shape in dataset.spec.shapes.values())
+    return min(WHOLE_BATCH, max(1, WHOLE_FEATURES // max(1, features)))
 
 
 class _NoBatches:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod, sqrt
 from pathlib import Path
 
@@ -50,6 +50,15 @@ class KMeansConfig:
         require(self.tolerance >= 0, "tolerance", self.tolerance, "use 0 or more")
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """What spares comparisons. It changes no result, and is found anew where it is missing: after a resume."""
+
+    centres: Tensor  # what the bounds belong to
+    changed: float
+    slack: Tensor | None
+
+
 @register
 class KMeans(Technique, Clusters):
     """Moves each centre to the mean of the points nearest to it, for several starts at once."""
@@ -66,7 +75,8 @@ class KMeans(Technique, Clusters):
     origin: Tensor  # (features,) what distances are computed about, so that no digits are lost far from 0
     norm: Tensor  # () the squared distances of all points to the origin, summed
     still: Tensor  # () starts whose centres move less in an epoch, squared, have converged
-    sums: Tensor  # like centres: of the points of each cluster; for Lloyd's algorithm
+    sums: Tensor  # like centres, in float64: of the points of each cluster; for Lloyd's algorithm
+    labels: Tensor  # int32 (starts, points): the cluster of each point; for Lloyd's algorithm
     epoch_began: Tensor  # the centres before this epoch; for batches
 
     def __init__(self, config: KMeansConfig, spec: DataSpec) -> None:
@@ -79,10 +89,15 @@ class KMeans(Technique, Clusters):
                 f"model.clusters={config.clusters} exceeds the {spec.train_size} points; "
                 f"lower it or choose a larger data set"
             )
+        self._bounds: _Bounds | None = None
         self.file_centres = _load(config, features) if config.init.endswith(".npy") else None
         starts = config.n_init if self.file_centres is None else 1
-        for name in ("centres", "sums" if config.batch_size is None else "epoch_began"):
-            self.register_buffer(name, torch.zeros(starts, config.clusters, features))
+        self.register_buffer("centres", torch.zeros(starts, config.clusters, features))
+        if config.batch_size is None:
+            self.register_buffer("sums", torch.zeros(starts, config.clusters, features, dtype=torch.float64))
+            self.register_buffer("labels", torch.zeros(starts, spec.train_size, dtype=torch.int32))
+        else:
+            self.register_buffer("epoch_began", torch.zeros_like(self.centres))
         self.register_buffer("counts", torch.zeros(starts, config.clusters, dtype=torch.long))
         self.register_buffer("inertia", torch.zeros(starts))
         self.register_buffer("moving", torch.ones(starts, dtype=torch.bool))
@@ -104,7 +119,8 @@ class KMeans(Technique, Clusters):
         points = self._points(samples)
         self.centres.copy_(self._initial_centres(points, found.count))
         if self.config.batch_size is None:
-            self._keep(slice(None), tally(points, self.centres - self.origin))
+            centres = self.centres - self.origin
+            self._keep(slice(None), centres, tally(points, centres, found.count))
         else:
             self.epoch_began.copy_(self.centres)
 
@@ -125,35 +141,44 @@ class KMeans(Technique, Clusters):
         return FROM_POINTS[self.config.init](points, count, starts, clusters) + self.origin
 
     def iterate(self, samples: Batches, clock: Clock) -> Metrics:
-        """Do one Lloyd iteration. Centres, sums, counts and inertia belong together before and after it."""
+        """Do one Lloyd iteration. Centres, sums, counts, labels and inertia belong together before and after."""
         going = self.moving.nonzero().squeeze(1)
         shift = torch.zeros_like(self.inertia)
         if len(going):
-            points, before = self._points(samples), self.centres[going]
-            totals = Totals(self.sums[going], self.counts[going], self.inertia[going])
-            means, totals = iterate(points, before - self.origin, totals)
+            points, before = self._points(samples), self.centres[going] - self.origin
+            means, totals = iterate(points, before, self._known(going, before))
             self.centres[going] = means + self.origin
-            self._keep(going, totals)
-            shift[going] = (self.centres[going] - before).square().sum((1, 2))
+            self._keep(going, means, totals)
+            shift[going] = (means - before).square().sum((1, 2))
             self.moving[going] = shift[going] > self.still
         return self._metrics(shift)
 
-    def _keep(self, starts: Tensor | slice, totals: Totals) -> None:
-        self.sums[starts], self.counts[starts] = totals.sums, totals.counts
-        self.inertia[starts] = (totals.energy + self.norm).clamp(min=0)
+    def _known(self, starts: Tensor, centres: Tensor) -> Totals:
+        """Return what is known of `starts`, with the bounds where they still belong to `centres`."""
+        totals = Totals(self.sums[starts], self.counts[starts], self.labels[starts])
+        if self._bounds is None or not torch.equal(self._bounds.centres, centres):
+            return totals
+        return replace(totals, changed=self._bounds.changed, slack=self._bounds.slack)
+
+    def _keep(self, starts: Tensor | slice, centres: Tensor, totals: Totals) -> None:
+        self.sums[starts], self.counts[starts], self.labels[starts] = totals.sums, totals.counts, totals.labels
+        self.inertia[starts] = (totals.energy(centres) + self.norm).clamp(min=0).to(self.inertia)
+        self._bounds = _Bounds(centres, totals.changed, totals.slack)
 
     def follow(self, batch: Batch, clock: Clock) -> Metrics:
         """Move centres to the mean of all points that were ever assigned to them, those of `batch` included."""
         points = batch[self.stream].flatten(1) - self.origin
         before = self.centres - self.origin
-        new = tally([points], before)
-        totals = Totals(before * self.counts.unsqueeze(2) + new.sums, self.counts + new.counts, new.energy)
+        new = tally([points], before, len(points))
+        energy = new.energy(before).to(before)
+        sums = (before * self.counts.unsqueeze(2)).to(new.sums) + new.sums
+        totals = Totals(sums, self.counts + new.counts, new.labels)
         if clock.epoch_ends:  # a centre that got no point in a whole epoch is lost
             totals = refill(totals, before, [points])
         self.centres.copy_(totals.means(before) + self.origin)
         self.counts.copy_(totals.counts)
         part = len(points) / self.spec.train_size
-        estimate = (new.energy + points.square().sum()).clamp(min=0) / part
+        estimate = (energy + points.square().sum()).clamp(min=0) / part
         self.inertia.lerp_(estimate, 1.0 if clock.step == 1 else min(1.0, 2 * part))
         shift = (self.centres - self.epoch_began).square().sum((1, 2))
         if clock.epoch_ends:
