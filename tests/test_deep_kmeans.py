@@ -17,7 +17,7 @@ from genexp.config import bind
 from genexp.data.dataset import DataSpec
 from genexp.scatter import embedded
 from genexp.technique import Batch, Clock
-from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig
+from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, memberships, sharpened_pull
 
 SPEC = DataSpec("blank", {"image": (1, 28, 28), "label": ()}, train_size=60)
 
@@ -90,6 +90,25 @@ def test_the_assignment_is_no_part_of_the_gradient() -> None:
     assert deep.centres.grad is not None
     torch.testing.assert_close(deep.centres.grad, 1e-3 * expected)
     assert float(extra["centres_used"]) == len(clusters.unique())
+
+
+def test_memberships_are_shares_of_one_and_largest_at_the_nearest_centre() -> None:
+    codes, centres = torch.randn(20, 4), torch.randn(5, 4)
+    belongs = memberships(codes, centres)
+    torch.testing.assert_close(belongs.sum(1), torch.ones(20))
+    assert torch.equal(belongs.argmax(1), torch.cdist(codes, centres).argmin(1))
+
+
+def test_a_sharpened_pull_leads_to_the_nearer_centre_and_spares_the_smaller_cluster() -> None:
+    centres = torch.tensor([[0.0], [4.0]])
+    code = torch.tensor([[1.0]], requires_grad=True)
+    sharpened_pull(code, centres, code.detach(), torch.tensor([0.5, 0.5])).backward()
+    assert code.grad is not None
+    assert code.grad.item() > 0, "descent does not lead to the nearer centre"
+    middle = torch.tensor([[2.0]], requires_grad=True)
+    sharpened_pull(middle, centres, middle.detach(), torch.tensor([0.9, 0.1])).backward()
+    assert middle.grad is not None
+    assert middle.grad.item() < 0, "descent does not lead to the smaller cluster"
 
 
 def test_evaluation_agrees_with_settled_latents() -> None:

@@ -1,4 +1,4 @@
-"""Deep k-means: an autoencoder whose latents gather around learned centres (Fard et al. 2020)."""
+"""Deep k-means: an autoencoder whose latents gather around learned centres (Fard et al. 2020; Xie et al. 2016)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,34 @@ from genexp.techniques._autoencoder import Autoencoder
 from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv
 
 LLOYD_ITERATIONS = 100  # at most, when k-means places the centres
+SHARES_RATE = 0.01  # of a batch in the moving average of the clusters' shares
 SHOWN = 25  # held-out images beside their reconstructions
+
+
+def memberships(codes: Tensor, centres: Tensor) -> Tensor:
+    """Return how far codes belong to centres, (batch, clusters), by Student's t (Xie et al. 2016, eq. 1)."""
+    closeness = 1 / (1 + (codes.unsqueeze(1) - centres).square().sum(2))
+    return closeness / closeness.sum(1, keepdim=True)
+
+
+def hard_pull(codes: Tensor, centres: Tensor, settled: Tensor, shares: Tensor) -> Tensor:
+    """Return the mean squared distance of codes to the centres that are nearest to them when `settled`."""
+    return F.mse_loss(codes, centres[nearest(settled, centres)])
+
+
+def sharpened_pull(codes: Tensor, centres: Tensor, settled: Tensor, shares: Tensor) -> Tensor:
+    """Return KL(target ‖ memberships of codes), mean over the batch (Xie et al. 2016, eq. 2 and 3).
+
+    The target is the memberships when `settled`, squared, and divided by the clusters' `shares` of all images:
+    what belongs clearly is drawn most, and large clusters do not swallow small ones.
+    """
+    with torch.no_grad():
+        sharp = memberships(settled, centres).square() / shares
+        target = sharp / sharp.sum(1, keepdim=True)
+    return F.kl_div(memberships(codes, centres).log(), target, reduction="batchmean")
+
+
+PULLS = {"hard": hard_pull, "sharpened": sharpened_pull}
 
 
 @dataclass
@@ -35,7 +62,8 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
     clusters: int
     latent_norm: bool  # each latent unit has mean 0 and variance 1
-    alpha: float  # the weight of the distance to the centres, reached at the end of its ramp
+    pull: str  # what draws latents to centres
+    alpha: float  # the weight of that pull, reached at the end of its ramp
     alpha_ramp: list[int]  # the epochs between which it rises
     pretrain: float  # the part of the run in which the autoencoder learns alone
     n_init: int  # starts of k-means, which then places the centres
@@ -47,6 +75,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
         super().__post_init__()
         require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
         require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
+        require(self.pull in PULLS, "pull", self.pull, f"choose one of {', '.join(PULLS)}")
         rises = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
         require(rises, "alpha_ramp", self.alpha_ramp, "give two epochs, the first not after the second")
         require(0 <= self.pretrain < 1, "pretrain", self.pretrain, "use a part of the run, 0 <= x < 1")
@@ -73,6 +102,9 @@ class DeepKMeans(Autoencoder, Clusters):
                 f"lower it or choose a larger data set"
             )
         self.class_names, self.train_size = spec.class_names, spec.train_size
+        self.shares: Tensor
+        self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
+        self.pull = PULLS[config.pull]
         self.centres = nn.Parameter(torch.rand(config.clusters, config.latent))
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
@@ -132,15 +164,17 @@ class DeepKMeans(Autoencoder, Clusters):
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
-        seen = self.varied(images)
-        codes = self.encoder(seen)
-        reconstruction = self.loss_function(self.decoder(codes), seen)
+        codes = self.encoder(self.varied(images))
+        # The image as it is, however it was shown: latents need not tell where and how it lay.
+        reconstruction = self.loss_function(self.decoder(codes), images)
         alpha = self.alpha(clock)
         if not alpha:
             return reconstruction, scalars(reconstruction=reconstruction)
         with torch.no_grad():  # the assignment is no part of the gradient
-            clusters = nearest(self.settled(images).float(), self.centres)
-        distance = F.mse_loss(codes, self.centres[clusters])
+            settled = self.settled(images).float()
+            clusters = nearest(settled, self.centres)
+            self.shares.lerp_(memberships(settled, self.centres).mean(0), SHARES_RATE)
+        distance = self.pull(codes, self.centres, settled, self.shares)
         used = torch.zeros_like(self.centres[:, 0]).index_fill(0, clusters, 1.0).sum()
         loss = reconstruction + alpha * distance
         return loss, scalars(reconstruction=reconstruction, distance=distance, centres_used=used)
