@@ -268,6 +268,22 @@ def test_a_click_on_a_head_sorts(many: Path, chromium: Browser) -> None:
 
 @pytest.mark.browser
 @needs_browser
+def test_a_click_on_a_name_hides_its_curve(many: Path, chromium: Browser) -> None:
+    chromium.look(1360, 900)
+    chromium.open(many)
+    chromium.run("document.querySelector('.chart').scrollIntoView()")
+    chromium.wait("return document.querySelector('.chart').dataset.drawn === 'yes'")
+    hidden = "return document.querySelector('.chart').data.filter((trace) => trace.visible === false).length"
+    assert chromium.run(hidden) == 0
+    chromium.run("document.querySelector('.key button').click()")
+    assert chromium.run(hidden) == 3  # the line and the edges of its band
+    chromium.run("document.querySelector('.key button').click()")
+    assert chromium.run(hidden) == 0
+    assert chromium.errors() == []
+
+
+@pytest.mark.browser
+@needs_browser
 def test_a_chart_zooms_and_comes_back(many: Path, chromium: Browser) -> None:
     chromium.look(1360, 900)
     chromium.open(many)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -73,5 +73,6 @@ def _templates() -> Environment:
 @cache
 def _plotly() -> str:
     """Return plotly.js, packed: 5 MB become 2, in each of many pages."""
-    code = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
+    code = Path(str(file)).read_bytes()
     return base64.b64encode(gzip.compress(code, compresslevel=1)).decode()

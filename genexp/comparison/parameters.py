@@ -9,7 +9,7 @@ from genexp.comparison.defaults import default_settings
 from genexp.comparison.run_folder import RunRecord, flat
 
 # Words for the user, where a run began, and defaults that other keys read: they make no other experiment.
-IRRELEVANT = ("resume", "tags", "notes", "model.recipe.")
+IRRELEVANT = ("resume", "sweep.", "tags", "notes", "model.recipe.")
 CHOICES = ("model.name", "dataset.name", "optimizer.name", "device.name")
 ORDER = ("model", "dataset", "optimizer", "trainer", "device")
 
