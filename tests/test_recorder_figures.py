@@ -87,11 +87,13 @@ def test_codes_of_many_dimensions_are_left_to_the_projector(tmp_path: Path) -> N
 
 
 def test_losses_share_a_panel() -> None:
-    names = ["generator_loss", "discriminator_loss", "real_score", "psnr"]
+    names = ["generator_loss", "discriminator_loss", "real_score", "psnr", "frechet_mnist-v1", "recall_mnist-v1"]
     assert grouped(names) == {
         "loss": ["generator_loss", "discriminator_loss"],
         "real_score": ["real_score"],
         "psnr": ["psnr"],
+        "frechet_mnist-v1": ["frechet_mnist-v1"],
+        "recall_mnist-v1": ["recall_mnist-v1"],
     }
 
 

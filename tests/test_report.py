@@ -143,6 +143,17 @@ def test_thinning_keeps_every_peak() -> None:
     assert np.isnan(heights).any()
 
 
+def test_a_metric_that_was_measured_once_is_no_curve(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(
+        "".join(line for line in lines if '"test"' not in line or '"step": 40' in line)
+    )
+    assert [chart["title"] for chart in charts(write_run_report(run))] == ["loss"]
+    write_report(compare([run]), tmp_path / "report.html")
+    assert [chart["title"] for chart in charts(tmp_path / "report.html")] == ["loss, train"]
+
+
 def test_runs_of_different_length_share_a_grid() -> None:
     short, long = (Column(np.arange(1, n + 1), np.ones(n), np.full(n, float(n))) for n in (10, 1000))
     steps, values = on_grid([short, long], 50)

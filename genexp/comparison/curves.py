@@ -27,7 +27,7 @@ GREY = "rgba(140, 140, 140, 0.4)"
 
 def run_charts(metrics: Metrics) -> list[Chart]:
     """Return a chart for each metric, or group of them, of one run: every step faintly, means, and test scores."""
-    train, test = metrics.get("train", {}), metrics.get("test", {})
+    train, test = (_longer_than_a_point(metrics.get(split, {})) for split in ("train", "test"))
     steps_per_epoch = _steps_per_epoch([*train.values(), *test.values()])
     charts = []
     for title, names in grouped([*train, *(name for name in test if name not in train)]).items():
@@ -68,7 +68,7 @@ def sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, Metrics]) -
             panels.update(dict.fromkeys((split, name) for name in found.get(split, {})))
     points = min(GRID, max(40, BUDGET // (3 * len(panels) * len(comparison.groups))))
     charts = [_overlay(comparison.groups, metrics, split, name, points) for split, name in panels]
-    return [chart for chart in charts if chart["traces"]]
+    return [chart for chart in charts if chart is not None]
 
 
 def thinned(column: Column, points: int = STEPS_SHOWN) -> tuple[np.ndarray, np.ndarray]:
@@ -120,17 +120,23 @@ def in_chart(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def _longer_than_a_point(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Return the metrics that make a curve; the others are in the table of scores."""
+    return {name: column for name, column in columns.items() if len(column.steps) > 1}
+
+
 def _overlay(
     groups: Sequence[Group], metrics: Mapping[RunRecord, Metrics], split: str, name: str, points: int
-) -> Chart:
+) -> Chart | None:
+    """Return a metric's curves over each other; None where it was measured once: it is in the table."""
     owners = [
         (rank, metrics[run][split][name])
         for rank, group in enumerate(groups)
         for run in _drawn(group)
         if name in metrics[run].get(split, {})
     ]
-    if not owners:
-        return {"title": f"{name}, {split}", "traces": [], "layout": {}}
+    if len({step for _, column in owners for step in (column.steps[0], column.steps[-1])}) < 2:
+        return None
     steps, values = on_grid([column for _, column in owners], points)
     ranks = np.array([rank for rank, _ in owners])
     front: list[dict[str, Any]] = []

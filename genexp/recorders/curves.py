@@ -52,10 +52,10 @@ def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, Column]], title: 
 
 
 def grouped(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return panel → metrics: those with the same last word (generator_loss, critic_loss) share a panel."""
+    """Return panel → metrics: losses (generator_loss, critic_loss) share one, others differ in their magnitude."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(name.rpartition("_")[2], []).append(name)
+        groups.setdefault("loss" if name.endswith("_loss") else name, []).append(name)
     return {group if len(members) > 1 else members[0]: members for group, members in groups.items()}
 
 
