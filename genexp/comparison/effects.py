@@ -10,7 +10,7 @@ import numpy as np
 
 from genexp.comparison.comparison import Comparison
 from genexp.comparison.curves import Chart, compact, in_chart
-from genexp.comparison.parameters import differing, settings, short_names, shown
+from genexp.comparison.parameters import brief, differing, settings, short_names, shown
 from genexp.comparison.run_folder import RunRecord
 from genexp.recorders.curves import COLOURS
 
@@ -54,7 +54,7 @@ def parallel_chart(comparison: Comparison) -> Chart | None:
                 "smoothing": 0.6,
             },
             "name": in_chart(run.name),
-            "text": [in_chart(f"{head}={shown(cell)}") for head, cell in zip(heads, cells, strict=True)],
+            "text": [in_chart(f"{head}={brief(cell)}") for head, cell in zip(heads, cells, strict=True)],
             "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
             "showlegend": False,
         }
@@ -150,7 +150,7 @@ def _effect(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Char
         )
     kind = "category" if not numeric else "log" if _spans_magnitudes(values) else "linear"
     ticks = (
-        {"tickvals": distinct, "ticktext": list(map(shown, distinct))} if numeric and len(distinct) <= FEW else {}
+        {"tickvals": distinct, "ticktext": list(map(brief, distinct))} if numeric and len(distinct) <= FEW else {}
     )
     layout = {
         "xaxis": {"type": kind, **ticks},

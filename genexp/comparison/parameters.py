@@ -55,7 +55,7 @@ def changed(run: RunRecord) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """Return a setting as it is written in YAML, short."""
+    """Return a setting as it is written in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -67,6 +67,11 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def brief(value: Any) -> str:
+    """Return a setting for the eye: of a number that a search has drawn, six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else shown(value)
+
+
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Return key → a name for the head of a column: the choice of a group goes by the group's."""
     return {key: key.removesuffix(".name") if key in CHOICES else key for key in keys}
@@ -76,7 +81,7 @@ def described(run: RunRecord, keys: Iterable[str]) -> str:
     """Return the run's values of keys: "optimizer.lr=0.001 model=vae"."""
     mine = settings(run)
     names = short_names(keys)
-    return " ".join(f"{name}={shown(mine[key])}" for key, name in names.items() if key in mine)
+    return " ".join(f"{name}={brief(mine[key])}" for key, name in names.items() if key in mine)
 
 
 def _vary(values: Sequence[Mapping[str, Any]], key: str) -> bool:

@@ -12,7 +12,7 @@ from genexp.comparison.comparison import Comparison
 from genexp.comparison.curves import COLOURED, GREY, Metrics, sweep_charts
 from genexp.comparison.effects import effect_charts, parallel_chart
 from genexp.comparison.page import Cell, link, write_page
-from genexp.comparison.parameters import settings, short_names, shown
+from genexp.comparison.parameters import brief, settings, short_names
 from genexp.comparison.pictures import thumbnails
 from genexp.comparison.run_folder import RunRecord
 from genexp.comparison.table import count, duration, number, objective_in_words, standing, with_error
@@ -132,7 +132,7 @@ def _setting_cells(run: RunRecord, comparison: Comparison) -> list[Cell]:
 
 def _setting(value: Any) -> Cell:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(shown(value), value if is_number else None)
+    return Cell(brief(value), value if is_number else None)
 
 
 def _score(value: float | None) -> Cell:

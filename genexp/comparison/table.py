@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
 
 from genexp.comparison.comparison import Comparison
-from genexp.comparison.parameters import settings, short_names, shown
+from genexp.comparison.parameters import brief, settings, short_names, shown
 from genexp.comparison.run_folder import RunRecord
 from genexp.comparison.seeds import Group, Mean
 
@@ -26,11 +26,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     import rich
 
     console = console or rich.get_console()
-    if not console.is_terminal:
-        console.width = 1000  # a file has room for every column
+    width = console.width if console.is_terminal else 1000  # a file has room for every column
     if comparison.has_seeds:
-        console.print(_fitting(_groups_table, comparison, console))
-    console.print(_fitting(_runs_table, comparison, console))
+        console.print(_fitting(_groups_table, comparison, console, width), width=width)
+    console.print(_fitting(_runs_table, comparison, console, width), width=width)
     lines = [comparison.verdict.text] if comparison.verdict else []
     lines += [f"{run.name} failed: {run.error}" for run in comparison.failed]
     for line in [*lines, *comparison.notes]:
@@ -56,7 +55,9 @@ def write_csv(comparison: Comparison, file: IO[str]) -> None:
     for run in comparison.runs:
         scores = [run.scores.get(name) for name in comparison.metrics]
         cells = [run.seed, *scores, run.best, run.seconds, run.step, run.state, run.error]
-        writer.writerow([run.name, run.folder, *_settings_cells(run, comparison.parameters), *cells])
+        mine = settings(run)
+        exact = [shown(mine[key]) if key in mine else "" for key in comparison.parameters]
+        writer.writerow([run.name, run.folder, *exact, *cells])
 
 
 def as_json(comparison: Comparison) -> str:
@@ -115,7 +116,7 @@ def objective_in_words(comparison: Comparison) -> str:
 
 
 def _fitting(
-    build: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console
+    build: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console, width: int
 ) -> Table:
     """Return a table with as many metrics as there is room for: a number that is cut short is none."""
     from rich.measure import Measurement
@@ -123,7 +124,7 @@ def _fitting(
     unbounded = console.options.update(width=10_000)
     metrics = comparison.metrics[:COLUMNS]
     table = build(comparison, metrics)
-    while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > console.width:
+    while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > width:
         metrics = metrics[:-1]
         table = build(comparison, metrics)
     left_out = comparison.metrics[len(metrics) :]
@@ -178,7 +179,7 @@ def _table(title: str, comparison: Comparison) -> Table:
 
 def _settings_cells(run: RunRecord, parameters: tuple[str, ...]) -> Iterator[str]:
     mine = settings(run)
-    return (shown(mine[key]) if key in mine else "" for key in parameters)
+    return (brief(mine[key]) if key in mine else "" for key in parameters)
 
 
 def _plain_run(run: RunRecord, comparison: Comparison) -> dict[str, Any]:
