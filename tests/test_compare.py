@@ -138,7 +138,7 @@ def test_failed_killed_and_empty_runs_are_shown_with_their_state(tmp_path: Path)
         "2": "killed",
         "3": "unstarted",
         "4": "failed",
-        "5": "unstarted",
+        "5": "killed",
     }
     ended = genexp_compare(tmp_path)
     assert ended.code == 0

@@ -99,6 +99,23 @@ def test_what_a_user_wrote_is_escaped(folder: Path) -> None:
     assert "<img src=x" not in text_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("words", "state", "said"),
+    [
+        (("optimizer.lr=1e25",), "failed", "lower optimizer.lr"),
+        (("trainer.time_budget=1e-9",), "stopped", "of 10"),
+    ],
+)
+def test_a_run_leaves_a_page_however_it_ends(
+    words: tuple[str, ...], state: str, said: str, tmp_path: Path
+) -> None:
+    genexp(*tiny("stacked_autoencoder"), "trainer.epochs=2", *words, in_folder(tmp_path))
+    assert status(tmp_path)["state"] == state
+    text = text_of(tmp_path)
+    assert f'<span class="state {state}">' in text
+    assert said in text
+
+
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", state="failed", error=f"broken {HOSTILE}", warnings=["the loss rose"])
     text = write_run_report(run).read_text()

@@ -142,7 +142,8 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     state, error = status.get("state"), status.get("error")
     if state is None:
         error = _logged_error(folder)
-        state = "failed" if error else "running" if _is_held(folder) else "unstarted"
+        begun = "killed" if (folder / "config.yaml").is_file() else "unstarted"
+        state = "failed" if error else "running" if _is_held(folder) else begun
     elif state == "running" and _is_silent(status) and not _is_held(folder):
         state = "killed"
     return RunRecord(folder, name or folder.name, str(state), config, status, error)
