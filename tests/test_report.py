@@ -124,7 +124,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "status.json", "metrics.jsonl"])
-@pytest.mark.parametrize("content", [None, "", '{"a": ['])
+@pytest.mark.parametrize("content", [None, "", '{"a": [', '{"a": 1}\n', "\0\0\n"])
 def test_a_half_written_run_has_a_page_and_a_row(name: str, content: str | None, tmp_path: Path) -> None:
     run = make_run(tmp_path / "sweep" / "0")
     make_run(tmp_path / "sweep" / "1", settings={"model.latent": 3})

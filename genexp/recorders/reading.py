@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import textwrap
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,14 +32,18 @@ def read_metrics(path: Path) -> dict[str, dict[str, Column]]:
     """Return split → metric → column. A half-written last line is left out. Raises DataError."""
     splits: dict[str, dict[str, tuple[array[int], array[int], array[float]]]] = {}
     for row in _rows(path):
-        columns = splits.setdefault(row["split"], {})
-        for name, value in row.items():
-            if name in _PLACE:
-                continue
-            steps, epochs, values = columns.setdefault(name, (array("q"), array("q"), array("d")))
-            steps.append(row["step"])
-            epochs.append(row["epoch"])
-            values.append(float("nan") if value is None else value)
+        try:
+            step, epoch, columns = row["step"], row["epoch"], splits.setdefault(row["split"], {})
+            for name, value in row.items():
+                if name in _PLACE:
+                    continue
+                steps, epochs, values = columns.setdefault(name, (array("q"), array("q"), array("d")))
+                steps.append(step)
+                epochs.append(epoch)
+                values.append(float("nan") if value is None else value)
+        except (KeyError, TypeError):
+            shown = textwrap.shorten(json.dumps(row), 60, placeholder=" ...")
+            raise DataError(f"{path} has a line that holds no metrics ({shown}); remove the line") from None
     return {
         split: {name: Column(*(np.array(part) for part in parts)) for name, parts in columns.items()}
         for split, columns in splits.items()
@@ -46,7 +51,7 @@ def read_metrics(path: Path) -> dict[str, dict[str, Column]]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for block in itertools.count():
             lines = list(itertools.islice(file, BLOCK))
             if not lines:
