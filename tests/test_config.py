@@ -20,6 +20,7 @@ from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
 from genexp.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.run import RunConfig
+from genexp.sweep.settings import SweepConfig
 from genexp.technique import find_technique
 from genexp.trainer import TrainerConfig
 
@@ -84,7 +85,11 @@ def test_every_data_set_has_a_file() -> None:
 
 def test_the_top_of_the_configuration_has_the_keys_of_its_dataclass() -> None:
     groups = {"model", "dataset", "optimizer", "trainer", "device"}
-    assert {str(key) for key in composed()} - groups == keys(RunConfig)
+    assert {str(key) for key in composed()} - groups - {"sweep"} == keys(RunConfig)
+
+
+def test_what_is_said_of_a_sweep_has_the_keys_of_its_dataclass() -> None:
+    assert {str(key) for key in composed().sweep} == keys(SweepConfig)
 
 
 # --- Each key can be set.

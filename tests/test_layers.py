@@ -14,7 +14,7 @@ import genexp
 PACKAGE = Path(genexp.__file__).parent
 # From the ground up. A room may use those on storeys below its own, and itself.
 STOREYS = (
-    {"errors", "paths", "seeding", "stopping", "vision"},
+    {"errors", "paths", "precision", "seeding", "stopping", "vision"},
     {"config", "checkpoint"},
     {"data", "device", "cli_errors"},
     {"technique", "environment"},

@@ -118,10 +118,11 @@ class StreamedSplit(HeldSplit):
 
 
 def scaled(tensor: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1], and anything else as it is."""
+    """Return uint8 images in [0, 1], and points, in torch's default precision; anything else as it is."""
+    precision = torch.get_default_dtype()
     if tensor.dtype != torch.uint8:
-        return tensor
-    if tensor.device.type == "cpu" and tensor.numel() <= ONE_THREAD:
+        return tensor.to(precision) if tensor.is_floating_point() else tensor
+    if tensor.device.type == "cpu" and tensor.numel() <= ONE_THREAD and precision == torch.float32:
         return torch.from_numpy(np.divide(tensor.numpy(), np.float32(255), dtype=np.float32))
     return tensor / 255
 

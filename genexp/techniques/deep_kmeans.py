@@ -20,6 +20,7 @@ from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
 from genexp.pictures import tile
+from genexp.precision import full
 from genexp.scatter import draw_clusters, embedded
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, register, scalars
 from genexp.techniques._autoencoder import Autoencoder
@@ -171,7 +172,7 @@ class DeepKMeans(Autoencoder, Clusters):
         if not alpha:
             return reconstruction, scalars(reconstruction=reconstruction)
         with torch.no_grad():  # the assignment is no part of the gradient
-            settled = self.settled(images).float()
+            settled = full(self.settled(images))
             clusters = nearest(settled, self.centres)
             self.shares.lerp_(memberships(settled, self.centres).mean(0), SHARES_RATE)
         distance = self.pull(codes, self.centres, settled, self.shares)

@@ -16,6 +16,7 @@ from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, trained_weights
 from genexp.pictures import BACKGROUND, GAP
+from genexp.precision import full
 from genexp.resampling import resized
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
 from genexp.techniques._colour import COLOURS
@@ -218,7 +219,7 @@ def confined(values: Tensor) -> Tensor:
 
 def gram(features: Tensor) -> Tensor:
     """Return the products of channels over places: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w."""
-    flat = features.float().flatten(2)
+    flat = full(features).flatten(2)
     with torch.autocast(features.device.type, enabled=False):  # sums over thousands of places need all digits
         return flat @ flat.transpose(1, 2) / features.numel()
 

@@ -18,6 +18,7 @@ from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
 from genexp.pictures import rows, tile
+from genexp.precision import full
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
 
 SAMPLES = 64  # prior samples in a picture
@@ -69,7 +70,7 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
         """Return the mean and log-variance of q(latent | image), each (batch, latent)."""
         hidden = self.encoder(images)
         # In full precision: the KL divergence is a small difference of numbers near 1.
-        return self.mean(hidden).float(), self.log_variance(hidden).float()
+        return full(self.mean(hidden)), full(self.log_variance(hidden))
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
