@@ -72,8 +72,8 @@ class Result:
     objective: float | None  # the last value of trainer.objective
 
 
-def run_experiment(cfg: DictConfig, folder: Path) -> Result:
-    """Run what `cfg` says in `folder`. Raises GenexpError."""
+def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None) -> Result:
+    """Run what `cfg` says in `folder`; halt behind `until_epoch`, where it is given. Raises GenexpError."""
     with claimed(folder):
         previous = state_to_resume(cfg, folder)
         config = OmegaConf.to_container(cfg, resolve=True)
@@ -82,7 +82,7 @@ def run_experiment(cfg: DictConfig, folder: Path) -> Result:
         _refuse_without_groups(plain)
         built = build_run(plain, previous)
         with closing(built.material.feed):
-            return _execute(built, plain, folder, previous)
+            return _execute(built, plain, folder, previous, until_epoch)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,13 @@ class _NoBatches:
         return itertools.repeat({})
 
 
-def _execute(built: Run, config: Mapping[str, Any], folder: Path, previous: Mapping[str, Any] | None) -> Result:
+def _execute(
+    built: Run,
+    config: Mapping[str, Any],
+    folder: Path,
+    previous: Mapping[str, Any] | None,
+    until_epoch: int | None = None,
+) -> Result:
     start = 0
     if previous is not None:
         start = previous["step"]
@@ -193,7 +199,7 @@ def _execute(built: Run, config: Mapping[str, Any], folder: Path, previous: Mapp
         cut_back(folder, previous["ledger"])
     _write_config(config, folder)  # not before: a refused command leaves a run as it was
     recorders = run_recorders(built.trainer, previous)
-    with stop_on_signals(built.trainer.time_budget) as stop:
+    with stop_on_signals(built.trainer.time_budget, until_epoch=until_epoch) as stop:
         try:
             recorders.open(describe_run(built, config, folder, start))
             clock = train(

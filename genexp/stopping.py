@@ -1,4 +1,4 @@
-"""Stopping cleanly: a signal or a spent time budget ends a run after the step in hand."""
+"""Stopping cleanly: a signal, a spent time budget or a halt at an epoch ends a run after the step in hand."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# The last two are what schedulers of clusters announce the end of a job with.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class StopRequest:
-    """Whether the run should end after this step, and why."""
+    """Whether the run should end after this step, and why. `then` is called when a signal comes."""
 
-    def __init__(self, time_budget: float | None = None) -> None:
+    def __init__(
+        self,
+        time_budget: float | None = None,
+        until_epoch: int | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         self.signal: signal.Signals | None = None
+        self._until_epoch = until_epoch
+        self._then = then
         self._deadline = None if time_budget is None else time.monotonic() + time_budget
 
     @property
@@ -23,21 +33,32 @@ class StopRequest:
         """Return whether the time budget is spent."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
+    def interrupts(self, complete_epochs: int) -> bool:
+        """Return whether the run should halt, to go on later, when so many epochs are complete."""
+        return self.signal is not None or (self._until_epoch is not None and complete_epochs >= self._until_epoch)
+
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: note the first, obey the second at once."""
+        """Handle a signal: note the first. A second Ctrl-C is obeyed at once; a scheduler says all things twice."""
         if self.signal is not None:
-            os._exit(128 + number)
+            if number == signal.SIGINT:
+                os._exit(128 + number)
+            return
         self.signal = signal.Signals(number)
+        if self._then is not None:
+            self._then()
 
 
 @contextmanager
-def stop_on_signals(time_budget: float | None) -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request while the block runs (only the main thread may do so)."""
-    request = StopRequest(time_budget)
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+def stop_on_signals(
+    time_budget: float | None = None, *, until_epoch: int | None = None, then: Callable[[], None] | None = None
+) -> Iterator[StopRequest]:
+    """Turn signals into a request while the block runs (only the main thread may do so)."""
+    request = StopRequest(time_budget, until_epoch, then)
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, request.receive) for number in numbers}
     try:
         yield request
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one of a library in C, which cannot be put back
+                signal.signal(number, handler)

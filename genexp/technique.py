@@ -35,6 +35,11 @@ class Clock:
         return -(-self.step // self.steps_per_epoch)
 
     @property
+    def complete_epochs(self) -> int:
+        """Return how many epochs lie behind."""
+        return self.step // self.steps_per_epoch
+
+    @property
     def epoch_ends(self) -> bool:
         return self.step % self.steps_per_epoch == 0
 

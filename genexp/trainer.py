@@ -126,7 +126,8 @@ def train(
             learner.technique.begin(material.train)
         learner.reset_average()
         listener.record(observer.first(clock))
-    if clock.ends:  # killed between its last checkpoint and its last picture
+    # Killed between its last checkpoint and its last picture.
+    if clock.ends or (start > 0 and stop.interrupts(clock.complete_epochs)):
         listener.record(observer.last(clock))
         return clock
     for batch in material.feed.batches(start + 1):
@@ -134,7 +135,7 @@ def train(
         seed_generators(learner.device, seed, clock.step)
         observer.keep(learner.step(batch, material.train, clock))
         done = clock.ends or stop.out_of_time or (clock.epoch_ends and learner.technique.converged)
-        ending = done or stop.signal is not None
+        ending = done or stop.interrupts(clock.complete_epochs)
         if ending or observer.is_due(clock):
             listener.record(observer.snapshot(clock, done=done, ending=ending))
         if ending:
@@ -191,7 +192,7 @@ class _Observer:
     def snapshot(self, clock: Clock, *, done: bool, ending: bool) -> Snapshot:
         """Return what happened since the last snapshot, and whatever is due now.
 
-        A run that is `done` is judged once more; one that is only `ending`, by a signal, is not: it will be
+        A run that is `done` is judged once more; one that is only `ending`, interrupted, is not: it will be
         resumed, and must then hold the same records as a run that was never stopped. Raises DivergenceError.
         """
         config, technique = self.config, self.learner.technique

@@ -532,6 +532,21 @@ def test_a_signal_ends_the_run_after_the_step_and_saves_it_unjudged() -> None:
     assert (last.checkpoint["step"], dict(last.test), dict(last.images)) == (6, {}, {})
 
 
+def losses(heard: Heard) -> list[float]:
+    return [value for shot in heard.snapshots if "loss" in shot.train for value in shot.train["loss"].values]
+
+
+def test_a_halt_at_an_epoch_changes_no_step() -> None:
+    whole, _ = run(Toy())
+    learner, start, train = taught(Toy(), **vars(CONFIG.step_settings)), 0, []
+    for until_epoch, ends in ((2, 8), (2, 8), (None, 12)):  # the second time nothing is left to do
+        heard, clock = go_on(learner, CONFIG, start=start, stop=StopRequest(until_epoch=until_epoch))
+        start = clock.step
+        assert start == ends
+        train += losses(heard)
+    assert train == losses(whole)
+
+
 def test_a_spent_time_budget_ends_the_run_judged_and_saved() -> None:
     heard, clock = run(Toy(), stop=StopRequest(time_budget=0.0))
     assert clock.step == 1
@@ -632,6 +647,19 @@ def test_signals_are_heard_inside_the_block_only() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_only_a_second_interruption_by_hand_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr("os._exit", exits.append)
+    told: list[str] = []
+    with stop_on_signals(then=lambda: told.append("once")) as stop:
+        signal.raise_signal(signal.SIGUSR2)
+        signal.raise_signal(signal.SIGTERM)
+        assert (stop.signal, exits) == (signal.SIGUSR2, [])
+        signal.raise_signal(signal.SIGINT)
+    assert exits == [130]
+    assert told == ["once"]
 
 
 def test_a_time_budget_is_spent_when_its_seconds_are_over() -> None:

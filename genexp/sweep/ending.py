@@ -10,10 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from genexp.errors import GenexpError
+from genexp.errors import DataError, GenexpError
 from genexp.paths import shown_path
 from genexp.sweep.ledger import Ledger
-from genexp.sweep.picture import Picture, in_words
+from genexp.sweep.picture import Picture
+
+REPORT = "report.html"
 
 
 class SweepFailed(GenexpError):
@@ -26,7 +28,8 @@ def concluded(folder: Path, begun: float) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        _say(folder, begun)
+        if Ledger(folder).entries:
+            _say(folder, begun)
         raise
     picture = _say(folder, begun)
     failed = picture.having("failed")
@@ -39,16 +42,30 @@ def concluded(folder: Path, begun: float) -> Iterator[None]:
 
 def _say(folder: Path, begun: float) -> Picture:
     picture = Picture(Ledger(folder).standings(begun))
-    lines = [picture.counts, *picture.best]
-    lines += [f"  {in_words(entry, standing)}" for entry, standing in picture.having("failed").items()]
+    console = Console()
+    _compare(folder, console)
     place = shlex.quote(shown_path(folder))
+    lines = [picture.counts, *picture.best]
     lines += [f"  sweep     {place}", f"  scalars   tensorboard --logdir {place}"]
+    if (folder / REPORT).is_file():
+        lines.append(f"  report    {shlex.quote(shown_path(folder / REPORT))}")
     if len(picture.having("finished")) < len(picture.standings):
         lines.append(f"  to go on  {_command(folder)}")
-    console = Console()
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return picture
+
+
+def _compare(folder: Path, console: Console) -> None:
+    """Print what `genexp-compare` says of the sweep, and write it as a page with curves and pictures."""
+    from genexp.comparison import compare, print_comparison, write_report  # slow to import: not at every start
+
+    try:
+        comparison = compare([folder])
+    except DataError:
+        return  # stopped before any job had begun
+    print_comparison(comparison, console)
+    write_report(comparison, folder / REPORT)
 
 
 def _command(folder: Path) -> str:
