@@ -38,7 +38,7 @@ class StopRequest:
         return self.signal is not None or (self._until_epoch is not None and complete_epochs >= self._until_epoch)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: note the first. A second Ctrl-C is obeyed at once; a scheduler says all things twice."""
+        """Handle a signal: note the first. A second Ctrl-C is obeyed at once; schedulers say all things twice."""
         if self.signal is not None:
             if number == signal.SIGINT:
                 os._exit(128 + number)

@@ -47,6 +47,14 @@ def test_a_sweep_shows_a_line_a_job_and_not_its_epochs(tmp_path: Path) -> None:
         assert "epoch 2/2" in (tmp_path / str(number) / "train.log").read_text()
 
 
+def test_a_sweep_ends_with_its_comparison_and_a_page(tmp_path: Path) -> None:
+    ended = genexp(*sweep(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
+    assert "2 settings, mean ± standard error over seeds, by mse, the lowest first" in ended.out
+    assert "paired t-test on 2 common seeds" in ended.out
+    assert "4 jobs: 4 finished" in ended.out
+    assert "4 runs: stacked_autoencoder on mnist_5k" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
     ended = genexp(*sweep(tmp_path, BREAKS, "seed=0,1"))
     assert ended.code == 1

@@ -24,12 +24,14 @@ STYLES = {"finished": "green", "failed": "red", "killed": "red", "running": "cya
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print the tables of groups and of runs, the verdict, and what went wrong."""
     import rich
+    from rich.console import Console
 
     console = console or rich.get_console()
-    width = console.width if console.is_terminal else 1000  # a file has room for every column
+    if not console.is_terminal:
+        console = Console(file=console.file, width=1000)  # a file has room for every column
     if comparison.has_seeds:
-        console.print(_fitting(_groups_table, comparison, console, width), width=width)
-    console.print(_fitting(_runs_table, comparison, console, width), width=width)
+        console.print(_fitting(_groups_table, comparison, console))
+    console.print(_fitting(_runs_table, comparison, console))
     lines = [comparison.verdict.text] if comparison.verdict else []
     lines += [f"{run.name} failed: {run.error}" for run in comparison.failed]
     for line in [*lines, *comparison.notes]:
@@ -116,7 +118,7 @@ def objective_in_words(comparison: Comparison) -> str:
 
 
 def _fitting(
-    build: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console, width: int
+    build: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console
 ) -> Table:
     """Return a table with as many metrics as there is room for: a number that is cut short is none."""
     from rich.measure import Measurement
@@ -124,7 +126,7 @@ def _fitting(
     unbounded = console.options.update(width=10_000)
     metrics = comparison.metrics[:COLUMNS]
     table = build(comparison, metrics)
-    while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > width:
+    while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > console.width:
         metrics = metrics[:-1]
         table = build(comparison, metrics)
     left_out = comparison.metrics[len(metrics) :]
