@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import io
 import json
+import logging
 import platform
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from genexp.benchmark import trainer
+from genexp.benchmark import clock, growth
 from genexp.benchmark.rounds import Comparison
 from genexp.device import describe_device
 from genexp.environment import describe_environment
 
-SUITES = {"trainer": trainer.run}
+SUITES = {  # suite → the rivals it needs
+    "trainer": ("lightning",),
+    "kmeans": ("faiss",),
+    "style": (),
+    "start": (),
+    "scaling": (),
+    "logging": (),
+}
 
 
 def main() -> None:
@@ -24,14 +37,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure genexp against rivals on the same work, in turn.")
     parser.add_argument("suite", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds; medians are quoted")
+    parser.add_argument(
+        "--clock", choices=clock.CLOCKS, default="wall", help="processor: of one thread, where the machine is busy"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--figure", type=Path, help="also draw what the scaling suite found to this file")
     options = parser.parse_args()
+    clock.choose(options.clock)
+    if options.clock == "processor":
+        torch.set_num_threads(1)
     device = torch.device("cpu")
-    comparisons = [row for suite in options.suite for row in SUITES[suite](options.rounds)]
+    comparisons = [row for suite in options.suite for row in _run(suite, options.rounds)]
+    if options.figure:
+        growth.draw([row for row in comparisons if row.unit in growth.UNITS], options.figure)
     Console().print(_table(comparisons, f"{describe_device(device)}, {platform.machine()}"))
     if options.json:
         content = {"environment": describe_environment(device), "results": [row.as_dict() for row in comparisons]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _run(suite: str, rounds: int) -> list[Comparison]:
+    """Return a suite's comparisons; what runs print is not what a benchmark has to say."""
+    for rival in SUITES[suite]:
+        if find_spec(rival) is None:
+            sys.exit(f"genexp-benchmark: {suite} needs {rival}; pip install 'genexp[benchmark]'")
+    print(f"measuring {suite} …", file=sys.stderr)
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            rows: list[Comparison] = importlib.import_module(f"genexp.benchmark.{suite}").run(rounds)
+    finally:
+        logging.disable(logging.NOTSET)
+    return rows
 
 
 def _table(comparisons: list[Comparison], machine: str) -> Table:
@@ -42,9 +79,13 @@ def _table(comparisons: list[Comparison], machine: str) -> Table:
         table.add_row(
             row.task,
             row.rival,
-            f"{row.ours_per_second:,.0f} {row.unit}",
-            f"{row.rival_per_second:,.0f} {row.unit}",
+            f"{_figure(row.ours)} {row.unit}",
+            f"{_figure(row.theirs)} {row.unit}",
             f"{row.ratio:.3f}",
             f"{row.low:.3f} … {row.high:.3f}",
         )
     return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,9 +1,9 @@
-"""Fair timing on a noisy machine: rivals take turns, and only ratios of the same round are compared."""
+"""Fair measurement on a noisy machine: rivals take turns, and only ratios of the same round are compared."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -13,12 +13,12 @@ class Comparison:
 
     task: str
     rival: str
-    ours_per_second: float  # median
-    rival_per_second: float  # median
-    ratio: float  # median of ours / rival, round by round
+    ours: float  # median
+    theirs: float  # median
+    ratio: float  # median of ours / theirs, round by round
     low: float  # smallest and largest ratio
     high: float
-    unit: str
+    unit: str  # of both figures; ahead is who has more per second, or fewer seconds or bytes
 
     def as_dict(self) -> dict[str, str | float]:
         """Return the figures for JSON."""
@@ -33,21 +33,22 @@ def compete(
     rounds: int,
     unit: str = "images/s",
 ) -> list[Comparison]:
-    """Return a comparison with each rival. Each callable does the work once and returns its speed.
+    """Return a comparison with each rival. Each callable does the work once and returns its figure.
 
     A first round that nobody counts warms caches and allocators.
     """
     contestants = {"": ours, **rivals}
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
     for counted in [False, *[True] * rounds]:
         for name, work in contestants.items():
-            speed = work()
+            figure = work()
             if counted:
-                speeds[name].append(speed)
-    return [_compare(task, rival, speeds[""], speeds[rival], unit) for rival in rivals]
+                figures[name].append(figure)
+    return [compare(task, rival, figures[""], figures[rival], unit=unit) for rival in rivals]
 
 
-def _compare(task: str, rival: str, ours: list[float], theirs: list[float], unit: str) -> Comparison:
+def compare(task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str) -> Comparison:
+    """Return the comparison of figures that belong together in pairs."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     return Comparison(
         task,

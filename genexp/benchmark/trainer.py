@@ -1,119 +1,161 @@
-"""The trainer with its default recorders against a bare PyTorch loop over the same resident data."""
+"""The trainer with its default recorders against a bare loop, the tutorials' loop, and Lightning."""
 
 from __future__ import annotations
 
 import tempfile
-import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from genexp.benchmark import by_hand
+from genexp.benchmark.by_hand import Player
+from genexp.benchmark.clock import now
+from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, compete
-from genexp.config import config_folder
+from genexp.benchmark.watch import watched
 from genexp.data import load_dataset
-from genexp.run import build_run, describe_run, run_recorders
-from genexp.snapshot import Outcome, Snapshot
-from genexp.stopping import StopRequest
-from genexp.trainer import train
+from genexp.run import Run, build_run
+from genexp.seeding import seed_generators
+from genexp.technique import Clock, Descent
+from genexp.vision import torchvision
 
-STEPS = 1000
-PRESET = "stacked_autoencoder_reference"
-
-
-class _Clocked:
-    """Hands snapshots on, and notes when training began and when its last step was recorded."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.marks: list[tuple[int, float]] = []
-        self.last_loss = float("nan")
-
-    def record(self, snapshot: Snapshot) -> None:
-        """Record a snapshot; the pictures of the end are not the loop's work."""
-        if snapshot.finale is None:
-            self._inner.record(snapshot)
-            self.marks.append((snapshot.clock.step, time.perf_counter()))
-        if "loss" in snapshot.train:
-            self.last_loss = float(snapshot.train["loss"].values[-1])
-
-    def steps_per_second(self) -> float:
-        """Return the speed between the first and the last mark."""
-        (first, begun), (last, ended) = self.marks[0], self.marks[-1]
-        return (last - first) / (ended - begun)
+CPU = torch.device("cpu")
 
 
-def run(rounds: int, dataset: str = "mnist_5k") -> list[Comparison]:
-    """Measure images/s. Raises AssertionError where the two loops do not compute the same losses."""
-    config = _config(dataset)
-    batch_size = config["trainer"]["batch_size"]
-    losses: dict[str, float] = {}
+@dataclass(frozen=True)
+class Work:
+    """What is trained, for how long in a round, and the same written by hand."""
 
-    def ours() -> float:
-        speed, losses["ours"] = _ours(config)
-        return speed * batch_size
-
-    def bare() -> float:
-        speed, losses["bare"] = _bare(config)
-        return speed * batch_size
-
-    ours(), bare()
-    assert abs(losses["ours"] - losses["bare"]) < 0.02, f"not the same work: {losses}"
-    return compete(f"stacked autoencoder, batch {batch_size}", ours, {"bare PyTorch loop": bare}, rounds=rounds)
+    preset: str
+    batch_size: int
+    steps: int
+    players: Callable[[Any, float], list[Player]]
 
 
-def _config(dataset: str) -> dict[str, Any]:
-    overrides = [f"experiment={PRESET}", f"dataset={dataset}", f"trainer.max_steps={STEPS}", "device=cpu"]
+WORKS = {
+    "stacked autoencoder": Work("stacked_autoencoder_reference", 50, 1000, by_hand.autoencoder),
+    "VAE": Work("vae_reference", 100, 400, by_hand.vae),
+    "convolutional autoencoder": Work("conv_autoencoder_reference", 128, 150, by_hand.autoencoder),
+    "GAN": Work("gan_reference", 100, 100, by_hand.gan),
+    "DCGAN": Work("dcgan_reference", 100, 12, by_hand.gan),
+}
+
+
+def run(rounds: int, works: tuple[str, ...] = tuple(WORKS)) -> list[Comparison]:
+    """Measure images/s. Raises AssertionError where hand and program do not compute the same losses."""
+    rows = []
+    for name in works:
+        work = WORKS[name]
+        config = configured(work)
+        check(config, work)
+        rivals = {
+            "bare loop, fused optimizer": partial(_bare, config, work),
+            "tutorial loop": partial(_tutorial, config, work),
+            "Lightning": partial(_lightning, config, work),
+        }
+        task = f"{name}, batch {work.batch_size}"
+        rows += compete(task, partial(_ours, config, work), rivals, rounds=rounds)
+    return rows
+
+
+def configured(work: Work) -> dict[str, Any]:
+    """Return the configuration of `work` on the command line."""
+    overrides = [f"experiment={work.preset}", "dataset=mnist_5k", "device=cpu"]
+    overrides += [f"trainer.batch_size={work.batch_size}", f"trainer.max_steps={work.steps}"]
     overrides += ["trainer.evaluate_every=0", "trainer.preview_every=0"]
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
-    assert isinstance(composed, dict)
-    return {str(key): value for key, value in composed.items()}
+    return configuration(*overrides)
 
 
-def _ours(config: dict[str, Any]) -> tuple[float, float]:
-    """Return steps/s and the last loss of genexp's trainer with all its recorders."""
+def check(config: dict[str, Any], work: Work) -> None:
+    """Compare the losses of each phase on one batch, with the same weights and the same noise."""
+    built, players = _build(config, work)
+    batch = next(iter(built.material.feed.batches(1)))
+    clock = Clock(1, work.steps, built.material.feed.steps_per_epoch)
+    phases = [phase for phase in built.learner.phases if isinstance(phase, Descent)]
+    for phase, player in zip(phases, players, strict=True):
+        seed_generators(CPU, 0)
+        ours = phase.loss(batch, clock)[0].item()
+        seed_generators(CPU, 0)
+        theirs = player.loss(batch["image"]).item()
+        assert abs(ours - theirs) < 1e-4 * abs(theirs), f"{phase.name}: not the same work: {ours} and {theirs}"
+
+
+def _build(config: dict[str, Any], work: Work) -> tuple[Run, list[Player]]:
     built = build_run(config, None)
-    recorders = run_recorders(built.trainer, None)
-    with tempfile.TemporaryDirectory() as name:
-        recorders.open(describe_run(built, config, Path(name), 0))
-        clocked = _Clocked(recorders)
-        clock = train(built.learner, built.material, clocked, built.trainer, StopRequest(), seed=built.seed)
-        recorders.close(Outcome("stopped", clock.step))
-    return clocked.steps_per_second(), clocked.last_loss
+    return built, work.players(built.learner.technique, config["optimizer"]["lr"])
 
 
-def _bare(config: dict[str, Any]) -> tuple[float, float]:
-    """Return steps/s and the last loss of the loop one would write by hand, with the fused optimizer."""
-    built = build_run(config, None)
-    network: Any = built.learner.technique
-    optimizer = torch.optim.Adam(network.parameters(), lr=config["optimizer"]["lr"], fused=True)
+def _images(config: dict[str, Any]) -> Tensor:
     images = load_dataset(config["dataset"]).train.streams["image"]
     assert isinstance(images, Tensor)
-    return _loop(network.encoder, network.decoder, optimizer, images, config["trainer"]["batch_size"])
+    return images
 
 
-def _loop(
-    encoder: Callable[[Tensor], Tensor],
-    decoder: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    batch_size: int,
-) -> tuple[float, float]:
-    begun, step, loss = time.perf_counter(), 0, torch.zeros(())
-    while step < STEPS:
-        for indices in torch.randperm(len(images)).split(batch_size):
-            batch = images[indices].float() / 255
-            optimizer.zero_grad()
-            loss = F.mse_loss(decoder(encoder(batch)).sigmoid(), batch)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            if step == STEPS:
+def _ours(config: dict[str, Any], work: Work) -> float:
+    """Return the images/s of genexp's trainer with all its recorders."""
+    return work.steps * work.batch_size / watched(config).seconds
+
+
+def _bare(config: dict[str, Any], work: Work) -> float:
+    """Return the images/s of the loop one would write by hand over data in memory."""
+    _, players = _build(config, work)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Adam(player.network.parameters(), lr=player.lr, fused=True) for player in players
+    ]
+    images = _images(config)
+    begun, done = now(), 0
+    while done < work.steps:
+        for indices in torch.randperm(len(images)).split(work.batch_size)[: work.steps - done]:
+            if len(indices) == work.batch_size:
+                by_hand.step(players, optimizers, images[indices].float() / 255)
+                done += 1
+    return work.steps * work.batch_size / (now() - begun)
+
+
+class _Pictures(Dataset[Any]):
+    """Images as torchvision's MNIST gives them out: each one a Pillow image that a transform makes a tensor."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images.squeeze(1)
+        self._transform = torchvision.transforms.ToTensor()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._transform(Image.fromarray(self._images[index].numpy())), 0
+
+
+def _tutorial(config: dict[str, Any], work: Work) -> float:
+    """Return the images/s of the tutorials' loop: a DataLoader, and every loss read at every step."""
+    _, players = _build(config, work)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Adam(player.network.parameters(), lr=player.lr) for player in players
+    ]
+    loader = DataLoader(_Pictures(_images(config)), batch_size=work.batch_size, shuffle=True, drop_last=True)
+    curve: list[list[float]] = []
+    begun = now()
+    while len(curve) < work.steps:
+        for images, _ in loader:
+            curve.append([loss.item() for loss in by_hand.step(players, optimizers, images)])
+            if len(curve) == work.steps:
                 break
-    return STEPS / (time.perf_counter() - begun), loss.item()
+    return work.steps * work.batch_size / (now() - begun)
+
+
+def _lightning(config: dict[str, Any], work: Work) -> float:
+    """Return the images/s of Lightning's Trainer with its defaults, over the same data in memory."""
+    from genexp.benchmark.lightning import lightning_speed
+
+    _, players = _build(config, work)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lightning_speed(players, _images(config), work.batch_size, work.steps, Path(folder))

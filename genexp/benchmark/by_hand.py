@@ -1,0 +1,77 @@
+"""The losses of some techniques as one would write them by hand, on networks that genexp has built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor], Tensor]  # of images (batch, channels, height, width) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Player:
+    """What one optimizer moves, and the loss it moves it down."""
+
+    network: nn.Module
+    loss: Loss
+    lr: float
+
+
+def autoencoder(technique: Any, lr: float) -> list[Player]:
+    """Return the one player of a plain autoencoder."""
+
+    def loss(images: Tensor) -> Tensor:
+        return F.mse_loss(technique.decoder(technique.encoder(images)).sigmoid(), images)
+
+    return [Player(technique, loss, lr)]
+
+
+def vae(technique: Any, lr: float) -> list[Player]:
+    """Return the one player of a variational autoencoder."""
+
+    def loss(images: Tensor) -> Tensor:
+        hidden = technique.encoder(images)
+        mean, log_variance = technique.mean(hidden), technique.log_variance(hidden)
+        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        logits = technique.decoder(latents)
+        reconstruction = F.binary_cross_entropy_with_logits(logits, images, reduction="sum")
+        kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
+        return (reconstruction + kl) / len(images)
+
+    return [Player(technique, loss, lr)]
+
+
+def gan(technique: Any, lr: float) -> list[Player]:
+    """Return the discriminator and the generator of a GAN."""
+    generator, discriminator, latent = technique.generator, technique.discriminator, technique.config.latent
+
+    def discriminator_loss(images: Tensor) -> Tensor:
+        real = images * 2 - 1
+        fake = generator(torch.randn(len(images), latent)).detach()
+        real_scores, fake_scores = discriminator(real), discriminator(fake)
+        return F.binary_cross_entropy_with_logits(
+            real_scores, torch.ones_like(real_scores)
+        ) + F.binary_cross_entropy_with_logits(fake_scores, torch.zeros_like(fake_scores))
+
+    def generator_loss(images: Tensor) -> Tensor:
+        scores = discriminator(generator(torch.randn(len(images), latent)))
+        return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
+
+    return [Player(discriminator, discriminator_loss, lr), Player(generator, generator_loss, lr)]
+
+
+def step(players: list[Player], optimizers: list[torch.optim.Optimizer], images: Tensor) -> list[Tensor]:
+    """Do one step of the loop that everybody writes, and return the losses."""
+    losses = []
+    for player, optimizer in zip(players, optimizers, strict=True):
+        optimizer.zero_grad()
+        loss = player.loss(images)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss)
+    return losses

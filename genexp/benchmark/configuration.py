@@ -1,0 +1,27 @@
+"""The configurations that are measured: what the command line would compose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from genexp.config import config_folder
+from genexp.data import load_dataset
+
+
+def configuration(*overrides: str) -> dict[str, Any]:
+    """Return the plain, resolved configuration of a command line."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        composed = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
+
+
+def training_stream(stream: str, *overrides: str) -> Tensor:
+    """Return a stream of a data set's training split, as it is stored."""
+    tensor = load_dataset(configuration(*overrides)["dataset"]).train.streams[stream]
+    assert isinstance(tensor, Tensor)
+    return tensor

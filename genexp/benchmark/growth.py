@@ -1,0 +1,35 @@
+"""The scaling suite's figure: a column for each axis, time above and memory below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from genexp.benchmark.rounds import Comparison
+
+UNITS = ("ms/step", "MB")
+
+
+def draw(rows: Sequence[Comparison], path: Path) -> None:
+    """Draw the rows of the scaling suite, whose tasks begin with the number that grows."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    axes = list(dict.fromkeys(row.task.partition(" ")[2] for row in rows))
+    figure = Figure(figsize=(3 * len(axes), 5), layout="constrained")
+    panels = figure.subplots(len(UNITS), len(axes), squeeze=False)
+    for column, axis in enumerate(axes):
+        for unit, panel in zip(UNITS, panels[:, column], strict=True):
+            shown = [row for row in rows if row.task.partition(" ")[2] == axis and row.unit == unit]
+            places = [int(row.task.partition(" ")[0].replace(",", "")) for row in shown]
+            panel.plot(places, [row.ours for row in shown], marker="o")
+            panel.set_xscale("log")
+            panel.set_xticks(places, [f"{place:,}" for place in places])
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.yaxis.set_major_formatter(ScalarFormatter())
+            panel.set_ylim(bottom=0)
+            panel.grid(alpha=0.3)
+        panels[-1, column].set_xlabel(axis)
+    for unit, panel in zip(("milliseconds a step", "megabytes held at most"), panels[:, 0], strict=True):
+        panel.set_ylabel(unit)
+    figure.savefig(path, dpi=80)

@@ -1,0 +1,50 @@
+"""How long a command takes until it helps or trains, against an interpreter that imports torch and no more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from genexp.benchmark.rounds import Comparison, compete
+
+TORCH = (sys.executable, "-c", "import torch")
+GENEXP = (sys.executable, "-m", "genexp.train")
+LOOK_EVERY = 0.005  # seconds
+
+
+def run(rounds: int) -> list[Comparison]:
+    """Measure seconds. Raises AssertionError where a command fails."""
+    help_against = {"import torch": partial(_seconds, *TORCH)}
+    rows = compete("genexp --help", partial(_seconds, *GENEXP, "--help"), help_against, rounds=rounds, unit="s")
+    return rows + compete(
+        "genexp, first steps recorded", _seconds_to_first_steps, help_against, rounds=rounds, unit="s"
+    )
+
+
+def _seconds(*command: str) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begun
+
+
+def _seconds_to_first_steps() -> float:
+    """Return how long it takes until the metrics of the first steps are on disk: a few steps late, never early."""
+    with tempfile.TemporaryDirectory() as name:
+        words = (*GENEXP, "device=cpu", f"hydra.run.dir={name}")
+        begun = time.perf_counter()
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                while not _has_lines(Path(name) / "metrics.jsonl"):
+                    assert process.poll() is None, "genexp ended before its first step"
+                    time.sleep(LOOK_EVERY)
+                return time.perf_counter() - begun
+            finally:
+                process.kill()
+
+
+def _has_lines(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0

@@ -1,0 +1,95 @@
+"""The benchmark measures what it says: the same work, rivals in turn, ratios of the same round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from running import called
+
+from genexp.benchmark import command, growth
+from genexp.benchmark.logging import Work, run
+from genexp.benchmark.rounds import Comparison, compete
+from genexp.benchmark.trainer import WORKS, check, configured
+from genexp.benchmark.watch import watched
+
+
+def figures(*values: float) -> Callable[[], float]:
+    """Return a contestant that achieves `values`, one a call."""
+    return iter(values).__next__
+
+
+def test_rivals_are_compared_within_a_round_and_the_first_round_does_not_count() -> None:
+    (row,) = compete("work", figures(9, 1, 4, 6), {"rival": figures(1, 1, 2, 2)}, rounds=3)
+    assert (row.ours, row.theirs) == (4, 2)
+    assert (row.low, row.ratio, row.high) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["stacked autoencoder", "VAE", "convolutional autoencoder", "GAN"])
+def test_what_is_written_by_hand_is_the_same_work(name: str) -> None:
+    check(configured(WORKS[name]), WORKS[name])
+
+
+def test_other_work_is_refused() -> None:
+    work, other = WORKS["stacked autoencoder"], WORKS["VAE"]
+    mixed = type(work)(other.preset, other.batch_size, other.steps, work.players)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check(configured(mixed), mixed)
+
+
+def test_a_watch_sees_every_pause_between_steps() -> None:
+    watch = watched({**configured(WORKS["stacked autoencoder"]), **_steps(7)})
+    assert len(watch.pauses) == 6
+    assert 0 < sum(seconds for seconds, _ in watch.pauses) < watch.seconds
+
+
+def _steps(count: int) -> dict[str, object]:
+    config = configured(WORKS["stacked autoencoder"])
+    return {"trainer": {**config["trainer"], "max_steps": count}}
+
+
+def test_the_logging_suite_says_what_records_cost() -> None:
+    rows = run(1, (Work("stacked_autoencoder", 30, 200),))
+    speed, checkpoints, looks = (row.ratio for row in rows)
+    assert 0 < speed < 1
+    assert 0 < checkpoints < 1
+    assert looks > 0
+
+
+def test_figures_go_to_the_console_and_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Comparison("60 images", "6", 3.0, 2.0, 1.5, 1.5, 1.5, "MB")
+    monkeypatch.setattr(command, "_run", lambda suite, rounds: [row])
+    ended = called(
+        "genexp-benchmark",
+        command.main,
+        "scaling",
+        f"--json={tmp_path / 'a.json'}",
+        f"--figure={tmp_path / 'a.png'}",
+    )
+    assert ended.code == 0, ended.err
+    assert "60 images" in ended.out
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["results"] == [row.as_dict()]
+    assert written["environment"]["torch"] == torch.__version__
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(command.SUITES, "kmeans", ("no_such_rival",))
+    ended = called("genexp-benchmark", command.main, "kmeans")
+    assert ended.code == 1
+    assert ended.err == "genexp-benchmark: kmeans needs no_such_rival; pip install 'genexp[benchmark]'\n"
+
+
+def test_the_figure_has_a_column_an_axis(tmp_path: Path) -> None:
+    rows = [
+        Comparison(f"{place:,} {axis}", "1", 1.0, 1.0, 1.0, 1.0, 1.0, unit)
+        for axis in ("images", "steps")
+        for unit in growth.UNITS
+        for place in (10, 1000)
+    ]
+    growth.draw(rows, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 1000
