@@ -9,6 +9,10 @@ class ConfigError(GenexpError):
     """A setting is unknown, of the wrong type, out of range, or does not fit another one."""
 
 
+class FolderInUseError(ConfigError):
+    """Another process is at work in the folder."""
+
+
 class DataError(GenexpError):
     """A data set is absent, damaged or unfit for what was asked."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from genexp import checkpoint
-from genexp.errors import ConfigError
+from genexp.errors import ConfigError, FolderInUseError
 from genexp.recorders.checkpoints import cut_back
 
 log = logging.getLogger(__name__)
@@ -78,10 +78,13 @@ def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder while the block runs; a killed process holds nothing."""
+    """Keep a second process out of the folder while the block runs; a killed process holds nothing.
+
+    Raises FolderInUseError.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder} is in use by another process; wait for it, or stop it") from None
+            raise FolderInUseError(f"{folder} is in use by another process; wait for it, or stop it") from None
         yield

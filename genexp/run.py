@@ -26,6 +26,7 @@ from genexp.device import DeviceConfig, choose_device, use_deterministic_algorit
 from genexp.environment import describe_environment
 from genexp.errors import ConfigError
 from genexp.learner import Learner
+from genexp.metrics.directions import better_direction
 from genexp.optimizers import plan_optimizers
 from genexp.paths import shown_path
 from genexp.recorders.checkpoints import Checkpoints, cut_back
@@ -103,7 +104,7 @@ class Run:
 def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> Run:
     """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError."""
     run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
-    trainer = bind(TrainerConfig, config["trainer"], "trainer")
+    trainer = _trainer_config(config)
     plan = plan_optimizers(config["optimizer"])
     device = choose_device(bind(DeviceConfig, config["device"], "device"))
     use_deterministic_algorithms(trainer.deterministic)
@@ -119,11 +120,22 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where a plain, resolved configuration is wrong in itself, whatever the data."""
     _refuse_without_groups(config)
     bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
-    bind(TrainerConfig, config["trainer"], "trainer")
+    _trainer_config(config)
     plan_optimizers(config["optimizer"])
     bind(DeviceConfig, config["device"], "device")
     bind(find_source(config["dataset"]["name"]).config, config["dataset"], "dataset")
     technique_config(config["model"])
+
+
+def _trainer_config(config: Mapping[str, Any]) -> TrainerConfig:
+    trainer = bind(TrainerConfig, config["trainer"], "trainer")
+    better = better_direction(trainer.objective.removeprefix("test/"))
+    if better not in (None, trainer.direction):
+        raise ConfigError(
+            f"trainer.direction={trainer.direction} contradicts trainer.objective={trainer.objective}, of which "
+            f"{'more' if better == 'max' else 'less'} is better; set trainer.direction={better}"
+        )
+    return trainer
 
 
 def technique_config(model: Mapping[str, Any]) -> tuple[type[Technique], Any]:

@@ -79,6 +79,10 @@ LIBRARIES = {
     "torchvision": {"vision"},
     "tensorboardX": {"recorders"},
     "plotly": {"recorders", "comparison"},
+    # Extras, and slow to import: inside of functions only, which the time of `--help` shows.
+    "joblib": {"plugins"},
+    "submitit": {"plugins", "sweep"},
+    "optuna": {"sweep"},
 }
 
 

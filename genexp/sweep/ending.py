@@ -41,7 +41,8 @@ def concluded(folder: Path, begun: float) -> Iterator[None]:
 
 
 def _say(folder: Path, begun: float) -> Picture:
-    picture = Picture(Ledger(folder).standings(begun))
+    ledger = Ledger(folder)
+    picture = Picture(ledger.standings(begun))
     console = Console()
     _compare(folder, console)
     place = shlex.quote(shown_path(folder))
@@ -49,7 +50,8 @@ def _say(folder: Path, begun: float) -> Picture:
     lines += [f"  sweep     {place}", f"  scalars   tensorboard --logdir {place}"]
     if (folder / REPORT).is_file():
         lines.append(f"  report    {shlex.quote(shown_path(folder / REPORT))}")
-    if len(picture.having("finished")) < len(picture.standings):
+    over = {entry.number for entry in picture.having("finished")} | ledger.halted
+    if len(over) < len(picture.standings):
         lines.append(f"  to go on  {_command(folder)}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import rich
@@ -17,14 +19,15 @@ from hydra.core.utils import run_job as run_in_hydra
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from genexp.errors import GenexpError
+from genexp.errors import FolderInUseError, GenexpError
 from genexp.sweep.standing import can_go_on, read_standing, record_failure
 
 log = logging.getLogger(__name__)
 PROGRAM = "genexp"
+WAIT_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One configuration of a sweep, and where it runs. It can be sent to another process."""
 
@@ -32,16 +35,26 @@ class Job:
     folder: Path
     config: DictConfig  # all of it, with Hydra's own part
     context: HydraContext
+    until_epoch: int | None = None  # where it halts
 
 
-def run_job(job: Job) -> signal.Signals | None:
+def run_job(job: Job, wanted: Callable[[], bool] = lambda: True) -> signal.Signals | None:
     """Run a job to its end, in whatever process; return the signal that stopped it, if one did.
 
     What comes of it, its error too, stands in its folder and nowhere else. One that has finished is left
-    alone, one that was stopped or killed goes on from its newest checkpoint.
+    alone, one that was stopped or killed goes on from its newest checkpoint. One that another process is at
+    (a scheduler's, which outlived the sweep that had asked for it) is waited for, as long as it is `wanted`.
     """
-    if read_standing(job.folder).state == "finished":
-        return None
+    while wanted() and read_standing(job.folder).state != "finished":
+        try:
+            return _run(job)
+        except FolderInUseError:
+            time.sleep(WAIT_SECONDS)
+    return None
+
+
+def _run(job: Job) -> signal.Signals | None:
+    """Run a job. Raises FolderInUseError."""
     config = copy.deepcopy(job.config)
     if can_go_on(job.folder):
         config.resume = str(job.folder)
@@ -51,19 +64,22 @@ def run_job(job: Job) -> signal.Signals | None:
     JobRuntime.instance().set("name", PROGRAM)
     with _quiet_console():
         done = run_in_hydra(
-            task_function=_train,
+            task_function=partial(_train, until_epoch=job.until_epoch),
             config=config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
             hydra_context=job.context,
         )
-    stopped: signal.Signals | None = done.return_value
+    stopped: signal.Signals | FolderInUseError | None = done.return_value
+    if isinstance(stopped, FolderInUseError):
+        raise stopped
     return stopped
 
 
-def _train(config: DictConfig) -> signal.Signals | None:
+def _train(config: DictConfig, until_epoch: int | None) -> signal.Signals | FolderInUseError | None:
     """Hydra's task: run what `config` says. An error is noted in the job's folder and goes no further."""
     from genexp.recorders.checkpoints import cut_back
+    from genexp.resume import claimed
     from genexp.run import run_experiment  # torch and all the rooms: only now
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -71,8 +87,11 @@ def _train(config: DictConfig) -> signal.Signals | None:
         del config.sweep
     try:
         if config.resume is None:
-            cut_back(folder, {})  # what a job that was killed before its first checkpoint has left
-        result = run_experiment(config, folder)
+            with claimed(folder):
+                cut_back(folder, {})  # what a job that was killed before its first checkpoint has left
+        result = run_experiment(config, folder, until_epoch)
+    except FolderInUseError as error:
+        return error  # raised here, Hydra would print it
     except Exception as error:
         words = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
         log.error("failed: %s", words, exc_info=not isinstance(error, GenexpError))

@@ -21,10 +21,10 @@ BESIDE = ("resume", "tags", "notes")
 START = re.compile(r"\$\{\s*(now|hydra)\s*:")
 
 
-def digest(config: DictConfig) -> str:
-    """Return a hash of what a job computes. What depends on when and where it starts is left out."""
+def digest(config: DictConfig, but: tuple[str, ...] = ()) -> str:
+    """Return a hash of what a job computes, `but` some of it. What depends on its start is left out."""
     raw = plain(config, resolve=False)
-    kept = {key: _lasting(raw[key], value) for key, value in plain(config).items() if key not in BESIDE}
+    kept = {key: _lasting(raw[key], value) for key, value in plain(config).items() if key not in BESIDE + but}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -68,9 +68,11 @@ class Ledger:
         self.folder = folder
         self._path = folder / FILE
         self._entries: dict[int, Entry] = {}
+        self.halted: set[int] = set()  # jobs that are to go no further, by number: see `Halving`
         if self._path.exists():
             try:
-                jobs = json.loads(self._path.read_text(encoding="utf-8"))["jobs"]
+                content = json.loads(self._path.read_text(encoding="utf-8"))
+                jobs, self.halted = content["jobs"], set(content.get("halted", []))
                 entries = [Entry(**{**job, "words": tuple(job["words"])}) for job in jobs]
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{self._path} is damaged; start the sweep anew") from None
@@ -87,7 +89,10 @@ class Ledger:
 
     def standings(self, since: float) -> dict[Entry, Standing]:
         """Return where every job stands; see `read_standing`."""
-        return {entry: read_standing(self.run_folder(entry), since) for entry in self.entries}
+        return {
+            entry: read_standing(self.run_folder(entry), 0.0 if entry.number in self.halted else since)
+            for entry in self.entries
+        }
 
     def note(self, wanted: Entry) -> Entry:
         """Return `wanted` with the number that its digest has here already; else its own, which must be free."""
@@ -110,6 +115,6 @@ class Ledger:
     def write(self) -> None:
         """Write down all jobs; to be done before they begin."""
         unfinished = self._path.with_suffix(".json.tmp")
-        content = {"format": 1, "jobs": [asdict(entry) for entry in self.entries]}
+        content = {"format": 1, "jobs": [asdict(entry) for entry in self.entries], "halted": sorted(self.halted)}
         unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(self._path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -23,19 +24,27 @@ BAR_WIDTH = 40
 
 
 class Overview:
-    """Shows the jobs of a sweep while the block runs: redrawn on a terminal, elsewhere a line a job that ends."""
+    """Shows the jobs of a sweep while a block runs: redrawn on a terminal, elsewhere a line a job that ends.
+
+    A sweep in several batches enters it for each; `expected` then says how many jobs there will be in all.
+    One that ends jobs early says with `expected` how many whole jobs their parts will come to.
+    """
+
+    expected: float | None = None
 
     def __init__(self, ledger: Ledger, begun: float) -> None:
         self._ledger, self._begun = ledger, begun
         console = Console()  # not rich's shared one, which the jobs of this process keep silent
         self._view: _Moving | _Lines = _Moving(console) if console.is_terminal else _Lines(console, ledger.folder)
         self._settled: dict[Entry, Standing] = {}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="overview", daemon=True)
+        self._start = time.monotonic()
+        self._parts_before: float | None = None
 
     def __enter__(self) -> None:
-        self._start = time.monotonic()
-        self._parts_before = sum(standing.part for standing in self._standings().values())
+        if self._parts_before is None:
+            self._parts_before = sum(standing.part for standing in self._standings().values())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="overview", daemon=True)
         self._view.begin(self._picture())
         self._thread.start()
 
@@ -47,19 +56,22 @@ class Overview:
         self._view.show(self._picture())
         self._view.end()
 
+    def say(self, text: str) -> None:
+        """Print a line above all others."""
+        self._view.say(text)
+
     def _follow(self) -> None:
         while not self._over.wait(REFRESH_SECONDS):
             self._view.show(self._picture())
 
     def _picture(self) -> Picture:
         standings = self._standings()
-        parts = sum(standing.part for standing in standings.values())
-        ahead = sum(
-            1 - standing.part for standing in standings.values() if standing.state in ("waiting", "running")
-        )
-        gained = parts - self._parts_before
+        picture = Picture(standings, self.expected)
+        gained = sum(standing.part for standing in standings.values()) - (self._parts_before or 0.0)
+        if gained <= 0:
+            return picture
         elapsed = time.monotonic() - self._start
-        return Picture(standings, elapsed * ahead / gained if gained > 0 and ahead else None)
+        return replace(picture, seconds_left=elapsed * picture.ahead / gained)
 
     def _standings(self) -> dict[Entry, Standing]:
         standings = {}
@@ -85,9 +97,12 @@ class _Moving:
         running, failed = picture.having("running"), picture.having("failed")
         lines = ["  ".join(part for part in (picture.counts, picture.left) if part), *picture.best]
         lines += _some(running) + _some(failed)
-        bar = ProgressBar(total=1.0, completed=picture.part, width=BAR_WIDTH)
+        bar = ProgressBar(total=picture.total, completed=picture.total - picture.ahead, width=BAR_WIDTH)
         texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         self._live.update(Group(bar, *texts), refresh=True)
+
+    def say(self, text: str) -> None:
+        self._live.console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
         self._live.stop()
@@ -104,19 +119,22 @@ class _Lines:
     def __init__(self, console: Console, folder: Path) -> None:
         self._console, self._folder = console, folder
         self._said: set[Entry] = set()
+        self._begun = False
 
     def begin(self, picture: Picture) -> None:
-        self._said |= picture.having("finished").keys()
-        self._print(f"{picture.counts} → {shown_path(self._folder)}")
+        if not self._begun:
+            self._said |= picture.having("finished").keys()
+            self.say(f"{picture.counts} → {shown_path(self._folder)}")
+        self._begun = True
 
     def show(self, picture: Picture) -> None:
         for entry, standing in picture.standings.items():
-            if standing.state in ("finished", "stopped", "failed") and entry not in self._said:
+            if standing.state in ("finished", "failed") and entry not in self._said:
                 self._said.add(entry)
-                self._print("  ".join(part for part in (in_words(entry, standing), picture.left) if part))
+                self.say("  ".join(part for part in (in_words(entry, standing), picture.left) if part))
 
     def end(self) -> None:
         """Nothing is left to say."""
 
-    def _print(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

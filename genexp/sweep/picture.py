@@ -18,6 +18,7 @@ class Picture:
     """All jobs of a sweep at one moment."""
 
     standings: Mapping[Entry, Standing]
+    expected: float | None = None  # how many whole jobs it comes to in the end, where not to all of these
     seconds_left: float | None = None
 
     def having(self, state: str) -> dict[Entry, Standing]:
@@ -25,10 +26,15 @@ class Picture:
         return {entry: standing for entry, standing in self.standings.items() if standing.state == state}
 
     @property
-    def part(self) -> float:
-        """Return which part of all steps is done; those of a job that failed count as done."""
+    def total(self) -> float:
+        """Return how many whole jobs there are to do."""
+        return len(self.standings) if self.expected is None else self.expected
+
+    @property
+    def ahead(self) -> float:
+        """Return how many whole jobs are left to do; one that failed counts as done."""
         done = sum(1.0 if standing.state == "failed" else standing.part for standing in self.standings.values())
-        return done / len(self.standings)
+        return max(0.0, self.total - done)
 
     @property
     def counts(self) -> str:
@@ -36,12 +42,13 @@ class Picture:
         number = Counter(standing.state for standing in self.standings.values())
         parts = [f"{number[state]} {state}" for state in STATES if number[state]]
         jobs = len(self.standings)
-        return f"{jobs} job{'s' if jobs > 1 else ''}: {', '.join(parts)}"
+        of = f" of {self.total:.0f}" if self.total > jobs else ""
+        return f"{jobs}{of} job{'s' if max(jobs, self.total) > 1 else ''}: {', '.join(parts)}"
 
     @property
     def left(self) -> str:
         """Return how long it will take yet, in words; nothing where that cannot be said."""
-        return "" if self.seconds_left is None else f"{timedelta(seconds=round(self.seconds_left))} left"
+        return f"{timedelta(seconds=round(self.seconds_left))} left" if self.seconds_left else ""
 
     @property
     def best(self) -> list[str]:

@@ -1,0 +1,44 @@
+"""A job as submitit starts it on a cluster, and starts it again when its place was wanted for another."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from genexp.sweep.elsewhere import run_elsewhere
+from genexp.sweep.gate import Gate
+from genexp.sweep.job import Job
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+
+@dataclass(frozen=True, eq=False)
+class Submitted:
+    """What submitit pickles and calls; with its method `checkpoint` it puts a job back into the queue."""
+
+    job: Job
+    gate: Gate
+
+    def __call__(self) -> None:
+        """Run the job. Stopped by the scheduler, it has saved, and is queued again."""
+        stopped = run_elsewhere(self.job, self.gate)
+        if stopped is not None and not self.gate.stops:
+            # The handler of submitit, which was ours while the job ran, asks for `checkpoint` and does not return.
+            os.kill(os.getpid(), _announcement())
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Return what is to be called when the job starts again: it goes on from what its folder holds."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _announcement() -> signal.Signals:
+    """Return the signal by which submitit has the scheduler announce a job's end."""
+    from submitit.core.job_environment import JobEnvironment
+
+    announced: signal.Signals = JobEnvironment._usr_sig()
+    return announced
