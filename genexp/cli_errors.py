@@ -14,9 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from genexp.config import config_folder, nearest
+from genexp.config import GROUPS, config_folder, nearest
 
-GROUPS = ("model", "dataset", "optimizer", "trainer", "device", "experiment")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genexp.errors import ConfigError
 
+GROUPS = ("model", "dataset", "optimizer", "trainer", "device", "experiment")  # folders of conf/ to choose from
 Bound = TypeVar("Bound")
 IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
 PLURALS = {int: "whole numbers", float: "numbers", str: "words"}

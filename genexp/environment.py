@@ -21,14 +21,16 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "device": describe_device(device),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(Path(__file__).resolve().parent.parent),
         **packages,
     }
 
 
-def _git_commit() -> str:
-    """Return the commit of the checkout that the package runs from; "unknown" outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+def git_commit(checkout: Path) -> str:
+    """Return the commit of a checkout, "-dirty" behind it where files have changed; "unknown" where it is none."""
+    if not (checkout / ".git").exists():
+        return "unknown"  # an installed package, perhaps within the checkout of something else
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

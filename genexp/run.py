@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from genexp.errors import ConfigError
 from genexp.learner import Learner
 from genexp.metrics.directions import better_direction
 from genexp.optimizers import plan_optimizers
-from genexp.paths import shown_path
+from genexp.paths import shown_command, shown_path
 from genexp.recorders.checkpoints import Checkpoints, cut_back
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures
@@ -221,7 +220,7 @@ def _execute(
             recorders.close(Outcome("failed", recorders.step, error=_in_words(error)))
             raise
         done = clock.ends or built.learner.technique.converged
-        again = None if done else f"genexp {shlex.quote(f'resume={shown_path(folder)}')}"
+        again = None if done else shown_command("genexp", f"resume={shown_path(folder)}")
         recorders.close(Outcome("finished" if done else "stopped", clock.step, resume_command=again))
     exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
     return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))

@@ -22,9 +22,10 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from genexp.cli_errors import GROUPS, explain
-from genexp.config import config_folder
+from genexp.cli_errors import explain
+from genexp.config import GROUPS, config_folder
 from genexp.errors import CheckpointError, ConfigError, GenexpError
+from genexp.help import help_page
 from genexp.sweep.settings import resumed_sweep
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,10 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP)
     try:
         with _quiet_interruption():
+            page = help_page(sys.argv[1:])
+            if page is not None:
+                print(page)
+                return
             _command(sys.argv[1:])()
     except (GenexpError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if WITH_TRACES:

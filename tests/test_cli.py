@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -61,7 +62,9 @@ def test_help_is_a_page_that_lists_every_technique_and_data_set() -> None:
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert len(lines) <= 40
-    listed = {line.partition(":")[0]: line.partition(": ")[2].split(", ") for line in lines if ": " in line}
+    assert max(map(len, lines)) <= 100
+    unwrapped = re.sub(r",\n +", ", ", ended.out).splitlines()
+    listed = {line.partition(":")[0].strip(): re.findall(r"\w+", line.partition(":")[2]) for line in unwrapped}
     assert set(technique_names()) <= set(listed["model"])
     assert set(source_names()) <= set(listed["dataset"])
     assert {"vae", "vae_reference"} <= set(listed["experiment"])
@@ -207,7 +210,9 @@ def test_a_sweep_over_models_is_one_folder_too(tmp_path: Path, monkeypatch: pyte
     ended = genexp("model=stacked_autoencoder,denoising_autoencoder", "-m", *SHORT[1:])
     assert ended.code == 0, ended.err
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert {"0", "1", "multirun.yaml", "sweep.json", ".lock"} == {path.name for path in sweep.iterdir()}
+    assert {"0", "1", "multirun.yaml", "sweep.json", "report.html", ".lock"} == {
+        path.name for path in sweep.iterdir()
+    }
     assert status(sweep / "1")["model"] == "denoising_autoencoder"
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(genexp.__file__).parent
 STOREYS = (
     {"errors", "paths", "precision", "seeding", "stopping", "vision"},
     {"config", "checkpoint"},
-    {"data", "device", "cli_errors"},
+    {"data", "device", "cli_errors", "help"},
     {"technique", "environment"},
     {"snapshot", "optimizers"},
     {

@@ -79,12 +79,15 @@ def test_a_run_that_stops_within_its_first_epoch_has_a_line(tmp_path: Path, scre
     assert len(epoch_lines(screen)) == 1
 
 
-def test_every_epoch_is_a_line_of_the_log(
+def test_the_log_has_the_beginning_every_epoch_and_the_end(
     tmp_path: Path, screen: io.StringIO, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_all(run_info(tmp_path), Console(interval=60))
-    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
-    assert [line.split("  ")[0] for line in lines] == ["epoch 1/4", "epoch 2/4", "epoch 3/4", "epoch 4/4"]
+    what, where, *epochs, end = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    assert what.startswith("vae on digits")
+    assert str(tmp_path) in where
+    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/4", "epoch 2/4", "epoch 3/4", "epoch 4/4"]
+    assert end.startswith("finished at step 40")
 
 
 def test_a_warning_is_told_once(tmp_path: Path, screen: io.StringIO, caplog: pytest.LogCaptureFixture) -> None:

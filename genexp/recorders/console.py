@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import final
 
 import rich
 
-from genexp.paths import shown_path
+from genexp.paths import shown_command, shown_path
 from genexp.recorders.display import Display, MovingLine, PlainLines, Standing, plain
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.rows import EpochMeans
@@ -26,7 +25,7 @@ INERTIA = 0.7  # of the shown speed, from one block to the next
 class Console(Recorder):
     """Shows a moving line on a terminal, and elsewhere a line an epoch, at most one every `interval` seconds.
 
-    Each epoch is a line of the log file in either case, and each warning one of both.
+    The log file has a line for the beginning, each epoch, each warning and the end, in either case.
     To be closed last: it names the files that are there.
     """
 
@@ -45,9 +44,10 @@ class Console(Recorder):
         self._best: tuple[float, int] | None = None
         self._warned: set[str] = set()
         facts = [f"{run.model} on {run.dataset}", run.environment.get("device"), f"{run.parameters:,} parameters"]
-        plain(self._console, " · ".join(fact for fact in facts if fact))
         since = f", from step {run.resumed_at:,}" if run.resumed_at else ""
-        plain(self._console, f"→ {shown_path(run.folder)}{since}")
+        for line in (" · ".join(fact for fact in facts if fact), f"→ {shown_path(run.folder)}{since}"):
+            plain(self._console, line)
+            log.info(line)
         self._display: Display
         if self._console.is_terminal:
             self._display = MovingLine(self._console, self._standing())
@@ -74,7 +74,9 @@ class Console(Recorder):
         self._display.stop()
         seconds = timedelta(seconds=round(time.monotonic() - self._begun))
         best = f"; {self._best_in_words()} at step {self._best[1]:,}" if self._best else ""
-        lines = [f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"]
+        ended = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
+        log.info(ended)
+        lines = [ended]
         lines += [_entry(what, where) for what, where in _places(self._run.folder).items()]
         if outcome.resume_command is not None:
             lines.append(_entry("to go on", outcome.resume_command))
@@ -120,7 +122,7 @@ def _places(folder: Path) -> dict[str, str]:
     places = {"pictures": pictures} if pictures else {}
     places |= {what: shown_path(folder / name) for what, name in files.items() if (folder / name).exists()}
     if (folder / "tensorboard").exists():
-        places["scalars"] = f"tensorboard --logdir {shlex.quote(shown_path(folder))}"
+        places["scalars"] = shown_command("tensorboard", "--logdir", shown_path(folder))
     return places
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from genexp.errors import DataError, GenexpError
-from genexp.paths import shown_path
+from genexp.paths import shown_command, shown_path
 from genexp.sweep.ledger import Ledger
 from genexp.sweep.picture import Picture
 
@@ -47,7 +47,10 @@ def _say(folder: Path, begun: float) -> Picture:
     _compare(folder, console)
     place = shlex.quote(shown_path(folder))
     lines = [picture.counts, *picture.best]
-    lines += [f"  sweep     {place}", f"  scalars   tensorboard --logdir {place}"]
+    lines += [
+        f"  sweep     {place}",
+        f"  scalars   {shown_command('tensorboard', '--logdir', shown_path(folder))}",
+    ]
     if (folder / REPORT).is_file():
         lines.append(f"  report    {shlex.quote(shown_path(folder / REPORT))}")
     over = {entry.number for entry in picture.having("finished")} | ledger.halted
@@ -73,4 +76,4 @@ def _compare(folder: Path, console: Console) -> None:
 def _command(folder: Path) -> str:
     """Return the command that goes on with this sweep."""
     words = [word for word in sys.argv[1:] if not word.startswith(("sweep.resume=", "hydra.sweep.dir="))]
-    return shlex.join(["genexp", *words, f"sweep.resume={shown_path(folder)}"])
+    return shown_command("genexp", *words, f"sweep.resume={shown_path(folder)}")

@@ -1,0 +1,39 @@
+"""The page of `genexp --help`. Hydra's own way to it takes three times as long, over a second at times."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+import yaml
+
+from genexp.config import GROUPS, config_folder
+
+WIDTH = 100  # columns
+PAGE = Path("hydra", "help", "genexp.yaml")  # Hydra's own place for it
+
+
+def help_page(arguments: Sequence[str]) -> str | None:
+    """Return the page, with what a user's --config-dir adds; None where `arguments` do not ask for it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    asked, _ = parser.parse_known_args(arguments)
+    if not asked.help:
+        return None
+    folders = [folder for folder in (config_folder(), asked.config_dir) if folder is not None]
+    choices = [_entry(group, _choices(group, folders)) for group in GROUPS]
+    template = yaml.safe_load((config_folder() / PAGE).read_text(encoding="utf-8"))["template"]
+    return Template(template).substitute(APP_CONFIG_GROUPS="".join(choices))
+
+
+def _entry(group: str, choices: Sequence[str]) -> str:
+    text = f"  {group + ':':<12}{', '.join(choices)}"
+    return textwrap.fill(text, WIDTH, subsequent_indent=" " * 14) + "\n"
+
+
+def _choices(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
