@@ -25,16 +25,21 @@ class DeviceConfig:
 
     name: str
     index: int  # which GPU, where there are several
-    threads: int | None  # CPU threads; null leaves torch's choice
+    threads: int | None  # CPU threads of each process; null leaves torch's choice
+    processes: int  # how many share the run, each with some rows of every batch
 
     def __post_init__(self) -> None:
         require(self.name in CHOICES, "name", self.name, f"choose one of {', '.join(CHOICES)}")
         require(self.threads is None or self.threads > 0, "threads", self.threads, "use at least 1, or null")
         require(self.index >= 0, "index", self.index, "use 0 or more")
+        require(self.processes > 0, "processes", self.processes, "use at least 1")
 
 
-def choose_device(config: DeviceConfig) -> torch.device:
-    """Return the device that `config` names; "auto" is the first of cuda, mps, cpu that is there."""
+def choose_device(config: DeviceConfig, *, process: int = 0, processes: int = 1) -> torch.device:
+    """Return the device that `config` names; "auto" is the first of cuda, mps, cpu that is there.
+
+    Of several `processes` on this machine each has a GPU of its own. Raises ConfigError.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     name = config.name
@@ -42,13 +47,19 @@ def choose_device(config: DeviceConfig) -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if AVAILABLE[kind]())
     if not AVAILABLE[name]():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds no such device here; use device=cpu")
+    if name == "mps" and processes > 1:
+        raise ConfigError(f"device=mps cannot be shared by {processes} processes; use one, or device=cpu")
     if name != "cuda":
         return torch.device(name)
-    if config.index >= torch.cuda.device_count():
+    gpus = torch.cuda.device_count()
+    if config.index >= gpus:
+        raise ConfigError(f"device.index={config.index}: there are {gpus} GPUs, counted from 0; lower it")
+    if config.index + processes > gpus:
         raise ConfigError(
-            f"device.index={config.index}: there are {torch.cuda.device_count()} GPUs, counted from 0; lower it"
+            f"{processes} processes from device.index={config.index} on want a GPU each, and there are {gpus}; "
+            f"use fewer processes"
         )
-    return torch.device("cuda", config.index)
+    return torch.device("cuda", config.index + process)
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:
@@ -59,8 +70,10 @@ def use_deterministic_algorithms(wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted)
 
 
-def describe_device(device: torch.device) -> str:
-    """Return the device in words, for logs."""
+def describe_device(device: torch.device, processes: int = 1) -> str:
+    """Return the device in words, for logs, and how many processes have one of its kind."""
+    if processes > 1:
+        return f"{processes} × {describe_device(device)}"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()

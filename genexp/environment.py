@@ -14,11 +14,11 @@ from genexp.device import describe_device
 PACKAGES = ("genexp", "torch", "torchvision", "hydra-core", "numpy", "scikit-learn")
 
 
-def describe_environment(device: torch.device) -> dict[str, str]:
+def describe_environment(device: torch.device, processes: int = 1) -> dict[str, str]:
     """Return device, versions and commit, for the records."""
     packages = {name: version(name) for name in PACKAGES}
     return {
-        "device": describe_device(device),
+        "device": describe_device(device, processes),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": git_commit(Path(__file__).resolve().parent.parent),

@@ -21,5 +21,9 @@ class CheckpointError(GenexpError):
     """A run folder or checkpoint cannot be resumed from, or could not be written."""
 
 
+class ProcessError(GenexpError):
+    """One of several processes of a run is gone."""
+
+
 class DivergenceError(GenexpError):
     """A loss became NaN or infinite."""

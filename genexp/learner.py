@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, learning_rate
+from genexp.processes.team import Team
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
@@ -67,6 +68,16 @@ class Learner:
             p.name: [weight for weight in p.learner.parameters() if weight.requires_grad] for p in descents
         }
         self._average = Average(technique, settings.ema) if settings.ema else None
+        self.share(Team())
+
+    def share(self, team: Team) -> None:
+        """Do from now on one member's part of each step; every member ends it with the same weights."""
+        self._team = team
+        self._losses = {
+            phase.name: team.share(phase, synchronised=self.technique.synchronised)
+            for phase in self.phases
+            if isinstance(phase, Descent)
+        }
 
     @property
     def shown(self) -> Technique:
@@ -86,7 +97,8 @@ class Learner:
                 continue
             if isinstance(phase, Refit):
                 with torch.no_grad():
-                    metrics.update(phase.refit(whole if phase.whole else batch, clock))  # type: ignore[arg-type]
+                    seen = whole if phase.whole else self._team.whole(batch)
+                    metrics.update(phase.refit(seen, clock))  # type: ignore[arg-type]
             else:
                 metrics.update(self._descend(phase, batch, clock))
         if self._average:
@@ -103,7 +115,7 @@ class Learner:
         def closure() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
             with self._autocast():
-                loss, extra = phase.loss(batch, clock)
+                loss, extra = self._losses[phase.name](batch, clock)
             # Only the learner's gradients: nothing is computed for, or left in, anyone else's weights.
             loss.backward(inputs=parameters)
             # An optimizer may call this several times a step: the first call is the step's loss.
@@ -115,7 +127,8 @@ class Learner:
                 norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
                 if first:
                     metrics[f"{phase.name}_gradient_norm"] = norm
-            return loss
+            # L-BFGS is led by the loss's value, which must lead every member the same way.
+            return self._team.mean(loss) if isinstance(optimizer, torch.optim.LBFGS) else loss
 
         optimizer.step(closure)  # type: ignore[arg-type]
         return metrics

@@ -17,7 +17,10 @@ from genexp.errors import ConfigError, FolderInUseError
 from genexp.recorders.checkpoints import cut_back
 
 log = logging.getLogger(__name__)
-RESUMABLE_CHANGES = {"resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"}
+RESUMABLE_CHANGES = {
+    *("resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"),
+    "device.processes",
+}
 
 
 def state_to_resume(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:

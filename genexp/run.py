@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from genexp.learner import Learner
 from genexp.metrics.directions import better_direction
 from genexp.optimizers import plan_optimizers
 from genexp.paths import shown_command, shown_path
+from genexp.processes.board import Task
+from genexp.processes.following import Follower
+from genexp.processes.gathering import Gathering, gathering
+from genexp.processes.place import Place, check_rows, chosen_place
 from genexp.recorders.checkpoints import Checkpoints, cut_back
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures
@@ -40,10 +44,11 @@ from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.seeding import seed_generators
-from genexp.snapshot import Outcome, RunInfo
+from genexp.snapshot import Outcome, RunInfo, Snapshot
 from genexp.stopping import stop_on_signals
 from genexp.technique import Batch, Refit, Technique, find_technique
 from genexp.trainer import Feed, Material, TrainerConfig, train
+from genexp.whole_batch import Part
 
 log = logging.getLogger(__name__)
 GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
@@ -80,9 +85,41 @@ def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None
         assert isinstance(config, dict)
         plain = {str(key): value for key, value in config.items()} | {"resume": None}
         _refuse_without_groups(plain)
-        built = build_run(plain, previous)
-        with closing(built.material.feed):
-            return _execute(built, plain, folder, previous, until_epoch)
+        settings = bind(DeviceConfig, plain["device"], "device")
+        with gathering(chosen_place(settings.processes), settings.threads) as others:
+            built = build_run(plain, previous, others.place)
+            with closing(built.material.feed):
+                return _execute(built, plain, folder, previous, others, until_epoch)
+
+
+def follow() -> None:
+    """Do this process's part of runs that another process leads. Raises what keeps it from that."""
+    follower = Follower()
+    try:
+        for task in follower.tasks():
+            _follow(follower, task)
+    except Exception as error:
+        follower.explain(error)
+        raise
+
+
+def _follow(follower: Follower, task: Task) -> None:
+    torch.set_default_dtype(getattr(torch, task.precision))
+    built = build_run(task.config, None, follower.place)
+    # The first process looks, judges and saves.
+    blind = replace(built.trainer, evaluate_every=0, preview_every=0, checkpoint_every=0)
+    with (
+        closing(built.material.feed),
+        stop_on_signals(None) as stop,
+        follower.at_work(built.learner.device) as team,
+    ):
+        built.learner.share(team)
+        train(built.learner, built.material, _Nobody(), blind, stop, seed=built.seed, start=task.start, team=team)
+
+
+class _Nobody:
+    def record(self, snapshot: Snapshot) -> None:
+        """Write nothing."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +137,23 @@ class Run:
         return self.trainer.total_steps(self.material.feed.steps_per_epoch)
 
 
-def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None) -> Run:
-    """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError."""
+def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None, place: Place | None = None) -> Run:
+    """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError.
+
+    `place` is this process's among those of the run.
+    """
+    place = place or Place()
     run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
     trainer = _trainer_config(config)
     plan = plan_optimizers(config["optimizer"])
-    device = choose_device(bind(DeviceConfig, config["device"], "device"))
+    settings = bind(DeviceConfig, config["device"], "device")
+    device = choose_device(settings, process=place.local_rank, processes=place.local_processes)
     use_deterministic_algorithms(trainer.deterministic)
     technique, dataset = build_technique(config, device, run.seed)
     learner = Learner(technique, plan, trainer.step_settings, device)
     if previous is not None:
         learner.restore(previous)
-    material = _material(dataset, learner, trainer, seed=run.seed, gb=config["dataset"]["resident_gb"])
+    material = _material(dataset, learner, trainer, place, seed=run.seed, gb=config["dataset"]["resident_gb"])
     return Run(learner, material, dataset, trainer, run.seed)
 
 
@@ -119,9 +161,11 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where a plain, resolved configuration is wrong in itself, whatever the data."""
     _refuse_without_groups(config)
     bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
-    _trainer_config(config)
+    batch_size = _trainer_config(config).batch_size
     plan_optimizers(config["optimizer"])
-    bind(DeviceConfig, config["device"], "device")
+    processes = bind(DeviceConfig, config["device"], "device").processes
+    if batch_size is not None:
+        check_rows(batch_size, processes, f"trainer.batch_size={batch_size}")
     bind(find_source(config["dataset"]["name"]).config, config["dataset"], "dataset")
     technique_config(config["model"])
 
@@ -162,14 +206,21 @@ def build_technique(config: Mapping[str, Any], device: torch.device, seed: int) 
     return technique, dataset
 
 
-def _material(dataset: Dataset, learner: Learner, trainer: TrainerConfig, *, seed: int, gb: float) -> Material:
+def _material(
+    dataset: Dataset, learner: Learner, trainer: TrainerConfig, place: Place, *, seed: int, gb: float
+) -> Material:
     train_split = hold(dataset.train, learner.device, gb)
     test_split = hold(dataset.test, learner.device, gb)
     # Phases that take the whole split have no use for batches: none is made.
     idle = all(isinstance(phase, Refit) and phase.whole for phase in learner.phases)
     feed: Feed = _NoBatches()
     if not idle:
-        feed = BatchStream(train_split, trainer.batch_size, seed=seed, name=dataset.name)
+        size = trainer.batch_size
+        what = f"trainer.batch_size={'null' if size is None else size}"
+        of = "" if size is not None else f" ({len(train_split)} samples)"
+        check_rows(size or len(train_split), place.processes, what + of)
+        part = Part(place.rank, place.processes)
+        feed = BatchStream(train_split, size, seed=seed, name=dataset.name, part=part)
     return Material(
         feed=feed,
         train=SplitBatches(train_split, _whole_batch(dataset)),
@@ -200,6 +251,7 @@ def _execute(
     config: Mapping[str, Any],
     folder: Path,
     previous: Mapping[str, Any] | None,
+    others: Gathering,
     until_epoch: int | None = None,
 ) -> Result:
     start = 0
@@ -210,18 +262,26 @@ def _execute(
         cut_back(folder, previous["ledger"])
     _write_config(config, folder)  # not before: a refused command leaves a run as it was
     recorders = run_recorders(built.trainer, previous)
+    again = shown_command("genexp", f"resume={shown_path(folder)}")
+    task = Task(config, start, str(torch.get_default_dtype()).removeprefix("torch."))
     with stop_on_signals(built.trainer.time_budget, until_epoch=until_epoch) as stop:
         try:
-            recorders.open(describe_run(built, config, folder, start))
-            clock = train(
-                built.learner, built.material, recorders, built.trainer, stop, seed=built.seed, start=start
-            )
+            recorders.open(describe_run(built, config, folder, start, others.place.processes))
+            with others.at_work(task, built.learner.device, again) as team:
+                built.learner.share(team)
+                clock = train(
+                    *(built.learner, built.material, recorders, built.trainer, stop),
+                    seed=built.seed,
+                    start=start,
+                    team=team,
+                )
         except BaseException as error:
             recorders.close(Outcome("failed", recorders.step, error=_in_words(error)))
             raise
         done = clock.ends or built.learner.technique.converged
-        again = None if done else shown_command("genexp", f"resume={shown_path(folder)}")
-        recorders.close(Outcome("finished" if done else "stopped", clock.step, resume_command=again))
+        recorders.close(
+            Outcome("finished" if done else "stopped", clock.step, resume_command=None if done else again)
+        )
     exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
     return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))
 
@@ -240,7 +300,7 @@ def run_recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) ->
     return RecorderGroup([*others, Checkpoints(others, keep=trainer.keep_checkpoints, best=best)])
 
 
-def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int) -> RunInfo:
+def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int, processes: int = 1) -> RunInfo:
     """Return what recorders are told of a run."""
     technique, material = built.learner.technique, built.material
     return RunInfo(
@@ -255,7 +315,7 @@ def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int
         objective=built.trainer.objective.removeprefix("test/"),
         direction="max" if built.trainer.direction == "max" else "min",
         class_names=built.dataset.class_names,
-        environment=describe_environment(built.learner.device),
+        environment=describe_environment(built.learner.device, processes),
         data=fingerprint(built.dataset),
         resumed_at=start,
     )

@@ -23,7 +23,7 @@ class StopRequest:
         until_epoch: int | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: int | None = None
         self._until_epoch = until_epoch
         self._then = then
         self._deadline = None if time_budget is None else time.monotonic() + time_budget

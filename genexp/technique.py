@@ -86,6 +86,8 @@ class Technique(nn.Module, ABC):
     objective: ClassVar[str]  # the test metric by which checkpoints and sweeps are judged
     direction: ClassVar[Literal["min", "max"]] = "min"
     example_count: ClassVar[int] = 10  # how many held-out samples `preview` and `gallery` are given
+    # Batch normalisation sees the whole batch where several processes share it; if not, each sees its own part.
+    synchronised: ClassVar[bool] = True
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:

@@ -26,6 +26,7 @@ from genexp.cli_errors import explain
 from genexp.config import GROUPS, config_folder
 from genexp.errors import CheckpointError, ConfigError, GenexpError
 from genexp.help import help_page
+from genexp.processes.place import follows, given_place
 from genexp.sweep.settings import resumed_sweep
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ SWEEP = ("-m", "--multirun")
 
 def main() -> None:
     """Run the command line. An error that the user can mend ends in one line and exit code 1."""
+    if follows():
+        _follow()
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors; they are worded here
     # Hydra refuses `genexp model=vae -m seed=0,1`: what stands behind its option it takes for another command's.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in SWEEP)
@@ -49,6 +53,24 @@ def main() -> None:
         if WITH_TRACES:
             raise
         sys.exit(f"genexp: {explain(error, sys.argv[1:])}")
+    finally:
+        if given_place() is not None:
+            from genexp.processes.following import dismiss
+
+            dismiss()
+
+
+def _follow() -> None:
+    """Be one of several processes of a run; the first one reads the command line and writes all records."""
+    from genexp.run import follow
+
+    logging.disable()  # the first one says all that there is to say
+    try:
+        follow()
+    except Exception:
+        if WITH_TRACES:
+            raise
+        sys.exit(1)
 
 
 def _command(arguments: list[str]) -> Callable[[], None]:

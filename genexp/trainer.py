@@ -15,6 +15,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.errors import DivergenceError
 from genexp.learner import PRECISIONS, Learner, StepSettings
+from genexp.processes.team import Team
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, Finale, Snapshot
 from genexp.stopping import StopRequest
@@ -112,32 +113,43 @@ def train(
     *,
     seed: int,
     start: int = 0,
+    team: Team | None = None,
 ) -> Clock:
     """Run steps `start` + 1 to the last, and return where the run stands when it ends.
 
-    Step n is a function of the learner's state, `seed` and n alone. Raises DivergenceError.
+    Step n is a function of the learner's state, `seed` and n alone. Of a `team` all members come here, and each
+    has its rows of the batches; the first one's state is everyone's. Raises DivergenceError.
     """
+    team = team or Team()
     per_epoch = material.feed.steps_per_epoch
     clock = Clock(start, config.total_steps(per_epoch), per_epoch)
-    observer = _Observer(learner, material, config, seed)
+    observer = _Observer(learner, material, config, seed, team)
     if start == 0:
-        seed_generators(learner.device, seed, "begin")
-        with torch.no_grad():
-            learner.technique.begin(material.train)
+        if team.leads:
+            seed_generators(learner.device, seed, "begin")
+            with torch.no_grad():
+                learner.technique.begin(material.train)
         learner.reset_average()
         listener.record(observer.first(clock))
-    # Killed between its last checkpoint and its last picture.
-    if clock.ends or (start > 0 and stop.interrupts(clock.complete_epochs)):
+    team.align(learner)
+    # Killed between its last checkpoint and its last picture, or halted there before.
+    (over,) = team.agree(clock, clock.ends or (start > 0 and stop.interrupts(clock.complete_epochs)))
+    if over:
         listener.record(observer.last(clock))
         return clock
     for batch in material.feed.batches(start + 1):
         clock = Clock(clock.step + 1, clock.total_steps, per_epoch)
         seed_generators(learner.device, seed, clock.step)
         observer.keep(learner.step(batch, material.train, clock))
-        done = clock.ends or stop.out_of_time or (clock.epoch_ends and learner.technique.converged)
-        ending = done or stop.interrupts(clock.complete_epochs)
-        if ending or observer.is_due(clock):
-            listener.record(observer.snapshot(clock, done=done, ending=ending))
+        if not team.meets(clock):
+            continue
+        over = clock.ends or stop.out_of_time or (clock.epoch_ends and learner.technique.converged)
+        halts, due = stop.interrupts(clock.complete_epochs), observer.is_due(clock)
+        done, halts, due, signal = team.agree(clock, over, halts, due, stop.signal or 0)
+        stop.signal = signal or None
+        ending = bool(done or halts)
+        if ending or due:
+            listener.record(observer.snapshot(clock, done=bool(done), ending=ending))
         if ending:
             break
     return clock
@@ -159,8 +171,8 @@ def evaluating(technique: Technique) -> Iterator[None]:
 class _Observer:
     """Makes snapshots. Nothing it does can change a step: every step seeds itself."""
 
-    def __init__(self, learner: Learner, material: Material, config: TrainerConfig, seed: int) -> None:
-        self.learner, self.material, self.config, self.seed = learner, material, config, seed
+    def __init__(self, learner: Learner, material: Material, config: TrainerConfig, seed: int, team: Team) -> None:
+        self.learner, self.material, self.config, self.seed, self.team = learner, material, config, seed, team
         self._rows: list[Metrics] = []
         self._epoch = 0
         self._of_epoch: dict[str, list[np.ndarray]] = {}  # metrics since this epoch began
@@ -222,8 +234,9 @@ class _Observer:
                 steps.setdefault(name, []).append(first + offset)
                 values.setdefault(name, []).append(value)
         self._rows.clear()
+        means = {name: self.team.mean(torch.stack(values[name])) for name in values}
         curves = {
-            name: Curve(np.array(steps[name]), torch.stack(values[name]).float().cpu().numpy()) for name in values
+            name: Curve(np.array(steps[name]), values.float().cpu().numpy()) for name, values in means.items()
         }
         self._check_finite(curves)
         return curves
@@ -277,7 +290,9 @@ class _Observer:
         with self._looking("preview") as technique:
             return {name: to_uint8(image) for name, image in technique.preview(self.material.examples).items()}
 
-    def _finale(self) -> Finale:
+    def _finale(self) -> Finale | None:
+        if not self.team.leads:
+            return None
         with self._looking("finale") as technique:
             gallery = {name: to_uint8(image) for name, image in technique.gallery(self.material.examples).items()}
             return Finale(gallery, **_latents(technique, self.material.test))

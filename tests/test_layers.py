@@ -14,11 +14,11 @@ import genexp
 PACKAGE = Path(genexp.__file__).parent
 # From the ground up. A room may use those on storeys below its own, and itself.
 STOREYS = (
-    {"errors", "paths", "precision", "seeding", "stopping", "vision"},
+    {"errors", "paths", "precision", "seeding", "stopping", "vision", "whole_batch"},
     {"config", "checkpoint"},
     {"data", "device", "cli_errors", "help"},
     {"technique", "environment"},
-    {"snapshot", "optimizers"},
+    {"snapshot", "optimizers", "processes"},
     {
         "abilities",
         "adversarial_losses",
@@ -51,6 +51,7 @@ TRAINING = {
     "device",
     "environment",
     "seeding",
+    "processes",
 }
 STRANGERS = {
     "networks": {"config", "data", "technique", *TRAINING},  # numbers, never a configuration

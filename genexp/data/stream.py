@@ -14,18 +14,20 @@ from torch import Tensor
 from genexp.data.held import Batch, HeldSplit, Indices, StreamedSplit
 from genexp.data.order import round_robin, shuffled
 from genexp.errors import ConfigError
+from genexp.whole_batch import ALL, Part
 
 
 class BatchStream:
     """The batches of a training split. Batch n is a function of (seed, n) alone.
 
     Each epoch has an order of its own, and its incomplete last batch is dropped: shapes are static. A
-    `batch_size` of None means the whole split, in order, at every step. Raises ConfigError for a batch
-    that `held` cannot fill; `name` is the data set's, for that message.
+    `batch_size` of None means the whole split, in order, at every step. Of each batch the rows of `part` are
+    given. Raises ConfigError for a batch that `held` cannot fill; `name` is the data set's, for that message.
     """
 
-    def __init__(self, held: HeldSplit, batch_size: int | None, *, seed: int, name: str) -> None:
+    def __init__(self, held: HeldSplit, batch_size: int | None, *, seed: int, name: str, part: Part = ALL) -> None:
         assert batch_size is None or batch_size > 0
+        assert (batch_size or len(held)) % part.count == 0, "parts are equal"
         if batch_size is not None and batch_size > len(held):
             raise ConfigError(
                 f"trainer.batch_size={batch_size} exceeds the {len(held)} training samples of dataset={name}; "
@@ -36,7 +38,7 @@ class BatchStream:
                 f"trainer.batch_size=null takes all {len(held)} training samples of dataset={name} at once, "
                 f"which exceed dataset.resident_gb; set trainer.batch_size=64 or raise dataset.resident_gb"
             )
-        self._held, self._batch_size, self._seed = held, batch_size, seed
+        self._held, self._batch_size, self._seed, self._part = held, batch_size, seed, part
         self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
         self._whole: Batch | None = None
 
@@ -68,7 +70,8 @@ class BatchStream:
 
     def _same_batch(self) -> Iterator[Batch]:
         if self._whole is None:
-            (self._whole,) = SplitBatches(self._held, len(self._held))
+            (batch,) = SplitBatches(self._held, len(self._held))
+            self._whole = {name: rows[self._part.rows(len(rows))] for name, rows in batch.items()}
         while True:
             yield self._whole
 
@@ -87,7 +90,8 @@ class BatchStream:
 
         def rows(samples: int, *parts: str) -> Tensor:
             order = shuffled(samples, "order", self._seed, epoch, *parts)
-            return order[: steps * batch_size].view(steps, batch_size).to(self._held.index_device)
+            batches = order[: steps * batch_size].view(steps, batch_size)
+            return batches[:, self._part.rows(batch_size)].to(self._held.index_device)
 
         if split.aligned:
             return dict.fromkeys(split.streams, rows(len(split)))

@@ -21,6 +21,7 @@ from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise
 from genexp.pictures import tile
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, scalars
+from genexp.whole_batch import batch_mean
 
 GRID = 64  # images of fixed noise in a picture
 STATIONS = 4  # noise vectors that each image of the interpolation passes through, on its round
@@ -221,8 +222,12 @@ class ConvAdversarial(Adversarial):
 
 def diversity(fake: Tensor, real: Tensor) -> Tensor:
     """Return the mean deviation of a pixel over the generated batch, relative to that over the real one."""
-    spread = fake.std(0, correction=0).mean()
-    return spread / real.std(0, correction=0).mean().clamp_min(1e-6)
+    return _deviation(fake) / _deviation(real).clamp_min(1e-6)
+
+
+def _deviation(images: Tensor) -> Tensor:
+    """Return the deviation of a pixel over the batch, averaged over pixels."""
+    return batch_mean((images - batch_mean(images)).square()).sqrt().mean()
 
 
 def slerp(start: Tensor, end: Tensor, part: float) -> Tensor:

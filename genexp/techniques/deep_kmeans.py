@@ -25,6 +25,7 @@ from genexp.scatter import draw_clusters, embedded
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, register, scalars
 from genexp.techniques._autoencoder import Autoencoder
 from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv
+from genexp.whole_batch import batch_mean
 
 LLOYD_ITERATIONS = 100  # at most, when k-means places the centres
 SHARES_RATE = 0.01  # of a batch in the moving average of the clusters' shares
@@ -174,9 +175,9 @@ class DeepKMeans(Autoencoder, Clusters):
         with torch.no_grad():  # the assignment is no part of the gradient
             settled = full(self.settled(images))
             clusters = nearest(settled, self.centres)
-            self.shares.lerp_(memberships(settled, self.centres).mean(0), SHARES_RATE)
+            self.shares.lerp_(batch_mean(memberships(settled, self.centres)), SHARES_RATE)
+            used = batch_mean(F.one_hot(clusters, len(self.centres)).to(codes)).count_nonzero()
         distance = self.pull(codes, self.centres, settled, self.shares)
-        used = torch.zeros_like(self.centres[:, 0]).index_fill(0, clusters, 1.0).sum()
         loss = reconstruction + alpha * distance
         return loss, scalars(reconstruction=reconstruction, distance=distance, centres_used=used)
 

@@ -20,6 +20,7 @@ from genexp.networks.mlp import image_decoder, image_encoder
 from genexp.pictures import rows, tile
 from genexp.precision import full
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+from genexp.whole_batch import batch_mean
 
 SAMPLES = 64  # prior samples in a picture
 AT_ONCE = 20  # latents of each image that the likelihood's estimate decodes together
@@ -77,7 +78,7 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
         mean, log_variance = self.posterior(images)
         logits = self.decoder(gaussian_sample(mean, log_variance))
         reconstruction = -bernoulli_log_likelihood(logits, images).mean()
-        kl_per_unit = gaussian_kl(mean, log_variance).mean(0)  # (latent,)
+        kl_per_unit = batch_mean(gaussian_kl(mean, log_variance))  # (latent,)
         counted = kl_per_unit.clamp(min=self.config.free_bits) if self.config.free_bits else kl_per_unit
         loss = reconstruction + self.kl_weight(clock) * counted.sum()
         return loss, scalars(reconstruction=reconstruction, kl=kl_per_unit.sum())

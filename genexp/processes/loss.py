@@ -1,0 +1,158 @@
+"""The loss of a part of the batch, such that the parts' mean is what one process would compute of the whole.
+
+Techniques are written for a batch and know of no parts. While a part's loss is computed, random numbers are
+therefore drawn for the whole batch, of which the part's rows are kept, and batch normalisation takes its
+statistics from the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
+
+from genexp.precision import full
+from genexp.technique import Batch, Clock, Descent, Metrics
+from genexp.whole_batch import Part, batch_mean, divided, here
+
+Loss = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
+
+# Functions that draw numbers of a shape given, and those that draw as many as their argument has.
+DRAWN_BY_SHAPE = {torch.rand, torch.randn, torch.randint}
+DRAWN_BY_EXAMPLE = {
+    *(torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.normal, torch.multinomial),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(F.gumbel_softmax, F.rrelu),
+}
+DRAWN_IN_PLACE = {
+    getattr(Tensor, f"{name}_")
+    for name in ("normal", "uniform", "bernoulli", "exponential", "random", "log_normal")
+}
+
+
+def shared_loss(phase: Descent, part: Part, *, synchronised: bool) -> Loss:
+    """Return the loss of `phase` for the `part` of the batch that is here.
+
+    Gradients are averaged over all parts while they are computed. `synchronised` is the technique's.
+    """
+    loss: Loss = DistributedDataParallel(_Loss(phase, part, synchronised), find_unused_parameters=True)
+    return loss
+
+
+class _Loss(nn.Module):
+    """A phase's loss as the forward pass of its learner, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, phase: Descent, part: Part, synchronised: bool) -> None:
+        super().__init__()
+        # Not the learner: its buffers are equal everywhere by themselves, and would be sent at each step.
+        self.weights = nn.ParameterList(weight for weight in phase.learner.parameters() if weight.requires_grad)
+        # Some losses leave weights out for a while. Where none is, torch warns that it looked for some in vain.
+        self.left_out = nn.Parameter(torch.zeros((), device=self.weights[0].device))
+        self._loss, self._part, self._synchronised = phase.loss, part, synchronised
+
+    def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the loss of the part, and metrics of it."""
+        rows = len(next(iter(batch.values())))
+        with divided(self._part), _AsOfTheWhole(self._part, rows, self._synchronised):
+            return self._loss(batch, clock)
+
+
+class _AsOfTheWhole(TorchFunctionMode):
+    """Computes what depends on the whole batch as if it were here.
+
+    A draw with a row for each sample is made for all of the batch. Any other is left as it is: the generators are
+    seeded alike, and so it is the same in all processes.
+    """
+
+    def __init__(self, part: Part, rows: int, synchronised: bool) -> None:
+        super().__init__()
+        self._part, self._rows, self._synchronised = part, rows, synchronised
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if function in DRAWN_BY_SHAPE:
+            return self._by_shape(function, args, options)
+        if function in DRAWN_BY_EXAMPLE:
+            return self._by_example(function, args, options)
+        if function in DRAWN_IN_PLACE:
+            return self._in_place(function, args, options)
+        if function is F.batch_norm and self._synchronised:
+            return _batch_norm(*args, **options)
+        return function(*args, **options)
+
+    def _by_shape(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        bounds, shape = _shape(function, args, options)
+        if not shape or shape[0] != self._rows:
+            return function(*args, **options)
+        options.pop("size", None)
+        drawn = function(*bounds, (self._rows * self._part.count, *shape[1:]), **options)
+        return self._own(drawn)
+
+    def _by_example(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        examples = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
+        if not examples:  # torch.normal(0, 1, shape)
+            return self._by_shape(function, args, options)
+        if not any(self._has_rows(value) for value in examples):
+            return function(*args, **options)
+        drawn = function(*map(self._filled, args), **{key: self._filled(value) for key, value in options.items()})
+        return self._own(drawn)
+
+    def _in_place(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        target, *others = args
+        if not self._has_rows(target):
+            return function(*args, **options)
+        drawn = function(self._filled(target), *map(self._filled, others), **options)
+        return target.copy_(self._own(drawn))
+
+    def _has_rows(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self._rows
+
+    def _filled(self, value: Any) -> Any:
+        """Return the part's rows in their place among those of the whole batch, whose values do not matter."""
+        return value.repeat(self._part.count, *[1] * (value.dim() - 1)) if self._has_rows(value) else value
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        return drawn[self._part.rows(len(drawn))]
+
+
+def _shape(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[list[Any], tuple[int, ...]]:
+    """Return what stands before the shape among the arguments of a draw, and the shape."""
+    if "size" in options:
+        return list(args), tuple(options["size"])
+    if args and isinstance(args[-1], tuple | list):  # torch.Size is a tuple
+        return list(args[:-1]), tuple(args[-1])
+    return [], tuple(args) if function is not torch.randint else ()
+
+
+def _batch_norm(
+    values: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return what `F.batch_norm` would for the part's rows if it saw the whole batch (rows, channels, ...)."""
+    if not training:
+        return F.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
+    wide = full(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, places)
+    mean = batch_mean(wide.mean(2))
+    centred = wide - mean[:, None]
+    variance = batch_mean(centred.square().mean(2))
+    with torch.no_grad():
+        if running_mean is not None and running_var is not None:
+            count = wide[:, 0].numel() * here().count  # samples of each channel
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
+    scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
+    normed = centred * scale[:, None] if bias is None else centred * scale[:, None] + bias[:, None]
+    return normed.reshape(values.shape).to(values.dtype)
