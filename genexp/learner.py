@@ -15,6 +15,7 @@ from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, learning_rate
 from genexp.processes.team import Team
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
+from genexp.whole_batch import divided, whole
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
@@ -89,21 +90,26 @@ class Learner:
         """Return which phase each loss metric belongs to."""
         return {loss: phase for phase, loss in self._loss_names.items()}
 
-    def step(self, batch: Batch, whole: Batches, clock: Clock) -> Metrics:
+    def step(self, batch: Batch, split: Batches, clock: Clock) -> Metrics:
         """Run every phase that is due at `clock` and return their metrics, in order."""
         metrics: Metrics = {}
         for phase in self.phases:
             if clock.step % phase.every or not phase.when(clock):
                 continue
             if isinstance(phase, Refit):
-                with torch.no_grad():
-                    seen = whole if phase.whole else self._team.whole(batch)
-                    metrics.update(phase.refit(seen, clock))  # type: ignore[arg-type]
+                metrics.update(self._refit(phase, batch, split, clock))
             else:
                 metrics.update(self._descend(phase, batch, clock))
         if self._average:
             self._average.update(self.technique, clock)
         return metrics
+
+    @torch.no_grad()
+    def _refit(self, phase: Refit, batch: Batch, split: Batches, clock: Clock) -> Metrics:
+        """Hand `phase` all that there is, wherever it is, also where several processes may divide the work."""
+        with divided(self._team.part):
+            seen = split if phase.whole else {name: whole(rows) for name, rows in batch.items()}
+            return phase.refit(seen, clock)  # type: ignore[arg-type]
 
     def _descend(self, phase: Descent, batch: Batch, clock: Clock) -> Metrics:
         optimizer, parameters = self._optimizers[phase.name], self._parameters[phase.name]

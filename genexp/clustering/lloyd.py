@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genexp.clustering.blocks import Blocks, take
+from genexp.whole_batch import ALL, here, total
 
 NOWHERE = -1  # the cluster of a point that has none yet
 FEW = 0.05  # of the points changed their cluster in the pass before: bounds are worth their price
@@ -110,7 +111,8 @@ def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None)
     update = _Update(centres, known, before)
     first = 0
     for block in blocks:
-        update.add(block, slice(first, first + len(block)))
+        mine = here().rows(len(block))  # other processes may assign the others
+        update.add(block[mine], slice(first + mine.start, first + mine.stop))
         first += len(block)
     return update.totals()
 
@@ -122,6 +124,9 @@ class _Update:
         self._distances = Distances(centres)
         self._largest = centres.square().sum(2).amax(1)  # (starts,)
         self._sums, self._counts, self._labels, self._slack = known.sums, known.counts, known.labels, known.slack
+        if here().index:  # the sums of all parts are added up in the end: one of them has what is known
+            self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
+        self._seen: list[slice] = []
         self._chunk = max(1, SCORES // self._counts.numel())
         self._new = 0
         # A bound says how far the second nearest is; it shrinks by as much as centres moved.
@@ -131,17 +136,28 @@ class _Update:
 
     def totals(self) -> Totals:
         """Return what is known once all blocks were added."""
-        empty = self._counts.unsqueeze(2) == 0
-        sums = self._sums.masked_fill_(empty, 0)  # and not what rounding left of points that came and went
-        return Totals(sums, self._counts, self._labels, self._new / max(1, self._labels.numel()), self._slack)
+        sums, counts = total(self._sums), total(self._counts)
+        sums.masked_fill_(counts.unsqueeze(2) == 0, 0)  # and not what rounding left of points that came and went
+        new = int(total(torch.tensor(self._new, device=counts.device)))
+        return Totals(sums, counts, self._all_labels(), new / max(1, self._labels.numel()), self._slack)
 
-    def add(self, block: Tensor, here: slice) -> None:
-        """Assign the points of `block`, which are those at `here`."""
-        labels = self._labels[:, here]  # (starts, points)
+    def _all_labels(self) -> Tensor:
+        """Return the labels of all points, whichever process assigned them."""
+        if here() == ALL:
+            return self._labels
+        labels = torch.zeros_like(self._labels)
+        for seen in self._seen:
+            labels[:, seen] = self._labels[:, seen]
+        return total(labels)
+
+    def add(self, block: Tensor, place: slice) -> None:
+        """Assign the points of `block`, which are those at `place`."""
+        self._seen.append(place)
+        labels = self._labels[:, place]  # (starts, points)
         if self._slack is None:
             self._assign(block, labels, None)
             return
-        slack = self._slack[:, here]
+        slack = self._slack[:, place]
         if self._drift is not None:
             slack -= self._drift.gather(1, labels.long())
         rows = (slack < 0).any(0).nonzero().squeeze(1)
@@ -156,8 +172,8 @@ class _Update:
     def _assign(self, block: Tensor, labels: Tensor, slack: Tensor | None) -> None:
         """Write the nearest centre of each point to `labels`, and what the second nearest leaves to `slack`."""
         for first in range(0, len(block), self._chunk):
-            here = slice(first, first + self._chunk)
-            self._compare(block[here], labels[:, here], None if slack is None else slack[:, here])
+            some = slice(first, first + self._chunk)
+            self._compare(block[some], labels[:, some], None if slack is None else slack[:, some])
 
     def _compare(self, points: Tensor, labels: Tensor, slack: Tensor | None) -> None:
         scores = self._distances(points)  # (points, starts, clusters)

@@ -14,8 +14,8 @@ from torch import Tensor
 from genexp.processes.board import FOREVER, Board
 from genexp.processes.loss import Loss, shared_loss
 from genexp.processes.place import Place
-from genexp.technique import Batch, Clock, Descent
-from genexp.whole_batch import Part, divided, whole
+from genexp.technique import Clock, Descent
+from genexp.whole_batch import Part
 
 MEET_SECONDS = 0.1  # between two agreements: so soon a signal stops all
 
@@ -82,11 +82,6 @@ class Team:
         values = values.detach().clone()
         dist.all_reduce(values)
         return values / self.place.processes
-
-    def whole(self, batch: Batch) -> Batch:
-        """Return all rows of a batch of which each member has some."""
-        with divided(self.part):
-            return {name: whole(rows) for name, rows in batch.items()}
 
     def align(self, learner: Aligned) -> None:
         """Bring all members' learners to the state of the first."""
