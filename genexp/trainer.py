@@ -133,8 +133,8 @@ def train(
         listener.record(observer.first(clock))
     team.align(learner)
     # Killed between its last checkpoint and its last picture, or halted there before.
-    (over,) = team.agree(clock, clock.ends or (start > 0 and stop.interrupts(clock.complete_epochs)))
-    if over:
+    (complete,) = team.agree(clock, clock.ends or (start > 0 and stop.interrupts(clock.complete_epochs)))
+    if complete:
         listener.record(observer.last(clock))
         return clock
     for batch in material.feed.batches(start + 1):
@@ -143,9 +143,13 @@ def train(
         observer.keep(learner.step(batch, material.train, clock))
         if not team.meets(clock):
             continue
-        over = clock.ends or stop.out_of_time or (clock.epoch_ends and learner.technique.converged)
-        halts, due = stop.interrupts(clock.complete_epochs), observer.is_due(clock)
-        done, halts, due, signal = team.agree(clock, over, halts, due, stop.signal or 0)
+        done, halts, due, signal = team.agree(
+            clock,
+            clock.ends or stop.out_of_time or (clock.epoch_ends and learner.technique.converged),
+            stop.interrupts(clock.complete_epochs),
+            observer.is_due(clock),
+            stop.signal or 0,
+        )
         stop.signal = signal or None
         ending = bool(done or halts)
         if ending or due:
