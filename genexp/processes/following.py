@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -19,6 +22,7 @@ class Follower:
     def __init__(self) -> None:
         place = given_place()
         assert place is not None
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         self.place, self._board = place, given_board()
 
     def tasks(self) -> Iterator[Task]:
@@ -37,6 +41,13 @@ class Follower:
             return
         words = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
         self._board.note(f"failed/{self.place.rank}", words.splitlines()[0])
+
+
+def _end_with(parent: int) -> None:
+    """End this process when who started it has ended, whatever it is doing or waiting for."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def dismiss() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from genexp.technique import Clock, Descent
 from genexp.whole_batch import Part
 
 MEET_SECONDS = 0.1  # between two agreements: so soon a signal stops all
+TO_FREE = 0.05  # seconds in which torch's threads free what was sent before, see `Team._send`
 
 
 class Aligned(Protocol):
@@ -41,6 +43,7 @@ class Team:
     def __init__(self, place: Place | None = None) -> None:
         self.place = place or Place()
         self.part = Part(self.place.rank, self.place.processes)
+        self._sent: deque[Tensor] = deque(maxlen=16)
         self._next = 0  # the step of the next agreement
         self._before = 0, time.monotonic()  # step and time of the last one
 
@@ -69,8 +72,7 @@ class Team:
         seconds = (time.monotonic() - since) / max(1, clock.step - step)  # a step
         rest = max(1, int(MEET_SECONDS / max(seconds, 1e-6)))
         # The slowest says how many steps there are to the next meeting: the greatest of negative numbers.
-        ballot = torch.tensor([-rest, *wishes])
-        dist.all_reduce(ballot, dist.ReduceOp.MAX)
+        ballot = self._send(torch.tensor([-rest, *wishes]), dist.ReduceOp.MAX)
         self._next = clock.step - int(ballot[0])
         self._before = clock.step, time.monotonic()
         return [int(wish) for wish in ballot[1:]]
@@ -79,9 +81,7 @@ class Team:
         """Return the mean of the members' values, without a gradient."""
         if self.alone:
             return values
-        values = values.detach().clone()
-        dist.all_reduce(values)
-        return values / self.place.processes
+        return self._send(values.detach().clone(), dist.ReduceOp.SUM) / self.place.processes
 
     def align(self, learner: Aligned) -> None:
         """Bring all members' learners to the state of the first."""
@@ -92,6 +92,14 @@ class Team:
         if not self.leads:
             assert state[0] is not None
             learner.restore(state[0])
+
+    def _send(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        """Return what all members' values come to, in the place of those given."""
+        dist.all_reduce(values, operation)
+        # What was sent last is not freed before the group ends: torch's thread would ask for the interpreter's
+        # lock to do so, and who ends the group has that lock and waits for the thread.
+        self._sent.append(values)
+        return values
 
 
 def _on_cpu(value: Any) -> Any:
@@ -115,9 +123,11 @@ def joined(board: Board, place: Place, device: torch.device) -> Iterator[Team]:
         world_size=place.processes,
         timeout=FOREVER,
     )
+    team = Team(place)
     try:
-        yield Team(place)
+        yield team
     finally:
+        time.sleep(TO_FREE)
         dist.destroy_process_group()
 
 
