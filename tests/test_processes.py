@@ -78,7 +78,7 @@ def assert_close(left: Any, right: Any, where: str = "state") -> None:
     elif isinstance(left, torch.Tensor):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-9, msg=lambda text: f"{where}: {text}")
     else:
-        assert left == right, where
+        assert left == (pytest.approx(right) if isinstance(right, float) else right), where
 
 
 RUNS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -116,6 +117,7 @@ def joined(board: Board, place: Place, device: torch.device) -> Iterator[Team]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
+    excepthook = sys.excepthook  # torch puts its own before it
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=dist.PrefixStore("group", board.of_run),
@@ -123,10 +125,10 @@ def joined(board: Board, place: Place, device: torch.device) -> Iterator[Team]:
         world_size=place.processes,
         timeout=FOREVER,
     )
-    team = Team(place)
     try:
-        yield team
+        yield Team(place)
     finally:
+        sys.excepthook = excepthook
         time.sleep(TO_FREE)
         dist.destroy_process_group()
 

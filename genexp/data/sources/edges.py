@@ -41,6 +41,6 @@ def sobel_edges(images: Tensor) -> Tensor:
     255 is a step from black to white.
     """
     grey = F.pad(images.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    across = torch.tensor(SOBEL) / STEP
+    across = torch.tensor(SOBEL, dtype=grey.dtype) / STEP
     slopes = F.conv2d(grey, torch.stack([across, across.T])[:, None])  # (n, 2, h, w)
     return slopes.norm(dim=1, keepdim=True).round().clamp(0, 255).to(torch.uint8)
