@@ -113,7 +113,6 @@ def _follow(follower: Follower, task: Task) -> None:
         stop_on_signals(None) as stop,
         follower.at_work(built.learner.device) as team,
     ):
-        built.learner.share(team)
         train(built.learner, built.material, _Nobody(), blind, stop, seed=built.seed, start=task.start, team=team)
 
 
@@ -268,7 +267,6 @@ def _execute(
         try:
             recorders.open(describe_run(built, config, folder, start, others.place.processes))
             with others.at_work(task, built.learner.device, again) as team:
-                built.learner.share(team)
                 clock = train(
                     *(built.learner, built.material, recorders, built.trainer, stop),
                     seed=built.seed,

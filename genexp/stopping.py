@@ -23,7 +23,7 @@ class StopRequest:
         until_epoch: int | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        self.signal: int | None = None
+        self.signal: signal.Signals | None = None
         self._until_epoch = until_epoch
         self._then = then
         self._deadline = None if time_budget is None else time.monotonic() + time_budget
@@ -36,6 +36,11 @@ class StopRequest:
     def interrupts(self, complete_epochs: int) -> bool:
         """Return whether the run should halt, to go on later, when so many epochs are complete."""
         return self.signal is not None or (self._until_epoch is not None and complete_epochs >= self._until_epoch)
+
+    def hear(self, number: int) -> None:
+        """Note the signal that some process of the run was sent; 0 is none."""
+        if number:
+            self.signal = signal.Signals(number)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: note the first. A second Ctrl-C is obeyed at once; schedulers say all things twice."""

@@ -121,6 +121,7 @@ def train(
     has its rows of the batches; the first one's state is everyone's. Raises DivergenceError.
     """
     team = team or Team()
+    learner.share(team)
     per_epoch = material.feed.steps_per_epoch
     clock = Clock(start, config.total_steps(per_epoch), per_epoch)
     observer = _Observer(learner, material, config, seed, team)
@@ -150,7 +151,7 @@ def train(
             observer.is_due(clock),
             stop.signal or 0,
         )
-        stop.signal = signal or None
+        stop.hear(signal)
         ending = bool(done or halts)
         if ending or due:
             listener.record(observer.snapshot(clock, done=bool(done), ending=ending))

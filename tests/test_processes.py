@@ -60,7 +60,6 @@ def learnt(team: Gathering, *words: str) -> tuple[dict[str, list[float]], dict[s
         closing(built.material.feed),
         team.at_work(Task(plain, 0, "float64"), built.learner.device, "") as all_of_us,
     ):
-        built.learner.share(all_of_us)
         train(built.learner, built.material, curves, built.trainer, StopRequest(), seed=0, team=all_of_us)
     return curves.values, built.learner.state()
 

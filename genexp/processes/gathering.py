@@ -131,7 +131,7 @@ def _started(rank: int, processes: int, port: int, threads: int) -> subprocess.P
         "MASTER_ADDR": LOCAL,
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": threads,
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # torch would print where in its code it noticed that the first one is gone
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # torch would print where in its code it noticed the end of another
         "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
     }
     return subprocess.Popen(
