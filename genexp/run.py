@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from genexp.config import bind, require
 from genexp.data import find_source, load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.fingerprint import fingerprint
-from genexp.data.held import hold
+from genexp.data.held import HeldSplit, hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device, use_deterministic_algorithms
 from genexp.environment import describe_environment
@@ -46,7 +46,7 @@ from genexp.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.seeding import seed_generators
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 from genexp.stopping import stop_on_signals
-from genexp.technique import Batch, Refit, Technique, find_technique
+from genexp.technique import Batch, Clock, Refit, Technique, find_technique
 from genexp.trainer import Feed, Material, TrainerConfig, train
 from genexp.whole_batch import Part
 
@@ -80,16 +80,22 @@ class Result:
 def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None) -> Result:
     """Run what `cfg` says in `folder`; halt behind `until_epoch`, where it is given. Raises GenexpError."""
     with claimed(folder):
-        previous = state_to_resume(cfg, folder)
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
-        plain = {str(key): value for key, value in config.items()} | {"resume": None}
-        _refuse_without_groups(plain)
+        plain, previous = _to_run(cfg, folder)
         settings = bind(DeviceConfig, plain["device"], "device")
         with gathering(chosen_place(settings.processes), settings.threads) as others:
             built = build_run(plain, previous, others.place)
             with closing(built.material.feed):
-                return _execute(built, plain, folder, previous, others, until_epoch)
+                return _execute(Sitting(built, plain, folder, previous), others, until_epoch)
+
+
+def _to_run(cfg: DictConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a configuration, plain and resolved, and the state to go on from. Raises GenexpError."""
+    previous = state_to_resume(cfg, folder)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    plain = {str(key): value for key, value in config.items()} | {"resume": None}
+    _refuse_without_groups(plain)
+    return plain, previous
 
 
 def follow() -> None:
@@ -122,12 +128,26 @@ class _Nobody:
 
 
 @dataclass(frozen=True)
+class Splits:
+    """A data set within reach of the device."""
+
+    train: HeldSplit
+    test: HeldSplit
+
+
+def hold_splits(dataset: Dataset, device: torch.device, gb: float) -> Splits:
+    """Bring a data set within reach of `device`."""
+    return Splits(hold(dataset.train, device, gb), hold(dataset.test, device, gb))
+
+
+@dataclass(frozen=True)
 class Run:
     """A run that is ready to begin."""
 
     learner: Learner
     material: Material
     dataset: Dataset
+    splits: Splits
     trainer: TrainerConfig
     seed: int
 
@@ -136,10 +156,67 @@ class Run:
         return self.trainer.total_steps(self.material.feed.steps_per_epoch)
 
 
-def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None, place: Place | None = None) -> Run:
+@dataclass(frozen=True)
+class Sitting:
+    """A run and its folder, from its beginning, or where it goes on, to where it ends or stops."""
+
+    built: Run
+    config: Mapping[str, Any]  # plain and resolved
+    folder: Path
+    previous: Mapping[str, Any] | None  # the state that it goes on from
+
+    @property
+    def start(self) -> int:
+        return self.previous["step"] if self.previous is not None else 0
+
+    def recorders(self) -> RecorderGroup:
+        """Make the folder ready and return what writes to it, to be opened. Raises GenexpError."""
+        built, folder = self.built, self.folder
+        if self.previous is not None:
+            if self.start >= built.total_steps or built.learner.technique.converged:
+                refuse_if_finished(folder)
+            cut_back(folder, self.previous["ledger"])
+        _write_config(self.config, folder)  # not before: a refused command leaves a run as it was
+        return run_recorders(built.trainer, self.previous)
+
+    def describe(self, processes: int = 1) -> RunInfo:
+        """Return what recorders are told when they open."""
+        return describe_run(self.built, self.config, self.folder, self.start, processes)
+
+    def conclude(self, recorders: RecorderGroup, clock: Clock) -> bool:
+        """Write down how the run stands now that it has come to `clock`; return whether nothing is left to do."""
+        done = clock.ends or self.built.learner.technique.converged
+        again = None if done else self.command_to_go_on
+        recorders.close(Outcome("finished" if done else "stopped", clock.step, resume_command=again))
+        return done
+
+    @property
+    def command_to_go_on(self) -> str:
+        return shown_command("genexp", f"resume={shown_path(self.folder)}")
+
+
+@contextmanager
+def sitting_down(cfg: DictConfig, folder: Path, like: Run | None = None) -> Iterator[Sitting]:
+    """Build what `cfg` says, for a loop in this process, and keep other processes from the folder.
+
+    A run `like` it, on the same data, shares these with it. Raises GenexpError.
+    """
+    with claimed(folder):
+        plain, previous = _to_run(cfg, folder)
+        built = build_run(plain, previous, like=like)
+        with closing(built.material.feed):
+            yield Sitting(built, plain, folder, previous)
+
+
+def build_run(
+    config: Mapping[str, Any],
+    previous: Mapping[str, Any] | None,
+    place: Place | None = None,
+    like: Run | None = None,
+) -> Run:
     """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError.
 
-    `place` is this process's among those of the run.
+    `place` is this process's among those of the run. A run `like` it, on the same data, shares these with it.
     """
     place = place or Place()
     run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
@@ -148,12 +225,13 @@ def build_run(config: Mapping[str, Any], previous: Mapping[str, Any] | None, pla
     settings = bind(DeviceConfig, config["device"], "device")
     device = choose_device(settings, process=place.local_rank, processes=place.local_processes)
     use_deterministic_algorithms(trainer.deterministic)
-    technique, dataset = build_technique(config, device, run.seed)
+    technique, dataset = build_technique(config, device, run.seed, like.dataset if like else None)
     learner = Learner(technique, plan, trainer.step_settings, device)
     if previous is not None:
         learner.restore(previous)
-    material = _material(dataset, learner, trainer, place, seed=run.seed, gb=config["dataset"]["resident_gb"])
-    return Run(learner, material, dataset, trainer, run.seed)
+    splits = like.splits if like else hold_splits(dataset, device, config["dataset"]["resident_gb"])
+    material = _material(dataset, splits, learner, trainer, place, seed=run.seed)
+    return Run(learner, material, dataset, splits, trainer, run.seed)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -193,10 +271,15 @@ def _refuse_without_groups(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
 
 
-def build_technique(config: Mapping[str, Any], device: torch.device, seed: int) -> tuple[Technique, Dataset]:
-    """Return the technique of a plain, resolved configuration, and the data set it is for. Raises GenexpError."""
+def build_technique(
+    config: Mapping[str, Any], device: torch.device, seed: int, dataset: Dataset | None = None
+) -> tuple[Technique, Dataset]:
+    """Return the technique of a plain, resolved configuration, and the data set it is for. Raises GenexpError.
+
+    The data set is not loaded where it is given.
+    """
     cls, settings = technique_config(config["model"])
-    dataset = load_dataset(config["dataset"])
+    dataset = dataset or load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
     seed_generators(device, seed, "initialise")
@@ -206,25 +289,23 @@ def build_technique(config: Mapping[str, Any], device: torch.device, seed: int) 
 
 
 def _material(
-    dataset: Dataset, learner: Learner, trainer: TrainerConfig, place: Place, *, seed: int, gb: float
+    dataset: Dataset, splits: Splits, learner: Learner, trainer: TrainerConfig, place: Place, *, seed: int
 ) -> Material:
-    train_split = hold(dataset.train, learner.device, gb)
-    test_split = hold(dataset.test, learner.device, gb)
     # Phases that take the whole split have no use for batches: none is made.
     idle = all(isinstance(phase, Refit) and phase.whole for phase in learner.phases)
     feed: Feed = _NoBatches()
     if not idle:
         size = trainer.batch_size
         what = f"trainer.batch_size={'null' if size is None else size}"
-        of = "" if size is not None else f" ({len(train_split)} samples)"
-        check_rows(size or len(train_split), place.processes, what + of)
+        of = "" if size is not None else f" ({len(splits.train)} samples)"
+        check_rows(size or len(splits.train), place.processes, what + of)
         part = Part(place.rank, place.processes)
-        feed = BatchStream(train_split, size, seed=seed, name=dataset.name, part=part)
+        feed = BatchStream(splits.train, size, seed=seed, name=dataset.name, part=part)
     return Material(
         feed=feed,
-        train=SplitBatches(train_split, _whole_batch(dataset)),
-        test=SplitBatches(test_split, EVALUATION_BATCH),
-        examples=examples(test_split, learner.technique.example_count),
+        train=SplitBatches(splits.train, _whole_batch(dataset)),
+        test=SplitBatches(splits.test, EVALUATION_BATCH),
+        examples=examples(splits.test, learner.technique.example_count),
     )
 
 
@@ -245,43 +326,30 @@ class _NoBatches:
         return itertools.repeat({})
 
 
-def _execute(
-    built: Run,
-    config: Mapping[str, Any],
-    folder: Path,
-    previous: Mapping[str, Any] | None,
-    others: Gathering,
-    until_epoch: int | None = None,
-) -> Result:
-    start = 0
-    if previous is not None:
-        start = previous["step"]
-        if start >= built.total_steps or built.learner.technique.converged:
-            refuse_if_finished(folder)
-        cut_back(folder, previous["ledger"])
-    _write_config(config, folder)  # not before: a refused command leaves a run as it was
-    recorders = run_recorders(built.trainer, previous)
-    again = shown_command("genexp", f"resume={shown_path(folder)}")
-    task = Task(config, start, str(torch.get_default_dtype()).removeprefix("torch."))
+def _execute(sitting: Sitting, others: Gathering, until_epoch: int | None) -> Result:
+    built, recorders = sitting.built, sitting.recorders()
+    task = Task(sitting.config, sitting.start, str(torch.get_default_dtype()).removeprefix("torch."))
     with stop_on_signals(built.trainer.time_budget, until_epoch=until_epoch) as stop:
         try:
-            recorders.open(describe_run(built, config, folder, start, others.place.processes))
-            with others.at_work(task, built.learner.device, again) as team:
+            recorders.open(sitting.describe(others.place.processes))
+            with others.at_work(task, built.learner.device, sitting.command_to_go_on) as team:
                 clock = train(
                     *(built.learner, built.material, recorders, built.trainer, stop),
                     seed=built.seed,
-                    start=start,
+                    start=sitting.start,
                     team=team,
                 )
         except BaseException as error:
-            recorders.close(Outcome("failed", recorders.step, error=_in_words(error)))
+            recorders.close(failure(recorders, error))
             raise
-        done = clock.ends or built.learner.technique.converged
-        recorders.close(
-            Outcome("finished" if done else "stopped", clock.step, resume_command=None if done else again)
-        )
+        done = sitting.conclude(recorders, clock)
     exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
     return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))
+
+
+def failure(recorders: RecorderGroup, error: BaseException) -> Outcome:
+    """Return what recorders are told of an error that ends their run."""
+    return Outcome("failed", recorders.step, error=_in_words(error))
 
 
 def _in_words(error: BaseException) -> str:

@@ -124,7 +124,7 @@ def train(
     learner.share(team)
     per_epoch = material.feed.steps_per_epoch
     clock = Clock(start, config.total_steps(per_epoch), per_epoch)
-    observer = _Observer(learner, material, config, seed, team)
+    observer = Observer(learner, material, config, seed, team)
     if start == 0:
         if team.leads:
             seed_generators(learner.device, seed, "begin")
@@ -173,7 +173,7 @@ def evaluating(technique: Technique) -> Iterator[None]:
             module.training = mode
 
 
-class _Observer:
+class Observer:
     """Makes snapshots. Nothing it does can change a step: every step seeds itself."""
 
     def __init__(self, learner: Learner, material: Material, config: TrainerConfig, seed: int, team: Team) -> None:
