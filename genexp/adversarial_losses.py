@@ -56,7 +56,9 @@ def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tens
     The penalty can be back-propagated into the scorer: its gradient is one through a gradient.
     """
     part = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
-    between = torch.lerp(fake.detach(), real, part).requires_grad_()
-    (slope,) = torch.autograd.grad(score(between).sum(), between, create_graph=True)
+    between = torch.lerp(fake.detach(), real, part)
+    slope = torch.func.grad(lambda images: score(images).sum())(
+        between
+    )  # a function of functions, as vmap wants it
     norms = slope.flatten(1).norm(dim=1)  # (batch,)
     return (norms - 1).square().mean(), norms.mean()

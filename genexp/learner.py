@@ -36,13 +36,16 @@ class Average:
         self.technique = copy.deepcopy(technique).requires_grad_(False)
         self.decay = decay
 
+    def decay_at(self, clock: Clock) -> float:
+        """Return the decay of a step; it warms up, so that a short run is not its first weights."""
+        return min(self.decay, (1 + clock.step) / (10 + clock.step))
+
     @torch.no_grad()
     def update(self, technique: Technique, clock: Clock) -> None:
-        """Move towards `technique`; the decay warms up, so that a short run is not its first weights."""
-        decay = min(self.decay, (1 + clock.step) / (10 + clock.step))
+        """Move towards `technique`."""
         parameters: list[Tensor] = list(self.technique.parameters())
         if parameters:
-            torch._foreach_lerp_(parameters, list(technique.parameters()), 1 - decay)
+            torch._foreach_lerp_(parameters, list(technique.parameters()), 1 - self.decay_at(clock))
         buffers = list(self.technique.buffers())
         if buffers:
             torch._foreach_copy_(buffers, list(technique.buffers()))
@@ -60,15 +63,15 @@ class Learner:
         self.device = device
         plan.check_phases([phase.name for phase in self.phases if isinstance(phase, Descent)])
         descents = [phase for phase in self.phases if isinstance(phase, Descent)]
-        self._loss_names = {
+        self.loss_names = {
             phase.name: "loss" if len(descents) == 1 else f"{phase.name}_loss" for phase in descents
         }
-        self._configs: dict[str, OptimizerConfig] = {p.name: plan.for_phase(p.name) for p in descents}
-        self._optimizers = {p.name: build_optimizer(self._configs[p.name], p.learner) for p in descents}
+        self.configs: dict[str, OptimizerConfig] = {p.name: plan.for_phase(p.name) for p in descents}
+        self.optimizers = {p.name: build_optimizer(self.configs[p.name], p.learner) for p in descents}
         self._parameters = {
             p.name: [weight for weight in p.learner.parameters() if weight.requires_grad] for p in descents
         }
-        self._average = Average(technique, settings.ema) if settings.ema else None
+        self.average = Average(technique, settings.ema) if settings.ema else None
         self.share(Team())
 
     def share(self, team: Team) -> None:
@@ -83,12 +86,12 @@ class Learner:
     @property
     def shown(self) -> Technique:
         """Return the technique whose pictures and scores count: the averaged one where there is one."""
-        return self._average.technique if self._average else self.technique
+        return self.average.technique if self.average else self.technique
 
     @property
     def loss_phases(self) -> dict[str, str]:
         """Return which phase each loss metric belongs to."""
-        return {loss: phase for phase, loss in self._loss_names.items()}
+        return {loss: phase for phase, loss in self.loss_names.items()}
 
     def step(self, batch: Batch, split: Batches, clock: Clock) -> Metrics:
         """Run every phase that is due at `clock` and return their metrics, in order."""
@@ -100,8 +103,8 @@ class Learner:
                 metrics.update(self._refit(phase, batch, split, clock))
             else:
                 metrics.update(self._descend(phase, batch, clock))
-        if self._average:
-            self._average.update(self.technique, clock)
+        if self.average:
+            self.average.update(self.technique, clock)
         return metrics
 
     @torch.no_grad()
@@ -112,22 +115,22 @@ class Learner:
             return phase.refit(seen, clock)  # type: ignore[arg-type]
 
     def _descend(self, phase: Descent, batch: Batch, clock: Clock) -> Metrics:
-        optimizer, parameters = self._optimizers[phase.name], self._parameters[phase.name]
-        config = self._configs[phase.name]
+        optimizer, parameters = self.optimizers[phase.name], self._parameters[phase.name]
+        config = self.configs[phase.name]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, clock)
         metrics: Metrics = {}
 
         def closure() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            with self._autocast():
+            with self.autocast():
                 loss, extra = self._losses[phase.name](batch, clock)
             # Only the learner's gradients: nothing is computed for, or left in, anyone else's weights.
             loss.backward(inputs=parameters)
             # An optimizer may call this several times a step: the first call is the step's loss.
             first = not metrics
             if first:
-                metrics[self._loss_names[phase.name]] = loss.detach()
+                metrics[self.loss_names[phase.name]] = loss.detach()
                 metrics.update(extra)
             if self.settings.gradient_clip is not None:
                 norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
@@ -139,7 +142,7 @@ class Learner:
         optimizer.step(closure)  # type: ignore[arg-type]
         return metrics
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self.settings.precision]
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
@@ -147,18 +150,18 @@ class Learner:
         """Return everything that the next step depends on, as references to the live tensors."""
         return {
             "technique": dict(self.technique.state_dict()),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
-            "average": dict(self._average.technique.state_dict()) if self._average else None,
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "average": dict(self.average.technique.state_dict()) if self.average else None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Become the learner that `state` was taken from. Raises CheckpointError where it is another's."""
         try:
             self.technique.load_state_dict(state["technique"])
-            for name, optimizer in self._optimizers.items():
+            for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
-            if self._average:
-                self._average.technique.load_state_dict(state["average"])
+            if self.average:
+                self.average.technique.load_state_dict(state["average"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
@@ -168,5 +171,5 @@ class Learner:
 
     def reset_average(self) -> None:
         """Start the average at the technique as it is now (after its initialisation from data)."""
-        if self._average:
-            self._average = Average(self.technique, self.settings.ema)
+        if self.average:
+            self.average = Average(self.technique, self.settings.ema)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from genexp.config import bind, nearest, require
 from genexp.errors import ConfigError
@@ -186,11 +186,26 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
 
 def build_optimizer(config: OptimizerConfig, learner: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of `learner`'s trainable parameters, fused where torch has it."""
-    kind = OPTIMIZERS[config.name]
-    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    on_fused_device = all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in parameters)
+    return build_joint_optimizer(
+        [config], [[parameter for parameter in learner.parameters() if parameter.requires_grad]]
+    )
+
+
+def build_joint_optimizer(
+    configs: Sequence[OptimizerConfig], groups: Sequence[Sequence[Tensor]]
+) -> torch.optim.Optimizer:
+    """Return one optimizer of several groups of tensors, each with its own settings of the same optimizer."""
+    kind = OPTIMIZERS[configs[0].name]
+    on_fused_device = all(tensor.device.type in ("cpu", "cuda", "mps") for group in groups for tensor in group)
     extra = {"fused": True} if kind.fused and on_fused_device else {}
-    return kind.optimizer(parameters, **config.arguments(), **extra)
+    return kind.optimizer(
+        [
+            {"params": list(group), **config.arguments(), **extra}
+            for config, group in zip(configs, groups, strict=True)
+        ],
+        **configs[0].arguments(),
+        **extra,
+    )
 
 
 def learning_rate(config: OptimizerConfig, clock: Clock) -> float:

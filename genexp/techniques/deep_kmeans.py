@@ -144,11 +144,15 @@ class DeepKMeans(Autoencoder, Clusters):
 
     def alpha(self, clock: Clock) -> float:
         """Return the weight of the distance to the centres."""
+        return self.config.alpha * self.rise(clock)
+
+    def rise(self, clock: Clock) -> float:
+        """Return which part of that weight is reached."""
         if clock.step <= self.pretraining_steps(clock):
             return 0.0
         begin, end = self.config.alpha_ramp
         width = max(end - begin, 1)
-        return self.config.alpha * min(max(clock.epoch - begin, 1), width) / width
+        return min(max(clock.epoch - begin, 1), width) / width
 
     def place_centres(self, samples: Batches, clock: Clock) -> Metrics:
         """Move the centres to where k-means finds them among the latents of the training split."""
@@ -169,8 +173,7 @@ class DeepKMeans(Autoencoder, Clusters):
         codes = self.encoder(self.varied(images))
         # The image as it is, however it was shown: latents need not tell where and how it lay.
         reconstruction = self.loss_function(self.decoder(codes), images)
-        alpha = self.alpha(clock)
-        if not alpha:
+        if not self.rise(clock):
             return reconstruction, scalars(reconstruction=reconstruction)
         with torch.no_grad():  # the assignment is no part of the gradient
             settled = full(self.settled(images))
@@ -178,7 +181,7 @@ class DeepKMeans(Autoencoder, Clusters):
             self.shares.lerp_(batch_mean(memberships(settled, self.centres)), SHARES_RATE)
             used = batch_mean(F.one_hot(clusters, len(self.centres)).to(codes)).count_nonzero()
         distance = self.pull(codes, self.centres, settled, self.shares)
-        loss = reconstruction + alpha * distance
+        loss = reconstruction + self.alpha(clock) * distance
         return loss, scalars(reconstruction=reconstruction, distance=distance, centres_used=used)
 
     def assign(self, batch: Batch) -> Tensor:
