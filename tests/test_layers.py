@@ -35,6 +35,7 @@ STOREYS = (
     {"resume", "comparison"},
     {"run"},
     {"sweep"},
+    {"vectorized"},
     {"plugins"},
     {"benchmark", "tools", "train"},
 )
