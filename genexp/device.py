@@ -70,6 +70,12 @@ def use_deterministic_algorithms(wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done what it was asked for."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
 def describe_device(device: torch.device, processes: int = 1) -> str:
     """Return the device in words, for logs, and how many processes have one of its kind."""
     if processes > 1:

@@ -134,6 +134,7 @@ class _Kind:
     config: type[OptimizerConfig]
     optimizer: Callable[..., torch.optim.Optimizer]
     fused: bool = False  # has one kernel for all parameters
+    elementwise: bool = True  # each number moves as its own gradients say, whatever the others do
 
 
 OPTIMIZERS = {
@@ -142,7 +143,7 @@ OPTIMIZERS = {
     "sgd": _Kind(SGDConfig, torch.optim.SGD, fused=True),
     "rmsprop": _Kind(RMSpropConfig, torch.optim.RMSprop),
     "adadelta": _Kind(AdadeltaConfig, torch.optim.Adadelta),
-    "lbfgs": _Kind(LBFGSConfig, torch.optim.LBFGS),
+    "lbfgs": _Kind(LBFGSConfig, torch.optim.LBFGS, elementwise=False),
 }
 
 
@@ -206,6 +207,11 @@ def build_joint_optimizer(
         **configs[0].arguments(),
         **extra,
     )
+
+
+def is_elementwise(name: str) -> bool:
+    """Return whether optimizer `name` moves each number by its own gradients alone."""
+    return OPTIMIZERS[name].elementwise
 
 
 def learning_rate(config: OptimizerConfig, clock: Clock) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Self
@@ -96,6 +96,21 @@ class BatchStream:
         if split.aligned:
             return dict.fromkeys(split.streams, rows(len(split)))
         return {name: rows(len(stream), name) for name, stream in split.streams.items()}
+
+
+def side_by_side(streams: Sequence[BatchStream], first_step: int) -> Iterator[Batch]:
+    """Return the batches of several streams over one split, gathered together: each is (streams, batch, ...).
+
+    Where a batch is the whole split it is the same for all, and has no axis of streams.
+    """
+    first = streams[0]
+    if first._batch_size is None:
+        return first.batches(first_step)
+    each = zip(*(stream._indices(first_step, first._batch_size) for stream in streams), strict=True)
+    joined = ({name: torch.cat([rows[name] for rows in step]) for name in step[0]} for step in each)
+    fetched = first._held.fetch(joined)
+    first._open.add(fetched)
+    return ({name: part.unflatten(0, (len(streams), -1)) for name, part in batch.items()} for batch in fetched)
 
 
 class SplitBatches:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import rich
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +26,7 @@ from genexp.sweep.standing import can_go_on, read_standing, record_failure
 log = logging.getLogger(__name__)
 PROGRAM = "genexp"
 WAIT_SECONDS = 0.5
+Task = Callable[[DictConfig, Path], Any]  # what is done with a job's configuration in its folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,25 @@ def run_job(job: Job, wanted: Callable[[], bool] = lambda: True) -> signal.Signa
 
 def _run(job: Job) -> signal.Signals | None:
     """Run a job. Raises FolderInUseError."""
+    with quiet_console():
+        stopped: signal.Signals | FolderInUseError | None = in_hydra(job, partial(_train, job.until_epoch))
+    if isinstance(stopped, FolderInUseError):
+        raise stopped
+    return stopped
+
+
+def _train(until_epoch: int | None, config: DictConfig, folder: Path) -> signal.Signals | None:
+    from genexp.run import run_experiment  # torch and all the rooms: only now
+
+    result = run_experiment(config, folder, until_epoch)
+    return signal.Signals(result.exit_code - 128) if result.exit_code else None
+
+
+def in_hydra(job: Job, task: Task) -> Any:
+    """Let Hydra call `task` with the configuration and the folder of a job; return what it returns.
+
+    Where it fails, that is noted in the folder and goes no further: None is returned; or the FolderInUseError.
+    """
     config = copy.deepcopy(job.config)
     if can_go_on(job.folder):
         config.resume = str(job.folder)
@@ -62,25 +83,19 @@ def _run(job: Job) -> signal.Signals | None:
             config.hydra.output_subdir = None  # the record of how the run was started stays
     setup_globals()
     JobRuntime.instance().set("name", PROGRAM)
-    with _quiet_console():
-        done = run_in_hydra(
-            task_function=partial(_train, until_epoch=job.until_epoch),
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=job.context,
-        )
-    stopped: signal.Signals | FolderInUseError | None = done.return_value
-    if isinstance(stopped, FolderInUseError):
-        raise stopped
-    return stopped
+    done = run_in_hydra(
+        task_function=partial(_guarded, task),
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=job.context,
+    )
+    return done.return_value
 
 
-def _train(config: DictConfig, until_epoch: int | None) -> signal.Signals | FolderInUseError | None:
-    """Hydra's task: run what `config` says. An error is noted in the job's folder and goes no further."""
+def _guarded(task: Task, config: DictConfig) -> Any:
     from genexp.recorders.checkpoints import cut_back
     from genexp.resume import claimed
-    from genexp.run import run_experiment  # torch and all the rooms: only now
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(config):
@@ -89,21 +104,25 @@ def _train(config: DictConfig, until_epoch: int | None) -> signal.Signals | Fold
         if config.resume is None:
             with claimed(folder):
                 cut_back(folder, {})  # what a job that was killed before its first checkpoint has left
-        result = run_experiment(config, folder, until_epoch)
+        return task(config, folder)
     except FolderInUseError as error:
         return error  # raised here, Hydra would print it
     except Exception as error:
-        words = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
-        log.error("failed: %s", words, exc_info=not isinstance(error, GenexpError))
         plain = OmegaConf.to_container(config, resolve=True)
         assert isinstance(plain, dict)
-        record_failure(folder, {str(key): value for key, value in plain.items()}, words)
+        note_failure({str(key): value for key, value in plain.items()}, folder, error)
         return None
-    return signal.Signals(result.exit_code - 128) if result.exit_code else None
+
+
+def note_failure(config: dict[str, Any], folder: Path, error: Exception) -> None:
+    """Note in a job's log and folder what ended it."""
+    words = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
+    log.error("failed: %s", words, exc_info=None if isinstance(error, GenexpError) else error)
+    record_failure(folder, config, words)
 
 
 @contextmanager
-def _quiet_console() -> Iterator[None]:
+def quiet_console() -> Iterator[None]:
     """Keep a job from the terminal, which is the sweep's."""
     console = rich.get_console()
     before, console.quiet = console.quiet, True

@@ -35,8 +35,8 @@ class Stack:
         self._generators = [Generators() for _ in learners]
         if not any(isinstance(phase, Descent) for phase in first.phases):
             techniques = []  # nothing is computed as one
-        self._numbers = Numbers(techniques)
-        self._number_values = self._numbers.stacked(self.device)
+        self.numbers = Numbers(techniques)
+        self._number_values = self.numbers.stacked(self.device)
         self._parameters, self._buffers = share(techniques)
         self._averages = share([learner.shown for learner in learners]) if first.average is not None else None
         self._called = _Called(first.technique)
@@ -96,7 +96,7 @@ class Stack:
             row: Tensor,
         ) -> tuple[Tensor, RowMetrics, dict[str, Tensor]]:
             held = {f"technique.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
-            with self._numbers.replaced(numbers), Draws(self._generators, self._numbers, row):
+            with self.numbers.replaced(numbers), Draws(self._generators, self.numbers, row):
                 loss, extra = functional_call(self._called, held, (phase.loss, batch, clock))
             # What was changed in place has changed the common tensor; what was replaced is handed out.
             now = {name: held[f"technique.{name}"] for name in buffers}
