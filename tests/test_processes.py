@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from running import TINY, assert_same, background, genexp, in_folder, last_state, metrics, status
 from test_contract import composed, tiny
+from test_resume import wait_for
 
-from genexp.processes.board import Task
+from genexp.checkpoint import load_newest, numbered_checkpoints
+from genexp.processes import gathering as starting
+from genexp.processes.board import Task, given_board
 from genexp.processes.gathering import Gathering, gathering
 from genexp.processes.place import Place
 from genexp.run import build_run
@@ -31,7 +42,7 @@ def pair() -> Iterator[Gathering]:
         yield both
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def double_precision() -> Iterator[None]:
     """Compute in float64, where what is equal can be seen."""
     torch.set_default_dtype(torch.float64)
@@ -99,6 +110,7 @@ RUNS = {
 }
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("what", RUNS)
 def test_two_processes_compute_what_one_does(what: str, pair: Gathering) -> None:
     (curves, state), (shared_curves, shared_state) = learnt(ALONE, *RUNS[what]), learnt(pair, *RUNS[what])
@@ -106,3 +118,162 @@ def test_two_processes_compute_what_one_does(what: str, pair: Gathering) -> None
     for name, values in curves.items():
         assert values == pytest.approx(shared_curves[name], rel=1e-6, abs=1e-9), name
     assert_close(state, shared_state)
+
+
+def files(folder: Path) -> set[str]:
+    """Return the names of all files of a run."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def layout(state: Any) -> Any:
+    """Return nested values with types and shapes in the place of values."""
+    if isinstance(state, dict):
+        return {key: layout(value) for key, value in state.items()}
+    return (state.shape, state.dtype) if isinstance(state, torch.Tensor) else type(state)
+
+
+def test_two_processes_leave_one_run_that_one_process_goes_on_with(tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    words = [*tiny("vae"), "trainer.epochs=4", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=9"]
+    assert genexp(*words, in_folder(alone)).code == 0
+    ended = genexp(*words, "device.processes=2", in_folder(shared))
+    assert ended.code == 0, ended.err
+    assert files(shared) == files(alone)
+    assert layout(last_state(shared)) == layout(last_state(alone))
+    assert status(shared)["environment"]["device"].startswith("2 × cpu")
+    *later, _, _, _ = numbered_checkpoints(shared)
+    for file in later:
+        file.unlink()
+    ended = genexp(f"resume={shared}", "device.processes=1")
+    assert ended.code == 0, ended.err
+    for one, two in zip(metrics(alone), metrics(shared), strict=True):
+        assert two == pytest.approx(one, rel=1e-3), "steps and metrics, each once"
+
+
+def test_two_processes_resumed_are_two_that_went_through(tmp_path: Path) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    often = (
+        "trainer.epochs=2",
+        "trainer.checkpoint_every=1",
+        "device.processes=2",
+        "model.discriminator_norm=batch",
+    )
+    assert genexp(*tiny("dcgan"), *often, in_folder(straight)).code == 0
+    shutil.copytree(straight, resumed)
+    numbered_checkpoints(resumed)[0].unlink()
+    (resumed / "status.json").unlink()
+    ended = genexp(f"resume={resumed}")
+    assert ended.code == 0, ended.err
+    assert_same(last_state(straight), last_state(resumed))
+    assert metrics(straight) == metrics(resumed)
+
+
+def note_started(file: Path) -> None:
+    """Let this process write down the number of a process that it starts."""
+    start = starting._started
+
+    def noted(*arguments: Any) -> subprocess.Popen[bytes]:
+        process = start(*arguments)
+        file.write_text(str(process.pid))
+        return process
+
+    starting._started = noted  # type: ignore[assignment]
+
+
+def endless(folder: Path) -> list[str]:
+    often = ("trainer.checkpoint_every=1", "trainer.epochs=1000000", "trainer.preview_every=0")
+    return [
+        *tiny("stacked_autoencoder"),
+        *often,
+        "trainer.evaluate_every=0",
+        "device.processes=2",
+        in_folder(folder),
+    ]
+
+
+def test_a_process_that_dies_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    folder, number = tmp_path / "run", tmp_path / "number"
+    with background(*endless(folder), prepare=note_started, options=(number,)) as process:
+        wait_for(lambda: len(numbered_checkpoints(folder)) > 1)
+        os.kill(int(number.read_text()), signal.SIGKILL)
+        process.join(60)
+        assert process.exitcode == 1
+    state = status(folder)
+    assert state["state"] == "failed"
+    assert "process 1 of 2 was ended by signal 9" in state["error"]
+    assert "\n" not in state["error"]
+    assert load_newest(folder)[1] == [], "its newest checkpoint is whole"
+
+
+def test_a_signal_to_any_process_stops_all_after_one_step(tmp_path: Path) -> None:
+    folder, number = tmp_path / "run", tmp_path / "number"
+    with background(*endless(folder), prepare=note_started, options=(number,)) as process:
+        wait_for(lambda: len(numbered_checkpoints(folder)) > 1)
+        os.kill(int(number.read_text()), signal.SIGTERM)
+        process.join(60)
+        assert process.exitcode == 128 + signal.SIGTERM
+    assert status(folder)["state"] == "stopped"
+    assert status(folder)["step"] == metrics(folder)[-1]["step"] == last_state(folder)["step"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
+
+
+def test_torchrun_starts_them_too(tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    words = [*tiny("vae"), *BLIND, f"trainer.max_steps={STEPS}"]
+    assert genexp(*words, in_folder(alone)).code == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*torchrun, "-m", "genexp.train", *words, in_folder(shared)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert files(shared) == files(alone)
+    for one, two in zip(metrics(alone), metrics(shared), strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["device.processes=0"], "device.processes=0: use at least 1"),
+        (
+            ["trainer.batch_size=3", "device.processes=4"],
+            "trainer.batch_size=3 is less than one sample for each of 4",
+        ),
+        (
+            ["trainer.batch_size=9", "device.processes=2"],
+            "trainer.batch_size=9 cannot be divided among 2 processes",
+        ),
+        (
+            ["-m", "trainer.batch_size=8,9", "device.processes=2"],
+            "trainer.batch_size=9 cannot be divided among 2 processes; use 8 or 10",
+        ),
+        (
+            ["model=style_transfer", "model.weights=random", "device.processes=2"],
+            "trainer.batch_size=null (1 sample",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_in_one_line(words: list[str], error: str, tmp_path: Path) -> None:
+    folders = [in_folder(tmp_path / "run"), f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
+    ended = genexp("model=stacked_autoencoder", *TINY, *words, *folders)
+    assert ended.code == 1
+    assert ended.err.startswith("genexp: ")
+    assert error in ended.err
+    assert ended.err.count("\n") == 1
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_torchrun_and_processes_of_the_runs_own_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(value))
+    ended = genexp(*tiny("vae"), "device.processes=2", in_folder(tmp_path / "run"))
+    given_board.cache_clear()
+    assert ended.code == 1
+    assert "torchrun has started 2 processes already; set device.processes=1" in ended.err

@@ -54,12 +54,12 @@ class Gathering:
             yield Team()
             return
         self._board.announce(task)
+        self._await()
         try:
-            self._await()
             with joined(self._board, self.place, device) as team:
                 yield team
         except RuntimeError as error:
-            if not (isinstance(error, ProcessGone) or is_of_connection(error)):
+            if not is_of_connection(error):
                 raise
             raise ProcessError(f"{self._lost(TO_SHOW)}; go on with: {again}") from None
 
@@ -76,10 +76,11 @@ class Gathering:
         torch.set_num_threads(self._threads)
 
     def _await(self) -> None:
-        """Wait until all are ready. Raises ProcessGone where one will not be."""
+        """Wait until all are ready. Raises ProcessError where one will not be."""
         while any(self._board.noted(f"ready/{rank}") is None for rank in range(1, self.place.processes)):
-            if self._fate() is not None:
-                raise ProcessGone
+            fate = self._fate()
+            if fate is not None:
+                raise ProcessError(f"{fate}, before the first step; start the run again")
             time.sleep(POLL)
 
     def _lost(self, seconds: float) -> str:
@@ -103,10 +104,6 @@ class Gathering:
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 return f"process {rank} of {self.place.processes} {how}"
         return None
-
-
-class ProcessGone(RuntimeError):
-    """A process is known to be gone before anything was sent to it."""
 
 
 @contextmanager

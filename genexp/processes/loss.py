@@ -58,11 +58,11 @@ class _Loss(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the loss of the part, and metrics of it."""
         rows = len(next(iter(batch.values())))
-        with divided(self._part), _AsOfTheWhole(self._part, rows, self._synchronised):
+        with divided(self._part), AsOfTheWhole(self._part, rows, self._synchronised):
             return self._loss(batch, clock)
 
 
-class _AsOfTheWhole(TorchFunctionMode):
+class AsOfTheWhole(TorchFunctionMode):
     """Computes what depends on the whole batch as if it were here.
 
     A draw with a row for each sample is made for all of the batch. Any other is left as it is: the generators are
