@@ -85,6 +85,7 @@ LIBRARIES = {
     "joblib": {"plugins"},
     "submitit": {"plugins", "sweep"},
     "optuna": {"sweep"},
+    "ray": {"plugins"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -13,14 +14,15 @@ import pytest
 from running import background, genexp, metrics, status
 from test_sweep import BREAKS, SHORT, states, sweep
 
+from genexp.sweep.elsewhere import THREADS, thread_settings
+
 LONG = ("seed=0,1", "trainer.epochs=20")
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
+WITH_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
 LAUNCHERS = (
     JOBLIB,
     "hydra/launcher=submitit_local",
-    pytest.param(
-        "hydra/launcher=ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
-    ),
+    pytest.param("hydra/launcher=ray", marks=WITH_RAY),
 )
 
 
@@ -30,6 +32,8 @@ def _no_workers_left() -> Iterator[None]:
     from joblib.externals.loky import get_reusable_executor
 
     get_reusable_executor(1).shutdown(wait=True)
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,14 @@ def test_jobs_elsewhere_do_what_they_do_here(words: str, in_turn: Path, tmp_path
     assert sum("finished  mse " in line for line in ended.out.splitlines()) == 2
 
 
+def test_cores_are_divided_where_the_user_has_not_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    assert thread_settings(4) == {"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
+    assert thread_settings(0)["OMP_NUM_THREADS"] == "1"  # more jobs than cores
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_workers_save_and_go_on(number: signal.Signals, whole: Path, tmp_path: Path) -> None:
     with background(*sweep(tmp_path, *LONG, *JOBLIB.split())) as process:
@@ -133,7 +145,7 @@ def test_a_job_whose_place_the_scheduler_wants_saves_and_is_queued_again(whole: 
     assert log.count("this job is preempted") == 2
 
 
-@pytest.mark.parametrize("job_step", [(0, 0), (0, 3), (1, 6)])
+@pytest.mark.parametrize("job_step", [(0, 0), (1, 6)])
 def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(
     job_step: tuple[int, int], in_turn: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +180,7 @@ def test_what_is_not_installed_is_named(choice: str, monkeypatch: pytest.MonkeyP
             "hydra.launcher.n_jobs=0: use a whole number of at least 1",
         ),
         ("hydra/launcher=submitit_slurm", "finds no sbatch and srun here"),
+        pytest.param("hydra/launcher=ray hydra.launcher.address=127.0.0.1:1", "does not answer", marks=WITH_RAY),
         ("hydra/launcher=joblb", "hydra/launcher=joblb does not exist; did you mean joblib?"),
     ],
 )

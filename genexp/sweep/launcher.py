@@ -99,8 +99,8 @@ class SweepLauncher(Launcher):
             sys.exit(128 + stop.signal)
 
     def record_death(self, job: Job, how: str) -> None:
-        """Note that a job failed which could not do so itself."""
-        if read_standing(job.folder, self.begun).state not in ("finished", "failed"):
+        """Note that a job failed which could not do so itself. One that has saved can go on."""
+        if read_standing(job.folder, self.begun).state in ("waiting", "running"):
             record_failure(job.folder, plain(job.config), how)
 
     def _run(self, jobs: Sequence[Job], halving: Halving) -> None:

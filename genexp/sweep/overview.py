@@ -10,6 +10,7 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -76,7 +77,8 @@ class Overview:
     def _standings(self) -> dict[Entry, Standing]:
         standings = {}
         for entry in self._ledger.entries:
-            standing = self._settled.get(entry) or read_standing(self._ledger.run_folder(entry), self._begun)
+            since = 0.0 if entry.number in self._ledger.halted else self._begun
+            standing = self._settled.get(entry) or read_standing(self._ledger.run_folder(entry), since)
             if standing.state == "finished":
                 self._settled[entry] = standing  # nothing more will come: hundreds need not be read each time
             standings[entry] = standing
@@ -99,7 +101,7 @@ class _Moving:
         lines += _some(running) + _some(failed)
         bar = ProgressBar(total=picture.total, completed=picture.total - picture.ahead, width=BAR_WIDTH)
         texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
-        self._live.update(Group(bar, *texts), refresh=True)
+        self._live.update(Group(Padding(bar, 0), *texts), refresh=True)  # padded, it is a line by itself
 
     def say(self, text: str) -> None:
         self._live.console.print(text, markup=False, highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,15 @@ class Submitted:
     gate: Gate
 
     def __call__(self) -> None:
-        """Run the job. Stopped by the scheduler, it has saved, and is queued again."""
+        """Run the job. One that its scheduler stops has saved; it goes on when it is started again."""
         stopped = run_elsewhere(self.job, self.gate)
-        if stopped is not None and not self.gate.stops:
-            # The handler of submitit, which was ours while the job ran, asks for `checkpoint` and does not return.
-            os.kill(os.getpid(), _announcement())
+        if stopped is None or self.gate.stops:
+            return
+        if stopped == _announcement():
+            # Submitit's handler, in whose place ours was: it asks for `checkpoint`, queues, and does not return.
+            os.kill(os.getpid(), stopped)
+        # Without a result: the scheduler knows whether the job was cancelled or is to start again.
+        sys.exit(128 + stopped)
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what is to be called when the job starts again: it goes on from what its folder holds."""

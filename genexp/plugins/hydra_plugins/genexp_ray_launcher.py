@@ -1,9 +1,10 @@
-"""`hydra/launcher=ray`: the jobs of a sweep as tasks of a Ray cluster, or of one that lives on this machine only."""
+"""`hydra/launcher=ray`: the jobs of a sweep as tasks of a Ray cluster, or of a small one on this machine."""
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
 
 POLL_SECONDS = 0.5
+CONNECT_SECONDS = 10
 # On this machine alone nothing large is ever handed over: the data set is read where it is needed.
 HERE = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
@@ -28,6 +30,12 @@ class RayLauncher(SweepLauncher):
     def __init__(self, address: str | None, n_jobs: int | None, cpus_per_job: int, gpus_per_job: float) -> None:
         self.address, self.n_jobs = address, n_jobs
         self.cpus_per_job, self.gpus_per_job = cpus_per_job, gpus_per_job
+
+    def setup(self, **given: Any) -> None:
+        """Prepare for `launch`. Raises ConfigError."""
+        super().setup(**given)
+        if self.address is not None and ":" in self.address:
+            _refuse_unreachable(self.address)
 
     @property
     def at_once(self) -> int:
@@ -47,7 +55,8 @@ class RayLauncher(SweepLauncher):
         with self.stoppable():
             self._connect()
             call = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(run_elsewhere)
-            waiting, calls = list(jobs), {}
+            waiting = list(jobs)
+            calls: dict[Any, Job] = {}
             while calls or (waiting and self.may_begin()):
                 while waiting and len(calls) < self.at_once and self.may_begin():
                     job = waiting.pop(0)
@@ -77,6 +86,18 @@ class RayLauncher(SweepLauncher):
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = str(error).splitlines()[0]
             raise ConfigError(f"hydra.launcher.address={self.address}: {said}") from None
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise ConfigError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"hydra.launcher.address={address} does not answer ({error}); give the address of a cluster's head, "
+            f"or auto on one of its machines"
+        ) from None
 
 
 # Not a file in conf/, which Hydra would hold against a launcher's schema.
