@@ -120,6 +120,7 @@ def gathering(place: Place, threads: int | None) -> Iterator[Gathering]:
 
 def _started(rank: int, processes: int, port: int, threads: int) -> subprocess.Popen[bytes]:
     package = str(Path(__file__).resolve().parent.parent.parent)
+    inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # no traces
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -133,7 +134,7 @@ def _started(rank: int, processes: int, port: int, threads: int) -> subprocess.P
     }
     return subprocess.Popen(
         [sys.executable, "-m", "genexp.train"],
-        env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+        env={**inherited, **{name: str(value) for name, value in variables.items()}},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is the first process's to answer: it tells the others when to stop
