@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ SWEEP = ("-m", "--multirun")
 def main() -> None:
     """Run the command line. An error that the user can mend ends in one line and exit code 1."""
     if follows():
-        _follow()
+        with _quiet_interruption():
+            _follow()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors; they are worded here
     # Hydra refuses `genexp model=vae -m seed=0,1`: what stands behind its option it takes for another command's.
@@ -65,6 +67,7 @@ def _follow() -> None:
     from genexp.run import follow
 
     logging.disable()  # the first one says all that there is to say
+    warnings.simplefilter("ignore")
     try:
         follow()
     except Exception:

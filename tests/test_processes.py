@@ -21,6 +21,8 @@ from test_contract import composed, tiny
 from test_resume import wait_for
 
 from genexp.checkpoint import load_newest, numbered_checkpoints
+from genexp.device import AVAILABLE, DeviceConfig, choose_device
+from genexp.errors import ConfigError
 from genexp.processes import gathering as starting
 from genexp.processes.board import Task, given_board
 from genexp.processes.gathering import Gathering, gathering
@@ -274,3 +276,15 @@ def test_torchrun_and_processes_of_the_runs_own_are_refused(
     given_board.cache_clear()
     assert ended.code == 1
     assert "torchrun has started 2 processes already; set device.processes=1" in ended.err
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "mps"):
+        monkeypatch.setitem(AVAILABLE, name, lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    later = DeviceConfig("cuda", index=1, threads=None, processes=2)
+    assert [choose_device(later, process=rank, processes=2).index for rank in (0, 1)] == [1, 2]
+    with pytest.raises(ConfigError, match=r"3 processes from device\.index=1 on want a GPU each, and there are 3"):
+        choose_device(later, processes=3)
+    with pytest.raises(ConfigError, match="device=mps cannot be shared by 2 processes"):
+        choose_device(DeviceConfig("mps", index=0, threads=None, processes=2), processes=2)
