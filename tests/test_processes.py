@@ -194,9 +194,9 @@ def endless(folder: Path) -> list[str]:
 def test_a_process_that_dies_ends_the_run_with_one_line(tmp_path: Path) -> None:
     folder, number = tmp_path / "run", tmp_path / "number"
     with background(*endless(folder), prepare=note_started, options=(number,)) as process:
-        wait_for(lambda: len(numbered_checkpoints(folder)) > 1)
+        wait_for(lambda: len(numbered_checkpoints(folder)) > 1, seconds=150)
         os.kill(int(number.read_text()), signal.SIGKILL)
-        process.join(60)
+        process.join(100)
         assert process.exitcode == 1
     state = status(folder)
     assert state["state"] == "failed"
@@ -208,9 +208,9 @@ def test_a_process_that_dies_ends_the_run_with_one_line(tmp_path: Path) -> None:
 def test_a_signal_to_any_process_stops_all_after_one_step(tmp_path: Path) -> None:
     folder, number = tmp_path / "run", tmp_path / "number"
     with background(*endless(folder), prepare=note_started, options=(number,)) as process:
-        wait_for(lambda: len(numbered_checkpoints(folder)) > 1)
+        wait_for(lambda: len(numbered_checkpoints(folder)) > 1, seconds=150)
         os.kill(int(number.read_text()), signal.SIGTERM)
-        process.join(60)
+        process.join(100)
         assert process.exitcode == 128 + signal.SIGTERM
     assert status(folder)["state"] == "stopped"
     assert status(folder)["step"] == metrics(folder)[-1]["step"] == last_state(folder)["step"]
