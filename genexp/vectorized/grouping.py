@@ -26,7 +26,10 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def obstacle(group: Sequence[Job]) -> str | None:
     """Return why a group cannot be one computation, or None where that is not known."""
-    name = plain(group[0].config)["optimizer"]["name"]
+    config = plain(group[0].config)
+    name, processes = config["optimizer"]["name"], config["device"]["processes"]
+    if processes > 1:
+        return f"device.processes={processes} divides each run by itself"
     return None if is_elementwise(name) else f"a step of optimizer={name} depends on all weights of a run"
 
 
