@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
@@ -31,6 +31,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1} is no YAML ({error.problem}); mend the file"
+    several = re.search(r"Ambiguous value for argument '(.+?)'", str(error))
+    if several:
+        return f"{several[1]} is several values; add -m to run each, or write [ ] around them for a list"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read; write key=value, with quotes around what is no plain word"
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         key = unknown[1].partition("@")[0]

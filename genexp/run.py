@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.comparison import write_run_report
-from genexp.config import bind, require
+from genexp.config import bind, nearest, require
 from genexp.data import find_source, load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.fingerprint import fingerprint
@@ -42,7 +42,7 @@ from genexp.recorders.recorder import Recorder
 from genexp.recorders.report import Report
 from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
-from genexp.resume import claimed, refuse_if_finished, state_to_resume
+from genexp.resume import claimed, flatten, refuse_if_finished, state_to_resume
 from genexp.seeding import seed_generators
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 from genexp.stopping import stop_on_signals
@@ -94,7 +94,7 @@ def _to_run(cfg: DictConfig, folder: Path) -> tuple[dict[str, Any], dict[str, An
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     plain = {str(key): value for key, value in config.items()} | {"resume": None}
-    _refuse_without_groups(plain)
+    _refuse_other_keys(plain)
     return plain, previous
 
 
@@ -236,7 +236,7 @@ def build_run(
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where a plain, resolved configuration is wrong in itself, whatever the data."""
-    _refuse_without_groups(config)
+    _refuse_other_keys(config)
     bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
     batch_size = _trainer_config(config).batch_size
     plan_optimizers(config["optimizer"])
@@ -265,10 +265,16 @@ def technique_config(model: Mapping[str, Any]) -> tuple[type[Technique], Any]:
     return cls, bind(cls.Config, settings, "model")
 
 
-def _refuse_without_groups(config: Mapping[str, Any]) -> None:
+def _refuse_other_keys(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a group is missing, or something stands at the top that nothing reads."""
     for key in GROUPS:
         if key not in config:
             raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
+    known = [*GROUPS, *(field.name for field in fields(RunConfig))]
+    for key in config:
+        if key not in known:
+            choices = {*known, *(name for name, _ in flatten(config))} - {key}
+            raise ConfigError(f"{key} is no key of this configuration; {nearest(key, choices)}")
 
 
 def build_technique(

@@ -53,7 +53,11 @@ def complaint(*arguments: str) -> str:
         ("model.hidden=[]", "model.hidden=[]: use positive widths"),
         ("trainer.batch_size=600", "trainer.batch_size=600 exceeds the 40 training samples of dataset=mnist_5k"),
         ("dataset=circles", "dataset=circles has no image stream"),
-        ("optimizer.lr==3", "Error parsing override 'optimizer.lr==3'"),
+        ("+epochs=3", "epochs is no key of this configuration; did you mean trainer.epochs?"),
+        ("optimizer.lr==3", "'optimizer.lr==3' cannot be read; write key=value"),
+        ("vae", "'vae' cannot be read; write key=value"),
+        ("", "'' cannot be read; write key=value"),
+        ("seed=1,2", "seed=1,2 is several values; add -m to run each"),
     ],
 )
 def test_a_wrong_word_is_named_with_its_remedy(argument: str, said: str, tmp_path: Path) -> None:

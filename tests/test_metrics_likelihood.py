@@ -81,3 +81,7 @@ def test_units_whose_mean_never_moves_are_not_active() -> None:
     torch.manual_seed(0)
     means = 3 + torch.randn(1000, 4) * torch.tensor([0.0, 0.05, 0.2, 1.0])
     assert active_units(means) == 2
+
+
+def test_one_sample_shows_no_unit_to_be_active() -> None:
+    assert active_units(torch.ones(1, 3)) == 0

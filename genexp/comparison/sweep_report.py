@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         "sweep.html",
         charts,
         title=_title(comparison),
-        subtitle=str(path.resolve().parent),
+        subtitle=os.path.commonpath([run.folder.resolve() for run in comparison.runs]),
         state="",
         comparison=comparison,
         facts=_facts(comparison),

@@ -42,4 +42,5 @@ def active_units(means: Tensor, threshold: float = 0.01) -> int:
 
     A dimension counts if the variance of its mean over the data exceeds `threshold` (Burda et al. 2016).
     """
-    return int((means.cpu().double().var(dim=0) > threshold).sum())
+    variances = means.cpu().double().var(dim=0, correction=min(1, len(means) - 1))  # of one sample: none
+    return int((variances > threshold).sum())
