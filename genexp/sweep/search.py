@@ -101,7 +101,9 @@ class Search:
         self._study.add_trial(trial)
 
     def _draw(self, number: int) -> BaseSampler:
-        """Return the sampler that draws one trial."""
+        """Return the sampler that draws one trial. Raises ConfigError."""
+        import numpy as np
+
         options = {**self._sampler}
         name, seed = options.pop("name"), options.pop("seed")
         if name not in SAMPLERS:
@@ -109,7 +111,8 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return getattr(self._optuna.samplers, SAMPLERS[name])(seed=1_000_003 * seed + number, **options)
+                own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+                return getattr(self._optuna.samplers, SAMPLERS[name])(seed=own_seed, **options)
             except (TypeError, ValueError, ImportError) as error:
                 raise ConfigError(f"hydra.sweeper.sampler={name}: {error}") from None
 
