@@ -17,7 +17,7 @@ def jitter(images: Tensor, *, degrees: float, pixels: float, zoom: float) -> Ten
     """
     count, _, height, width = images.shape
     turn, scale, right, down = (2 * torch.rand(count, 4, device=images.device) - 1).unbind(1)
-    angle, factor = turn * math.radians(degrees), 1 + scale * zoom
+    angle, factor = turn * (degrees * (math.pi / 180)), 1 + scale * zoom
     cos, sin = angle.cos() * factor, angle.sin() * factor
     # Coordinates run from -1 to 1, whatever the size: a square turns as a square only if they are scaled alike.
     rows = torch.stack([cos, -sin * height / width, right * pixels * 2 / width], 1)

@@ -39,7 +39,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises CheckpointError where it cannot be written; what stood at `path` is then untouched.
     """
-    sealed = {**content, "format": FORMAT}
+    sealed = {**_by_itself(content), "format": FORMAT}
     sealed["checksum"] = checksum(sealed)
     buffer = io.BytesIO()
     torch.save(sealed, buffer)
@@ -106,6 +106,17 @@ def checksum(content: Any) -> str:
     for piece in _pieces(content):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _by_itself(value: Any) -> Any:
+    """Return nested content with copies of tensors that are parts of larger ones, which would be written whole."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, Mapping):
+        return {key: _by_itself(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_by_itself(item) for item in value)
+    return value
 
 
 def _pieces(value: Any) -> Iterator[bytes]:

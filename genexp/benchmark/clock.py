@@ -18,6 +18,11 @@ def choose(name: str) -> None:
     _chosen[0] = name
 
 
+def chosen() -> str:
+    """Return which one that is."""
+    return _chosen[0]
+
+
 def now() -> float:
     """Return seconds."""
     return CLOCKS[_chosen[0]]()

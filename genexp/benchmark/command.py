@@ -29,6 +29,7 @@ SUITES = {  # suite → the rivals it needs
     "start": (),
     "scaling": (),
     "logging": (),
+    "sweep": ("joblib",),
 }
 
 

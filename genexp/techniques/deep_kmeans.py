@@ -107,6 +107,7 @@ class DeepKMeans(Autoencoder, Clusters):
         self.shares: Tensor
         self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
         self.pull = PULLS[config.pull]
+        self.varies = bool(config.degrees or config.pixels or config.zoom)
         self.centres = nn.Parameter(torch.rand(config.clusters, config.latent))
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
@@ -164,7 +165,7 @@ class DeepKMeans(Autoencoder, Clusters):
     def varied(self, images: Tensor) -> Tensor:
         """Return `images` turned, shifted and scaled at random, as far as the config says."""
         config = self.config
-        if not (config.degrees or config.pixels or config.zoom):
+        if not self.varies:
             return images
         return jitter(images, degrees=config.degrees, pixels=config.pixels, zoom=config.zoom)
 

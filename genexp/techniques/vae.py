@@ -57,7 +57,7 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
 
     def __init__(self, config: VaeConfig, spec: DataSpec) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.has_free_bits = config, config.free_bits > 0
         shape, hidden, between = spec.image_shape, config.hidden, config.activation
         self.encoder = image_encoder(shape, hidden, between=between, last=between)
         self.mean = nn.Linear(hidden[-1], config.latent)
@@ -79,7 +79,7 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
         logits = self.decoder(gaussian_sample(mean, log_variance))
         reconstruction = -bernoulli_log_likelihood(logits, images).mean()
         kl_per_unit = batch_mean(gaussian_kl(mean, log_variance))  # (latent,)
-        counted = kl_per_unit.clamp(min=self.config.free_bits) if self.config.free_bits else kl_per_unit
+        counted = kl_per_unit.clamp(min=self.config.free_bits) if self.has_free_bits else kl_per_unit
         loss = reconstruction + self.kl_weight(clock) * counted.sum()
         return loss, scalars(reconstruction=reconstruction, kl=kl_per_unit.sum())
 

@@ -14,7 +14,7 @@ from genexp.processes.team import Team
 from genexp.run import Run, Sitting, failure
 from genexp.seeding import seed_generators
 from genexp.snapshot import Snapshot
-from genexp.sweep.job import Job, note_failure
+from genexp.sweep.job import note_failure
 from genexp.technique import Clock
 from genexp.trainer import Observer
 
@@ -23,7 +23,7 @@ from genexp.trainer import Observer
 class Row:
     """A job whose run is built, and perhaps under way. Its folder stays claimed until `leave`."""
 
-    job: Job
+    number: int  # the job's
     sitting: Sitting
     left: ExitStack
     handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))  # its log's

@@ -37,7 +37,7 @@ def run_together(
             continue
         reason = obstacle(group)
         if reason is not None:
-            say(f"{_names(group)} one after the other: {reason}")
+            say(f"{_names([job.number for job in group])} one after the other: {reason}")
             alone.append(group)
             continue
         if not may_begin():
@@ -48,7 +48,8 @@ def run_together(
         alone += rest
     single = [group for group in alone if len(group) == 1]
     if len(single) > 1:
-        say(f"{_names([job for (job,) in single])} one after the other: they differ in {differences(single)}")
+        names = _names([job.number for (job,) in single])
+        say(f"{names} one after the other: they differ in {differences(single)}")
     for job in (job for group in alone for job in group):
         if not may_begin():
             return None
@@ -67,9 +68,9 @@ def _as_one(jobs: Sequence[Job], say: Say, *, measure: bool) -> tuple[signal.Sig
         ):
             some = list(several)
             if not _is_worth_it(some, say, measure=measure):
-                left.append([row.job for row in some])
+                left.append([job for job in jobs if job.number in {row.number for row in some}])
                 continue
-            trainer, until = some[0].built.trainer, some[0].job.until_epoch
+            trainer, until = some[0].built.trainer, jobs[0].until_epoch
             with stop_on_signals(trainer.time_budget, until_epoch=until) as stop:
                 train_together(some, stop)
             if stop.signal is not None:
@@ -78,7 +79,7 @@ def _as_one(jobs: Sequence[Job], say: Say, *, measure: bool) -> tuple[signal.Sig
 
 
 def _is_worth_it(rows: Sequence[Row], say: Say, *, measure: bool) -> bool:
-    names = _names([row.job for row in rows])
+    names = _names([row.number for row in rows])
     if len(rows) == 1:
         return False
     try:
@@ -116,15 +117,15 @@ def _built(job: Job, like: Run | None) -> Row | None:
     def build(config: DictConfig, folder: Path) -> Row:
         with ExitStack() as left:
             sitting = left.enter_context(sitting_down(config, folder, like))
-            return Row(job, sitting, left.pop_all())
+            return Row(job.number, sitting, left.pop_all())
         raise AssertionError
 
     row = in_hydra(job, build)
     return row if isinstance(row, Row) else None
 
 
-def _names(jobs: Sequence[Job]) -> str:
-    numbers = sorted(job.number for job in jobs)
+def _names(jobs: Sequence[int]) -> str:
+    numbers = sorted(jobs)
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"jobs #{numbers[0]} to #{numbers[-1]}"
     return f"{'jobs' if len(numbers) > 1 else 'job'} {', '.join(f'#{number}' for number in numbers)}"

@@ -108,7 +108,9 @@ def _unchanged(rows: Sequence[Row]) -> Iterator[None]:
 
 
 def _in_words(stack: Stack, error: Exception) -> str:
+    # Python wants a value where vmap has one a row.
+    wants_value = isinstance(error, TypeError) or any(word in str(error) for word in ("control flow", "item()"))
     names = ", ".join(f"model.{number.name.removeprefix('config.')}" for number in stack.numbers.found)
-    if "control flow" in str(error) or "item()" in str(error):
+    if wants_value:
         return f"what is computed depends on {names or 'a value'}"
     return " ".join(str(error).split())[:200]
