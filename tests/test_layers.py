@@ -82,7 +82,7 @@ LIBRARIES = {
     "tensorboardX": {"recorders"},
     "plotly": {"recorders", "comparison"},
     # Extras, and slow to import: inside of functions only, which the time of `--help` shows.
-    "joblib": {"plugins"},
+    "joblib": {"benchmark", "plugins"},
     "submitit": {"plugins", "sweep"},
     "optuna": {"sweep"},
     "ray": {"plugins"},
