@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from genexp.config import require
 from genexp.errors import ConfigError
@@ -17,6 +19,7 @@ AVAILABLE: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
 }
 CHOICES = ("auto", *AVAILABLE)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass
@@ -60,6 +63,19 @@ def choose_device(config: DeviceConfig, *, process: int = 0, processes: int = 1)
             f"use fewer processes"
         )
     return torch.device("cuda", config.index + process)
+
+
+def placed(module: Module, device: torch.device) -> Module:
+    """Bring a module to `device`, its filters in the layout in which convolutions are fastest there.
+
+    On a processor that is channels last: it spares each convolution the bringing of its input into that order.
+    """
+    module.to(device)
+    if device.type == "cpu":
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:

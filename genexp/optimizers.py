@@ -187,9 +187,11 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
 
 def build_optimizer(config: OptimizerConfig, learner: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of `learner`'s trainable parameters, fused where torch has it."""
-    return build_joint_optimizer(
-        [config], [[parameter for parameter in learner.parameters() if parameter.requires_grad]]
-    )
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    if not is_elementwise(config.name):
+        for parameter in parameters:  # they are seen as one vector, and not in a layout that convolutions like
+            parameter.data = parameter.data.contiguous()
+    return build_joint_optimizer([config], [parameters])
 
 
 def build_joint_optimizer(

@@ -21,7 +21,7 @@ from genexp.data.dataset import Dataset
 from genexp.data.fingerprint import fingerprint
 from genexp.data.held import HeldSplit, hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
-from genexp.device import DeviceConfig, choose_device, use_deterministic_algorithms
+from genexp.device import DeviceConfig, choose_device, placed, use_deterministic_algorithms
 from genexp.environment import describe_environment
 from genexp.errors import ConfigError
 from genexp.learner import Learner
@@ -289,7 +289,7 @@ def build_technique(
     for warning in dataset.warnings:
         log.warning(warning)
     seed_generators(device, seed, "initialise")
-    technique = cls(settings, dataset.spec).to(device)
+    technique = placed(cls(settings, dataset.spec), device)
     technique.prepare(dataset)
     return technique, dataset
 

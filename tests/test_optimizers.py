@@ -178,3 +178,19 @@ def test_a_warm_up_longer_than_the_run_does_no_harm() -> None:
 def test_a_run_of_one_step_has_the_full_rate() -> None:
     for schedule in SCHEDULES:
         assert rates(configured("adam", lr=0.5, schedule=schedule), 1) == [0.5]
+
+
+def test_lbfgs_moves_filters_whatever_their_layout() -> None:
+    network = placed(nn.Conv2d(2, 3, 3), torch.device("cpu"))
+    optimizer = build_optimizer(configured("lbfgs", lr=0.1, max_iter=2, schedule="constant"), network)
+    images = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = network.weight.detach().clone()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = network(images).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert not torch.equal(network.weight, before)

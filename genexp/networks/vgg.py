@@ -117,7 +117,7 @@ class Vgg19(nn.Module):
         for layer in self.layers.values():
             if isinstance(layer, nn.Conv2d):
                 assert layer.bias is not None
-                nn.init.orthogonal_(layer.weight)
+                layer.weight.copy_(nn.init.orthogonal_(torch.empty(layer.weight.shape)))
                 layer.bias.zero_()
                 responses = torch.cat([layer(features).flatten(2) for features in maps], dim=2)
                 deviation, mean = torch.std_mean(responses, dim=(0, 2))
