@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genexp.capture import CapturedStep, Graph, graphs_on
 from genexp.errors import CheckpointError
-from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, learning_rate
+from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, capture_obstacle, learning_rate
 from genexp.processes.team import Team
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
 from genexp.whole_batch import divided, whole
 
+log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -27,6 +30,7 @@ class StepSettings:
     precision: str = "fp32"
     gradient_clip: float | None = None  # largest norm of a phase's gradient
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+    capture: bool = False  # replay steps as CUDA graphs
 
 
 class Average:
@@ -67,7 +71,13 @@ class Learner:
             phase.name: "loss" if len(descents) == 1 else f"{phase.name}_loss" for phase in descents
         }
         self.configs: dict[str, OptimizerConfig] = {p.name: plan.for_phase(p.name) for p in descents}
-        self.optimizers = {p.name: build_optimizer(self.configs[p.name], p.learner) for p in descents}
+        self._new_graph = self._graphs() if settings.capture else None
+        self._captured: dict[tuple[str, ...], CapturedStep] = {}  # names of the phases of a step → it
+        self._rates = {p.name: torch.zeros((), device=device) for p in descents}  # that graphs read
+        self.optimizers = {
+            p.name: build_optimizer(self.configs[p.name], p.learner, captured=self._new_graph is not None)
+            for p in descents
+        }
         self._parameters = {
             p.name: [weight for weight in p.learner.parameters() if weight.requires_grad] for p in descents
         }
@@ -77,6 +87,8 @@ class Learner:
     def share(self, team: Team) -> None:
         """Do from now on one member's part of each step; every member ends it with the same weights."""
         self._team = team
+        if self._new_graph is not None and not team.alone:
+            log.warning("trainer.capture=true has no effect: several processes share each step")
         self._losses = {
             phase.name: team.share(phase, synchronised=self.technique.synchronised)
             for phase in self.phases
@@ -95,17 +107,49 @@ class Learner:
 
     def step(self, batch: Batch, split: Batches, clock: Clock) -> Metrics:
         """Run every phase that is due at `clock` and return their metrics, in order."""
+        due = tuple(p for p in self.phases if clock.step % p.every == 0 and p.when(clock))
+        for phase in due:
+            if isinstance(phase, Descent):
+                self._set_rate(phase, clock)
+        if self._new_graph is None or not self._team.alone:
+            metrics = self._run(due, batch, split, clock)
+        else:
+            metrics = self._capture(due, self._new_graph)(batch, clock)
+        if self.average:
+            self.average.update(self.technique, clock)
+        return metrics
+
+    def _run(self, due: tuple[Phase, ...], batch: Batch, split: Batches, clock: Clock) -> Metrics:
         metrics: Metrics = {}
-        for phase in self.phases:
-            if clock.step % phase.every or not phase.when(clock):
-                continue
+        for phase in due:
             if isinstance(phase, Refit):
                 metrics.update(self._refit(phase, batch, split, clock))
             else:
                 metrics.update(self._descend(phase, batch, clock))
-        if self.average:
-            self.average.update(self.technique, clock)
         return metrics
+
+    def _graphs(self) -> Callable[[], Graph] | None:
+        """Return what makes graphs of steps, or None, and say so, where these phases allow none."""
+        made = graphs_on(self.device)
+        obstacle = None if made else f"device={self.device.type} has no graphs"
+        if any(isinstance(phase, Refit) for phase in self.phases):
+            obstacle = "a phase of this model refits, and is no chain of kernels"
+        obstacle = obstacle or next(filter(None, map(capture_obstacle, self.configs.values())), None)
+        if obstacle:
+            log.warning("trainer.capture=true has no effect: %s", obstacle)
+        return None if obstacle else made
+
+    def _capture(self, due: tuple[Phase, ...], new_graph: Callable[[], Graph]) -> CapturedStep:
+        """Return the step that has these phases, which has a graph of its own."""
+        names = tuple(phase.name for phase in due)
+        if names not in self._captured:
+            self._captured[names] = CapturedStep(lambda batch, clock: self._run(due, batch, (), clock), new_graph())
+        return self._captured[names]
+
+    def _set_rate(self, phase: Descent, clock: Clock) -> None:
+        rate = learning_rate(self.configs[phase.name], clock)
+        for group in self.optimizers[phase.name].param_groups:
+            group["lr"] = rate if self._new_graph is None else self._rates[phase.name].fill_(rate)
 
     @torch.no_grad()
     def _refit(self, phase: Refit, batch: Batch, split: Batches, clock: Clock) -> Metrics:
@@ -116,9 +160,6 @@ class Learner:
 
     def _descend(self, phase: Descent, batch: Batch, clock: Clock) -> Metrics:
         optimizer, parameters = self.optimizers[phase.name], self._parameters[phase.name]
-        config = self.configs[phase.name]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, clock)
         metrics: Metrics = {}
 
         def closure() -> Tensor:
@@ -144,7 +185,9 @@ class Learner:
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self.settings.precision]
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+        # A graph must not read what a cache made before it.
+        cached = self._new_graph is None
+        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached) if dtype else nullcontext()
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, as references to the live tensors."""

@@ -134,12 +134,13 @@ class _Kind:
     config: type[OptimizerConfig]
     optimizer: Callable[..., torch.optim.Optimizer]
     fused: bool = False  # has one kernel for all parameters
+    capturable: bool = False  # can be part of a CUDA graph
     elementwise: bool = True  # each number moves as its own gradients say, whatever the others do
 
 
 OPTIMIZERS = {
-    "adam": _Kind(AdamConfig, torch.optim.Adam, fused=True),
-    "adamw": _Kind(AdamConfig, torch.optim.AdamW, fused=True),
+    "adam": _Kind(AdamConfig, torch.optim.Adam, fused=True, capturable=True),
+    "adamw": _Kind(AdamConfig, torch.optim.AdamW, fused=True, capturable=True),
     "sgd": _Kind(SGDConfig, torch.optim.SGD, fused=True),
     "rmsprop": _Kind(RMSpropConfig, torch.optim.RMSprop),
     "adadelta": _Kind(AdadeltaConfig, torch.optim.Adadelta),
@@ -185,22 +186,37 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     return plan
 
 
-def build_optimizer(config: OptimizerConfig, learner: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of `learner`'s trainable parameters, fused where torch has it."""
+def capture_obstacle(config: OptimizerConfig) -> str | None:
+    """Return why a graph cannot hold this optimizer, or None where it can."""
+    if OPTIMIZERS[config.name].capturable:
+        return None
+    able = " or ".join(name for name, kind in OPTIMIZERS.items() if kind.capturable)
+    return f"optimizer={config.name} cannot be part of a graph; choose {able}"
+
+
+def build_optimizer(
+    config: OptimizerConfig, learner: nn.Module, *, captured: bool = False
+) -> torch.optim.Optimizer:
+    """Return the optimizer of `learner`'s trainable parameters, fused where torch has it.
+
+    One that is to be `captured` in a graph counts its steps on the device.
+    """
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     if not is_elementwise(config.name):
         for parameter in parameters:  # they are seen as one vector, and not in a layout that convolutions like
             parameter.data = parameter.data.contiguous()
-    return build_joint_optimizer([config], [parameters])
+    return build_joint_optimizer([config], [parameters], captured=captured)
 
 
 def build_joint_optimizer(
-    configs: Sequence[OptimizerConfig], groups: Sequence[Sequence[Tensor]]
+    configs: Sequence[OptimizerConfig], groups: Sequence[Sequence[Tensor]], *, captured: bool = False
 ) -> torch.optim.Optimizer:
     """Return one optimizer of several groups of tensors, each with its own settings of the same optimizer."""
     kind = OPTIMIZERS[configs[0].name]
     on_fused_device = all(tensor.device.type in ("cpu", "cuda", "mps") for group in groups for tensor in group)
     extra = {"fused": True} if kind.fused and on_fused_device else {}
+    if captured:
+        extra["capturable"] = True
     return kind.optimizer(
         [
             {"params": list(group), **config.arguments(), **extra}

@@ -35,6 +35,7 @@ class TrainerConfig:
     time_budget: float | None  # seconds
     batch_size: int | None  # null takes the whole training split as one batch
     precision: str
+    capture: bool
     gradient_clip: float | None
     ema: float
     evaluate_every: int
@@ -61,7 +62,7 @@ class TrainerConfig:
 
     @property
     def step_settings(self) -> StepSettings:
-        return StepSettings(self.precision, self.gradient_clip, self.ema)
+        return StepSettings(self.precision, self.gradient_clip, self.ema, self.capture)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the last step of the run."""

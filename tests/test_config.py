@@ -102,6 +102,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "time_budget": 1.5,
         "batch_size": 13,
         "precision": "bf16",
+        "capture": True,
         "gradient_clip": 0.5,
         "ema": 0.9,
         "evaluate_every": 3,

@@ -23,6 +23,7 @@ STOREYS = (
         "abilities",
         "adversarial_losses",
         "augmentation",
+        "capture",
         "clustering",
         "losses",
         "networks",

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from test_contract import composed
 from torch import Tensor, nn
 
+from genexp.device import placed
 from genexp.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
@@ -192,5 +193,5 @@ def test_lbfgs_moves_filters_whatever_their_layout() -> None:
         loss.backward()
         return loss
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[arg-type]
     assert not torch.equal(network.weight, before)

@@ -37,6 +37,7 @@ CONFIG = TrainerConfig(
     time_budget=None,
     batch_size=2,
     precision="fp32",
+    capture=False,
     gradient_clip=None,
     ema=0.0,
     evaluate_every=1,
