@@ -143,7 +143,9 @@ class Learner:
         """Return the step that has these phases, which has a graph of its own."""
         names = tuple(phase.name for phase in due)
         if names not in self._captured:
-            self._captured[names] = CapturedStep(lambda batch, clock: self._run(due, batch, (), clock), new_graph())
+            self._captured[names] = CapturedStep(
+                lambda batch, clock: self._run(due, batch, (), clock), new_graph()
+            )
         return self._captured[names]
 
     def _set_rate(self, phase: Descent, clock: Clock) -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
+
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 _chosen = ["wall"]
+
+
+def chosen() -> str:
+    """Return the name of the clock that `now` reads."""
+    return _chosen[0]
 
 
 def choose(name: str) -> None:
@@ -16,6 +23,8 @@ def choose(name: str) -> None:
     for each other spend it as well.
     """
     _chosen[0] = name
+    if name == "processor":
+        torch.set_num_threads(1)
 
 
 def chosen() -> str:

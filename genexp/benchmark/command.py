@@ -45,8 +45,6 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="also draw what the scaling suite found to this file")
     options = parser.parse_args()
     clock.choose(options.clock)
-    if options.clock == "processor":
-        torch.set_num_threads(1)
     device = torch.device("cpu")
     comparisons = [row for suite in options.suite for row in _run(suite, options.rounds)]
     if options.figure:
