@@ -11,11 +11,6 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor"
 _chosen = ["wall"]
 
 
-def chosen() -> str:
-    """Return the name of the clock that `now` reads."""
-    return _chosen[0]
-
-
 def choose(name: str) -> None:
     """Let `now` read the clock on the wall, or the processor time of this process.
 
