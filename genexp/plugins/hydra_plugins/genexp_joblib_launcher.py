@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
@@ -49,8 +50,11 @@ class JoblibLauncher(SweepLauncher):
         workers = self.at_once
         settings = thread_settings(joblib.cpu_count() // workers)
         executor = get_reusable_executor(workers, env=settings, initializer=ignore_interruptions)
-        calls = {executor.submit(run_elsewhere, job, self.gate, os.getpid()): job for job in jobs}
-        wait(calls)
+        with warnings.catch_warnings():
+            # A worker whose memory has grown makes room for a new one, which costs no job; loky speaks of leaks.
+            warnings.filterwarnings("ignore", message="A worker stopped while", category=UserWarning)
+            calls = {executor.submit(run_elsewhere, job, self.gate, os.getpid()): job for job in jobs}
+            wait(calls)
         left = []
         for call, job in calls.items():
             error = call.exception()
