@@ -25,7 +25,7 @@ from genexp.checkpoint import numbered_checkpoints
 from genexp.data.held import hold
 from genexp.run import build_technique
 from genexp.technique import technique_names
-from genexp.tools import evaluate, evaluation, sample
+from genexp.tools import evaluate, sample
 from genexp.tools.finished_run import FinishedRun, find_checkpoint
 from genexp.tools.products import PRODUCTS, Order, products_of
 
@@ -70,12 +70,6 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _few_generated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "GENERATED", 100)
-    monkeypatch.setattr(evaluation, "AT_ONCE", 50)
-
-
 @pytest.fixture
 def copy(vae: Path, tmp_path: Path) -> Path:
     """Return a run to be damaged."""
@@ -109,6 +103,7 @@ def test_the_techniques_own_scores_are_those_it_had_in_training(vae: Path) -> No
         extra = {"knn_accuracy", "linear_probe_accuracy", "frechet", "coverage_mnist-v1", "nll_5"}
         assert extra <= written["metrics"].keys()
         assert (written["model"], written["dataset"], written["samples"]) == ("vae", "mnist_5k", 10)
+        assert written["options"]["generated"] == 10  # as many as there are real ones to compare with
     assert written["step"] == status(vae)["step"]
     assert written["checkpoint"] == f"checkpoints/{numbered_checkpoints(vae)[0].name}"
 

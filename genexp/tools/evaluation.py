@@ -21,7 +21,7 @@ from genexp.environment import describe_environment
 from genexp.errors import GenexpError
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
-from genexp.metrics.judge import GenerationJudge
+from genexp.metrics.judge import MOST_REAL, GenerationJudge
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.run import EVALUATION_BATCH
 from genexp.technique import Batch, Batches
@@ -30,7 +30,6 @@ from genexp.tools.finished_run import FinishedRun
 FILE_NAME = "evaluation.json"
 PROBE_SAMPLES = 10_000  # training codes that the probes learn from, and test codes that judge them, at most
 NEIGHBOURS = 10
-GENERATED = 2000  # images, as many as the GANs are judged by: these scores depend on the number
 AT_ONCE = 500
 
 
@@ -148,8 +147,10 @@ def generation_scores(work: _Work) -> dict[str, float]:
     if not isinstance(technique, Samples) or "frechet" in work.scores:
         return {}
     judge = GenerationJudge(work.run.dataset)
-    features = [judge.features(technique.sample(AT_ONCE)) for _ in range(GENERATED // AT_ONCE)]
-    work.used["generated"] = GENERATED
+    # As many as there are real ones to compare with, as for the GANs: these scores depend on the number.
+    count = min(len(work.run.held_out), MOST_REAL)
+    features = [judge.features(technique.sample(AT_ONCE)[: count - done]) for done in range(0, count, AT_ONCE)]
+    work.used["generated"] = count
     return judge.scores(work.run.test(), features)
 
 
