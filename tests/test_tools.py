@@ -170,12 +170,23 @@ def test_a_users_pictures_are_reconstructed_each_under_its_own_name(
     assert made(vae, "traversal", "--input", pictures / "red.jpg", "--output", tmp_path)
 
 
-def test_clusters_are_a_table_of_the_test_split(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert (
-        genexp(*tiny("kmeans"), "dataset=digits", "dataset.limit=90", "model.clusters=5", in_folder(folder)).code
-        == 0
-    )
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "kmeans"
+    words = ("dataset=digits", "dataset.limit=90", "model.clusters=5")
+    assert genexp(*tiny("kmeans"), *words, in_folder(folder)).code == 0
+    return folder
+
+
+def test_clusters_are_judged_on_both_splits(clustered: Path) -> None:
+    assert command(evaluate.main, clustered).code == 0
+    scores = json.loads((clustered / "evaluation.json").read_text())["metrics"]
+    assert {"acc", "nmi", "ari", "train_acc", "train_nmi", "train_ari"} <= scores.keys()
+    assert 0.2 < scores["train_acc"] < 0.6  # five clusters cannot match more than five of ten digits
+
+
+def test_clusters_are_a_table_of_the_test_split(clustered: Path) -> None:
+    folder = clustered
     (path,) = made(folder)
     with path.open() as file:
         rows = list(csv.DictReader(file))

@@ -131,12 +131,22 @@ def codes_and_labels(run: FinishedRun, samples: Batches) -> tuple[Tensor, Tensor
 
 
 def cluster_scores(work: _Work) -> dict[str, float]:
-    """Return how well clusters agree with labels, unless the technique has said so itself."""
-    technique = work.run.technique
-    labelled = "label" in work.run.dataset.test.streams
-    if not isinstance(technique, Clusters) or not labelled or "acc" in work.scores:
+    """Return how well clusters agree with labels: "train_acc", ... of the training split, and the test split's.
+
+    The latter only where the technique has not said so itself.
+    """
+    run = work.run
+    technique = run.technique
+    if not isinstance(technique, Clusters) or "label" not in run.dataset.test.streams:
         return {}
-    pairs = [(batch["label"].cpu(), technique.assign(batch).cpu()) for batch in work.run.test()]
+    train = SplitBatches(hold(run.dataset.train, run.device), EVALUATION_BATCH)
+    learned = {f"train_{name}": score for name, score in agreement(technique, train).items()}
+    return learned if "acc" in work.scores else {**agreement(technique, run.test()), **learned}
+
+
+def agreement(technique: Clusters, samples: Batches) -> dict[str, float]:
+    """Return "acc", "nmi" and "ari" of a technique's clusters."""
+    pairs = [(batch["label"].cpu(), technique.assign(batch).cpu()) for batch in samples]
     labels, clusters = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return clustering_scores(labels, clusters)
 
