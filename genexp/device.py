@@ -73,7 +73,8 @@ def placed(module: Module, device: torch.device) -> Module:
     module.to(device)
     if device.type == "cpu":
         for layer in module.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            # Frozen ones, whose features are compared channel by channel, are slower for it.
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.requires_grad:
                 layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return module
 
@@ -83,7 +84,8 @@ def use_deterministic_algorithms(wanted: bool) -> None:
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     # Said in either case: the runs of a sweep share one process.
-    torch.use_deterministic_algorithms(wanted)
+    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: a second
+        torch.use_deterministic_algorithms(wanted)
 
 
 def synchronize(device: torch.device) -> None:

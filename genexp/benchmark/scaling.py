@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import resource
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +87,7 @@ def _measured(words: tuple[str, ...], pictures: str) -> tuple[float, float]:
 
 def _run(words: tuple[str, ...]) -> tuple[float, float]:
     config = configuration(*words)
-    watch = watched(config)
+    with redirect_stdout(io.StringIO()):
+        watch = watched(config)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return 1e3 * watch.seconds / config["trainer"]["max_steps"], kilobytes / 1e3

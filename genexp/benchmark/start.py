@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from genexp.benchmark.clock import chosen, now
 from genexp.benchmark.rounds import Comparison, compete
 
 TORCH = (sys.executable, "-c", "import torch")
@@ -25,25 +27,32 @@ def run(rounds: int) -> list[Comparison]:
     )
 
 
+def _now() -> float:
+    """Return seconds on the clock that was chosen; of the processor's time, what commands have spent."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return now() if chosen() == "wall" else spent.ru_utime + spent.ru_stime
+
+
 def _seconds(*command: str) -> float:
-    begun = time.perf_counter()
+    begun = _now()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begun
+    return _now() - begun
 
 
 def _seconds_to_first_steps() -> float:
     """Return how long it takes until the metrics of the first steps are on disk: a few steps late, never early."""
     with tempfile.TemporaryDirectory() as name:
         words = (*GENEXP, "device=cpu", f"hydra.run.dir={name}")
-        begun = time.perf_counter()
+        begun = _now()
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 while not _has_lines(Path(name) / "metrics.jsonl"):
                     assert process.poll() is None, "genexp ended before its first step"
                     time.sleep(LOOK_EVERY)
-                return time.perf_counter() - begun
+                ended = _now()
             finally:
                 process.kill()
+        return (ended if chosen() == "wall" else _now()) - begun
 
 
 def _has_lines(path: Path) -> bool:
