@@ -116,7 +116,8 @@ class AsOfTheWhole(TorchFunctionMode):
 
     def _filled(self, value: Any) -> Any:
         """Return the part's rows in their place among those of the whole batch, whose values do not matter."""
-        return value.repeat(self._part.count, *[1] * (value.dim() - 1)) if self._has_rows(value) else value
+        # Not by repeat(), which forgets how numbers lie (channels last, say): they are drawn in that order.
+        return torch.cat([value] * self._part.count) if self._has_rows(value) else value
 
     def _own(self, drawn: Tensor) -> Tensor:
         return drawn[self._part.rows(len(drawn))]
@@ -155,4 +156,5 @@ def _batch_norm(
             running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
     scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
     normed = centred * scale[:, None] if bias is None else centred * scale[:, None] + bias[:, None]
-    return normed.reshape(values.shape).to(values.dtype)
+    # They lie as F.batch_norm leaves them: a dropout behind it draws in that order.
+    return torch.empty_like(values).copy_(normed.reshape(values.shape))

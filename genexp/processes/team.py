@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -126,7 +127,10 @@ def joined(board: Board, place: Place, device: torch.device) -> Iterator[Team]:
         timeout=FOREVER,
     )
     try:
-        yield Team(place)
+        with warnings.catch_warnings():
+            # Filters of one channel lie both channels first and channels last, whatever strides say.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            yield Team(place)
     finally:
         sys.excepthook = excepthook
         time.sleep(TO_FREE)
