@@ -206,6 +206,13 @@ def test_an_unknown_random_function_is_refused() -> None:
         torch.vmap(draw, randomness="error")(torch.arange(2))
 
 
+def test_dropout_between_convolutions_is_left_to_runs_alone() -> None:
+    words = [[*tiny("dcgan"), "model.dropout=0.5", f"seed={seed}"] for seed in (1, 2)]
+    first = built(*words[0])
+    with pytest.raises(UnlikeError, match="dropout between convolutions"):
+        together([first, built(*words[1], like=first)], 1)
+
+
 def test_what_is_more_than_a_number_is_named() -> None:
     one = [built(*tiny("stacked_autoencoder"), f"model.activation={name}") for name in ("relu", "tanh")]
     with pytest.raises(UnlikeError, match="activation"):

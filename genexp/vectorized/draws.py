@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from genexp.seeding import seed_for
-from genexp.vectorized.likeness import Numbers
+from genexp.vectorized.likeness import Numbers, UnlikeError
 from genexp.vectorized.linear import linear
 
 Fill = Callable[[int, Tensor, torch.Generator], object]  # row, its tensor, its generator
@@ -85,10 +85,13 @@ class Draws(TorchFunctionMode):
     def dropout(
         self, values: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
-        """Do what torch.nn.functional.dropout does on a CPU."""
+        """Do what torch.nn.functional.dropout does on a CPU. Raises UnlikeError where rows cannot."""
         rates = self._numbers.values(p, len(self._rows))
         if not training or not any(rates):
             return values
+        if values.dim() == 4 and values.device.type == "cpu":
+            # A run alone draws there in the order in which numbers lie: channels last, unlike here.
+            raise UnlikeError("dropout between convolutions would draw other numbers than in a run alone")
 
         def fill(row: int, mask: Tensor, generator: torch.Generator) -> None:
             kept = 1 - rates[row]
