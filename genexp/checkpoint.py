@@ -69,6 +69,12 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, possibly code: not loaded"
         ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}); see to its rights and its disk"
+        ) from None
+    except MemoryError:
+        raise  # which says nothing of the file
     except Exception as error:  # a damaged file can mislead a reader into any
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} is damaged ({reason})") from None
