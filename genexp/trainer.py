@@ -128,10 +128,7 @@ def train(
     observer = Observer(learner, material, config, seed, team)
     if start == 0:
         if team.leads:
-            seed_generators(learner.device, seed, "begin")
-            with torch.no_grad():
-                learner.technique.begin(material.train)
-        learner.reset_average()
+            begin(learner, material.train, seed)
         listener.record(observer.first(clock))
     team.align(learner)
     # Killed between its last checkpoint and its last picture, or halted there before.
@@ -159,6 +156,14 @@ def train(
         if ending:
             break
     return clock
+
+
+def begin(learner: Learner, samples: Batches, seed: int) -> None:
+    """Initialise the technique of a fresh run from the training split."""
+    seed_generators(learner.device, seed, "begin")
+    with torch.no_grad():
+        learner.technique.begin(samples)
+    learner.reset_average()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from running import called
 
 from genexp.benchmark import command, growth
+from genexp.benchmark.by_hand import Player
 from genexp.benchmark.logging import Work, run
 from genexp.benchmark.rounds import Comparison, compete
 from genexp.benchmark.trainer import WORKS, check, configured
@@ -34,10 +36,14 @@ def test_what_is_written_by_hand_is_the_same_work(name: str) -> None:
 
 
 def test_other_work_is_refused() -> None:
-    work, other = WORKS["stacked autoencoder"], WORKS["VAE"]
-    mixed = type(work)(other.preset, other.batch_size, other.steps, work.players)
-    with pytest.raises((AssertionError, RuntimeError)):
-        check(configured(mixed), mixed)
+    work = WORKS["stacked autoencoder"]
+
+    def others(technique: object, lr: float) -> list[Player]:
+        (player,) = work.players(technique, lr)
+        return [replace(player, loss=lambda images: 1.001 * player.loss(images))]
+
+    with pytest.raises(AssertionError, match="not the same work"):
+        check(configured(work), replace(work, players=others))
 
 
 def test_a_watch_sees_every_pause_between_steps() -> None:

@@ -34,6 +34,7 @@ STOREYS = (
     {"latent_walks", "learner", "metrics"},
     {"techniques", "trainer", "recorders"},
     {"resume", "comparison"},
+    {"build"},
     {"run"},
     {"sweep"},
     {"vectorized"},

@@ -20,6 +20,7 @@ from running import TINY, assert_same, background, genexp, in_folder, last_state
 from test_contract import composed, tiny
 from test_resume import wait_for
 
+from genexp.build import build_run
 from genexp.checkpoint import load_newest, numbered_checkpoints
 from genexp.device import AVAILABLE, DeviceConfig, choose_device
 from genexp.errors import ConfigError
@@ -27,7 +28,6 @@ from genexp.processes import gathering as starting
 from genexp.processes.board import Task, given_board
 from genexp.processes.gathering import Gathering, gathering
 from genexp.processes.place import Place
-from genexp.run import build_run
 from genexp.snapshot import Snapshot
 from genexp.stopping import StopRequest
 from genexp.trainer import train

@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 from running import background, genexp, last_state, metrics, status
 from test_contract import composed, tiny
 
+from genexp.build import Run, build_run
 from genexp.checkpoint import numbered_checkpoints
 from genexp.learner import Learner
-from genexp.run import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
+from genexp.trainer import begin
 from genexp.vectorized.draws import Draws, Generators
 from genexp.vectorized.likeness import Numbers, UnlikeError
 from genexp.vectorized.stack import Stack, clip
@@ -57,10 +58,7 @@ def built(*words: str, like: Run | None = None) -> Run:
     config = OmegaConf.to_container(composed(*words, *looks), resolve=True)
     assert isinstance(config, dict)
     run = build_run({str(key): value for key, value in config.items()}, None, like=like)
-    seed_generators(run.learner.device, run.seed, "begin")
-    with torch.no_grad():
-        run.learner.technique.begin(run.material.train)
-    run.learner.reset_average()
+    begin(run.learner, run.material.train, run.seed)
     return run
 
 

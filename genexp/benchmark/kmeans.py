@@ -17,9 +17,9 @@ from torch import Tensor
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import training_stream
 from genexp.benchmark.rounds import Comparison, compete
+from genexp.build import WHOLE_BATCH, WHOLE_FEATURES
 from genexp.clustering.lloyd import iterate, tally
 from genexp.clustering.starts import greedy_plus_plus
-from genexp.run import WHOLE_BATCH, WHOLE_FEATURES
 
 ITERATIONS = 25  # what faiss does by default
 TOLERANCE = 1e-3  # of the inertia

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, compete
+from genexp.build import Run, build_run
 from genexp.networks.vgg import DEVIATION, MEAN
-from genexp.run import Run, build_run
-from genexp.seeding import seed_generators
 from genexp.technique import Clock, Descent
+from genexp.trainer import begin
 
 CALLS = 6  # of the closure in a round
 SIZES = (256, 512)
@@ -43,9 +43,7 @@ def _begun(size: int) -> Run:
         "device=cpu",
     ]
     built = build_run(configuration(*overrides), None)
-    seed_generators(torch.device("cpu"), 0, "begin")
-    with torch.no_grad():
-        built.learner.technique.begin(built.material.train)
+    begin(built.learner, built.material.train, built.seed)
     return built
 
 

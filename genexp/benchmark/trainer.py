@@ -21,8 +21,8 @@ from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, compete
 from genexp.benchmark.watch import watched
+from genexp.build import Run, build_run
 from genexp.data import load_dataset
-from genexp.run import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock, Descent
 from genexp.vision import torchvision

@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from genexp.benchmark.clock import now
-from genexp.run import Run, build_run, describe_run, run_recorders
+from genexp.build import Run, build_run
+from genexp.run import describe_run, run_recorders
 from genexp.snapshot import Outcome, Snapshot
 from genexp.stopping import StopRequest
 from genexp.technique import Batch, Metrics

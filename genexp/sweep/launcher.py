@@ -123,7 +123,7 @@ class SweepLauncher(Launcher):
         return read_standing(job.folder, self.begun).state in ("waiting", "running")
 
     def _planned(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-        from genexp.run import check_config
+        from genexp.build import check_config
 
         given = set(self.config.hydra.overrides.task)
         jobs = []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genexp.abilities import Clusters, Explains, Samples
+from genexp.build import EVALUATION_BATCH
 from genexp.data.held import hold
 from genexp.data.limit import limited
 from genexp.data.stream import SplitBatches
@@ -23,7 +24,6 @@ from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.judge import MOST_REAL, GenerationJudge
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
-from genexp.run import EVALUATION_BATCH
 from genexp.technique import Batch, Batches
 from genexp.tools.finished_run import FinishedRun
 

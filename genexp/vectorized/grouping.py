@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from genexp.build import technique_config
 from genexp.optimizers import is_elementwise
 from genexp.resume import flatten
-from genexp.run import technique_config
 from genexp.sweep.job import Job
 from genexp.sweep.ledger import BESIDE, plain
 

@@ -8,15 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from genexp.build import Run
 from genexp.processes.team import Team
-from genexp.run import Run, Sitting, failure
-from genexp.seeding import seed_generators
+from genexp.run import Sitting, failure
 from genexp.snapshot import Snapshot
 from genexp.sweep.job import note_failure
 from genexp.technique import Clock
-from genexp.trainer import Observer
+from genexp.trainer import Observer, begin
 
 
 @dataclass
@@ -45,12 +43,9 @@ class Row:
 
     def begin(self, clock: Clock) -> None:
         """Do what comes before the first step of a fresh run."""
-        learner = self.built.learner
+        built = self.built
         if self.sitting.start == 0:
-            seed_generators(learner.device, self.built.seed, "begin")
-            with torch.no_grad():
-                learner.technique.begin(self.built.material.train)
-            learner.reset_average()
+            begin(built.learner, built.material.train, built.seed)
             self.recorders.record(self.observer.first(clock))
 
     def record(self, clock: Clock) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from genexp.run import Run, sitting_down
+from genexp.build import Run
+from genexp.run import sitting_down
 from genexp.stopping import stop_on_signals
 from genexp.sweep.job import Job, in_hydra, quiet_console, run_job
 from genexp.vectorized.grouping import differences, groups, obstacle

@@ -14,6 +14,7 @@ import torch
 from genexp.device import synchronize
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Clock, Descent
+from genexp.trainer import begin
 from genexp.vectorized.likeness import UnlikeError
 from genexp.vectorized.loop import batches_for, stacked
 from genexp.vectorized.rows import Row
@@ -47,9 +48,7 @@ def tried(rows: Sequence[Row], *, measure: bool) -> Trial | None:
         )
         for row in rows:
             if clock.step == 0:
-                seed_generators(row.built.learner.device, row.built.seed, "begin")
-                with torch.no_grad():
-                    row.built.learner.technique.begin(row.built.material.train)
+                begin(row.built.learner, row.built.material.train, row.built.seed)
         stack = stacked(rows)
         batches, shared = batches_for(rows, clock.step + 1)
         batch = next(batches)
