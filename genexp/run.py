@@ -52,10 +52,10 @@ def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None
     with claimed(folder):
         plain, previous = _to_run(cfg, folder)
         settings = bind(DeviceConfig, plain["device"], "device")
-        with gathering(chosen_place(settings.processes), settings.threads) as others:
-            built = build_run(plain, previous, others.place)
-            with closing(built.material.feed):
-                return _execute(Sitting(built, plain, folder, previous), others, until_epoch)
+        place = chosen_place(settings.processes)
+        built = build_run(plain, previous, place)  # first: what cannot be built starts no other process
+        with closing(built.material.feed), gathering(place, settings.threads) as others:
+            return _execute(Sitting(built, plain, folder, previous), others, until_epoch)
 
 
 def _to_run(cfg: DictConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -253,7 +253,10 @@ def test_torchrun_starts_them_too(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_shared_is_refused_in_one_line(words: list[str], error: str, tmp_path: Path) -> None:
+def test_what_cannot_be_shared_is_refused_in_one_line_before_any_process_starts(
+    words: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "_started", lambda *_: pytest.fail("a process was started"))
     folders = [in_folder(tmp_path / "run"), f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
     ended = genexp("model=stacked_autoencoder", *TINY, *words, *folders)
     assert ended.code == 1
