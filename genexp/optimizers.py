@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from genexp.config import bind, nearest, require
+from genexp.eager import eager
 from genexp.errors import ConfigError
 from genexp.technique import Clock
 
@@ -139,12 +140,12 @@ class _Kind:
 
 
 OPTIMIZERS = {
-    "adam": _Kind(AdamConfig, torch.optim.Adam, fused=True, capturable=True),
-    "adamw": _Kind(AdamConfig, torch.optim.AdamW, fused=True, capturable=True),
-    "sgd": _Kind(SGDConfig, torch.optim.SGD, fused=True),
-    "rmsprop": _Kind(RMSpropConfig, torch.optim.RMSprop),
-    "adadelta": _Kind(AdadeltaConfig, torch.optim.Adadelta),
-    "lbfgs": _Kind(LBFGSConfig, torch.optim.LBFGS, elementwise=False),
+    "adam": _Kind(AdamConfig, eager(torch.optim.Adam), fused=True, capturable=True),
+    "adamw": _Kind(AdamConfig, eager(torch.optim.AdamW), fused=True, capturable=True),
+    "sgd": _Kind(SGDConfig, eager(torch.optim.SGD), fused=True),
+    "rmsprop": _Kind(RMSpropConfig, eager(torch.optim.RMSprop)),
+    "adadelta": _Kind(AdadeltaConfig, eager(torch.optim.Adadelta)),
+    "lbfgs": _Kind(LBFGSConfig, eager(torch.optim.LBFGS), elementwise=False),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from test_contract import composed
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from genexp.device import placed
+from genexp.eager import eager
 from genexp.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
@@ -26,6 +29,8 @@ from genexp.technique import Clock
 
 # Rates that suit the bowl below, which is not the networks that the files' own are for.
 RATES = {"adam": 0.1, "adamw": 0.1, "sgd": 0.02, "rmsprop": 0.05, "adadelta": 100.0, "lbfgs": 1.0}
+
+TORCHS_OWN = (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adadelta, optim.LBFGS)
 
 
 @cache
@@ -195,3 +200,31 @@ def test_lbfgs_moves_filters_whatever_their_layout() -> None:
 
     optimizer.step(closure)  # type: ignore[arg-type]
     assert not torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize("kind", TORCHS_OWN)
+def test_what_is_eager_moves_as_torchs_own(kind: type[torch.optim.Optimizer]) -> None:
+    ended = []
+    for variant in (kind, eager(kind)):
+        bowl = Bowl()
+        optimizer = variant([bowl.place], lr=0.01)  # type: ignore[call-arg]
+        calls = descend(optimizer, bowl, 5)
+        assert bowl.place.requires_grad
+        optimizer.load_state_dict(optimizer.state_dict())
+        ended.append((calls, bowl.place.tolist(), str(optimizer.state_dict())))
+    assert ended[0] == ended[1]
+
+
+def test_a_step_does_not_wait_for_the_compiler() -> None:
+    lines = (
+        "import sys, torch",
+        "from genexp.optimizers import OPTIMIZERS",
+        "weight = torch.ones(2, requires_grad=True)",
+        "for kind in OPTIMIZERS.values():",
+        "    optimizer = kind.optimizer([weight], lr=0.1)",
+        "    weight.grad = weight.detach().clone()",
+        "    optimizer.step(lambda: 1.0)",
+        "    optimizer.load_state_dict(optimizer.state_dict())",
+        "assert 'torch._dynamo' not in sys.modules",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
