@@ -24,6 +24,13 @@ REAL_DATA = REPOSITORY.parent / "shared" / "data"
 # Small enough for every technique; intervals such that everything is recorded often.
 TINY = ("dataset.limit=40", "trainer.checkpoint_spacing=0", "device=cpu", "device.threads=1")
 TINY_BATCH = 8
+SLOW_IMPORTS = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "scipy.optimize",
+    "sklearn.metrics",
+    "tensorboardX",
+)
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,10 @@ def background(
 ) -> Iterator[multiprocessing.process.BaseProcess]:
     """Run the command line in another process, which is killed at the end of the block.
 
-    `prepare(*options)` runs in it first. The server has torch imported already: a start takes no second.
+    `prepare(*options)` runs in it first. The server has imported what takes long: a start takes no second.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["genexp.run", "genexp.train", "running"])
+    context.set_forkserver_preload(["genexp.run", "genexp.train", "running", *SLOW_IMPORTS])
     process = context.Process(target=_child, args=(arguments, prepare, options))
     process.start()
     try:

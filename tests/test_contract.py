@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from running import TINY, TINY_BATCH, assert_same, assert_same_run, genexp, in_folder, metrics, status
 
 from genexp.checkpoint import numbered_checkpoints
@@ -22,6 +22,7 @@ SMALLER = {  # values of keys that would make a run of a moment take longer, whe
     "weights": "random",  # pretrained ones are not to be had without a network
     "generator_width": 4,
     "discriminator_width": 4,
+    "hidden": [24, 16],
     "evaluation_samples": 20,
 }
 RECIPE = {
@@ -41,10 +42,15 @@ def tiny(name: str) -> list[str]:
     cfg = composed(f"model={name}")
     batch_size = cfg.model.recipe.batch_size
     words = [] if batch_size is None or batch_size < TINY_BATCH else [f"trainer.batch_size={TINY_BATCH}"]
-    words += [f"model.{key}={value}" for key, value in SMALLER.items() if key in cfg.model]
+    words += [f"model.{key}={value}" for key, value in SMALLER.items() if fits(value, cfg.model.get(key))]
     if "size" in cfg.dataset:
         words.append("dataset.size=32")
     return [f"model={name}", *TINY, *words]
+
+
+def fits(value: object, default: object) -> bool:
+    """Return whether a model has the key of a value: one of that kind."""
+    return default is not None and isinstance(value, list) == isinstance(default, ListConfig)
 
 
 @pytest.mark.parametrize("name", NAMES)

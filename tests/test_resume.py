@@ -16,7 +16,7 @@ from test_contract import NAMES, tiny
 from genexp import checkpoint
 from genexp.checkpoint import numbered_checkpoints
 
-EPOCHS = 12
+EPOCHS = 8
 
 
 def arguments(name: str, folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from genexp.recorders.reading import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RAW_POINTS = 5000  # more single steps than this are a smear
 WINDOWS = 300  # points of a smoothed curve at most
@@ -19,6 +20,9 @@ FEW_EPOCHS = 8  # with fewer, windows shorter than an epoch show more
 COLOURS = ("#2a6fb0", "#d1632a", "#3d8f4f", "#8a56a5", "#b8373f", "#6b6b6b", "#b08a1e", "#2a9d9a")
 LOG_RATIO = 50  # a wider range of positive values is drawn on a logarithmic axis
 PANEL = (5.2, 3.4)  # inches
+# What a panel leaves around its frame, in inches. It is fixed: to find it takes matplotlib as long as to draw all.
+LEFT, RIGHT, BELOW, ABOVE = 0.85, 0.15, 0.55, 0.15
+TITLE = 0.4  # inches
 
 
 def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, Column]], title: str, steps_per_epoch: int) -> None:
@@ -32,8 +36,9 @@ def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, Column]], title: 
     epochs = last / steps_per_epoch
     columns = 1 if len(groups) == 1 else 2 if len(groups) <= 4 else 3
     lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + TITLE), dpi=110)
     FigureCanvasAgg(figure)
+    _set_margins(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     for place, (panel, names) in enumerate(groups.items(), start=1):
         axes = figure.add_subplot(lines, columns, place)
@@ -49,6 +54,18 @@ def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, Column]], title: 
             if name in train and len(train[name].steps) <= RAW_POINTS:
                 _draw_steps(axes, train[name], colour, steps_per_epoch)
     figure.savefig(path)
+
+
+def _set_margins(figure: Figure) -> None:
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=LEFT / width,
+        right=1 - RIGHT / width,
+        bottom=BELOW / height,
+        top=1 - (ABOVE + TITLE) / height,
+        wspace=(LEFT + RIGHT) / (PANEL[0] - LEFT - RIGHT),
+        hspace=(BELOW + ABOVE) / (PANEL[1] - BELOW - ABOVE),
+    )
 
 
 def grouped(names: Sequence[str]) -> dict[str, list[str]]:
