@@ -14,8 +14,10 @@ from test_contract import composed
 from torch import Tensor
 
 from genexp.clustering.blocks import moments, take
-from genexp.clustering.lloyd import Distances, Totals, fit, iterate, nearest, refill, tally
+from genexp.clustering.distances import Distances, nearest
+from genexp.clustering.lloyd import fit, iterate, refill, tally
 from genexp.clustering.starts import greedy_plus_plus, random_points
+from genexp.clustering.totals import Totals
 from genexp.data import load_dataset
 from genexp.scatter import draw_clusters, flattened
 
@@ -100,7 +102,7 @@ def test_bounds_spare_comparisons_and_change_nothing(
     for _ in range(40):
         here, bounded = iterate([points], here, bounded)
         spent = sum(compared)
-        there, plain = iterate([points], there, replace(plain, changed=1.0, slack=None))
+        there, plain = iterate([points], there, replace(plain, changed=1.0, bounds=None))
         del compared[:]
         compared.append(spent)
         assert torch.equal(here, there)

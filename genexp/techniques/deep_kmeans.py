@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from genexp.abilities import Clusters
 from genexp.augmentation import jitter
-from genexp.clustering.lloyd import fit, nearest
+from genexp.clustering.distances import nearest
+from genexp.clustering.lloyd import fit
 from genexp.clustering.starts import greedy_plus_plus
 from genexp.config import require
 from genexp.data.dataset import DataSpec

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from genexp.abilities import Clusters
 from genexp.clustering.blocks import Points, moments, take
-from genexp.clustering.lloyd import Totals, iterate, nearest, refill, tally
+from genexp.clustering.bounds import Bounds
+from genexp.clustering.distances import nearest
+from genexp.clustering.lloyd import iterate, refill, tally
 from genexp.clustering.starts import greedy_plus_plus, random_points
+from genexp.clustering.totals import Totals
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
@@ -51,12 +54,12 @@ class KMeansConfig:
 
 
 @dataclass(frozen=True)
-class _Bounds:
+class _Spared:
     """What spares comparisons. It changes no result, and is found anew where it is missing: after a resume."""
 
     centres: Tensor  # what the bounds belong to
     changed: float
-    slack: Tensor | None
+    bounds: Bounds | None
 
 
 @register
@@ -89,7 +92,7 @@ class KMeans(Technique, Clusters):
                 f"model.clusters={config.clusters} exceeds the {spec.train_size} points; "
                 f"lower it or choose a larger data set"
             )
-        self._bounds: _Bounds | None = None
+        self._spared: _Spared | None = None
         self.file_centres = _load(config, features) if config.init.endswith(".npy") else None
         starts = config.n_init if self.file_centres is None else 1
         self.register_buffer("centres", torch.zeros(starts, config.clusters, features))
@@ -156,14 +159,14 @@ class KMeans(Technique, Clusters):
     def _known(self, starts: Tensor, centres: Tensor) -> Totals:
         """Return what is known of `starts`, with the bounds where they still belong to `centres`."""
         totals = Totals(self.sums[starts], self.counts[starts], self.labels[starts])
-        if self._bounds is None or not torch.equal(self._bounds.centres, centres):
+        if self._spared is None or not torch.equal(self._spared.centres, centres):
             return totals
-        return replace(totals, changed=self._bounds.changed, slack=self._bounds.slack)
+        return replace(totals, changed=self._spared.changed, bounds=self._spared.bounds)
 
     def _keep(self, starts: Tensor | slice, centres: Tensor, totals: Totals) -> None:
         self.sums[starts], self.counts[starts], self.labels[starts] = totals.sums, totals.counts, totals.labels
         self.inertia[starts] = (totals.energy(centres) + self.norm).clamp(min=0).to(self.inertia)
-        self._bounds = _Bounds(centres, totals.changed, totals.slack)
+        self._spared = _Spared(centres, totals.changed, totals.bounds)
 
     def follow(self, batch: Batch, clock: Clock) -> Metrics:
         """Move centres to the mean of all points that were ever assigned to them, those of `batch` included."""

@@ -1,0 +1,48 @@
+"""What Lloyd's algorithm knows of the points with respect to some centres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genexp.clustering.bounds import Bounds
+
+NOWHERE = -1  # the cluster of a point that has none yet
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What is known of the points with respect to some centres."""
+
+    sums: Tensor  # float64 (starts, clusters, features) of the points nearest to each centre
+    counts: Tensor  # int64 (starts, clusters)
+    labels: Tensor  # int32 (starts, points): the nearest centre of each point
+    changed: float = 1.0  # part of the labels that differ from those of the centres before
+    bounds: Bounds | None = None  # what spares comparisons with the next centres
+
+    @classmethod
+    def nothing(cls, centres: Tensor, count: int) -> Totals:
+        """Return what is known of `count` points that were never assigned."""
+        starts, clusters, _ = centres.shape
+        return cls(
+            torch.zeros_like(centres, dtype=wide(centres)),
+            torch.zeros(starts, clusters, dtype=torch.long, device=centres.device),
+            torch.full((starts, count), NOWHERE, dtype=torch.int32, device=centres.device),
+        )
+
+    def means(self, otherwise: Tensor) -> Tensor:
+        """Return the mean of each cluster; where it has no points, `otherwise`."""
+        counts = self.counts.unsqueeze(2)
+        return torch.where(counts > 0, (self.sums / counts.clamp(min=1)).to(otherwise), otherwise)
+
+    def energy(self, centres: Tensor) -> Tensor:
+        """Return the inertia (starts,) of the points about `centres`, less the squared norms of all points."""
+        rows = centres.to(self.sums)
+        return (self.counts * rows.square().sum(2) - 2 * (rows * self.sums).sum(2)).sum(1)
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the type to sum in: points come and go, and what a sum loses by rounding it would never get back."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
