@@ -18,6 +18,7 @@ from genexp.clustering.distances import Distances, nearest
 from genexp.clustering.lloyd import fit, iterate, refill, tally
 from genexp.clustering.starts import greedy_plus_plus, random_points
 from genexp.clustering.totals import Totals
+from genexp.clustering.update import Update
 from genexp.data import load_dataset
 from genexp.scatter import draw_clusters, flattened
 
@@ -83,22 +84,39 @@ def test_far_from_zero_no_digits_are_lost(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("features", "starts"), [(2, 1), (2, 3), (40, 1)])
+@pytest.mark.parametrize(
+    ("features", "starts", "clusters"),
+    [
+        (2, 1, 9),
+        (2, 3, 9),
+        (40, 1, 9),
+        (250, 1, 9),
+        (60, 1, 50),
+        (110, 2, 70),
+    ],  # one bound, each, some
+)
 def test_bounds_spare_comparisons_and_change_nothing(
-    features: int, starts: int, monkeypatch: pytest.MonkeyPatch
+    features: int, starts: int, clusters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = seeded_points(4000, features)
-    centres = random_points([points], 4000, starts=starts, clusters=9)
+    centres = random_points([points], 4000, starts=starts, clusters=clusters)
     compared: list[int] = []
-    original = Distances.__call__
+    with_all, with_groups = Distances.__call__, Distances.to_groups
 
     def counting(self: Distances, some: Tensor) -> Tensor:
-        compared.append(len(some))
-        return original(self, some)
+        scores = with_all(self, some)
+        compared.append(scores.numel())
+        return scores
+
+    def counting_too(self: Distances, some: Tensor, doubtful: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        where, scores = with_groups(self, some, doubtful)
+        compared.append(scores.numel())
+        return where, scores
 
     bounded, plain = tally([points], centres, 4000), tally([points], centres, 4000)
     here = there = centres
     monkeypatch.setattr(Distances, "__call__", counting)
+    monkeypatch.setattr(Distances, "to_groups", counting_too)
     for _ in range(40):
         here, bounded = iterate([points], here, bounded)
         spent = sum(compared)
@@ -108,7 +126,19 @@ def test_bounds_spare_comparisons_and_change_nothing(
         assert torch.equal(here, there)
         assert torch.equal(bounded.labels, plain.labels)
     assert torch.equal(bounded.labels[0].long(), nearest(points, here[0]))
-    assert compared[0] < 0.6 * 40 * 4000
+    assert compared[0] < 0.6 * 40 * 4000 * starts * clusters
+
+
+def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
+    points = seeded_points(2000, 60)
+    centres = random_points([points], 2000, starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
+    totals = replace(tally([points], centres, 2000), changed=0.0)
+    labels = totals.labels.clone()
+    for _ in range(4):
+        update = Update(centres, totals, centres)
+        update.add(points, slice(0, 2000))
+        totals = update.totals()
+        assert torch.equal(totals.labels, labels)
 
 
 def test_sums_follow_the_points() -> None:
