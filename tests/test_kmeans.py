@@ -14,7 +14,7 @@ from test_contract import composed
 from torch import Tensor
 
 from genexp.clustering.blocks import moments, take
-from genexp.clustering.distances import Distances, nearest
+from genexp.clustering.distances import Distances, Pairs, nearest
 from genexp.clustering.lloyd import fit, iterate, refill, tally
 from genexp.clustering.starts import greedy_plus_plus, random_points
 from genexp.clustering.totals import Totals
@@ -108,10 +108,10 @@ def test_bounds_spare_comparisons_and_change_nothing(
         compared.append(scores.numel())
         return scores
 
-    def counting_too(self: Distances, some: Tensor, doubtful: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        where, scores = with_groups(self, some, doubtful)
-        compared.append(scores.numel())
-        return where, scores
+    def counting_too(self: Distances, some: Tensor, doubtful: Tensor) -> Pairs:
+        pairs = with_groups(self, some, doubtful)
+        compared.append(pairs.scores.numel())
+        return pairs
 
     bounded, plain = tally([points], centres, 4000), tally([points], centres, 4000)
     here = there = centres

@@ -74,14 +74,19 @@ class Bounds:
         to the points' own centres are lost in here. `largest` is the largest squared norm of a centre, (starts,).
         """
         own = labels.T.long().unsqueeze(2)
-        unsure = self.unsure(largest)
-        self.upper.copy_(distances(scores.gather(2, own).squeeze(2), self.norms.unsqueeze(1) + unsure))
+        self.upper.copy_(distances(scores.gather(2, own).squeeze(2), self.high(largest)))
         least = _least_of_groups(scores.scatter_(2, own, torch.inf), self.lower.shape[2])
-        self.lower.copy_(distances(least, (self.norms.unsqueeze(1) - unsure).unsqueeze(2)))
+        self.lower.copy_(distances(least, self.low(largest).unsqueeze(2)))
 
-    def unsure(self, largest: Tensor) -> Tensor:
-        """Return how far squared distances may be off (points, starts)."""
-        return ROUNDING * (self.norms.unsqueeze(1) + largest)
+    def high(self, largest: Tensor) -> Tensor:
+        """Return (points, starts) what squares lack, such that no distance becomes too small by rounding."""
+        norms = self.norms.unsqueeze(1)
+        return norms + ROUNDING * (norms + largest)
+
+    def low(self, largest: Tensor) -> Tensor:
+        """Return (points, starts) what squares lack, such that no distance becomes too large by rounding."""
+        norms = self.norms.unsqueeze(1)
+        return norms - ROUNDING * (norms + largest)
 
 
 def group_count(centres: Tensor) -> int:

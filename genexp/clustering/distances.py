@@ -5,6 +5,7 @@ What is left out is the same for all centres, so that matrix products find the n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -13,6 +14,25 @@ from torch import Tensor
 from genexp.clustering.bounds import group_count
 
 GATHERED = 2**18  # features of centres, one for each of some points, that are copied at a time
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Points, and groups of centres that they were compared with."""
+
+    rows: Tensor  # int64 (pairs,) which point
+    starts: Tensor  # which start the group is of
+    groups: Tensor
+    scores: Tensor  # (pairs, members): the distances; what a group has fewer members than others is infinitely far
+
+    def at(self, chosen: Tensor) -> Pairs:
+        """Return the pairs at the indices `chosen`."""
+        return Pairs(self.rows[chosen], self.starts[chosen], self.groups[chosen], self.scores[chosen])
+
+    def hide(self, clusters: Tensor, groups: int) -> None:
+        """Let centres `clusters` (pairs,) be infinitely far, where they are members of their pair's group."""
+        member = (clusters % groups == self.groups).nonzero().squeeze(1)
+        self.scores[member, (clusters // groups)[member]] = torch.inf
 
 
 class Distances:
@@ -48,12 +68,8 @@ class Distances:
             scores[some] -= self._rows.index_select(0, places[some]).mul_(points[some]).sum(1)
         return scores
 
-    def to_groups(self, points: Tensor, doubtful: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Return the distances of points to groups of centres, where `doubtful` (points, starts, groups) says so.
-
-        Returns the (points, starts, groups) they belong to, and the distances (so many, members): what a group has
-        fewer members than others is infinitely far.
-        """
+    def to_groups(self, points: Tensor, doubtful: Tensor) -> Pairs:
+        """Compare points with groups of centres, where `doubtful` (points, starts, groups) says so."""
         starts, groups, rows = doubtful.permute(1, 2, 0).nonzero(as_tuple=True)
         centres, half_norms = self._groups
         ends = torch.cumsum(doubtful.sum(0).flatten(), 0).tolist()
@@ -62,7 +78,7 @@ class Distances:
             if last > first:
                 some = points.index_select(0, rows[first:last])
                 torch.addmm(half_norms[group], some, centres[group].T, alpha=-1, out=scores[first:last])
-        return (rows, starts, groups), scores
+        return Pairs(rows, starts, groups, scores)
 
     @cached_property
     def _groups(self) -> tuple[Tensor, Tensor]:

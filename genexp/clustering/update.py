@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genexp.clustering.bounds import Bounds, distances
-from genexp.clustering.distances import Distances
+from genexp.clustering.distances import Distances, Pairs
 from genexp.clustering.gathering import Gathering
 from genexp.clustering.totals import NOWHERE, Totals
 from genexp.whole_batch import ALL, here, total
@@ -112,60 +112,55 @@ class Update:
 
     def _compare_groups(self, points: Tensor, labels: Tensor, bounds: Bounds) -> None:
         """Compare points with the groups of centres of which one may be nearer than their own."""
-        starts = len(self._counts)
-        every = torch.arange(len(points), device=points.device)
         own = labels.T.long()  # (points, starts)
-        near = torch.stack(
-            [self._distances.to_one(points, every.new_tensor(start), own[:, start]) for start in range(starts)], 1
-        )
-        unsure = bounds.unsure(self._largest)
-        high, low = bounds.norms.unsqueeze(1) + unsure, bounds.norms.unsqueeze(1) - unsure
-        bounds.upper.copy_(distances(near, high))
+        near = self._to_own(points, own)
+        bounds.upper.copy_(distances(near, bounds.high(self._largest)))
         doubtful = bounds.lower < bounds.upper.unsqueeze(2)
         if doubtful.sum() > MANY * doubtful.numel():
             self._compare(points, labels, bounds)
             return
-        where, scores = self._distances.to_groups(points, doubtful)
-        rows, start, group = where
-        groups = doubtful.shape[2]
-        mine = own[rows, start]
-        itself = (mine % groups == group).nonzero().squeeze(1)
-        scores[itself, (mine // groups)[itself]] = torch.inf
-        least = scores.amin(1)
-        bounds.lower[where] = distances(least, low[rows, start])
-        winners = self._winners(points, where, scores, least, near)
-        if not len(winners):
-            return
-        rows, start, group = (index[winners] for index in where)
-        member = scores[winners].argmin(1)
-        to, left = member * groups + group, own[rows, start]
-        self._move(points, labels, rows, start, to)
-        bounds.upper[rows, start] = distances(least[winners], high[rows, start])
-        scores[winners, member] = torch.inf  # what is left is the distance of the group's others
-        bounds.lower[rows, start, group] = distances(scores[winners].amin(1), low[rows, start])
-        behind = distances(near[rows, start], low[rows, start])
-        home = (rows, start, left % groups)
-        bounds.lower[home] = torch.minimum(bounds.lower[home], behind)
+        pairs = self._distances.to_groups(points, doubtful)
+        pairs.hide(own[pairs.rows, pairs.starts], doubtful.shape[2])
+        low = bounds.low(self._largest)
+        least = distances(pairs.scores.amin(1), low[pairs.rows, pairs.starts])
+        bounds.lower[pairs.rows, pairs.starts, pairs.groups] = least
+        won = pairs.at(self._winners(points, pairs, near))
+        if len(won.rows):
+            self._change(points, labels, bounds, won, near)
 
-    def _winners(
-        self, points: Tensor, where: tuple[Tensor, Tensor, Tensor], scores: Tensor, least: Tensor, near: Tensor
-    ) -> Tensor:
-        """Return which pairs of points and groups, of those at `where`, have the centre that the point goes to."""
-        rows, start, group = where
-        found = (least < near[rows, start]).nonzero().squeeze(1)
-        if not len(found):
-            return found
+    def _to_own(self, points: Tensor, own: Tensor) -> Tensor:
+        """Return the distances (points, starts) to the points' own centres."""
+        starts = torch.arange(own.shape[1], device=own.device)
+        columns = [self._distances.to_one(points, start.expand(len(own)), own[:, start]) for start in starts]
+        return torch.stack(columns, 1)
+
+    def _winners(self, points: Tensor, pairs: Pairs, near: Tensor) -> Tensor:
+        """Return which pairs have a centre that the point goes to, being nearer than its own at `near`."""
+        least, place = pairs.scores.amin(1), pairs.rows * near.shape[1] + pairs.starts
+        found = (least < near.flatten()[place]).nonzero().squeeze(1)
         # A point may be nearer to centres of several groups, and as near to one of each.
-        place = rows * near.shape[1] + start
         best = near.new_full((near.numel(),), torch.inf).scatter_reduce_(0, place[found], least[found], "amin")
         found = found[least[found] == best[place[found]]]
         order = torch.arange(len(found), device=found.device)
         first = order.new_full((near.numel(),), len(found)).scatter_reduce_(0, place[found], order, "amin")
         found = found[first[place[found]] == order]
         # Products of other shapes round differently: whether it is nearer is decided by the same sums for both.
-        clusters = scores[found].argmin(1) * self._distances.group_count + group[found]
-        new = self._distances.to_one(points.index_select(0, rows[found]), start[found], clusters)
-        return found[new < near[rows[found], start[found]]]
+        some = pairs.at(found)
+        clusters = some.scores.argmin(1) * self._distances.group_count + some.groups
+        new = self._distances.to_one(points.index_select(0, some.rows), some.starts, clusters)
+        return found[new < near.flatten()[place[found]]]
+
+    def _change(self, points: Tensor, labels: Tensor, bounds: Bounds, won: Pairs, near: Tensor) -> None:
+        """Let points go to the nearest centre of the groups that `won`; the one they leave is another now."""
+        rows, starts, groups = won.rows, won.starts, self._distances.group_count
+        high, low = bounds.high(self._largest)[rows, starts], bounds.low(self._largest)[rows, starts]
+        to, left = won.scores.argmin(1) * groups + won.groups, labels.T[rows, starts].long()
+        bounds.upper[rows, starts] = distances(won.scores.amin(1), high)
+        won.hide(to, groups)
+        bounds.lower[rows, starts, won.groups] = distances(won.scores.amin(1), low)
+        home = (rows, starts, left % groups)
+        bounds.lower[home] = torch.minimum(bounds.lower[home], distances(near[rows, starts], low))
+        self._move(points, labels, rows, starts, to)
 
     def _move(self, points: Tensor, labels: Tensor, rows: Tensor, starts: Tensor, to: Tensor) -> None:
         """Let the points at `rows` leave their clusters for clusters `to`, in the start that each index is of."""
