@@ -99,3 +99,22 @@ def test_the_figure_has_a_column_an_axis(tmp_path: Path) -> None:
     ]
     growth.draw(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("start", "--rounds", "0"),
+        ("start", "--rounds", "many"),
+        ("start", "--json", "nowhere/figures.json"),
+        ("start", "--figure", "growth.png"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_it_begins(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_run", lambda suite, rounds: pytest.fail("it began"))
+    ended = called("genexp-benchmark", command.main, *words)
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1].startswith("genexp-benchmark: error: ")

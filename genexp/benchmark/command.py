@@ -37,22 +37,40 @@ def main() -> None:
     """Run the suites named on the command line."""
     parser = argparse.ArgumentParser(description="Measure genexp against rivals on the same work, in turn.")
     parser.add_argument("suite", nargs="+", choices=sorted(SUITES))
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds; medians are quoted")
+    parser.add_argument("--rounds", type=_count, default=5, help="paired rounds; medians are quoted")
     parser.add_argument(
         "--clock", choices=clock.CLOCKS, default="wall", help="processor: of one thread, where the machine is busy"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--figure", type=Path, help="also draw what the scaling suite found to this file")
+    parser.add_argument("--json", type=_new_file, help="also write the figures to this file")
+    parser.add_argument("--figure", type=_new_file, help="also draw what the scaling suite found to this file")
     options = parser.parse_args()
+    if options.figure and "scaling" not in options.suite:
+        parser.error("--figure draws what the suite scaling finds; add scaling")
     clock.choose(options.clock)
     device = torch.device("cpu")
-    comparisons = [row for suite in options.suite for row in _run(suite, options.rounds)]
+    comparisons: list[Comparison] = []
+    for suite in options.suite:
+        comparisons += (found := _run(suite, options.rounds))
+        Console().print(_table(found, f"{describe_device(device)}, {platform.machine()}"))
     if options.figure:
         growth.draw([row for row in comparisons if row.unit in growth.UNITS], options.figure)
-    Console().print(_table(comparisons, f"{describe_device(device)}, {platform.machine()}"))
     if options.json:
         content = {"environment": describe_environment(device), "results": [row.as_dict() for row in comparisons]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no count; give 1 or more")
+    return int(text)
+
+
+def _new_file(text: str) -> Path:
+    """Return the path, if a file can be written there: to find out after the measurement would be too late."""
+    path = Path(text)
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written; give a file in a folder that exists")
+    return path
 
 
 def _run(suite: str, rounds: int) -> list[Comparison]:
