@@ -15,6 +15,7 @@ from genexp.build import Run, build_run, refuse_other_keys
 from genexp.comparison import write_run_report
 from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
+from genexp.data.held import in_our_words
 from genexp.device import DeviceConfig
 from genexp.environment import describe_environment
 from genexp.paths import shown_command, shown_path
@@ -162,9 +163,12 @@ def _execute(sitting: Sitting, others: Gathering, until_epoch: int | None) -> Re
                     start=sitting.start,
                     team=team,
                 )
-        except BaseException as error:
+        except BaseException as raised:
+            error = in_our_words(raised)
             recorders.close(failure(recorders, error))
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         done = sitting.conclude(recorders, clock)
     exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
     return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import LazyStream, Split
-from genexp.data.held import Batch, HeldSplit, ResidentSplit, StreamedSplit, hold, scaled
+from genexp.data.held import Batch, HeldSplit, ResidentSplit, StreamedSplit, hold, in_our_words, scaled
 from genexp.data.order import round_robin, shuffled
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.errors import ConfigError, DataError
@@ -201,6 +201,21 @@ def test_a_sample_that_breaks_later_ends_the_run_in_one_line(workers: int) -> No
     with feed, pytest.raises(DataError, match=r"^11.png cannot be read; replace it$"):
         list(islice(feed.batches(1), 8))
     assert not multiprocessing.active_children()
+
+
+def test_a_reading_process_that_is_killed_ends_the_run_in_one_line() -> None:
+    feed = stream(hold(lazy_numbers(), "cpu", 0, workers=1))
+    with feed:
+        batches = feed.batches(1)
+        next(batches)
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises((RuntimeError, DataError)) as raised:
+            list(islice(batches, 20))
+    error = in_our_words(raised.value)
+    assert isinstance(error, DataError)
+    assert "process that reads the data set was killed" in str(error)
+    assert in_our_words(KeyError("other")).args == ("other",)
 
 
 def test_closing_ends_every_iterator() -> None:

@@ -25,6 +25,10 @@ Indices = Mapping[str, Tensor]  # stream name → int64 (batch,)
 # waiting for them takes up to a hundred times as long as doing it alone.
 ONE_THREAD = 2**18
 WORD_TYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+READER_GONE = (
+    "a process that reads the data set was killed, perhaps for want of memory; set trainer.batch_size or "
+    "dataset.size lower, or give the machine more, and resume"
+)
 
 
 class HeldSplit(ABC):
@@ -111,10 +115,20 @@ class StreamedSplit(HeldSplit):
             multiprocessing_context=_process_context() if self.workers else None,
             generator=torch.Generator(),  # else it draws from the generator that the steps are seeded by
         )
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield {name: scaled(tensor.to(self.device, non_blocking=True)) for name, tensor in batch.items()}
+        try:
+            for batch in loader:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield {name: scaled(tensor.to(self.device, non_blocking=True)) for name, tensor in batch.items()}
+        except (EOFError, ConnectionError):  # it was killed while it handed a batch over
+            raise DataError(READER_GONE) from None
+
+
+def in_our_words(error: BaseException) -> BaseException:
+    """Return `error`; but where torch says, wherever the program is, that a reading process is gone: DataError."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return DataError(READER_GONE)
+    return error
 
 
 def scaled(tensor: Tensor) -> Tensor:
