@@ -102,9 +102,9 @@ def test_a_loss_that_is_no_longer_finite(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a short run that has finished; copy it before breaking it."""
+    """Return a short run that has finished; its checkpoints are its largest files. Copy it before breaking it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert genexp(*tiny("vae"), "trainer.epochs=2", in_folder(folder)).code == 0
+    assert genexp(*tiny("vae"), "model.hidden=[400,400]", "trainer.epochs=2", in_folder(folder)).code == 0
     return folder
 
 
