@@ -27,7 +27,7 @@ def draw(rows: Sequence[Comparison], path: Path) -> None:
             panel.set_xticks(places, [f"{place:,}" for place in places])
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.yaxis.set_major_formatter(ScalarFormatter())
-            panel.set_ylim(0, 1.1 * panel.dataLim.y1)
+            panel.set_ylim(0, 1.1 * max((row.ours for row in shown), default=1))
             panel.grid(alpha=0.3)
         panels[-1, column].set_xlabel(axis)
     for unit, panel in zip(("milliseconds a step", "megabytes held at most"), panels[:, 0], strict=True):
