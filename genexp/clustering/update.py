@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genexp.clustering.bounds import Bounds, distances
 from genexp.clustering.distances import Distances, Pairs
-from genexp.clustering.gathering import Gathering
+from genexp.clustering.point_buffer import PointBuffer
 from genexp.clustering.totals import NOWHERE, Totals
 from genexp.whole_batch import ALL, here, total
 
@@ -36,7 +36,7 @@ class Update:
             self._bounds = Bounds.unknown(centres, self._labels.shape[1])
         elif self._bounds is not None and before is not None:
             self._rows = self._bounds.loosen(before, centres, self._labels)
-        self._gathered = Gathering(centres.shape[2], centres)
+        self._gathered = PointBuffer(centres.shape[2], centres)
 
     def totals(self) -> Totals:
         """Return what is known once all blocks were added."""

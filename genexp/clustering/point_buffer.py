@@ -8,7 +8,7 @@ from torch import Tensor
 FEATURES = 2**21  # of all points that are gathered at most, where that is more than one block
 
 
-class Gathering:
+class PointBuffer:
     """A buffer of points and their places."""
 
     def __init__(self, features: int, like: Tensor) -> None:
