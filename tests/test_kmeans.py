@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from sklearn.cluster import KMeans as Rival
 from test_contract import composed
 from torch import Tensor
 
+from genexp.clustering import screening
 from genexp.clustering.blocks import moments, take
-from genexp.clustering.distances import Distances, Pairs, nearest
+from genexp.clustering.distances import Distances, nearest
 from genexp.clustering.lloyd import fit, iterate, refill, tally
+from genexp.clustering.projections import Projections
 from genexp.clustering.starts import greedy_plus_plus, random_points
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Update
@@ -84,60 +87,96 @@ def test_far_from_zero_no_digits_are_lost(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("features", "starts", "clusters"),
-    [
-        (2, 1, 9),
-        (2, 3, 9),
-        (40, 1, 9),
-        (250, 1, 9),
-        (60, 1, 50),
-        (110, 2, 70),
-    ],  # one bound, each, some
-)
+@pytest.mark.parametrize(("features", "starts", "clusters"), [(2, 1, 9), (2, 3, 9), (40, 1, 9), (40, 2, 9)])
 def test_bounds_spare_comparisons_and_change_nothing(
     features: int, starts: int, clusters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = seeded_points(4000, features)
-    centres = random_points([points], 4000, starts=starts, clusters=clusters)
-    compared: list[int] = []
-    with_all, with_groups = Distances.__call__, Distances.to_groups
-
-    def counting(self: Distances, some: Tensor) -> Tensor:
-        scores = with_all(self, some)
-        compared.append(scores.numel())
-        return scores
-
-    def counting_too(self: Distances, some: Tensor, doubtful: Tensor) -> Pairs:
-        pairs = with_groups(self, some, doubtful)
-        compared.append(pairs.scores.numel())
-        return pairs
-
-    bounded, plain = tally([points], centres, 4000), tally([points], centres, 4000)
-    here = there = centres
-    monkeypatch.setattr(Distances, "__call__", counting)
-    monkeypatch.setattr(Distances, "to_groups", counting_too)
+    torch.manual_seed(0)
+    here = there = random_points([points], 4000, starts=starts, clusters=clusters)
+    bounded, plain = tally([points], here, 4000), tally([points], there, 4000)
+    compared = counted(monkeypatch, Distances, "__call__", lambda _, some: len(some))
     for _ in range(40):
         here, bounded = iterate([points], here, bounded)
         spent = sum(compared)
-        there, plain = iterate([points], there, replace(plain, changed=1.0, bounds=None))
-        del compared[:]
-        compared.append(spent)
+        there, plain = iterate([points], there, replace(plain, changed=1.0, hints=None))
+        compared[:] = [spent]
         assert torch.equal(here, there)
         assert torch.equal(bounded.labels, plain.labels)
-    assert torch.equal(bounded.labels[0].long(), nearest(points, here[0]))
-    assert compared[0] < 0.6 * 40 * 4000 * starts * clusters
+    assert spent < 0.6 * 40 * 4000
+
+
+@pytest.mark.parametrize(("starts", "clusters"), [(1, 10), (1, 100), (6, 10)])
+def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = points_of("mnist_5k")
+    centres = random_points([points], len(points), starts=starts, clusters=clusters)
+    compared = counted(
+        monkeypatch, screening, "products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
+    )
+    screened_as_if_all_were_compared(points, centres, 20)
+    assert 0 < sum(compared) < 0.2 * 20 * points.numel() * starts * clusters
+
+
+def test_what_no_subspace_shows_is_compared_with_all_centres() -> None:
+    points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
+    screened_as_if_all_were_compared(points, random_points([points], 3000, starts=1, clusters=50), 6)
+
+
+def test_points_within_a_subspace_and_some_beside_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(3000, 5, generator=generator) @ torch.randn(5, 400, generator=generator)
+    points[::100] += torch.randn(30, 400, generator=generator)
+    screened_as_if_all_were_compared(points, random_points([points], 3000, starts=2, clusters=40), 12)
+
+
+def test_clusters_that_run_empty_are_screened_too() -> None:
+    points = points_of("mnist_5k")
+    centres = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from nearly all points
+    assert (tally([points], centres, len(points)).counts == 0).any()
+    screened_as_if_all_were_compared(points, centres, 12)
+
+
+def screened_as_if_all_were_compared(points: Tensor, centres: Tensor, iterations: int) -> None:
+    """Iterate with and without what is known from before: the same bits, and each point at its nearest centre."""
+    blocks, count = points.split(700), len(points)
+    known, anew = tally(blocks, centres, count), tally(blocks, centres, count)
+    here = there = centres
+    for _ in range(iterations):
+        here, known = iterate(blocks, here, known)
+        there, anew = iterate(blocks, there, replace(anew, hints=None))
+        assert isinstance(known.hints, Projections)
+        assert torch.equal(here, there)
+        assert torch.equal(known.labels, anew.labels)
+        for start, labels in zip(here, known.labels, strict=True):
+            distances = torch.cdist(points.double(), start.double()).square()
+            excess = distances.gather(1, labels.long().unsqueeze(1)).squeeze(1) - distances.amin(1)
+            scale = points.double().square().sum(1) + start.double().square().sum(1).max()
+            assert (excess <= 1e-6 * scale).all()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, cost: Callable[..., int]) -> list[int]:
+    """Return a list that gets the cost of each call of a function, from its arguments."""
+    function, costs = getattr(owner, name), []
+
+    def counting(*args: object) -> object:
+        costs.append(cost(*args))
+        return function(*args)
+
+    monkeypatch.setattr(owner, name, counting)
+    return costs
 
 
 def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
-    points = seeded_points(2000, 60)
-    centres = random_points([points], 2000, starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
-    totals = replace(tally([points], centres, 2000), changed=0.0)
+    points = points_of("mnist_5k")
+    centres = random_points([points], len(points), starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
+    totals = tally([points], centres, len(points))
     labels = totals.labels.clone()
-    for _ in range(4):
-        update = Update(centres, totals, centres)
-        update.add(points, slice(0, 2000))
-        totals = update.totals()
+    assert (labels < 40).all()
+    for _ in range(3):
+        update = Update(totals)
+        finder = screening.Screening(centres, totals, centres, update, [points])
+        finder.add(points, slice(0, len(points)))
+        totals = update.totals([], finder.hints)
         assert torch.equal(totals.labels, labels)
 
 

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from genexp.clustering.blocks import Blocks, take
+from genexp.clustering.comparing import Comparing
 from genexp.clustering.distances import Distances
+from genexp.clustering.projections import Projections
+from genexp.clustering.screening import Screening
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Update
 from genexp.whole_batch import here
@@ -45,13 +48,20 @@ def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> Tensor:
 
 def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None) -> Totals:
     """Return the totals of `centres`, into which those that are `known` of the centres `before` are turned."""
-    update = Update(centres, known, before)
-    first = 0
+    update = Update(known)
+    finder: Comparing | Screening
+    if before is not None and Projections.pay(centres, update.labels.shape[1]):
+        finder = Screening(centres, known, before, update, blocks)
+    else:
+        finder = Comparing(centres, known, before, update)
+    first, seen = 0, []
     for block in blocks:
         mine = here().rows(len(block))  # other processes may assign the others
-        update.add(block[mine], slice(first + mine.start, first + mine.stop))
+        seen.append(slice(first + mine.start, first + mine.stop))
+        finder.add(block[mine], seen[-1])
         first += len(block)
-    return update.totals()
+    finder.finish()
+    return update.totals(seen, finder.hints)
 
 
 def refill(totals: Totals, centres: Tensor, blocks: Blocks) -> Totals:
@@ -76,7 +86,9 @@ def refill(totals: Totals, centres: Tensor, blocks: Blocks) -> Totals:
     counts.index_put_((start, giver), -torch.ones_like(giver), accumulate=True)
     sums[start, taker], counts[start, taker] = point, 1
     labels[start, number] = taker.to(labels)
-    return Totals(sums, counts, labels, totals.changed)
+    if totals.hints is not None:
+        totals.hints.forget(start, number)
+    return Totals(sums, counts, labels, totals.changed, totals.hints)
 
 
 def _farthest(blocks: Blocks, centres: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genexp.clustering.bounds import Bounds
+from genexp.clustering.hints import Hints
 
 NOWHERE = -1  # the cluster of a point that has none yet
 
@@ -20,7 +20,7 @@ class Totals:
     counts: Tensor  # int64 (starts, clusters)
     labels: Tensor  # int32 (starts, points): the nearest centre of each point
     changed: float = 1.0  # part of the labels that differ from those of the centres before
-    bounds: Bounds | None = None  # what spares comparisons with the next centres
+    hints: Hints | None = None  # what spares comparisons with the next centres
 
     @classmethod
     def nothing(cls, centres: Tensor, count: int) -> Totals:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genexp.abilities import Clusters
 from genexp.clustering.blocks import Points, moments, take
-from genexp.clustering.bounds import Bounds
 from genexp.clustering.distances import nearest
+from genexp.clustering.hints import Hints
 from genexp.clustering.lloyd import iterate, refill, tally
 from genexp.clustering.starts import greedy_plus_plus, random_points
 from genexp.clustering.totals import Totals
@@ -57,9 +57,10 @@ class KMeansConfig:
 class _Spared:
     """What spares comparisons. It changes no result, and is found anew where it is missing: after a resume."""
 
-    centres: Tensor  # what the bounds belong to
+    starts: Tensor
+    centres: Tensor  # what the hints belong to
     changed: float
-    bounds: Bounds | None
+    hints: Hints | None
 
 
 @register
@@ -123,7 +124,9 @@ class KMeans(Technique, Clusters):
         self.centres.copy_(self._initial_centres(points, found.count))
         if self.config.batch_size is None:
             centres = self.centres - self.origin
-            self._keep(slice(None), centres, tally(points, centres, found.count))
+            self._keep(
+                torch.arange(len(centres), device=centres.device), centres, tally(points, centres, found.count)
+            )
         else:
             self.epoch_began.copy_(self.centres)
 
@@ -157,16 +160,22 @@ class KMeans(Technique, Clusters):
         return self._metrics(shift)
 
     def _known(self, starts: Tensor, centres: Tensor) -> Totals:
-        """Return what is known of `starts`, with the bounds where they still belong to `centres`."""
+        """Return what is known of `starts`, with the hints where they still belong to `centres`."""
         totals = Totals(self.sums[starts], self.counts[starts], self.labels[starts])
-        if self._spared is None or not torch.equal(self._spared.centres, centres):
+        if self._spared is None:
             return totals
-        return replace(totals, changed=self._spared.changed, bounds=self._spared.bounds)
+        kept = torch.isin(self._spared.starts, starts).nonzero().squeeze(1)
+        if not torch.equal(self._spared.centres[kept], centres):
+            return totals
+        hints = self._spared.hints
+        if hints is not None and len(kept) < len(self._spared.starts):
+            hints = hints.only(kept)
+        return replace(totals, changed=self._spared.changed, hints=hints)
 
-    def _keep(self, starts: Tensor | slice, centres: Tensor, totals: Totals) -> None:
+    def _keep(self, starts: Tensor, centres: Tensor, totals: Totals) -> None:
         self.sums[starts], self.counts[starts], self.labels[starts] = totals.sums, totals.counts, totals.labels
         self.inertia[starts] = (totals.energy(centres) + self.norm).clamp(min=0).to(self.inertia)
-        self._spared = _Spared(centres, totals.changed, totals.bounds)
+        self._spared = _Spared(starts, centres, totals.changed, totals.hints)
 
     def follow(self, batch: Batch, clock: Clock) -> Metrics:
         """Move centres to the mean of all points that were ever assigned to them, those of `batch` included."""

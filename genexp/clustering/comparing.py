@@ -1,0 +1,81 @@
+"""Nearest centres by matrix products with all of them, for the points that may have another than before."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genexp.clustering.bounds import Bounds
+from genexp.clustering.distances import Distances
+from genexp.clustering.point_buffer import PointBuffer
+from genexp.clustering.totals import NOWHERE, Totals
+from genexp.clustering.update import Moves, Update
+
+MOST = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
+SCORES = 2**20  # distances that are computed at a time: so many stay in the processor's cache
+
+
+class Comparing:
+    """Compares points with `centres`, and tells `update` which of them move."""
+
+    def __init__(self, centres: Tensor, known: Totals, before: Tensor | None, update: Update) -> None:
+        self._update = update
+        self._distances = Distances(centres)
+        self._largest = centres.square().sum(2).amax(1)  # (starts,)
+        self._chunk = max(1, SCORES // self._largest.numel() // centres.shape[1])
+        self.hints = known.hints if isinstance(known.hints, Bounds) else None
+        self._rows: Tensor | None = None  # the points that must be compared; None: all
+        self._fresh = self.hints is None and Bounds.pay(known.changed)
+        if self._fresh:
+            self.hints = Bounds.unknown(centres, update.labels.shape[1])
+        elif self.hints is not None and before is not None:
+            self._rows = self.hints.loosen(before, centres, update.labels)
+        self._gathered = PointBuffer(centres.shape[2], centres)
+
+    def add(self, block: Tensor, place: slice) -> None:
+        """Assign the points of `block`, which are those at `place`; some only when all blocks were added."""
+        rows = self._to_compare(place)
+        if rows is None or len(rows) > MOST * len(block):
+            self._assign(block, place)
+        elif len(rows):
+            if not self._gathered.has_room(len(rows)):
+                self.finish()
+            self._gathered.add(block, rows - place.start, rows)
+
+    def finish(self) -> None:
+        """Assign the points that were gathered."""
+        if len(self._gathered):
+            self._assign(*self._gathered.taken())
+
+    def _to_compare(self, place: slice) -> Tensor | None:
+        if self._rows is None:
+            return None
+        ends = torch.tensor([place.start, place.stop], device=self._rows.device)
+        first, last = torch.searchsorted(self._rows, ends).tolist()
+        return self._rows[first:last]
+
+    def _assign(self, points: Tensor, place: slice | Tensor) -> None:
+        """Note the nearest centre of each point at `place`, and what spares comparisons with the others."""
+        labels, bounds = self._update.labels[:, place], None if self.hints is None else self.hints.at(place)
+        for first in range(0, len(points), self._chunk):
+            some = slice(first, first + self._chunk)
+            self._compare(points[some], labels[:, some], None if bounds is None else bounds.at(some))
+        if isinstance(place, Tensor):
+            self._update.labels.index_copy_(1, place, labels)
+            if self.hints is not None and bounds is not None:
+                self.hints.put(place, bounds)
+
+    def _compare(self, points: Tensor, labels: Tensor, bounds: Bounds | None) -> None:
+        scores = self._distances(points)  # (points, starts, clusters)
+        least, known = scores.amin(2), labels.T.long()
+        # torch finds a minimum several times faster than its place, and the place is mostly known.
+        closer = least < scores.gather(2, known.clamp(min=0).unsqueeze(2)).squeeze(2)
+        rows, starts = (closer | (known == NOWHERE)).nonzero(as_tuple=True)
+        if len(rows) > known.numel() / 2:
+            self._update.move(points, labels, Moves(rows, starts, scores.argmin(2)[rows, starts]))
+        elif len(rows):
+            self._update.move(points, labels, Moves(rows, starts, scores[rows, starts].argmin(1)))
+        if bounds is not None:
+            if self._fresh:
+                torch.linalg.vector_norm(points, dim=1, out=bounds.norms).square_()
+            bounds.measure(scores, labels, self._largest)

@@ -1,0 +1,17 @@
+"""What Lloyd's algorithm may keep of the points besides their clusters, to compare them with fewer centres."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Hints(Protocol):
+    """What spares comparisons. It changes no result."""
+
+    def forget(self, starts: Tensor, points: Tensor) -> None:
+        """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
+
+    def only(self, starts: Tensor) -> Hints:
+        """Return what concerns `starts` (indices) alone."""

@@ -1,0 +1,172 @@
+"""Nearest centres by comparing a point only with those that its projection does not rule out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genexp.clustering.blocks import Blocks
+from genexp.clustering.bounds import ROUNDING
+from genexp.clustering.projections import Projections
+from genexp.clustering.totals import Totals
+from genexp.clustering.update import Moves, Update
+from genexp.whole_batch import ALL, here
+
+SCORES = 2**20  # bounds that are computed at a time: so many stay in the processor's cache
+MANY = 0.1  # of all centres are left: it is cheaper to compare with each of them
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Points with centres that may be the nearest, their own among them; sorted by point."""
+
+    rows: Tensor  # int64 (pairs,) which point
+    columns: Tensor  # which centre of all starts together
+
+    def between(self, first: int, last: int) -> Pairs:
+        """Return the pairs of the points from `first` to before `last`, which are counted from there."""
+        ends = torch.searchsorted(self.rows, torch.tensor([first, last])).tolist()
+        return Pairs(self.rows[slice(*ends)] - first, self.columns[slice(*ends)])
+
+
+class Screening:
+    """Compares points with `centres` (starts, clusters, features), which come after others `before`.
+
+    Distances are halved squares that lack the points' own squared norms. Whether a centre is nearer than another
+    is always decided by the same sums over all features: what was ruled out before makes no difference.
+    """
+
+    def __init__(self, centres: Tensor, known: Totals, before: Tensor, update: Update, blocks: Blocks) -> None:
+        self._update = update
+        self._shape = centres.shape[:2]
+        self._centres = centres.flatten(0, 1)
+        self._half_norms = self._centres.square().sum(1) / 2
+        self._largest = 2 * self._half_norms.max()
+        self._first = torch.arange(0, len(self._centres), self._shape[1])  # of each start
+        self._chunk = max(1, SCORES // len(self._centres))
+        self._fresh = not isinstance(known.hints, Projections)
+        if isinstance(known.hints, Projections):
+            self.hints = known.hints
+            self.hints.loosen(before, centres, update.labels)
+        else:
+            self.hints = Projections.of(blocks, centres, update.labels.shape[1])
+        self._projected = self.hints.project(self._centres)  # (starts · clusters, dimensions + 1)
+        self._screened = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
+        self._pairs: Pairs | None = None  # these; None: too many of them
+
+    def add(self, block: Tensor, place: slice) -> None:
+        """Assign the points of `block`, which are those at `place`."""
+        if self._fresh:
+            self.hints.at(place).fill(block)
+        if place.stop > self._screened.stop:
+            self._screen(place)
+        first = self._screened.start
+        if self._pairs is None:
+            pairs = self._of_all(block, place)
+        else:
+            pairs = self._pairs.between(place.start - first, place.stop - first)
+        if len(pairs.rows):
+            self._update.move(block, self._update.labels[:, place], self._moves(block, place, pairs))
+
+    def finish(self) -> None:
+        """Nothing is left to do once all blocks were added."""
+
+    def _screen(self, place: slice) -> None:
+        """Find out which centres may be nearer to the points at `place` than their own, and to some that follow."""
+        length = place.stop - place.start
+        ahead = 1 if self._fresh or here() != ALL else max(1, self._chunk // length)
+        self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
+        found: list[Pairs] = []
+        for some in self._parts(self._screened):
+            known, own = self.hints.at(some), self._own(some)
+            gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
+            pairs = self._possible(known.coordinates, self._projected, own, gap, MANY)
+            if pairs is None:
+                self._pairs = None
+                return
+            found.append(Pairs(pairs.rows + (some.start - place.start), pairs.columns))
+        self._pairs = _joined(found)
+
+    def _of_all(self, block: Tensor, place: slice) -> Pairs:
+        """Compare points with all centres; return those that may be nearer than their own."""
+        found = []
+        for some in self._parts(place):
+            first, own = some.start - place.start, self._own(some)
+            points = block[first : some.stop - place.start]
+            gap = self._rounding(self.hints.at(some)).expand_as(own)
+            pairs = self._possible(points, self._centres, own, gap, 1.0)
+            assert pairs is not None
+            found.append(Pairs(pairs.rows + first, pairs.columns))
+        return _joined(found)
+
+    def _parts(self, place: slice) -> Iterator[slice]:
+        for first in range(place.start, place.stop, self._chunk):
+            yield slice(first, min(first + self._chunk, place.stop))
+
+    def _own(self, place: slice) -> Tensor:
+        """Return which of all centres the points at `place` belong to: (points, starts)."""
+        return self._update.labels[:, place].T.long() + self._first
+
+    def _rounding(self, known: Projections) -> Tensor:
+        """Return what distances may be off by rounding: (points, 1)."""
+        return ROUNDING * (known.coordinates.square().sum(1, keepdim=True) + self._largest)
+
+    def _possible(self, points: Tensor, centres: Tensor, own: Tensor, gap: Tensor, most: float) -> Pairs | None:
+        """Return which centres seem nearer to points than their own and a gap; None if a larger part than `most`."""
+        scores = torch.addmm(self._half_norms, points, centres.T, alpha=-1)
+        limits = scores.gather(1, own) + gap
+        least = scores.scatter_(1, own, torch.inf).unflatten(1, self._shape).amin(2)
+        rows = (least < limits).any(1).nonzero().squeeze(1)
+        some = scores.index_select(0, rows).scatter_(1, own[rows], -torch.inf)
+        seem = some.unflatten(1, self._shape) < limits[rows].unsqueeze(2)
+        if seem.count_nonzero() > most * scores.numel():
+            return None
+        number, columns = seem.flatten(1).nonzero(as_tuple=True)
+        return Pairs(rows[number], columns)
+
+    def _moves(self, points: Tensor, place: slice, pairs: Pairs) -> Moves:
+        """Return which points go to which centre of their pairs, and note what is known of the nearest ones."""
+        known, own = self.hints.at(place), self._own(place)
+        exact = products(points, self._centres, pairs)
+        starts = pairs.columns // self._shape[1]
+        keys = pairs.rows * own.shape[1] + starts
+        stays = pairs.columns == own.flatten()[keys]
+        chosen = _least(self._half_norms[pairs.columns] - exact, keys, stays, own.numel())
+        nearest = Pairs(pairs.rows[chosen], pairs.columns[chosen])
+        inside = products(known.coordinates, self._projected, nearest)
+        lengths = known.coordinates[:, -1][nearest.rows] * self._projected[:, -1][nearest.columns]
+        known.products.view(-1)[keys[chosen]] = exact[chosen] - inside + lengths
+        goes = chosen[~stays[chosen]]
+        return Moves(pairs.rows[goes], starts[goes], pairs.columns[goes] % self._shape[1])
+
+
+def _joined(found: list[Pairs]) -> Pairs:
+    return Pairs(torch.cat([pairs.rows for pairs in found]), torch.cat([pairs.columns for pairs in found]))
+
+
+def products(points: Tensor, centres: Tensor, pairs: Pairs) -> Tensor:
+    """Return the inner product of each pair: (pairs,)."""
+    ends = pairs.rows.bincount(minlength=len(points)).cumsum(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        pattern = torch.sparse_csr_tensor(
+            torch.nn.functional.pad(ends, (1, 0)),
+            pairs.columns,
+            points.new_zeros(len(pairs.columns)),
+            size=(len(points), len(centres)),
+            check_invariants=False,
+        )
+    return torch.sparse.sampled_addmm(pattern, points, centres.T).values()
+
+
+def _least(scores: Tensor, keys: Tensor, preferred: Tensor, count: int) -> Tensor:
+    """Return where each of `count` keys that occurs has its least score: of equals `preferred`, or the first."""
+    least = scores.new_full((count,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
+    equal = (scores == least[keys]).nonzero().squeeze(1)
+    order = equal - len(scores) * preferred[equal]
+    first = order.new_full((count,), len(scores)).scatter_reduce_(0, keys[equal], order, "amin")
+    return first[first < len(scores)] % max(1, len(scores))
