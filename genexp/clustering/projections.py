@@ -13,10 +13,10 @@ from torch import Tensor
 
 from genexp.clustering.blocks import Blocks
 
-SHARE = 16  # features of a point for each number that is kept of it: all take a sixteenth of what the points take
+SHARE = 16  # features of a point for each number kept of it: all take a sixteenth of what the points take
 FEWEST, MOST = 8, 64  # dimensions of the subspace
 LARGE = 2**20  # features of all points: below there is nothing to gain
-SAMPLE, ROUNDS = 2048, 2  # points that the subspace is fitted to, and how often
+SAMPLE, ROUNDS = 1024, 2  # points that the subspace is fitted to, and how often
 SQUARES = 4e-6  # of a squared length: what the square of its part outside may be off in float32
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,15 +22,16 @@ MANY = 0.1  # of all centres are left: it is cheaper to compare with each of the
 
 @dataclass(frozen=True)
 class Pairs:
-    """Points with centres that may be the nearest, their own among them; sorted by point."""
+    """Points with centres that may be the nearest, their own among them; sorted by point and start."""
 
     rows: Tensor  # int64 (pairs,) which point
     columns: Tensor  # which centre of all starts together
+    seem: Tensor  # the least that the distance may be
 
     def between(self, first: int, last: int) -> Pairs:
         """Return the pairs of the points from `first` to before `last`, which are counted from there."""
-        ends = torch.searchsorted(self.rows, torch.tensor([first, last])).tolist()
-        return Pairs(self.rows[slice(*ends)] - first, self.columns[slice(*ends)])
+        ends = slice(*torch.searchsorted(self.rows, torch.tensor([first, last])).tolist())
+        return Pairs(self.rows[ends] - first, self.columns[ends], self.seem[ends])
 
 
 class Screening:
@@ -76,7 +77,7 @@ class Screening:
         """Nothing is left to do once all blocks were added."""
 
     def _screen(self, place: slice) -> None:
-        """Find out which centres may be nearer to the points at `place` than their own, and to some that follow."""
+        """Find out which centres may be nearer than their own to the points at `place` and some behind."""
         length = place.stop - place.start
         ahead = 1 if self._fresh or here() != ALL else max(1, self._chunk // length)
         self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
@@ -88,7 +89,7 @@ class Screening:
             if pairs is None:
                 self._pairs = None
                 return
-            found.append(Pairs(pairs.rows + (some.start - place.start), pairs.columns))
+            found.append(replace(pairs, rows=pairs.rows + (some.start - place.start)))
         self._pairs = _joined(found)
 
     def _of_all(self, block: Tensor, place: slice) -> Pairs:
@@ -100,8 +101,10 @@ class Screening:
             gap = self._rounding(self.hints.at(some)).expand_as(own)
             pairs = self._possible(points, self._centres, own, gap, 1.0)
             assert pairs is not None
-            found.append(Pairs(pairs.rows + first, pairs.columns))
-        return _joined(found)
+            found.append(replace(pairs, rows=pairs.rows + first))
+        pairs = _joined(found)
+        inside = products(self.hints.at(place).coordinates, self._projected, pairs)
+        return replace(pairs, seem=self._half_norms[pairs.columns] - inside)
 
     def _parts(self, place: slice) -> Iterator[slice]:
         for first in range(place.start, place.stop, self._chunk):
@@ -116,36 +119,43 @@ class Screening:
         return ROUNDING * (known.coordinates.square().sum(1, keepdim=True) + self._largest)
 
     def _possible(self, points: Tensor, centres: Tensor, own: Tensor, gap: Tensor, most: float) -> Pairs | None:
-        """Return which centres seem nearer to points than their own and a gap; None if a larger part than `most`."""
+        """Return which centres seem nearer to points than their own and a gap; None if more than `most`."""
         scores = torch.addmm(self._half_norms, points, centres.T, alpha=-1)
-        limits = scores.gather(1, own) + gap
+        at_own = scores.gather(1, own)
+        limits = at_own + gap
         least = scores.scatter_(1, own, torch.inf).unflatten(1, self._shape).amin(2)
-        rows = (least < limits).any(1).nonzero().squeeze(1)
-        some = scores.index_select(0, rows).scatter_(1, own[rows], -torch.inf)
-        seem = some.unflatten(1, self._shape) < limits[rows].unsqueeze(2)
-        if seem.count_nonzero() > most * scores.numel():
+        scores.scatter_(1, own, at_own)
+        doubtful = least < limits
+        rows = doubtful.any(1).nonzero().squeeze(1)
+        some = scores.index_select(0, rows)
+        # Where a start is not in doubt, not even the own centre is to be compared.
+        limits = limits.masked_fill_(~doubtful, -torch.inf).index_select(0, rows)
+        possible = (some.unflatten(1, self._shape) < limits.unsqueeze(2)).flatten(1)
+        if possible.count_nonzero() > most * scores.numel():
             return None
-        number, columns = seem.flatten(1).nonzero(as_tuple=True)
-        return Pairs(rows[number], columns)
+        number, columns = possible.nonzero(as_tuple=True)
+        return Pairs(rows[number], columns, some[number, columns])
 
     def _moves(self, points: Tensor, place: slice, pairs: Pairs) -> Moves:
         """Return which points go to which centre of their pairs, and note what is known of the nearest ones."""
         known, own = self.hints.at(place), self._own(place)
-        exact = products(points, self._centres, pairs)
+        scores = self._half_norms[pairs.columns] - products(points, self._centres, pairs)
         starts = pairs.columns // self._shape[1]
         keys = pairs.rows * own.shape[1] + starts
         stays = pairs.columns == own.flatten()[keys]
-        chosen = _least(self._half_norms[pairs.columns] - exact, keys, stays, own.numel())
-        nearest = Pairs(pairs.rows[chosen], pairs.columns[chosen])
-        inside = products(known.coordinates, self._projected, nearest)
-        lengths = known.coordinates[:, -1][nearest.rows] * self._projected[:, -1][nearest.columns]
-        known.products.view(-1)[keys[chosen]] = exact[chosen] - inside + lengths
+        chosen = _least(scores, keys, stays, own.numel())
+        rows, columns = pairs.rows[chosen], pairs.columns[chosen]
+        lengths = known.coordinates[:, -1][rows] * self._projected[:, -1][columns]
+        known.products.view(-1)[keys[chosen]] = pairs.seem[chosen] - scores[chosen] + lengths
         goes = chosen[~stays[chosen]]
         return Moves(pairs.rows[goes], starts[goes], pairs.columns[goes] % self._shape[1])
 
 
 def _joined(found: list[Pairs]) -> Pairs:
-    return Pairs(torch.cat([pairs.rows for pairs in found]), torch.cat([pairs.columns for pairs in found]))
+    if len(found) == 1:
+        return found[0]
+    parts = zip(*((pairs.rows, pairs.columns, pairs.seem) for pairs in found), strict=True)
+    return Pairs(*(torch.cat(tensors) for tensors in parts))
 
 
 def products(points: Tensor, centres: Tensor, pairs: Pairs) -> Tensor:

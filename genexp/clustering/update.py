@@ -39,6 +39,9 @@ class Update:
         labels[moves.starts, moves.rows] = moves.to.to(labels)
         self._moved += len(moves.rows)
         placed = bool((origin != NOWHERE).all())
+        if not placed and len(origin) == labels.numel():
+            self._place(points, labels)
+            return
         arrive, leave = moves.starts * clusters + moves.to, moves.starts * clusters + origin
         at_once = max(1, FEATURES // points.shape[1])
         for first in range(0, len(origin), at_once):
@@ -47,6 +50,16 @@ class Update:
             self._add(arrive[part], moved, 1)
             if placed:
                 self._add(leave[part], moved, -1)
+
+    def _place(self, points: Tensor, labels: Tensor) -> None:
+        """Add `points`, which were nowhere before, to the clusters that `labels` name."""
+        at_once = max(1, FEATURES // points.shape[1])
+        for first in range(0, len(points), at_once):
+            some = slice(first, first + at_once)
+            wide = points[some].to(self._sums)
+            for sums, counts, to in zip(self._sums, self._counts, labels[:, some].long(), strict=True):
+                sums.index_add_(0, to, wide)
+                counts += to.bincount(minlength=len(counts))
 
     def _add(self, places: Tensor, points: Tensor, sign: int) -> None:
         self._sums.flatten(0, 1).index_add_(0, places, points, alpha=sign)
