@@ -129,6 +129,13 @@ def test_points_within_a_subspace_and_some_beside_it() -> None:
     screened_as_if_all_were_compared(points, random_points([points], 3000, starts=2, clusters=40), 12)
 
 
+def test_few_points_of_many_features_are_not_projected() -> None:
+    points = torch.randn(9, 2**18, generator=torch.Generator().manual_seed(0))
+    centres = random_points([points], 9, starts=1, clusters=3)
+    _, totals = iterate([points], centres, tally([points], centres, 9))
+    assert not isinstance(totals.hints, Projections)
+
+
 def test_clusters_that_run_empty_are_screened_too() -> None:
     points = points_of("mnist_5k")
     centres = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from nearly all points

@@ -27,22 +27,21 @@ class Projections:
     basis: Tensor  # (features, dimensions), orthonormal
     coordinates: Tensor  # (points, dimensions + 1): the last is the length of what lies outside, at least
     products: (
-        Tensor  # (points, starts): so large is the inner product, outside, with a point's own centre at least
+        Tensor  # (points, starts): the inner products, outside, with points' own centres are at least so large
     )
 
     @staticmethod
     def pay(centres: Tensor, count: int) -> bool:
         """Return whether they pay. On a GPU they do not: it multiplies matrices sooner than it picks pairs."""
-        large = count * centres.shape[2] >= LARGE
+        large = count >= SAMPLE and count * centres.shape[2] >= LARGE
         return large and centres.device.type == "cpu" and _dimensions(centres) >= FEWEST
 
     @classmethod
     def of(cls, blocks: Blocks, centres: Tensor, count: int) -> Projections:
         """Return room for the projections of the `count` points in `blocks`, which are still to be filled in."""
-        starts, dimensions = len(centres), _dimensions(centres)
-        basis = _basis(blocks, count, dimensions)
-        products = centres.new_full((count, starts), -torch.inf)
-        return cls(basis, centres.new_empty(count, dimensions + 1), products)
+        basis = _basis(blocks, count, _dimensions(centres))
+        products = centres.new_full((count, len(centres)), -torch.inf)
+        return cls(basis, centres.new_empty(count, basis.shape[1] + 1), products)
 
     def at(self, place: slice) -> Projections:
         """Return those of the points at `place`, as views."""

@@ -61,6 +61,8 @@ class Screening:
 
     def add(self, block: Tensor, place: slice) -> None:
         """Assign the points of `block`, which are those at `place`."""
+        if not len(block):
+            return
         if self._fresh:
             self.hints.at(place).fill(block)
         if place.stop > self._screened.stop:
