@@ -109,6 +109,7 @@ def test_bounds_spare_comparisons_and_change_nothing(
 @pytest.mark.parametrize(("starts", "clusters"), [(1, 10), (1, 100), (6, 10)])
 def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = points_of("mnist_5k")
+    torch.manual_seed(0)
     centres = random_points([points], len(points), starts=starts, clusters=clusters)
     compared = counted(
         monkeypatch, screening, "products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
@@ -117,15 +118,20 @@ def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: 
     assert 0 < sum(compared) < 0.2 * 20 * points.numel() * starts * clusters
 
 
-def test_what_no_subspace_shows_is_compared_with_all_centres() -> None:
+def test_what_no_subspace_shows_is_compared_with_all_centres(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
-    screened_as_if_all_were_compared(points, random_points([points], 3000, starts=1, clusters=50), 6)
+    torch.manual_seed(0)
+    centres = random_points([points], 3000, starts=1, clusters=50)
+    wholly = counted(monkeypatch, screening.Screening, "_of_all", lambda _, block, place: len(block))
+    screened_as_if_all_were_compared(points, centres, 6)
+    assert sum(wholly) > 0.9 * 2 * 6 * 3000
 
 
 def test_points_within_a_subspace_and_some_beside_it() -> None:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(3000, 5, generator=generator) @ torch.randn(5, 400, generator=generator)
     points[::100] += torch.randn(30, 400, generator=generator)
+    torch.manual_seed(0)
     screened_as_if_all_were_compared(points, random_points([points], 3000, starts=2, clusters=40), 12)
 
 
