@@ -31,7 +31,7 @@ from genexp.whole_batch import Part
 log = logging.getLogger(__name__)
 GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 EVALUATION_BATCH = 500  # held-out samples at a time
-WHOLE_FEATURES, WHOLE_BATCH = 2**22, 2**14  # of the training split at a time: enough to keep all cores busy
+WHOLE_FEATURES, WHOLE_BATCH = 2**23, 2**14  # of the training split at a time: enough to keep all cores busy
 
 
 @dataclass

@@ -118,6 +118,17 @@ def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: 
     assert 0 < sum(compared) < 0.2 * 20 * points.numel() * starts * clusters
 
 
+def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = points_of("mnist_5k")
+    torch.manual_seed(0)
+    centres = random_points([points], len(points), starts=1, clusters=10)
+    totals = tally([points], centres, len(points))
+    looked = counted(monkeypatch, screening.Screening, "_possible", lambda _, some, *others: len(some))
+    for _ in range(30):
+        centres, totals = iterate([points], centres, totals)
+    assert len(points) < sum(looked) < 0.6 * 30 * len(points)
+
+
 def test_what_no_subspace_shows_is_compared_with_all_centres(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from genexp.technique import Batches
 
+FEATURES = 2**20  # of points that are multiplied at a time: so many stay in the processor's cache
+
 Blocks = Iterable[Tensor]  # float (points, features) each, in order; can be iterated again
 
 

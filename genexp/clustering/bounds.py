@@ -77,10 +77,31 @@ class Bounds:
         to the points' own centres are lost in here. `largest` is the largest squared norm of a centre, (starts,).
         """
         own = labels.T.long().unsqueeze(2)
+        nearest = scores.gather(2, own).squeeze(2)
+        self.replace(nearest, scores.scatter_(2, own, torch.inf).amin(2), largest)
+
+    def replace(self, own: Tensor, others: Tensor, largest: Tensor) -> None:
+        """Note how far the own centres are at most, and `others` at least: scores (points, starts) both."""
         norms = self.norms.unsqueeze(1)
         rounding = ROUNDING * (norms + largest)
-        self.upper.copy_(_distances(scores.gather(2, own).squeeze(2), norms + rounding))
-        self.lower.copy_(_distances(scores.scatter_(2, own, torch.inf).amin(2), norms - rounding))
+        self.upper.copy_(_distances(own, norms + rounding))
+        self.lower.copy_(_distances(others, norms - rounding))
+
+    def tighten(self, keys: Tensor, own: Tensor, others: Tensor, largest: Tensor) -> None:
+        """Note how far some own centres are, and that `others` are no nearer than so: scores (keys,) both.
+
+        `keys` number points and starts together.
+        """
+        norms = self.norms[keys // self.upper.shape[1]]
+        rounding = ROUNDING * (norms + largest)
+        lower = self.lower.view(-1)
+        self.upper.view(-1)[keys] = _distances(own, norms + rounding)
+        lower[keys] = torch.minimum(lower[keys], _distances(others, norms - rounding))
+
+
+def span(rows: Tensor, first: int, last: int) -> slice:
+    """Return where in sorted `rows` those from `first` to before `last` are."""
+    return slice(*torch.searchsorted(rows, torch.tensor([first, last], device=rows.device)).tolist())
 
 
 def _distances(scores: Tensor, norms: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genexp.clustering.bounds import Bounds
+from genexp.clustering.blocks import FEATURES
+from genexp.clustering.bounds import Bounds, span
 from genexp.clustering.distances import Distances
 from genexp.clustering.point_buffer import PointBuffer
 from genexp.clustering.totals import NOWHERE, Totals
@@ -22,7 +23,8 @@ class Comparing:
         self._update = update
         self._distances = Distances(centres)
         self._largest = centres.square().sum(2).amax(1)  # (starts,)
-        self._chunk = max(1, SCORES // self._largest.numel() // centres.shape[1])
+        starts, clusters, features = centres.shape
+        self._chunk = max(1, min(SCORES // (starts * clusters), FEATURES // features))
         self.hints = known.hints if isinstance(known.hints, Bounds) else None
         self._rows: Tensor | None = None  # the points that must be compared; None: all
         self._fresh = self.hints is None and Bounds.pay(known.changed)
@@ -30,7 +32,7 @@ class Comparing:
             self.hints = Bounds.unknown(centres, update.labels.shape[1])
         elif self.hints is not None and before is not None:
             self._rows = self.hints.loosen(before, centres, update.labels)
-        self._gathered = PointBuffer(centres.shape[2], centres)
+        self._gathered = PointBuffer(features, centres)
 
     def add(self, block: Tensor, place: slice) -> None:
         """Assign the points of `block`, which are those at `place`; some only when all blocks were added."""
@@ -50,9 +52,7 @@ class Comparing:
     def _to_compare(self, place: slice) -> Tensor | None:
         if self._rows is None:
             return None
-        ends = torch.tensor([place.start, place.stop], device=self._rows.device)
-        first, last = torch.searchsorted(self._rows, ends).tolist()
-        return self._rows[first:last]
+        return self._rows[span(self._rows, place.start, place.stop)]
 
     def _assign(self, points: Tensor, place: slice | Tensor) -> None:
         """Note the nearest centre of each point at `place`, and what spares comparisons with the others."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import Blocks
+from genexp.clustering.blocks import FEATURES, Blocks
+from genexp.clustering.bounds import Bounds
 
-SHARE = 16  # features of a point for each number kept of it: all take a sixteenth of what the points take
-FEWEST, MOST = 8, 64  # dimensions of the subspace
+SHARE = 16  # features of a point for each dimension of the subspace
+EVEN, MOST = 16, 64  # dimensions: a multiple of this, which a matrix product takes half as long for, and so many
 LARGE = 2**20  # features of all points: below there is nothing to gain
 SAMPLE, ROUNDS = 1024, 2  # points that the subspace is fitted to, and how often
 SQUARES = 4e-6  # of a squared length: what the square of its part outside may be off in float32
@@ -26,40 +27,47 @@ class Projections:
 
     basis: Tensor  # (features, dimensions), orthonormal
     coordinates: Tensor  # (points, dimensions + 1): the last is the length of what lies outside, at least
-    products: (
-        Tensor  # (points, starts): the inner products, outside, with points' own centres are at least so large
-    )
+    products: Tensor  # (points, starts): those outside, inner, with points' own centres are at least so large
+    bounds: Bounds  # which spare even the look at coordinates
 
     @staticmethod
     def pay(centres: Tensor, count: int) -> bool:
         """Return whether they pay. On a GPU they do not: it multiplies matrices sooner than it picks pairs."""
         large = count >= SAMPLE and count * centres.shape[2] >= LARGE
-        return large and centres.device.type == "cpu" and _dimensions(centres) >= FEWEST
+        return large and centres.device.type == "cpu" and _dimensions(centres) > 0
 
     @classmethod
     def of(cls, blocks: Blocks, centres: Tensor, count: int) -> Projections:
         """Return room for the projections of the `count` points in `blocks`, which are still to be filled in."""
-        basis = _basis(blocks, count, _dimensions(centres))
+        dimensions = _dimensions(centres)
+        basis, coordinates = _basis(blocks, count, dimensions), centres.new_empty(count, dimensions + 1)
         products = centres.new_full((count, len(centres)), -torch.inf)
-        return cls(basis, centres.new_empty(count, basis.shape[1] + 1), products)
+        return cls(basis, coordinates, products, Bounds.unknown(centres, count))
 
-    def at(self, place: slice) -> Projections:
-        """Return those of the points at `place`, as views."""
-        return Projections(self.basis, self.coordinates[place], self.products[place])
+    def at(self, place: slice | Tensor) -> Projections:
+        """Return those of the points at `place`: views at a slice, and copies at indices."""
+        bounds = self.bounds.at(place)
+        if isinstance(place, slice):
+            return Projections(self.basis, self.coordinates[place], self.products[place], bounds)
+        coordinates, products = self.coordinates.index_select(0, place), self.products.index_select(0, place)
+        return Projections(self.basis, coordinates, products, bounds)
 
     def forget(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
         self.products[points, starts] = -torch.inf
+        self.bounds.forget(starts, points)
 
     def only(self, starts: Tensor) -> Projections:
         """Return what concerns `starts` (indices) alone."""
-        return Projections(self.basis, self.coordinates, self.products[:, starts])
+        return Projections(self.basis, self.coordinates, self.products[:, starts], self.bounds.only(starts))
 
-    def loosen(self, before: Tensor, after: Tensor, labels: Tensor) -> None:
-        """Follow centres that moved, for points with `labels` (starts, points)."""
-        drift = self.project(after - before)[..., -1]  # (starts, clusters): how far they moved outside
-        for start, moves in enumerate(drift):
-            self.products[:, start].addcmul_(self.coordinates[:, -1], moves[labels[start]], value=-1)
+    def loosen(self, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
+        """Follow centres that moved, for points with `labels` (starts, points); return which to compare anew."""
+        moves = (after - before).flatten(0, 1)
+        drift = self.project(moves)[:, -1].view(after.shape[:2])  # how far they moved outside
+        for start, lengths in enumerate(drift):
+            self.products[:, start].addcmul_(self.coordinates[:, -1], lengths[labels[start]], value=-1)
+        return self.bounds.loosen(before, after, labels)
 
     def gap(self, lengths: Tensor) -> Tensor:
         """Return how much farther own centres may be than they seem, whose parts outside have these `lengths`.
@@ -71,18 +79,26 @@ class Projections:
 
     def fill(self, points: Tensor) -> None:
         """Project `points`, whose projections these are."""
-        self.coordinates.copy_(self.project(points))
+        at_once = max(1, FEATURES // points.shape[1])
+        parts = (part.split(at_once) for part in (points, self.coordinates, self.bounds.norms))
+        for some, coordinates, norms in zip(*parts, strict=True):
+            torch.linalg.vector_norm(some, dim=1, out=norms).square_()
+            self._project(some, norms, coordinates)
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the coordinates (..., dimensions + 1) of points, or centres, (..., features)."""
+        """Return the coordinates (points, dimensions + 1) of points, or centres, (points, features)."""
+        coordinates = points.new_empty(len(points), self.basis.shape[1] + 1)
+        self._project(points, points.square().sum(1), coordinates)
+        return coordinates
+
+    def _project(self, points: Tensor, norms: Tensor, coordinates: Tensor) -> None:
         inside = points @ self.basis
-        squares = torch.linalg.vector_norm(points, dim=-1, keepdim=True).square_()
-        outside = squares * (1 + SQUARES) - inside.square().sum(-1, keepdim=True)
-        return torch.cat([inside, outside.clamp_(min=0).sqrt_()], -1)
+        coordinates[:, :-1] = inside
+        coordinates[:, -1] = (norms * (1 + SQUARES) - inside.square().sum(1)).clamp_(min=0).sqrt_()
 
 
 def _dimensions(centres: Tensor) -> int:
-    return min(MOST, centres.shape[2] // SHARE - 1 - len(centres))
+    return min(MOST, centres.shape[2] // SHARE // EVEN * EVEN)
 
 
 def _basis(blocks: Blocks, count: int, dimensions: int) -> Tensor:

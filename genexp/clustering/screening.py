@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import Blocks
-from genexp.clustering.bounds import ROUNDING
+from genexp.clustering.blocks import FEATURES, Blocks
+from genexp.clustering.bounds import ROUNDING, Bounds, span
 from genexp.clustering.projections import Projections
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Moves, Update
 from genexp.whole_batch import ALL, here
 
 SCORES = 2**20  # bounds that are computed at a time: so many stay in the processor's cache
-MANY = 0.1  # of all centres are left: it is cheaper to compare with each of them
+MANY, FEW = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Pairs:
 
     def between(self, first: int, last: int) -> Pairs:
         """Return the pairs of the points from `first` to before `last`, which are counted from there."""
-        ends = slice(*torch.searchsorted(self.rows, torch.tensor([first, last])).tolist())
+        ends = span(self.rows, first, last)
         return Pairs(self.rows[ends] - first, self.columns[ends], self.seem[ends])
 
 
@@ -49,12 +48,14 @@ class Screening:
         self._largest = 2 * self._half_norms.max()
         self._first = torch.arange(0, len(self._centres), self._shape[1])  # of each start
         self._chunk = max(1, SCORES // len(self._centres))
+        count = update.labels.shape[1]
         self._fresh = not isinstance(known.hints, Projections)
         if isinstance(known.hints, Projections):
             self.hints = known.hints
-            self.hints.loosen(before, centres, update.labels)
+            self._rows = self.hints.loosen(before, centres, update.labels)  # the points that must be compared
         else:
-            self.hints = Projections.of(blocks, centres, update.labels.shape[1])
+            self.hints = Projections.of(blocks, centres, count)
+            self._rows = torch.arange(count)
         self._projected = self.hints.project(self._centres)  # (starts · clusters, dimensions + 1)
         self._screened = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
         self._pairs: Pairs | None = None  # these; None: too many of them
@@ -84,59 +85,69 @@ class Screening:
         ahead = 1 if self._fresh or here() != ALL else max(1, self._chunk // length)
         self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
         found: list[Pairs] = []
-        for some in self._parts(self._screened):
+        rows = self._rows[span(self._rows, self._screened.start, self._screened.stop)]
+        for some in rows.split(self._chunk):
             known, own = self.hints.at(some), self._own(some)
-            gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
-            pairs = self._possible(known.coordinates, self._projected, own, gap, MANY)
+            gap = known.gap(self._projected[:, -1][own]) + self._rounding(known.bounds)
+            pairs = self._possible(known.coordinates, self._projected, own, gap, known.bounds, MANY)
             if pairs is None:
                 self._pairs = None
                 return
-            found.append(replace(pairs, rows=pairs.rows + (some.start - place.start)))
+            self.hints.bounds.put(some, known.bounds)
+            found.append(replace(pairs, rows=some[pairs.rows] - place.start))
         self._pairs = _joined(found)
 
     def _of_all(self, block: Tensor, place: slice) -> Pairs:
         """Compare points with all centres; return those that may be nearer than their own."""
         found = []
-        for some in self._parts(place):
-            first, own = some.start - place.start, self._own(some)
-            points = block[first : some.stop - place.start]
-            gap = self._rounding(self.hints.at(some)).expand_as(own)
-            pairs = self._possible(points, self._centres, own, gap, 1.0)
+        at_once = min(self._chunk, max(1, FEATURES // block.shape[1]))
+        for begin in range(place.start, place.stop, at_once):
+            some = slice(begin, min(begin + at_once, place.stop))
+            bounds, own = self.hints.bounds.at(some), self._own(some)
+            points = block[begin - place.start : some.stop - place.start]
+            gap = self._rounding(bounds).expand_as(own)
+            pairs = self._possible(points, self._centres, own, gap, bounds, 1.0)
             assert pairs is not None
-            found.append(replace(pairs, rows=pairs.rows + first))
+            found.append(replace(pairs, rows=pairs.rows + (begin - place.start)))
         pairs = _joined(found)
         inside = products(self.hints.at(place).coordinates, self._projected, pairs)
         return replace(pairs, seem=self._half_norms[pairs.columns] - inside)
 
-    def _parts(self, place: slice) -> Iterator[slice]:
-        for first in range(place.start, place.stop, self._chunk):
-            yield slice(first, min(first + self._chunk, place.stop))
-
-    def _own(self, place: slice) -> Tensor:
+    def _own(self, place: slice | Tensor) -> Tensor:
         """Return which of all centres the points at `place` belong to: (points, starts)."""
         return self._update.labels[:, place].T.long() + self._first
 
-    def _rounding(self, known: Projections) -> Tensor:
+    def _rounding(self, bounds: Bounds) -> Tensor:
         """Return what distances may be off by rounding: (points, 1)."""
-        return ROUNDING * (known.coordinates.square().sum(1, keepdim=True) + self._largest)
+        return ROUNDING * (bounds.norms + self._largest).unsqueeze(1)
 
-    def _possible(self, points: Tensor, centres: Tensor, own: Tensor, gap: Tensor, most: float) -> Pairs | None:
-        """Return which centres seem nearer to points than their own and a gap; None if more than `most`."""
+    def _possible(
+        self, points: Tensor, centres: Tensor, own: Tensor, gap: Tensor, bounds: Bounds, most: float
+    ) -> Pairs | None:
+        """Return which centres seem nearer to points than their own and a gap; None if more than `most`.
+
+        The `bounds` of the points become those that hold where none of these is nearer.
+        """
         scores = torch.addmm(self._half_norms, points, centres.T, alpha=-1)
         at_own = scores.gather(1, own)
         limits = at_own + gap
-        least = scores.scatter_(1, own, torch.inf).unflatten(1, self._shape).amin(2)
+        others = scores.scatter_(1, own, torch.inf).unflatten(1, self._shape).amin(2)
         scores.scatter_(1, own, at_own)
-        doubtful = least < limits
+        doubtful = others < limits
         rows = doubtful.any(1).nonzero().squeeze(1)
         some = scores.index_select(0, rows)
         # Where a start is not in doubt, not even the own centre is to be compared.
-        limits = limits.masked_fill_(~doubtful, -torch.inf).index_select(0, rows)
-        possible = (some.unflatten(1, self._shape) < limits.unsqueeze(2)).flatten(1)
-        if possible.count_nonzero() > most * scores.numel():
+        reach = limits.masked_fill(~doubtful, -torch.inf).index_select(0, rows)
+        possible = (some.unflatten(1, self._shape) < reach.unsqueeze(2)).flatten(1)
+        if possible.count_nonzero() > most * scores.numel() + FEW * own.numel():
             return None
         number, columns = possible.nonzero(as_tuple=True)
-        return Pairs(rows[number], columns, some[number, columns])
+        pairs = Pairs(rows[number], columns, some[number, columns])
+        some[number, columns] = torch.inf
+        beyond = some.unflatten(1, self._shape).amin(2)
+        others[rows] = torch.where(doubtful[rows], beyond, others[rows])
+        bounds.replace(limits, others, self._largest)
+        return pairs
 
     def _moves(self, points: Tensor, place: slice, pairs: Pairs) -> Moves:
         """Return which points go to which centre of their pairs, and note what is known of the nearest ones."""
@@ -147,6 +158,9 @@ class Screening:
         stays = pairs.columns == own.flatten()[keys]
         chosen = _least(scores, keys, stays, own.numel())
         rows, columns = pairs.rows[chosen], pairs.columns[chosen]
+        beside = scores.index_fill(0, chosen, torch.inf)
+        second = scores.new_full((own.numel(),), torch.inf).scatter_reduce_(0, keys, beside, "amin")
+        known.bounds.tighten(keys[chosen], scores[chosen], second[keys[chosen]], self._largest)
         lengths = known.coordinates[:, -1][rows] * self._projected[:, -1][columns]
         known.products.view(-1)[keys[chosen]] = pairs.seem[chosen] - scores[chosen] + lengths
         goes = chosen[~stays[chosen]]
