@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -14,15 +17,18 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from genexp.benchmark.apart import apart
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import training_stream
-from genexp.benchmark.rounds import Comparison, compete
+from genexp.benchmark.rounds import Comparison, compare, compete
 from genexp.build import WHOLE_BATCH, WHOLE_FEATURES
 from genexp.clustering.lloyd import iterate, tally
 from genexp.clustering.starts import greedy_plus_plus
 
 ITERATIONS = 25  # what faiss does by default
 TOLERANCE = 1e-3  # of the inertia
+LARGE = 2**20  # bytes of points: with fewer, memory is not worth a look
+PEAK = Path("/proc/self/clear_refs")  # where Linux is told to forget how much memory was held at most
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,7 @@ def run(rounds: int) -> list[Comparison]:
     """Measure fits/s. Raises AssertionError where inertias differ by more than 0.1 %."""
     rows = []
     for name, points, clusters in _tasks():
-        chosen = np.random.default_rng(1).permutation(len(points))[:clusters]
-        initial = points[chosen].copy()
+        initial = _initial(points, clusters)
         contestants: dict[str, Callable[[], Fit]] = {
             "": partial(_ours, points, initial),
             "scikit-learn, Lloyd": partial(_scikit_learn, points, initial, "lloyd"),
@@ -57,7 +62,7 @@ def run(rounds: int) -> list[Comparison]:
         _check(points, contestants)
         timed = {rival: partial(_speed, fit) for rival, fit in contestants.items()}
         rows += compete(f"k-means {name} k={clusters}", timed.pop(""), timed, rounds=rounds, unit="fits/s")
-    return rows + _starts(rounds)
+    return rows + _starts(rounds) + _memory(rounds)
 
 
 def _tasks() -> Iterator[tuple[str, np.ndarray, int]]:
@@ -69,6 +74,10 @@ def _tasks() -> Iterator[tuple[str, np.ndarray, int]]:
     clouds = generator.normal(scale=2, size=(256, 32))
     points = clouds[generator.integers(256, size=1_000_000)] + generator.normal(size=(1_000_000, 32))
     yield "1,000,000×32", points.astype(np.float32), 256
+
+
+def _initial(points: np.ndarray, clusters: int) -> np.ndarray:
+    return points[np.random.default_rng(1).permutation(len(points))[:clusters]].copy()
 
 
 def _images() -> np.ndarray:
@@ -137,3 +146,31 @@ def _starts(rounds: int) -> list[Comparison]:
 
     task = f"k-means++ and {iterations} iterations, {count:,}×784 k=10, 10 starts"
     return compete(task, partial(fit, 10), {"1 start": partial(fit, 1)}, rounds=rounds, unit="fits/s")
+
+
+def _memory(rounds: int) -> list[Comparison]:
+    """Measure what a fit takes besides the points, where the system tells how much was held at most."""
+    rows = []
+    for index, (name, points, clusters) in enumerate(_tasks() if PEAK.is_file() else ()):
+        if points.nbytes > LARGE:
+            taken = [apart(_taken, index) for _ in range(rounds)]
+            size = [points.nbytes / 1e6] * rounds
+            rows.append(compare(f"k-means {name} k={clusters}, memory", "the points", taken, size, unit="MB"))
+    return rows
+
+
+def _taken(index: int) -> float:
+    _, points, clusters = next(islice(_tasks(), index, None))
+    initial = _initial(points, clusters)
+    _ours(points[:2048].copy(), initial[:2])  # what libraries take once is not the fit's
+    ctypes.CDLL(None).malloc_trim(0)  # or the fit would get what was freed before
+    PEAK.write_text("5")  # from here on
+    before = _held("VmRSS")
+    _ours(points, initial)
+    return (_held("VmHWM") - before) / 1e6
+
+
+def _held(name: str) -> int:
+    """Return bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])

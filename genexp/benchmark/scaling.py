@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import resource
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from genexp.benchmark.clock import choose, chosen
+from genexp.benchmark.apart import apart
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, compare
 from genexp.benchmark.watch import watched
@@ -80,9 +78,7 @@ def _draw_pictures(folder: Path) -> None:
 def _measured(words: tuple[str, ...], pictures: str) -> tuple[float, float]:
     """Return milliseconds a step and megabytes, of a run in a new process."""
     root = (f"dataset.root='{pictures}'",) if "dataset=image_folder" in words else ()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=choose, initargs=(chosen(),)) as process:
-        return process.submit(_run, (*words, *root, *ALWAYS)).result()
+    return apart(_run, (*words, *root, *ALWAYS))
 
 
 def _run(words: tuple[str, ...]) -> tuple[float, float]:

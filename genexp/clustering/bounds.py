@@ -12,7 +12,6 @@ from torch import Tensor
 
 FEW = 0.08  # of the points changed: bounds pay
 ROUNDING = 4e-6  # of the squared norms involved: how far a squared distance may be off in float32
-AT_ONCE = 2**14  # points whose bounds are loosened at a time: what that takes besides stays small
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,16 @@ class Bounds:
         self.upper.index_copy_(0, place, new.upper)
         self.lower.index_copy_(0, place, new.lower)
 
-    def loosen(self, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
-        """Follow centres that moved, for points with `labels` (starts, points); return which to compare anew."""
-        moves = (after - before).square().sum(2).sqrt() * (1 + 1e-5)  # (starts, clusters)
+    def loosen(self, moves: Tensor, labels: Tensor) -> Tensor:
+        """Follow centres that moved so far (starts, clusters), for points with `labels` (starts, points).
+
+        Returns which points are to be compared anew.
+        """
         starts, clusters = moves.shape
-        largest = moves.amax(1)
         first = torch.arange(0, starts * clusters, clusters, device=moves.device).unsqueeze(1)
-        rows = []
-        for begin in range(0, len(self.lower), AT_ONCE):
-            some = slice(begin, begin + AT_ONCE)
-            own = (labels[:, some] + first).T
-            self.upper[some] += moves.flatten()[own]
-            self.lower[some] -= largest
-            doubtful = (self.lower[some] < self.upper[some]).any(1)
-            rows.append(doubtful.nonzero().squeeze(1) + begin)
-        return torch.cat(rows)
+        self.upper.add_(moves.flatten()[(labels + first).T])
+        self.lower.sub_(moves.amax(1))
+        return (self.lower < self.upper).any(1).nonzero().squeeze(1)
 
     def measure(self, scores: Tensor, labels: Tensor, largest: Tensor) -> None:
         """Note what is known of points that were just compared with all centres and have got `labels`.
@@ -99,9 +93,9 @@ class Bounds:
         lower[keys] = torch.minimum(lower[keys], _distances(others, norms - rounding))
 
 
-def span(rows: Tensor, first: int, last: int) -> slice:
-    """Return where in sorted `rows` those from `first` to before `last` are."""
-    return slice(*torch.searchsorted(rows, torch.tensor([first, last], device=rows.device)).tolist())
+def moves(before: Tensor, after: Tensor) -> Tensor:
+    """Return how far centres (starts, clusters, features) moved at most: (starts, clusters)."""
+    return torch.linalg.vector_norm(after - before, dim=2).mul_(1 + 1e-5)
 
 
 def _distances(scores: Tensor, norms: Tensor) -> Tensor:

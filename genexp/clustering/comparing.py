@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from genexp.clustering.blocks import FEATURES
-from genexp.clustering.bounds import Bounds, span
+from genexp.clustering.bounds import Bounds, moves
 from genexp.clustering.distances import Distances
 from genexp.clustering.point_buffer import PointBuffer
 from genexp.clustering.totals import NOWHERE, Totals
 from genexp.clustering.update import Moves, Update
 
 MOST = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
-SCORES = 2**20  # distances that are computed at a time: so many stay in the processor's cache
+SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
 
 
 class Comparing:
@@ -26,12 +26,12 @@ class Comparing:
         starts, clusters, features = centres.shape
         self._chunk = max(1, min(SCORES // (starts * clusters), FEATURES // features))
         self.hints = known.hints if isinstance(known.hints, Bounds) else None
-        self._rows: Tensor | None = None  # the points that must be compared; None: all
+        self._moves: Tensor | None = None  # of the centres, if bounds know of those before
         self._fresh = self.hints is None and Bounds.pay(known.changed)
         if self._fresh:
             self.hints = Bounds.unknown(centres, update.labels.shape[1])
         elif self.hints is not None and before is not None:
-            self._rows = self.hints.loosen(before, centres, update.labels)
+            self._moves = moves(before, centres)
         self._gathered = PointBuffer(features, centres)
 
     def add(self, block: Tensor, place: slice) -> None:
@@ -42,7 +42,7 @@ class Comparing:
         elif len(rows):
             if not self._gathered.has_room(len(rows)):
                 self.finish()
-            self._gathered.add(block, rows - place.start, rows)
+            self._gathered.add(block, rows, rows + place.start)
 
     def finish(self) -> None:
         """Assign the points that were gathered."""
@@ -50,9 +50,10 @@ class Comparing:
             self._assign(*self._gathered.taken())
 
     def _to_compare(self, place: slice) -> Tensor | None:
-        if self._rows is None:
+        """Return which of the points at `place` must be compared; None: all."""
+        if self._moves is None or self.hints is None:
             return None
-        return self._rows[span(self._rows, place.start, place.stop)]
+        return self.hints.at(place).loosen(self._moves, self._update.labels[:, place])
 
     def _assign(self, points: Tensor, place: slice | Tensor) -> None:
         """Note the nearest centre of each point at `place`, and what spares comparisons with the others."""

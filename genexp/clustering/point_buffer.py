@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FEATURES = 2**21  # of all points that are gathered at most, where that is more than one block
+FEATURES = 2**19  # of all points that are gathered at most, where that is more than one block
 
 
 class PointBuffer:

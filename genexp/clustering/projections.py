@@ -12,13 +12,21 @@ import torch
 from torch import Tensor
 
 from genexp.clustering.blocks import FEATURES, Blocks
-from genexp.clustering.bounds import Bounds
+from genexp.clustering.bounds import Bounds, moves
 
 SHARE = 16  # features of a point for each dimension of the subspace
 EVEN, MOST = 16, 64  # dimensions: a multiple of this, which a matrix product takes half as long for, and so many
 LARGE = 2**20  # features of all points: below there is nothing to gain
 SAMPLE, ROUNDS = 1024, 2  # points that the subspace is fitted to, and how often
 SQUARES = 4e-6  # of a squared length: what the square of its part outside may be off in float32
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far centres moved."""
+
+    moves: Tensor  # (starts, clusters) lengths, at most
+    outside: Tensor  # (starts, clusters) those of their parts outside the subspace
 
 
 @dataclass(frozen=True)
@@ -61,13 +69,16 @@ class Projections:
         """Return what concerns `starts` (indices) alone."""
         return Projections(self.basis, self.coordinates, self.products[:, starts], self.bounds.only(starts))
 
-    def loosen(self, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
+    def drift(self, before: Tensor, after: Tensor) -> Drift:
+        """Return how far centres moved."""
+        outside = self.project((after - before).flatten(0, 1))[:, -1]
+        return Drift(moves(before, after), outside.view(after.shape[:2]))
+
+    def loosen(self, drift: Drift, labels: Tensor) -> Tensor:
         """Follow centres that moved, for points with `labels` (starts, points); return which to compare anew."""
-        moves = (after - before).flatten(0, 1)
-        drift = self.project(moves)[:, -1].view(after.shape[:2])  # how far they moved outside
-        for start, lengths in enumerate(drift):
+        for start, lengths in enumerate(drift.outside):
             self.products[:, start].addcmul_(self.coordinates[:, -1], lengths[labels[start]], value=-1)
-        return self.bounds.loosen(before, after, labels)
+        return self.bounds.loosen(drift.moves, labels)
 
     def gap(self, lengths: Tensor) -> Tensor:
         """Return how much farther own centres may be than they seem, whose parts outside have these `lengths`.

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from genexp.clustering.blocks import FEATURES, Blocks
-from genexp.clustering.bounds import ROUNDING, Bounds, span
-from genexp.clustering.projections import Projections
+from genexp.clustering.bounds import ROUNDING, Bounds
+from genexp.clustering.projections import Drift, Projections
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Moves, Update
 from genexp.whole_batch import ALL, here
 
-SCORES = 2**20  # bounds that are computed at a time: so many stay in the processor's cache
+SCORES = 2**19  # bounds, or coordinates, that are handled at a time: so many stay in the cache
 MANY, FEW = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
 
 
@@ -29,7 +29,7 @@ class Pairs:
 
     def between(self, first: int, last: int) -> Pairs:
         """Return the pairs of the points from `first` to before `last`, which are counted from there."""
-        ends = span(self.rows, first, last)
+        ends = slice(*torch.searchsorted(self.rows, torch.tensor([first, last])).tolist())
         return Pairs(self.rows[ends] - first, self.columns[ends], self.seem[ends])
 
 
@@ -47,15 +47,12 @@ class Screening:
         self._half_norms = self._centres.square().sum(1) / 2
         self._largest = 2 * self._half_norms.max()
         self._first = torch.arange(0, len(self._centres), self._shape[1])  # of each start
-        self._chunk = max(1, SCORES // len(self._centres))
-        count = update.labels.shape[1]
-        self._fresh = not isinstance(known.hints, Projections)
         if isinstance(known.hints, Projections):
             self.hints = known.hints
-            self._rows = self.hints.loosen(before, centres, update.labels)  # the points that must be compared
+            self._drift: Drift | None = known.hints.drift(before, centres)
         else:
-            self.hints = Projections.of(blocks, centres, count)
-            self._rows = torch.arange(count)
+            self.hints, self._drift = Projections.of(blocks, centres, update.labels.shape[1]), None
+        self._chunk = max(1, SCORES // max(len(self._centres), self.hints.basis.shape[1]))
         self._projected = self.hints.project(self._centres)  # (starts · clusters, dimensions + 1)
         self._screened = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
         self._pairs: Pairs | None = None  # these; None: too many of them
@@ -64,7 +61,7 @@ class Screening:
         """Assign the points of `block`, which are those at `place`."""
         if not len(block):
             return
-        if self._fresh:
+        if self._drift is None:
             self.hints.at(place).fill(block)
         if place.stop > self._screened.stop:
             self._screen(place)
@@ -82,11 +79,10 @@ class Screening:
     def _screen(self, place: slice) -> None:
         """Find out which centres may be nearer than their own to the points at `place` and some behind."""
         length = place.stop - place.start
-        ahead = 1 if self._fresh or here() != ALL else max(1, self._chunk // length)
+        ahead = 1 if self._drift is None or here() != ALL else max(1, self._chunk // length)
         self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
         found: list[Pairs] = []
-        rows = self._rows[span(self._rows, self._screened.start, self._screened.stop)]
-        for some in rows.split(self._chunk):
+        for some in self._doubtful(self._screened).split(self._chunk):
             known, own = self.hints.at(some), self._own(some)
             gap = known.gap(self._projected[:, -1][own]) + self._rounding(known.bounds)
             pairs = self._possible(known.coordinates, self._projected, own, gap, known.bounds, MANY)
@@ -96,6 +92,12 @@ class Screening:
             self.hints.bounds.put(some, known.bounds)
             found.append(replace(pairs, rows=some[pairs.rows] - place.start))
         self._pairs = _joined(found)
+
+    def _doubtful(self, place: slice) -> Tensor:
+        """Return those of the points at `place` that bounds do not keep in their clusters."""
+        if self._drift is None:
+            return torch.arange(place.start, place.stop)
+        return self.hints.at(place).loosen(self._drift, self._update.labels[:, place]) + place.start
 
     def _of_all(self, block: Tensor, place: slice) -> Pairs:
         """Compare points with all centres; return those that may be nearer than their own."""
