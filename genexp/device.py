@@ -73,8 +73,7 @@ def placed(module: Module, device: torch.device) -> Module:
     module.to(device)
     if device.type == "cpu":
         for layer in module.modules():
-            # Frozen ones, whose features are compared channel by channel, are slower for it.
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.requires_grad:
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return module
 

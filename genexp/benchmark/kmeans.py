@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -17,6 +15,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from genexp.benchmark import memory
 from genexp.benchmark.apart import apart
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import training_stream
@@ -28,7 +27,6 @@ from genexp.clustering.starts import greedy_plus_plus
 ITERATIONS = 25  # what faiss does by default
 TOLERANCE = 1e-3  # of the inertia
 LARGE = 2**20  # bytes of points: with fewer, memory is not worth a look
-PEAK = Path("/proc/self/clear_refs")  # where Linux is told to forget how much memory was held at most
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def run(rounds: int) -> list[Comparison]:
         _check(points, contestants)
         timed = {rival: partial(_speed, fit) for rival, fit in contestants.items()}
         rows += compete(f"k-means {name} k={clusters}", timed.pop(""), timed, rounds=rounds, unit="fits/s")
-    return rows + _starts(rounds) + _memory(rounds)
+    return rows + _starts(rounds) + _memory()
 
 
 def _tasks() -> Iterator[tuple[str, np.ndarray, int]]:
@@ -148,14 +146,13 @@ def _starts(rounds: int) -> list[Comparison]:
     return compete(task, partial(fit, 10), {"1 start": partial(fit, 1)}, rounds=rounds, unit="fits/s")
 
 
-def _memory(rounds: int) -> list[Comparison]:
-    """Measure what a fit takes besides the points, where the system tells how much was held at most."""
+def _memory() -> list[Comparison]:
+    """Measure what a fit takes besides the points: once, since it hardly varies."""
     rows = []
-    for index, (name, points, clusters) in enumerate(_tasks() if PEAK.is_file() else ()):
+    for index, (name, points, clusters) in enumerate(_tasks() if memory.is_told() else ()):
         if points.nbytes > LARGE:
-            taken = [apart(_taken, index) for _ in range(rounds)]
-            size = [points.nbytes / 1e6] * rounds
-            rows.append(compare(f"k-means {name} k={clusters}, memory", "the points", taken, size, unit="MB"))
+            task, size = f"k-means {name} k={clusters}, memory", [points.nbytes / 1e6]
+            rows.append(compare(task, "the points", [apart(_taken, index)], size, unit="MB"))
     return rows
 
 
@@ -163,14 +160,4 @@ def _taken(index: int) -> float:
     _, points, clusters = next(islice(_tasks(), index, None))
     initial = _initial(points, clusters)
     _ours(points[:2048].copy(), initial[:2])  # what libraries take once is not the fit's
-    ctypes.CDLL(None).malloc_trim(0)  # or the fit would get what was freed before
-    PEAK.write_text("5")  # from here on
-    before = _held("VmRSS")
-    _ours(points, initial)
-    return (_held("VmHWM") - before) / 1e6
-
-
-def _held(name: str) -> int:
-    """Return bytes."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
+    return memory.taken(partial(_ours, points, initial))

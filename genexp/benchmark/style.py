@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genexp.benchmark import memory
+from genexp.benchmark.apart import apart
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, compete
+from genexp.benchmark.rounds import Comparison, compare, compete
 from genexp.build import Run, build_run
 from genexp.networks.vgg import DEVIATION, MEAN
 from genexp.technique import Clock, Descent
@@ -20,26 +22,47 @@ from genexp.trainer import begin
 
 CALLS = 6  # of the closure in a round
 SIZES = (256, 512)
+SMALL = 64  # pixels
+PRECISIONS = ("fp32", "bf16")
 STYLE_WEIGHT = 1e5
 
 
 def run(rounds: int) -> list[Comparison]:
-    """Measure L-BFGS iterations/s. Raises AssertionError where both do not begin with the same loss."""
+    """Measure L-BFGS iterations/s and memory. Raises AssertionError where both begin with different losses."""
     rows = []
     for size in SIZES:
-        built = _begun(size)
+        built, rival = _begun(size, "fp32"), "tutorial formulation"
         _check(built)
-        rivals = {"tutorial formulation": partial(_tutorial, built)}
-        rows += compete(f"style transfer, {size} pixels", partial(_ours, size), rivals, rounds=rounds, unit="it/s")
+        rivals = {rival: partial(_tutorial, built)}
+        for precision in PRECISIONS:
+            task = f"style transfer, {size} pixels, {precision}"
+            rows += compete(task, partial(_ours, size, precision), rivals, rounds=rounds, unit="it/s")
+        if memory.is_told():  # it hardly varies: once is enough
+            theirs = [apart(_taken, size, None)]
+            for precision in PRECISIONS:
+                task, ours = (
+                    f"style transfer, {size} pixels, {precision}, memory",
+                    [apart(_taken, size, precision)],
+                )
+                rows.append(compare(task, rival, ours, theirs, unit="MB"))
     return rows
 
 
-def _begun(size: int) -> Run:
+def _taken(size: int, precision: str | None) -> float:
+    """Return megabytes: ours, or, without a precision, the tutorials'."""
+    _tutorial(_begun(SMALL, "fp32"))  # what libraries take once is neither's
+    if precision is None:
+        return memory.taken(lambda: _tutorial(_begun(size, "fp32")))
+    return memory.taken(lambda: _ours(size, precision))
+
+
+def _begun(size: int, precision: str) -> Run:
     """Return a run of the reference preset whose targets are set. Its filters are random: the work is the same."""
     overrides = [
         "experiment=style_transfer_reference",
         "model.weights=random",
         f"dataset.size={size}",
+        f"trainer.precision={precision}",
         "device=cpu",
     ]
     built = build_run(configuration(*overrides), None)
@@ -47,8 +70,8 @@ def _begun(size: int) -> Run:
     return built
 
 
-def _ours(size: int) -> float:
-    built = _begun(size)
+def _ours(size: int, precision: str) -> float:
+    built = _begun(size, precision)
     batch = next(iter(built.material.feed.batches(1)))
     begun = now()
     for step in range(1, CALLS + 1):

@@ -219,9 +219,15 @@ def confined(values: Tensor) -> Tensor:
 
 def gram(features: Tensor) -> Tensor:
     """Return the products of channels over places: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w."""
-    flat = full(features).flatten(2)
+    wide = full(features)
     with torch.autocast(features.device.type, enabled=False):  # sums over thousands of places need all digits
-        return flat @ flat.transpose(1, 2) / features.numel()
+        if wide.is_contiguous():
+            places = wide.flatten(2)
+            products = places @ places.transpose(1, 2)
+        else:  # channels last: so neither the features nor their gradient is brought into another order
+            channels = wide.permute(0, 2, 3, 1).flatten(1, 2)
+            products = channels.transpose(1, 2) @ channels
+        return products / features.numel()
 
 
 def total_variation(image: Tensor) -> Tensor:
