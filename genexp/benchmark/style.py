@@ -51,9 +51,8 @@ def run(rounds: int) -> list[Comparison]:
 def _taken(size: int, precision: str | None) -> float:
     """Return megabytes: ours, or, without a precision, the tutorials'."""
     _tutorial(_begun(SMALL, "fp32"))  # what libraries take once is neither's
-    if precision is None:
-        return memory.taken(lambda: _tutorial(_begun(size, "fp32")))
-    return memory.taken(lambda: _ours(size, precision))
+    built = _begun(size, precision or "fp32")
+    return memory.taken(partial(_steps if precision else _tutorial, built))
 
 
 def _begun(size: int, precision: str) -> Run:
@@ -71,7 +70,10 @@ def _begun(size: int, precision: str) -> Run:
 
 
 def _ours(size: int, precision: str) -> float:
-    built = _begun(size, precision)
+    return _steps(_begun(size, precision))
+
+
+def _steps(built: Run) -> float:
     batch = next(iter(built.material.feed.batches(1)))
     begun = now()
     for step in range(1, CALLS + 1):
