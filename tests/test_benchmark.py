@@ -11,7 +11,8 @@ import pytest
 import torch
 from running import called
 
-from genexp.benchmark import command, growth
+from genexp.benchmark import command, growth, memory
+from genexp.benchmark.apart import apart
 from genexp.benchmark.by_hand import Player
 from genexp.benchmark.logging import Work, run
 from genexp.benchmark.rounds import Comparison, compete
@@ -28,6 +29,16 @@ def test_rivals_are_compared_within_a_round_and_the_first_round_does_not_count()
     (row,) = compete("work", figures(9, 1, 4, 6), {"rival": figures(1, 1, 2, 2)}, rounds=3)
     assert (row.ours, row.theirs) == (4, 2)
     assert (row.low, row.ratio, row.high) == (1, 2, 3)
+
+
+@pytest.mark.skipif(not memory.is_told(), reason="the system does not tell how much memory was held")
+def test_memory_is_what_the_work_took_at_most() -> None:
+    assert 195 < apart(hold_and_drop, 50) < 220  # 50 million numbers in float32; the system counts roughly
+
+
+def hold_and_drop(millions: int) -> float:
+    torch.ones(200 * 1_000_000)  # held and dropped before: it does not count
+    return memory.taken(lambda: torch.ones(millions * 1_000_000))
 
 
 @pytest.mark.parametrize("name", ["stacked autoencoder", "VAE", "convolutional autoencoder", "GAN"])

@@ -181,6 +181,15 @@ def test_gram_is_divided_by_all_its_places() -> None:
     torch.testing.assert_close(gram(features)[0], flat @ flat.T / (1 * 5 * 3 * 4))
 
 
+def test_gram_and_its_gradient_keep_the_order_of_channels() -> None:
+    features = torch.rand(1, 5, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    last = features.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    plain, other = (torch.autograd.grad(gram(maps).square().sum(), maps)[0] for maps in (features, last))
+    torch.testing.assert_close(gram(last), gram(features))
+    torch.testing.assert_close(other, plain)
+    assert other.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_gradient_of_the_confined_never_leads_away() -> None:
     values = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
     image = confined(values)
