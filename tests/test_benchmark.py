@@ -37,7 +37,7 @@ def test_memory_is_what_the_work_took_at_most() -> None:
 
 
 def hold_and_drop(millions: int) -> float:
-    torch.ones(200 * 1_000_000)  # held and dropped before: it does not count
+    torch.ones(2 * millions * 1_000_000)  # held and dropped before: it does not count
     return memory.taken(lambda: torch.ones(millions * 1_000_000))
 
 

@@ -37,15 +37,15 @@ def run(rounds: int) -> list[Comparison]:
         for precision in PRECISIONS:
             task = f"style transfer, {size} pixels, {precision}"
             rows += compete(task, partial(_ours, size, precision), rivals, rounds=rounds, unit="it/s")
-        if memory.is_told():  # it hardly varies: once is enough
-            theirs = [apart(_taken, size, None)]
-            for precision in PRECISIONS:
-                task, ours = (
-                    f"style transfer, {size} pixels, {precision}, memory",
-                    [apart(_taken, size, precision)],
-                )
-                rows.append(compare(task, rival, ours, theirs, unit="MB"))
+        if memory.is_told():
+            rows += [_memory(size, precision, rival) for precision in PRECISIONS]
     return rows
+
+
+def _memory(size: int, precision: str, rival: str) -> Comparison:
+    """Compare the memory of steps: once, since it hardly varies."""
+    ours, theirs = (apart(_taken, size, kind) for kind in (precision, None))
+    return compare(f"style transfer, {size} pixels, {precision}, memory", rival, [ours], [theirs], unit="MB")
 
 
 def _taken(size: int, precision: str | None) -> float:
