@@ -43,7 +43,7 @@ def run(rounds: int) -> list[Comparison]:
 
 
 def _memory(size: int, precision: str, rival: str) -> Comparison:
-    """Compare the memory of steps: once, since it hardly varies."""
+    """Compare the memory of steps, in one round: a process takes as long as many steps."""
     ours, theirs = (apart(_taken, size, kind) for kind in (precision, None))
     return compare(f"style transfer, {size} pixels, {precision}, memory", rival, [ours], [theirs], unit="MB")
 
