@@ -16,7 +16,7 @@ from genexp.comparison import write_run_report
 from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
 from genexp.data.held import in_our_words
-from genexp.device import DeviceConfig
+from genexp.device import DeviceConfig, flush_denormals
 from genexp.environment import describe_environment
 from genexp.paths import shown_command, shown_path
 from genexp.processes.board import Task
@@ -61,6 +61,7 @@ def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None
 
 def _to_run(cfg: DictConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return a configuration, plain and resolved, and the state to go on from. Raises GenexpError."""
+    flush_denormals()  # before torch begins its other threads
     previous = state_to_resume(cfg, folder)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -81,6 +82,7 @@ def follow() -> None:
 
 
 def _follow(follower: Follower, task: Task) -> None:
+    flush_denormals()
     torch.set_default_dtype(getattr(torch, task.precision))
     built = build_run(task.config, None, follower.place)
     # The first process looks, judges and saves.

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genexp.networks.dropout import Dropout
+
 Loss = Callable[[Tensor], Tensor]  # of images (batch, channels, height, width) in [0, 1]
 
 
@@ -20,6 +22,16 @@ class Player:
     network: nn.Module
     loss: Loss
     lr: float
+
+
+def as_written(network: nn.Module) -> None:
+    """Take from a network what genexp does for speed and nobody does by hand: its own dropout, and layouts."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.p))
+    for weight in network.parameters():
+        weight.data = weight.data.contiguous()
 
 
 def autoencoder(technique: Any, lr: float) -> list[Player]:

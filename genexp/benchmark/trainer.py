@@ -19,7 +19,7 @@ from genexp.benchmark import by_hand
 from genexp.benchmark.by_hand import Player
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, compete
+from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.benchmark.watch import watched
 from genexp.build import Run, build_run
 from genexp.data import load_dataset
@@ -55,7 +55,7 @@ def run(rounds: int, works: tuple[str, ...] = tuple(WORKS)) -> list[Comparison]:
     for name in works:
         work = WORKS[name]
         config = configured(work)
-        check(config, work)
+        alone(partial(check, config, work))
         rivals = {
             "bare loop, fused optimizer": partial(_bare, config, work),
             "tutorial loop": partial(_tutorial, config, work),
@@ -93,6 +93,12 @@ def _build(config: dict[str, Any], work: Work) -> tuple[Run, list[Player]]:
     return built, work.players(built.learner.technique, config["optimizer"]["lr"])
 
 
+def _by_hand(config: dict[str, Any], work: Work) -> list[Player]:
+    built, players = _build(config, work)
+    by_hand.as_written(built.learner.technique)
+    return players
+
+
 def _images(config: dict[str, Any]) -> Tensor:
     images = load_dataset(config["dataset"]).train.streams["image"]
     assert isinstance(images, Tensor)
@@ -106,7 +112,7 @@ def _ours(config: dict[str, Any], work: Work) -> float:
 
 def _bare(config: dict[str, Any], work: Work) -> float:
     """Return the images/s of the loop one would write by hand over data in memory."""
-    _, players = _build(config, work)
+    players = _by_hand(config, work)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Adam(player.network.parameters(), lr=player.lr, fused=True) for player in players
     ]
@@ -136,7 +142,7 @@ class _Pictures(Dataset[Any]):
 
 def _tutorial(config: dict[str, Any], work: Work) -> float:
     """Return the images/s of the tutorials' loop: a DataLoader, and every loss read at every step."""
-    _, players = _build(config, work)
+    players = _by_hand(config, work)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Adam(player.network.parameters(), lr=player.lr) for player in players
     ]
@@ -155,7 +161,7 @@ def _lightning(config: dict[str, Any], work: Work) -> float:
     """Return the images/s of Lightning's Trainer with its defaults, over the same data in memory."""
     from genexp.benchmark.lightning import lightning_speed
 
-    _, players = _build(config, work)
+    players = _by_hand(config, work)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return lightning_speed(players, _images(config), work.batch_size, work.steps, Path(folder))

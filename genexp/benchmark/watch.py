@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from genexp.benchmark.clock import now
 from genexp.build import Run, build_run
+from genexp.device import flush_denormals
 from genexp.run import describe_run, run_recorders
 from genexp.snapshot import Outcome, Snapshot
 from genexp.stopping import StopRequest
@@ -62,6 +63,7 @@ class Watch:
 
 def watched(config: Mapping[str, Any]) -> Watch:
     """Run what a plain, resolved configuration says, with all that a run records, in a folder that goes again."""
+    flush_denormals()
     built = build_run(config, None)
     recorders = run_recorders(built.trainer, None)
     watch: Any = Watch(built, recorders)

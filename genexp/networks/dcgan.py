@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from genexp.errors import ConfigError
+from genexp.networks.dropout import Dropout
 from genexp.networks.gan import NORMS, SLOPE, bounded
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -119,7 +120,7 @@ def conv_discriminator(
             modules.append(NORMS[norm](inputs))
         modules.append(nn.LeakyReLU(SLOPE))
         if dropout:
-            modules.append(nn.Dropout(dropout))
+            modules.append(Dropout(dropout))
     last = layers[-1]
     modules += [nn.Conv2d(inputs, outputs, last.kernel, last.stride, last.padding, bias=False), nn.Flatten()]
     network = nn.Sequential(*(module for module in modules if not isinstance(module, nn.Identity)))

@@ -9,6 +9,8 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from genexp.networks.dropout import Dropout
+
 SLOPE = 0.2  # of a leaky ReLU below zero (Radford et al. 2016)
 
 # How a discriminator's hidden layers, each with so many channels, may be normalised. Spectral norm is
@@ -42,7 +44,7 @@ def dense_discriminator(
     for inputs, outputs in pairwise([math.prod(shape), *hidden]):
         modules += [nn.Linear(inputs, outputs), nn.LeakyReLU(SLOPE)]
         if dropout:
-            modules.append(nn.Dropout(dropout))
+            modules.append(Dropout(dropout))
     network = nn.Sequential(*modules, nn.Linear(hidden[-1], 1))
     return bounded(network) if spectral else network
 

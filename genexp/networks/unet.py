@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.errors import ConfigError
+from genexp.networks.dropout import Dropout
 from genexp.networks.gan import SLOPE
 from genexp.networks.patchgan import NORMS
 
@@ -76,5 +77,5 @@ def _up(before: int, after: int, odd: tuple[int, int], *, norm: str | None, drop
         nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=odd, bias=norm is None),
     ]
     if norm is not None:
-        layers += [NORMS[norm](after), nn.Dropout(dropout)]
+        layers += [NORMS[norm](after), Dropout(dropout)]
     return nn.Sequential(*layers)

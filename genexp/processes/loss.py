@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from genexp.networks.dropout import dropout
 from genexp.precision import full
 from genexp.technique import Batch, Clock, Descent, Metrics
 from genexp.whole_batch import Part, batch_mean, divided, here
@@ -27,7 +28,7 @@ DRAWN_BY_SHAPE = {torch.rand, torch.randn, torch.randint}
 DRAWN_BY_EXAMPLE = {
     *(torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.normal, torch.multinomial),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
-    *(F.gumbel_softmax, F.rrelu),
+    *(dropout, F.gumbel_softmax, F.rrelu),
 }
 DRAWN_IN_PLACE = {
     getattr(Tensor, f"{name}_")

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from genexp.networks.dropout import dropout, dropout_mask
 from genexp.seeding import seed_for
 from genexp.vectorized.likeness import Numbers, UnlikeError
 from genexp.vectorized.linear import linear
 
 Fill = Callable[[int, Tensor, torch.Generator], object]  # row, its tensor, its generator
+MaskOf = Callable[[Tensor, float, torch.Generator], Tensor]  # of values, with a rate of zeros
 
 
 class Generators:
@@ -82,10 +84,8 @@ class Draws(TorchFunctionMode):
         result: Tensor = _Outside.apply(self._index, draw)
         return result
 
-    def dropout(
-        self, values: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
-        """Do what torch.nn.functional.dropout does on a CPU. Raises UnlikeError where rows cannot."""
+    def dropout(self, values: Tensor, p: float | Tensor, training: bool, mask_of: MaskOf) -> Tensor:
+        """Do what dropout by masks of a kind does on a CPU. Raises UnlikeError where rows cannot."""
         rates = self._numbers.values(p, len(self._rows))
         if not training or not any(rates):
             return values
@@ -94,15 +94,16 @@ class Draws(TorchFunctionMode):
             raise UnlikeError("dropout between convolutions would draw other numbers than in a run alone")
 
         def fill(row: int, mask: Tensor, generator: torch.Generator) -> None:
-            kept = 1 - rates[row]
-            if kept == 1:
-                mask.fill_(1)
-            elif kept == 0:
-                mask.fill_(0)
-            else:
-                mask.bernoulli_(kept, generator=generator).div_(kept)
+            mask.copy_(mask_of(mask, rates[row], generator))
 
         return values * self.each(values.shape, values, fill)
+
+
+def _torchs_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Return the mask that torch.nn.functional.dropout draws."""
+    if p in (0, 1):
+        return torch.full_like(like, 1 - p)
+    return torch.empty_like(like).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
 class _Outside(torch.autograd.Function):
@@ -203,7 +204,10 @@ OWN: dict[Any, Callable[..., Tensor]] = {
     torch.rand_like: _like(torch.rand),
     torch.randint: _randint,
     torch.randperm: _randperm,
-    F.dropout: Draws.dropout,
+    dropout: lambda draws, values, p, training: draws.dropout(values, p, training, dropout_mask),
+    F.dropout: lambda draws, values, p=0.5, training=True, inplace=False: draws.dropout(
+        values, p, training, _torchs_mask
+    ),
     F.linear: lambda draws, *args, **options: linear(*args, **options),
     F.normalize: _normalize,
     F.affine_grid: _affine_grid,
