@@ -78,6 +78,13 @@ def placed(module: Module, device: torch.device) -> Module:
     return module
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether `device` is a processor with instructions for matrices of bfloat16 (AMX)."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which torch 2.11 may lack
+        return False
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def flush_denormals() -> None:
     """Let this thread, and those that it begins from now on, compute with 0 in the place of numbers below 1e-38.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.capture import CapturedStep, Graph, graphs_on
+from genexp.device import multiplies_bf16
 from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, capture_obstacle, learning_rate
 from genexp.processes.team import Team
@@ -21,16 +22,24 @@ from genexp.whole_batch import divided, whole
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class StepSettings:
     """How a step is computed."""
 
-    precision: str = "fp32"
+    precision: str = "fp32"  # or bf16, or auto
     gradient_clip: float | None = None  # largest norm of a phase's gradient
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     capture: bool = False  # replay steps as CUDA graphs
+
+
+def chosen_precision(wanted: str, device: torch.device) -> str:
+    """Return the key of PRECISIONS that `wanted` is; "auto" is bf16 on processors that are made for it."""
+    if wanted != AUTO:
+        return wanted
+    return "bf16" if multiplies_bf16(device) and torch.get_default_dtype() == torch.float32 else "fp32"
 
 
 class Average:
@@ -65,6 +74,7 @@ class Learner:
         self.phases: tuple[Phase, ...] = technique.phases()
         self.settings = settings
         self.device = device
+        self.precision = chosen_precision(settings.precision, device)
         plan.check_phases([phase.name for phase in self.phases if isinstance(phase, Descent)])
         descents = [phase for phase in self.phases if isinstance(phase, Descent)]
         self.loss_names = {
@@ -187,7 +197,7 @@ class Learner:
         return metrics
 
     def autocast(self) -> AbstractContextManager[Any]:
-        dtype = PRECISIONS[self.settings.precision]
+        dtype = PRECISIONS[self.precision]
         # A graph must not read what a cache made before it.
         cached = self._new_graph is None
         return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached) if dtype else nullcontext()

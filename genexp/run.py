@@ -210,7 +210,10 @@ def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int
         objective=built.trainer.objective.removeprefix("test/"),
         direction="max" if built.trainer.direction == "max" else "min",
         class_names=built.dataset.class_names,
-        environment=describe_environment(built.learner.device, processes),
+        environment={
+            **describe_environment(built.learner.device, processes),
+            "precision": built.learner.precision,
+        },
         data=fingerprint(built.dataset),
         resumed_at=start,
     )

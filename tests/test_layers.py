@@ -14,7 +14,7 @@ import genexp
 PACKAGE = Path(genexp.__file__).parent
 # From the ground up. A room may use those on storeys below its own, and itself.
 STOREYS = (
-    {"eager", "errors", "paths", "precision", "seeding", "stopping", "vision", "whole_batch"},
+    {"dropout", "eager", "errors", "paths", "precision", "seeding", "stopping", "vision", "whole_batch"},
     {"config", "checkpoint"},
     {"data", "device", "cli_errors", "help"},
     {"technique", "environment"},

@@ -20,7 +20,7 @@ from genexp import trainer as trainer_module
 from genexp.checkpoint import load, save
 from genexp.device import use_deterministic_algorithms
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
-from genexp.learner import Average, Learner, StepSettings
+from genexp.learner import Average, Learner, StepSettings, chosen_precision
 from genexp.optimizers import OPTIMIZERS, OptimizerPlan
 from genexp.snapshot import Snapshot
 from genexp.stopping import StopRequest, stop_on_signals
@@ -258,6 +258,16 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32() -> None:
     assert kinds == {torch.bfloat16}
     assert toy.point.weight.dtype == torch.float32
     assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_auto_is_bf16_on_processors_made_for_it(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_f": True, "amx_bf16": able})
+    assert taught(Toy(), precision="auto").precision == ("bf16" if able else "fp32")
+    assert taught(Toy(), precision="fp32").precision == "fp32"
+    assert chosen_precision("auto", torch.device("cuda")) == "fp32"
+    monkeypatch.setattr("torch.get_default_dtype", lambda: torch.float64)
+    assert chosen_precision("auto", CPU) == "fp32", "who asks for doubles wants them"
 
 
 class Pair(Technique):

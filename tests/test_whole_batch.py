@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genexp.data.dataset import Split
 from genexp.data.held import hold
 from genexp.data.stream import BatchStream
+from genexp.dropout import Dropout
 from genexp.processes.loss import AsOfTheWhole
 from genexp.processes.place import Place, given_place
 from genexp.whole_batch import Part, batch_mean, own, whole
@@ -31,6 +32,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
     "in place": lambda rows: torch.empty(len(rows), 2).uniform_(),
     "a distribution": lambda rows: torch.distributions.Normal(torch.zeros_like(rows), 1.0).rsample(),
     "dropout": lambda rows: nn.Dropout(0.5)(rows + 1),
+    "our dropout": lambda rows: Dropout(0.5)(rows + 1),
     "dropout of channels": lambda rows: nn.Dropout2d(0.5)(rows.expand(2, 2, -1, -1).permute(2, 3, 0, 1) + 1),
     "gumbel": lambda rows: F.gumbel_softmax(rows.expand(-1, 5)),
 }

@@ -23,6 +23,7 @@ from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.benchmark.watch import watched
 from genexp.build import Run, build_run
 from genexp.data import load_dataset
+from genexp.learner import chosen_precision
 from genexp.seeding import seed_generators
 from genexp.technique import Clock, Descent
 from genexp.vision import torchvision
@@ -52,26 +53,32 @@ WORKS = {
 def run(rounds: int, works: tuple[str, ...] = tuple(WORKS)) -> list[Comparison]:
     """Measure images/s. Raises AssertionError where hand and program do not compute the same losses."""
     rows = []
-    for name in works:
-        work = WORKS[name]
-        config = configured(work)
+    entries = [(name, WORKS[name], precision) for name in works for precision in precisions(WORKS[name])]
+    for name, work, precision in entries:
+        config = configured(work, f"trainer.precision={precision}")
         alone(partial(check, config, work))
         rivals = {
             "bare loop, fused optimizer": partial(_bare, config, work),
             "tutorial loop": partial(_tutorial, config, work),
             "Lightning": partial(_lightning, config, work),
         }
-        task = f"{name}, batch {work.batch_size}"
+        task = f"{name}, batch {work.batch_size}, {precision}"
         rows += compete(task, partial(_ours, config, work), rivals, rounds=rounds)
     return rows
 
 
-def configured(work: Work) -> dict[str, Any]:
-    """Return the configuration of `work` on the command line."""
+def configured(work: Work, *words: str) -> dict[str, Any]:
+    """Return the configuration of `work` on the command line, and of `words`."""
     overrides = [f"experiment={work.preset}", "dataset=mnist_5k", "device=cpu"]
     overrides += [f"trainer.batch_size={work.batch_size}", f"trainer.max_steps={work.steps}"]
     overrides += ["trainer.evaluate_every=0", "trainer.preview_every=0"]
-    return configuration(*overrides)
+    return configuration(*overrides, *words)
+
+
+def precisions(work: Work) -> list[str]:
+    """Return fp32, and what the model's recipe chooses on this processor."""
+    own = configured(work)["model"]["recipe"].get("precision", "fp32")
+    return list(dict.fromkeys(["fp32", chosen_precision(own, CPU)]))
 
 
 def check(config: dict[str, Any], work: Work) -> None:

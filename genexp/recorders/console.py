@@ -43,7 +43,9 @@ class Console(Recorder):
         self._test: dict[str, float] = {}
         self._best: tuple[float, int] | None = None
         self._warned: set[str] = set()
-        facts = [f"{run.model} on {run.dataset}", run.environment.get("device"), f"{run.parameters:,} parameters"]
+        device, precision = run.environment.get("device"), run.environment.get("precision", "fp32")
+        how = f"{device}, {precision}" if device and precision != "fp32" else device
+        facts = [f"{run.model} on {run.dataset}", how, f"{run.parameters:,} parameters"]
         since = f", from step {run.resumed_at:,}" if run.resumed_at else ""
         for line in (" · ".join(fact for fact in facts if fact), f"→ {shown_path(run.folder)}{since}"):
             plain(self._console, line)

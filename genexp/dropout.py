@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014), whose draws take a tenth of the time that torch's take on a processor."""
+"""Dropout (Srivastava et al. 2014) by draws that cost a processor little."""
 
 from __future__ import annotations
 
