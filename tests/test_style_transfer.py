@@ -19,6 +19,7 @@ from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError, DataError
 from genexp.learner import Learner, StepSettings
+from genexp.networks.frozen import FrozenConv2d
 from genexp.networks.vgg import LAYERS, URL, Vgg19, imagenet_weights, weights_from
 from genexp.optimizers import plan_optimizers
 from genexp.resampling import resized
@@ -71,13 +72,56 @@ def test_layers_are_those_of_torchvision() -> None:
     network.load(weights, origin="test")
     images = torch.rand(1, 3, 20, 24)
     features = (images - network.mean) / network.deviation
-    seen = network(images)
+    seen = dict(network(images))
     for name, layer in zip(LAYERS, reference, strict=False):
         features = layer(features.clone())
         if name in seen:
             torch.testing.assert_close(seen[name], features)
             assert network.shapes((20, 24))[name] == tuple(features.shape[1:])
     assert list(seen) == ["conv_3", "relu_3", "pool_4", "conv_5"]
+
+
+def test_gradients_are_those_of_torchvision() -> None:
+    reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:7])
+    network = Vgg19(["conv_2", "relu_4"])
+    weights = {f"features.{name}": weight for name, weight in reference.state_dict().items()}
+    network.load(weights, origin="test")
+    image = torch.rand(1, 3, 20, 24, requires_grad=True)
+    features, expected = (image - network.mean) / network.deviation, torch.zeros(())
+    for name, layer in zip(LAYERS, reference, strict=False):
+        features = layer(features.clone())
+        if name in network.looked_at:
+            expected = expected + features.square().sum()
+    found = torch.stack([features.square().sum() for _, features in network(image)]).sum()
+    (one,), (other,) = torch.autograd.grad(expected, image), torch.autograd.grad(found, image)
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+
+
+def test_of_two_layers_looked_at_only_the_convolution_is_kept_for_gradients() -> None:
+    """Neither a ReLU's result, nor what goes into a frozen convolution."""
+    network = Vgg19(["conv_1", "conv_2"])
+    kept: set[int] = set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.numel() == 64 * 20 * 24:
+            kept.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        seen = [(name, gram(features)) for name, features in network(torch.rand(1, 3, 20, 24, requires_grad=True))]
+    assert [name for name, _ in seen] == ["conv_1", "conv_2"]
+    assert len(kept) == 2
+
+
+def test_a_frozen_convolution_passes_gradients_in_autocast() -> None:
+    layer = FrozenConv2d(3, 5, 3, padding=1).requires_grad_(False)
+    image = torch.rand(1, 3, 6, 7, requires_grad=True)
+    (exact,) = torch.autograd.grad(layer(image).square().sum(), image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = layer(image)
+    (rounded,) = torch.autograd.grad(result.float().square().sum(), image)
+    assert (result.dtype, rounded.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
 
 
 def test_network_ends_at_the_last_layer_looked_at() -> None:
@@ -90,7 +134,7 @@ def test_random_features_neither_vanish_nor_blow_up() -> None:
     network = Vgg19(["conv_1", "conv_5", "conv_9"])
     images = torch.rand(1, 3, 64, 64)
     network.randomise([images])
-    for features in network(images).values():
+    for _, features in network(images):
         deviation, mean = torch.std_mean(features)
         assert abs(float(mean)) < 0.01
         assert abs(float(deviation) - 1) < 0.1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.errors import ConfigError
+from genexp.networks.frozen import FrozenConv2d
 
 BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels and number of convolutions
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
@@ -55,25 +56,30 @@ class Vgg19(nn.Module):
         for name in names[: 1 + max(names.index(layer) for layer in layers)]:
             kind = name.partition("_")[0]
             if kind == "conv":
-                self.layers[name] = nn.Conv2d(channels, LAYERS[name], 3, padding=1)
+                self.layers[name] = FrozenConv2d(channels, LAYERS[name], 3, padding=1)
                 channels = LAYERS[name]
+            elif kind == "relu":
+                # One in place would spoil the convolution's output where that is looked at, and so is there
+                # anyway: then this is a ReLU that keeps its input for the gradient, not its output.
+                kept = f"conv_{name.partition('_')[2]}" in self.looked_at
+                self.layers[name] = nn.Threshold(0, 0) if kept else nn.ReLU(inplace=True)
             else:
-                # A ReLU in place would spoil the convolution's output where that is looked at.
-                spoils = f"conv_{name.partition('_')[2]}" in self.looked_at
-                self.layers[name] = nn.ReLU(inplace=not spoils) if kind == "relu" else POOLINGS[pooling]()
+                self.layers[name] = POOLINGS[pooling]()
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return layer → features (batch, channels, height, width) of RGB images in [0, 1]."""
+    def forward(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield layers and their features (batch, channels, height, width) of RGB images in [0, 1].
+
+        What is computed of some features before the next are asked for has its gradient when theirs is due, and
+        not ahead of all: gradients go the way back.
+        """
         features = (images - self.mean) / self.deviation
-        seen = {}
         for name, layer in self.layers.items():
             features = layer(features)
             if name in self.looked_at:
-                seen[name] = features
-        return seen
+                yield name, features
 
     def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
         """Return layer → (channels, height, width) of the features of images of `size`. Raises ConfigError."""

@@ -68,18 +68,21 @@ class Scale(nn.Module):
 
     def aim(self, features: Vgg19, content: Tensor, style: Tensor) -> None:
         """Take the targets from two images (1, 3, height, width)."""
-        seen = features(content)
-        for layer in self.content_layers:
-            self.get_buffer(f"content_{layer}").copy_(seen[layer])
-        seen = features(style)
-        for layer in self.style_layers:
-            self.get_buffer(f"style_{layer}").copy_(gram(seen[layer]))
+        for layer, seen in features(content):
+            if layer in self.content_layers:
+                self.get_buffer(f"content_{layer}").copy_(seen)
+        for layer, seen in features(style):
+            if layer in self.style_layers:
+                self.get_buffer(f"style_{layer}").copy_(gram(seen))
 
     def compare(self, features: Vgg19, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far the content and the style of `image` are from the targets, summed over layers."""
-        seen = features(resized(image, self.size))
-        content = [F.mse_loss(seen[layer], self.get_buffer(f"content_{layer}")) for layer in self.content_layers]
-        style = [F.mse_loss(gram(seen[layer]), self.get_buffer(f"style_{layer}")) for layer in self.style_layers]
+        content, style = [], []
+        for layer, seen in features(resized(image, self.size)):
+            if layer in self.content_layers:
+                content.append(F.mse_loss(seen, self.get_buffer(f"content_{layer}")))
+            if layer in self.style_layers:
+                style.append(F.mse_loss(gram(seen), self.get_buffer(f"style_{layer}")))
         return torch.stack(content).sum(), torch.stack(style).sum()
 
 
@@ -218,16 +221,20 @@ def confined(values: Tensor) -> Tensor:
 
 
 def gram(features: Tensor) -> Tensor:
-    """Return the products of channels over places: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w."""
+    """Return the products of channels over places: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w.
+
+    Gradients are right where what comes back is symmetric, as it is of any loss that treats both channels of a
+    product alike: it takes one product more then, and not two, and their sum.
+    """
     wide = full(features)
     with torch.autocast(features.device.type, enabled=False):  # sums over thousands of places need all digits
         if wide.is_contiguous():
             places = wide.flatten(2)
-            products = places @ places.transpose(1, 2)
+            products = places @ places.detach().transpose(1, 2)
         else:  # channels last: so neither the features nor their gradient is brought into another order
             channels = wide.permute(0, 2, 3, 1).flatten(1, 2)
-            products = channels.transpose(1, 2) @ channels
-        return products / features.numel()
+            products = channels.detach().transpose(1, 2) @ channels
+        return (2 * products - products.detach()) / features.numel()
 
 
 def total_variation(image: Tensor) -> Tensor:
