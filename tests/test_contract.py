@@ -26,7 +26,7 @@ SMALLER = {  # values of keys that would make a run of a moment take longer, whe
     "evaluation_samples": 20,
 }
 RECIPE = {
-    *("lr", "betas", "weight_decay", "schedule", "batch_size", "epochs", "ema"),
+    *("lr", "betas", "weight_decay", "schedule", "batch_size", "epochs", "ema", "precision"),
     *("evaluate_every", "preview_every", "objective", "direction"),
 }
 
