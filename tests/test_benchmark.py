@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from running import called
+from torch import nn
 
 from genexp.benchmark import command, growth, memory
 from genexp.benchmark.apart import apart
-from genexp.benchmark.by_hand import Player
+from genexp.benchmark.by_hand import Player, as_written
 from genexp.benchmark.logging import Work, run
-from genexp.benchmark.rounds import Comparison, compete
+from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.benchmark.trainer import WORKS, check, configured
 from genexp.benchmark.watch import watched
+from genexp.device import flush_denormals, placed
+from genexp.dropout import Dropout
 
 
 def figures(*values: float) -> Callable[[], float]:
@@ -44,6 +47,29 @@ def hold_and_drop(millions: int) -> float:
 @pytest.mark.parametrize("name", ["stacked autoencoder", "VAE", "convolutional autoencoder", "GAN"])
 def test_what_is_written_by_hand_is_the_same_work(name: str) -> None:
     check(configured(WORKS[name]), WORKS[name])
+
+
+def test_rivals_have_what_one_would_write_and_compute_the_same() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Sequential(Dropout(0.5), nn.Conv2d(3, 1, 3))).eval()
+    placed(network, torch.device("cpu"))
+    images = torch.randn(2, 2, 6, 6)
+    before = network(images)
+    as_written(network)
+    torch.testing.assert_close(network(images), before)
+    assert [type(module) for module in network.modules() if isinstance(module, nn.Dropout)] == [nn.Dropout]
+    assert all(weight.is_contiguous() for weight in network.parameters())
+
+
+def test_how_a_contestant_computes_with_tiny_numbers_ends_with_it() -> None:
+    torch.set_flush_denormal(False)
+    tiny = torch.full((3,), 1e-39)
+
+    def flushed() -> bool:
+        flush_denormals()
+        return bool((tiny * 0.5 == 0).all())
+
+    assert alone(flushed)
+    assert alone(lambda: bool((tiny * 0.5 > 0).all()))
 
 
 def test_other_work_is_refused() -> None:
