@@ -29,7 +29,7 @@ def as_written(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, Dropout):
-                setattr(module, name, nn.Dropout(child.p))
+                setattr(module, name, nn.Dropout(child.p).train(child.training))
     for weight in network.parameters():
         weight.data = weight.data.contiguous()
 
