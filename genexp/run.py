@@ -50,6 +50,7 @@ class Result:
 
 def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None) -> Result:
     """Run what `cfg` says in `folder`; halt behind `until_epoch`, where it is given. Raises GenexpError."""
+    flush_denormals()  # before torch begins its other threads
     with claimed(folder):
         plain, previous = _to_run(cfg, folder)
         settings = bind(DeviceConfig, plain["device"], "device")
@@ -61,7 +62,6 @@ def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None
 
 def _to_run(cfg: DictConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return a configuration, plain and resolved, and the state to go on from. Raises GenexpError."""
-    flush_denormals()  # before torch begins its other threads
     previous = state_to_resume(cfg, folder)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -145,6 +145,7 @@ def sitting_down(cfg: DictConfig, folder: Path, like: Run | None = None) -> Iter
 
     A run `like` it, on the same data, shares these with it. Raises GenexpError.
     """
+    flush_denormals()
     with claimed(folder):
         plain, previous = _to_run(cfg, folder)
         built = build_run(plain, previous, like=like)

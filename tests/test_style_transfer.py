@@ -114,7 +114,7 @@ def test_of_two_layers_looked_at_only_the_convolution_is_kept_for_gradients() ->
 
 
 def test_a_frozen_convolution_passes_gradients_in_autocast() -> None:
-    layer = FrozenConv2d(3, 5, 3, padding=1).requires_grad_(False)
+    layer = FrozenConv2d(3, 6, 3, stride=2, padding=1, groups=3).requires_grad_(False)
     image = torch.rand(1, 3, 6, 7, requires_grad=True)
     (exact,) = torch.autograd.grad(layer(image).square().sum(), image)
     with torch.autocast("cpu", dtype=torch.bfloat16):

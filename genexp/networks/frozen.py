@@ -15,22 +15,26 @@ class FrozenConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (batch, outputs, height, width) of images (batch, inputs, height, width)."""
-        return torch.as_tensor(_Filtered.apply(images, self.weight, self.bias, self.padding))
+        return torch.as_tensor(_Filtered.apply(images, self.weight, self.bias, self._how()))
+
+    def _how(self) -> tuple[Any, ...]:
+        assert self.padding_mode == "zeros", "images are padded with zeros only"
+        return self.stride, self.padding, self.dilation, self.groups
 
 
 class _Filtered(torch.autograd.Function):
     @staticmethod
-    def forward(images: Tensor, weight: Tensor, bias: Tensor | None, padding: Any) -> Tensor:
-        return F.conv2d(images, weight, bias, padding=padding)
+    def forward(images: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
+        return F.conv2d(images, weight, bias, *how)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        images, weight, _, ctx.padding = inputs
+        images, weight, _, ctx.how = inputs
         ctx.size = images.shape
         ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors  # in autocast the gradient may be of another type
-        given = conv2d_input(ctx.size, weight.to(gradient.dtype), gradient, padding=ctx.padding)
+        given = conv2d_input(ctx.size, weight.to(gradient.dtype), gradient, *ctx.how)
         return given, None, None, None
