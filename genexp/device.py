@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -83,6 +84,20 @@ def multiplies_bf16(device: torch.device) -> bool:
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which torch 2.11 may lack
         return False
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+@contextmanager
+def products_of_bf16() -> Iterator[None]:
+    """Multiply float32 matrices on a processor as they are rounded to bfloat16, while the block runs.
+
+    The products are added in float32, and everything else is computed in it.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made by a property of the module
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def flush_denormals() -> None:

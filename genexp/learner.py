@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.capture import CapturedStep, Graph, graphs_on
-from genexp.device import multiplies_bf16
+from genexp.device import multiplies_bf16, products_of_bf16
 from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, capture_obstacle, learning_rate
 from genexp.processes.team import Team
@@ -21,7 +21,7 @@ from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Ref
 from genexp.whole_batch import divided, whole
 
 log = logging.getLogger(__name__)
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS = ("fp32", "bf32", "bf16")
 AUTO = "auto"
 
 
@@ -29,17 +29,21 @@ AUTO = "auto"
 class StepSettings:
     """How a step is computed."""
 
-    precision: str = "fp32"  # or bf16, or auto
+    precision: str = "fp32"  # or bf32, bf16, auto
     gradient_clip: float | None = None  # largest norm of a phase's gradient
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     capture: bool = False  # replay steps as CUDA graphs
 
 
 def chosen_precision(wanted: str, device: torch.device) -> str:
-    """Return the key of PRECISIONS that `wanted` is; "auto" is bf16 on processors that are made for it."""
-    if wanted != AUTO:
+    """Return which of PRECISIONS `wanted` is here.
+
+    "auto" is bf16, and "bf32" is itself, on processors that are made for it; both are fp32 elsewhere.
+    """
+    if wanted not in (AUTO, "bf32"):
         return wanted
-    return "bf16" if multiplies_bf16(device) and torch.get_default_dtype() == torch.float32 else "fp32"
+    able = multiplies_bf16(device) and torch.get_default_dtype() == torch.float32
+    return {AUTO: "bf16", "bf32": "bf32"}[wanted] if able else "fp32"
 
 
 class Average:
@@ -193,14 +197,20 @@ class Learner:
             # L-BFGS is led by the loss's value, which must lead every member the same way.
             return self._team.mean(loss) if isinstance(optimizer, torch.optim.LBFGS) else loss
 
-        optimizer.step(closure)  # type: ignore[arg-type]
+        with self.arithmetic():
+            optimizer.step(closure)  # type: ignore[arg-type]
         return metrics
 
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """Return what losses and their gradients are computed under."""
+        return products_of_bf16() if self.precision == "bf32" else nullcontext()
+
     def autocast(self) -> AbstractContextManager[Any]:
-        dtype = PRECISIONS[self.precision]
+        """Return what losses are computed under."""
+        if self.precision != "bf16":
+            return nullcontext()
         # A graph must not read what a cache made before it.
-        cached = self._new_graph is None
-        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=cached) if dtype else nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=self._new_graph is None)
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, as references to the live tensors."""

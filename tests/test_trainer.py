@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genexp import trainer as trainer_module
 from genexp.checkpoint import load, save
-from genexp.device import use_deterministic_algorithms
+from genexp.device import multiplies_bf16, products_of_bf16, use_deterministic_algorithms
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
 from genexp.learner import Average, Learner, StepSettings, chosen_precision
 from genexp.optimizers import OPTIMIZERS, OptimizerPlan
@@ -260,10 +260,49 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32() -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_bf32_multiplies_in_bf16_while_a_step_lasts_and_not_for_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True})
+    seen: list[tuple[str, str]] = []
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+    def notice(where: str) -> None:
+        seen.append((where, matmul.fp32_precision))
+
+    class Watched(Toy):
+        def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+            out = self.point(batch["point"])
+            out.register_hook(lambda gradient: notice(f"gradient {gradient.dtype}"))
+            notice(f"loss {out.dtype}")
+            return out.square().mean(), {}
+
+        def phases(self) -> tuple[Phase, ...]:
+            return (*super().phases(), Refit("refit", self.refit, every=1, whole=False))
+
+        def refit(self, batch: Batch, clock: Clock) -> Metrics:
+            notice("refit")
+            return {}
+
+    before = matmul.fp32_precision
+    stepped(taught(Watched(), precision="bf32"), 1, value=1.0)
+    assert seen == [("loss torch.float32", "bf16"), ("gradient torch.float32", "bf16"), ("refit", before)]
+    assert matmul.fp32_precision == before != "bf16"
+
+
+@pytest.mark.skipif(not multiplies_bf16(CPU), reason="this processor has no instructions for matrices of bf16")
+def test_products_of_bf16_are_added_in_full() -> None:
+    left, right = torch.randn(100, 300), torch.randn(300, 100)
+    exact = left.double() @ right.double()
+    with products_of_bf16():
+        found = left @ right
+    rounded = left.bfloat16().double() @ right.bfloat16().double()
+    assert (found - rounded).abs().max() < 1e-4 < (found - exact).abs().max()
+
+
 @pytest.mark.parametrize("able", [True, False])
 def test_auto_is_bf16_on_processors_made_for_it(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_f": True, "amx_bf16": able})
     assert taught(Toy(), precision="auto").precision == ("bf16" if able else "fp32")
+    assert taught(Toy(), precision="bf32").precision == ("bf32" if able else "fp32")
     assert taught(Toy(), precision="fp32").precision == "fp32"
     assert chosen_precision("auto", torch.device("cuda")) == "fp32"
     monkeypatch.setattr("torch.get_default_dtype", lambda: torch.float64)

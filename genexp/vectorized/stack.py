@@ -112,10 +112,11 @@ class Stack:
         learner, leaves = self.learners[0], self._leaves[phase.name]
         for leaf in leaves.values():
             leaf.grad = None
-        with learner.autocast():
-            losses, extra = self.losses(phase, batch, shared, clock)
-        # Row i of the gradient of the sum is the gradient of row i: nothing else depends on its weights.
-        losses.sum().backward(inputs=list(leaves.values()))
+        with learner.arithmetic():
+            with learner.autocast():
+                losses, extra = self.losses(phase, batch, shared, clock)
+            # Row i of the gradient of the sum is the gradient of row i: nothing else depends on its weights.
+            losses.sum().backward(inputs=list(leaves.values()))
         metrics = {learner.loss_names[phase.name]: losses.detach(), **extra}
         if learner.settings.gradient_clip is not None:
             gradients = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
