@@ -17,6 +17,7 @@ from torch import Tensor
 from genexp.clustering import screening
 from genexp.clustering.blocks import moments, take
 from genexp.clustering.distances import Distances, nearest
+from genexp.clustering.few import are_few
 from genexp.clustering.lloyd import fit, iterate, refill, tally
 from genexp.clustering.projections import Projections
 from genexp.clustering.starts import greedy_plus_plus, random_points
@@ -151,6 +152,24 @@ def test_few_points_of_many_features_are_not_projected() -> None:
     centres = random_points([points], 9, starts=1, clusters=3)
     _, totals = iterate([points], centres, tally([points], centres, 9))
     assert not isinstance(totals.hints, Projections)
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, blocks = seeded_points(400, 5), seeded_points(400, 5).split(150)
+    torch.manual_seed(0)
+    centres = random_points([points], 400, starts=starts, clusters=6)
+    centres[-1, :2] = 1e3  # these clusters run empty
+    assert are_few(centres, 400)
+    here, few = iterate(blocks, centres, tally(blocks, centres, 400))
+    monkeypatch.setattr("genexp.clustering.lloyd.are_few", lambda *_: False)
+    there, many = iterate(blocks, centres, tally(blocks, centres, 400))
+    torch.testing.assert_close(here, there)
+    torch.testing.assert_close(few.sums, many.sums)
+    assert torch.equal(few.counts, many.counts)
+    assert torch.equal(few.labels, many.labels)
+    assert (few.labels.dtype, few.counts.dtype) == (many.labels.dtype, many.counts.dtype)
+    assert many.counts.sum(1).tolist() == [400] * starts
 
 
 def test_clusters_that_run_empty_are_screened_too() -> None:

@@ -6,7 +6,7 @@ import copy
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,32 @@ def test_a_row_is_the_run_alone(name: str) -> None:
 
 
 def test_a_row_is_close_to_the_run_alone_in_float32() -> None:
-    words = variants("vae")
+    words = [[*each, "trainer.precision=fp32"] for each in variants("vae")]
     expected = [alone(built(*each)) for each in words]
     first = built(*words[0])
     for row, run in zip(together([first, built(*words[1], like=first)]), expected, strict=True):
         assert_close(row["technique"], run["technique"], 1e-3)
+
+
+def test_rows_multiply_as_the_runs_alone_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True})
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    seen: list[str] = []
+
+    def noticing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **words: Any) -> Any:
+            seen.append(matmul.fp32_precision)
+            return function(*arguments, **words)
+
+        return call
+
+    monkeypatch.setattr(Stack, "losses", noticing(Stack.losses))
+    monkeypatch.setattr(torch.Tensor, "backward", noticing(torch.Tensor.backward))
+    words = [[*each, "trainer.precision=bf32"] for each in variants("vae")]
+    first = built(*words[0])
+    together([first, built(*words[1], like=first)], steps=1)
+    assert seen == ["bf16", "bf16"]
+    assert matmul.fp32_precision != "bf16"
 
 
 @pytest.mark.usefixtures("float64")

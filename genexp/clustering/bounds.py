@@ -1,6 +1,7 @@
 """Bounds that spare comparisons: a point stays in its cluster while no other centre can have come nearer.
 
-Each point knows how far its own centre is at most, and how far at least any other (Hamerly 2010).
+Each point has a margin by which any other centre is farther than its own, at least: the difference of the two
+distances that Hamerly (2010) keeps.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from torch import Tensor
 
 FEW = 0.08  # of the points changed: bounds pay
 ROUNDING = 4e-6  # of the squared norms involved: how far a squared distance may be off in float32
+ULP = 2**-23  # of a float32: more than it loses by one operation
 
 
 @dataclass(frozen=True)
 class Bounds:
     """What is known of each point."""
 
-    upper: Tensor  # (points, starts) the distance to a point's own centre is at most so large
-    lower: Tensor  # (points, starts) those to all others are at least so large
-    norms: Tensor  # (points,) squared norms
+    margins: Tensor  # (points, starts) distances; below 0: another centre may be nearer
 
     @staticmethod
     def pay(changed: float) -> bool:
@@ -30,28 +30,23 @@ class Bounds:
     @classmethod
     def unknown(cls, centres: Tensor, count: int) -> Bounds:
         """Return room for the bounds of `count` points that were not compared with `centres` yet."""
-        new = centres.new_zeros
-        return cls(new(count, len(centres)), new(count, len(centres)), new(count))
+        return cls(centres.new_zeros(count, len(centres)))
 
     def at(self, place: slice | Tensor) -> Bounds:
         """Return the bounds of the points at `place`: a view at a slice, and a copy at indices."""
-        if isinstance(place, slice):
-            return Bounds(self.upper[place], self.lower[place], self.norms[place])
-        parts = (part.index_select(0, place) for part in (self.upper, self.lower, self.norms))
-        return Bounds(*parts)
+        return Bounds(self.margins[place] if isinstance(place, slice) else self.margins.index_select(0, place))
 
     def forget(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
-        self.upper[points, starts] = torch.inf
+        self.margins[points, starts] = -torch.inf
 
     def only(self, starts: Tensor) -> Bounds:
         """Return what concerns `starts` (indices) alone."""
-        return Bounds(self.upper[:, starts], self.lower[:, starts], self.norms)
+        return Bounds(self.margins[:, starts])
 
     def put(self, place: Tensor, new: Bounds) -> None:
         """Note the `new` bounds of the points at `place`."""
-        self.upper.index_copy_(0, place, new.upper)
-        self.lower.index_copy_(0, place, new.lower)
+        self.margins.index_copy_(0, place, new.margins)
 
     def loosen(self, moves: Tensor, labels: Tensor) -> Tensor:
         """Follow centres that moved so far (starts, clusters), for points with `labels` (starts, points).
@@ -60,37 +55,39 @@ class Bounds:
         """
         starts, clusters = moves.shape
         first = torch.arange(0, starts * clusters, clusters, device=moves.device).unsqueeze(1)
-        self.upper.add_(moves.flatten()[(labels + first).T])
-        self.lower.sub_(moves.amax(1))
-        return (self.lower < self.upper).any(1).nonzero().squeeze(1)
+        lost = moves + moves.amax(1, keepdim=True)  # the own centre may have gone, and another have come
+        self.margins.mul_(1 - ULP).sub_(lost.flatten()[(labels + first).T])
+        return (self.margins < 0).any(1).nonzero().squeeze(1)
 
-    def measure(self, scores: Tensor, labels: Tensor, largest: Tensor) -> None:
+    def measure(self, scores: Tensor, labels: Tensor, norms: Tensor, largest: Tensor) -> None:
         """Note what is known of points that were just compared with all centres and have got `labels`.
 
-        `scores` (points, starts, clusters) are halved squared distances less the points' own squared norms; those
-        to the points' own centres are lost in here. `largest` is the largest squared norm of a centre, (starts,).
+        `scores` (points, starts, clusters) are halved squared distances less the points' own squared `norms`
+        (points,); those to the points' own centres are lost in here. `largest` is the largest squared norm of a
+        centre, (starts,).
         """
         own = labels.T.long().unsqueeze(2)
         nearest = scores.gather(2, own).squeeze(2)
-        self.replace(nearest, scores.scatter_(2, own, torch.inf).amin(2), largest)
+        self.replace(nearest, scores.scatter_(2, own, torch.inf).amin(2), norms, largest)
 
-    def replace(self, own: Tensor, others: Tensor, largest: Tensor) -> None:
-        """Note how far the own centres are at most, and `others` at least: scores (points, starts) both."""
-        norms = self.norms.unsqueeze(1)
-        rounding = ROUNDING * (norms + largest)
-        self.upper.copy_(_distances(own, norms + rounding))
-        self.lower.copy_(_distances(others, norms - rounding))
+    def replace(self, own: Tensor, others: Tensor, norms: Tensor, largest: Tensor) -> None:
+        """Note that own centres are at most so far, and `others` at least: scores (points, starts) both.
 
-    def tighten(self, keys: Tensor, own: Tensor, others: Tensor, largest: Tensor) -> None:
-        """Note how far some own centres are, and that `others` are no nearer than so: scores (keys,) both.
-
-        `keys` number points and starts together.
+        Where `own` is -inf it is not known yet: `settle` is to follow.
         """
-        norms = self.norms[keys // self.upper.shape[1]]
+        squares = norms.unsqueeze(1)
+        rounding = ROUNDING * (squares + largest)
+        torch.sub(_distances(others, squares - rounding), _distances(own, squares + rounding), out=self.margins)
+
+    def settle(self, keys: Tensor, own: Tensor, others: Tensor, norms: Tensor, largest: Tensor) -> None:
+        """Note how far own centres are which were not known, and that `others` are no nearer than so.
+
+        Both are scores (keys,); `keys` number points, with their `norms` (keys,), and starts together.
+        """
         rounding = ROUNDING * (norms + largest)
-        lower = self.lower.view(-1)
-        self.upper.view(-1)[keys] = _distances(own, norms + rounding)
-        lower[keys] = torch.minimum(lower[keys], _distances(others, norms - rounding))
+        margins = self.margins.view(-1)
+        least = torch.minimum(margins[keys], _distances(others, norms - rounding))
+        margins[keys] = least - _distances(own, norms + rounding)
 
 
 def moves(before: Tensor, after: Tensor) -> Tensor:

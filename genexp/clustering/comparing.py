@@ -14,6 +14,7 @@ from genexp.clustering.update import Moves, Update
 
 MOST = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
 SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
+GATHERED = 2**19  # features of points that are gathered before they are compared
 
 
 class Comparing:
@@ -27,27 +28,25 @@ class Comparing:
         self._chunk = max(1, min(SCORES // (starts * clusters), FEATURES // features))
         self.hints = known.hints if isinstance(known.hints, Bounds) else None
         self._moves: Tensor | None = None  # of the centres, if bounds know of those before
-        self._fresh = self.hints is None and Bounds.pay(known.changed)
-        if self._fresh:
+        if self.hints is None and Bounds.pay(known.changed):
             self.hints = Bounds.unknown(centres, update.labels.shape[1])
         elif self.hints is not None and before is not None:
             self._moves = moves(before, centres)
-        self._gathered = PointBuffer(features, centres)
+        self._gathered = PointBuffer(max(1, GATHERED // features), features, centres)
 
     def add(self, block: Tensor, place: slice) -> None:
         """Assign the points of `block`, which are those at `place`; some only when all blocks were added."""
         rows = self._to_compare(place)
         if rows is None or len(rows) > MOST * len(block):
             self._assign(block, place)
-        elif len(rows):
-            if not self._gathered.has_room(len(rows)):
-                self.finish()
-            self._gathered.add(block, rows, rows + place.start)
+        else:
+            for points, places in self._gathered.add(block, rows, rows + place.start):
+                self._assign(points, places)
 
     def finish(self) -> None:
         """Assign the points that were gathered."""
-        if len(self._gathered):
-            self._assign(*self._gathered.taken())
+        for points, places in self._gathered.rest():
+            self._assign(points, places)
 
     def _to_compare(self, place: slice) -> Tensor | None:
         """Return which of the points at `place` must be compared; None: all."""
@@ -77,6 +76,4 @@ class Comparing:
         elif len(rows):
             self._update.move(points, labels, Moves(rows, starts, scores[rows, starts].argmin(1)))
         if bounds is not None:
-            if self._fresh:
-                torch.linalg.vector_norm(points, dim=1, out=bounds.norms).square_()
-            bounds.measure(scores, labels, self._largest)
+            bounds.measure(scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._largest)

@@ -13,6 +13,7 @@ from torch import Tensor
 from genexp.clustering.blocks import Blocks, take
 from genexp.clustering.comparing import Comparing
 from genexp.clustering.distances import Distances
+from genexp.clustering.few import are_few, tally_few
 from genexp.clustering.projections import Projections
 from genexp.clustering.screening import Screening
 from genexp.clustering.totals import Totals
@@ -48,6 +49,8 @@ def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> Tensor:
 
 def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None) -> Totals:
     """Return the totals of `centres`, into which those that are `known` of the centres `before` are turned."""
+    if are_few(centres, known.labels.shape[1]):
+        return tally_few(blocks, centres)
     update = Update(known)
     finder: Comparing | Screening
     if before is not None and Projections.pay(centres, update.labels.shape[1]):
@@ -69,10 +72,10 @@ def refill(totals: Totals, centres: Tensor, blocks: Blocks) -> Totals:
 
     This is scikit-learn's rule. It costs two passes, and nothing where no cluster is empty.
     """
+    if totals.counts.all():
+        return totals
     empty = totals.counts == 0
     most = int(empty.sum(1).max())
-    if not most:
-        return totals
     indices, found = _farthest(blocks, centres, most)  # (starts, most) each
     points = take(blocks, indices.flatten().cpu()).unflatten(0, indices.shape)
     takers = empty.byte().argsort(dim=1, descending=True, stable=True)[:, :most]  # the empty clusters first

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-FEATURES = 2**19  # of all points that are gathered at most, where that is more than one block
+Picked = Iterator[tuple[Tensor, Tensor]]  # points, which stay only until the next are asked for, and their places
 
 
 class PointBuffer:
-    """A buffer of points and their places."""
+    """Hands out points, `room` of them at a time."""
 
-    def __init__(self, features: int, like: Tensor) -> None:
-        self._points = like.new_empty(0, features)
-        self._room = max(1, FEATURES // features)
+    def __init__(self, room: int, features: int, like: Tensor) -> None:
+        self._points = like.new_empty(room, features)
+        self._places: list[Tensor] = []
         self._filled = 0
-        self._rows: list[Tensor] = []
 
-    def __len__(self) -> int:
-        return self._filled
+    def add(self, block: Tensor, rows: Tensor, places: Tensor) -> Picked:
+        """Copy the points at `rows` of a block, which are those at `places`; yield all when there is no room."""
+        while len(rows):
+            count = min(len(rows), len(self._points) - self._filled)
+            end = self._filled + count
+            torch.index_select(block, 0, rows[:count], out=self._points[self._filled : end])
+            self._places.append(places[:count])
+            self._filled, rows, places = end, rows[count:], places[count:]
+            if end == len(self._points):
+                yield from self.rest()
 
-    def has_room(self, count: int) -> bool:
-        """Return whether `count` more points should be added before all are taken."""
-        return not self._filled or self._filled + count <= self._room
-
-    def add(self, block: Tensor, rows: Tensor, places: Tensor) -> None:
-        """Copy the points at `rows` of a block, which are those at `places`."""
-        end = self._filled + len(rows)
-        if end > len(self._points):
-            kept = self._points[: self._filled]
-            self._points = block.new_empty(max(end, self._room), block.shape[1])
-            self._points[: self._filled] = kept
-        torch.index_select(block, 0, rows, out=self._points[self._filled : end])
-        self._filled = end
-        self._rows.append(places)
-
-    def taken(self) -> tuple[Tensor, Tensor]:
-        """Return the points, which stay as they are until others are added, and their places."""
-        points, places = self._points[: self._filled], torch.cat(self._rows)
-        self._filled, self._rows = 0, []
-        return points, places
+    def rest(self) -> Picked:
+        """Yield what is left."""
+        if self._filled:
+            yield self._points[: self._filled], torch.cat(self._places)
+        self._filled, self._places = 0, []

@@ -6,7 +6,7 @@ leave few centres that may be the nearest (Bottesch et al. 2016 bound distances 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Projections:
     basis: Tensor  # (features, dimensions), orthonormal
     coordinates: Tensor  # (points, dimensions + 1): the last is the length of what lies outside, at least
     products: Tensor  # (points, starts): those outside, inner, with points' own centres are at least so large
+    norms: Tensor  # (points,) squared norms
     bounds: Bounds  # which spare even the look at coordinates
 
     @staticmethod
@@ -50,15 +51,16 @@ class Projections:
         dimensions = _dimensions(centres)
         basis, coordinates = _basis(blocks, count, dimensions), centres.new_empty(count, dimensions + 1)
         products = centres.new_full((count, len(centres)), -torch.inf)
-        return cls(basis, coordinates, products, Bounds.unknown(centres, count))
+        return cls(basis, coordinates, products, centres.new_empty(count), Bounds.unknown(centres, count))
 
     def at(self, place: slice | Tensor) -> Projections:
         """Return those of the points at `place`: views at a slice, and copies at indices."""
-        bounds = self.bounds.at(place)
-        if isinstance(place, slice):
-            return Projections(self.basis, self.coordinates[place], self.products[place], bounds)
-        coordinates, products = self.coordinates.index_select(0, place), self.products.index_select(0, place)
-        return Projections(self.basis, coordinates, products, bounds)
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor[place] if isinstance(place, slice) else tensor.index_select(0, place)
+
+        coordinates, products, norms = there(self.coordinates), there(self.products), there(self.norms)
+        return Projections(self.basis, coordinates, products, norms, self.bounds.at(place))
 
     def forget(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
@@ -67,7 +69,7 @@ class Projections:
 
     def only(self, starts: Tensor) -> Projections:
         """Return what concerns `starts` (indices) alone."""
-        return Projections(self.basis, self.coordinates, self.products[:, starts], self.bounds.only(starts))
+        return replace(self, products=self.products[:, starts], bounds=self.bounds.only(starts))
 
     def drift(self, before: Tensor, after: Tensor) -> Drift:
         """Return how far centres moved."""
@@ -91,7 +93,7 @@ class Projections:
     def fill(self, points: Tensor) -> None:
         """Project `points`, whose projections these are."""
         at_once = max(1, FEATURES // points.shape[1])
-        parts = (part.split(at_once) for part in (points, self.coordinates, self.bounds.norms))
+        parts = (part.split(at_once) for part in (points, self.coordinates, self.norms))
         for some, coordinates, norms in zip(*parts, strict=True):
             torch.linalg.vector_norm(some, dim=1, out=norms).square_()
             self._project(some, norms, coordinates)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from genexp.clustering.blocks import FEATURES, Blocks
-from genexp.clustering.bounds import ROUNDING, Bounds
+from genexp.clustering.bounds import ROUNDING
 from genexp.clustering.projections import Drift, Projections
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Moves, Update
 from genexp.whole_batch import ALL, here
 
 SCORES = 2**19  # bounds, or coordinates, that are handled at a time: so many stay in the cache
+AT_ONCE = 2**17  # pairs
 MANY, FEW = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
 
 
@@ -55,7 +57,7 @@ class Screening:
         self._chunk = max(1, SCORES // max(len(self._centres), self.hints.basis.shape[1]))
         self._projected = self.hints.project(self._centres)  # (starts · clusters, dimensions + 1)
         self._screened = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
-        self._pairs: Pairs | None = None  # these; None: too many of them
+        self._pairs: list[Pairs] | None = None  # these; None: too many of them
 
     def add(self, block: Tensor, place: slice) -> None:
         """Assign the points of `block`, which are those at `place`."""
@@ -65,12 +67,7 @@ class Screening:
             self.hints.at(place).fill(block)
         if place.stop > self._screened.stop:
             self._screen(place)
-        first = self._screened.start
-        if self._pairs is None:
-            pairs = self._of_all(block, place)
-        else:
-            pairs = self._pairs.between(place.start - first, place.stop - first)
-        if len(pairs.rows):
+        for pairs in self._of_all(block, place) if self._pairs is None else self._of_some(self._pairs, place):
             self._update.move(block, self._update.labels[:, place], self._moves(block, place, pairs))
 
     def finish(self) -> None:
@@ -84,14 +81,14 @@ class Screening:
         found: list[Pairs] = []
         for some in self._doubtful(self._screened).split(self._chunk):
             known, own = self.hints.at(some), self._own(some)
-            gap = known.gap(self._projected[:, -1][own]) + self._rounding(known.bounds)
-            pairs = self._possible(known.coordinates, self._projected, own, gap, known.bounds, MANY)
+            gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
+            pairs = self._possible(known.coordinates, self._projected, own, gap, known, MANY)
             if pairs is None:
                 self._pairs = None
                 return
             self.hints.bounds.put(some, known.bounds)
-            found.append(replace(pairs, rows=some[pairs.rows] - place.start))
-        self._pairs = _joined(found)
+            found.append(replace(pairs, rows=some[pairs.rows]))
+        self._pairs = found
 
     def _doubtful(self, place: slice) -> Tensor:
         """Return those of the points at `place` that bounds do not keep in their clusters."""
@@ -99,36 +96,43 @@ class Screening:
             return torch.arange(place.start, place.stop)
         return self.hints.at(place).loosen(self._drift, self._update.labels[:, place]) + place.start
 
-    def _of_all(self, block: Tensor, place: slice) -> Pairs:
-        """Compare points with all centres; return those that may be nearer than their own."""
-        found = []
+    def _of_some(self, found: list[Pairs], place: slice) -> Iterator[Pairs]:
+        """Yield those pairs that were found for the points at `place`."""
+        return _together(pairs.between(place.start, place.stop) for pairs in found)
+
+    def _of_all(self, block: Tensor, place: slice) -> Iterator[Pairs]:
+        """Compare points with all centres; yield those that may be nearer than their own."""
+        coordinates = self.hints.at(place).coordinates
+        for pairs in _together(self._compare(block, place)):
+            inside = products(coordinates, self._projected, pairs)
+            yield replace(pairs, seem=self._half_norms[pairs.columns] - inside)
+
+    def _compare(self, block: Tensor, place: slice) -> Iterator[Pairs]:
         at_once = min(self._chunk, max(1, FEATURES // block.shape[1]))
         for begin in range(place.start, place.stop, at_once):
             some = slice(begin, min(begin + at_once, place.stop))
-            bounds, own = self.hints.bounds.at(some), self._own(some)
+            known, own = self.hints.at(some), self._own(some)
             points = block[begin - place.start : some.stop - place.start]
-            gap = self._rounding(bounds).expand_as(own)
-            pairs = self._possible(points, self._centres, own, gap, bounds, 1.0)
+            gap = self._rounding(known).expand_as(own)
+            pairs = self._possible(points, self._centres, own, gap, known, 1.0)
             assert pairs is not None
-            found.append(replace(pairs, rows=pairs.rows + (begin - place.start)))
-        pairs = _joined(found)
-        inside = products(self.hints.at(place).coordinates, self._projected, pairs)
-        return replace(pairs, seem=self._half_norms[pairs.columns] - inside)
+            yield replace(pairs, rows=pairs.rows + (begin - place.start))
 
     def _own(self, place: slice | Tensor) -> Tensor:
         """Return which of all centres the points at `place` belong to: (points, starts)."""
         return self._update.labels[:, place].T.long() + self._first
 
-    def _rounding(self, bounds: Bounds) -> Tensor:
+    def _rounding(self, known: Projections) -> Tensor:
         """Return what distances may be off by rounding: (points, 1)."""
-        return ROUNDING * (bounds.norms + self._largest).unsqueeze(1)
+        return ROUNDING * (known.norms + self._largest).unsqueeze(1)
 
     def _possible(
-        self, points: Tensor, centres: Tensor, own: Tensor, gap: Tensor, bounds: Bounds, most: float
+        self, points: Tensor, centres: Tensor, own: Tensor, gap: Tensor, known: Projections, most: float
     ) -> Pairs | None:
         """Return which centres seem nearer to points than their own and a gap; None if more than `most`.
 
-        The `bounds` of the points become those that hold where none of these is nearer.
+        The bounds of the points, in `known`, become those that hold when none of these is nearer, and where there
+        are some, wait for what `_moves` finds.
         """
         scores = torch.addmm(self._half_norms, points, centres.T, alpha=-1)
         at_own = scores.gather(1, own)
@@ -148,7 +152,7 @@ class Screening:
         some[number, columns] = torch.inf
         beyond = some.unflatten(1, self._shape).amin(2)
         others[rows] = torch.where(doubtful[rows], beyond, others[rows])
-        bounds.replace(limits, others, self._largest)
+        known.bounds.replace(limits.masked_fill_(doubtful, -torch.inf), others, known.norms, self._largest)
         return pairs
 
     def _moves(self, points: Tensor, place: slice, pairs: Pairs) -> Moves:
@@ -162,16 +166,27 @@ class Screening:
         rows, columns = pairs.rows[chosen], pairs.columns[chosen]
         beside = scores.index_fill(0, chosen, torch.inf)
         second = scores.new_full((own.numel(),), torch.inf).scatter_reduce_(0, keys, beside, "amin")
-        known.bounds.tighten(keys[chosen], scores[chosen], second[keys[chosen]], self._largest)
+        norms = known.norms[rows]
+        known.bounds.settle(keys[chosen], scores[chosen], second[keys[chosen]], norms, self._largest)
         lengths = known.coordinates[:, -1][rows] * self._projected[:, -1][columns]
         known.products.view(-1)[keys[chosen]] = pairs.seem[chosen] - scores[chosen] + lengths
         goes = chosen[~stays[chosen]]
         return Moves(pairs.rows[goes], starts[goes], pairs.columns[goes] % self._shape[1])
 
 
+def _together(found: Iterable[Pairs]) -> Iterator[Pairs]:
+    """Yield pairs joined: enough of them at a time to be worth the calls, and not so many as to fill memory."""
+    held: list[Pairs] = []
+    for pairs in found:
+        if held and sum(len(each.rows) for each in [*held, pairs]) > AT_ONCE:
+            yield _joined(held)
+            held = []
+        held.append(pairs)
+    if any(len(each.rows) for each in held):
+        yield _joined(held)
+
+
 def _joined(found: list[Pairs]) -> Pairs:
-    if len(found) == 1:
-        return found[0]
     parts = zip(*((pairs.rows, pairs.columns, pairs.seem) for pairs in found), strict=True)
     return Pairs(*(torch.cat(tensors) for tensors in parts))
 

@@ -35,7 +35,8 @@ class Totals:
     def means(self, otherwise: Tensor) -> Tensor:
         """Return the mean of each cluster; where it has no points, `otherwise`."""
         counts = self.counts.unsqueeze(2)
-        return torch.where(counts > 0, (self.sums / counts.clamp(min=1)).to(otherwise), otherwise)
+        means = (self.sums / counts).to(otherwise)
+        return means if counts.all() else torch.where(counts > 0, means, otherwise)
 
     def energy(self, centres: Tensor) -> Tensor:
         """Return the inertia (starts,) of the points about `centres`, less the squared norms of all points."""
