@@ -40,10 +40,10 @@ def chosen_precision(wanted: str, device: torch.device) -> str:
 
     "auto" is bf16, and "bf32" is itself, on processors that are made for it; both are fp32 elsewhere.
     """
-    if wanted not in (AUTO, "bf32"):
-        return wanted
     able = multiplies_bf16(device) and torch.get_default_dtype() == torch.float32
-    return {AUTO: "bf16", "bf32": "bf32"}[wanted] if able else "fp32"
+    if wanted in (AUTO, "bf32") and not able:
+        return "fp32"
+    return "bf16" if wanted == AUTO else wanted
 
 
 class Average:
