@@ -75,5 +75,5 @@ class Comparing:
             self._update.move(points, labels, Moves(rows, starts, scores.argmin(2)[rows, starts]))
         elif len(rows):
             self._update.move(points, labels, Moves(rows, starts, scores[rows, starts].argmin(1)))
-        if bounds is not None:
+        if bounds is not None:  # norms are computed anew: kept, they would take as much memory as the margins
             bounds.measure(scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._largest)
