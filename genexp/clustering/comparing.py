@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genexp.clustering.blocks import FEATURES
 from genexp.clustering.bounds import Bounds, moves
-from genexp.clustering.distances import Distances
+from genexp.clustering.distances import Distances, least
 from genexp.clustering.point_buffer import PointBuffer
 from genexp.clustering.totals import NOWHERE, Totals
 from genexp.clustering.update import Moves, Update
@@ -67,13 +67,17 @@ class Comparing:
 
     def _compare(self, points: Tensor, labels: Tensor, bounds: Bounds | None) -> None:
         scores = self._distances(points)  # (points, starts, clusters)
-        least, known = scores.amin(2), labels.T.long()
-        # torch finds a minimum several times faster than its place, and the place is mostly known.
-        closer = least < scores.gather(2, known.clamp(min=0).unsqueeze(2)).squeeze(2)
-        rows, starts = (closer | (known == NOWHERE)).nonzero(as_tuple=True)
-        if len(rows) > known.numel() / 2:
-            self._update.move(points, labels, Moves(rows, starts, scores.argmin(2)[rows, starts]))
-        elif len(rows):
-            self._update.move(points, labels, Moves(rows, starts, scores[rows, starts].argmin(1)))
+        self._update.move(points, labels, self._moves_to_nearest(scores, labels.T.long()))
         if bounds is not None:  # norms are computed anew: kept, they would take as much memory as the margins
             bounds.measure(scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._largest)
+
+    def _moves_to_nearest(self, scores: Tensor, known: Tensor) -> Moves:
+        """Return which points move to the nearest centre, by their scores, from those `known` (points, starts)."""
+        clusters = scores.flatten(0, 1)  # of a point and a start in each row
+        if len(known) and known[0, 0] == NOWHERE:  # then no point was assigned yet
+            keys = torch.arange(len(clusters), device=scores.device)
+        else:  # the least is found sooner than its place, which is mostly known
+            closer = clusters.amin(1) < clusters.gather(1, known.reshape(-1, 1)).squeeze(1)
+            keys = closer.nonzero().squeeze(1)
+            clusters = clusters.index_select(0, keys)
+        return Moves(keys // known.shape[1], keys % known.shape[1], least(clusters))

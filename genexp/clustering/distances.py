@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LONG = 32  # columns
+
 
 class Distances:
     """The distances of points to `centres` (starts, clusters, features)."""
@@ -25,4 +27,12 @@ class Distances:
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """Return the index of the nearest of centres (clusters, features) for each point: int64 (points,)."""
-    return Distances(centres.unsqueeze(0))(points).squeeze(1).argmin(1)
+    return least(Distances(centres.unsqueeze(0))(points).squeeze(1))
+
+
+def least(scores: Tensor) -> Tensor:
+    """Return where the least of each row is, int64 (...,) of (..., columns): the first, of equal ones."""
+    # torch finds the place of a minimum number by number; numpy takes many at a time, but a while for each row.
+    if scores.device.type == "cpu" and scores.shape[-1] >= LONG:
+        return torch.from_numpy(scores.detach().numpy().argmin(-1))
+    return scores.min(-1).indices
