@@ -23,6 +23,8 @@ from genexp.whole_batch import here
 
 def tally(blocks: Blocks, centres: Tensor, count: int) -> Totals:
     """Assign each of `count` points to its nearest centre."""
+    if are_few(centres, count):
+        return tally_few(blocks, centres, None)
     return _pass(blocks, centres, Totals.nothing(centres, count), None)
 
 
@@ -33,7 +35,8 @@ def iterate(blocks: Blocks, centres: Tensor, totals: Totals) -> tuple[Tensor, To
     """
     filled = refill(totals, centres, blocks)
     means = filled.means(centres)
-    return means, _pass(blocks, means, filled, centres)
+    few = are_few(centres, filled.labels.shape[1])
+    return means, tally_few(blocks, means, filled) if few else _pass(blocks, means, filled, centres)
 
 
 def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> Tensor:
@@ -49,8 +52,6 @@ def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> Tensor:
 
 def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None) -> Totals:
     """Return the totals of `centres`, into which those that are `known` of the centres `before` are turned."""
-    if are_few(centres, known.labels.shape[1]):
-        return tally_few(blocks, centres)
     update = Update(known)
     finder: Comparing | Screening
     if before is not None and Projections.pay(centres, update.labels.shape[1]):
@@ -72,7 +73,7 @@ def refill(totals: Totals, centres: Tensor, blocks: Blocks) -> Totals:
 
     This is scikit-learn's rule. It costs two passes, and nothing where no cluster is empty.
     """
-    if totals.counts.all():
+    if totals.full:
         return totals
     empty = totals.counts == 0
     most = int(empty.sum(1).max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,8 +36,13 @@ class Totals:
     def means(self, otherwise: Tensor) -> Tensor:
         """Return the mean of each cluster; where it has no points, `otherwise`."""
         counts = self.counts.unsqueeze(2)
-        means = (self.sums / counts).to(otherwise)
-        return means if counts.all() else torch.where(counts > 0, means, otherwise)
+        means = (self.sums / counts).to(otherwise.dtype)
+        return means if self.full else torch.where(counts > 0, means, otherwise)
+
+    @cached_property
+    def full(self) -> bool:
+        """Return whether every cluster has points."""
+        return bool(self.counts.all())
 
     def energy(self, centres: Tensor) -> Tensor:
         """Return the inertia (starts,) of the points about `centres`, less the squared norms of all points."""
