@@ -172,6 +172,32 @@ def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyP
     assert many.counts.sum(1).tolist() == [400] * starts
 
 
+def test_few_points_are_gathered_once() -> None:
+    points = seeded_points(90, 5)
+    centres = random_points([points], 90, starts=2, clusters=4)
+    totals = tally([points], centres, 90)
+    (nothing_read, known), (read, anew) = (
+        iterate(blocks, centres, replace(totals, hints=hints))
+        for blocks, hints in (((), totals.hints), ([points], None))
+    )
+    assert torch.equal(nothing_read, read)
+    assert torch.equal(known.sums, anew.sums)
+    assert torch.equal(known.labels, anew.labels)
+
+
+@pytest.mark.parametrize("count", [8, 9000])  # few points, and more
+@pytest.mark.parametrize("clusters", [6, 40])  # short rows of distances, and long ones
+def test_a_point_as_near_to_several_centres_goes_to_the_first(count: int, clusters: int) -> None:
+    points = torch.zeros(count, 2)
+    centres = torch.full((2, clusters, 2), 3.0)
+    centres[0, 2:5], centres[1, 4:6] = 1, 1
+    totals = tally([points], centres, count)
+    assert are_few(centres, count) == (count == 8)
+    assert totals.labels.unique(dim=1).tolist() == [[2], [4]]
+    assert totals.counts[0, 2] == totals.counts[1, 4] == count
+    assert nearest(points, centres[1]).unique().tolist() == [4]
+
+
 def test_clusters_that_run_empty_are_screened_too() -> None:
     points = points_of("mnist_5k")
     centres = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from nearly all points
@@ -211,6 +237,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, cost: Cal
 
 def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
     points = points_of("mnist_5k")
+    torch.manual_seed(0)  # of all choices, a few have a point as near to two centres as rounding can tell
     centres = random_points([points], len(points), starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
     totals = tally([points], centres, len(points))
     labels = totals.labels.clone()

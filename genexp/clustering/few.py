@@ -54,7 +54,7 @@ def tally_few(blocks: Blocks, centres: Tensor, known: Totals | None) -> Totals:
     rows = weights[:, :-1]
     rows[:] = centres.view(-1, features).numpy()
     weights[:, -1] = np.einsum("rf,rf->r", rows, rows) * -0.5
-    scores = (weights @ points.T).reshape(starts, clusters, -1)  # the points' halved squares less halved squared distances
+    scores = (weights @ points.T).reshape(starts, clusters, -1)  # the greater, the nearer
     members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
     sums = members @ points
     if sums[..., -1].sum() > starts * len(points):  # a point is as near to another centre: it goes to the first
@@ -62,7 +62,7 @@ def tally_few(blocks: Blocks, centres: Tensor, known: Totals | None) -> Totals:
         sums = members @ points
     labels = np.arange(clusters) @ members
     return Totals(
-        torch.from_numpy(sums[..., :-1]),
+        torch.from_numpy(np.ascontiguousarray(sums[..., :-1])),
         torch.from_numpy(sums[..., -1].astype(np.int64)),
         torch.from_numpy(labels.astype(np.int32)),
         hints=gathered,
