@@ -90,7 +90,7 @@ def multiplies_bf16(device: torch.device) -> bool:
 def products_of_bf16() -> Iterator[None]:
     """Multiply float32 matrices on a processor as they are rounded to bfloat16, while the block runs.
 
-    The products are added in float32, and everything else is computed in it.
+    The products are added in float32, and everything else is computed in it. So are products too small to gain.
     """
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made by a property of the module
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"

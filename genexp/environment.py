@@ -11,7 +11,7 @@ import torch
 
 from genexp.device import describe_device
 
-PACKAGES = ("genexp", "torch", "torchvision", "hydra-core", "numpy", "scikit-learn")
+PACKAGES = ("genexp", "torchvision", "hydra-core", "numpy", "scikit-learn")
 
 
 def describe_environment(device: torch.device, processes: int = 1) -> dict[str, str]:
@@ -22,6 +22,7 @@ def describe_environment(device: torch.device, processes: int = 1) -> dict[str, 
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": git_commit(Path(__file__).resolve().parent.parent),
+        "torch": torch.__version__,  # which names the CUDA it was built for, and its package does not
         **packages,
     }
 

@@ -196,6 +196,7 @@ def products(points: Tensor, centres: Tensor, pairs: Pairs) -> Tensor:
     ends = pairs.rows.bincount(minlength=len(points)).cumsum(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")  # explicitly, below
         pattern = torch.sparse_csr_tensor(
             torch.nn.functional.pad(ends, (1, 0)),
             pairs.columns,
