@@ -81,7 +81,7 @@ def placed(module: Module, device: torch.device) -> Module:
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Return whether `device` is a processor with instructions for matrices of bfloat16 (AMX)."""
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which torch 2.11 may lack
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which older releases lack
         return False
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 

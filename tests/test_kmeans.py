@@ -96,7 +96,7 @@ def test_bounds_spare_comparisons_and_change_nothing(
     torch.manual_seed(0)
     here = there = random_points([points], 4000, starts=starts, clusters=clusters)
     bounded, plain = tally([points], here, 4000), tally([points], there, 4000)
-    compared = counted(monkeypatch, Distances, "__call__", lambda _, some: len(some))
+    compared = counted(monkeypatch, Distances, "__call__", lambda _, some, room: len(some))
     for _ in range(40):
         here, bounded = iterate([points], here, bounded)
         spent = sum(compared)
@@ -176,10 +176,8 @@ def test_few_points_are_gathered_once() -> None:
     points = seeded_points(90, 5)
     centres = random_points([points], 90, starts=2, clusters=4)
     totals = tally([points], centres, 90)
-    (nothing_read, known), (read, anew) = (
-        iterate(blocks, centres, replace(totals, hints=hints))
-        for blocks, hints in (((), totals.hints), ([points], None))
-    )
+    nothing_read, known = iterate((), centres, totals)
+    read, anew = iterate([points], centres, replace(totals, hints=None))
     assert torch.equal(nothing_read, read)
     assert torch.equal(known.sums, anew.sums)
     assert torch.equal(known.labels, anew.labels)
@@ -412,11 +410,20 @@ def test_errors_name_key_value_and_remedy(override: str, complaint: str, tmp_pat
     assert len(ended.err.strip().splitlines()) == 1
 
 
-def test_centres_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "centres.npy", np.zeros((3, 2)))
-    ended = genexp("model=kmeans", f"model.init='{tmp_path / 'centres.npy'}'", in_folder(tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("centres", "complaint"),
+    [
+        (np.zeros((3, 2)), "has shape (3, 2)"),
+        (np.array([[0, 1], [np.nan, 1]]), "holds NaN or infinite numbers; give a file of finite ones"),
+    ],
+)
+def test_files_of_unfit_centres_are_refused(centres: np.ndarray, complaint: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "centres.npy", centres)
+    given = f"model.init='{tmp_path / 'centres.npy'}'"
+    ended = genexp("model=kmeans", "model.clusters=2", given, in_folder(tmp_path / "run"))
     assert ended.code == 1
-    assert "has shape (3, 2)" in ended.err
+    assert complaint in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
 
 
 def test_many_features_are_flattened_to_their_widest_plane() -> None:

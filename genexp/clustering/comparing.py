@@ -13,6 +13,7 @@ from genexp.clustering.totals import NOWHERE, Totals
 from genexp.clustering.update import Moves, Update
 
 MOST = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
+COPIED = 0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more
 SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
 GATHERED = 2**19  # features of points that are gathered before they are compared
 
@@ -26,6 +27,9 @@ class Comparing:
         self._largest = centres.square().sum(2).amax(1)  # (starts,)
         starts, clusters, features = centres.shape
         self._chunk = max(1, min(SCORES // (starts * clusters), FEATURES // features))
+        self._scores = centres.new_empty(
+            self._chunk, starts * clusters
+        )  # always the same: memory stays in one piece
         self.hints = known.hints if isinstance(known.hints, Bounds) else None
         self._moves: Tensor | None = None  # of the centres, if bounds know of those before
         if self.hints is None and Bounds.pay(known.changed):
@@ -66,7 +70,7 @@ class Comparing:
                 self.hints.put(place, bounds)
 
     def _compare(self, points: Tensor, labels: Tensor, bounds: Bounds | None) -> None:
-        scores = self._distances(points)  # (points, starts, clusters)
+        scores = self._distances(points, self._scores)  # (points, starts, clusters)
         self._update.move(points, labels, self._moves_to_nearest(scores, labels.T.long()))
         if bounds is not None:  # norms are computed anew: kept, they would take as much memory as the margins
             bounds.measure(scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._largest)
@@ -75,9 +79,10 @@ class Comparing:
         """Return which points move to the nearest centre, by their scores, from those `known` (points, starts)."""
         clusters = scores.flatten(0, 1)  # of a point and a start in each row
         if len(known) and known[0, 0] == NOWHERE:  # then no point was assigned yet
-            keys = torch.arange(len(clusters), device=scores.device)
+            keys, to = torch.arange(len(clusters), device=scores.device), least(clusters)
         else:  # the least is found sooner than its place, which is mostly known
             closer = clusters.amin(1) < clusters.gather(1, known.reshape(-1, 1)).squeeze(1)
             keys = closer.nonzero().squeeze(1)
-            clusters = clusters.index_select(0, keys)
-        return Moves(keys // known.shape[1], keys % known.shape[1], least(clusters))
+            many = len(keys) > COPIED * len(clusters)
+            to = least(clusters)[keys] if many else least(clusters.index_select(0, keys))
+        return Moves(keys // known.shape[1], keys % known.shape[1], to)

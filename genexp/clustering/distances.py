@@ -19,9 +19,13 @@ class Distances:
         self._rows = centres.flatten(0, 1)
         self._half_norms = self._rows.square().sum(1) / 2
 
-    def __call__(self, points: Tensor) -> Tensor:
-        """Return the distances of points (points, features) to all centres: (points, starts, clusters)."""
-        scores = torch.addmm(self._half_norms, points, self._rows.T, alpha=-1)
+    def __call__(self, points: Tensor, room: Tensor | None = None) -> Tensor:
+        """Return the distances of points (points, features) to all centres: (points, starts, clusters).
+
+        They are written to the first of `room` (at least as many points, starts · clusters) where it is given.
+        """
+        room = None if room is None else room[: len(points)]
+        scores = torch.addmm(self._half_norms, points, self._rows.T, alpha=-1, out=room)
         return scores.unflatten(1, self._shape)
 
 

@@ -57,7 +57,7 @@ def tally_few(blocks: Blocks, centres: Tensor, known: Totals | None) -> Totals:
     scores = (weights @ points.T).reshape(starts, clusters, -1)  # the greater, the nearer
     members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
     sums = members @ points
-    if sums[..., -1].sum() > starts * len(points):  # a point is as near to another centre: it goes to the first
+    if sums[..., -1].sum() != starts * len(points):  # a point is as near to another centre: it goes to the first
         members = np.eye(clusters)[scores.argmax(1)].swapaxes(1, 2)
         sums = members @ points
     labels = np.arange(clusters) @ members

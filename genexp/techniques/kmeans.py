@@ -269,4 +269,6 @@ def _load(config: KMeansConfig, features: int) -> Tensor:
             f"model.init={config.init} has shape {tuple(centres.shape)} where model.clusters and the data set "
             f"ask for {(config.clusters, features)}; give a file of that shape"
         )
+    if not centres.isfinite().all():
+        raise ConfigError(f"model.init={config.init} holds NaN or infinite numbers; give a file of finite ones")
     return centres
