@@ -147,7 +147,7 @@ def _starts(rounds: int) -> list[Comparison]:
 
 
 def _memory() -> list[Comparison]:
-    """Measure what a fit takes besides the points, in one round: in three it was the same to a percent of them."""
+    """Measure what a fit takes besides the points, in one round: others differ by a few percent of them."""
     rows = []
     for index, (name, points, clusters) in enumerate(_tasks() if memory.is_told() else ()):
         if points.nbytes > LARGE:
