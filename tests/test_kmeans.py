@@ -241,7 +241,7 @@ def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
     labels = totals.labels.clone()
     assert (labels < 40).all()
     for _ in range(3):
-        update = Update(totals)
+        update = Update(totals, centres)
         finder = screening.Screening(centres, totals, centres, update, [points])
         finder.add(points, slice(0, len(points)))
         totals = update.totals([], finder.hints)

@@ -159,5 +159,5 @@ def _memory() -> list[Comparison]:
 def _taken(index: int) -> float:
     _, points, clusters = next(islice(_tasks(), index, None))
     initial = _initial(points, clusters)
-    _ours(points[:2048].copy(), initial[:2])  # what libraries take once is not the fit's
+    _ours(points[:2048].copy(), initial)  # what libraries take once is not the fit's
     return memory.taken(partial(_ours, points, initial))

@@ -15,7 +15,7 @@ from genexp.clustering.update import Moves, Update
 MOST = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
 COPIED = 0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more
 SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
-GATHERED = 2**19  # features of points that are gathered before they are compared
+GATHERED = 2**18  # features of points that are gathered before they are compared
 
 
 class Comparing:

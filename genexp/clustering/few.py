@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genexp.clustering.blocks import Blocks
-from genexp.clustering.totals import Totals
+from genexp.clustering.totals import Totals, label_type
 from genexp.whole_batch import ALL, here
 
 SCORES = 2**13  # distances: so many at most
@@ -64,6 +64,6 @@ def tally_few(blocks: Blocks, centres: Tensor, known: Totals | None) -> Totals:
     return Totals(
         torch.from_numpy(np.ascontiguousarray(sums[..., :-1])),
         torch.from_numpy(sums[..., -1].astype(np.int64)),
-        torch.from_numpy(labels.astype(np.int32)),
+        torch.from_numpy(labels).to(label_type(clusters)),
         hints=gathered,
     )

@@ -52,7 +52,7 @@ def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> Tensor:
 
 def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None) -> Totals:
     """Return the totals of `centres`, into which those that are `known` of the centres `before` are turned."""
-    update = Update(known)
+    update = Update(known, centres)
     finder: Comparing | Screening
     if before is not None and Projections.pay(centres, update.labels.shape[1]):
         finder = Screening(centres, known, before, update, blocks)

@@ -48,8 +48,13 @@ class Projections:
     @classmethod
     def of(cls, blocks: Blocks, centres: Tensor, count: int) -> Projections:
         """Return room for the projections of the `count` points in `blocks`, which are still to be filled in."""
-        dimensions = _dimensions(centres)
-        basis, coordinates = _basis(blocks, count, dimensions), centres.new_empty(count, dimensions + 1)
+        dimensions, features = _dimensions(centres), centres.shape[2]
+        coordinates = centres.new_empty(count, dimensions + 1)
+        fits = (
+            SAMPLE * features <= coordinates.numel()
+        )  # what is to be filled later can hold the sample until then
+        room = coordinates.flatten()[: SAMPLE * features] if fits else centres.new_empty(SAMPLE * features)
+        basis = _basis(_sample(blocks, count, room.view(SAMPLE, features)), dimensions)
         products = centres.new_full((count, len(centres)), -torch.inf)
         return cls(basis, coordinates, products, centres.new_empty(count), Bounds.unknown(centres, count))
 
@@ -79,7 +84,7 @@ class Projections:
     def loosen(self, drift: Drift, labels: Tensor) -> Tensor:
         """Follow centres that moved, for points with `labels` (starts, points); return which to compare anew."""
         for start, lengths in enumerate(drift.outside):
-            self.products[:, start].addcmul_(self.coordinates[:, -1], lengths[labels[start]], value=-1)
+            self.products[:, start].addcmul_(self.coordinates[:, -1], lengths[labels[start].int()], value=-1)
         return self.bounds.loosen(drift.moves, labels)
 
     def gap(self, lengths: Tensor) -> Tensor:
@@ -105,19 +110,27 @@ class Projections:
         return coordinates
 
     def _project(self, points: Tensor, norms: Tensor, coordinates: Tensor) -> None:
-        inside = points @ self.basis
-        coordinates[:, :-1] = inside
-        coordinates[:, -1] = (norms * (1 + SQUARES) - inside.square().sum(1)).clamp_(min=0).sqrt_()
+        inside = torch.mm(points, self.basis, out=coordinates[:, :-1])
+        lengths = torch.linalg.vector_norm(inside, dim=1)
+        coordinates[:, -1] = (norms * (1 + SQUARES)).addcmul_(lengths, lengths, value=-1).clamp_(min=0).sqrt_()
 
 
 def _dimensions(centres: Tensor) -> int:
     return min(MOST, centres.shape[2] // SHARE // EVEN * EVEN)
 
 
-def _basis(blocks: Blocks, count: int, dimensions: int) -> Tensor:
-    """Return the directions (features, dimensions) in which a sample of the points reaches farthest from 0."""
-    step = -(-count // SAMPLE)
-    sample = torch.cat([block[::step] for block in blocks])
+def _sample(blocks: Blocks, count: int, room: Tensor) -> Tensor:
+    """Return points from all over the `count` in `blocks`, in `room` (most points, features)."""
+    step, filled = -(-count // len(room)), 0
+    for block in blocks:
+        some = block[::step][: len(room) - filled]
+        room[filled : filled + len(some)] = some
+        filled += len(some)
+    return room[:filled]
+
+
+def _basis(sample: Tensor, dimensions: int) -> Tensor:
+    """Return the directions (features, dimensions) in which points reach farthest from 0, by a sample of them."""
     directions = sample[:: max(1, len(sample) // dimensions)][:dimensions].T  # subspace iteration, from points
     for _ in range(ROUNDS):
         directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q

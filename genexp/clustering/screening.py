@@ -17,7 +17,7 @@ from genexp.clustering.update import Moves, Update
 from genexp.whole_batch import ALL, here
 
 SCORES = 2**19  # bounds, or coordinates, that are handled at a time: so many stay in the cache
-AT_ONCE = 2**17  # pairs
+AT_ONCE = 2**15  # pairs
 MANY, FEW = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
 
 
@@ -55,6 +55,8 @@ class Screening:
         else:
             self.hints, self._drift = Projections.of(blocks, centres, update.labels.shape[1]), None
         self._chunk = max(1, SCORES // max(len(self._centres), self.hints.basis.shape[1]))
+        # Scores, and those of points in doubt, are written to the same place: memory stays in one piece.
+        self._scores, self._some = centres.new_empty(2, self._chunk, len(self._centres))
         self._projected = self.hints.project(self._centres)  # (starts · clusters, dimensions + 1)
         self._screened = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
         self._pairs: list[Pairs] | None = None  # these; None: too many of them
@@ -79,22 +81,27 @@ class Screening:
         ahead = 1 if self._drift is None or here() != ALL else max(1, self._chunk // length)
         self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
         found: list[Pairs] = []
-        for some in self._doubtful(self._screened).split(self._chunk):
+        for some in self._doubtful(self._screened):
             known, own = self.hints.at(some), self._own(some)
             gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
             pairs = self._possible(known.coordinates, self._projected, own, gap, known, MANY)
             if pairs is None:
                 self._pairs = None
                 return
-            self.hints.bounds.put(some, known.bounds)
-            found.append(replace(pairs, rows=some[pairs.rows]))
+            if isinstance(some, Tensor):
+                self.hints.bounds.put(some, known.bounds)
+                found.append(replace(pairs, rows=some[pairs.rows]))
+            else:
+                found.append(replace(pairs, rows=pairs.rows + some.start))
         self._pairs = found
 
-    def _doubtful(self, place: slice) -> Tensor:
-        """Return those of the points at `place` that bounds do not keep in their clusters."""
+    def _doubtful(self, place: slice) -> Iterator[slice | Tensor]:
+        """Yield those of the points at `place`, some at a time, that bounds do not keep in their clusters."""
         if self._drift is None:
-            return torch.arange(place.start, place.stop)
-        return self.hints.at(place).loosen(self._drift, self._update.labels[:, place]) + place.start
+            yield from _parts(place, self._chunk)
+        else:
+            rows = self.hints.at(place).loosen(self._drift, self._update.labels[:, place])
+            yield from (rows + place.start).split(self._chunk)
 
     def _of_some(self, found: list[Pairs], place: slice) -> Iterator[Pairs]:
         """Yield those pairs that were found for the points at `place`."""
@@ -109,14 +116,14 @@ class Screening:
 
     def _compare(self, block: Tensor, place: slice) -> Iterator[Pairs]:
         at_once = min(self._chunk, max(1, FEATURES // block.shape[1]))
-        for begin in range(place.start, place.stop, at_once):
-            some = slice(begin, min(begin + at_once, place.stop))
+        for some in _parts(place, at_once):
+            begin = some.start - place.start
             known, own = self.hints.at(some), self._own(some)
-            points = block[begin - place.start : some.stop - place.start]
+            points = block[begin : some.stop - place.start]
             gap = self._rounding(known).expand_as(own)
             pairs = self._possible(points, self._centres, own, gap, known, 1.0)
             assert pairs is not None
-            yield replace(pairs, rows=pairs.rows + (begin - place.start))
+            yield replace(pairs, rows=pairs.rows + begin)
 
     def _own(self, place: slice | Tensor) -> Tensor:
         """Return which of all centres the points at `place` belong to: (points, starts)."""
@@ -134,14 +141,15 @@ class Screening:
         The bounds of the points, in `known`, become those that hold when none of these is nearer, and where there
         are some, wait for what `_moves` finds.
         """
-        scores = torch.addmm(self._half_norms, points, centres.T, alpha=-1)
+        room = self._scores[: len(points)]
+        scores = torch.addmm(self._half_norms, points, centres.T, alpha=-1, out=room)
         at_own = scores.gather(1, own)
         limits = at_own + gap
         others = scores.scatter_(1, own, torch.inf).unflatten(1, self._shape).amin(2)
         scores.scatter_(1, own, at_own)
         doubtful = others < limits
         rows = doubtful.any(1).nonzero().squeeze(1)
-        some = scores.index_select(0, rows)
+        some = torch.index_select(scores, 0, rows, out=self._some[: len(rows)])
         # Where a start is not in doubt, not even the own centre is to be compared.
         reach = limits.masked_fill(~doubtful, -torch.inf).index_select(0, rows)
         possible = (some.unflatten(1, self._shape) < reach.unsqueeze(2)).flatten(1)
@@ -172,6 +180,12 @@ class Screening:
         known.products.view(-1)[keys[chosen]] = pairs.seem[chosen] - scores[chosen] + lengths
         goes = chosen[~stays[chosen]]
         return Moves(pairs.rows[goes], starts[goes], pairs.columns[goes] % self._shape[1])
+
+
+def _parts(place: slice, length: int) -> Iterator[slice]:
+    """Yield the slices of at most `length` that `place` is made of."""
+    for begin in range(place.start, place.stop, length):
+        yield slice(begin, min(begin + length, place.stop))
 
 
 def _together(found: Iterable[Pairs]) -> Iterator[Pairs]:

@@ -19,7 +19,7 @@ class Totals:
 
     sums: Tensor  # float64 (starts, clusters, features) of the points nearest to each centre
     counts: Tensor  # int64 (starts, clusters)
-    labels: Tensor  # int32 (starts, points): the nearest centre of each point
+    labels: Tensor  # label_type (starts, points): the nearest centre of each point
     changed: float = 1.0  # part of the labels that differ from those of the centres before
     hints: Hints | None = None  # what spares comparisons with the next centres
 
@@ -30,7 +30,7 @@ class Totals:
         return cls(
             torch.zeros_like(centres, dtype=wide(centres)),
             torch.zeros(starts, clusters, dtype=torch.long, device=centres.device),
-            torch.full((starts, count), NOWHERE, dtype=torch.int32, device=centres.device),
+            torch.full((starts, count), NOWHERE, dtype=label_type(clusters), device=centres.device),
         )
 
     def means(self, otherwise: Tensor) -> Tensor:
@@ -48,6 +48,11 @@ class Totals:
         """Return the inertia (starts,) of the points about `centres`, less the squared norms of all points."""
         rows = centres.to(self.sums)
         return (self.counts * rows.square().sum(2) - 2 * (rows * self.sums).sum(2)).sum(1)
+
+
+def label_type(clusters: int) -> torch.dtype:
+    """Return the smallest type that names each of so many clusters, and NOWHERE."""
+    return torch.int16 if clusters <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def wide(tensor: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from genexp.clustering.hints import Hints
 from genexp.clustering.totals import NOWHERE, Totals
 from genexp.whole_batch import ALL, here, total
 
-FEATURES = 2**18  # of points that change their cluster, which are copied, so many at a time
+FEATURES = 2**17  # of points that change their cluster, which are copied, so many at a time
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,14 @@ class Moves:
 class Update:
     """Follows points that move, with the sums, the counts and the labels that were `known`."""
 
-    def __init__(self, known: Totals) -> None:
+    def __init__(self, known: Totals, centres: Tensor) -> None:
         self._sums, self._counts, self.labels = known.sums, known.counts, known.labels
         if here().index:  # the sums of all parts are added up in the end: one of them has what is known
             self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         self._moved = 0
+        # Points are copied to the same place, part by part: memory stays in one piece.
+        shape = max(1, FEATURES // centres.shape[2]), centres.shape[2]
+        self._picked, self._room = centres.new_empty(shape), known.sums.new_empty(shape)
 
     def move(self, points: Tensor, labels: Tensor, moves: Moves) -> None:
         """Let some of `points`, which have `labels` (starts, points), go from their clusters to others."""
@@ -43,23 +46,25 @@ class Update:
             self._place(points, labels)
             return
         arrive, leave = moves.starts * clusters + moves.to, moves.starts * clusters + origin
-        at_once = max(1, FEATURES // points.shape[1])
-        for first in range(0, len(origin), at_once):
-            part = slice(first, first + at_once)
-            moved = points.index_select(0, moves.rows[part]).to(self._sums)
+        for first in range(0, len(origin), len(self._room)):
+            part = slice(first, first + len(self._room))
+            rows = moves.rows[part]
+            moved = self._wide(torch.index_select(points, 0, rows, out=self._picked[: len(rows)]))
             self._add(arrive[part], moved, 1)
             if placed:
                 self._add(leave[part], moved, -1)
 
     def _place(self, points: Tensor, labels: Tensor) -> None:
         """Add `points`, which were nowhere before, to the clusters that `labels` name."""
-        at_once = max(1, FEATURES // points.shape[1])
-        for first in range(0, len(points), at_once):
-            some = slice(first, first + at_once)
-            wide = points[some].to(self._sums)
+        for first in range(0, len(points), len(self._room)):
+            some = slice(first, first + len(self._room))
+            wide = self._wide(points[some])
             for sums, counts, to in zip(self._sums, self._counts, labels[:, some].long(), strict=True):
                 sums.index_add_(0, to, wide)
                 counts += to.bincount(minlength=len(counts))
+
+    def _wide(self, points: Tensor) -> Tensor:
+        return self._room[: len(points)].copy_(points)
 
     def _add(self, places: Tensor, points: Tensor, sign: int) -> None:
         self._sums.flatten(0, 1).index_add_(0, places, points, alpha=sign)
@@ -76,7 +81,7 @@ class Update:
         """Return the labels of all points, whichever process assigned them."""
         if here() == ALL:
             return self.labels
-        labels = torch.zeros_like(self.labels)
+        labels = torch.zeros_like(self.labels, dtype=torch.int32)  # the least that processes can add up
         for place in seen:
             labels[:, place] = self.labels[:, place]
-        return total(labels)
+        return total(labels).to(self.labels)

@@ -16,7 +16,7 @@ from genexp.clustering.distances import nearest
 from genexp.clustering.hints import Hints
 from genexp.clustering.lloyd import iterate, refill, tally
 from genexp.clustering.starts import greedy_plus_plus, random_points
-from genexp.clustering.totals import Totals
+from genexp.clustering.totals import Totals, label_type
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
@@ -80,7 +80,7 @@ class KMeans(Technique, Clusters):
     norm: Tensor  # () the squared distances of all points to the origin, summed
     still: Tensor  # () starts whose centres move less in an epoch, squared, have converged
     sums: Tensor  # like centres, in float64: of the points of each cluster; for Lloyd's algorithm
-    labels: Tensor  # int32 (starts, points): the cluster of each point; for Lloyd's algorithm
+    labels: Tensor  # label_type (starts, points): the cluster of each point; for Lloyd's algorithm
     epoch_began: Tensor  # the centres before this epoch; for batches
 
     def __init__(self, config: KMeansConfig, spec: DataSpec) -> None:
@@ -99,7 +99,8 @@ class KMeans(Technique, Clusters):
         self.register_buffer("centres", torch.zeros(starts, config.clusters, features))
         if config.batch_size is None:
             self.register_buffer("sums", torch.zeros(starts, config.clusters, features, dtype=torch.float64))
-            self.register_buffer("labels", torch.zeros(starts, spec.train_size, dtype=torch.int32))
+            labels = torch.zeros(starts, spec.train_size, dtype=label_type(config.clusters))
+            self.register_buffer("labels", labels)
         else:
             self.register_buffer("epoch_began", torch.zeros_like(self.centres))
         self.register_buffer("counts", torch.zeros(starts, config.clusters, dtype=torch.long))
