@@ -56,8 +56,9 @@ def test_ends_where_scikit_learn_ends(name: str, clusters: int) -> None:
     generator = torch.Generator().manual_seed(0)
     initial = points[torch.randperm(len(points), generator=generator)[:clusters]]
     rival = Rival(clusters, init=initial.numpy(), n_init=1, max_iter=300, tol=0).fit(points.numpy())
-    ours = fit(points.split(BLOCK), len(points), initial.unsqueeze(0), iterations=300)
+    ours, labels = fit(points.split(BLOCK), len(points), initial.unsqueeze(0), iterations=300)
     assert inertia_of(points, ours) == pytest.approx(rival.inertia_, rel=1e-3)
+    assert torch.equal(labels.long(), nearest(points, ours))
 
 
 def test_the_command_ends_where_scikit_learn_ends(tmp_path: Path) -> None:
@@ -79,9 +80,9 @@ def test_far_from_zero_no_digits_are_lost(tmp_path: Path) -> None:
     far = points + 3e4
     generator = torch.Generator().manual_seed(0)
     initial = torch.randperm(600, generator=generator)[:7]
-    here = fit(points.split(BLOCK), 600, points[initial][None], 100)
+    here, _ = fit(points.split(BLOCK), 600, points[initial][None], 100)
     shifted = (far - far.mean(0)).split(BLOCK)  # as the technique hands them over
-    there = fit(shifted, 600, (far[initial] - far.mean(0))[None], 100)
+    there, _ = fit(shifted, 600, (far[initial] - far.mean(0))[None], 100)
     assert inertia_of(far, there + far.mean(0)) == pytest.approx(inertia_of(points, here), rel=1e-2)
     assert moments(far.split(70)).variance == pytest.approx(
         float(far.double().var(0, correction=0).mean()), rel=1e-4
@@ -170,6 +171,22 @@ def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyP
     assert torch.equal(few.labels, many.labels)
     assert (few.labels.dtype, few.counts.dtype) == (many.labels.dtype, many.counts.dtype)
     assert many.counts.sum(1).tolist() == [400] * starts
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 4, 100])
+@pytest.mark.parametrize("empty", [0, 2])
+def test_a_fit_of_few_points_ends_where_one_of_many_does(
+    iterations: int, empty: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = seeded_points(400, 5)
+    torch.manual_seed(0)
+    centres = random_points([points], 400, starts=3, clusters=6)
+    centres[-1, :empty] = 1e3  # these clusters run empty
+    here, few = fit(points.split(150), 400, centres, iterations)
+    monkeypatch.setattr("genexp.clustering.lloyd.are_few", lambda *_: False)
+    there, many = fit(points.split(150), 400, centres, iterations)
+    torch.testing.assert_close(here, there)
+    assert torch.equal(few, many)
 
 
 def test_few_points_are_gathered_once() -> None:
@@ -319,7 +336,7 @@ def test_duplicates_leave_no_nan() -> None:
     points = torch.ones(50, 2)
     centres = greedy_plus_plus(points.split(20), 50, starts=2, clusters=4)
     assert torch.equal(centres, torch.ones(2, 4, 2))
-    assert torch.equal(fit(points.split(20), 50, centres, 10), torch.ones(4, 2))
+    assert torch.equal(fit(points.split(20), 50, centres, 10)[0], torch.ones(4, 2))
 
 
 def test_plus_plus_starts_as_well_as_scikit_learn_does() -> None:

@@ -21,7 +21,7 @@ from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import training_stream
 from genexp.benchmark.rounds import Comparison, compare, compete
 from genexp.build import WHOLE_BATCH, WHOLE_FEATURES
-from genexp.clustering.lloyd import iterate, tally
+from genexp.clustering.lloyd import fit, iterate, tally
 from genexp.clustering.starts import greedy_plus_plus
 
 ITERATIONS = 25  # what faiss does by default
@@ -83,14 +83,9 @@ def _images() -> np.ndarray:
 
 
 def _ours(points: np.ndarray, initial: np.ndarray) -> Fit:
-    blocks, centres = _Blocks(torch.from_numpy(points)), torch.from_numpy(initial).unsqueeze(0).clone()
-    totals = tally(blocks, centres, len(points))
-    for _ in range(ITERATIONS):
-        before = centres
-        centres, totals = iterate(blocks, before, totals)
-        if torch.equal(before, centres):
-            break
-    return Fit(centres[0].numpy(), totals.labels[0].numpy())
+    blocks, centres = _Blocks(torch.from_numpy(points)), torch.from_numpy(initial).unsqueeze(0)
+    fitted, labels = fit(blocks, len(points), centres, ITERATIONS)
+    return Fit(fitted.numpy(), labels.numpy())
 
 
 def _scikit_learn(points: np.ndarray, initial: np.ndarray, algorithm: str) -> Fit:

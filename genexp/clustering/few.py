@@ -21,6 +21,7 @@ class Gathered:
     """All points at hand, which spares gathering them for the next centres."""
 
     points: np.ndarray  # float64 (points, features + 1): the last feature is 1
+    turned: np.ndarray  # the same by features: (features + 1, points)
 
     @classmethod
     def of(cls, blocks: Blocks) -> Gathered:
@@ -28,7 +29,7 @@ class Gathered:
         arrays = [block.numpy() for block in blocks]
         points = np.ones((sum(map(len, arrays)), arrays[0].shape[1] + 1))
         np.concatenate(arrays, out=points[:, :-1])
-        return cls(points)
+        return cls(points, np.ascontiguousarray(points.T))
 
     def forget(self, starts: Tensor, points: Tensor) -> None:
         """Nothing concerns clusters."""
@@ -48,22 +49,60 @@ def are_few(centres: Tensor, count: int) -> bool:
 def tally_few(blocks: Blocks, centres: Tensor, known: Totals | None) -> Totals:
     """Assign each point to its nearest centre. What is `known` of centres before spares gathering the points."""
     gathered = known.hints if known is not None and isinstance(known.hints, Gathered) else Gathered.of(blocks)
-    points = gathered.points
-    starts, clusters, features = centres.shape
-    weights = np.empty((starts * clusters, features + 1))
-    rows = weights[:, :-1]
-    rows[:] = centres.view(-1, features).numpy()
-    weights[:, -1] = np.einsum("rf,rf->r", rows, rows) * -0.5
-    scores = (weights @ points.T).reshape(starts, clusters, -1)  # the greater, the nearer
-    members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
-    sums = members @ points
-    if sums[..., -1].sum() != starts * len(points):  # a point is as near to another centre: it goes to the first
-        members = np.eye(clusters)[scores.argmax(1)].swapaxes(1, 2)
-        sums = members @ points
-    labels = np.arange(clusters) @ members
-    return Totals(
-        torch.from_numpy(np.ascontiguousarray(sums[..., :-1])),
-        torch.from_numpy(sums[..., -1].astype(np.int64)),
-        torch.from_numpy(labels).to(label_type(clusters)),
-        hints=gathered,
-    )
+    return _Assigned.of(gathered, centres.numpy()).totals(gathered)
+
+
+def fit_few(blocks: Blocks, centres: Tensor, iterations: int) -> tuple[Tensor, Totals, int]:
+    """Assign all points, and do up to so many iterations, until one leaves a cluster empty.
+
+    Returns the centres, their totals, and how many iterations are left to do: none once centres stay.
+    """
+    gathered, here = Gathered.of(blocks), centres.numpy()
+    assigned = _Assigned.of(gathered, here)
+    while iterations and assigned.counts.all():
+        means = assigned.means(here.dtype)
+        if means.tobytes() == here.tobytes():
+            iterations = 0
+        else:
+            assigned, here, iterations = _Assigned.of(gathered, means), means, iterations - 1
+    return torch.from_numpy(here), assigned.totals(gathered), iterations
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """Points with their nearest centres."""
+
+    members: np.ndarray  # float64 (starts, clusters, points): 1 for a cluster's points, else 0
+    sums: np.ndarray  # float64 (starts, clusters, features + 1) of the clusters' points, and these counted
+
+    @classmethod
+    def of(cls, gathered: Gathered, centres: np.ndarray) -> _Assigned:
+        starts, clusters, features = centres.shape
+        weights = np.empty((starts * clusters, features + 1))
+        rows = weights[:, :-1]
+        rows[:] = centres.reshape(-1, features)
+        weights[:, -1] = np.einsum("rf,rf->r", rows, rows) * -0.5
+        scores = np.dot(weights, gathered.turned).reshape(starts, clusters, -1)  # the greater, the nearer
+        members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
+        sums = members @ gathered.points
+        if sums[..., -1].sum() != starts * len(gathered.points):  # a point is as near to another centre:
+            members = np.eye(clusters)[scores.argmax(1)].swapaxes(1, 2)  # it goes to the first
+            sums = members @ gathered.points
+        return cls(members, sums)
+
+    @property
+    def counts(self) -> np.ndarray:
+        return self.sums[..., -1]
+
+    def means(self, dtype: np.dtype) -> np.ndarray:
+        """Return the means (starts, clusters, features) of clusters that all have points."""
+        return (self.sums[..., :-1] / self.sums[..., -1:]).astype(dtype)
+
+    def totals(self, gathered: Gathered) -> Totals:
+        clusters = self.members.shape[1]
+        return Totals(
+            torch.from_numpy(np.ascontiguousarray(self.sums[..., :-1])),
+            torch.from_numpy(self.counts.astype(np.int64)),
+            torch.from_numpy(np.arange(clusters) @ self.members).to(label_type(clusters)),
+            hints=gathered,
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 from genexp.clustering.blocks import Blocks, take
 from genexp.clustering.comparing import Comparing
 from genexp.clustering.distances import Distances
-from genexp.clustering.few import are_few, tally_few
+from genexp.clustering.few import are_few, fit_few, tally_few
 from genexp.clustering.projections import Projections
 from genexp.clustering.screening import Screening
 from genexp.clustering.totals import Totals
@@ -39,15 +39,22 @@ def iterate(blocks: Blocks, centres: Tensor, totals: Totals) -> tuple[Tensor, To
     return means, tally_few(blocks, means, filled) if few else _pass(blocks, means, filled, centres)
 
 
-def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> Tensor:
-    """Return the best of the starts, (clusters, features), after at most so many iterations."""
-    totals = tally(blocks, centres, count)
+def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Do at most so many iterations, fewer where centres stay where they are.
+
+    Returns the best start's centres (clusters, features), and the cluster of each of the `count` points (points,).
+    """
+    if are_few(centres, count):
+        centres, totals, iterations = fit_few(blocks, centres, iterations)
+    else:
+        totals = tally(blocks, centres, count)
     for _ in range(iterations):
         before = centres
         centres, totals = iterate(blocks, before, totals)
         if torch.equal(centres, before):
             break
-    return centres[totals.energy(centres).argmin()]
+    best = totals.energy(centres).argmin() if len(centres) > 1 else 0
+    return centres[best], totals.labels[best]
 
 
 def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None) -> Totals:

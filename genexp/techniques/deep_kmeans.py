@@ -160,7 +160,8 @@ class DeepKMeans(Autoencoder, Clusters):
         """Move the centres to where k-means finds them among the latents of the training split."""
         codes = [self.settled(batch["image"]) for batch in samples]
         starts = greedy_plus_plus(codes, self.train_size, self.config.n_init, self.config.clusters)
-        self.centres.copy_(fit(codes, self.train_size, starts, LLOYD_ITERATIONS))
+        centres, _ = fit(codes, self.train_size, starts, LLOYD_ITERATIONS)
+        self.centres.copy_(centres)
         return {}
 
     def varied(self, images: Tensor) -> Tensor:
