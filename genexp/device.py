@@ -81,9 +81,18 @@ def placed(module: Module, device: torch.device) -> Module:
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Return whether `device` is a processor with instructions for matrices of bfloat16 (AMX)."""
+    return _has("amx_bf16", device)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether `device` is a processor with instructions for bfloat16: for matrices, or for vectors."""
+    return multiplies_bf16(device) or _has("avx512_bf16", device)
+
+
+def _has(instructions: str, device: torch.device) -> bool:
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which older releases lack
         return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return bool(torch.cpu.get_capabilities().get(instructions))
 
 
 @contextmanager

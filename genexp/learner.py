@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.capture import CapturedStep, Graph, graphs_on
-from genexp.device import multiplies_bf16, products_of_bf16
+from genexp.device import computes_bf16, multiplies_bf16, products_of_bf16
 from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, capture_obstacle, learning_rate
 from genexp.processes.team import Team
@@ -22,14 +22,14 @@ from genexp.whole_batch import divided, whole
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf32", "bf16")
-AUTO = "auto"
+CHOSEN = ("auto", "amx")  # by the processor
 
 
 @dataclass(frozen=True)
 class StepSettings:
     """How a step is computed."""
 
-    precision: str = "fp32"  # or bf32, bf16, auto
+    precision: str = "fp32"  # of PRECISIONS or CHOSEN
     gradient_clip: float | None = None  # largest norm of a phase's gradient
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     capture: bool = False  # replay steps as CUDA graphs
@@ -38,12 +38,13 @@ class StepSettings:
 def chosen_precision(wanted: str, device: torch.device) -> str:
     """Return which of PRECISIONS `wanted` is here.
 
-    "auto" is bf16, and "bf32" is itself, on processors that are made for it; both are fp32 elsewhere.
+    "auto" is bf16 on processors that compute in it, "amx" on those that multiply whole matrices in it, where
+    "bf32" is itself. Elsewhere they are fp32.
     """
-    able = multiplies_bf16(device) and torch.get_default_dtype() == torch.float32
-    if wanted in (AUTO, "bf32") and not able:
+    able = computes_bf16 if wanted == "auto" else multiplies_bf16
+    if wanted in (*CHOSEN, "bf32") and not (able(device) and torch.get_default_dtype() == torch.float32):
         return "fp32"
-    return "bf16" if wanted == AUTO else wanted
+    return "bf16" if wanted in CHOSEN else wanted
 
 
 class Average:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genexp.config import require
 from genexp.errors import DivergenceError
-from genexp.learner import AUTO, PRECISIONS, Learner, StepSettings
+from genexp.learner import CHOSEN, PRECISIONS, Learner, StepSettings
 from genexp.processes.team import Team
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, Finale, Snapshot
@@ -56,7 +56,7 @@ class TrainerConfig:
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "keep at least 1")
         require(0 <= self.ema < 1, "ema", self.ema, "use a decay in [0, 1); 0 keeps no average")
-        precisions = (AUTO, *PRECISIONS)
+        precisions = (*CHOSEN, *PRECISIONS)
         require(
             self.precision in precisions, "precision", self.precision, f"choose one of {', '.join(precisions)}"
         )

@@ -46,7 +46,7 @@ def complaint(*arguments: str) -> str:
         ("trainer.batch_size=0", "trainer.batch_size=0: use a positive value"),
         ("trainer.batch_size=-5", "trainer.batch_size=-5: use a positive value"),
         ("trainer.epochs=0", "trainer.epochs=0: use at least 1"),
-        ("trainer.precision=fp8", "trainer.precision=fp8: choose one of auto, fp32, bf32, bf16"),
+        ("trainer.precision=fp8", "trainer.precision=fp8: choose one of auto, amx, fp32, bf32, bf16"),
         ("trainer.objective=beauty", "trainer.objective=beauty is no test metric of model=vae"),
         ("optimizer.schedule=stairs", "optimizer.schedule=stairs: choose one of constant, linear, cosine"),
         ("model.activation=step", "model.activation=step: choose one of relu"),

@@ -298,11 +298,21 @@ def test_products_of_bf16_are_added_in_full() -> None:
     assert (found - rounded).abs().max() < 1e-4 < (found - exact).abs().max()
 
 
-@pytest.mark.parametrize("able", [True, False])
-def test_auto_is_bf16_on_processors_made_for_it(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_f": True, "amx_bf16": able})
-    assert taught(Toy(), precision="auto").precision == ("bf16" if able else "fp32")
-    assert taught(Toy(), precision="bf32").precision == ("bf32" if able else "fp32")
+@pytest.mark.parametrize(
+    ("instructions", "auto", "amx", "bf32"),
+    [
+        ("avx512_f", "fp32", "fp32", "fp32"),
+        ("avx512_bf16", "bf16", "fp32", "fp32"),
+        ("amx_bf16", "bf16", "bf16", "bf32"),
+    ],
+)
+def test_the_precision_suits_the_processor(
+    instructions: str, auto: str, amx: str, bf32: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {instructions: True, "amx_int8": True})
+    assert taught(Toy(), precision="auto").precision == auto
+    assert taught(Toy(), precision="amx").precision == amx
+    assert taught(Toy(), precision="bf32").precision == bf32
     assert taught(Toy(), precision="fp32").precision == "fp32"
     assert chosen_precision("auto", torch.device("cuda")) == "fp32"
     monkeypatch.setattr("torch.get_default_dtype", lambda: torch.float64)

@@ -55,7 +55,8 @@ def alone(work: Callable[[], Result]) -> Result:
     """Return what `work` returns in a thread of its own.
 
     How a thread computes with tiny numbers is left to those that it begins, among them torch's: what one
-    contestant chooses must not reach the next. Nor may there be idle threads of another: OpenMP counts them all.
+    contestant chooses must not reach the next. Nor may there be idle threads of another: OpenMP counts them all,
+    and lets them sleep after each loop where they are more than cores. So what prepares work runs here as well.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(work).result()

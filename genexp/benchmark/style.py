@@ -14,7 +14,7 @@ from genexp.benchmark import memory
 from genexp.benchmark.apart import apart
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, compare, compete
+from genexp.benchmark.rounds import Comparison, alone, compare, compete
 from genexp.build import Run, build_run
 from genexp.networks.vgg import DEVIATION, MEAN
 from genexp.technique import Clock, Descent
@@ -31,8 +31,8 @@ def run(rounds: int) -> list[Comparison]:
     """Measure L-BFGS iterations/s and memory. Raises AssertionError where both begin with different losses."""
     rows = []
     for size in SIZES:
-        built, rival = _begun(size, "fp32"), "tutorial formulation"
-        _check(built)
+        built, rival = alone(partial(_begun, size, "fp32")), "tutorial formulation"
+        alone(partial(_check, built))
         rivals = {rival: partial(_tutorial, built)}
         for precision in PRECISIONS:
             task = f"style transfer, {size} pixels, {precision}"

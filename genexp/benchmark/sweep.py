@@ -13,7 +13,7 @@ import torch
 
 from genexp.benchmark import clock
 from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, compete
+from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.build import Run, build_run
 from genexp.data.stream import BatchStream, side_by_side
 from genexp.seeding import seed_generators
@@ -35,10 +35,7 @@ def run(rounds: int) -> list[Comparison]:
     rows = []
     for batch_size in BATCHES:
         configs = [configuration(*PRESET, f"trainer.batch_size={batch_size}", f"seed={n}") for n in range(SEEDS)]
-        _, losses = _together(configs)
-        for config, loss in zip(configs[:TIMED], losses, strict=False):
-            _, alone = _alone(build_run(config, None))
-            assert abs(alone - loss) <= ROUNDING * alone, f"not the same work: {loss} as one, {alone} alone"
+        alone(partial(_check, configs))
         rows += compete(
             f"{SEEDS} seeds of the stacked autoencoder, batch {batch_size}",
             partial(_speed_together, configs),
@@ -52,12 +49,19 @@ def run(rounds: int) -> list[Comparison]:
     return rows
 
 
+def _check(configs: Sequence[Config]) -> None:
+    _, losses = _together(configs)
+    for config, loss in zip(configs[:TIMED], losses, strict=False):
+        _, own = _single(build_run(config, None))
+        assert abs(own - loss) <= ROUNDING * own, f"not the same work: {loss} as one, {own} alone"
+
+
 def _speed_together(configs: Sequence[Config]) -> float:
     return STEPS * len(configs) / _together(configs)[0]
 
 
 def _speed_in_turn(configs: Sequence[Config]) -> float:
-    return STEPS * TIMED / sum(_alone(build_run(config, None))[0] for config in configs[:TIMED])
+    return STEPS * TIMED / sum(_single(build_run(config, None))[0] for config in configs[:TIMED])
 
 
 def _speed_of_joblib(configs: Sequence[Config]) -> float:
@@ -72,10 +76,10 @@ def _speed_of_joblib(configs: Sequence[Config]) -> float:
 def _in_worker(config: Config, clock_name: str) -> float:
     torch.set_num_threads(1)
     clock.choose(clock_name)
-    return _alone(build_run(config, None))[0]
+    return _single(build_run(config, None))[0]
 
 
-def _alone(run: Run) -> tuple[float, float]:
+def _single(run: Run) -> tuple[float, float]:
     """Return the seconds of a run's steps, and the last loss."""
     batches = run.material.feed.batches(1)
     for step in range(1, WARM + STEPS + 1):

@@ -50,12 +50,11 @@ class Projections:
         """Return room for the projections of the `count` points in `blocks`, which are still to be filled in."""
         dimensions, features = _dimensions(centres), centres.shape[2]
         coordinates = centres.new_empty(count, dimensions + 1)
-        fits = (
-            SAMPLE * features <= coordinates.numel()
-        )  # what is to be filled later can hold the sample until then
-        room = coordinates.flatten()[: SAMPLE * features] if fits else centres.new_empty(SAMPLE * features)
-        basis = _basis(_sample(blocks, count, room.view(SAMPLE, features)), dimensions)
-        products = centres.new_full((count, len(centres)), -torch.inf)
+        room = coordinates.flatten()  # which is to be filled later: until then it holds the sample
+        if len(room) < SAMPLE * features:
+            room = centres.new_empty(SAMPLE * features)
+        sample = _sample(blocks, count, room[: SAMPLE * features].view(SAMPLE, features))
+        basis, products = _basis(sample, dimensions), centres.new_full((count, len(centres)), -torch.inf)
         return cls(basis, coordinates, products, centres.new_empty(count), Bounds.unknown(centres, count))
 
     def at(self, place: slice | Tensor) -> Projections:
