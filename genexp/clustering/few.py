@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +21,15 @@ FEATURES = 2**14  # of points
 class Gathered:
     """All points at hand, which spares gathering them for the next centres."""
 
-    points: np.ndarray  # float64 (points, features + 1): the last feature is 1
-    turned: np.ndarray  # the same by features: (features + 1, points)
+    features: np.ndarray  # float64 (features + 1, points): the last feature is 1
 
     @classmethod
     def of(cls, blocks: Blocks) -> Gathered:
         """Return the points in `blocks`."""
         arrays = [block.numpy() for block in blocks]
-        points = np.ones((sum(map(len, arrays)), arrays[0].shape[1] + 1))
-        np.concatenate(arrays, out=points[:, :-1])
-        return cls(points, np.ascontiguousarray(points.T))
+        features = np.ones((arrays[0].shape[1] + 1, sum(map(len, arrays))))
+        np.concatenate(arrays, out=features[:-1].T)
+        return cls(features)
 
     def forget(self, starts: Tensor, points: Tensor) -> None:
         """Nothing concerns clusters."""
@@ -68,8 +68,7 @@ def fit_few(blocks: Blocks, centres: Tensor, iterations: int) -> tuple[Tensor, T
     return torch.from_numpy(here), assigned.totals(gathered), iterations
 
 
-@dataclass(frozen=True)
-class _Assigned:
+class _Assigned(NamedTuple):  # made in half the time of a frozen dataclass
     """Points with their nearest centres."""
 
     members: np.ndarray  # float64 (starts, clusters, points): 1 for a cluster's points, else 0
@@ -81,13 +80,13 @@ class _Assigned:
         weights = np.empty((starts * clusters, features + 1))
         rows = weights[:, :-1]
         rows[:] = centres.reshape(-1, features)
-        weights[:, -1] = np.einsum("rf,rf->r", rows, rows) * -0.5
-        scores = np.dot(weights, gathered.turned).reshape(starts, clusters, -1)  # the greater, the nearer
+        weights[:, -1] = (rows * rows) @ np.full(features, -0.5)
+        scores = np.dot(weights, gathered.features).reshape(starts, clusters, -1)  # the greater, the nearer
         members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
-        sums = members @ gathered.points
-        if sums[..., -1].sum() != starts * len(gathered.points):  # a point is as near to another centre:
+        sums = members @ gathered.features.T
+        if sums[..., -1].sum() != starts * gathered.features.shape[1]:  # a point is as near to another centre:
             members = np.eye(clusters)[scores.argmax(1)].swapaxes(1, 2)  # it goes to the first
-            sums = members @ gathered.points
+            sums = members @ gathered.features.T
         return cls(members, sums)
 
     @property
