@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,24 @@ def test_points_within_a_subspace_and_some_beside_it() -> None:
     points[::100] += torch.randn(30, 400, generator=generator)
     torch.manual_seed(0)
     screened_as_if_all_were_compared(points, random_points([points], 3000, starts=2, clusters=40), 12)
+
+
+def test_the_sample_for_projections_does_not_keep_the_points() -> None:
+    """Blocks that are made as they are read would otherwise all be held: the whole data."""
+    made: list[weakref.ref[Tensor]] = []
+
+    class Made:
+        def __iter__(self) -> Iterator[Tensor]:
+            for number in range(30):
+                block = torch.full((100, 400), float(number))
+                made.append(weakref.ref(block))
+                yield block
+                del block
+                assert sum(ref() is not None for ref in made) <= 1
+
+    projections = Projections.of(Made(), torch.zeros(1, 3, 400), 3000)
+    assert len(made) == 30
+    assert projections.basis.shape == (400, 16)
 
 
 def test_few_points_of_many_features_are_not_projected() -> None:

@@ -27,9 +27,8 @@ class Comparing:
         self._largest = centres.square().sum(2).amax(1)  # (starts,)
         starts, clusters, features = centres.shape
         self._chunk = max(1, min(SCORES // (starts * clusters), FEATURES // features))
-        self._scores = centres.new_empty(
-            self._chunk, starts * clusters
-        )  # always the same: memory stays in one piece
+        # Scores are written to the same place: memory stays in one piece.
+        self._scores = centres.new_empty(self._chunk, starts * clusters)
         self.hints = known.hints if isinstance(known.hints, Bounds) else None
         self._moves: Tensor | None = None  # of the centres, if bounds know of those before
         if self.hints is None and Bounds.pay(known.changed):
