@@ -180,6 +180,15 @@ def test_a_tensorboard_that_watches_forgets_the_steps_that_were_cut(tmp_path: Pa
     assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 41))
 
 
+def stop_server(process: subprocess.Popen[str]) -> None:
+    """End TensorBoard, which has been seen to hang in its own exit after SIGTERM."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
 @contextmanager
 def tensorboard_server(folder: Path) -> Iterator[str]:
     command = [
@@ -203,7 +212,7 @@ def tensorboard_server(folder: Path) -> Iterator[str]:
             yield address.rstrip("/")
         finally:
             timer.cancel()
-            process.terminate()
+            stop_server(process)
 
 
 def ask(address: str, **body: Any) -> Any:

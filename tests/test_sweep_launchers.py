@@ -16,7 +16,7 @@ from test_sweep import BREAKS, SHORT, states, sweep
 
 from genexp.sweep.elsewhere import THREADS, thread_settings
 
-LONG = ("seed=0,1", "trainer.epochs=20")
+LONG = ("seed=0,1", "trainer.epochs=60")  # seconds, of which a job needs half of one to hear that it is to stop
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
 WITH_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
 LAUNCHERS = (
@@ -104,7 +104,8 @@ def test_stopped_workers_save_and_go_on(number: signal.Signals, whole: Path, tmp
         os.kill(process.pid, number)
         process.join(60)
     assert process.exitcode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    until(lambda: set(states(tmp_path).values()) == {"stopped"})  # also where nobody could tell them
+    until(lambda: "running" not in states(tmp_path).values())  # also where nobody could tell them
+    assert set(states(tmp_path).values()) == {"stopped"}
     assert resumed(tmp_path, *LONG) == 0
     assert_the_same_jobs(tmp_path, whole)
 
