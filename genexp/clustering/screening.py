@@ -16,8 +16,10 @@ from genexp.clustering.totals import Totals
 from genexp.clustering.update import Moves, Update
 from genexp.whole_batch import ALL, here
 
-SCORES = 2**19  # bounds, or coordinates, that are handled at a time: so many stay in the cache
+SCORES = 2**19  # bounds that are handled at a time: so many stay in the cache
+COORDINATES = 2**18  # that are copied at a time
 AT_ONCE = 2**15  # pairs
+AHEAD = 2**15  # points that are screened together, where most are expected to stay
 MANY, FEW = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
 
 
@@ -54,7 +56,7 @@ class Screening:
             self._drift: Drift | None = known.hints.drift(before, centres)
         else:
             self.hints, self._drift = Projections.of(blocks, centres, update.labels.shape[1]), None
-        self._chunk = max(1, SCORES // max(len(self._centres), self.hints.basis.shape[1]))
+        self._chunk = max(1, min(SCORES // len(self._centres), COORDINATES // self.hints.basis.shape[1]))
         # Scores, and those of points in doubt, are written to the same place: memory stays in one piece.
         self._scores, self._some = centres.new_empty(2, self._chunk, len(self._centres))
         self._projected = self.hints.project(self._centres)  # (starts · clusters, dimensions + 1)
@@ -78,22 +80,27 @@ class Screening:
     def _screen(self, place: slice) -> None:
         """Find out which centres may be nearer than their own to the points at `place` and some behind."""
         length = place.stop - place.start
-        ahead = 1 if self._drift is None or here() != ALL else max(1, self._chunk // length)
+        ahead = 1 if self._drift is None or here() != ALL else max(1, AHEAD // length)
         self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
-        found: list[Pairs] = []
+        self._pairs = []
         for some in self._doubtful(self._screened):
-            known, own = self.hints.at(some), self._own(some)
-            gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
-            pairs = self._possible(known.coordinates, self._projected, own, gap, known, MANY)
+            pairs = self._near(some)
             if pairs is None:
                 self._pairs = None
                 return
-            if isinstance(some, Tensor):
-                self.hints.bounds.put(some, known.bounds)
-                found.append(replace(pairs, rows=some[pairs.rows]))
-            else:
-                found.append(replace(pairs, rows=pairs.rows + some.start))
-        self._pairs = found
+            self._pairs.append(pairs)
+
+    def _near(self, some: slice | Tensor) -> Pairs | None:
+        """Return which centres may be nearer than their own to these points; None: too many of them."""
+        known, own = self.hints.at(some), self._own(some)
+        gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
+        pairs = self._possible(known.coordinates, self._projected, own, gap, known, MANY)
+        if pairs is None:
+            return None
+        if isinstance(some, slice):
+            return replace(pairs, rows=pairs.rows + some.start)
+        self.hints.bounds.put(some, known.bounds)
+        return replace(pairs, rows=some[pairs.rows])
 
     def _doubtful(self, place: slice) -> Iterator[slice | Tensor]:
         """Yield those of the points at `place`, some at a time, that bounds do not keep in their clusters."""
@@ -146,10 +153,10 @@ class Screening:
         at_own = scores.gather(1, own)
         limits = at_own + gap
         others = scores.scatter_(1, own, torch.inf).unflatten(1, self._shape).amin(2)
-        scores.scatter_(1, own, at_own)
         doubtful = others < limits
         rows = doubtful.any(1).nonzero().squeeze(1)
         some = torch.index_select(scores, 0, rows, out=self._some[: len(rows)])
+        some.scatter_(1, own[rows], at_own[rows])
         # Where a start is not in doubt, not even the own centre is to be compared.
         reach = limits.masked_fill(~doubtful, -torch.inf).index_select(0, rows)
         possible = (some.unflatten(1, self._shape) < reach.unsqueeze(2)).flatten(1)

@@ -46,29 +46,36 @@ class Update:
             self._place(points, labels)
             return
         arrive, leave = moves.starts * clusters + moves.to, moves.starts * clusters + origin
+        self._count(arrive, 1)
+        if placed:
+            self._count(leave, -1)
+        sums = self._sums.flatten(0, 1)
         for first in range(0, len(origin), len(self._room)):
             part = slice(first, first + len(self._room))
             rows = moves.rows[part]
             moved = self._wide(torch.index_select(points, 0, rows, out=self._picked[: len(rows)]))
-            self._add(arrive[part], moved, 1)
+            sums.index_add_(0, arrive[part], moved)
             if placed:
-                self._add(leave[part], moved, -1)
+                sums.index_add_(0, leave[part], moved, alpha=-1)
 
     def _place(self, points: Tensor, labels: Tensor) -> None:
         """Add `points`, which were nowhere before, to the clusters that `labels` name."""
-        for first in range(0, len(points), len(self._room)):
-            some = slice(first, first + len(self._room))
-            wide = self._wide(points[some])
-            for sums, counts, to in zip(self._sums, self._counts, labels[:, some].long(), strict=True):
-                sums.index_add_(0, to, wide)
-                counts += to.bincount(minlength=len(counts))
+        starts, clusters = self._counts.shape
+        first = torch.arange(0, starts * clusters, clusters, device=labels.device).unsqueeze(1)
+        places = labels.long() + first  # (starts, points)
+        self._count(places.flatten(), 1)
+        sums = self._sums.flatten(0, 1)
+        parts = zip(points.split(len(self._room)), places.split(len(self._room), 1), strict=True)
+        for some, to in parts:
+            wide = self._wide(some)
+            for of_start in to:
+                sums.index_add_(0, of_start, wide)
 
     def _wide(self, points: Tensor) -> Tensor:
         return self._room[: len(points)].copy_(points)
 
-    def _add(self, places: Tensor, points: Tensor, sign: int) -> None:
-        self._sums.flatten(0, 1).index_add_(0, places, points, alpha=sign)
-        self._counts.flatten().index_add_(0, places, torch.ones_like(places), alpha=sign)
+    def _count(self, places: Tensor, sign: int) -> None:
+        self._counts += sign * places.bincount(minlength=self._counts.numel()).view_as(self._counts)
 
     def totals(self, seen: list[slice], hints: Hints | None) -> Totals:
         """Return what is known once the points at the places `seen` were compared with all centres."""
