@@ -149,6 +149,30 @@ def test_points_within_a_subspace_and_some_beside_it() -> None:
     screened_as_if_all_were_compared(points, random_points([points], 3000, starts=2, clusters=40), 12)
 
 
+def test_points_of_all_sizes_are_screened_too() -> None:
+    """Coordinates are kept as whole numbers, in units that must suit each point."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(3000, 5, generator=generator) @ torch.randn(5, 400, generator=generator)
+    points *= 10 ** torch.empty(3000, 1).uniform_(-18, 6, generator=generator)
+    points[::50] = 0
+    torch.manual_seed(0)
+    screened_as_if_all_were_compared(points, random_points([points], 3000, starts=2, clusters=40), 12)
+
+
+def test_projections_never_make_a_centre_seem_farther_than_it_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(3000, 12, generator=generator) @ torch.randn(12, 400, generator=generator)
+    points[1500:] += 0.1 * torch.randn(1500, 400, generator=generator)  # the others lie in the subspace
+    projections = Projections.of([points], points[None, :3], 3000)
+    projections.fill(points)
+    inner = points.double() @ points[:200].double().T
+    lengths = points.double().norm(dim=1)
+    seeming = projections.projected().double() @ projections.project(points[:200]).double().T
+    least = (seeming - inner) / (lengths[:, None] * lengths[:200])
+    assert least.min() > -1e-6
+    assert least[:1500].mean() < 2e-4  # and not much nearer
+
+
 def test_the_sample_for_projections_does_not_keep_the_points() -> None:
     """Blocks that are made as they are read would otherwise all be held: the whole data."""
     made: list[weakref.ref[Tensor]] = []

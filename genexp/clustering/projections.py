@@ -18,7 +18,11 @@ SHARE = 16  # features of a point for each dimension of the subspace
 EVEN, MOST = 16, 64  # dimensions: a multiple of this, which a matrix product takes half as long for, and so many
 LARGE = 2**20  # features of all points: below there is nothing to gain
 SAMPLE, ROUNDS = 1024, 2  # points that the subspace is fitted to, and how often
-SQUARES = 4e-6  # of a squared length: what the square of its part outside may be off in float32
+STEPS = 2**15 - 1  # whole numbers that coordinates of points of length 1 are rounded to
+# Of a squared length, by which the square of its part outside is taken to be larger: 4e-6 for what that may be
+# off in float32; the rest for MOST rounded coordinates, together off by 1.3e-4 of a point's length. What they
+# leave out of an inner product is no more than that share of both lengths: the product of what these gain here.
+SQUARES = 1.4e-4
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Projections:
     """What is known of each point without reading it."""
 
     basis: Tensor  # (features, dimensions), orthonormal
-    coordinates: Tensor  # (points, dimensions + 1): the last is the length of what lies outside, at least
+    coordinates: Tensor  # int16 (points, dimensions), in units of `_unit`
+    lengths: Tensor  # (points,) of what lies outside, at least
     products: Tensor  # (points, starts): those outside, inner, with points' own centres are at least so large
     norms: Tensor  # (points,) squared norms
     bounds: Bounds  # which spare even the look at coordinates
@@ -49,13 +54,14 @@ class Projections:
     def of(cls, blocks: Blocks, centres: Tensor, count: int) -> Projections:
         """Return room for the projections of the `count` points in `blocks`, which are still to be filled in."""
         dimensions, features = _dimensions(centres), centres.shape[2]
-        coordinates = centres.new_empty(count, dimensions + 1)
-        room = coordinates.flatten()  # which is to be filled later: until then it holds the sample
+        coordinates = centres.new_empty(count, dimensions, dtype=torch.int16)
+        room = coordinates.view(centres.dtype).flatten()  # to be filled later: until then it holds the sample
         if len(room) < SAMPLE * features:
             room = centres.new_empty(SAMPLE * features)
         sample = _sample(blocks, count, room[: SAMPLE * features].view(SAMPLE, features))
         basis, products = _basis(sample, dimensions), centres.new_full((count, len(centres)), -torch.inf)
-        return cls(basis, coordinates, products, centres.new_empty(count), Bounds.unknown(centres, count))
+        lengths, norms = centres.new_empty(2, count)
+        return cls(basis, coordinates, lengths, products, norms, Bounds.unknown(centres, count))
 
     def at(self, place: slice | Tensor) -> Projections:
         """Return those of the points at `place`: views at a slice, and copies at indices."""
@@ -63,8 +69,9 @@ class Projections:
         def there(tensor: Tensor) -> Tensor:
             return tensor[place] if isinstance(place, slice) else tensor.index_select(0, place)
 
-        coordinates, products, norms = there(self.coordinates), there(self.products), there(self.norms)
-        return Projections(self.basis, coordinates, products, norms, self.bounds.at(place))
+        coordinates, lengths = there(self.coordinates), there(self.lengths)
+        products, norms = there(self.products), there(self.norms)
+        return Projections(self.basis, coordinates, lengths, products, norms, self.bounds.at(place))
 
     def forget(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
@@ -83,7 +90,7 @@ class Projections:
     def loosen(self, drift: Drift, labels: Tensor) -> Tensor:
         """Follow centres that moved, for points with `labels` (starts, points); return which to compare anew."""
         for start, lengths in enumerate(drift.outside):
-            self.products[:, start].addcmul_(self.coordinates[:, -1], lengths[labels[start].int()], value=-1)
+            self.products[:, start].addcmul_(self.lengths, lengths[labels[start].int()], value=-1)
         return self.bounds.loosen(drift.moves, labels)
 
     def gap(self, lengths: Tensor) -> Tensor:
@@ -91,27 +98,45 @@ class Projections:
 
         Distances are halved squares; those that seem are with all that lies outside in the same direction.
         """
-        largest = self.coordinates[:, -1:] * lengths  # (points, starts): the inner product at most
+        largest = self.lengths.unsqueeze(1) * lengths  # (points, starts): the inner product at most
         return largest - torch.maximum(self.products, -largest)
 
     def fill(self, points: Tensor) -> None:
         """Project `points`, whose projections these are."""
         at_once = max(1, FEATURES // points.shape[1])
-        parts = (part.split(at_once) for part in (points, self.coordinates, self.norms))
-        for some, coordinates, norms in zip(*parts, strict=True):
+        parts = (part.split(at_once) for part in (points, self.coordinates, self.lengths, self.norms))
+        for some, coordinates, lengths, norms in zip(*parts, strict=True):
             torch.linalg.vector_norm(some, dim=1, out=norms).square_()
-            self._project(some, norms, coordinates)
+            projected = self._project(some, norms)
+            coordinates.copy_(projected[:, :-1].div_(_unit(norms)).round_())
+            lengths.copy_(projected[:, -1])
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the coordinates (points, dimensions + 1) of points, or centres, (points, features)."""
-        coordinates = points.new_empty(len(points), self.basis.shape[1] + 1)
-        self._project(points, points.square().sum(1), coordinates)
-        return coordinates
+        """Return the coordinates (points, dimensions + 1) of points, or centres, (points, features).
 
-    def _project(self, points: Tensor, norms: Tensor, coordinates: Tensor) -> None:
-        inside = torch.mm(points, self.basis, out=coordinates[:, :-1])
+        The last is the length of what lies outside, at least.
+        """
+        return self._project(points, points.square().sum(1))
+
+    def projected(self) -> Tensor:
+        """Return what `project` did of the points, in the precision that was kept."""
+        projected = self.norms.new_empty(len(self.norms), self.basis.shape[1] + 1)
+        projected[:, :-1] = self.coordinates
+        projected[:, :-1] *= _unit(self.norms)
+        projected[:, -1] = self.lengths
+        return projected
+
+    def _project(self, points: Tensor, norms: Tensor) -> Tensor:
+        projected = points.new_empty(len(points), self.basis.shape[1] + 1)
+        inside = torch.mm(points, self.basis, out=projected[:, :-1])
         lengths = torch.linalg.vector_norm(inside, dim=1)
-        coordinates[:, -1] = (norms * (1 + SQUARES)).addcmul_(lengths, lengths, value=-1).clamp_(min=0).sqrt_()
+        projected[:, -1] = (norms * (1 + SQUARES)).addcmul_(lengths, lengths, value=-1).clamp_(min=0).sqrt_()
+        return projected
+
+
+def _unit(norms: Tensor) -> Tensor:
+    """Return what one step of each point's coordinates is, (points, 1), from squared `norms`."""
+    return norms.sqrt().mul_(1 / STEPS).clamp_(min=torch.finfo(norms.dtype).tiny).unsqueeze(1)
 
 
 def _dimensions(centres: Tensor) -> int:

@@ -16,8 +16,8 @@ from genexp.clustering.totals import Totals
 from genexp.clustering.update import Moves, Update
 from genexp.whole_batch import ALL, here
 
-SCORES = 2**19  # bounds that are handled at a time: so many stay in the cache
-COORDINATES = 2**18  # that are copied at a time
+SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache
+COORDINATES = 3 * 2**16  # that are copied at a time
 AT_ONCE = 2**15  # pairs
 AHEAD = 2**15  # points that are screened together, where most are expected to stay
 MANY, FEW = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
@@ -94,7 +94,7 @@ class Screening:
         """Return which centres may be nearer than their own to these points; None: too many of them."""
         known, own = self.hints.at(some), self._own(some)
         gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
-        pairs = self._possible(known.coordinates, self._projected, own, gap, known, MANY)
+        pairs = self._possible(known.projected(), self._projected, own, gap, known, MANY)
         if pairs is None:
             return None
         if isinstance(some, slice):
@@ -116,9 +116,9 @@ class Screening:
 
     def _of_all(self, block: Tensor, place: slice) -> Iterator[Pairs]:
         """Compare points with all centres; yield those that may be nearer than their own."""
-        coordinates = self.hints.at(place).coordinates
+        projected = self.hints.at(place).projected()
         for pairs in _together(self._compare(block, place)):
-            inside = products(coordinates, self._projected, pairs)
+            inside = products(projected, self._projected, pairs)
             yield replace(pairs, seem=self._half_norms[pairs.columns] - inside)
 
     def _compare(self, block: Tensor, place: slice) -> Iterator[Pairs]:
@@ -183,7 +183,7 @@ class Screening:
         second = scores.new_full((own.numel(),), torch.inf).scatter_reduce_(0, keys, beside, "amin")
         norms = known.norms[rows]
         known.bounds.settle(keys[chosen], scores[chosen], second[keys[chosen]], norms, self._largest)
-        lengths = known.coordinates[:, -1][rows] * self._projected[:, -1][columns]
+        lengths = known.lengths[rows] * self._projected[:, -1][columns]
         known.products.view(-1)[keys[chosen]] = pairs.seem[chosen] - scores[chosen] + lengths
         goes = chosen[~stays[chosen]]
         return Moves(pairs.rows[goes], starts[goes], pairs.columns[goes] % self._shape[1])
