@@ -11,6 +11,7 @@ from torch import Tensor
 from genexp.technique import Batches
 
 FEATURES = 2**20  # of points that are multiplied at a time: so many stay in the processor's cache
+LARGER = 64  # times as many at a time elsewhere: a GPU waits for each call, however little it has to do
 
 Blocks = Iterable[Tensor]  # float (points, features) each, in order; can be iterated again
 
@@ -39,6 +40,14 @@ class Moments:
     def variance(self) -> Tensor:
         """Return the variance, averaged over features."""
         return self.scatter / (self.count * len(self.mean))
+
+
+def at_once(most: int, each: int, like: Tensor) -> int:
+    """Return how many rows of `each` numbers to handle at a time, on the device of a tensor `like` them.
+
+    On a processor these are no more than `most` numbers.
+    """
+    return max(1, most * (1 if like.device.type == "cpu" else LARGER) // each)
 
 
 def moments(blocks: Blocks) -> Moments:

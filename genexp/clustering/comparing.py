@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import FEATURES
+from genexp.clustering.blocks import FEATURES, at_once
 from genexp.clustering.bounds import Bounds, moves
 from genexp.clustering.distances import Distances, least
 from genexp.clustering.point_buffer import PointBuffer
@@ -26,7 +26,7 @@ class Comparing:
         self._distances = Distances(centres)
         self._largest = centres.square().sum(2).amax(1)  # (starts,)
         starts, clusters, features = centres.shape
-        self._chunk = max(1, min(SCORES // (starts * clusters), FEATURES // features))
+        self._chunk = min(at_once(SCORES, starts * clusters, centres), at_once(FEATURES, features, centres))
         # Scores are written to the same place: memory stays in one piece.
         self._scores = centres.new_empty(self._chunk, starts * clusters)
         self.hints = known.hints if isinstance(known.hints, Bounds) else None
@@ -35,7 +35,7 @@ class Comparing:
             self.hints = Bounds.unknown(centres, update.labels.shape[1])
         elif self.hints is not None and before is not None:
             self._moves = moves(before, centres)
-        self._gathered = PointBuffer(max(1, GATHERED // features), features, centres)
+        self._gathered = PointBuffer(at_once(GATHERED, features, centres), features, centres)
 
     def add(self, block: Tensor, place: slice) -> None:
         """Assign the points of `block`, which are those at `place`; some only when all blocks were added."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import FEATURES, Blocks
+from genexp.clustering.blocks import FEATURES, Blocks, at_once
 from genexp.clustering.bounds import Bounds, moves
 
 SHARE = 16  # features of a point for each dimension of the subspace
@@ -103,8 +103,8 @@ class Projections:
 
     def fill(self, points: Tensor) -> None:
         """Project `points`, whose projections these are."""
-        at_once = max(1, FEATURES // points.shape[1])
-        parts = (part.split(at_once) for part in (points, self.coordinates, self.lengths, self.norms))
+        rows = at_once(FEATURES, points.shape[1], points)
+        parts = (part.split(rows) for part in (points, self.coordinates, self.lengths, self.norms))
         for some, coordinates, lengths, norms in zip(*parts, strict=True):
             torch.linalg.vector_norm(some, dim=1, out=norms).square_()
             projected = self._project(some, norms)

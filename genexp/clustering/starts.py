@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import Blocks, take
+from genexp.clustering.blocks import FEATURES, Blocks, at_once, take
 
 
 def random_points(blocks: Blocks, count: int, starts: int, clusters: int) -> Tensor:
@@ -29,7 +29,7 @@ def greedy_plus_plus(blocks: Blocks, count: int, starts: int, clusters: int) -> 
     candidates = chosen.unsqueeze(1)  # (starts, candidates, features)
     seen = _Seen(
         closest=chosen.new_full((starts, count), torch.inf),
-        norms=torch.cat([block.square().sum(1) for block in blocks]),
+        norms=torch.cat([torch.linalg.vector_norm(block, dim=1).square_() for block in blocks]),
     )
     rows = torch.arange(starts, device=chosen.device)
     centres = []
@@ -57,19 +57,27 @@ def _compare(blocks: Blocks, seen: _Seen, chosen: Tensor, candidates: Tensor, dr
     """
     trials = torch.cat([chosen.unsqueeze(1), candidates], 1)  # (starts, 1 + candidates, features)
     rows = trials.flatten(0, 1)
-    norms = rows.square().sum(1, keepdim=True)
     potential = candidates.new_zeros(candidates.shape[:2])
     following = candidates.unsqueeze(2).repeat(1, 1, draws, 1)  # stays where all points are duplicates
     first = 0
     for block in blocks:
         here = slice(first, first + len(block))
         first += len(block)
-        squared = torch.addmm(norms + seen.norms[here], rows, block.T, alpha=-2).clamp_(min=0)
+        squared = _squares(rows, block, seen.norms[here])
         squared = squared.unflatten(0, trials.shape[:2])  # (starts, 1 + candidates, points)
         seen.closest[:, here] = torch.minimum(seen.closest[:, here], squared[:, 0])
         left = torch.minimum(seen.closest[:, None, here], squared[:, 1:])
         potential += _draw(block, left.cumsum(2), potential, following)
     return potential, following
+
+
+def _squares(rows: Tensor, points: Tensor, norms: Tensor) -> Tensor:
+    """Return the squared distances (rows, points) of `rows` to `points`, whose squared `norms` are known."""
+    squares, own = points.new_empty(len(rows), len(points)), rows.square().sum(1, keepdim=True)
+    some = at_once(FEATURES, points.shape[1], points)
+    for part, theirs, out in zip(points.split(some), norms.split(some), squares.split(some, 1), strict=True):
+        torch.addmm(own + theirs, rows, part.T, alpha=-2, out=out)
+    return squares.clamp_(min=0)
 
 
 def _draw(block: Tensor, mass: Tensor, before: Tensor, drawn: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genexp.clustering.blocks import at_once
 from genexp.clustering.hints import Hints
 from genexp.clustering.totals import NOWHERE, Totals
 from genexp.whole_batch import ALL, here, total
@@ -32,7 +33,7 @@ class Update:
             self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         self._moved = 0
         # Points are copied to the same place, part by part: memory stays in one piece.
-        shape = max(1, FEATURES // centres.shape[2]), centres.shape[2]
+        shape = at_once(FEATURES, centres.shape[2], centres), centres.shape[2]
         self._picked, self._room = centres.new_empty(shape), known.sums.new_empty(shape)
 
     def move(self, points: Tensor, labels: Tensor, moves: Moves) -> None:
@@ -49,14 +50,12 @@ class Update:
         self._count(arrive, 1)
         if placed:
             self._count(leave, -1)
-        sums = self._sums.flatten(0, 1)
-        for first in range(0, len(origin), len(self._room)):
-            part = slice(first, first + len(self._room))
-            rows = moves.rows[part]
-            moved = self._wide(torch.index_select(points, 0, rows, out=self._picked[: len(rows)]))
-            sums.index_add_(0, arrive[part], moved)
+        sums, room = self._sums.flatten(0, 1), self._picked.shape[0]
+        for rows, to, away in zip(moves.rows.split(room), arrive.split(room), leave.split(room), strict=True):
+            moved = self._wide(torch.index_select(points, 0, rows, out=self._picked[: rows.numel()]))
+            sums.index_add_(0, to, moved)
             if placed:
-                sums.index_add_(0, leave[part], moved, alpha=-1)
+                sums.index_add_(0, away, moved, alpha=-1)
 
     def _place(self, points: Tensor, labels: Tensor) -> None:
         """Add `points`, which were nowhere before, to the clusters that `labels` name."""
@@ -72,7 +71,7 @@ class Update:
                 sums.index_add_(0, of_start, wide)
 
     def _wide(self, points: Tensor) -> Tensor:
-        return self._room[: len(points)].copy_(points)
+        return self._room[: points.shape[0]].copy_(points)
 
     def _count(self, places: Tensor, sign: int) -> None:
         self._counts += sign * places.bincount(minlength=self._counts.numel()).view_as(self._counts)
