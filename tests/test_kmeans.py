@@ -16,7 +16,7 @@ from test_contract import composed
 from torch import Tensor
 
 from genexp.clustering import screening
-from genexp.clustering.blocks import moments, take
+from genexp.clustering.blocks import at_once, moments, take
 from genexp.clustering.distances import Distances, nearest
 from genexp.clustering.few import are_few
 from genexp.clustering.lloyd import fit, iterate, refill, tally
@@ -171,6 +171,13 @@ def test_projections_never_make_a_centre_seem_farther_than_it_is() -> None:
     least = (seeming - inner) / (lengths[:, None] * lengths[:200])
     assert least.min() > -1e-6
     assert least[:1500].mean() < 2e-4  # and not much nearer
+
+
+def test_a_gpu_is_given_more_at_a_time_than_a_cache_holds() -> None:
+    here, there = torch.empty(0), torch.empty(0, device="meta")
+    assert at_once(2**20, 1024, here) == 2**10
+    assert at_once(2**20, 1024, there) == 2**16
+    assert at_once(2**20, 2**21, here) == 1
 
 
 def test_the_sample_for_projections_does_not_keep_the_points() -> None:
