@@ -155,7 +155,8 @@ def _sample(blocks: Blocks, count: int, room: Tensor) -> Tensor:
 
 def _basis(sample: Tensor, dimensions: int) -> Tensor:
     """Return the directions (features, dimensions) in which points reach farthest from 0, by a sample of them."""
-    directions = sample[:: max(1, len(sample) // dimensions)][:dimensions].T  # subspace iteration, from points
+    some = sample[:: max(1, len(sample) // dimensions)][:dimensions]
+    directions = torch.linalg.qr(some.T).Q  # subspace iteration, from points: of length 1, or large ones overflow
     for _ in range(ROUNDS):
         directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
     return directions
