@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from genexp import checkpoint
 from genexp.errors import ConfigError, FolderInUseError
 from genexp.recorders.checkpoints import cut_back
+from genexp.run_dir import checkpoint
 
 log = logging.getLogger(__name__)
 RESUMABLE_CHANGES = {

@@ -17,8 +17,6 @@ from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
 from genexp.data.held import in_our_words
 from genexp.device import DeviceConfig, flush_denormals
-from genexp.environment import describe_environment
-from genexp.paths import shown_command, shown_path
 from genexp.processes.board import Task
 from genexp.processes.following import Follower
 from genexp.processes.gathering import Gathering, gathering
@@ -34,6 +32,8 @@ from genexp.recorders.report import Report
 from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.resume import claimed, refuse_if_finished, state_to_resume
+from genexp.run_dir.environment import describe_environment
+from genexp.run_dir.paths import shown_command, shown_path
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 from genexp.stopping import stop_on_signals
 from genexp.technique import Clock

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from genexp.checkpoint import load, numbered_checkpoints
+from genexp.run_dir.checkpoint import load, numbered_checkpoints
 from genexp.train import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import torch
 from running import TINY, background, genexp, in_folder, status
 from test_contract import tiny
 
-from genexp.checkpoint import numbered_checkpoints
+from genexp.run_dir.checkpoint import numbered_checkpoints
 
 
 def complaint(*arguments: str) -> str:

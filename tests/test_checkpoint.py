@@ -10,8 +10,8 @@ import torch
 from running import assert_same
 from torch import nn
 
-from genexp.checkpoint import load, save
 from genexp.errors import CheckpointError
+from genexp.run_dir.checkpoint import load, save
 
 
 @pytest.fixture

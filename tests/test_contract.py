@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from running import TINY, TINY_BATCH, assert_same, assert_same_run, genexp, in_folder, metrics, status
 
-from genexp.checkpoint import numbered_checkpoints
 from genexp.config import bind, config_folder
 from genexp.data import load_dataset
+from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.technique import find_technique, technique_names
 
 NAMES = technique_names()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from genexp.environment import git_commit
-from genexp.paths import shown_command
+from genexp.run_dir.environment import git_commit
+from genexp.run_dir.paths import shown_command
 
 
 def git(*words: str | Path) -> None:

@@ -21,13 +21,13 @@ from test_contract import composed, tiny
 from test_resume import wait_for
 
 from genexp.build import build_run
-from genexp.checkpoint import load_newest, numbered_checkpoints
 from genexp.device import AVAILABLE, DeviceConfig, choose_device
 from genexp.errors import ConfigError
 from genexp.processes import gathering as starting
 from genexp.processes.board import Task, given_board
 from genexp.processes.gathering import Gathering, gathering
 from genexp.processes.place import Place
+from genexp.run_dir.checkpoint import load_newest, numbered_checkpoints
 from genexp.snapshot import Snapshot
 from genexp.stopping import StopRequest
 from genexp.trainer import train

@@ -15,7 +15,7 @@ from recorder_snapshots import FINISHED, clock, picture, record_blocks, recordin
 from genexp.recorders.curves import grouped, smoothed
 from genexp.recorders.figures import Figures
 from genexp.recorders.metrics_log import MetricsLog
-from genexp.recorders.reading import Column
+from genexp.run_dir.metrics import Column
 from genexp.snapshot import Curve, Finale, Outcome, Snapshot
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -22,8 +22,8 @@ from recorder_snapshots import (
 
 from genexp.errors import DataError
 from genexp.recorders.metrics_log import MetricsLog
-from genexp.recorders.reading import read_metrics
 from genexp.recorders.rows import EpochMeans
+from genexp.run_dir.metrics import read_metrics
 from genexp.snapshot import Curve, Snapshot
 
 

@@ -23,7 +23,7 @@ from genexp.comparison import compare, write_report, write_run_report
 from genexp.comparison.curves import on_grid, thinned
 from genexp.comparison.pictures import thinned_gif
 from genexp.recorders.growing_gif import append_frame
-from genexp.recorders.reading import Column
+from genexp.run_dir.metrics import Column
 
 MANY = 200
 HOSTILE = '</script><img src=x onerror="document.title=1"><b>&amp;'

@@ -13,8 +13,8 @@ import pytest
 from running import assert_same_run, background, genexp, in_folder, metrics, run_to_end, status
 from test_contract import NAMES, tiny
 
-from genexp import checkpoint
-from genexp.checkpoint import numbered_checkpoints
+from genexp.run_dir import checkpoint
+from genexp.run_dir.checkpoint import numbered_checkpoints
 
 EPOCHS = 8
 

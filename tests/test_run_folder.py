@@ -16,7 +16,7 @@ from running import TINY, genexp, in_folder, metrics, status
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_recorder_tensorboard import ask, tensorboard_server
 
-from genexp.checkpoint import load, numbered_checkpoints
+from genexp.run_dir.checkpoint import load, numbered_checkpoints
 
 CHROMIUM = Path("/usr/bin/chromium")
 EPOCHS, STEPS = 4, 5  # five batches of eight from forty images

@@ -14,7 +14,6 @@ from PIL import Image
 from running import assert_same_run, genexp, in_folder, metrics, status
 from torch import Tensor
 
-from genexp.checkpoint import numbered_checkpoints
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError, DataError
@@ -23,6 +22,7 @@ from genexp.networks.frozen import FrozenConv2d
 from genexp.networks.vgg import LAYERS, URL, Vgg19, imagenet_weights, weights_from
 from genexp.optimizers import plan_optimizers
 from genexp.resampling import resized
+from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.technique import Clock
 from genexp.techniques._colour import COLOURS, luminance
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, confined, gram

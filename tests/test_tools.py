@@ -22,8 +22,8 @@ from running import Ended, genexp, in_folder, metrics, status
 from test_contract import composed, tiny
 
 from genexp.build import build_technique
-from genexp.checkpoint import numbered_checkpoints
 from genexp.data.held import hold
+from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.technique import technique_names
 from genexp.tools import evaluate, sample
 from genexp.tools.finished_run import FinishedRun, find_checkpoint

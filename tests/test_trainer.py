@@ -17,11 +17,11 @@ from test_optimizers import RATES, settings_of
 from torch import Tensor, nn
 
 from genexp import trainer as trainer_module
-from genexp.checkpoint import load, save
 from genexp.device import multiplies_bf16, products_of_bf16, use_deterministic_algorithms
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
 from genexp.learner import Average, Learner, StepSettings, chosen_precision
 from genexp.optimizers import OPTIMIZERS, OptimizerPlan
+from genexp.run_dir.checkpoint import load, save
 from genexp.snapshot import Snapshot
 from genexp.stopping import StopRequest, stop_on_signals
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique, scalars

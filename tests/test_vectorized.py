@@ -17,8 +17,8 @@ from running import background, genexp, last_state, metrics, status
 from test_contract import composed, tiny
 
 from genexp.build import Run, build_run
-from genexp.checkpoint import numbered_checkpoints
 from genexp.learner import Learner
+from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.trainer import begin

@@ -20,7 +20,7 @@ from rich.table import Table
 from genexp.benchmark import clock, growth
 from genexp.benchmark.rounds import Comparison
 from genexp.device import describe_device
-from genexp.environment import describe_environment
+from genexp.run_dir.environment import describe_environment
 
 SUITES = {  # suite → the rivals it needs
     "trainer": ("lightning",),

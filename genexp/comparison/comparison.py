@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genexp.comparison.parameters import differing
-from genexp.comparison.run_folder import RunRecord, find_runs
 from genexp.comparison.seeds import Group, Verdict, seed_groups, verdict
 from genexp.errors import DataError
+from genexp.run_dir.record import RunRecord, find_runs
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from genexp.comparison.comparison import Comparison
-from genexp.comparison.run_folder import RunRecord
 from genexp.comparison.seeds import Group
 from genexp.recorders.curves import COLOURS, LOG_RATIO, grouped, smoothed
-from genexp.recorders.reading import Column
+from genexp.run_dir.metrics import Column
+from genexp.run_dir.record import RunRecord
 
 Chart = dict[str, Any]  # title, traces and layout as plotly has them
 Metrics = Mapping[str, Mapping[str, Column]]  # split → metric → column

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from genexp.comparison.run_folder import flat
 from genexp.config import config_folder
+from genexp.run_dir.record import flat
 
 GROUPS = ("dataset", "optimizer", "device")  # beside the model, which may choose among them
 GLOBAL = "# @package _global_"  # Hydra's word for a file that says what the top holds

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from genexp.comparison.parameters import settings, shown
-from genexp.comparison.run_folder import RunRecord, read_run
-from genexp.recorders.reading import Column
+from genexp.run_dir.metrics import Column
+from genexp.run_dir.record import RunRecord, read_run
 
 CODE = ("git_commit", "genexp")  # of the environment
 Pair = tuple[str | None, str | None]  # None where a run has none

@@ -11,8 +11,8 @@ import numpy as np
 from genexp.comparison.comparison import Comparison
 from genexp.comparison.curves import Chart, compact, in_chart
 from genexp.comparison.parameters import brief, differing, settings, short_names, shown
-from genexp.comparison.run_folder import RunRecord
 from genexp.recorders.curves import COLOURS
+from genexp.run_dir.record import RunRecord
 
 LOG_RATIO = 10  # settings that span more are drawn on a logarithmic axis
 FEW = 12  # values whose means are joined

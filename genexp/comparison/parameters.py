@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from genexp.comparison.defaults import default_settings
-from genexp.comparison.run_folder import RunRecord, flat
+from genexp.run_dir.record import RunRecord, flat
 
 # Words for the user, where a run began, and defaults that other keys read: they make no other experiment.
 IRRELEVANT = ("resume", "sweep.", "tags", "notes", "model.recipe.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genexp.comparison.run_folder import RunRecord
+from genexp.run_dir.record import RunRecord
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,9 +11,9 @@ from genexp.comparison.curves import run_charts
 from genexp.comparison.page import Cell, write_page
 from genexp.comparison.parameters import changed, settings, shown
 from genexp.comparison.pictures import run_pictures
-from genexp.comparison.run_folder import LOADER, RunRecord, read_run
 from genexp.comparison.table import duration, number
 from genexp.errors import DataError
+from genexp.run_dir.record import LOADER, RunRecord, read_run
 
 FILE_NAME = "report.html"
 

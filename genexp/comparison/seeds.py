@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from genexp.comparison.parameters import described, experiment
-from genexp.comparison.run_folder import RunRecord
+from genexp.run_dir.record import RunRecord
 
 LEVEL = 0.05  # a difference that noise alone makes as large less often than this is one
 

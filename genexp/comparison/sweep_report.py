@@ -15,10 +15,10 @@ from genexp.comparison.effects import effect_charts, parallel_chart
 from genexp.comparison.page import Cell, link, write_page
 from genexp.comparison.parameters import brief, settings, short_names
 from genexp.comparison.pictures import thumbnails
-from genexp.comparison.run_folder import RunRecord
 from genexp.comparison.table import count, duration, number, objective_in_words, standing, with_error
 from genexp.errors import DataError
 from genexp.recorders.curves import COLOURS
+from genexp.run_dir.record import RunRecord
 
 
 def write_report(comparison: Comparison, path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from genexp.comparison.comparison import Comparison
 from genexp.comparison.parameters import brief, settings, short_names, shown
-from genexp.comparison.run_folder import RunRecord
 from genexp.comparison.seeds import Group, Mean
+from genexp.run_dir.record import RunRecord
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from genexp.checkpoint import BEST, FOLDER, checkpoint_path, numbered_checkpoints, save
 from genexp.errors import CheckpointError, ConfigError
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.checkpoint import BEST, FOLDER, checkpoint_path, numbered_checkpoints, save
 from genexp.snapshot import RunInfo, Snapshot
 
 

@@ -11,10 +11,10 @@ from typing import final
 
 import rich
 
-from genexp.paths import shown_command, shown_path
 from genexp.recorders.display import Display, MovingLine, PlainLines, Standing, plain
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.rows import EpochMeans
+from genexp.run_dir.paths import shown_command, shown_path
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 
 log = logging.getLogger("genexp")

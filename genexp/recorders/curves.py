@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genexp.recorders.reading import Column
+from genexp.run_dir.metrics import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

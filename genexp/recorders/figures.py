@@ -13,8 +13,8 @@ from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.images import enlarged, png, to_image
 from genexp.recorders.latents import draw_latents, write_latents_page
 from genexp.recorders.metrics_log import FILE_NAME as METRICS
-from genexp.recorders.reading import read_metrics
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.metrics import read_metrics
 from genexp.snapshot import Finale, Outcome, RunInfo, Snapshot
 
 FOLDER = "figures"

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from genexp.errors import DataError, GenexpError
-from genexp.paths import shown_command, shown_path
+from genexp.run_dir.paths import shown_command, shown_path
 from genexp.sweep.ledger import Ledger
 from genexp.sweep.picture import Picture
 

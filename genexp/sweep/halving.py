@@ -10,9 +10,9 @@ from pathlib import Path
 
 from genexp.config import require
 from genexp.errors import ConfigError
+from genexp.run_dir.status import read_standing
 from genexp.sweep.job import Job
 from genexp.sweep.ledger import digest
-from genexp.sweep.standing import read_standing
 
 METRICS = "metrics.jsonl"
 

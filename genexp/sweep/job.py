@@ -21,7 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.errors import FolderInUseError, GenexpError
-from genexp.sweep.standing import can_go_on, read_standing, record_failure
+from genexp.run_dir.status import can_go_on, read_standing, record_failure
 
 log = logging.getLogger(__name__)
 PROGRAM = "genexp"

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genexp.errors import ConfigError
-from genexp.sweep.standing import Standing, read_standing
+from genexp.run_dir.status import Standing, read_standing
 
 FILE = "sweep.json"
 # Not what a job computes: how it was started, and words about it.

@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from genexp.paths import shown_path
+from genexp.run_dir.paths import shown_path
+from genexp.run_dir.status import Standing, read_standing
 from genexp.sweep.ledger import Entry, Ledger
 from genexp.sweep.picture import Picture, in_words
-from genexp.sweep.standing import Standing, read_standing
 
 REFRESH_SECONDS = 0.5
 LISTED = 8  # running jobs, and failed ones, at most

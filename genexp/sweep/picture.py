@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from genexp.run_dir.status import Standing
 from genexp.sweep.ledger import Entry
-from genexp.sweep.standing import Standing
 
 STATES = ("finished", "running", "failed", "stopped", "waiting")
 

@@ -18,12 +18,12 @@ from genexp.build import EVALUATION_BATCH
 from genexp.data.held import hold
 from genexp.data.limit import limited
 from genexp.data.stream import SplitBatches
-from genexp.environment import describe_environment
 from genexp.errors import GenexpError
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.judge import MOST_REAL, GenerationJudge
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
+from genexp.run_dir.environment import describe_environment
 from genexp.technique import Batch, Batches
 from genexp.tools.finished_run import FinishedRun
 

@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from genexp import checkpoint
 from genexp.build import EVALUATION_BATCH, build_technique
 from genexp.config import bind
 from genexp.data.dataset import Dataset
@@ -22,7 +21,8 @@ from genexp.data.held import HeldSplit, hold
 from genexp.data.stream import SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
-from genexp.paths import shown_path
+from genexp.run_dir import checkpoint
+from genexp.run_dir.paths import shown_path
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
 from genexp.trainer import evaluating

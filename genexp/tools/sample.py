@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from genexp.config import nearest
 from genexp.errors import ConfigError, GenexpError
-from genexp.paths import shown_path
+from genexp.run_dir.paths import shown_path
 from genexp.tools.command import Parser, add_run_options, at_least, in_one_line, run_command
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
 
+from genexp.run_dir.status import read_standing
 from genexp.sweep.elsewhere import ignore_interruptions, run_elsewhere, thread_settings
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
-from genexp.sweep.standing import read_standing
 
 
 class JoblibLauncher(SweepLauncher):

@@ -14,10 +14,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.errors import ConfigError
+from genexp.run_dir.status import read_standing
 from genexp.sweep.elsewhere import thread_settings
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
-from genexp.sweep.standing import read_standing
 from genexp.sweep.submitted import Submitted
 
 if TYPE_CHECKING:

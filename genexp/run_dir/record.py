@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from genexp.errors import DataError
-from genexp.paths import shown_path
-from genexp.recorders.reading import Column, read_metrics
+from genexp.run_dir.metrics import Column, read_metrics
+from genexp.run_dir.paths import shown_path
 
 SILENCE = 10  # seconds after which a run that says it is running is asked whether it is
 NOT_RUNS = {"checkpoints", "tensorboard", "figures"}
