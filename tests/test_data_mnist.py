@@ -196,7 +196,7 @@ class Download:
 
 @pytest.fixture
 def download(monkeypatch: pytest.MonkeyPatch) -> type[Download]:
-    from genexp.vision import torchvision
+    from genexp.images.vision import torchvision
 
     fresh: type[Download] = type("Fresh", (Download,), {})
     monkeypatch.setattr(torchvision.datasets, "MNIST", fresh)

@@ -12,10 +12,10 @@ from running import genexp, in_folder, metrics, status
 from test_contract import composed
 from torch import Tensor
 
-from genexp.augmentation import jitter
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
-from genexp.scatter import embedded
+from genexp.images.augment import jitter
+from genexp.images.scatter import embedded
 from genexp.technique import Batch, Clock
 from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, memberships, sharpened_pull
 

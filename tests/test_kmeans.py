@@ -25,7 +25,7 @@ from genexp.clustering.starts import greedy_plus_plus, random_points
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Update
 from genexp.data import load_dataset
-from genexp.scatter import draw_clusters, flattened
+from genexp.images.scatter import draw_clusters, flattened
 
 BLOCK = 500
 

@@ -29,7 +29,7 @@ def test_psnr_counts_decibels_and_is_finite_for_identical_images() -> None:
     "shape", [(5, 1, 28, 28), (5, 3, 32, 32), (5, 3, 64, 48), (5, 1, 8, 8), (5, 1, 6, 7)], ids=str
 )
 def test_ssim_equals_torchmetrics(shape: tuple[int, int, int, int]) -> None:
-    from genexp.vision import torchvision  # noqa: F401 - torchmetrics imports torchvision, which only this makes safe
+    from genexp.images.vision import torchvision  # noqa: F401 - torchmetrics imports torchvision, which only this makes safe
 
     # Up to 1.5 it dropped the reflected borders again.
     pytest.importorskip("torchmetrics", minversion="1.6")

@@ -23,10 +23,10 @@ from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.benchmark.watch import watched
 from genexp.build import Run, build_run
 from genexp.data import load_dataset
+from genexp.images.vision import torchvision
 from genexp.learner import chosen_precision
 from genexp.seeding import seed_generators
 from genexp.technique import Clock, Descent
-from genexp.vision import torchvision
 
 CPU = torch.device("cpu")
 

@@ -15,11 +15,11 @@ from genexp.abilities import Interpolates, Samples
 from genexp.adversarial_losses import ADVERSARIAL_LOSSES
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
-from genexp.latent_walks import film
+from genexp.images.grid import tile
+from genexp.images.latent_walks import film
 from genexp.metrics.judge import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise
-from genexp.pictures import tile
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, scalars
 from genexp.whole_batch import batch_mean
 

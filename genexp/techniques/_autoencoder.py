@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from genexp.abilities import Interpolates, Reconstructs, Traverses
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.latent_walks import along_units, between, decoded
+from genexp.images.grid import rows
+from genexp.images.latent_walks import along_units, between, decoded
 from genexp.losses import RECONSTRUCTION_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
-from genexp.pictures import rows
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Technique
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from genexp.adversarial_losses import ADVERSARIAL_LOSSES, AdversarialLoss
 from genexp.config import require
+from genexp.images.grid import rows
 from genexp.networks.patchgan import NORMS
-from genexp.pictures import rows
 from genexp.technique import Metrics, scalars
 
 

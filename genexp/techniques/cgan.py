@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
-from genexp.pictures import tile
+from genexp.images.grid import tile
 from genexp.technique import Batch, Batches, register
 from genexp.techniques._adversarial import ConvAdversarial, ConvAdversarialConfig
 

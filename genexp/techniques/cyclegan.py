@@ -14,13 +14,13 @@ from genexp.adversarial_losses import ADVERSARIAL_LOSSES
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
+from genexp.images.resize import resized
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import ssim
 from genexp.metrics.sliced import sliced_wasserstein
 from genexp.networks.gan import initialise
 from genexp.networks.patchgan import patchgan
 from genexp.networks.resnet import resnet_generator
-from genexp.resampling import resized
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
 from genexp.techniques._image_history import ImageHistory
 from genexp.techniques._translation import TranslationConfig, before_and_after, beliefs, signed, unsigned

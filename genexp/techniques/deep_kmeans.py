@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.abilities import Clusters
-from genexp.augmentation import jitter
 from genexp.clustering.distances import nearest
 from genexp.clustering.lloyd import fit
 from genexp.clustering.starts import greedy_plus_plus
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
+from genexp.images.augment import jitter
+from genexp.images.grid import tile
+from genexp.images.scatter import draw_clusters, embedded
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
-from genexp.pictures import tile
 from genexp.precision import full
-from genexp.scatter import draw_clusters, embedded
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, register, scalars
 from genexp.techniques._autoencoder import Autoencoder
 from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv

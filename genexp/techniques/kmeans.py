@@ -20,9 +20,9 @@ from genexp.clustering.totals import Totals, label_type
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
+from genexp.images.grid import BACKGROUND, tile
+from genexp.images.scatter import draw_clusters, flattened
 from genexp.metrics.clustering import clustering_scores
-from genexp.pictures import BACKGROUND, tile
-from genexp.scatter import draw_clusters, flattened
 from genexp.technique import Batch, Batches, Clock, Metrics, Refit, Technique, register, scalars
 
 FROM_POINTS = {"k-means++": greedy_plus_plus, "random": random_points}  # initial centres

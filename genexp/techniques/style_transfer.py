@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from genexp.abilities import Stylises
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.images.color import COLOURS
+from genexp.images.grid import BACKGROUND, GAP
+from genexp.images.resize import resized
 from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, trained_weights
-from genexp.pictures import BACKGROUND, GAP
 from genexp.precision import full
-from genexp.resampling import resized
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
-from genexp.techniques._colour import COLOURS
 
 
 @dataclass

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from genexp.abilities import Explains, Interpolates, Reconstructs, Samples, Traverses
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.latent_walks import FRAMES, along_units, between, decoded, film
+from genexp.images.grid import rows, tile
+from genexp.images.latent_walks import FRAMES, along_units, between, decoded, film
 from genexp.losses import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
-from genexp.pictures import rows, tile
 from genexp.precision import full
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
 from genexp.whole_batch import batch_mean

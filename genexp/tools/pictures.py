@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genexp.latent_walks import film, strip
-from genexp.pictures import BACKGROUND, tile
+from genexp.images.grid import BACKGROUND, tile
+from genexp.images.latent_walks import film, strip
 from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.images import enlarged, png, to_image
 from genexp.trainer import to_uint8

@@ -21,8 +21,8 @@ from genexp.abilities import (
     Traverses,
 )
 from genexp.errors import ConfigError
-from genexp.latent_walks import FRAMES
-from genexp.pictures import tile
+from genexp.images.grid import tile
+from genexp.images.latent_walks import FRAMES
 from genexp.technique import Batch, Technique
 from genexp.tools.finished_run import FinishedRun
 from genexp.tools.inputs import find_inputs, read_inputs

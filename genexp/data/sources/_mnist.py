@@ -86,7 +86,7 @@ def download(name: str, family: Family) -> Path:
     The files arrive in a folder of their own and move into place whole: an interrupted download leaves
     nothing that could be taken for the data.
     """
-    from genexp.vision import torchvision
+    from genexp.images.vision import torchvision
 
     cache = user_cache()
     target = cache / family.torchvision_name

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genexp.pictures import tile
+from genexp.images.grid import tile
 
 FRAMES = 40  # of a walk that is to be watched
 

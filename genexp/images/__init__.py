@@ -1,0 +1,1 @@
+"""Image operations on tensors: grids, resizing, color, augmentation."""
