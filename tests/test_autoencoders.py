@@ -20,7 +20,7 @@ from genexp.data.held import hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.errors import ConfigError
 from genexp.learner import Learner, StepSettings
-from genexp.losses import RECONSTRUCTION_LOSSES
+from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.optimizers import plan_optimizers
 from genexp.seeding import seed_generators
 from genexp.technique import Clock

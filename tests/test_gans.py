@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from running import TINY, genexp, in_folder, metrics, status
 from torch import Tensor, nn
 
-from genexp.adversarial_losses import ADVERSARIAL_LOSSES, gradient_penalty
 from genexp.config import bind, config_folder
 from genexp.data.dataset import Dataset, DataSpec, Split
 from genexp.errors import ConfigError
 from genexp.learner import Learner, StepSettings
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
 from genexp.metrics.judge import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import dense_discriminator, dense_generator

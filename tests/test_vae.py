@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
-from genexp.losses import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
+from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
 from genexp.technique import Clock
 from genexp.techniques.vae import VaeConfig, VariationalAutoencoder
 

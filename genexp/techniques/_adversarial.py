@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from genexp.abilities import Interpolates, Samples
-from genexp.adversarial_losses import ADVERSARIAL_LOSSES
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
 from genexp.images.grid import tile
 from genexp.images.latent_walks import film
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.judge import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise

@@ -13,7 +13,7 @@ from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import rows
 from genexp.images.latent_walks import along_units, between, decoded
-from genexp.losses import RECONSTRUCTION_LOSSES
+from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.networks.activations import ACTIVATIONS

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from genexp.adversarial_losses import ADVERSARIAL_LOSSES, AdversarialLoss
 from genexp.config import require
 from genexp.images.grid import rows
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss
 from genexp.networks.patchgan import NORMS
 from genexp.technique import Metrics, scalars
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.abilities import Translates, Translation
-from genexp.adversarial_losses import ADVERSARIAL_LOSSES
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.images.resize import resized
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import ssim
 from genexp.metrics.sliced import sliced_wasserstein

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.abilities import Translates, Translation
-from genexp.adversarial_losses import ADVERSARIAL_LOSSES
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.gan import initialise

@@ -12,7 +12,7 @@ from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import rows, tile
 from genexp.images.latent_walks import FRAMES, along_units, between, decoded, film
-from genexp.losses import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
+from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim

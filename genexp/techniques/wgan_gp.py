@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from genexp.adversarial_losses import gradient_penalty
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.losses.adversarial import gradient_penalty
 from genexp.technique import Batch, Metrics, register, scalars
 from genexp.techniques._adversarial import ConvAdversarial, ConvAdversarialConfig
 
