@@ -20,7 +20,7 @@ from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.benchmark.trainer import WORKS, check, configured
 from genexp.benchmark.watch import watched
 from genexp.device import flush_denormals, placed
-from genexp.dropout import Dropout
+from genexp.networks.dropout import Dropout
 
 
 def figures(*values: float) -> Callable[[], float]:

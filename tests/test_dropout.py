@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from genexp.device import flush_denormals
-from genexp.dropout import Dropout, dropout_mask
+from genexp.networks.dropout import Dropout, dropout_mask
 
 SHAPES = {"rows": (200, 500), "images": (40, 5, 20, 25)}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genexp.data.dataset import Split
 from genexp.data.held import hold
 from genexp.data.stream import BatchStream
-from genexp.dropout import Dropout
+from genexp.networks.dropout import Dropout
 from genexp.processes.loss import AsOfTheWhole
 from genexp.processes.place import Place, given_place
 from genexp.whole_batch import Part, batch_mean, own, whole

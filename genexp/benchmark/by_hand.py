@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.dropout import Dropout
+from genexp.networks.dropout import Dropout
 
 Loss = Callable[[Tensor], Tensor]  # of images (batch, channels, height, width) in [0, 1]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from genexp.dropout import Dropout
 from genexp.errors import ConfigError
+from genexp.networks.dropout import Dropout
 from genexp.networks.gan import NORMS, SLOPE, bounded
 
 Shape = tuple[int, int, int]  # channels, height, width

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from genexp.dropout import Dropout
+from genexp.networks.dropout import Dropout
 
 SLOPE = 0.2  # of a leaky ReLU below zero (Radford et al. 2016)
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from genexp.dropout import Dropout
 from genexp.errors import ConfigError
+from genexp.networks.dropout import Dropout
 from genexp.networks.gan import SLOPE
 from genexp.networks.patchgan import NORMS
 

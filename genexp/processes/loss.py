@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from genexp.dropout import dropout
+from genexp.networks.dropout import dropout
 from genexp.precision import full
 from genexp.technique import Batch, Clock, Descent, Metrics
 from genexp.whole_batch import Part, batch_mean, divided, here

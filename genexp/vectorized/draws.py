@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from genexp.dropout import dropout, dropout_mask
+from genexp.networks.dropout import dropout, dropout_mask
 from genexp.seeding import seed_for
 from genexp.vectorized.likeness import Numbers, UnlikeError
 from genexp.vectorized.linear import linear
