@@ -24,9 +24,9 @@ from genexp.optimizers import plan_optimizers
 from genexp.processes.place import Place, check_rows
 from genexp.resume import flatten
 from genexp.seeding import seed_generators
+from genexp.sharding import Part
 from genexp.technique import Batch, Refit, Technique, find_technique
 from genexp.trainer import Feed, Material, TrainerConfig
-from genexp.whole_batch import Part
 
 log = logging.getLogger(__name__)
 GROUPS = ("model", "dataset", "optimizer", "trainer", "device")

@@ -17,8 +17,8 @@ from genexp.device import computes_bf16, multiplies_bf16, products_of_bf16
 from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, capture_obstacle, learning_rate
 from genexp.processes.team import Team
+from genexp.sharding import divided, whole
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
-from genexp.whole_batch import divided, whole
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf32", "bf16")

@@ -15,7 +15,7 @@ from genexp.data.stream import BatchStream
 from genexp.networks.dropout import Dropout
 from genexp.processes.loss import AsOfTheWhole
 from genexp.processes.place import Place, given_place
-from genexp.whole_batch import Part, batch_mean, own, whole
+from genexp.sharding import Part, batch_mean, own, whole
 
 ROWS, PARTS = 4, 3
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genexp.clustering.blocks import Blocks
 from genexp.clustering.totals import Totals, label_type
-from genexp.whole_batch import ALL, here
+from genexp.sharding import ALL, here
 
 SCORES = 2**13  # distances: so many at most
 FEATURES = 2**14  # of points

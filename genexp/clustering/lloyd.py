@@ -18,7 +18,7 @@ from genexp.clustering.projections import Projections
 from genexp.clustering.screening import Screening
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Update
-from genexp.whole_batch import here
+from genexp.sharding import here
 
 
 def tally(blocks: Blocks, centres: Tensor, count: int) -> Totals:

@@ -15,7 +15,7 @@ from genexp.clustering.bounds import ROUNDING
 from genexp.clustering.projections import Drift, Projections
 from genexp.clustering.totals import Totals
 from genexp.clustering.update import Moves, Update
-from genexp.whole_batch import ALL, here
+from genexp.sharding import ALL, here
 
 SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache
 COORDINATES = 3 * 2**16  # that are copied at a time

@@ -10,7 +10,7 @@ from torch import Tensor
 from genexp.clustering.blocks import at_once
 from genexp.clustering.hints import Hints
 from genexp.clustering.totals import NOWHERE, Totals
-from genexp.whole_batch import ALL, here, total
+from genexp.sharding import ALL, here, total
 
 FEATURES = 2**17  # of points that change their cluster, which are copied, so many at a time
 

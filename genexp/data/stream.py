@@ -14,7 +14,7 @@ from torch import Tensor
 from genexp.data.held import Batch, HeldSplit, Indices, StreamedSplit
 from genexp.data.order import round_robin, shuffled
 from genexp.errors import ConfigError
-from genexp.whole_batch import ALL, Part
+from genexp.sharding import ALL, Part
 
 
 class BatchStream:

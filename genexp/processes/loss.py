@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from genexp.networks.dropout import dropout
 from genexp.precision import full
+from genexp.sharding import Part, batch_mean, divided, here
 from genexp.technique import Batch, Clock, Descent, Metrics
-from genexp.whole_batch import Part, batch_mean, divided, here
 
 Loss = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
 

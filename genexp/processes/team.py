@@ -17,8 +17,8 @@ from torch import Tensor
 from genexp.processes.board import FOREVER, Board
 from genexp.processes.loss import Loss, shared_loss
 from genexp.processes.place import Place
+from genexp.sharding import Part
 from genexp.technique import Clock, Descent
-from genexp.whole_batch import Part
 
 MEET_SECONDS = 0.1  # between two agreements: so soon a signal stops all
 TO_FREE = 0.05  # seconds in which torch's threads free what was sent before, see `Team._send`

@@ -20,8 +20,8 @@ from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.judge import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise
+from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, scalars
-from genexp.whole_batch import batch_mean
 
 GRID = 64  # images of fixed noise in a picture
 STATIONS = 4  # noise vectors that each image of the interpolation passes through, on its round

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genexp.whole_batch import own, whole
+from genexp.sharding import own, whole
 
 
 class ImageHistory(nn.Module):

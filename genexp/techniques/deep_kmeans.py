@@ -23,10 +23,10 @@ from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
 from genexp.precision import full
+from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, register, scalars
 from genexp.techniques._autoencoder import Autoencoder
 from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv
-from genexp.whole_batch import batch_mean
 
 LLOYD_ITERATIONS = 100  # at most, when k-means places the centres
 SHARES_RATE = 0.01  # of a batch in the moving average of the clusters' shares

@@ -19,8 +19,8 @@ from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
 from genexp.precision import full
+from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
-from genexp.whole_batch import batch_mean
 
 SAMPLES = 64  # prior samples in a picture
 AT_ONCE = 20  # latents of each image that the likelihood's estimate decodes together
