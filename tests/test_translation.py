@@ -11,7 +11,7 @@ from PIL import Image
 from running import genexp, in_folder, metrics
 from torch import Tensor
 
-from genexp.abilities import Translates
+from genexp.capabilities import Translates
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
 from genexp.data.sources.domains import CHANGES

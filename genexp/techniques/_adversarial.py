@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genexp.abilities import Interpolates, Samples
+from genexp.capabilities import Interpolates, Samples
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
 from genexp.images.grid import tile

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genexp.abilities import Interpolates, Reconstructs, Traverses
+from genexp.capabilities import Interpolates, Reconstructs, Traverses
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import rows

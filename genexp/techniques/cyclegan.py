@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.abilities import Translates, Translation
+from genexp.capabilities import Translates, Translation
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.abilities import Clusters
+from genexp.capabilities import Clusters
 from genexp.clustering.distances import nearest
 from genexp.clustering.lloyd import fit
 from genexp.clustering.starts import greedy_plus_plus

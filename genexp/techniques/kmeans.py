@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genexp.abilities import Clusters
+from genexp.capabilities import Clusters
 from genexp.clustering.blocks import Points, moments, take
 from genexp.clustering.distances import nearest
 from genexp.clustering.hints import Hints

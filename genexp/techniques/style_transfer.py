@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.abilities import Stylises
+from genexp.capabilities import Stylises
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.color import COLOURS

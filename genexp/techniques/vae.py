@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genexp.abilities import Explains, Interpolates, Reconstructs, Samples, Traverses
+from genexp.capabilities import Explains, Interpolates, Reconstructs, Samples, Traverses
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import rows, tile

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genexp.abilities import Clusters, Explains, Samples
 from genexp.build import EVALUATION_BATCH
+from genexp.capabilities import Clusters, Explains, Samples
 from genexp.data.held import hold
 from genexp.data.limit import limited
 from genexp.data.stream import SplitBatches

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genexp.abilities import (
+from genexp.capabilities import (
     Clusters,
     Interpolates,
     Reconstructs,
