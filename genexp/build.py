@@ -14,7 +14,7 @@ import torch
 from genexp.config import bind, nearest, require
 from genexp.data import find_source, load_dataset
 from genexp.data.dataset import Dataset
-from genexp.data.held import HeldSplit, hold
+from genexp.data.loading import HeldSplit, hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device, placed, use_deterministic_algorithms
 from genexp.errors import ConfigError

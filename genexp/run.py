@@ -15,7 +15,7 @@ from genexp.build import Run, build_run, refuse_other_keys
 from genexp.comparison import write_run_report
 from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
-from genexp.data.held import in_our_words
+from genexp.data.loading import in_our_words
 from genexp.device import DeviceConfig, flush_denormals
 from genexp.processes.board import Task
 from genexp.processes.following import Follower

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
-from genexp.data.held import hold
+from genexp.data.loading import hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.errors import ConfigError
 from genexp.learner import Learner, StepSettings

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
-from genexp.data.held import hold
-from genexp.data.sources._pictures import read_picture
+from genexp.data.loading import hold
+from genexp.data.sources._image_files import read_picture
 from genexp.data.stream import BatchStream, SplitBatches
 from genexp.errors import ConfigError, DataError
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from genexp.config import config_folder
 from genexp.data import load_dataset, source_names
 from genexp.data.dataset import Dataset, Split
-from genexp.data.limit import limited
 from genexp.data.registry import find_source
 from genexp.data.sources import mnist_5k
+from genexp.data.subset import limited
 from genexp.errors import ConfigError, DataError
 
 EMBEDDED = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no folder and no network

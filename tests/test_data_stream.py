@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import LazyStream, Split
-from genexp.data.held import Batch, HeldSplit, ResidentSplit, StreamedSplit, hold, in_our_words, scaled
-from genexp.data.order import round_robin, shuffled
+from genexp.data.loading import Batch, HeldSplit, ResidentSplit, StreamedSplit, hold, in_our_words, scaled
+from genexp.data.sampling import round_robin, shuffled
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.errors import ConfigError, DataError
 

@@ -22,7 +22,7 @@ from running import Ended, genexp, in_folder, metrics, status
 from test_contract import composed, tiny
 
 from genexp.build import build_technique
-from genexp.data.held import hold
+from genexp.data.loading import hold
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.technique import technique_names
 from genexp.tools import evaluate, sample

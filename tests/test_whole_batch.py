@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.data.dataset import Split
-from genexp.data.held import hold
+from genexp.data.loading import hold
 from genexp.data.stream import BatchStream
 from genexp.networks.dropout import Dropout
 from genexp.processes.loss import AsOfTheWhole

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from genexp.config import bind, nearest, require
 from genexp.data.dataset import Dataset
-from genexp.data.limit import limited
+from genexp.data.subset import limited
 from genexp.errors import ConfigError
 
 

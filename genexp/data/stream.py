@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from genexp.data.held import Batch, HeldSplit, Indices, StreamedSplit
-from genexp.data.order import round_robin, shuffled
+from genexp.data.loading import Batch, HeldSplit, Indices, StreamedSplit
+from genexp.data.sampling import round_robin, shuffled
 from genexp.errors import ConfigError
 from genexp.sharding import ALL, Part
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genexp.data.held import scaled
+from genexp.data.loading import scaled
 from genexp.networks.classifier import Classifier
 
 

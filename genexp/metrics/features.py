@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split, Stream
-from genexp.data.held import scaled
+from genexp.data.loading import scaled
 from genexp.errors import ConfigError
 from genexp.metrics.extractor import FeatureExtractor, load_extractor, save_extractor
 from genexp.networks.classifier import Classifier

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from genexp.build import EVALUATION_BATCH
 from genexp.capabilities import Clusters, Explains, Samples
-from genexp.data.held import hold
-from genexp.data.limit import limited
+from genexp.data.loading import hold
 from genexp.data.stream import SplitBatches
+from genexp.data.subset import limited
 from genexp.errors import GenexpError
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from genexp.build import EVALUATION_BATCH, build_technique
 from genexp.config import bind
 from genexp.data.dataset import Dataset
-from genexp.data.held import HeldSplit, hold
+from genexp.data.loading import HeldSplit, hold
 from genexp.data.stream import SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genexp.data.held import scaled
-from genexp.data.sources._pictures import BrokenPicture, find_pictures, read_picture
+from genexp.data.loading import scaled
+from genexp.data.sources._image_files import BrokenPicture, find_pictures, read_picture
 from genexp.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

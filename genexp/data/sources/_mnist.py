@@ -15,7 +15,7 @@ from torch import Tensor
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import SourceConfig
 from genexp.data.sources._idx import REMEDY, read_idx
-from genexp.data.sources._images import DIGIT_NAMES
+from genexp.data.sources._labeled_images import DIGIT_NAMES
 from genexp.errors import DataError
 
 FILES = tuple(

@@ -8,7 +8,7 @@ import torch
 
 from genexp.data.dataset import Dataset
 from genexp.data.registry import SourceConfig, source
-from genexp.data.sources._images import DIGIT_NAMES, split_images
+from genexp.data.sources._labeled_images import DIGIT_NAMES, split_images
 
 TEST_COUNT = 360  # a fifth, 36 of each class
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
-from genexp.data.limit import take
-from genexp.data.order import shuffled
 from genexp.data.registry import source
+from genexp.data.sampling import shuffled
 from genexp.data.sources._derived import Change, DerivedConfig, derived
+from genexp.data.subset import take
 
 PAPER, INK = (24.0, 32.0, 80.0), (255.0, 160.0, 40.0)  # RGB of what was black and white
 

@@ -10,10 +10,9 @@ import torch
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
-from genexp.data.held import split_bytes
-from genexp.data.limit import limited
+from genexp.data.loading import split_bytes
 from genexp.data.registry import SourceConfig, source
-from genexp.data.sources._pictures import (
+from genexp.data.sources._image_files import (
     MODES,
     PictureFiles,
     complaint,
@@ -21,6 +20,7 @@ from genexp.data.sources._pictures import (
     read_all,
     split_readable,
 )
+from genexp.data.subset import limited
 from genexp.errors import DataError
 from genexp.seeding import seed_for
 

@@ -10,7 +10,7 @@ import torch
 
 from genexp.data.dataset import Dataset
 from genexp.data.registry import SourceConfig, source
-from genexp.data.sources._images import DIGIT_NAMES, split_images
+from genexp.data.sources._labeled_images import DIGIT_NAMES, split_images
 from genexp.errors import DataError
 
 TEST_COUNT = 1000  # 100 of each class

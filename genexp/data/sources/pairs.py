@@ -8,8 +8,8 @@ from pathlib import Path
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import source
-from genexp.data.sources._folders import FoldersConfig, held_out, loaded, open_folder
-from genexp.data.sources._pictures import WHOLE, Part, PictureFiles
+from genexp.data.sources._directories import FoldersConfig, held_out, loaded, open_folder
+from genexp.data.sources._image_files import WHOLE, Part, PictureFiles
 from genexp.errors import DataError
 
 HALVES: dict[str, tuple[Part, Part]] = {  # where the input is → the parts of the input and of the target

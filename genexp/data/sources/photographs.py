@@ -12,7 +12,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import SourceConfig, source
-from genexp.data.sources._pictures import eight_bit
+from genexp.data.sources._image_files import eight_bit
 from genexp.errors import DataError
 
 if TYPE_CHECKING:

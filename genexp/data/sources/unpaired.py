@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import source
-from genexp.data.sources._folders import FoldersConfig, held_out, loaded, open_folder
-from genexp.data.sources._pictures import PictureFiles
+from genexp.data.sources._directories import FoldersConfig, held_out, loaded, open_folder
+from genexp.data.sources._image_files import PictureFiles
 from genexp.errors import DataError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, LazyStream, Split, Stream
-from genexp.data.order import round_robin, shuffled
+from genexp.data.sampling import round_robin, shuffled
 
 
 class Subset(LazyStream):

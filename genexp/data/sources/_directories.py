@@ -12,10 +12,10 @@ from torch import Tensor
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
-from genexp.data.held import split_bytes
-from genexp.data.limit import limited
+from genexp.data.loading import split_bytes
 from genexp.data.registry import SourceConfig
-from genexp.data.sources._pictures import MODES, complaint, find_pictures, read_all, split_readable
+from genexp.data.sources._image_files import MODES, complaint, find_pictures, read_all, split_readable
+from genexp.data.subset import limited
 from genexp.errors import DataError
 from genexp.seeding import seed_for
 

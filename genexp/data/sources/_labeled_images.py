@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split
-from genexp.data.order import stratified_split
+from genexp.data.sampling import stratified_split
 
 DIGIT_NAMES = tuple("0123456789")
 
