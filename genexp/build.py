@@ -17,11 +17,11 @@ from genexp.data.dataset import Dataset
 from genexp.data.loading import HeldSplit, hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device, placed, use_deterministic_algorithms
+from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
 from genexp.learner import Learner
 from genexp.metrics.directions import better_direction
 from genexp.optimizers import plan_optimizers
-from genexp.processes.place import Place, check_rows
 from genexp.resume import flatten
 from genexp.seeding import seed_generators
 from genexp.sharding import Part

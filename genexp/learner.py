@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from genexp.capture import CapturedStep, Graph, graphs_on
 from genexp.device import computes_bf16, multiplies_bf16, products_of_bf16
+from genexp.distributed.process_group import Team
 from genexp.errors import CheckpointError
 from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, capture_obstacle, learning_rate
-from genexp.processes.team import Team
 from genexp.sharding import divided, whole
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
 

@@ -17,10 +17,10 @@ from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
 from genexp.data.loading import in_our_words
 from genexp.device import DeviceConfig, flush_denormals
-from genexp.processes.board import Task
-from genexp.processes.following import Follower
-from genexp.processes.gathering import Gathering, gathering
-from genexp.processes.place import chosen_place
+from genexp.distributed.launch import Gathering, gathering
+from genexp.distributed.rank import chosen_place
+from genexp.distributed.rank_process import Follower
+from genexp.distributed.store import Task
 from genexp.recorders.checkpoints import Checkpoints, cut_back
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures

@@ -25,9 +25,9 @@ from yaml import YAMLError
 
 from genexp.cli_errors import explain
 from genexp.config import GROUPS, config_folder
+from genexp.distributed.rank import follows, given_place
 from genexp.errors import CheckpointError, ConfigError, GenexpError
 from genexp.help import help_page
-from genexp.processes.place import follows, given_place
 from genexp.sweep.settings import resumed_sweep
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def main() -> None:
         sys.exit(f"genexp: {explain(error, sys.argv[1:])}")
     finally:
         if given_place() is not None:
-            from genexp.processes.following import dismiss
+            from genexp.distributed.rank_process import dismiss
 
             dismiss()
 

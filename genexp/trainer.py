@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from genexp.config import require
+from genexp.distributed.process_group import Team
 from genexp.errors import DivergenceError
 from genexp.learner import CHOSEN, PRECISIONS, Learner, StepSettings
-from genexp.processes.team import Team
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, Finale, Snapshot
 from genexp.stopping import StopRequest

@@ -22,11 +22,11 @@ from test_resume import wait_for
 
 from genexp.build import build_run
 from genexp.device import AVAILABLE, DeviceConfig, choose_device
+from genexp.distributed import launch as starting
+from genexp.distributed.launch import Gathering, gathering
+from genexp.distributed.rank import Place
+from genexp.distributed.store import Task, given_board
 from genexp.errors import ConfigError
-from genexp.processes import gathering as starting
-from genexp.processes.board import Task, given_board
-from genexp.processes.gathering import Gathering, gathering
-from genexp.processes.place import Place
 from genexp.run_dir.checkpoint import load_newest, numbered_checkpoints
 from genexp.snapshot import Snapshot
 from genexp.stopping import StopRequest

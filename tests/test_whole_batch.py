@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from genexp.data.dataset import Split
 from genexp.data.loading import hold
 from genexp.data.stream import BatchStream
+from genexp.distributed.global_batch import AsOfTheWhole
+from genexp.distributed.rank import Place, given_place
 from genexp.networks.dropout import Dropout
-from genexp.processes.loss import AsOfTheWhole
-from genexp.processes.place import Place, given_place
 from genexp.sharding import Part, batch_mean, own, whole
 
 ROWS, PARTS = 4, 3

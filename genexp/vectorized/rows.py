@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genexp.build import Run
-from genexp.processes.team import Team
+from genexp.distributed.process_group import Team
 from genexp.run import Sitting, failure
 from genexp.snapshot import Snapshot
 from genexp.sweep.job import note_failure

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from genexp.processes.place import given_place
+from genexp.distributed.rank import given_place
 
 # Nothing is ever late: the first process may judge for hours while the others wait. One that dies is noticed
 # by its connections, which close.

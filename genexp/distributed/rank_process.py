@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from genexp.distributed.process_group import Team, is_of_connection, joined
+from genexp.distributed.rank import given_place
+from genexp.distributed.store import Task, given_board
 from genexp.errors import GenexpError
-from genexp.processes.board import Task, given_board
-from genexp.processes.place import given_place
-from genexp.processes.team import Team, is_of_connection, joined
 
 
 class Follower:

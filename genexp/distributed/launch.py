@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from genexp.distributed.process_group import Team, is_of_connection, joined
+from genexp.distributed.rank import Place, given_place
+from genexp.distributed.store import LOCAL, Task, given_board, own_board
 from genexp.errors import ProcessError
-from genexp.processes.board import LOCAL, Task, given_board, own_board
-from genexp.processes.place import Place, given_place
-from genexp.processes.team import Team, is_of_connection, joined
 
 TO_SHOW = 5.0  # seconds in which the death of a process shows, once something sent to it did not arrive
 TO_END = 20.0  # seconds for a process that has nothing left to do

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from genexp.processes.board import FOREVER, Board
-from genexp.processes.loss import Loss, shared_loss
-from genexp.processes.place import Place
+from genexp.distributed.global_batch import Loss, shared_loss
+from genexp.distributed.rank import Place
+from genexp.distributed.store import FOREVER, Board
 from genexp.sharding import Part
 from genexp.technique import Clock, Descent
 
