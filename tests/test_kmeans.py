@@ -15,17 +15,17 @@ from sklearn.cluster import KMeans as Rival
 from test_contract import composed
 from torch import Tensor
 
-from genexp.clustering import screening
-from genexp.clustering.blocks import at_once, moments, take
-from genexp.clustering.distances import Distances, nearest
-from genexp.clustering.few import are_few
-from genexp.clustering.lloyd import fit, iterate, refill, tally
-from genexp.clustering.projections import Projections
-from genexp.clustering.starts import greedy_plus_plus, random_points
-from genexp.clustering.totals import Totals
-from genexp.clustering.update import Update
 from genexp.data import load_dataset
 from genexp.images.scatter import draw_clusters, flattened
+from genexp.kmeans import pruned_assignment
+from genexp.kmeans.blocks import at_once, moments, take
+from genexp.kmeans.cluster_sums import Update
+from genexp.kmeans.distances import Distances, nearest
+from genexp.kmeans.init import greedy_plus_plus, random_points
+from genexp.kmeans.lloyd import fit, iterate, refill, tally
+from genexp.kmeans.projection_bounds import Projections
+from genexp.kmeans.small_problem import are_few
+from genexp.kmeans.totals import Totals
 
 BLOCK = 500
 
@@ -115,7 +115,7 @@ def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: 
     torch.manual_seed(0)
     centres = random_points([points], len(points), starts=starts, clusters=clusters)
     compared = counted(
-        monkeypatch, screening, "products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
+        monkeypatch, pruned_assignment, "products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
     )
     screened_as_if_all_were_compared(points, centres, 20)
     assert 0 < sum(compared) < 0.2 * 20 * points.numel() * starts * clusters
@@ -126,7 +126,7 @@ def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     centres = random_points([points], len(points), starts=1, clusters=10)
     totals = tally([points], centres, len(points))
-    looked = counted(monkeypatch, screening.Screening, "_possible", lambda _, some, *others: len(some))
+    looked = counted(monkeypatch, pruned_assignment.Screening, "_possible", lambda _, some, *others: len(some))
     for _ in range(30):
         centres, totals = iterate([points], centres, totals)
     assert len(points) < sum(looked) < 0.6 * 30 * len(points)
@@ -136,7 +136,7 @@ def test_what_no_subspace_shows_is_compared_with_all_centres(monkeypatch: pytest
     points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     centres = random_points([points], 3000, starts=1, clusters=50)
-    wholly = counted(monkeypatch, screening.Screening, "_of_all", lambda _, block, place: len(block))
+    wholly = counted(monkeypatch, pruned_assignment.Screening, "_of_all", lambda _, block, place: len(block))
     screened_as_if_all_were_compared(points, centres, 6)
     assert sum(wholly) > 0.9 * 2 * 6 * 3000
 
@@ -208,7 +208,7 @@ def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyP
     centres[-1, :2] = 1e3  # these clusters run empty
     assert are_few(centres, 400)
     here, few = iterate(blocks, centres, tally(blocks, centres, 400))
-    monkeypatch.setattr("genexp.clustering.lloyd.are_few", lambda *_: False)
+    monkeypatch.setattr("genexp.kmeans.lloyd.are_few", lambda *_: False)
     there, many = iterate(blocks, centres, tally(blocks, centres, 400))
     torch.testing.assert_close(here, there)
     torch.testing.assert_close(few.sums, many.sums)
@@ -228,7 +228,7 @@ def test_a_fit_of_few_points_ends_where_one_of_many_does(
     centres = random_points([points], 400, starts=3, clusters=6)
     centres[-1, :empty] = 1e3  # these clusters run empty
     here, few = fit(points.split(150), 400, centres, iterations)
-    monkeypatch.setattr("genexp.clustering.lloyd.are_few", lambda *_: False)
+    monkeypatch.setattr("genexp.kmeans.lloyd.are_few", lambda *_: False)
     there, many = fit(points.split(150), 400, centres, iterations)
     torch.testing.assert_close(here, there)
     assert torch.equal(few, many)
@@ -304,7 +304,7 @@ def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
     assert (labels < 40).all()
     for _ in range(3):
         update = Update(totals, centres)
-        finder = screening.Screening(centres, totals, centres, update, [points])
+        finder = pruned_assignment.Screening(centres, totals, centres, update, [points])
         finder.add(points, slice(0, len(points)))
         totals = update.totals([], finder.hints)
         assert torch.equal(totals.labels, labels)

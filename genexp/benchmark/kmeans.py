@@ -21,8 +21,8 @@ from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import training_stream
 from genexp.benchmark.rounds import Comparison, alone, compare, compete
 from genexp.build import WHOLE_BATCH, WHOLE_FEATURES
-from genexp.clustering.lloyd import fit, iterate, tally
-from genexp.clustering.starts import greedy_plus_plus
+from genexp.kmeans.init import greedy_plus_plus
+from genexp.kmeans.lloyd import fit, iterate, tally
 
 ITERATIONS = 25  # what faiss does by default
 TOLERANCE = 1e-3  # of the inertia

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.capabilities import Clusters
-from genexp.clustering.distances import nearest
-from genexp.clustering.lloyd import fit
-from genexp.clustering.starts import greedy_plus_plus
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.images.augment import jitter
 from genexp.images.grid import tile
 from genexp.images.scatter import draw_clusters, embedded
+from genexp.kmeans.distances import nearest
+from genexp.kmeans.init import greedy_plus_plus
+from genexp.kmeans.lloyd import fit
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from genexp.capabilities import Clusters
-from genexp.clustering.blocks import Points, moments, take
-from genexp.clustering.distances import nearest
-from genexp.clustering.hints import Hints
-from genexp.clustering.lloyd import iterate, refill, tally
-from genexp.clustering.starts import greedy_plus_plus, random_points
-from genexp.clustering.totals import Totals, label_type
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.images.grid import BACKGROUND, tile
 from genexp.images.scatter import draw_clusters, flattened
+from genexp.kmeans.blocks import Points, moments, take
+from genexp.kmeans.distances import nearest
+from genexp.kmeans.hints import Hints
+from genexp.kmeans.init import greedy_plus_plus, random_points
+from genexp.kmeans.lloyd import iterate, refill, tally
+from genexp.kmeans.totals import Totals, label_type
 from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Batches, Clock, Metrics, Refit, Technique, register, scalars
 

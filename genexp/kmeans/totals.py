@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from genexp.clustering.hints import Hints
+from genexp.kmeans.hints import Hints
 
 NOWHERE = -1  # the cluster of a point that has none yet
 

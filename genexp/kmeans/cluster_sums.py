@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import at_once
-from genexp.clustering.hints import Hints
-from genexp.clustering.totals import NOWHERE, Totals
+from genexp.kmeans.blocks import at_once
+from genexp.kmeans.hints import Hints
+from genexp.kmeans.totals import NOWHERE, Totals
 from genexp.sharding import ALL, here, total
 
 FEATURES = 2**17  # of points that change their cluster, which are copied, so many at a time

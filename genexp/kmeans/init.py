@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import FEATURES, Blocks, at_once, take
+from genexp.kmeans.blocks import FEATURES, Blocks, at_once, take
 
 
 def random_points(blocks: Blocks, count: int, starts: int, clusters: int) -> Tensor:

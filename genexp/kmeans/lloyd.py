@@ -10,14 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import Blocks, take
-from genexp.clustering.comparing import Comparing
-from genexp.clustering.distances import Distances
-from genexp.clustering.few import are_few, fit_few, tally_few
-from genexp.clustering.projections import Projections
-from genexp.clustering.screening import Screening
-from genexp.clustering.totals import Totals
-from genexp.clustering.update import Update
+from genexp.kmeans.blocks import Blocks, take
+from genexp.kmeans.cluster_sums import Update
+from genexp.kmeans.distances import Distances
+from genexp.kmeans.exhaustive_assignment import Comparing
+from genexp.kmeans.projection_bounds import Projections
+from genexp.kmeans.pruned_assignment import Screening
+from genexp.kmeans.small_problem import are_few, fit_few, tally_few
+from genexp.kmeans.totals import Totals
 from genexp.sharding import here
 
 

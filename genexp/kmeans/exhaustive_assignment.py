@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import FEATURES, at_once
-from genexp.clustering.bounds import Bounds, moves
-from genexp.clustering.distances import Distances, least
-from genexp.clustering.point_buffer import PointBuffer
-from genexp.clustering.totals import NOWHERE, Totals
-from genexp.clustering.update import Moves, Update
+from genexp.kmeans.blocks import FEATURES, at_once
+from genexp.kmeans.cluster_sums import Moves, Update
+from genexp.kmeans.distances import Distances, least
+from genexp.kmeans.hamerly_bounds import Bounds, moves
+from genexp.kmeans.point_buffer import PointBuffer
+from genexp.kmeans.totals import NOWHERE, Totals
 
 MOST = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
 COPIED = 0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import FEATURES, Blocks, at_once
-from genexp.clustering.bounds import Bounds, moves
+from genexp.kmeans.blocks import FEATURES, Blocks, at_once
+from genexp.kmeans.hamerly_bounds import Bounds, moves
 
 SHARE = 16  # features of a point for each dimension of the subspace
 EVEN, MOST = 16, 64  # dimensions: a multiple of this, which a matrix product takes half as long for, and so many

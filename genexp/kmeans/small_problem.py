@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import Blocks
-from genexp.clustering.totals import Totals, label_type
+from genexp.kmeans.blocks import Blocks
+from genexp.kmeans.totals import Totals, label_type
 from genexp.sharding import ALL, here
 
 SCORES = 2**13  # distances: so many at most

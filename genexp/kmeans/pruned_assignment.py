@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genexp.clustering.blocks import FEATURES, Blocks, at_once
-from genexp.clustering.bounds import ROUNDING
-from genexp.clustering.projections import Drift, Projections
-from genexp.clustering.totals import Totals
-from genexp.clustering.update import Moves, Update
+from genexp.kmeans.blocks import FEATURES, Blocks, at_once
+from genexp.kmeans.cluster_sums import Moves, Update
+from genexp.kmeans.hamerly_bounds import ROUNDING
+from genexp.kmeans.projection_bounds import Drift, Projections
+from genexp.kmeans.totals import Totals
 from genexp.sharding import ALL, here
 
 SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache
