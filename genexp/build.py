@@ -20,7 +20,7 @@ from genexp.device import DeviceConfig, choose_device, placed, use_deterministic
 from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
 from genexp.learner import Learner
-from genexp.metrics.directions import better_direction
+from genexp.metrics.direction import better_direction
 from genexp.optimizers import plan_optimizers
 from genexp.resume import flatten
 from genexp.seeding import seed_generators

@@ -21,7 +21,7 @@ from genexp.data.dataset import Dataset, DataSpec, Split
 from genexp.errors import ConfigError
 from genexp.learner import Learner, StepSettings
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
-from genexp.metrics.judge import GenerationJudge
+from genexp.metrics.generation import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import dense_discriminator, dense_generator
 from genexp.optimizers import plan_optimizers

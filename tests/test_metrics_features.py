@@ -9,9 +9,9 @@ import torch
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.errors import ConfigError
-from genexp.metrics import features
+from genexp.metrics import feature_extractor
 from genexp.metrics.extractor import load_extractor, save_extractor
-from genexp.metrics.features import SHIPPED_FOLDER, accuracy, feature_extractor, train_classifier
+from genexp.metrics.feature_extractor import SHIPPED_FOLDER, accuracy, feature_extractor, train_classifier
 from genexp.networks.classifier import Classifier
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,8 +30,8 @@ def _bars(name: str = "bars", *, samples: int = 300, seed: int = 0) -> Dataset:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(features, "_cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(features, "SAMPLES_SEEN", 3000)
+    monkeypatch.setattr(feature_extractor, "_cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(feature_extractor, "SAMPLES_SEEN", 3000)
     return tmp_path
 
 
@@ -57,7 +57,7 @@ def test_shipped_classifiers_reach_their_stored_accuracy(name: str, least: float
 
 def test_shipped_weights_are_small() -> None:
     files = list(SHIPPED_FOLDER.glob("*.pt"))
-    assert {file.stem for file in files} == set(features.SHIPPED.values())
+    assert {file.stem for file in files} == set(feature_extractor.SHIPPED.values())
     assert all(file.stat().st_size < 1_000_000 for file in files)
 
 
@@ -79,7 +79,7 @@ def test_a_classifier_is_trained_once_and_then_read_from_the_cache(
     assert first.version.startswith("bars-")
     assert [file.name for file in cache.iterdir()] == [f"{first.version}.pt"]
 
-    monkeypatch.setattr(features, "train_classifier", None)  # a second training would fail
+    monkeypatch.setattr(feature_extractor, "train_classifier", None)  # a second training would fail
     again = feature_extractor(_bars())
     assert (again.version, again.accuracy) == (first.version, first.accuracy)
     images = _bars().test.streams["image"]
@@ -105,7 +105,7 @@ def test_a_damaged_cache_is_trained_anew(cache: Path) -> None:
 def test_a_cache_that_cannot_be_written_costs_no_more_than_time(cache: Path) -> None:
     (cache / "classifiers").write_text("in the way")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "_cache_folder", lambda: cache / "classifiers")
+        patch.setattr(feature_extractor, "_cache_folder", lambda: cache / "classifiers")
         assert feature_extractor(_bars()).accuracy > 0.9
 
 

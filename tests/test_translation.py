@@ -17,7 +17,7 @@ from genexp.data.dataset import Dataset, LazyStream
 from genexp.data.sources.domains import CHANGES
 from genexp.data.sources.edges import sobel_edges
 from genexp.errors import ConfigError, DataError
-from genexp.metrics.sliced import sliced_wasserstein
+from genexp.metrics.sliced_wasserstein import sliced_wasserstein
 from genexp.networks.patchgan import patchgan
 from genexp.networks.resnet import resnet_generator
 from genexp.networks.unet import UNet

@@ -17,7 +17,7 @@ from genexp.data.dataset import Dataset, DataSpec
 from genexp.images.grid import tile
 from genexp.images.latent_walks import film
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
-from genexp.metrics.judge import GenerationJudge
+from genexp.metrics.generation import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise
 from genexp.sharding import batch_mean

@@ -17,7 +17,7 @@ from genexp.images.resize import resized
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import ssim
-from genexp.metrics.sliced import sliced_wasserstein
+from genexp.metrics.sliced_wasserstein import sliced_wasserstein
 from genexp.networks.gan import initialise
 from genexp.networks.patchgan import patchgan
 from genexp.networks.resnet import resnet_generator

@@ -21,7 +21,7 @@ from genexp.data.subset import limited
 from genexp.errors import GenexpError
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
-from genexp.metrics.judge import MOST_REAL, GenerationJudge
+from genexp.metrics.generation import MOST_REAL, GenerationJudge
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.run_dir.environment import describe_environment
 from genexp.technique import Batch, Batches

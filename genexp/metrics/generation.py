@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genexp.data.dataset import Dataset
 from genexp.metrics.extractor import FeatureExtractor
-from genexp.metrics.features import feature_extractor
+from genexp.metrics.feature_extractor import feature_extractor
 from genexp.metrics.frechet import generation_scores
 from genexp.technique import Batches
 
