@@ -19,14 +19,14 @@ from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.device import DeviceConfig, choose_device, placed, use_deterministic_algorithms
 from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
-from genexp.learner import Learner
 from genexp.metrics.direction import better_direction
-from genexp.optimizers import plan_optimizers
 from genexp.resume import flatten
 from genexp.seeding import seed_generators
 from genexp.sharding import Part
 from genexp.technique import Batch, Refit, Technique, find_technique
-from genexp.trainer import Feed, Material, TrainerConfig
+from genexp.training.learner import Learner
+from genexp.training.optimizers import plan_optimizers
+from genexp.training.trainer import Feed, Material, TrainerConfig
 
 log = logging.getLogger(__name__)
 GROUPS = ("model", "dataset", "optimizer", "trainer", "device")

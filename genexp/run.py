@@ -35,9 +35,9 @@ from genexp.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.paths import shown_command, shown_path
 from genexp.snapshot import Outcome, RunInfo, Snapshot
-from genexp.stopping import stop_on_signals
 from genexp.technique import Clock
-from genexp.trainer import TrainerConfig, train
+from genexp.training.stopping import stop_on_signals
+from genexp.training.trainer import TrainerConfig, train
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from genexp.data.dataset import Dataset
 from genexp.data.loading import hold
 from genexp.data.stream import BatchStream, SplitBatches, examples
 from genexp.errors import ConfigError
-from genexp.learner import Learner, StepSettings
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
-from genexp.optimizers import plan_optimizers
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
-from genexp.trainer import evaluating
+from genexp.training.learner import Learner, StepSettings
+from genexp.training.optimizers import plan_optimizers
+from genexp.training.trainer import evaluating
 
 CPU = torch.device("cpu")
 PLAIN = ("stacked_autoencoder", "conv_autoencoder", "latent3d_autoencoder")

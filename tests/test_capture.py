@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genexp import learner as learner_module
-from genexp.capture import WARM_UP, graphs_on
-from genexp.learner import Learner, StepSettings
-from genexp.optimizers import plan_optimizers
 from genexp.technique import Batch, Clock, Descent, Metrics, Phase, Refit, Technique
+from genexp.training import learner as learner_module
+from genexp.training.cuda_graphs import WARM_UP, graphs_on
+from genexp.training.learner import Learner, StepSettings
+from genexp.training.optimizers import plan_optimizers
 
 CPU = torch.device("cpu")
 STEADY = {"schedule": "linear", "warmup_steps": 2, "decay_start": 0.0}

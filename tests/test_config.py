@@ -19,10 +19,10 @@ from genexp.data.dataset import DataSpec
 from genexp.data.registry import find_source, source_names
 from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
-from genexp.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.sweep.settings import SweepConfig
 from genexp.technique import find_technique
-from genexp.trainer import TrainerConfig
+from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
+from genexp.training.trainer import TrainerConfig
 
 composed = cache(compose)
 

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from genexp.config import bind, config_folder
 from genexp.data.dataset import Dataset, DataSpec, Split
 from genexp.errors import ConfigError
-from genexp.learner import Learner, StepSettings
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
 from genexp.metrics.generation import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import dense_discriminator, dense_generator
-from genexp.optimizers import plan_optimizers
 from genexp.technique import Clock, Technique, find_technique
 from genexp.techniques._adversarial import Adversarial, slerp
 from genexp.techniques.cgan import ConditionalGan
+from genexp.training.learner import Learner, StepSettings
+from genexp.training.optimizers import plan_optimizers
 
 GREY = (1, 28, 28)
 MODELS = ("gan", "dcgan", "cgan", "wgan_gp")

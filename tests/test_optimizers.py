@@ -16,8 +16,9 @@ from test_contract import composed
 from torch import Tensor, nn, optim
 
 from genexp.device import placed
-from genexp.eager import eager
-from genexp.optimizers import (
+from genexp.technique import Clock
+from genexp.training.eager import eager
+from genexp.training.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
     OptimizerConfig,
@@ -25,7 +26,6 @@ from genexp.optimizers import (
     learning_rate,
     plan_optimizers,
 )
-from genexp.technique import Clock
 
 # Rates that suit the bowl below, which is not the networks that the files' own are for.
 RATES = {"adam": 0.1, "adamw": 0.1, "sgd": 0.02, "rmsprop": 0.05, "adadelta": 100.0, "lbfgs": 1.0}

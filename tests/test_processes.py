@@ -29,8 +29,8 @@ from genexp.distributed.store import Task, given_board
 from genexp.errors import ConfigError
 from genexp.run_dir.checkpoint import load_newest, numbered_checkpoints
 from genexp.snapshot import Snapshot
-from genexp.stopping import StopRequest
-from genexp.trainer import train
+from genexp.training.stopping import StopRequest
+from genexp.training.trainer import train
 
 STEPS = 6
 BLIND = ("trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.checkpoint_every=0")

@@ -20,13 +20,13 @@ from genexp.errors import ConfigError, DataError
 from genexp.images.color import COLOURS, luminance
 from genexp.images.resize import resized
 from genexp.images.vision import torchvision
-from genexp.learner import Learner, StepSettings
 from genexp.networks.frozen import FrozenConv2d
 from genexp.networks.vgg import LAYERS, URL, Vgg19, imagenet_weights, weights_from
-from genexp.optimizers import plan_optimizers
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, confined, gram
+from genexp.training.learner import Learner, StepSettings
+from genexp.training.optimizers import plan_optimizers
 
 FAST = ("model=style_transfer", "dataset.size=32", "device=cpu", "device.threads=1")
 LBFGS = {"name": "lbfgs", "lr": 1.0, "max_iter": 1, "history_size": 10, "line_search_fn": None}

@@ -16,16 +16,16 @@ from test_contract import tiny
 from test_optimizers import RATES, settings_of
 from torch import Tensor, nn
 
-from genexp import trainer as trainer_module
 from genexp.device import multiplies_bf16, products_of_bf16, use_deterministic_algorithms
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
-from genexp.learner import Average, Learner, StepSettings, chosen_precision
-from genexp.optimizers import OPTIMIZERS, OptimizerPlan
 from genexp.run_dir.checkpoint import load, save
 from genexp.snapshot import Snapshot
-from genexp.stopping import StopRequest, stop_on_signals
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique, scalars
-from genexp.trainer import Material, TrainerConfig, evaluating, train
+from genexp.training import trainer as trainer_module
+from genexp.training.learner import Average, Learner, StepSettings, chosen_precision
+from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan
+from genexp.training.stopping import StopRequest, stop_on_signals
+from genexp.training.trainer import Material, TrainerConfig, evaluating, train
 
 CPU = torch.device("cpu")
 EPOCH = 4  # steps

@@ -17,11 +17,11 @@ from running import background, genexp, last_state, metrics, status
 from test_contract import composed, tiny
 
 from genexp.build import Run, build_run
-from genexp.learner import Learner
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
-from genexp.trainer import begin
+from genexp.training.learner import Learner
+from genexp.training.trainer import begin
 from genexp.vectorized.draws import Draws, Generators
 from genexp.vectorized.likeness import Numbers, UnlikeError
 from genexp.vectorized.stack import Stack, clip

@@ -15,7 +15,7 @@ from genexp.benchmark.watch import Watch, watched
 from genexp.build import Run
 from genexp.seeding import seed_generators
 from genexp.snapshot import Snapshot
-from genexp.trainer import evaluating
+from genexp.training.trainer import evaluating
 
 SPACING = 30.0  # seconds between two checkpoints at least, by default
 LOOKS = ("trainer.evaluate_every=1", "trainer.preview_every=1")

@@ -18,7 +18,7 @@ from genexp.benchmark.rounds import Comparison, alone, compare, compete
 from genexp.build import Run, build_run
 from genexp.networks.vgg import DEVIATION, MEAN
 from genexp.technique import Clock, Descent
-from genexp.trainer import begin
+from genexp.training.trainer import begin
 
 CALLS = 6  # of the closure in a round
 SIZES = (256, 512)

@@ -24,9 +24,9 @@ from genexp.benchmark.watch import watched
 from genexp.build import Run, build_run
 from genexp.data import load_dataset
 from genexp.images.vision import torchvision
-from genexp.learner import chosen_precision
 from genexp.seeding import seed_generators
 from genexp.technique import Clock, Descent
+from genexp.training.learner import chosen_precision
 
 CPU = torch.device("cpu")
 

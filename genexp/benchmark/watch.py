@@ -15,9 +15,9 @@ from genexp.build import Run, build_run
 from genexp.device import flush_denormals
 from genexp.run import describe_run, run_recorders
 from genexp.snapshot import Outcome, Snapshot
-from genexp.stopping import StopRequest
 from genexp.technique import Batch, Metrics
-from genexp.trainer import train
+from genexp.training.stopping import StopRequest
+from genexp.training.trainer import train
 
 
 class Watch:

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from genexp.stopping import StopRequest, stop_on_signals
 from genexp.sweep.gate import Gate
 from genexp.sweep.job import Job, run_job
+from genexp.training.stopping import StopRequest, stop_on_signals
 
 LISTEN_SECONDS = 0.5
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

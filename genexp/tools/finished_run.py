@@ -25,7 +25,7 @@ from genexp.run_dir import checkpoint
 from genexp.run_dir.paths import shown_path
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
-from genexp.trainer import evaluating
+from genexp.training.trainer import evaluating
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from genexp.images.grid import BACKGROUND, tile
 from genexp.images.latent_walks import film, strip
 from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.images import enlarged, png, to_image
-from genexp.trainer import to_uint8
+from genexp.training.trainer import to_uint8
 
 SHOWN_CHANGES, COLUMNS = 50, 10  # images in a picture of before and after, and in a row of it
 FRAME_TIME = 80  # ms

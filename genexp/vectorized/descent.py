@@ -8,8 +8,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from genexp.optimizers import OptimizerConfig, build_joint_optimizer, learning_rate
 from genexp.technique import Clock
+from genexp.training.optimizers import OptimizerConfig, build_joint_optimizer, learning_rate
 
 
 class RowsOptimizer:

@@ -8,10 +8,10 @@ from dataclasses import fields
 from typing import Any
 
 from genexp.build import technique_config
-from genexp.optimizers import is_elementwise
 from genexp.resume import flatten
 from genexp.sweep.job import Job
 from genexp.sweep.ledger import BESIDE, plain
+from genexp.training.optimizers import is_elementwise
 
 NUMBER = "a number"  # stands for any float
 

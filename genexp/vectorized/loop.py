@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from genexp.data.stream import BatchStream, side_by_side
-from genexp.stopping import StopRequest
 from genexp.technique import Batch, Clock
+from genexp.training.stopping import StopRequest
 from genexp.vectorized.rows import Row
 from genexp.vectorized.stack import Stack
 

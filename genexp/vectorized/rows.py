@@ -14,7 +14,7 @@ from genexp.run import Sitting, failure
 from genexp.snapshot import Snapshot
 from genexp.sweep.job import note_failure
 from genexp.technique import Clock
-from genexp.trainer import Observer, begin
+from genexp.training.trainer import Observer, begin
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from genexp.learner import Learner
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Refit
+from genexp.training.learner import Learner
 from genexp.vectorized.descent import RowsOptimizer
 from genexp.vectorized.draws import Draws, Generators
 from genexp.vectorized.likeness import Numbers, UnlikeError

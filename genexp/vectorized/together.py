@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from genexp.build import Run
 from genexp.run import sitting_down
-from genexp.stopping import stop_on_signals
 from genexp.sweep.job import Job, in_hydra, quiet_console, run_job
+from genexp.training.stopping import stop_on_signals
 from genexp.vectorized.grouping import differences, groups, obstacle
 from genexp.vectorized.likeness import UnlikeError
 from genexp.vectorized.loop import train_together

@@ -14,7 +14,7 @@ import torch
 from genexp.device import synchronize
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Clock, Descent
-from genexp.trainer import begin
+from genexp.training.trainer import begin
 from genexp.vectorized.likeness import UnlikeError
 from genexp.vectorized.loop import batches_for, stacked
 from genexp.vectorized.rows import Row

@@ -15,11 +15,11 @@ from torch import Tensor
 from genexp.config import require
 from genexp.distributed.process_group import Team
 from genexp.errors import DivergenceError
-from genexp.learner import CHOSEN, PRECISIONS, Learner, StepSettings
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, Finale, Snapshot
-from genexp.stopping import StopRequest
 from genexp.technique import Batch, Batches, Clock, Metrics, Technique
+from genexp.training.learner import CHOSEN, PRECISIONS, Learner, StepSettings
+from genexp.training.stopping import StopRequest
 
 BLOCK_STEPS = 50  # metrics leave the device in blocks: no step waits for it
 BLOCK_SECONDS = 1.0

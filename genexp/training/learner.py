@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genexp.capture import CapturedStep, Graph, graphs_on
 from genexp.device import computes_bf16, multiplies_bf16, products_of_bf16
 from genexp.distributed.process_group import Team
 from genexp.errors import CheckpointError
-from genexp.optimizers import OptimizerConfig, OptimizerPlan, build_optimizer, capture_obstacle, learning_rate
 from genexp.sharding import divided, whole
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
+from genexp.training.cuda_graphs import CapturedStep, Graph, graphs_on
+from genexp.training.optimizers import (
+    OptimizerConfig,
+    OptimizerPlan,
+    build_optimizer,
+    capture_obstacle,
+    learning_rate,
+)
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf32", "bf16")

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from genexp.config import bind, nearest, require
-from genexp.eager import eager
 from genexp.errors import ConfigError
 from genexp.technique import Clock
+from genexp.training.eager import eager
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay in [0, 1] → factor of the rate
     "constant": lambda progress: 1.0,

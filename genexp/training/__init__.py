@@ -1,0 +1,1 @@
+"""Training loop, one optimization step, optimizers, CUDA graphs and stopping."""
