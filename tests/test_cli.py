@@ -19,7 +19,7 @@ from running import REPOSITORY, background, genexp, in_folder, metrics, status
 from test_contract import tiny
 
 from genexp.data import source_names
-from genexp.recorders.display import MovingLine, Standing
+from genexp.recorders.progress_bar import MovingLine, Standing
 from genexp.technique import technique_names
 
 # The model whose runs end soonest.

@@ -103,7 +103,7 @@ def test_a_warning_is_told_once(tmp_path: Path, screen: io.StringIO, caplog: pyt
 def test_a_terminal_shows_one_line_that_moves(
     tmp_path: Path, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genexp.recorders.display.REFRESH_SECONDS", 0)
+    monkeypatch.setattr("genexp.recorders.progress_bar.REFRESH_SECONDS", 0)
     run_all(run_info(tmp_path), Console())
     shown = terminal.getvalue()
     assert "epoch 2/4" in shown

@@ -22,7 +22,7 @@ from recorder_snapshots import (
 
 from genexp.errors import DataError
 from genexp.recorders.metrics_log import MetricsLog
-from genexp.recorders.rows import EpochMeans
+from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.metrics import read_metrics
 from genexp.snapshot import Curve, Snapshot
 

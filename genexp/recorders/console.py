@@ -11,9 +11,9 @@ from typing import final
 
 import rich
 
-from genexp.recorders.display import Display, MovingLine, PlainLines, Standing, plain
+from genexp.recorders.progress_bar import Display, MovingLine, PlainLines, Standing, plain
 from genexp.recorders.recorder import Recorder
-from genexp.recorders.rows import EpochMeans
+from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.paths import shown_command, shown_path
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 

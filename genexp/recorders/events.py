@@ -15,7 +15,7 @@ from typing import Any
 
 from crc32c import crc32c
 
-from genexp.recorders.rows import rows
+from genexp.recorders.step_rows import rows
 from genexp.snapshot import Curve
 
 # Field numbers and wire types of event.proto and summary.proto.

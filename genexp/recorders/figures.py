@@ -11,7 +11,7 @@ from torch import Tensor
 from genexp.recorders.curves import draw_curves
 from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.images import enlarged, png, to_image
-from genexp.recorders.latents import draw_latents, write_latents_page
+from genexp.recorders.latent_plots import draw_latents, write_latents_page
 from genexp.recorders.metrics_log import FILE_NAME as METRICS
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.metrics import read_metrics

@@ -10,7 +10,7 @@ from typing import IO, final
 import numpy as np
 
 from genexp.recorders.recorder import Recorder
-from genexp.recorders.rows import rows
+from genexp.recorders.step_rows import rows
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 
 FILE_NAME = "metrics.jsonl"
