@@ -12,9 +12,9 @@ from run_folders import make_run
 from running import Ended, called, genexp, in_folder, status
 from test_contract import tiny
 
-from genexp.comparison.difference import differ
 from genexp.data.dataset import Dataset, Split
 from genexp.data.fingerprint import fingerprint
+from genexp.reports.run_diff import differ
 from genexp.tools import diff as command
 
 

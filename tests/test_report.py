@@ -19,10 +19,10 @@ from run_folders import make_run
 from running import REPOSITORY, genexp, in_folder, status
 from test_contract import tiny
 
-from genexp.comparison import compare, write_report, write_run_report
-from genexp.comparison.curves import on_grid, thinned
-from genexp.comparison.pictures import thinned_gif
 from genexp.recorders.growing_gif import append_frame
+from genexp.reports import compare, write_report, write_run_report
+from genexp.reports.curves import on_grid, thinned
+from genexp.reports.embedded_images import thinned_gif
 from genexp.run_dir.metrics import Column
 
 MANY = 200

@@ -63,7 +63,7 @@ def _say(folder: Path, begun: float) -> Picture:
 
 def _compare(folder: Path, console: Console) -> None:
     """Print what `genexp-compare` says of the sweep, and write it as a page with curves and pictures."""
-    from genexp.comparison import compare, print_comparison, write_report  # slow to import: not at every start
+    from genexp.reports import compare, print_comparison, write_report  # slow to import: not at every start
 
     try:
         comparison = compare([folder])

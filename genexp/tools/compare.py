@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from genexp.comparison import compare, print_comparison, write_report
-from genexp.comparison.comparison import refuse_incomparable
-from genexp.comparison.table import as_json, write_csv
+from genexp.reports import compare, print_comparison, write_report
+from genexp.reports.comparison import refuse_incomparable
+from genexp.reports.table import as_json, write_csv
 from genexp.tools.command import Parser, run_command
 
 PROGRAM = "genexp-compare"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.comparison.difference import Difference, Pair, differ
+from genexp.reports.run_diff import Difference, Pair, differ
 from genexp.tools.command import Parser, run_command
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genexp.comparison import run_report
-from genexp.comparison.comparison import Comparison
-from genexp.comparison.curves import COLOURED, GREY, Metrics, sweep_charts
-from genexp.comparison.effects import effect_charts, parallel_chart
-from genexp.comparison.page import Cell, link, write_page
-from genexp.comparison.parameters import brief, settings, short_names
-from genexp.comparison.pictures import thumbnails
-from genexp.comparison.table import count, duration, number, objective_in_words, standing, with_error
 from genexp.errors import DataError
 from genexp.recorders.curves import COLOURS
+from genexp.reports import run_report
+from genexp.reports.comparison import Comparison
+from genexp.reports.config_diff import brief, settings, short_names
+from genexp.reports.curves import COLOURED, GREY, Metrics, sweep_charts
+from genexp.reports.embedded_images import thumbnails
+from genexp.reports.html_page import Cell, link, write_page
+from genexp.reports.parameter_effects import effect_charts, parallel_chart
+from genexp.reports.table import count, duration, number, objective_in_words, standing, with_error
 from genexp.run_dir.record import RunRecord
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genexp.comparison.parameters import differing
-from genexp.comparison.seeds import Group, Verdict, seed_groups, verdict
 from genexp.errors import DataError
+from genexp.reports.config_diff import differing
+from genexp.reports.seed_statistics import Group, Verdict, seed_groups, verdict
 from genexp.run_dir.record import RunRecord, find_runs
 
 

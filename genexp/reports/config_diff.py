@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from genexp.comparison.defaults import default_settings
+from genexp.reports.default_config import default_settings
 from genexp.run_dir.record import RunRecord, flat
 
 # Words for the user, where a run began, and defaults that other keys read: they make no other experiment.

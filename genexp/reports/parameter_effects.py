@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from genexp.comparison.comparison import Comparison
-from genexp.comparison.curves import Chart, compact, in_chart
-from genexp.comparison.parameters import brief, differing, settings, short_names, shown
 from genexp.recorders.curves import COLOURS
+from genexp.reports.comparison import Comparison
+from genexp.reports.config_diff import brief, differing, settings, short_names, shown
+from genexp.reports.curves import Chart, compact, in_chart
 from genexp.run_dir.record import RunRecord
 
 LOG_RATIO = 10  # settings that span more are drawn on a logarithmic axis

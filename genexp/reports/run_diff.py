@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genexp.comparison.parameters import settings, shown
+from genexp.reports.config_diff import settings, shown
 from genexp.run_dir.metrics import Column
 from genexp.run_dir.record import RunRecord, read_run
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from genexp.comparison.parameters import described, experiment
+from genexp.reports.config_diff import described, experiment
 from genexp.run_dir.record import RunRecord
 
 LEVEL = 0.05  # a difference that noise alone makes as large less often than this is one

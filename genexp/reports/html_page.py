@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from genexp.comparison.curves import Chart
+from genexp.reports.curves import Chart
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).parent / "page"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from genexp.comparison.comparison import Comparison
-from genexp.comparison.seeds import Group
 from genexp.recorders.curves import COLOURS, LOG_RATIO, grouped, smoothed
+from genexp.reports.comparison import Comparison
+from genexp.reports.seed_statistics import Group
 from genexp.run_dir.metrics import Column
 from genexp.run_dir.record import RunRecord
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
 
-from genexp.comparison.comparison import Comparison
-from genexp.comparison.parameters import brief, settings, short_names, shown
-from genexp.comparison.seeds import Group, Mean
+from genexp.reports.comparison import Comparison
+from genexp.reports.config_diff import brief, settings, short_names, shown
+from genexp.reports.seed_statistics import Group, Mean
 from genexp.run_dir.record import RunRecord
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from genexp.comparison.curves import run_charts
-from genexp.comparison.page import Cell, write_page
-from genexp.comparison.parameters import changed, settings, shown
-from genexp.comparison.pictures import run_pictures
-from genexp.comparison.table import duration, number
 from genexp.errors import DataError
+from genexp.reports.config_diff import changed, settings, shown
+from genexp.reports.curves import run_charts
+from genexp.reports.embedded_images import run_pictures
+from genexp.reports.html_page import Cell, write_page
+from genexp.reports.table import duration, number
 from genexp.run_dir.record import LOADER, RunRecord, read_run
 
 FILE_NAME = "report.html"

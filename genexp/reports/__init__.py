@@ -1,0 +1,8 @@
+"""The answer of many runs: which settings matter, and by more than the noise."""
+
+from genexp.reports.comparison import Comparison, compare
+from genexp.reports.run_report import write_run_report
+from genexp.reports.sweep_report import write_report
+from genexp.reports.table import print_comparison
+
+__all__ = ["Comparison", "compare", "print_comparison", "write_report", "write_run_report"]
