@@ -64,7 +64,7 @@ def main() -> None:
 
 def _follow() -> None:
     """Be one of several processes of a run; the first one reads the command line and writes all records."""
-    from genexp.run import follow
+    from genexp.runs.run import follow
 
     logging.disable()  # the first one says all that there is to say
     warnings.simplefilter("ignore")
@@ -148,7 +148,7 @@ def _quoted(text: str) -> str:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    from genexp.run import run_experiment  # torch and all the rooms: only now
+    from genexp.runs.run import run_experiment  # torch and all the rooms: only now
 
     settings = HydraConfig.get()
     with open_dict(cfg):

@@ -90,7 +90,7 @@ def background(
     `prepare(*options)` runs in it first. The server has imported what takes long: a start takes no second.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["genexp.run", "genexp.train", "running", *SLOW_IMPORTS])
+    context.set_forkserver_preload(["genexp.runs.run", "genexp.train", "running", *SLOW_IMPORTS])
     process = context.Process(target=_child, args=(arguments, prepare, options))
     process.start()
     try:

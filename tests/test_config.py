@@ -13,12 +13,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from test_contract import composed as compose
 
-from genexp.build import RunConfig
 from genexp.config import bind, config_folder, nearest, require
 from genexp.data.dataset import DataSpec
 from genexp.data.registry import find_source, source_names
 from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
+from genexp.runs.build import RunConfig
 from genexp.sweep.settings import SweepConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import OPTIMIZERS, plan_optimizers

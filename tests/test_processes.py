@@ -20,7 +20,6 @@ from running import TINY, assert_same, background, genexp, in_folder, last_state
 from test_contract import composed, tiny
 from test_resume import wait_for
 
-from genexp.build import build_run
 from genexp.device import AVAILABLE, DeviceConfig, choose_device
 from genexp.distributed import launch as starting
 from genexp.distributed.launch import Gathering, gathering
@@ -28,6 +27,7 @@ from genexp.distributed.rank import Place
 from genexp.distributed.store import Task, given_board
 from genexp.errors import ConfigError
 from genexp.run_dir.checkpoint import load_newest, numbered_checkpoints
+from genexp.runs.build import build_run
 from genexp.snapshot import Snapshot
 from genexp.training.stopping import StopRequest
 from genexp.training.trainer import train

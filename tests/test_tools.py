@@ -21,12 +21,12 @@ from PIL import Image
 from running import Ended, genexp, in_folder, metrics, status
 from test_contract import composed, tiny
 
-from genexp.build import build_technique
 from genexp.data.loading import hold
 from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.runs.build import build_technique
+from genexp.runs.load import FinishedRun, find_checkpoint
 from genexp.technique import technique_names
 from genexp.tools import evaluate, sample
-from genexp.tools.finished_run import FinishedRun, find_checkpoint
 from genexp.tools.products import PRODUCTS, Order, products_of
 
 

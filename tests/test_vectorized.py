@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from running import background, genexp, last_state, metrics, status
 from test_contract import composed, tiny
 
-from genexp.build import Run, build_run
 from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.training.learner import Learner

@@ -20,9 +20,9 @@ from genexp.benchmark.apart import apart
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import training_stream
 from genexp.benchmark.rounds import Comparison, alone, compare, compete
-from genexp.build import WHOLE_BATCH, WHOLE_FEATURES
 from genexp.kmeans.init import greedy_plus_plus
 from genexp.kmeans.lloyd import fit, iterate, tally
+from genexp.runs.build import WHOLE_BATCH, WHOLE_FEATURES
 
 ITERATIONS = 25  # what faiss does by default
 TOLERANCE = 1e-3  # of the inertia

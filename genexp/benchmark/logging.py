@@ -12,7 +12,7 @@ from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, compare
 from genexp.benchmark.watch import Watch, watched
-from genexp.build import Run
+from genexp.runs.build import Run
 from genexp.seeding import seed_generators
 from genexp.snapshot import Snapshot
 from genexp.training.trainer import evaluating

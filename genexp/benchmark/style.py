@@ -15,8 +15,8 @@ from genexp.benchmark.apart import apart
 from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, alone, compare, compete
-from genexp.build import Run, build_run
 from genexp.networks.vgg import DEVIATION, MEAN
+from genexp.runs.build import Run, build_run
 from genexp.technique import Clock, Descent
 from genexp.training.trainer import begin
 

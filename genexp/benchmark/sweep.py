@@ -14,8 +14,8 @@ import torch
 from genexp.benchmark import clock
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, alone, compete
-from genexp.build import Run, build_run
 from genexp.data.stream import BatchStream, side_by_side
+from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.vectorized.stack import Stack

@@ -21,9 +21,9 @@ from genexp.benchmark.clock import now
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.benchmark.watch import watched
-from genexp.build import Run, build_run
 from genexp.data import load_dataset
 from genexp.images.vision import torchvision
+from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock, Descent
 from genexp.training.learner import chosen_precision

@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from genexp.benchmark.clock import now
-from genexp.build import Run, build_run
 from genexp.device import flush_denormals
-from genexp.run import describe_run, run_recorders
+from genexp.runs.build import Run, build_run
+from genexp.runs.run import describe_run, run_recorders
 from genexp.snapshot import Outcome, Snapshot
 from genexp.technique import Batch, Metrics
 from genexp.training.stopping import StopRequest

@@ -65,7 +65,7 @@ def _run(job: Job) -> signal.Signals | None:
 
 
 def _train(until_epoch: int | None, config: DictConfig, folder: Path) -> signal.Signals | None:
-    from genexp.run import run_experiment  # torch and all the rooms: only now
+    from genexp.runs.run import run_experiment  # torch and all the rooms: only now
 
     result = run_experiment(config, folder, until_epoch)
     return signal.Signals(result.exit_code - 128) if result.exit_code else None
@@ -95,7 +95,7 @@ def in_hydra(job: Job, task: Task) -> Any:
 
 def _guarded(task: Task, config: DictConfig) -> Any:
     from genexp.recorders.checkpoints import cut_back
-    from genexp.resume import claimed
+    from genexp.runs.resume import claimed
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(config):

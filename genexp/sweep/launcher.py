@@ -70,7 +70,7 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs to their ends. Raises GenexpError before any begins where one cannot be."""
-        from genexp.resume import claimed  # with torch: every start imports this module
+        from genexp.runs.resume import claimed  # with torch: every start imports this module
 
         setup_globals()
         jobs = self._planned(job_overrides, initial_job_idx)
@@ -123,7 +123,7 @@ class SweepLauncher(Launcher):
         return read_standing(job.folder, self.begun).state in ("waiting", "running")
 
     def _planned(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-        from genexp.build import check_config
+        from genexp.runs.build import check_config
 
         given = set(self.config.hydra.overrides.task)
         jobs = []

@@ -63,8 +63,8 @@ def _work(arguments: Sequence[str]) -> int:
 def _evaluated(folder: Path, given: argparse.Namespace) -> Evaluation:
     from rich.console import Console
 
+    from genexp.runs.load import open_run, read_config
     from genexp.tools.evaluation import Options, evaluate, write_evaluation  # torch: only now
-    from genexp.tools.finished_run import open_run, read_config
 
     run = open_run(folder, read_config(folder), which=given.checkpoint, device=given.device)
     with Console(stderr=True).status(str(folder)) as status:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genexp.build import EVALUATION_BATCH
 from genexp.capabilities import Clusters, Explains, Samples
 from genexp.data.loading import hold
 from genexp.data.stream import SplitBatches
@@ -24,8 +23,9 @@ from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.generation import MOST_REAL, GenerationJudge
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.run_dir.environment import describe_environment
+from genexp.runs.build import EVALUATION_BATCH
+from genexp.runs.load import FinishedRun
 from genexp.technique import Batch, Batches
-from genexp.tools.finished_run import FinishedRun
 
 FILE_NAME = "evaluation.json"
 PROBE_SAMPLES = 10_000  # training codes that the probes learn from, and test codes that judge them, at most

@@ -23,8 +23,8 @@ from genexp.capabilities import (
 from genexp.errors import ConfigError
 from genexp.images.grid import tile
 from genexp.images.latent_walks import FRAMES
+from genexp.runs.load import FinishedRun
 from genexp.technique import Batch, Technique
-from genexp.tools.finished_run import FinishedRun
 from genexp.tools.inputs import find_inputs, read_inputs
 from genexp.tools.pictures import SHOWN_CHANGES, changes, write_image, write_picture, write_walk
 

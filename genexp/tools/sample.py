@@ -61,7 +61,7 @@ def _work(arguments: Sequence[str]) -> int:
     if given.what is not None and given.what not in CHOICES:
         raise ConfigError(f"{given.what} is nothing that can be made; {nearest(given.what, CHOICES)}")
 
-    from genexp.tools.finished_run import open_run, read_config, technique_of  # torch: only now
+    from genexp.runs.load import open_run, read_config, technique_of  # torch: only now
     from genexp.tools.inputs import find_inputs
     from genexp.tools.products import PRODUCTS, Order
 

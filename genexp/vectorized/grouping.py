@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from genexp.build import technique_config
-from genexp.resume import flatten
+from genexp.runs.build import technique_config
+from genexp.runs.resume import flatten
 from genexp.sweep.job import Job
 from genexp.sweep.ledger import BESIDE, plain
 from genexp.training.optimizers import is_elementwise

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from genexp.build import Run
 from genexp.distributed.process_group import Team
-from genexp.run import Sitting, failure
+from genexp.runs.build import Run
+from genexp.runs.run import Sitting, failure
 from genexp.snapshot import Snapshot
 from genexp.sweep.job import note_failure
 from genexp.technique import Clock

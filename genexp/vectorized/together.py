@@ -11,8 +11,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from genexp.build import Run
-from genexp.run import sitting_down
+from genexp.runs.build import Run
+from genexp.runs.run import sitting_down
 from genexp.sweep.job import Job, in_hydra, quiet_console, run_job
 from genexp.training.stopping import stop_on_signals
 from genexp.vectorized.grouping import differences, groups, obstacle

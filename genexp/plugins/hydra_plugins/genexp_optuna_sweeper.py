@@ -75,7 +75,7 @@ class OptunaSweeper(BasicSweeper):
 
     def _facts(self, fixed: list[str], swept: list[Override], space: dict[str, Any]) -> dict[str, str]:
         """Return in words what is searched. Raises GenexpError where that cannot be, or contradicts itself."""
-        from genexp.build import check_config  # with torch
+        from genexp.runs.build import check_config  # with torch
 
         assert self.config is not None
         assert self.hydra_context is not None

@@ -20,7 +20,7 @@ from genexp.device import DeviceConfig, choose_device, placed, use_deterministic
 from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
 from genexp.metrics.direction import better_direction
-from genexp.resume import flatten
+from genexp.runs.resume import flatten
 from genexp.seeding import seed_generators
 from genexp.sharding import Part
 from genexp.technique import Batch, Refit, Technique, find_technique

@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from genexp.build import EVALUATION_BATCH, build_technique
 from genexp.config import bind
 from genexp.data.dataset import Dataset
 from genexp.data.loading import HeldSplit, hold
@@ -23,6 +22,7 @@ from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
 from genexp.run_dir import checkpoint
 from genexp.run_dir.paths import shown_path
+from genexp.runs.build import EVALUATION_BATCH, build_technique
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
 from genexp.training.trainer import evaluating

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genexp.build import Run, build_run, refuse_other_keys
 from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
 from genexp.data.loading import in_our_words
@@ -31,9 +30,10 @@ from genexp.recorders.report import Report
 from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.reports import write_run_report
-from genexp.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.paths import shown_command, shown_path
+from genexp.runs.build import Run, build_run, refuse_other_keys
+from genexp.runs.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.snapshot import Outcome, RunInfo, Snapshot
 from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals

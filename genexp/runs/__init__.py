@@ -1,0 +1,1 @@
+"""Building, running, resuming and loading a run."""
