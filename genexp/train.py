@@ -23,11 +23,11 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from genexp.cli_errors import explain
+from genexp.cli.error_messages import explain
+from genexp.cli.help import help_page
 from genexp.config import GROUPS, config_folder
 from genexp.distributed.rank import follows, given_place
 from genexp.errors import CheckpointError, ConfigError, GenexpError
-from genexp.help import help_page
 from genexp.sweep.settings import resumed_sweep
 
 log = logging.getLogger(__name__)

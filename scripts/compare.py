@@ -1,6 +1,6 @@
 """The same as the command `genexp-compare`."""
 
-from genexp.tools.compare import main
+from genexp.cli.compare import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """The same as the command `genexp-diff`."""
 
-from genexp.tools.diff import main
+from genexp.cli.diff import main
 
 if __name__ == "__main__":
     main()

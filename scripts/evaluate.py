@@ -1,6 +1,6 @@
 """The same as the command `genexp-evaluate`."""
 
-from genexp.tools.evaluate import main
+from genexp.cli.evaluate import main
 
 if __name__ == "__main__":  # a process that reads pictures imports this file too
     main()

@@ -17,9 +17,9 @@ from run_folders import make_run
 from running import Ended, called
 from scipy.stats import ttest_rel
 
+from genexp.cli import compare as command
 from genexp.config import config_folder
 from genexp.reports import compare, print_comparison
-from genexp.tools import compare as command
 
 # Runs the command, and fails where torch or what takes as long to import came with it.
 LIGHT = """

@@ -12,10 +12,10 @@ from run_folders import make_run
 from running import Ended, called, genexp, in_folder, status
 from test_contract import tiny
 
+from genexp.cli import diff as command
 from genexp.data.dataset import Dataset, Split
 from genexp.data.fingerprint import fingerprint
 from genexp.reports.run_diff import differ
-from genexp.tools import diff as command
 
 
 def genexp_diff(*words: str | Path) -> Ended:

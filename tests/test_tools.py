@@ -21,13 +21,13 @@ from PIL import Image
 from running import Ended, genexp, in_folder, metrics, status
 from test_contract import composed, tiny
 
+from genexp.cli import evaluate, sample
+from genexp.cli.generate import PRODUCTS, Order, products_of
 from genexp.data.loading import hold
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.runs.build import build_technique
 from genexp.runs.load import FinishedRun, find_checkpoint
 from genexp.technique import technique_names
-from genexp.tools import evaluate, sample
-from genexp.tools.products import PRODUCTS, Order, products_of
 
 
 def command(main: Callable[[], Any], *arguments: str | Path) -> Ended:

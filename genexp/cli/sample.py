@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from genexp.cli.common import Parser, add_run_options, at_least, in_one_line, run_command
 from genexp.config import nearest
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.paths import shown_path
-from genexp.tools.command import Parser, add_run_options, at_least, in_one_line, run_command
 
 if TYPE_CHECKING:
     from genexp.technique import Technique
@@ -61,9 +61,9 @@ def _work(arguments: Sequence[str]) -> int:
     if given.what is not None and given.what not in CHOICES:
         raise ConfigError(f"{given.what} is nothing that can be made; {nearest(given.what, CHOICES)}")
 
+    from genexp.cli.generate import PRODUCTS, Order
+    from genexp.cli.input_images import find_inputs
     from genexp.runs.load import open_run, read_config, technique_of  # torch: only now
-    from genexp.tools.inputs import find_inputs
-    from genexp.tools.products import PRODUCTS, Order
 
     config = read_config(given.run)
     wanted = _wanted(technique_of(config), given.what, takes_input=given.input is not None)
@@ -86,7 +86,7 @@ def _work(arguments: Sequence[str]) -> int:
 
 def _wanted(technique: type[Technique], what: str | None, *, takes_input: bool) -> list[str]:
     """Return what to make. Raises ConfigError for what the technique cannot, or not of the user's images."""
-    from genexp.tools.products import PRODUCTS, products_of
+    from genexp.cli.generate import PRODUCTS, products_of
 
     possible = products_of(technique)
     if not possible:

@@ -20,13 +20,13 @@ from genexp.capabilities import (
     Translation,
     Traverses,
 )
+from genexp.cli.input_images import find_inputs, read_inputs
+from genexp.cli.outputs import SHOWN_CHANGES, changes, write_image, write_picture, write_walk
 from genexp.errors import ConfigError
 from genexp.images.grid import tile
 from genexp.images.latent_walks import FRAMES
 from genexp.runs.load import FinishedRun
 from genexp.technique import Batch, Technique
-from genexp.tools.inputs import find_inputs, read_inputs
-from genexp.tools.pictures import SHOWN_CHANGES, changes, write_image, write_picture, write_walk
 
 SAMPLED_AT_ONCE = 100
 READ_AT_ONCE = 32

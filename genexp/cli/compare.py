@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from genexp.cli.common import Parser, run_command
 from genexp.reports import compare, print_comparison, write_report
 from genexp.reports.comparison import refuse_incomparable
 from genexp.reports.table import as_json, write_csv
-from genexp.tools.command import Parser, run_command
 
 PROGRAM = "genexp-compare"
 

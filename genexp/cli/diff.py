@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from genexp.cli.common import Parser, run_command
 from genexp.reports.run_diff import Difference, Pair, differ
-from genexp.tools.command import Parser, run_command
 
 if TYPE_CHECKING:
     from rich.console import Console

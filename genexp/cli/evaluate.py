@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from genexp.cli.common import Parser, add_run_options, at_least, in_one_line, run_command
 from genexp.errors import GenexpError
-from genexp.tools.command import Parser, add_run_options, at_least, in_one_line, run_command
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from genexp.tools.evaluation import Evaluation
+    from genexp.cli.scores import Evaluation
 
 PROGRAM = "genexp-evaluate"
 
@@ -63,8 +63,8 @@ def _work(arguments: Sequence[str]) -> int:
 def _evaluated(folder: Path, given: argparse.Namespace) -> Evaluation:
     from rich.console import Console
 
+    from genexp.cli.scores import Options, evaluate, write_evaluation  # torch: only now
     from genexp.runs.load import open_run, read_config
-    from genexp.tools.evaluation import Options, evaluate, write_evaluation  # torch: only now
 
     run = open_run(folder, read_config(folder), which=given.checkpoint, device=given.device)
     with Console(stderr=True).status(str(folder)) as status:
