@@ -28,7 +28,7 @@ from genexp.cli.help import help_page
 from genexp.config import GROUPS, config_folder
 from genexp.distributed.rank import follows, given_place
 from genexp.errors import CheckpointError, ConfigError, GenexpError
-from genexp.sweep.settings import resumed_sweep
+from genexp.sweep.config import resumed_sweep
 
 log = logging.getLogger(__name__)
 WITH_TRACES = os.environ.get("HYDRA_FULL_ERROR") == "1"

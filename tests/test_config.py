@@ -19,7 +19,7 @@ from genexp.data.registry import find_source, source_names
 from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
 from genexp.runs.build import RunConfig
-from genexp.sweep.settings import SweepConfig
+from genexp.sweep.config import SweepConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.training.trainer import TrainerConfig

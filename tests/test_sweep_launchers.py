@@ -14,7 +14,7 @@ import pytest
 from running import background, genexp, metrics, status
 from test_sweep import BREAKS, SHORT, states, sweep
 
-from genexp.sweep.elsewhere import THREADS, thread_settings
+from genexp.sweep.worker_job import THREADS, thread_settings
 
 LONG = ("seed=0,1", "trainer.epochs=60")  # seconds, of which a job needs half of one to hear that it is to stop
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"

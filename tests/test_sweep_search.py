@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from running import background, genexp, metrics, status
 from test_sweep import SHORT, states, sweep
 
-from genexp.sweep.search import Search, distribution
+from genexp.sweep.optuna_study import Search, distribution
 
 SPACE = ("optimizer.lr=tag(log, interval(1e-5,1e-1))", "model.activation=choice(relu,tanh)")
 OPTUNA = (*SPACE, "hydra/sweeper=optuna", "trainer.epochs=1", "hydra.sweeper.sampler.n_startup_trials=2")

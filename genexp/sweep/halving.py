@@ -12,7 +12,7 @@ from genexp.config import require
 from genexp.errors import ConfigError
 from genexp.run_dir.status import read_standing
 from genexp.sweep.job import Job
-from genexp.sweep.ledger import digest
+from genexp.sweep.manifest import digest
 
 METRICS = "metrics.jsonl"
 

@@ -22,12 +22,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from genexp.config import bind
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.status import read_standing, record_failure
-from genexp.sweep.gate import Gate
+from genexp.sweep.config import SweepConfig, require_positive
 from genexp.sweep.halving import Halving, HalvingConfig
 from genexp.sweep.job import Job
-from genexp.sweep.ledger import Entry, Ledger, digest, plain
-from genexp.sweep.overview import Overview
-from genexp.sweep.settings import SweepConfig, require_positive
+from genexp.sweep.manifest import Entry, Ledger, digest, plain
+from genexp.sweep.progress import Overview
+from genexp.sweep.stop_file import Gate
 from genexp.training.stopping import StopRequest, stop_on_signals
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from genexp.run_dir.status import Standing
-from genexp.sweep.ledger import Entry
+from genexp.sweep.manifest import Entry
 
 STATES = ("finished", "running", "failed", "stopped", "waiting")
 

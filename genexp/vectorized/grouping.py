@@ -10,7 +10,7 @@ from typing import Any
 from genexp.runs.build import technique_config
 from genexp.runs.resume import flatten
 from genexp.sweep.job import Job
-from genexp.sweep.ledger import BESIDE, plain
+from genexp.sweep.manifest import BESIDE, plain
 from genexp.training.optimizers import is_elementwise
 
 NUMBER = "a number"  # stands for any float

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 
-from genexp.sweep.arguments import launcher_of, overrides_of
-from genexp.sweep.ending import concluded
+from genexp.sweep.hydra_overrides import launcher_of, overrides_of
+from genexp.sweep.summary import concluded
 
 
 class GridSweeper(BasicSweeper):

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from hydra.core.config_store import ConfigStore
 
 from genexp.run_dir.status import read_standing
-from genexp.sweep.elsewhere import ignore_interruptions, run_elsewhere, thread_settings
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
+from genexp.sweep.worker_job import ignore_interruptions, run_elsewhere, thread_settings
 
 
 class JoblibLauncher(SweepLauncher):

@@ -12,12 +12,12 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 
 from genexp.errors import ConfigError
-from genexp.sweep.arguments import launcher_of, overrides_of
-from genexp.sweep.ending import concluded
+from genexp.sweep.config import require_positive
+from genexp.sweep.hydra_overrides import launcher_of, overrides_of
 from genexp.sweep.launcher import require_extra
-from genexp.sweep.ledger import digest, plain
-from genexp.sweep.search import Search, claimed_file, distribution
-from genexp.sweep.settings import require_positive
+from genexp.sweep.manifest import digest, plain
+from genexp.sweep.optuna_study import Search, claimed_file, distribution
+from genexp.sweep.summary import concluded
 
 DIRECTIONS = {"minimize": "min", "maximize": "max", "min": "min", "max": "max"}
 FILE = "optuna.log"

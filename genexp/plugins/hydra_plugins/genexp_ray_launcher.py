@@ -11,9 +11,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from genexp.errors import ConfigError
-from genexp.sweep.elsewhere import run_elsewhere
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
+from genexp.sweep.worker_job import run_elsewhere
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10

@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from genexp.errors import ConfigError
 from genexp.run_dir.status import read_standing
-from genexp.sweep.elsewhere import thread_settings
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
-from genexp.sweep.submitted import Submitted
+from genexp.sweep.submitit_job import Submitted
+from genexp.sweep.worker_job import thread_settings
 
 if TYPE_CHECKING:
     from submitit import Executor

@@ -8,9 +8,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genexp.sweep.elsewhere import run_elsewhere
-from genexp.sweep.gate import Gate
 from genexp.sweep.job import Job
+from genexp.sweep.stop_file import Gate
+from genexp.sweep.worker_job import run_elsewhere
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from genexp.sweep.gate import Gate
 from genexp.sweep.job import Job, run_job
+from genexp.sweep.stop_file import Gate
 from genexp.training.stopping import StopRequest, stop_on_signals
 
 LISTEN_SECONDS = 0.5

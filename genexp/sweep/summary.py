@@ -12,7 +12,7 @@ from rich.console import Console
 
 from genexp.errors import DataError, GenexpError
 from genexp.run_dir.paths import shown_command, shown_path
-from genexp.sweep.ledger import Ledger
+from genexp.sweep.manifest import Ledger
 from genexp.sweep.picture import Picture
 
 REPORT = "report.html"

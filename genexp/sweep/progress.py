@@ -16,7 +16,7 @@ from rich.text import Text
 
 from genexp.run_dir.paths import shown_path
 from genexp.run_dir.status import Standing, read_standing
-from genexp.sweep.ledger import Entry, Ledger
+from genexp.sweep.manifest import Entry, Ledger
 from genexp.sweep.picture import Picture, in_words
 
 REFRESH_SECONDS = 0.5

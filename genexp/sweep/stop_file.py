@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from genexp.sweep.ledger import Ledger
+from genexp.sweep.manifest import Ledger
 
 STOP = ".stop"
 

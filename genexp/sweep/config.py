@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genexp.errors import ConfigError
-from genexp.sweep.ledger import FILE
+from genexp.sweep.manifest import FILE
 
 BEFORE_JOBS = {"multirun.yaml", ".lock", "optuna.log"}  # what a sweep writes before its jobs
 
