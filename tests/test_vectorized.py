@@ -16,15 +16,15 @@ from omegaconf import OmegaConf
 from running import background, genexp, last_state, metrics, status
 from test_contract import composed, tiny
 
+from genexp.ensemble.compatibility import Numbers, UnlikeError
+from genexp.ensemble.random_draws import Draws, Generators
+from genexp.ensemble.step import Stack, clip
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.training.learner import Learner
 from genexp.training.trainer import begin
-from genexp.vectorized.draws import Draws, Generators
-from genexp.vectorized.likeness import Numbers, UnlikeError
-from genexp.vectorized.stack import Stack, clip
 
 STEPS = 50
 # A number of the model that differs between the rows, beside seed and learning rate.

@@ -15,10 +15,10 @@ from genexp.benchmark import clock
 from genexp.benchmark.configuration import configuration
 from genexp.benchmark.rounds import Comparison, alone, compete
 from genexp.data.stream import BatchStream, side_by_side
+from genexp.ensemble.step import Stack
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
-from genexp.vectorized.stack import Stack
 
 SEEDS = 16
 TIMED = 4  # of the jobs, one after the other: they are alike

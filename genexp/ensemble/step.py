@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from genexp.ensemble.compatibility import Numbers, UnlikeError
+from genexp.ensemble.optimizer import RowsOptimizer
+from genexp.ensemble.random_draws import Draws, Generators
+from genexp.ensemble.tensors import share
 from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Refit
 from genexp.training.learner import Learner
-from genexp.vectorized.descent import RowsOptimizer
-from genexp.vectorized.draws import Draws, Generators
-from genexp.vectorized.likeness import Numbers, UnlikeError
-from genexp.vectorized.tensors import share
 
 RowMetrics = dict[str, Tensor]  # name → detached (rows,)
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from genexp.ensemble.compatibility import Numbers, UnlikeError
+from genexp.ensemble.linear import linear
 from genexp.networks.dropout import dropout, dropout_mask
 from genexp.seeding import seed_for
-from genexp.vectorized.likeness import Numbers, UnlikeError
-from genexp.vectorized.linear import linear
 
 Fill = Callable[[int, Tensor, torch.Generator], object]  # row, its tensor, its generator
 MaskOf = Callable[[Tensor, float, torch.Generator], Tensor]  # of values, with a rate of zeros

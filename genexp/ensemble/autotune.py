@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from genexp.device import synchronize
+from genexp.ensemble.compatibility import UnlikeError
+from genexp.ensemble.loop import batches_for, stacked
+from genexp.ensemble.member import Row
+from genexp.ensemble.step import Stack
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Clock, Descent
 from genexp.training.trainer import begin
-from genexp.vectorized.likeness import UnlikeError
-from genexp.vectorized.loop import batches_for, stacked
-from genexp.vectorized.rows import Row
-from genexp.vectorized.stack import Stack
 
 ROUNDS = 5  # of which the first is not counted
 STEPS = 4  # of one run alone in a round

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from genexp.ensemble.autotune import tried
+from genexp.ensemble.compatibility import UnlikeError
+from genexp.ensemble.grouping import differences, groups, obstacle
+from genexp.ensemble.loop import train_together
+from genexp.ensemble.member import Row
 from genexp.runs.build import Run
 from genexp.runs.run import sitting_down
 from genexp.sweep.job import Job, in_hydra, quiet_console, run_job
 from genexp.training.stopping import stop_on_signals
-from genexp.vectorized.grouping import differences, groups, obstacle
-from genexp.vectorized.likeness import UnlikeError
-from genexp.vectorized.loop import train_together
-from genexp.vectorized.rows import Row
-from genexp.vectorized.trial import tried
 
 Say = Callable[[str], None]
 

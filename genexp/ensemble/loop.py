@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from genexp.data.stream import BatchStream, side_by_side
+from genexp.ensemble.member import Row
+from genexp.ensemble.step import Stack
 from genexp.technique import Batch, Clock
 from genexp.training.stopping import StopRequest
-from genexp.vectorized.rows import Row
-from genexp.vectorized.stack import Stack
 
 
 def train_together(rows: Sequence[Row], stop: StopRequest) -> None:
