@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark import command, memory, scaling_plot
+from benchmark.isolated_process import apart
+from benchmark.logging_overhead import Work, run
+from benchmark.paired_rounds import Comparison, alone, compete
+from benchmark.reference_loops import Player, as_written
+from benchmark.step_timer import watched
+from benchmark.trainer import WORKS, check, configured
 from running import called
 from torch import nn
 
-from genexp.benchmark import command, growth, memory
-from genexp.benchmark.apart import apart
-from genexp.benchmark.by_hand import Player, as_written
-from genexp.benchmark.logging import Work, run
-from genexp.benchmark.rounds import Comparison, alone, compete
-from genexp.benchmark.trainer import WORKS, check, configured
-from genexp.benchmark.watch import watched
 from genexp.device import flush_denormals, placed
 from genexp.networks.dropout import Dropout
 
@@ -106,7 +106,7 @@ def test_figures_go_to_the_console_and_to_a_file(tmp_path: Path, monkeypatch: py
     row = Comparison("60 images", "6", 3.0, 2.0, 1.5, 1.5, 1.5, "MB")
     monkeypatch.setattr(command, "_run", lambda suite, rounds: [row])
     ended = called(
-        "genexp-benchmark",
+        "benchmark",
         command.main,
         "scaling",
         f"--json={tmp_path / 'a.json'}",
@@ -121,20 +121,20 @@ def test_figures_go_to_the_console_and_to_a_file(tmp_path: Path, monkeypatch: py
 
 
 def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(command.SUITES, "kmeans", ("no_such_rival",))
-    ended = called("genexp-benchmark", command.main, "kmeans")
+    monkeypatch.setitem(command.SUITES, "kmeans", ("kmeans", ("no_such_rival",)))
+    ended = called("benchmark", command.main, "kmeans")
     assert ended.code == 1
-    assert ended.err == "genexp-benchmark: kmeans needs no_such_rival; pip install 'genexp[benchmark]'\n"
+    assert ended.err == "benchmark: kmeans needs no_such_rival; pip install 'genexp[benchmark]'\n"
 
 
 def test_the_figure_has_a_column_an_axis(tmp_path: Path) -> None:
     rows = [
         Comparison(f"{place:,} {axis}", "1", 1.0, 1.0, 1.0, 1.0, 1.0, unit)
         for axis in ("images", "steps")
-        for unit in growth.UNITS
+        for unit in scaling_plot.UNITS
         for place in (10, 1000)
     ]
-    growth.draw(rows, tmp_path / "growth.png")
+    scaling_plot.draw(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
@@ -152,6 +152,6 @@ def test_what_cannot_be_measured_is_refused_before_it_begins(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "_run", lambda suite, rounds: pytest.fail("it began"))
-    ended = called("genexp-benchmark", command.main, *words)
+    ended = called("benchmark", command.main, *words)
     assert ended.code == 2
-    assert ended.err.splitlines()[-1].startswith("genexp-benchmark: error: ")
+    assert ended.err.splitlines()[-1].startswith("benchmark: error: ")

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from genexp.benchmark import clock
-from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, alone, compete
+from benchmark import clock
+from benchmark.compose import configuration
+from benchmark.paired_rounds import Comparison, alone, compete
 from genexp.data.stream import BatchStream, side_by_side
 from genexp.ensemble.step import Stack
 from genexp.runs.build import Run, build_run

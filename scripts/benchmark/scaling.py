@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from genexp.benchmark.apart import apart
-from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, compare
-from genexp.benchmark.watch import watched
+from benchmark.compose import configuration
+from benchmark.isolated_process import apart
+from benchmark.paired_rounds import Comparison, compare
+from benchmark.step_timer import watched
 
 FILES = 2500  # pictures on disk, of which nine in ten are learned from
 FASHION = ("model=conv_autoencoder", "dataset=fashion_mnist", "trainer.max_steps=60")

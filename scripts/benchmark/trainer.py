@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from genexp.benchmark import by_hand
-from genexp.benchmark.by_hand import Player
-from genexp.benchmark.clock import now
-from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, alone, compete
-from genexp.benchmark.watch import watched
+from benchmark import reference_loops
+from benchmark.clock import now
+from benchmark.compose import configuration
+from benchmark.paired_rounds import Comparison, alone, compete
+from benchmark.reference_loops import Player
+from benchmark.step_timer import watched
 from genexp.data import load_dataset
 from genexp.images.vision import torchvision
 from genexp.runs.build import Run, build_run
@@ -42,11 +42,11 @@ class Work:
 
 
 WORKS = {
-    "stacked autoencoder": Work("stacked_autoencoder_reference", 50, 1000, by_hand.autoencoder),
-    "VAE": Work("vae_reference", 100, 400, by_hand.vae),
-    "convolutional autoencoder": Work("conv_autoencoder_reference", 128, 150, by_hand.autoencoder),
-    "GAN": Work("gan_reference", 100, 100, by_hand.gan),
-    "DCGAN": Work("dcgan_reference", 100, 12, by_hand.gan),
+    "stacked autoencoder": Work("stacked_autoencoder_reference", 50, 1000, reference_loops.autoencoder),
+    "VAE": Work("vae_reference", 100, 400, reference_loops.vae),
+    "convolutional autoencoder": Work("conv_autoencoder_reference", 128, 150, reference_loops.autoencoder),
+    "GAN": Work("gan_reference", 100, 100, reference_loops.gan),
+    "DCGAN": Work("dcgan_reference", 100, 12, reference_loops.gan),
 }
 
 
@@ -102,7 +102,7 @@ def _build(config: dict[str, Any], work: Work) -> tuple[Run, list[Player]]:
 
 def _by_hand(config: dict[str, Any], work: Work) -> list[Player]:
     built, players = _build(config, work)
-    by_hand.as_written(built.learner.technique)
+    reference_loops.as_written(built.learner.technique)
     return players
 
 
@@ -128,7 +128,7 @@ def _bare(config: dict[str, Any], work: Work) -> float:
     while done < work.steps:
         for indices in torch.randperm(len(images)).split(work.batch_size)[: work.steps - done]:
             if len(indices) == work.batch_size:
-                by_hand.step(players, optimizers, images[indices].float() / 255)
+                reference_loops.step(players, optimizers, images[indices].float() / 255)
                 done += 1
     return work.steps * work.batch_size / (now() - begun)
 
@@ -158,7 +158,7 @@ def _tutorial(config: dict[str, Any], work: Work) -> float:
     begun = now()
     while len(curve) < work.steps:
         for images, _ in loader:
-            curve.append([loss.item() for loss in by_hand.step(players, optimizers, images)])
+            curve.append([loss.item() for loss in reference_loops.step(players, optimizers, images)])
             if len(curve) == work.steps:
                 break
     return work.steps * work.batch_size / (now() - begun)
@@ -166,7 +166,7 @@ def _tutorial(config: dict[str, Any], work: Work) -> float:
 
 def _lightning(config: dict[str, Any], work: Work) -> float:
     """Return the images/s of Lightning's Trainer with its defaults, over the same data in memory."""
-    from genexp.benchmark.lightning import lightning_speed
+    from benchmark.lightning import lightning_speed
 
     players = _by_hand(config, work)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.benchmark import memory
-from genexp.benchmark.apart import apart
-from genexp.benchmark.clock import now
-from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, alone, compare, compete
+from benchmark import memory
+from benchmark.clock import now
+from benchmark.compose import configuration
+from benchmark.isolated_process import apart
+from benchmark.paired_rounds import Comparison, alone, compare, compete
 from genexp.networks.vgg import DEVIATION, MEAN
 from genexp.runs.build import Run, build_run
 from genexp.technique import Clock, Descent

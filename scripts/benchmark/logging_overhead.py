@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genexp.benchmark.clock import now
-from genexp.benchmark.configuration import configuration
-from genexp.benchmark.rounds import Comparison, compare
-from genexp.benchmark.watch import Watch, watched
+from benchmark.clock import now
+from benchmark.compose import configuration
+from benchmark.paired_rounds import Comparison, compare
+from benchmark.step_timer import Watch, watched
 from genexp.runs.build import Run
 from genexp.seeding import seed_generators
 from genexp.snapshot import Snapshot

@@ -10,8 +10,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from genexp.benchmark.clock import chosen, now
-from genexp.benchmark.rounds import Comparison, compete
+from benchmark.clock import chosen, now
+from benchmark.paired_rounds import Comparison, compete
 
 TORCH = (sys.executable, "-c", "import torch")
 GENEXP = (sys.executable, "-m", "genexp.train")

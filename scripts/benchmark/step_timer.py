@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genexp.benchmark.clock import now
+from benchmark.clock import now
 from genexp.device import flush_denormals
 from genexp.runs.build import Run, build_run
 from genexp.runs.run import describe_run, run_recorders

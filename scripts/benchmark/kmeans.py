@@ -15,11 +15,11 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from genexp.benchmark import memory
-from genexp.benchmark.apart import apart
-from genexp.benchmark.clock import now
-from genexp.benchmark.configuration import training_stream
-from genexp.benchmark.rounds import Comparison, alone, compare, compete
+from benchmark import memory
+from benchmark.clock import now
+from benchmark.compose import training_stream
+from benchmark.isolated_process import apart
+from benchmark.paired_rounds import Comparison, alone, compare, compete
 from genexp.kmeans.init import greedy_plus_plus
 from genexp.kmeans.lloyd import fit, iterate, tally
 from genexp.runs.build import WHOLE_BATCH, WHOLE_FEATURES

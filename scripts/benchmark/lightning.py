@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from genexp.benchmark.by_hand import Player
-from genexp.benchmark.clock import now
+from benchmark.clock import now
+from benchmark.reference_loops import Player
 
 
 class _Module(lightning.LightningModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from genexp.benchmark.rounds import Comparison
+from benchmark.paired_rounds import Comparison
 
 UNITS = ("ms/step", "MB")
 

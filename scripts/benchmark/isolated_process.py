@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from genexp.benchmark.clock import choose, chosen
+from benchmark.clock import choose, chosen
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

@@ -1,4 +1,4 @@
-"""`python scripts/benchmark.py SUITE`: measure, print a table, write JSON."""
+"""Command line of the benchmark suites: paired measurements as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from genexp.benchmark import clock, growth
-from genexp.benchmark.rounds import Comparison
+from benchmark import clock, scaling_plot
+from benchmark.paired_rounds import Comparison
 from genexp.device import describe_device
 from genexp.run_dir.environment import describe_environment
 
-SUITES = {  # suite → the rivals it needs
-    "trainer": ("lightning",),
-    "kmeans": ("faiss",),
-    "style": (),
-    "start": (),
-    "scaling": (),
-    "logging": (),
-    "sweep": ("joblib",),
+SUITES: dict[str, tuple[str, tuple[str, ...]]] = {  # suite → its module and the packages that it compares with
+    "trainer": ("trainer", ("lightning",)),
+    "kmeans": ("kmeans", ("faiss",)),
+    "style": ("style", ()),
+    "start": ("startup", ()),
+    "scaling": ("scaling", ()),
+    "logging": ("logging_overhead", ()),
+    "sweep": ("sweep", ("joblib",)),
 }
 
 
 def main() -> None:
     """Run the suites named on the command line."""
-    parser = argparse.ArgumentParser(description="Measure genexp against rivals on the same work, in turn.")
+    parser = argparse.ArgumentParser(
+        prog="benchmark", description="Measure genexp against rivals on the same work, in turn."
+    )
     parser.add_argument("suite", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--rounds", type=_count, default=5, help="paired rounds; medians are quoted")
     parser.add_argument(
@@ -53,7 +55,7 @@ def main() -> None:
         comparisons += (found := _run(suite, options.rounds))
         Console().print(_table(found, f"{describe_device(device)}, {platform.machine()}"))
     if options.figure:
-        growth.draw([row for row in comparisons if row.unit in growth.UNITS], options.figure)
+        scaling_plot.draw([row for row in comparisons if row.unit in scaling_plot.UNITS], options.figure)
     if options.json:
         content = {"environment": describe_environment(device), "results": [row.as_dict() for row in comparisons]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
@@ -75,14 +77,15 @@ def _new_file(text: str) -> Path:
 
 def _run(suite: str, rounds: int) -> list[Comparison]:
     """Return a suite's comparisons; what runs print is not what a benchmark has to say."""
-    for rival in SUITES[suite]:
+    module, rivals = SUITES[suite]
+    for rival in rivals:
         if find_spec(rival) is None:
-            sys.exit(f"genexp-benchmark: {suite} needs {rival}; pip install 'genexp[benchmark]'")
+            sys.exit(f"benchmark: {suite} needs {rival}; pip install 'genexp[benchmark]'")
     print(f"measuring {suite} …", file=sys.stderr)
     logging.disable(logging.WARNING)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            rows: list[Comparison] = importlib.import_module(f"genexp.benchmark.{suite}").run(rounds)
+            rows: list[Comparison] = importlib.import_module(f"benchmark.{module}").run(rounds)
     finally:
         logging.disable(logging.NOTSET)
     return rows
