@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from test_contract import composed as compose
 
 from genexp.config import bind, config_folder, nearest, require
 from genexp.data.dataset import DataSpec
@@ -23,6 +22,7 @@ from genexp.sweep.config import SweepConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.training.trainer import TrainerConfig
+from tests.support.compose import composed as compose
 
 composed = cache(compose)
 

@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import running
-from running import REPOSITORY, assert_same_run, genexp, in_folder
 
 from genexp import techniques as package
 from genexp.technique import technique_names
+from tests.support.command import REPOSITORY, assert_same_run, genexp, in_folder, metrics
 
 NAME = "sparse_autoencoder"
 
@@ -39,7 +38,7 @@ def test_its_own_test_passes(added: tuple[str, str], tmp_path: Path) -> None:
     names: dict[str, object] = {
         "genexp": lambda *words: genexp(option, *words),
         "in_folder": in_folder,
-        "metrics": running.metrics,
+        "metrics": metrics,
     }
     exec(test, names)
     function = names["test_sparsity_turns_units_off"]

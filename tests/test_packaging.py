@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import REPOSITORY, metrics, status
 
 from genexp import __version__
+from tests.support.command import REPOSITORY, metrics, status
 
 
 def call(*command: str | Path, cwd: Path, **environment: str) -> str:

@@ -6,10 +6,9 @@ import importlib.util
 import re
 from pathlib import Path
 
-from running import REPOSITORY
-
 from genexp.data import source_names
 from genexp.technique import technique_names
+from tests.support.command import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from genexp.data import load_dataset
+from genexp.data.dataset import Dataset, LazyStream, Split
+from genexp.errors import ConfigError
+from genexp.metrics import feature_extractor as extractor_module
+from genexp.metrics.extractor import load_extractor, save_extractor
+from genexp.metrics.feature_extractor import SHIPPED_FOLDER, accuracy, feature_extractor, train_classifier
+from genexp.networks.classifier import Classifier
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _bars(name: str = "bars", *, samples: int = 300, seed: int = 0) -> Dataset:
+    """Return noisy images (n, 1, 8, 8) of three classes: a bright left half, right half, or neither."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(samples) % 3
+    images = torch.randint(0, 100, (samples, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[labels == 1, ..., :4] += 150
+    images[labels == 2, ..., 4:] += 150
+    split = Split({"image": images, "label": labels})
+    return Dataset(name, split, split)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(extractor_module, "_cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(extractor_module, "SAMPLES_SEEN", 3000)
+    return tmp_path
+
+
+def test_shipped_mnist_classifier_reads_mnist_5k() -> None:
+    dataset = load_dataset({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
+    extractor = feature_extractor(dataset)
+    assert extractor.version == "mnist-v1"
+    assert extractor.accuracy >= 0.99
+    assert accuracy(extractor.classifier, dataset.test) >= 0.985
+
+
+@pytest.mark.parametrize(("name", "least"), [("mnist", 0.99), ("fashion_mnist", 0.91)])
+def test_shipped_classifiers_reach_their_stored_accuracy(name: str, least: float) -> None:
+    root = Path(os.environ.get("GENEXP_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no data at {root}: point GENEXP_DATA to a folder with MNIST and FashionMNIST")
+    dataset = load_dataset({"name": name, "root": str(root), "limit": None, "resident_gb": 4.0})
+    extractor = feature_extractor(dataset)
+    assert (extractor.dataset, extractor.version) == (name, f"{name}-v1")
+    assert extractor.accuracy >= least
+    assert accuracy(extractor.classifier, dataset.test) == pytest.approx(extractor.accuracy, abs=5e-4)
+
+
+def test_shipped_weights_are_small() -> None:
+    files = list(SHIPPED_FOLDER.glob("*.pt"))
+    assert {file.stem for file in files} == set(extractor_module.SHIPPED.values())
+    assert all(file.stat().st_size < 1_000_000 for file in files)
+
+
+def test_features_are_the_same_from_bytes_floats_and_any_batch() -> None:
+    extractor = load_extractor(SHIPPED_FOLDER / "mnist-v1.pt")
+    images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    codes = extractor(images)
+    assert codes.shape == (5, 64)
+    assert not codes.requires_grad
+    torch.testing.assert_close(extractor(images / 255), codes)
+    torch.testing.assert_close(torch.cat([extractor(image[None]) for image in images]), codes)
+
+
+def test_a_classifier_is_trained_once_and_then_read_from_the_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = feature_extractor(_bars())
+    assert first.accuracy > 0.9
+    assert first.version.startswith("bars-")
+    assert [file.name for file in cache.iterdir()] == [f"{first.version}.pt"]
+
+    monkeypatch.setattr(extractor_module, "train_classifier", None)  # a second training would fail
+    again = feature_extractor(_bars())
+    assert (again.version, again.accuracy) == (first.version, first.accuracy)
+    images = _bars().test.streams["image"]
+    assert isinstance(images, torch.Tensor)
+    torch.testing.assert_close(again(images), first(images), atol=0, rtol=0)
+
+
+def test_another_content_or_size_is_another_version(cache: Path) -> None:
+    sets = (_bars(), _bars(seed=1), _bars(samples=303), _bars("other"))
+    assert len({feature_extractor(dataset).version for dataset in sets}) == 4
+
+
+def test_a_damaged_cache_is_trained_anew(cache: Path) -> None:
+    version = feature_extractor(_bars()).version
+    file = cache / f"{version}.pt"
+    whole = file.read_bytes()
+    for damage in (b"", b"no weights", whole[: len(whole) // 2]):
+        file.write_bytes(damage)
+        assert feature_extractor(_bars()).accuracy > 0.9
+        assert load_extractor(file).version == version
+
+
+def test_a_cache_that_cannot_be_written_costs_no_more_than_time(cache: Path) -> None:
+    (cache / "classifiers").write_text("in the way")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor_module, "_cache_folder", lambda: cache / "classifiers")
+        assert feature_extractor(_bars()).accuracy > 0.9
+
+
+def test_images_of_another_shape_do_not_get_the_shipped_classifier(cache: Path) -> None:
+    assert feature_extractor(_bars("mnist")).version != "mnist-v1"
+
+
+def test_unlabelled_images_are_refused() -> None:
+    images = Split({"image": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)})
+    with pytest.raises(ConfigError, match="generation metrics need"):
+        feature_extractor(Dataset("photographs", images, images))
+
+
+def test_training_leaves_the_global_generator_alone_and_repeats() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first = train_classifier(_bars(), version="v", epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+    with torch.no_grad():  # where evaluations happen
+        second = train_classifier(_bars(), version="v", epochs=1)
+    for left, right in zip(first.classifier.parameters(), second.classifier.parameters(), strict=True):
+        torch.testing.assert_close(left, right, atol=0, rtol=0)
+
+
+def test_images_on_disk_are_learned_from_too() -> None:
+    dataset = _bars(samples=60)
+
+    class OnDisk(LazyStream):
+        shape, dtype = (1, 8, 8), torch.uint8
+
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            images = dataset.train.streams["image"]
+            assert isinstance(images, torch.Tensor)
+            return images[index]
+
+    split = Split({"image": OnDisk(), "label": dataset.train.streams["label"]})
+    assert train_classifier(Dataset("folder", split, split), version="v", epochs=40).accuracy > 0.9
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = train_classifier(_bars(samples=30), version="v", epochs=1)
+    path = tmp_path / "v.pt"
+    save_extractor(extractor, path)
+    before = path.read_bytes()
+
+    def fail(content: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_extractor(extractor, path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 48), (3, 128, 200), (1, 2, 5)], ids=str)
+def test_the_classifier_fits_images_of_any_size(shape: tuple[int, int, int]) -> None:
+    classifier = Classifier(shape, classes=4).eval()
+    assert classifier.features(torch.rand(2, *shape)).shape == (2, 64)
+    assert classifier(torch.rand(2, *shape)).shape == (2, 4)

@@ -1,0 +1,207 @@
+"""Networks that fit the images they are given, and are the source's where those are 28×28."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genexp.errors import ConfigError
+from genexp.networks.activations import ACTIVATIONS
+from genexp.networks.conv import ConvLayer, conv_decoder, conv_encoder, sizes
+from genexp.networks.mlp import dense, image_decoder, image_encoder
+from tests.support.compose import technique
+
+Shape = tuple[int, int, int]
+
+DENSE = ("stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder", "vae")
+CONVOLUTIONAL = ("conv_autoencoder", "conv_denoising_autoencoder")
+VALID = [ConvLayer(16, 3, 2, 0), ConvLayer(32, 3, 2, 0), ConvLayer(64, 3, 1, 0)]
+PADDED = [ConvLayer(8, 3, 2, 1), ConvLayer(16, 3, 2, 1, norm=True), ConvLayer(32, 3, 2, 0)]
+
+
+def passed(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
+    """Return the shape of one sample behind each layer that computes."""
+    shapes: list[tuple[int, ...]] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
+        for layer in network.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def parameters(*networks: nn.Module) -> int:
+    return sum(weight.numel() for network in networks for weight in network.parameters())
+
+
+# --- The reference's sizes.
+
+
+def test_the_convolutional_autoencoder_is_the_sources_on_28_pixels() -> None:
+    built = technique("conv_autoencoder", (1, 28, 28), "experiment=conv_autoencoder_reference")
+    assert passed(built.encoder, torch.zeros(2, 1, 28, 28)) == [(16, 13, 13), (32, 6, 6), (64, 4, 4), (10,)]
+    assert passed(built.decoder, torch.zeros(2, 10)) == [(1024,), (32, 6, 6), (16, 13, 13), (1, 28, 28)]
+    first, second, last = (layer for layer in built.decoder if isinstance(layer, nn.ConvTranspose2d))
+    assert [layer.output_padding for layer in (first, second, last)] == [(0, 0), (0, 0), (1, 1)]
+    assert [layer.stride for layer in (first, second, last)] == [(1, 1), (2, 2), (2, 2)]
+
+
+def test_the_convolutional_denoising_autoencoder_is_the_sources_on_28_pixels() -> None:
+    name = "conv_denoising_autoencoder"
+    built = technique(name, (1, 28, 28), f"experiment={name}_reference")
+    down = [(8, 14, 14), (16, 7, 7), (32, 3, 3), (128,), (4,)]
+    assert passed(built.encoder, torch.zeros(2, 1, 28, 28)) == down
+    assert passed(built.decoder, torch.zeros(2, 4)) == [(128,), (288,), (16, 7, 7), (8, 14, 14), (1, 28, 28)]
+    ups = [layer for layer in built.decoder if isinstance(layer, nn.ConvTranspose2d)]
+    assert [layer.output_padding for layer in ups] == [(0, 0), (1, 1), (1, 1)]
+    assert [layer.padding for layer in ups] == [(0, 0), (1, 1), (1, 1)]
+    kinds = [type(layer).__name__ for layer in built.encoder]
+    assert kinds == [
+        *("Conv2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "ReLU"),
+        *("Flatten", "Linear", "ReLU", "Linear"),
+    ]
+    assert [type(layer).__name__ for layer in built.decoder] == [
+        *("Linear", "ReLU", "Linear", "ReLU", "Unflatten"),
+        *("ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder"),
+    [
+        # Linear a→b has a·b + b parameters; a convolution of kernel 3 from a to b channels has 9·a·b + b.
+        (
+            "stacked_autoencoder",
+            784 * 128 + 128 + 128 * 32 + 32 + 32 * 10 + 10,
+            320 + 32 + 4096 + 128 + 100352 + 784,
+        ),
+        ("conv_autoencoder", 160 + 4640 + 18496 + 10250, 11264 + 18464 + 4624 + 145),
+        (
+            "conv_denoising_autoencoder",
+            80 + 1168 + 32 + 4640 + (288 * 128 + 128) + (128 * 4 + 4),
+            (4 * 128 + 128) + (128 * 288 + 288) + (9 * 32 * 16 + 16) + 32 + (9 * 16 * 8 + 8) + 16 + (9 * 8 + 1),
+        ),
+        (
+            "latent3d_autoencoder",
+            (784 * 128 + 128) + (128 * 64 + 64) + (64 * 12 + 12) + (12 * 3 + 3),
+            (3 * 12 + 12) + (12 * 64 + 64) + (64 * 128 + 128) + (128 * 784 + 784),
+        ),
+    ],
+)
+def test_the_references_have_as_many_parameters_as_the_source(name: str, encoder: int, decoder: int) -> None:
+    built = technique(name, (1, 28, 28), f"experiment={name}_reference")
+    assert (parameters(built.encoder), parameters(built.decoder)) == (encoder, decoder)
+
+
+def activations(network: nn.Module) -> list[str]:
+    kinds = tuple(type(make()) for make in ACTIVATIONS.values())
+    return [type(layer).__name__ for layer in network.modules() if isinstance(layer, kinds)]
+
+
+def test_the_references_have_the_sources_activations() -> None:
+    stacked = technique("stacked_autoencoder", (1, 28, 28), "experiment=stacked_autoencoder_reference")
+    assert activations(stacked.encoder) == ["ReLU"] * 3, "the latent has one too"
+    assert activations(stacked.decoder) == ["ReLU"] * 2
+    narrow = technique("latent3d_autoencoder", (1, 28, 28), "experiment=latent3d_autoencoder_reference")
+    assert activations(narrow.encoder) == ["ReLU"] * 3
+    assert isinstance(list(narrow.encoder)[-1], nn.Linear), "this latent is linear"
+    vae = technique("vae", (1, 28, 28), "experiment=vae_reference")
+    assert activations(vae.encoder) == activations(vae.decoder) == ["LeakyReLU"] * 2
+    assert vae.encoder[2].negative_slope == 0.2
+
+
+# --- Other sizes.
+
+SMALL: list[Shape] = [(1, 28, 28), (1, 32, 32), (1, 33, 33), (3, 17, 50), (2, 31, 29)]
+LARGE: list[Shape] = [(3, 48, 48), (3, 64, 40), (3, 96, 96)]
+
+
+@pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
+@pytest.mark.parametrize("layers", [VALID, PADDED], ids=["valid", "padded"])
+def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayer]) -> None:
+    encoder = conv_encoder(shape, layers, [7])
+    decoder = conv_decoder(shape, layers, [7], norms=[False] * 2)
+    down = passed(encoder, torch.zeros(2, *shape))
+    up = passed(decoder, torch.zeros(2, 7))
+    assert up[-1] == shape
+    assert down[-1] == (7,)
+    # Backwards, each layer of the decoder has the shape of one before the latent.
+    assert up[1:-1] == down[-3::-1]
+    assert up[0] == (math.prod(down[-2]),)
+
+
+@pytest.mark.parametrize("name", [*DENSE, *CONVOLUTIONAL])
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 20, 23)], ids=str)
+def test_a_technique_fits_the_images_it_is_given(name: str, shape: Shape) -> None:
+    built = technique(name, shape, f"model={name}")
+    images = torch.rand(4, *shape)
+    built.eval()
+    back = built.reconstruct(images)
+    assert back.shape == images.shape
+    assert back.min() >= 0
+    assert back.max() <= 1
+
+
+@pytest.mark.parametrize(("side", "smallest"), [(1, 15), (2, 15), (10, 15), (14, 15)])
+def test_images_too_small_for_the_convolutions_are_refused(side: int, smallest: int) -> None:
+    with pytest.raises(ConfigError, match=f"images of {side}×40 pixels are too small") as caught:
+        conv_encoder((1, side, 40), VALID, [10])
+    assert "model=stacked_autoencoder" in str(caught.value)
+    assert conv_encoder((1, smallest, 40), VALID, [10])(torch.zeros(2, 1, smallest, 40)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_a_technique_refuses_images_too_small_for_it(name: str) -> None:
+    with pytest.raises(ConfigError, match="too small for this convolutional model"):
+        technique(name, (1, 4, 4), f"model={name}")
+
+
+def test_sizes_are_those_of_torch() -> None:
+    for side in range(15, 70, 3):
+        for layers in (VALID, PADDED):
+            images = torch.zeros(1, 1, side, side + 5)
+            expected = [(side, side + 5)]
+            for layer in layers:
+                images = nn.Conv2d(1, 1, layer.kernel, layer.stride, layer.padding).forward(images)
+                expected.append((images.shape[2], images.shape[3]))
+            assert sizes((side, side + 5), layers) == expected
+
+
+# --- Dense networks.
+
+
+def test_dense_layers_have_activations_between_and_one_last() -> None:
+    network = dense([5, 4, 3], between="relu", last="tanh")
+    assert [type(layer).__name__ for layer in network] == ["Linear", "ReLU", "Linear", "Tanh"]
+    network = dense([5, 4, 3], between="linear")
+    assert [type(layer).__name__ for layer in network] == ["Linear", "Linear"]
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 9)], ids=str)
+@pytest.mark.parametrize("widths", [[6], [16, 6]])
+def test_dense_images_go_in_and_come_out(shape: Shape, widths: Sequence[int]) -> None:
+    encoder = image_encoder(shape, widths, between="silu")
+    decoder = image_decoder(shape, widths[::-1], between="silu")
+    assert encoder(torch.rand(4, *shape)).shape == (4, 6)
+    assert decoder(torch.rand(4, 6)).shape == (4, *shape)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_what_their_names_say(name: str) -> None:
+    values = torch.linspace(-3, 3, 13)
+    expected = {
+        "relu": torch.relu(values),
+        "leaky_relu": torch.where(values < 0, 0.2 * values, values),
+        "gelu": nn.functional.gelu(values),
+        "silu": values * values.sigmoid(),
+        "tanh": values.tanh(),
+        "linear": values,
+    }
+    torch.testing.assert_close(ACTIVATIONS[name]()(values), expected[name])

@@ -1,0 +1,131 @@
+"""The figures of a run are there however it ended, and show something."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genexp.recorders.curves import grouped, smoothed
+from genexp.recorders.figures import Figures
+from genexp.recorders.metrics_log import MetricsLog
+from genexp.run_dir.metrics import Column
+from genexp.snapshot import Curve, Finale, Outcome, Snapshot
+from tests.support.snapshots import FINISHED, clock, picture, record_blocks, recording, run_info, snapshot
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def colours_of(path: Path) -> int:
+    """Return how many colours a picture has: a blank one has one."""
+    with Image.open(path) as image:
+        return len(np.unique(np.array(image.convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def finale(dimensions: int, *, labelled: bool = True) -> Finale:
+    codes = torch.randn(400, dimensions, generator=torch.Generator().manual_seed(0))
+    return Finale({}, codes, torch.arange(400) % 10 if labelled else None)
+
+
+@pytest.mark.parametrize("outcome", [FINISHED, Outcome("stopped", 20), Outcome("failed", 20, error="disk full")])
+def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, outcome: Outcome) -> None:
+    run = run_info(tmp_path)
+    with recording(MetricsLog(), run) as log, recording(Figures(), run, outcome) as figures:
+        for recorder in (log, figures):
+            record_blocks(recorder, run, (0, 10, 20))
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "reconstructions.png"}
+    assert colours_of(tmp_path / "figures/loss.png") > 20
+
+
+def test_a_run_that_failed_at_once_draws_nothing(tmp_path: Path) -> None:
+    with recording(Figures(), run_info(tmp_path), Outcome("failed", 0, error="no data")):
+        pass
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_the_newest_preview_is_the_one_that_stays(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    with recording(Figures(interval=60), run) as figures:
+        record_blocks(figures, run, (0, 10, 20))
+    with Image.open(tmp_path / "figures/reconstructions.png") as image:
+        assert image.size == (256, 256)
+        np.testing.assert_array_equal(np.array(image)[::32, ::32], picture(20)[0].numpy())
+
+
+def test_the_gallery_is_pictures_and_gifs(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    gallery = {"grid": picture(1, channels=3), "walk": torch.stack([picture(1), picture(2), picture(3)])}
+    with recording(Figures(), run) as figures:
+        figures.record(snapshot(40, run, finale=Finale(gallery)))
+    assert colours_of(tmp_path / "figures/grid.png") == 64
+    with Image.open(tmp_path / "figures/walk.gif") as gif:
+        assert gif.n_frames == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_flat_and_solid_codes_are_drawn(tmp_path: Path, dimensions: int, labelled: bool) -> None:
+    run = run_info(tmp_path)
+    with recording(Figures(), run) as figures:
+        figures.record(snapshot(40, run, finale=finale(dimensions, labelled=labelled)))
+    assert colours_of(tmp_path / "figures/latents.png") > 100
+    page = (tmp_path / "figures/latents.html").read_text()
+    assert "Plotly.newPlot" in page
+    assert '<script src="http' not in page
+
+
+def test_codes_of_many_dimensions_are_left_to_the_projector(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    with recording(Figures(), run) as figures:
+        figures.record(snapshot(40, run, finale=finale(5)))
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_losses_share_a_panel() -> None:
+    names = ["generator_loss", "discriminator_loss", "real_score", "psnr", "frechet_mnist-v1", "recall_mnist-v1"]
+    assert grouped(names) == {
+        "loss": ["generator_loss", "discriminator_loss"],
+        "real_score": ["real_score"],
+        "psnr": ["psnr"],
+        "frechet_mnist-v1": ["frechet_mnist-v1"],
+        "recall_mnist-v1": ["recall_mnist-v1"],
+    }
+
+
+def test_a_smoothed_curve_has_the_epoch_means() -> None:
+    steps = np.arange(1, 101)
+    column = Column(steps, -(-steps // 10), np.arange(100.0))
+    column.values[5] = np.nan
+    middles, means = smoothed(column, steps_per_epoch=10)
+    assert len(means) == 10
+    assert (middles[1], means[1]) == (15.5, 14.5)
+    assert means[0] == pytest.approx(np.nanmean(column.values[:10]))
+
+
+def test_values_that_are_no_numbers_do_not_stop_the_drawing(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    broken = {"loss": Curve(np.arange(1, 4), np.full(3, np.nan, np.float32))}
+    with recording(MetricsLog(), run) as log, recording(Figures(), run):
+        log.record(Snapshot(clock(3, run), broken, test={"psnr": float("inf")}))
+    assert (tmp_path / "figures/loss.png").is_file()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_the_latent_codes(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    with recording(Figures(), run) as figures:
+        figures.record(snapshot(40, run, finale=finale(3)))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
+    command += ["--window-size=800,600", f"--user-data-dir={tmp_path / 'browser'}"]
+    command += [f"--screenshot={tmp_path / 'shown.png'}", (tmp_path / "figures/latents.html").as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    with Image.open(tmp_path / "shown.png") as image:
+        plot = np.array(image.convert("RGB"))[150:400, 200:600].astype(int)
+    coloured = plot.max(axis=-1) - plot.min(axis=-1) > 100
+    assert coloured.mean() > 0.01

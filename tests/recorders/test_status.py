@@ -1,0 +1,85 @@
+"""`status.json` is always whole and says where the run stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genexp.recorders.status import Status
+from genexp.snapshot import Curve, Outcome, Snapshot
+from tests.support.snapshots import FINISHED, clock, run_info, snapshot
+
+
+def read(folder: Path) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return status
+
+
+def test_a_running_run_says_so_from_the_start(tmp_path: Path) -> None:
+    Status().open(run_info(tmp_path))
+    status = read(tmp_path)
+    assert (status["state"], status["step"], status["total_steps"]) == ("running", 0, 40)
+    assert (status["model"], status["dataset"]) == ("vae", "digits")
+    assert status["started"].endswith("+00:00")
+
+
+def test_the_last_metrics_the_best_score_and_each_warning_once(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    status = Status(interval=0)
+    status.open(run)
+    status.record(snapshot(10, run, test={"psnr": 12.0}, warnings=("collapse",)))
+    status.record(snapshot(20, run, test={"psnr": 11.0}, warnings=("collapse", "blow-up")))
+    found = read(tmp_path)
+    assert found["best"] == {"value": 12.0, "step": 10}
+    assert found["test"] == {"psnr": 11.0}
+    assert found["warnings"] == ["collapse", "blow-up"]
+    assert (found["step"], found["epoch"]) == (20, 2)
+    assert set(found["train"]) == {"loss", "kl"}
+
+
+def test_writing_is_throttled_until_the_run_ends(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    status = Status(interval=60)
+    status.open(run)
+    status.record(snapshot(10, run))
+    assert read(tmp_path)["step"] == 0
+    status.close(FINISHED)
+    assert (read(tmp_path)["state"], read(tmp_path)["step"]) == ("finished", 40)
+    assert list(tmp_path.iterdir()) == [tmp_path / "status.json"]
+
+
+def test_a_failure_is_told_with_its_error_and_without_nan(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    status = Status()
+    status.open(run)
+    broken = {"loss": Curve(np.array([1]), np.array([np.nan], np.float32))}
+    status.record(Snapshot(clock(1, run), broken))
+    status.close(Outcome("failed", 1, error="the loss became nan"))
+    found = read(tmp_path)
+    assert (found["state"], found["error"]) == ("failed", "the loss became nan")
+    assert found["train"] == {"loss": None}
+
+
+def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    first = Status()
+    first.open(run)
+    first.record(snapshot(10, run, test={"psnr": 12.0}, warnings=("collapse",)))
+    first.close(Outcome("stopped", 10))
+    before = read(tmp_path)
+    second = Status()
+    second.open(run_info(tmp_path, resumed_at=10))
+    found = read(tmp_path)
+    assert (found["state"], found["step"], found["epoch"]) == ("running", 10, 1)
+    assert found["best"] == {"value": 12.0, "step": 10}
+    assert (found["warnings"], found["started"]) == (["collapse"], before["started"])
+
+
+def test_a_damaged_status_does_not_stop_a_resume(tmp_path: Path) -> None:
+    run = run_info(tmp_path, resumed_at=10)
+    (tmp_path / "status.json").write_text('{"state": "runn')
+    Status().open(run)
+    assert read(tmp_path)["state"] == "running"

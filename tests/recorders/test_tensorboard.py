@@ -1,0 +1,253 @@
+"""TensorBoard reads back what was recorded, from the files and through its own server."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX.proto import event_pb2
+
+from genexp.recorders.events import EventFile
+from genexp.recorders.growing_gif import write_gif
+from genexp.recorders.tensorboard import TensorBoard
+from genexp.snapshot import Curve, Finale, Snapshot
+from tests.support.browser import browser, needs_browser
+from tests.support.snapshots import (
+    clock,
+    curves,
+    cut_back,
+    loss_at,
+    picture,
+    record_blocks,
+    recording,
+    run_info,
+    sizes,
+    snapshot,
+)
+from tests.support.tensorboard import ask, tensorboard_server
+
+# TensorBoard's page hides its texts in shadow trees.
+DEEP_TEXT = """
+const words = [];
+const walk = (node) => {
+  if (node.shadowRoot) walk(node.shadowRoot);
+  for (const child of node.childNodes) child.nodeType === 3 ? words.push(child.textContent.trim()) : walk(child);
+};
+walk(document.body);
+"""
+
+
+def read(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = read(folder)
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def finale(size: int = 30) -> Finale:
+    codes = torch.randn(size, 3, generator=torch.Generator().manual_seed(0))
+    thumbnails = torch.stack([picture(step) for step in range(size)])
+    return Finale(
+        {"grid": picture(1), "walk": torch.stack([picture(1), picture(2)])},
+        codes,
+        torch.arange(size) % 10,
+        thumbnails,
+    )
+
+
+def test_every_step_and_every_score_is_read_back(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    with recording(TensorBoard(), run) as board:
+        record_blocks(board, run, (0, 10, 20))
+        found = scalars(tmp_path)  # while it is open: what is recorded is with the operating system
+    assert found["train/loss"] == [(step, loss_at(step)) for step in range(1, 21)]
+    assert found["test/psnr"] == [(10, 11), (20, 12)]
+    assert set(found) == {"train/loss", "train/kl", "test/psnr"}
+
+
+def test_packed_events_are_what_protocol_buffers_would_write(tmp_path: Path) -> None:
+    path = tmp_path / "tfevents"
+    file = EventFile(path, first_step=1)
+    before = path.stat().st_size
+    wide = [f"metric_{number}" for number in range(9)]
+    file.add_curves("train", curves(127, 128, wide))
+    file.add_curves("train", curves(2_000_000_000, 2_000_000_000, ["ä"]))
+    file.close()
+    data = path.read_bytes()[before:]
+    steps = []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        record = data[12 : 12 + length]
+        event = event_pb2.Event.FromString(record)
+        assert event.SerializeToString(deterministic=True) == record
+        steps.append(event.step)
+        data = data[16 + length :]
+    assert steps == [127, 128, 2_000_000_000]
+
+
+def test_wall_times_rise_over_a_block(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    with recording(TensorBoard(), run) as board:
+        begin = time.time()
+        time.sleep(0.05)
+        board.record(snapshot(10, run))
+        times = [event.wall_time for event in read(tmp_path).Scalars("train/loss")]
+    assert times == sorted(set(times))
+    assert begin - 1 < times[0] < times[-1] <= time.time()
+
+
+def test_a_resting_phase_has_fewer_points(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    sparse = Curve(np.array([2, 4]), np.array([0.5, 0.25], np.float32))
+    with recording(TensorBoard(), run) as board:
+        board.record(Snapshot(clock(4, run), {"critic": curves(1, 4)["loss"], "generator": sparse}))
+    assert scalars(tmp_path)["train/generator"] == [(2, 0.5), (4, 0.25)]
+    assert len(scalars(tmp_path)["train/critic"]) == 4
+
+
+def test_pictures_settings_gifs_and_hyperparameters_are_there(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    write_gif(tmp_path / "samples.gif", [picture(1), picture(2)], duration=100)
+    with recording(TensorBoard(), run) as board:
+        board.record(snapshot(40, run, images={"samples": picture(1, channels=3)}, finale=finale()))
+    events = read(tmp_path)
+    assert set(events.Tags()["images"]) == {"preview/samples", "gallery/grid", "animation/samples"}
+    [gif] = events.Images("animation/samples")
+    assert gif.encoded_image_string == (tmp_path / "samples.gif").read_bytes()
+    assert (gif.width, gif.step) == (256, 40)
+    [text] = events.Tensors("config/text_summary")
+    assert b"beta: 1.0" in text.tensor_proto.string_val[0]
+    assert set(events.summary_metadata) >= {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+    assert [path.name for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()] == ["projector"]
+
+
+def test_the_projector_has_a_line_for_each_sample(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    with recording(TensorBoard(), run) as board:
+        board.record(snapshot(40, run, finale=finale()))
+    folder = tmp_path / "tensorboard"
+    assert np.loadtxt(folder / "projector/codes.tsv").shape == (30, 3)
+    assert (folder / "projector/classes.tsv").read_text().split() == [str(number % 10) for number in range(30)]
+    for path in re.findall(r'_path: "(.*)"', (folder / "projector_config.pbtxt").read_text()):
+        assert (folder / path).is_file()
+
+
+def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
+    straight, broken = run_info(tmp_path / "straight"), run_info(tmp_path / "broken")
+    with recording(TensorBoard(), straight) as board:
+        record_blocks(board, straight, (0, 10, 20, 30, 40))
+    with recording(TensorBoard(), broken) as killed:
+        record_blocks(killed, broken, (0, 10, 20))
+        noted = sizes(killed)
+        record_blocks(killed, broken, (30,))
+    cut_back(noted)
+    resumed_run = run_info(tmp_path / "broken", resumed_at=20)
+    with recording(TensorBoard(), resumed_run) as resumed:
+        record_blocks(resumed, resumed_run, (30, 40))
+        assert len(resumed.append_only()) == 2
+    assert scalars(tmp_path / "broken") == scalars(tmp_path / "straight")
+    previews = [read(tmp_path / name).Images("preview/reconstructions") for name in ("straight", "broken")]
+    assert [image.step for image in previews[0]] == [image.step for image in previews[1]] == [0, 10, 20, 30, 40]
+
+
+def test_a_tensorboard_that_watches_forgets_the_steps_that_were_cut(tmp_path: Path) -> None:
+    run = run_info(tmp_path)
+    with recording(TensorBoard(), run) as killed:
+        record_blocks(killed, run, (10, 20))
+        noted = sizes(killed)
+        record_blocks(killed, run, (30,))
+        watcher = read(tmp_path)
+    cut_back(noted)
+    resumed_run = run_info(tmp_path, resumed_at=20)
+    with recording(TensorBoard(), resumed_run) as resumed:
+        record_blocks(resumed, resumed_run, (30, 40))
+    watcher.Reload()
+    assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 41))
+
+
+def test_the_real_server_shows_scalars_and_hyperparameters(tmp_path: Path) -> None:
+    run = run_info(tmp_path / "run")
+    with recording(TensorBoard(), run) as board:
+        record_blocks(board, run, (0, 10, 20))
+        board.record(snapshot(40, run, test={"psnr": 14.0}, finale=finale()))
+    with tensorboard_server(tmp_path) as address:
+        data = f"{address}/data/plugin"
+        assert set(ask(f"{data}/scalars/tags")["run/tensorboard"]) == {"train/loss", "train/kl", "test/psnr"}
+        points = ask(f"{data}/scalars/scalars?run=run/tensorboard&tag=test/psnr")
+        assert [(step, value) for _, step, value in points] == [(10, 11), (20, 12), (40, 14)]
+        experiment = ask(f"{data}/hparams/experiment", experimentName="")
+        assert {info["name"] for info in experiment["hparamInfos"]} >= {"model.beta", "seed"}
+        metrics = [{"name": {"tag": "test/psnr", "group": ""}}]
+        question = {"colParams": [{"metric": metrics[0]["name"]}], "startIndex": 0, "sliceSize": 10}
+        [group] = ask(f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"])[
+            "sessionGroups"
+        ]
+        assert {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"] == 14
+        assert ask(f"{data}/projector/runs") == ["run/tensorboard"]
+
+
+def record_sweep(folder: Path) -> dict[str, tuple[float, float]]:
+    """Record two learning rates with two seeds each, and return run → (rate, psnr)."""
+    told = {}
+    for number, (rate, seed) in enumerate(((0.001, 0), (0.001, 1), (0.01, 0), (0.01, 1))):
+        config = {"seed": seed, "optimizer": {"name": "adam", "lr": rate}}
+        run = run_info(folder / str(number), config=config)
+        with recording(TensorBoard(), run) as board:
+            record_blocks(board, run, (0, 10, 20, 30))
+            board.record(snapshot(40, run, test={"psnr": 20.0 + number}))
+        told[f"{number}/tensorboard"] = rate, 20.0 + number
+    return told
+
+
+def wait_for_sessions(address: str, sessions: int) -> None:
+    """Wait until TensorBoard has read the end of every run."""
+    question = {"startIndex": 0, "sliceSize": 100, "allowedStatuses": ["STATUS_SUCCESS"]}
+    for _ in range(100):
+        if ask(f"{address}/hparams/session_groups", **question).get("totalSize") == sessions:
+            return
+        time.sleep(0.2)
+    raise AssertionError("not all runs are there")
+
+
+def test_the_real_server_compares_a_sweep(tmp_path: Path) -> None:
+    told = record_sweep(tmp_path)
+    with tensorboard_server(tmp_path) as address:
+        data = f"{address}/data/plugin"
+        wait_for_sessions(data, len(told))
+        experiment = ask(f"{data}/hparams/experiment", experimentName="")
+        differing = [info["name"] for info in experiment["hparamInfos"] if info.get("differs")]
+        assert sorted(differing) == ["optimizer.lr", "seed"]
+        assert differing == [info["name"] for info in experiment["hparamInfos"]][:2], "the page shows these first"
+        assert "test/psnr" in {info["name"]["tag"] for info in experiment["metricInfos"]}
+        by_psnr = {"metric": {"tag": "test/psnr", "group": ""}, "order": "ORDER_DESC"}
+        question = {"colParams": [by_psnr], "startIndex": 0, "sliceSize": 10}
+        answer = ask(f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"])
+        found = {}
+        for group in answer["sessionGroups"]:
+            psnr = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"]
+            found[group["name"]] = group["hparams"]["optimizer.lr"], psnr
+        assert found == told
+        assert list(found) == sorted(told, reverse=True)
+
+
+@pytest.mark.browser
+@needs_browser
+def test_a_browser_shows_a_sweep_on_the_page_of_hyperparameters(tmp_path: Path) -> None:
+    told = record_sweep(tmp_path / "sweep")
+    with tensorboard_server(tmp_path / "sweep") as address, browser(tmp_path / "profile") as page:
+        wait_for_sessions(f"{address}/data/plugin", len(told))
+        page.look(1500, 1000)
+        page.visit(f"{address}/#hparams")
+        shown = [*told, "optimizer.lr", "seed", "test/psnr", "23.000"]
+        try:
+            page.wait(f"{DEEP_TEXT} return {shown}.every((word) => words.includes(word))", seconds=40)
+        finally:
+            page.picture(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / "hparams.png")

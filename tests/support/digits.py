@@ -1,0 +1,59 @@
+"""Autoencoders trained for a moment on the 5,000 embedded digits."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from genexp.data import load_dataset
+from genexp.data.dataset import Dataset
+from genexp.data.loading import hold
+from genexp.data.stream import BatchStream, SplitBatches
+from genexp.seeding import seed_generators
+from genexp.technique import Clock
+from genexp.training.learner import Learner, StepSettings
+from genexp.training.optimizers import plan_optimizers
+from genexp.training.trainer import evaluating
+from tests.support.compose import composed, technique
+
+
+@cache
+def digits() -> Dataset:
+    """Return the 5,000 digits."""
+    return load_dataset({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
+
+
+@cache
+def mean_image_mse() -> float:
+    """Return the test error of the best image that is the same for all."""
+    train, test = (split.streams["image"] for split in (digits().train, digits().test))
+    assert isinstance(train, Tensor)
+    assert isinstance(test, Tensor)
+    return (test / 255 - (train / 255).mean(0)).square().mean().item()
+
+
+def trained(name: str, steps: int, *words: str) -> Learner:
+    """Return a learner after some steps on the digits, at its recipe's rate without decay."""
+    cfg = composed(f"model={name}", "optimizer.schedule=constant", *words)
+    seed_generators(CPU, 0, "initialise")
+    plan = plan_optimizers({str(key): value for key, value in cfg.optimizer.items()})
+    learner = Learner(technique(name, (1, 28, 28), f"model={name}", *words), plan, StepSettings(), CPU)
+    held = hold(digits().train, CPU)
+    with BatchStream(held, cfg.trainer.batch_size, seed=0, name="mnist_5k") as stream:
+        batches = stream.batches(1)
+        for step in range(1, steps + 1):
+            seed_generators(CPU, 0, step)
+            learner.step(next(batches), [], Clock(step, steps, stream.steps_per_epoch))
+    return learner
+
+
+def scored(learner: Learner, seed: int = 0) -> dict[str, float]:
+    """Return a learner's scores on a part of the digits' test split."""
+    with evaluating(learner.technique):
+        seed_generators(CPU, seed, "evaluate")
+        return learner.technique.evaluate(SplitBatches(hold(digits().test, CPU), 300, limit=300))
+
+
+CPU = torch.device("cpu")

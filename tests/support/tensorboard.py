@@ -1,0 +1,64 @@
+"""A TensorBoard server on a folder of runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def ask(address: str, **body: Any) -> Any:
+    """Return the answer to a request, once there is something in it."""
+    data = json.dumps(body).encode() if body else None
+    headers = {"Content-Type": "application/json"} if body else {}
+    for _ in range(100):
+        request = urllib.request.Request(address, data, headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = json.load(answer)
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"nothing at {address}")
+
+
+@contextmanager
+def tensorboard_server(folder: Path) -> Iterator[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(folder),
+        "--port",
+        "0",
+        "--host",
+        "127.0.0.1",
+    ]
+    command += ["--load_fast", "false"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        timer = threading.Timer(60, process.kill)
+        timer.start()
+        try:
+            assert process.stderr is not None
+            address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
+            yield address.rstrip("/")
+        finally:
+            timer.cancel()
+            stop_server(process)
+
+
+def stop_server(process: subprocess.Popen[str]) -> None:
+    """End TensorBoard, which has been seen to hang in its own exit after SIGTERM."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()

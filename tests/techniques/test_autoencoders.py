@@ -1,0 +1,179 @@
+"""Autoencoders: what they see, what they are held against, and that they learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genexp.data.loading import hold
+from genexp.data.stream import examples
+from genexp.errors import ConfigError
+from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
+from genexp.technique import Clock
+from genexp.training.trainer import evaluating
+from tests.support.compose import technique
+from tests.support.digits import CPU, digits, mean_image_mse, scored, trained
+
+PLAIN = ("stacked_autoencoder", "conv_autoencoder", "latent3d_autoencoder")
+DENOISING = ("denoising_autoencoder", "conv_denoising_autoencoder")
+ALL = (*PLAIN, *DENOISING)
+SHAPE = (1, 16, 18)
+NOW = Clock(step=5, total_steps=100, steps_per_epoch=10)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    torch.manual_seed(0)
+    return torch.rand(8, *SHAPE)
+
+
+def seen_and_logits(model: Any, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    seen = model.corrupt(images)
+    return seen, model.decoder(model.encoder(seen))
+
+
+FORMULAS = {
+    "mse": lambda out, target: (out - target).square().mean(),
+    "l1": lambda out, target: (out - target).abs().mean(),
+    "bce": lambda out, target: -(target * out.log() + (1 - target) * (1 - out).log()).mean(),
+}
+
+
+def test_every_loss_has_a_formula_here() -> None:
+    assert FORMULAS.keys() == RECONSTRUCTION_LOSSES.keys()
+
+
+@pytest.mark.parametrize("loss", FORMULAS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_loss_chosen_is_the_loss_computed(name: str, loss: str, images: Tensor) -> None:
+    model = technique(name, SHAPE, f"model={name}", f"model.loss={loss}")
+    _, logits = seen_and_logits(model, images, seed=1)
+    torch.manual_seed(1)
+    computed, _ = model.loss({"image": images}, NOW)
+    torch.testing.assert_close(computed, FORMULAS[loss](logits.sigmoid(), images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_autoencoder_sees_the_image_itself(name: str, images: Tensor) -> None:
+    model = technique(name, SHAPE, f"model={name}")
+    assert model.corrupt(images) is images
+
+
+@pytest.mark.parametrize(("name", "noise", "clipped"), [(DENOISING[0], 0.5, False), (DENOISING[1], 0.3, True)])
+def test_noise_of_the_stated_size_is_in_what_is_seen(name: str, noise: float, clipped: bool) -> None:
+    model = technique(name, SHAPE, f"model={name}", f"model.noise={noise}")
+    grey = torch.full((200, *SHAPE), 0.5)
+    torch.manual_seed(0)
+    added = model.corrupt(grey) - grey
+    if clipped:
+        assert added.abs().max() == 0.5
+        within = (added.abs() < 0.5).float().mean().item()
+        assert within == pytest.approx(math.erf(0.5 / noise / math.sqrt(2)), abs=0.01)
+    else:
+        assert added.std().item() == pytest.approx(noise, rel=0.01)
+    assert added.mean().item() == pytest.approx(0.0, abs=0.01)
+    assert not torch.equal(model.corrupt(grey), model.corrupt(grey))
+    silent = technique(name, SHAPE, f"model={name}", "model.noise=0")
+    torch.testing.assert_close(silent.corrupt(grey), grey)
+
+
+@pytest.mark.parametrize("name", DENOISING)
+def test_the_noise_really_enters_the_network(name: str, images: Tensor) -> None:
+    """The source computes it, and then feeds the clean image."""
+    model = technique(name, SHAPE, f"model={name}")
+    entered: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    torch.manual_seed(3)
+    model.loss({"image": images}, NOW)
+    torch.manual_seed(3)
+    assert torch.equal(entered[0], model.corrupt(images))
+    assert not torch.equal(entered[0], images)
+
+
+@pytest.mark.parametrize(("target", "is_clean"), [("clean", True), ("noisy", False)])
+def test_the_target_is_the_one_chosen(target: str, is_clean: bool, images: Tensor) -> None:
+    name = "conv_denoising_autoencoder"
+    model = technique(name, SHAPE, f"model={name}", f"model.target={target}")
+    seen, logits = seen_and_logits(model, images, seed=1)
+    torch.manual_seed(1)
+    loss, _ = model.loss({"image": images}, NOW)
+    torch.testing.assert_close(loss, F.mse_loss(logits.sigmoid(), images if is_clean else seen))
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("stacked_autoencoder", ["model.loss=huber"], "model.loss=huber: choose one of mse, bce, l1"),
+        ("stacked_autoencoder", ["model.widths=[]"], "model.widths=[]: use positive widths"),
+        ("stacked_autoencoder", ["model.widths=[8,0]"], "model.widths=[8, 0]: use positive widths"),
+        ("stacked_autoencoder", ["model.latent_activation=step"], "model.latent_activation=step: choose one of"),
+        ("denoising_autoencoder", ["model.noise=-1"], "model.noise=-1.0: use 0 or more"),
+        ("conv_autoencoder", ["model.channels=[1,2]"], "model.channels=[1, 2]: give three positive numbers"),
+        ("conv_autoencoder", ["model.latent=0"], "model.latent=0: use at least 1"),
+        ("conv_denoising_autoencoder", ["model.target=both"], "model.target=both: use clean or noisy"),
+        ("conv_denoising_autoencoder", ["model.hidden=0"], "model.hidden=0: use at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_named(name: str, words: Sequence[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        technique(name, (1, 28, 28), f"model={name}", *words)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DENOISING)
+def test_scores_of_noisy_images_are_fixed_by_the_seed(name: str) -> None:
+    untrained, other = trained(name, steps=0), trained(name, 0, "model.noise=0.1")
+    scores = scored(untrained)
+    assert scored(untrained) == scores
+    assert scored(untrained, seed=1)["noisy_psnr"] != scores["noisy_psnr"]
+    assert {
+        f"{prefix}{metric}" for prefix in ("", "noisy_", "clean_") for metric in ("mse", "psnr", "ssim")
+    } == set(scores)
+    assert scored(other)["noisy_psnr"] > scores["noisy_psnr"] + 5
+    # The noise is the same whatever the network has learned.
+    learned = scored(trained(name, steps=3))
+    assert {key: learned[key] for key in learned if key.startswith("noisy_")} == {
+        key: scores[key] for key in scores if key.startswith("noisy_")
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pictures_are_rows_of_what_goes_in_and_comes_out(name: str) -> None:
+    model = trained(name, steps=0).technique
+    shown = examples(hold(digits().test, CPU), model.example_count)
+    with evaluating(model):
+        (picture,) = model.preview(shown).values()
+    columns, lines = (10, 2) if name in ("stacked_autoencoder", "conv_autoencoder") else (5, 2)
+    if name in DENOISING:
+        columns, lines = (10 if name == "denoising_autoencoder" else 5), 3
+    gap = 2
+    assert picture.shape == (1, lines * (28 + gap) + gap, columns * (28 + gap) + gap)
+    assert picture.min() >= 0
+    assert picture.max() <= 1
+    first = picture[:, gap : gap + 28, gap : gap + 28]
+    assert torch.equal(first, shown["image"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "share"),
+    [
+        ("stacked_autoencoder", 300, 0.6),
+        ("conv_autoencoder", 300, 0.65),
+        ("latent3d_autoencoder", 300, 0.85),
+        ("denoising_autoencoder", 300, 0.65),
+        ("conv_denoising_autoencoder", 250, 0.6),
+    ],
+)
+def test_a_few_hundred_steps_teach_it_digits(name: str, steps: int, share: float) -> None:
+    """To be much nearer than the best image that is the same for all; share is of its error."""
+    scores = scored(trained(name, steps, "trainer.batch_size=32"))
+    assert scores["mse"] < share * mean_image_mse()
+    if name in DENOISING:
+        assert scores["psnr"] > scores["noisy_psnr"] + 2
