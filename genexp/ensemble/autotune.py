@@ -12,92 +12,92 @@ from dataclasses import dataclass
 import torch
 
 from genexp.device import synchronize
-from genexp.ensemble.compatibility import UnlikeError
-from genexp.ensemble.loop import batches_for, stacked
-from genexp.ensemble.member import Row
-from genexp.ensemble.step import Stack
+from genexp.ensemble.compatibility import IncompatibleRunsError
+from genexp.ensemble.loop import make_batches, build_step
+from genexp.ensemble.member import EnsembleMember
+from genexp.ensemble.step import EnsembleStep
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Clock, Descent
 from genexp.training.trainer import begin
 
-ROUNDS = 5  # of which the first is not counted
-STEPS = 4  # of one run alone in a round
-PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a run, at which its losses are tried: schedules may take another branch
+TIMING_ROUNDS = 5  # of which the first is not counted
+STEPS_PER_ROUND = 4  # of one run alone in a round
+CHECKED_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a run, at which its losses are tried: schedules may take another branch
 
 
 @dataclass(frozen=True)
-class Trial:
+class TimingResult:
     """What a step of all runs takes, in seconds."""
 
-    together: float
-    alone: float
+    ensemble_seconds: float
+    sequential_seconds: float
 
     @property
-    def pays(self) -> bool:
-        return self.together < self.alone
+    def is_ensemble_faster(self) -> bool:
+        return self.ensemble_seconds < self.sequential_seconds
 
 
-def tried(rows: Sequence[Row], *, measure: bool) -> Trial | None:
+def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> TimingResult | None:
     """Return how long steps take, where that is to be measured. Raises UnlikeError where rows cannot be one.
 
     Leaves the rows as they were.
     """
-    with _unchanged(rows):
+    with _preserve_states(members):
         clock = Clock(
-            rows[0].sitting.start, rows[0].built.total_steps, rows[0].built.material.feed.steps_per_epoch
+            members[0].context.start, members[0].run.total_steps, members[0].run.material.feed.steps_per_epoch
         )
-        for row in rows:
+        for row in members:
             if clock.step == 0:
-                begin(row.built.learner, row.built.material.train, row.built.seed)
-        stack = stacked(rows)
-        batches, shared = batches_for(rows, clock.step + 1)
+                begin(row.run.learner, row.run.material.train, row.run.seed)
+        ensemble_step = build_step(members)
+        batches, is_shared = make_batches(members, clock.step + 1)
         batch = next(batches)
         try:
-            _try_losses(stack, batch, shared, clock)
-            return _measure(rows, stack, batch, shared, clock) if measure else None
+            _check_losses(ensemble_step, batch, is_shared, clock)
+            return _time_steps(members, ensemble_step, batch, is_shared, clock) if should_measure else None
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            raise UnlikeError(_in_words(stack, error)) from error
+            raise IncompatibleRunsError(_format_error(ensemble_step, error)) from error
 
 
-def _try_losses(stack: Stack, batch: Batch, shared: bool, clock: Clock) -> None:
-    for part in PARTS:
-        step = max(clock.step + 1, round(part * clock.total_steps))
-        then = Clock(step, clock.total_steps, clock.steps_per_epoch)
-        for phase in stack.learners[0].phases:
+def _check_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock) -> None:
+    for fraction in CHECKED_FRACTIONS:
+        step = max(clock.step + 1, round(fraction * clock.total_steps))
+        later_clock = Clock(step, clock.total_steps, clock.steps_per_epoch)
+        for phase in ensemble_step.learners[0].phases:
             if isinstance(phase, Descent):
-                stack.losses(phase, batch, shared, then)
+                ensemble_step.compute_losses(phase, batch, is_shared, later_clock)
 
 
-def _measure(rows: Sequence[Row], stack: Stack, batch: Batch, shared: bool, clock: Clock) -> Trial:
-    first, whole = rows[0].built, rows[0].built.material.train
-    own = batch if shared else {name: stream[0] for name, stream in batch.items()}
-    together, alone = [], []
-    for count in range(1, ROUNDS + 1):
-        now = Clock(clock.step + count, clock.total_steps, clock.steps_per_epoch)
+def _time_steps(members: Sequence[EnsembleMember], ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock) -> TimingResult:
+    first, train_batches = members[0].run, members[0].run.material.train
+    member_batch = batch if is_shared else {name: stream[0] for name, stream in batch.items()}
+    ensemble_times, sequential_times = [], []
+    for count in range(1, TIMING_ROUNDS + 1):
+        step_clock = Clock(clock.step + count, clock.total_steps, clock.steps_per_epoch)
 
-        def all_of_them(now: Clock = now) -> None:
-            stack.step(batch, shared, whole, now)
+        def run_ensemble(now: Clock = step_clock) -> None:
+            ensemble_step.step(batch, is_shared, train_batches, now)
 
-        def one(now: Clock = now) -> None:
-            for _ in range(STEPS):
+        def run_member(now: Clock = step_clock) -> None:
+            for _ in range(STEPS_PER_ROUND):
                 seed_generators(first.learner.device, first.seed, now.step)
-                first.learner.step(own, whole, now)
+                first.learner.step(member_batch, train_batches, now)
 
-        together.append(_seconds(all_of_them, first.learner.device))
-        alone.append(_seconds(one, first.learner.device) * len(rows) / STEPS)
-    return Trial(statistics.median(together[1:]), statistics.median(alone[1:]))
+        ensemble_times.append(_time_call(run_ensemble, first.learner.device))
+        sequential_times.append(_time_call(run_member, first.learner.device) * len(members) / STEPS_PER_ROUND)
+    return TimingResult(statistics.median(ensemble_times[1:]), statistics.median(sequential_times[1:]))
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    begun = time.perf_counter()
-    work()
+def _time_call(function: Callable[[], None], device: torch.device) -> float:
+    started_at = time.perf_counter()
+    function()
     synchronize(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started_at
 
 
 @contextmanager
-def _unchanged(rows: Sequence[Row]) -> Iterator[None]:
-    learners = [row.built.learner for row in rows]
+def _preserve_states(members: Sequence[EnsembleMember]) -> Iterator[None]:
+    learners = [row.run.learner for row in members]
     states = [copy.deepcopy(learner.state()) for learner in learners]
     try:
         yield
@@ -106,10 +106,10 @@ def _unchanged(rows: Sequence[Row]) -> Iterator[None]:
             learner.restore(state)
 
 
-def _in_words(stack: Stack, error: Exception) -> str:
+def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:
     # Python wants a value where vmap has one a row.
-    wants_value = isinstance(error, TypeError) or any(word in str(error) for word in ("control flow", "item()"))
-    names = ", ".join(f"model.{number.name.removeprefix('config.')}" for number in stack.numbers.found)
-    if wants_value:
+    needs_python_value = isinstance(error, TypeError) or any(word in str(error) for word in ("control flow", "item()"))
+    names = ", ".join(f"model.{number.name.removeprefix('config.')}" for number in ensemble_step.hyperparameters.entries)
+    if needs_python_value:
         return f"what is computed depends on {names or 'a value'}"
     return " ".join(str(error).split())[:200]

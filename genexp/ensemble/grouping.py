@@ -13,18 +13,18 @@ from genexp.sweep.job import Job
 from genexp.sweep.manifest import BESIDE, plain
 from genexp.training.optimizers import is_elementwise
 
-NUMBER = "a number"  # stands for any float
+FLOAT_PLACEHOLDER = "a number"  # stands for any float
 
 
-def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
     """Return jobs that differ in seeds and numbers only, together; those of equal optimizers are neighbours."""
-    found: dict[str, list[Job]] = {}
+    jobs_by_config: dict[str, list[Job]] = {}
     for job in jobs:
-        found.setdefault(json.dumps([job.until_epoch, _form(job)], sort_keys=True), []).append(job)
-    return [sorted(group, key=_rates) for group in found.values()]
+        jobs_by_config.setdefault(json.dumps([job.until_epoch, _fixed_config(job)], sort_keys=True), []).append(job)
+    return [sorted(group, key=_optimizer_key) for group in jobs_by_config.values()]
 
 
-def obstacle(group: Sequence[Job]) -> str | None:
+def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
     """Return why a group cannot be one computation, or None where that is not known."""
     config = plain(group[0].config)
     name, processes = config["optimizer"]["name"], config["device"]["processes"]
@@ -33,21 +33,21 @@ def obstacle(group: Sequence[Job]) -> str | None:
     return None if is_elementwise(name) else f"a step of optimizer={name} depends on all weights of a run"
 
 
-def differences(alone: Sequence[Sequence[Job]]) -> str:
+def find_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
     """Return the keys, apart from seeds and numbers, in which groups differ."""
-    forms = [dict(flatten(_form(group[0]))) for group in alone]
-    keys = sorted({key for form in forms for key in form})
-    return ", ".join(key for key in keys if len({json.dumps(form.get(key)) for form in forms}) > 1)
+    configs = [dict(flatten(_fixed_config(group[0]))) for group in groups]
+    keys = sorted({key for config in configs for key in config})
+    return ", ".join(key for key in keys if len({json.dumps(form.get(key)) for form in configs}) > 1)
 
 
-def _form(job: Job) -> dict[str, Any]:
+def _fixed_config(job: Job) -> dict[str, Any]:
     """Return a job's configuration without what may differ between rows."""
-    form = {key: value for key, value in plain(job.config).items() if key not in (*BESIDE, "seed")}
-    _, settings = technique_config(form["model"])
-    numbers = {field.name for field in fields(settings) if isinstance(getattr(settings, field.name), float)}
-    model = {key: NUMBER if key in numbers else value for key, value in form["model"].items() if key != "recipe"}
-    return {**form, "model": model, "optimizer": {"name": form["optimizer"]["name"]}}
+    config = {key: value for key, value in plain(job.config).items() if key not in (*BESIDE, "seed")}
+    _, settings = technique_config(config["model"])
+    float_names = {field.name for field in fields(settings) if isinstance(getattr(settings, field.name), float)}
+    model = {key: FLOAT_PLACEHOLDER if key in float_names else value for key, value in config["model"].items() if key != "recipe"}
+    return {**config, "model": model, "optimizer": {"name": config["optimizer"]["name"]}}
 
 
-def _rates(job: Job) -> str:
+def _optimizer_key(job: Job) -> str:
     return json.dumps(plain(job.config)["optimizer"], sort_keys=True)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what torch.nn.functional.linear does, under vmap."""
-    plain = torch.is_autocast_enabled(values.device.type) or values.dim() != 2
-    if plain or bias is None:
+    use_torch = torch.is_autocast_enabled(values.device.type) or values.dim() != 2
+    if use_torch or bias is None:
         return F.linear(values, weight, bias)
-    result: Tensor = _Linear.apply(values, weight, bias)
+    result: Tensor = _MemberLinear.apply(values, weight, bias)
     return result
 
 
-class _Linear(torch.autograd.Function):
+class _MemberLinear(torch.autograd.Function):
     """One row: values (batch, inputs), weight (outputs, inputs), bias (outputs,)."""
 
     @staticmethod
@@ -44,10 +44,10 @@ class _Linear(torch.autograd.Function):
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip((values, weight, bias), dims, strict=True)
         ]
-        return _Rows.apply(*rows), 0
+        return _BatchedLinear.apply(*rows), 0
 
 
-class _Rows(torch.autograd.Function):
+class _BatchedLinear(torch.autograd.Function):
     """All rows: values (rows, batch, inputs), weight (rows, outputs, inputs), bias (rows, outputs)."""
 
     @staticmethod
@@ -61,9 +61,9 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         values, weight = context.saved_tensors
-        wanted = context.needs_input_grad
+        needs_grad = context.needs_input_grad
         return (
-            torch.bmm(gradient, weight) if wanted[0] else None,
-            torch.bmm(gradient.mT, values) if wanted[1] else None,
-            gradient.sum(1) if wanted[2] else None,
+            torch.bmm(gradient, weight) if needs_grad[0] else None,
+            torch.bmm(gradient.mT, values) if needs_grad[1] else None,
+            gradient.sum(1) if needs_grad[2] else None,
         )

@@ -6,78 +6,78 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from genexp.data.stream import BatchStream, side_by_side
-from genexp.ensemble.member import Row
-from genexp.ensemble.step import Stack
+from genexp.ensemble.member import EnsembleMember
+from genexp.ensemble.step import EnsembleStep
 from genexp.technique import Batch, Clock
 from genexp.training.stopping import StopRequest
 
 
-def train_together(rows: Sequence[Row], stop: StopRequest) -> None:
+def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None:
     """Run rows that stand at the same step to their ends. A row that fails leaves the others alone."""
-    first = rows[0].built
-    per_epoch = first.material.feed.steps_per_epoch
-    clock = Clock(rows[0].sitting.start, first.total_steps, per_epoch)
-    going = _each(rows, lambda row: row.open())
-    going = _each(going, lambda row: row.begin(clock))
+    first = members[0].run
+    steps_per_epoch = first.material.feed.steps_per_epoch
+    clock = Clock(members[0].context.start, first.total_steps, steps_per_epoch)
+    active = _apply_to_members(members, lambda row: row.open())
+    active = _apply_to_members(active, lambda row: row.initialize(clock))
     if clock.ends or (clock.step > 0 and stop.interrupts(clock.complete_epochs)):
-        _each(going, lambda row: row.look_back(clock))
+        _apply_to_members(active, lambda row: row.record_final_snapshot(clock))
         return
     try:
-        while going:
-            clock, going = _lockstep(going, clock, stop)
+        while active:
+            clock, active = _train_until_exit(active, clock, stop)
     except BaseException as error:
-        for row in going:
+        for row in active:
             row.close(error)
         raise
 
 
-def stacked(rows: Sequence[Row]) -> Stack:
+def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
     """Return the rows as one computation. Raises UnlikeError."""
-    return Stack([row.built.learner for row in rows], [row.built.seed for row in rows])
+    return EnsembleStep([row.run.learner for row in members], [row.run.seed for row in members])
 
 
-def batches_for(rows: Sequence[Row], first_step: int) -> tuple[Iterator[Batch], bool]:
+def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
     """Return the rows' batches, and whether these are the same for all of them."""
-    feeds = [row.built.material.feed for row in rows]
+    feeds = [row.run.material.feed for row in members]
     streams = [feed for feed in feeds if isinstance(feed, BatchStream)]
-    if len(streams) < len(feeds) or rows[0].built.trainer.batch_size is None:
+    if len(streams) < len(feeds) or members[0].run.trainer.batch_size is None:
         return feeds[0].batches(first_step), True
     return side_by_side(streams, first_step), False
 
 
-def _lockstep(rows: Sequence[Row], clock: Clock, stop: StopRequest) -> tuple[Clock, list[Row]]:
+def _train_until_exit(members: Sequence[EnsembleMember], clock: Clock, stop: StopRequest) -> tuple[Clock, list[EnsembleMember]]:
     """Step all rows until one leaves; return where they stand, and those that go on."""
-    stack = stacked(rows)
-    whole = rows[0].built.material.train
-    batches, shared = batches_for(rows, clock.step + 1)
+    step = build_step(members)
+    train_batches = members[0].run.material.train
+    batches, is_shared = make_batches(members, clock.step + 1)
     for batch in batches:
         clock = Clock(clock.step + 1, clock.total_steps, clock.steps_per_epoch)
-        metrics = stack.step(batch, shared, whole, clock)
-        parts = {name: values.unbind() for name, values in metrics.items()}
-        for place, row in enumerate(rows):
-            row.observer.keep({name: values[place] for name, values in parts.items()})
-        over = clock.ends or stop.out_of_time
-        interrupted = stop.interrupts(clock.complete_epochs)
-        for row in rows:
-            row.done = over or (clock.epoch_ends and row.built.learner.technique.converged)
-            row.ending = row.done or interrupted
-        if any(row.ending for row in rows) or rows[0].observer.is_due(clock):
-            stack.publish()
-            going = [row for row in _each(rows, partial(Row.record, clock=clock)) if not row.ending]
-            if len(going) < len(rows):
-                return clock, going
+        metrics = step.step(batch, is_shared, train_batches, clock)
+        member_metrics = {name: values.unbind() for name, values in metrics.items()}
+        for position, row in enumerate(members):
+            row.snapshot_builder.keep({name: values[position] for name, values in member_metrics.items()})
+        is_over = clock.ends or stop.out_of_time
+        is_interrupted = stop.interrupts(clock.complete_epochs)
+        for row in members:
+            row.is_finished = is_over or (clock.epoch_ends and row.run.learner.technique.converged)
+            row.is_ending = row.is_finished or is_interrupted
+        if any(row.is_ending for row in members) or members[0].snapshot_builder.is_due(clock):
+            step.update_members()
+            active = [row for row in _apply_to_members(members, partial(EnsembleMember.record, clock=clock)) if not row.is_ending]
+            if len(active) < len(members):
+                return clock, active
     raise AssertionError("batches have no end")
 
 
-def _each(rows: Sequence[Row], action: Callable[[Row], None]) -> list[Row]:
+def _apply_to_members(members: Sequence[EnsembleMember], action: Callable[[EnsembleMember], None]) -> list[EnsembleMember]:
     """Do something for each row; return those that it did not end."""
-    kept = []
-    for row in rows:
-        with row.logging():
+    succeeded = []
+    for row in members:
+        with row.redirect_logging():
             try:
                 action(row)
             except Exception as error:
-                row.fail(error)
+                row.record_failure(error)
             else:
-                kept.append(row)
-    return kept
+                succeeded.append(row)
+    return succeeded

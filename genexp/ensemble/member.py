@@ -18,70 +18,70 @@ from genexp.training.trainer import Observer, begin
 
 
 @dataclass
-class Row:
+class EnsembleMember:
     """A job whose run is built, and perhaps under way. Its folder stays claimed until `leave`."""
 
-    number: int  # the job's
-    sitting: Sitting
-    left: ExitStack
-    handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))  # its log's
+    job_number: int  # the job's
+    context: Sitting
+    exit_stack: ExitStack
+    log_handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))  # its log's
 
     recorders: Any = None  # once it is open
-    done: bool = False  # nothing is left to do after this step
-    ending: bool = False  # it stops after this step
+    is_finished: bool = False  # nothing is left to do after this step
+    is_ending: bool = False  # it stops after this step
 
     @property
-    def built(self) -> Run:
-        return self.sitting.built
+    def run(self) -> Run:
+        return self.context.built
 
     def open(self) -> None:
         """Begin to write to the folder. Raises GenexpError."""
-        built = self.built
-        self.recorders = self.sitting.recorders()
-        self.observer = Observer(built.learner, built.material, built.trainer, built.seed, Team())
-        self.recorders.open(self.sitting.describe())
+        built = self.run
+        self.recorders = self.context.recorders()
+        self.snapshot_builder = Observer(built.learner, built.material, built.trainer, built.seed, Team())
+        self.recorders.open(self.context.describe())
 
-    def begin(self, clock: Clock) -> None:
+    def initialize(self, clock: Clock) -> None:
         """Do what comes before the first step of a fresh run."""
-        built = self.built
-        if self.sitting.start == 0:
+        built = self.run
+        if self.context.start == 0:
             begin(built.learner, built.material.train, built.seed)
-            self.recorders.record(self.observer.first(clock))
+            self.recorders.record(self.snapshot_builder.first(clock))
 
     def record(self, clock: Clock) -> None:
         """Write down where the run stands; and its end, where it is `ending`."""
-        self.recorders.record(self.observer.snapshot(clock, done=self.done, ending=self.ending))
-        if self.ending:
-            self.sitting.conclude(self.recorders, clock)
+        self.recorders.record(self.snapshot_builder.snapshot(clock, done=self.is_finished, ending=self.is_ending))
+        if self.is_ending:
+            self.context.conclude(self.recorders, clock)
 
-    def look_back(self, clock: Clock) -> None:
+    def record_final_snapshot(self, clock: Clock) -> None:
         """Write down the end of a run that had come to it, and was killed before it could."""
-        snapshot: Snapshot = self.observer.last(clock)
+        snapshot: Snapshot = self.snapshot_builder.last(clock)
         self.recorders.record(snapshot)
-        self.sitting.conclude(self.recorders, clock)
+        self.context.conclude(self.recorders, clock)
 
     def close(self, error: BaseException) -> None:
         """Tell the recorders of an error that ends the run."""
         if self.recorders is not None:
             self.recorders.close(failure(self.recorders, error))
 
-    def fail(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         """Write down that the run ends here."""
         self.close(error)
-        note_failure(dict(self.sitting.config), self.sitting.folder, error)
+        note_failure(dict(self.context.config), self.context.folder, error)
 
     @contextmanager
-    def logging(self) -> Iterator[None]:
+    def redirect_logging(self) -> Iterator[None]:
         """Let what is logged in the block go to this run's log."""
-        before = logging.root.handlers
-        logging.root.handlers = self.handlers
+        previous_handlers = logging.root.handlers
+        logging.root.handlers = self.log_handlers
         try:
             yield
         finally:
-            logging.root.handlers = before
+            logging.root.handlers = previous_handlers
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Close what the run holds open."""
-        self.left.close()
-        for handler in self.handlers:
+        self.exit_stack.close()
+        for handler in self.log_handlers:
             handler.close()

@@ -11,102 +11,102 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from genexp.ensemble.compatibility import Numbers, UnlikeError
+from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRunsError
 from genexp.ensemble.linear import linear
 from genexp.networks.dropout import dropout, dropout_mask
 from genexp.seeding import seed_for
 
-Fill = Callable[[int, Tensor, torch.Generator], object]  # row, its tensor, its generator
-MaskOf = Callable[[Tensor, float, torch.Generator], Tensor]  # of values, with a rate of zeros
+FillFunction = Callable[[int, Tensor, torch.Generator], object]  # row, its tensor, its generator
+MaskFunction = Callable[[Tensor, float, torch.Generator], Tensor]  # of values, with a rate of zeros
 
 
-class Generators:
+class MemberGenerators:
     """A row's generators, one for each kind of device that it draws on; torch's global ones in a run alone."""
 
     def __init__(self) -> None:
         self._seed = 0
-        self._drawing: dict[str, torch.Generator] = {}
+        self._by_device_type: dict[str, torch.Generator] = {}
 
     def seed(self, *parts: int | str) -> None:
         """Begin a step, as `seed_generators` does for a run alone."""
         self._seed = seed_for(*parts)
-        for generator in self._drawing.values():
+        for generator in self._by_device_type.values():
             generator.manual_seed(self._seed)
 
-    def on(self, device: torch.device) -> torch.Generator:
+    def get_generator(self, device: torch.device) -> torch.Generator:
         """Return the generator for tensors on `device`."""
-        if device.type not in self._drawing:
-            self._drawing[device.type] = torch.Generator(device).manual_seed(self._seed)
-        return self._drawing[device.type]
+        if device.type not in self._by_device_type:
+            self._by_device_type[device.type] = torch.Generator(device).manual_seed(self._seed)
+        return self._by_device_type[device.type]
 
     @contextmanager
-    def as_global(self, device: torch.device) -> Iterator[None]:
+    def use_as_global(self, device: torch.device) -> Iterator[None]:
         """Let torch's global generators draw what these would, while the block runs."""
-        kinds = {device.type: _global_generator(device), "cpu": torch.default_generator}
+        kinds = {device.type: _get_global_generator(device), "cpu": torch.default_generator}
         for kind, generator in kinds.items():
-            generator.set_state(self.on(torch.device(kind)).get_state())
+            generator.set_state(self.get_generator(torch.device(kind)).get_state())
         yield
         for kind, generator in kinds.items():
-            self.on(torch.device(kind)).set_state(generator.get_state())
+            self.get_generator(torch.device(kind)).set_state(generator.get_state())
 
 
-def _global_generator(device: torch.device) -> torch.Generator:
+def _get_global_generator(device: torch.device) -> torch.Generator:
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
 
 
-class Draws(TorchFunctionMode):
+class MemberRandomMode(TorchFunctionMode):
     """While active within a function under vmap, random functions draw for each row from the row's own generators.
 
     A random function that is not among them is left to vmap, which refuses it.
     """
 
-    def __init__(self, rows: Sequence[Generators], numbers: Numbers, index: Tensor) -> None:
+    def __init__(self, generators: Sequence[MemberGenerators], hyperparameters: VaryingHyperparameters, member_index: Tensor) -> None:
         super().__init__()
-        self._rows, self._numbers, self._index = rows, numbers, index
+        self._generators, self._hyperparameters, self._member_index = generators, hyperparameters, member_index
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        own = OWN.get(function)
-        return function(*args, **(kwargs or {})) if own is None else own(self, *args, **(kwargs or {}))
+        replacement = REPLACEMENTS.get(function)
+        return function(*args, **(kwargs or {})) if replacement is None else replacement(self, *args, **(kwargs or {}))
 
-    def each(self, shape: Sequence[int], like: Tensor, fill: Fill) -> Tensor:
+    def draw_per_member(self, shape: Sequence[int], like: Tensor, fill: FillFunction) -> Tensor:
         """Return what `fill` writes for each row, in the view that the vmapped function has: `shape`."""
 
         def draw() -> Tensor:
-            drawn = torch.empty(len(self._rows), *shape, dtype=like.dtype, device=like.device)
-            for row, generators in enumerate(self._rows):
-                fill(row, drawn[row], generators.on(like.device))
-            return drawn
+            stacked = torch.empty(len(self._generators), *shape, dtype=like.dtype, device=like.device)
+            for row, generators in enumerate(self._generators):
+                fill(row, stacked[row], generators.get_generator(like.device))
+            return stacked
 
-        result: Tensor = _Outside.apply(self._index, draw)
+        result: Tensor = _DrawOutsideVmap.apply(self._member_index, draw)
         return result
 
-    def dropout(self, values: Tensor, p: float | Tensor, training: bool, mask_of: MaskOf) -> Tensor:
+    def dropout(self, values: Tensor, p: float | Tensor, training: bool, make_mask: MaskFunction) -> Tensor:
         """Do what dropout by masks of a kind does on a CPU. Raises UnlikeError where rows cannot."""
-        rates = self._numbers.values(p, len(self._rows))
+        rates = self._hyperparameters.get_values(p, len(self._generators))
         if not training or not any(rates):
             return values
         if values.dim() == 4 and values.device.type == "cpu":
             # A run alone draws there in the order in which numbers lie: channels last, unlike here.
-            raise UnlikeError("dropout between convolutions would draw other numbers than in a run alone")
+            raise IncompatibleRunsError("dropout between convolutions would draw other numbers than in a run alone")
 
         def fill(row: int, mask: Tensor, generator: torch.Generator) -> None:
-            mask.copy_(mask_of(mask, rates[row], generator))
+            mask.copy_(make_mask(mask, rates[row], generator))
 
-        return values * self.each(values.shape, values, fill)
+        return values * self.draw_per_member(values.shape, values, fill)
 
 
-def _torchs_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
+def _torch_dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """Return the mask that torch.nn.functional.dropout draws."""
     if p in (0, 1):
         return torch.full_like(like, 1 - p)
     return torch.empty_like(like).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
-class _Outside(torch.autograd.Function):
+class _DrawOutsideVmap(torch.autograd.Function):
     """Calls a function outside of vmap, which would refuse to draw, and takes its result as that of all rows."""
 
     @staticmethod
@@ -124,55 +124,55 @@ class _Outside(torch.autograd.Function):
         return draw(), 0
 
 
-def _sized(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _wrap_sized(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the row-wise form of torch.randn or its like, which take a size."""
 
-    def draw(draws: Draws, *size: Any, **options: Any) -> Tensor:
+    def draw_sized(draws: MemberRandomMode, *size: Any, **options: Any) -> Tensor:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
         like = torch.empty(0, dtype=options.get("dtype"), device=options.get("device"))
-        return draws.each(shape, like, lambda row, out, generator: _into(out, function, shape, generator))
+        return draws.draw_per_member(shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator))
 
-    return draw
+    return draw_sized
 
 
-def _like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _wrap_like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the row-wise form of torch.randn_like or its like; `function` takes a size."""
 
-    def draw(draws: Draws, values: Tensor, **options: Any) -> Tensor:
+    def draw_like(draws: MemberRandomMode, values: Tensor, **options: Any) -> Tensor:
         like = torch.empty(
             0, dtype=options.get("dtype", values.dtype), device=options.get("device", values.device)
         )
         shape = values.shape
-        return draws.each(shape, like, lambda row, out, generator: _into(out, function, shape, generator))
+        return draws.draw_per_member(shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator))
 
-    return draw
+    return draw_like
 
 
-def _into(out: Tensor, function: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator) -> None:
+def _fill_in_place(out: Tensor, function: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator) -> None:
     function(shape, generator=generator, out=out)
 
 
-def _randint(draws: Draws, *bounds: Any, **options: Any) -> Tensor:
-    *limits, size = bounds
-    low, high = limits if len(limits) == 2 else (0, limits[0])
+def _draw_randint(mode: MemberRandomMode, *bounds: Any, **options: Any) -> Tensor:
+    *low_high, size = bounds
+    low, high = low_high if len(low_high) == 2 else (0, low_high[0])
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
-    return draws.each(size, like, lambda row, out, gen: torch.randint(low, high, size, generator=gen, out=out))
+    return mode.draw_per_member(size, like, lambda row, out, gen: torch.randint(low, high, size, generator=gen, out=out))
 
 
-def _randperm(draws: Draws, count: int, **options: Any) -> Tensor:
+def _draw_randperm(mode: MemberRandomMode, count: int, **options: Any) -> Tensor:
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
-    return draws.each((count,), like, lambda row, out, gen: torch.randperm(count, generator=gen, out=out))
+    return mode.draw_per_member((count,), like, lambda row, out, gen: torch.randperm(count, generator=gen, out=out))
 
 
 def _normalize(
-    draws: Draws, values: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+    mode: MemberRandomMode, values: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
 ) -> Tensor:
     """Under vmap there is no `out`; spectral normalisation asks for it."""
     result = F.normalize(values, p, dim, eps)
     return result if out is None else out.copy_(result)
 
 
-class _Flattened(torch.autograd.Function):
+class _AffineGrid(torch.autograd.Function):
     """torch.nn.functional.affine_grid, for which vmap has no rule: rows of batches are one larger batch."""
 
     @staticmethod
@@ -192,21 +192,21 @@ class _Flattened(torch.autograd.Function):
         return grid.unflatten(0, rows.shape[:2]), 0
 
 
-def _affine_grid(draws: Draws, theta: Tensor, size: list[int], align_corners: bool | None = None) -> Tensor:
-    result: Tensor = _Flattened.apply(theta, size, align_corners)
+def _affine_grid(mode: MemberRandomMode, theta: Tensor, size: list[int], align_corners: bool | None = None) -> Tensor:
+    result: Tensor = _AffineGrid.apply(theta, size, align_corners)
     return result
 
 
-OWN: dict[Any, Callable[..., Tensor]] = {
-    torch.randn: _sized(torch.randn),
-    torch.rand: _sized(torch.rand),
-    torch.randn_like: _like(torch.randn),
-    torch.rand_like: _like(torch.rand),
-    torch.randint: _randint,
-    torch.randperm: _randperm,
+REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
+    torch.randn: _wrap_sized(torch.randn),
+    torch.rand: _wrap_sized(torch.rand),
+    torch.randn_like: _wrap_like(torch.randn),
+    torch.rand_like: _wrap_like(torch.rand),
+    torch.randint: _draw_randint,
+    torch.randperm: _draw_randperm,
     dropout: lambda draws, values, p, training: draws.dropout(values, p, training, dropout_mask),
     F.dropout: lambda draws, values, p=0.5, training=True, inplace=False: draws.dropout(
-        values, p, training, _torchs_mask
+        values, p, training, _torch_dropout_mask
     ),
     F.linear: lambda draws, *args, **options: linear(*args, **options),
     F.normalize: _normalize,

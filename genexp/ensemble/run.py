@@ -11,122 +11,122 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from genexp.ensemble.autotune import tried
-from genexp.ensemble.compatibility import UnlikeError
-from genexp.ensemble.grouping import differences, groups, obstacle
-from genexp.ensemble.loop import train_together
-from genexp.ensemble.member import Row
+from genexp.ensemble.autotune import time_both
+from genexp.ensemble.compatibility import IncompatibleRunsError
+from genexp.ensemble.grouping import find_differing_keys, group_jobs, find_ensemble_obstacle
+from genexp.ensemble.loop import train_ensemble
+from genexp.ensemble.member import EnsembleMember
 from genexp.runs.build import Run
 from genexp.runs.run import sitting_down
 from genexp.sweep.job import Job, in_hydra, quiet_console, run_job
 from genexp.training.stopping import stop_on_signals
 
-Say = Callable[[str], None]
+MessageCallback = Callable[[str], None]
 
 
-def run_together(
-    jobs: Sequence[Job], may_begin: Callable[[], bool], say: Say, *, measure: bool
+def run_jobs(
+    jobs: Sequence[Job], can_start_job: Callable[[], bool], print_line: MessageCallback, *, should_measure: bool
 ) -> signal.Signals | None:
     """Run jobs; return the signal that stopped them, if one did.
 
     What can be one computation and is faster so is; all of it that can be, where nothing is to be `measured`.
     """
-    alone: list[Sequence[Job]] = []
-    for group in groups(jobs):
+    sequential: list[Sequence[Job]] = []
+    for group in group_jobs(jobs):
         if len(group) == 1:
-            alone.append(group)
+            sequential.append(group)
             continue
-        reason = obstacle(group)
+        reason = find_ensemble_obstacle(group)
         if reason is not None:
-            say(f"{_names([job.number for job in group])} one after the other: {reason}")
-            alone.append(group)
+            print_line(f"{_format_job_numbers([job.number for job in group])} one after the other: {reason}")
+            sequential.append(group)
             continue
-        if not may_begin():
+        if not can_start_job():
             return None
-        stopped, rest = _as_one(group, say, measure=measure)
-        if stopped is not None:
-            return stopped
-        alone += rest
-    single = [group for group in alone if len(group) == 1]
-    if len(single) > 1:
-        names = _names([job.number for (job,) in single])
-        say(f"{names} one after the other: they differ in {differences(single)}")
-    for job in (job for group in alone for job in group):
-        if not may_begin():
+        stop_signal, remaining = _run_ensemble(group, print_line, should_measure=should_measure)
+        if stop_signal is not None:
+            return stop_signal
+        sequential += remaining
+    single_jobs = [group for group in sequential if len(group) == 1]
+    if len(single_jobs) > 1:
+        names = _format_job_numbers([job.number for (job,) in single_jobs])
+        print_line(f"{names} one after the other: they differ in {find_differing_keys(single_jobs)}")
+    for job in (job for group in sequential for job in group):
+        if not can_start_job():
             return None
-        stopped = run_job(job)
-        if stopped is not None:
-            return stopped
+        stop_signal = run_job(job)
+        if stop_signal is not None:
+            return stop_signal
     return None
 
 
-def _as_one(jobs: Sequence[Job], say: Say, *, measure: bool) -> tuple[signal.Signals | None, list[Sequence[Job]]]:
+def _run_ensemble(jobs: Sequence[Job], print_line: MessageCallback, *, should_measure: bool) -> tuple[signal.Signals | None, list[Sequence[Job]]]:
     """Run jobs as one computation; return the signal that stopped them, and the jobs that are left."""
-    left: list[Sequence[Job]] = []
-    with _rows(jobs) as rows:
-        for _, several in groupby(
-            sorted(rows, key=lambda row: row.sitting.start), key=lambda row: row.sitting.start
+    remaining: list[Sequence[Job]] = []
+    with _open_members(jobs) as all_members:
+        for _, same_start in groupby(
+            sorted(all_members, key=lambda row: row.context.start), key=lambda row: row.context.start
         ):
-            some = list(several)
-            if not _is_worth_it(some, say, measure=measure):
-                left.append([job for job in jobs if job.number in {row.number for row in some}])
+            members = list(same_start)
+            if not _should_run_ensemble(members, print_line, should_measure=should_measure):
+                remaining.append([job for job in jobs if job.number in {row.job_number for row in members}])
                 continue
-            trainer, until = some[0].built.trainer, jobs[0].until_epoch
-            with stop_on_signals(trainer.time_budget, until_epoch=until) as stop:
-                train_together(some, stop)
+            trainer_config, until_epoch = members[0].run.trainer, jobs[0].until_epoch
+            with stop_on_signals(trainer_config.time_budget, until_epoch=until_epoch) as stop:
+                train_ensemble(members, stop)
             if stop.signal is not None:
                 return stop.signal, []
-    return None, left
+    return None, remaining
 
 
-def _is_worth_it(rows: Sequence[Row], say: Say, *, measure: bool) -> bool:
-    names = _names([row.number for row in rows])
-    if len(rows) == 1:
+def _should_run_ensemble(members: Sequence[EnsembleMember], print_line: MessageCallback, *, should_measure: bool) -> bool:
+    names = _format_job_numbers([row.job_number for row in members])
+    if len(members) == 1:
         return False
     try:
-        trial = tried(rows, measure=measure)
-    except UnlikeError as error:
-        say(f"{names} one after the other: {error}")
+        timing = time_both(members, should_measure=should_measure)
+    except IncompatibleRunsError as error:
+        print_line(f"{names} one after the other: {error}")
         return False
-    if trial is None:
-        say(f"{names} as one computation")
+    if timing is None:
+        print_line(f"{names} as one computation")
         return True
-    figures = f"{trial.together * 1000:.3g} ms a step of all, one after the other {trial.alone * 1000:.3g} ms"
-    say(f"{names} {'as one computation' if trial.pays else 'one after the other'}: as one {figures}")
-    return trial.pays
+    times = f"{timing.ensemble_seconds * 1000:.3g} ms a step of all, one after the other {timing.sequential_seconds * 1000:.3g} ms"
+    print_line(f"{names} {'as one computation' if timing.is_ensemble_faster else 'one after the other'}: as one {times}")
+    return timing.is_ensemble_faster
 
 
 @contextmanager
-def _rows(jobs: Sequence[Job]) -> Iterator[list[Row]]:
+def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
     """Build jobs that differ in numbers only, on one data set; one that cannot be built is left out."""
-    rows: list[Row] = []
+    members: list[EnsembleMember] = []
     with quiet_console(), warnings.catch_warnings():
         # Where vmap has no rule for an operation it calls it row by row, which is what a run alone does.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
             for job in jobs:
-                row = _built(job, rows[0].built if rows else None)
+                row = _build_member(job, members[0].run if members else None)
                 if row is not None:
-                    rows.append(row)
-            yield rows
+                    members.append(row)
+            yield members
         finally:
-            for row in rows:
-                row.leave()
+            for row in members:
+                row.release()
 
 
-def _built(job: Job, like: Run | None) -> Row | None:
-    def build(config: DictConfig, folder: Path) -> Row:
-        with ExitStack() as left:
-            sitting = left.enter_context(sitting_down(config, folder, like))
-            return Row(job.number, sitting, left.pop_all())
+def _build_member(job: Job, template: Run | None) -> EnsembleMember | None:
+    def build(config: DictConfig, folder: Path) -> EnsembleMember:
+        with ExitStack() as exit_stack:
+            context = exit_stack.enter_context(sitting_down(config, folder, template))
+            return EnsembleMember(job.number, context, exit_stack.pop_all())
         raise AssertionError
 
     row = in_hydra(job, build)
-    return row if isinstance(row, Row) else None
+    return row if isinstance(row, EnsembleMember) else None
 
 
-def _names(jobs: Sequence[int]) -> str:
-    numbers = sorted(jobs)
+def _format_job_numbers(job_numbers: Sequence[int]) -> str:
+    numbers = sorted(job_numbers)
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"jobs #{numbers[0]} to #{numbers[-1]}"
     return f"{'jobs' if len(numbers) > 1 else 'job'} {', '.join(f'#{number}' for number in numbers)}"

@@ -15,7 +15,7 @@ from benchmark import clock
 from benchmark.compose import configuration
 from benchmark.paired_rounds import Comparison, alone, compete
 from genexp.data.stream import BatchStream, side_by_side
-from genexp.ensemble.step import Stack
+from genexp.ensemble.step import EnsembleStep
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
@@ -96,7 +96,7 @@ def _together(configs: Sequence[Config]) -> tuple[float, list[float]]:
     runs: list[Run] = []
     for config in configs:
         runs.append(build_run(config, None, like=runs[0] if runs else None))
-    stack = Stack([run.learner for run in runs], [run.seed for run in runs])
+    stack = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
     batches = side_by_side([feed for run in runs if isinstance(feed := run.material.feed, BatchStream)], 1)
     for step in range(1, WARM + STEPS + 1):
         if step == WARM + 1:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from genexp.ensemble.compatibility import Numbers, UnlikeError
-from genexp.ensemble.random_draws import Draws, Generators
-from genexp.ensemble.step import Stack, clip
+from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRunsError
+from genexp.ensemble.random_draws import MemberRandomMode, MemberGenerators
+from genexp.ensemble.step import EnsembleStep, clip_grad_norm_per_member
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
@@ -73,14 +73,14 @@ def alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
 
 def together(runs: list[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """Return the states of runs that learn as one."""
-    stack = Stack([run.learner for run in runs], [run.seed for run in runs])
+    stack = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
     feeds = [run.material.feed.batches(1) for run in runs]
     for step in range(1, steps + 1):
         each = [next(feed) for feed in feeds]
         batch = {name: torch.stack([part[name] for part in each]) for name in each[0]}
         clock = Clock(step, steps, runs[0].material.feed.steps_per_epoch)
         stack.step(batch, False, runs[0].material.train, clock)
-    stack.publish()
+    stack.update_members()
     return [run.learner.state() for run in runs]
 
 
@@ -156,7 +156,7 @@ def test_rows_multiply_as_the_runs_alone_do(monkeypatch: pytest.MonkeyPatch) -> 
 
         return call
 
-    monkeypatch.setattr(Stack, "losses", noticing(Stack.losses))
+    monkeypatch.setattr(EnsembleStep, "losses", noticing(EnsembleStep.compute_losses))
     monkeypatch.setattr(torch.Tensor, "backward", noticing(torch.Tensor.backward))
     words = [[*each, "trainer.precision=bf32"] for each in variants("vae")]
     first = built(*words[0])
@@ -201,24 +201,24 @@ def test_rows_that_go_on_together_need_not_have_begun_together() -> None:
     runs = [built(*each) for each in words]
     batches = [run.material.feed.batches(1) for run in runs]
     for first, last, rows in ((1, 4, [0, 1, 2]), (5, 8, [0, 2])):
-        stack = Stack([runs[row].learner for row in rows], [runs[row].seed for row in rows])
+        stack = EnsembleStep([runs[row].learner for row in rows], [runs[row].seed for row in rows])
         for step in range(first, last + 1):
             parts = [next(batches[row]) for row in rows]
             batch = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
             clock = Clock(step, 8, runs[0].material.feed.steps_per_epoch)
             stack.step(batch, False, runs[0].material.train, clock)
-        stack.publish()
+        stack.update_members()
     for row in (0, 2):
         assert_close(runs[row].learner.state(), expected[row], 1e-9)
 
 
 def test_an_unknown_random_function_is_refused() -> None:
-    rows = [Generators(), Generators()]
+    rows = [MemberGenerators(), MemberGenerators()]
     for row in rows:
         row.seed(0)
 
     def draw(index: torch.Tensor) -> torch.Tensor:
-        with Draws(rows, Numbers([]), index):
+        with MemberRandomMode(rows, VaryingHyperparameters([]), index):
             return torch.poisson(torch.ones(3))
 
     with pytest.raises(RuntimeError, match="vmap"):
@@ -228,22 +228,22 @@ def test_an_unknown_random_function_is_refused() -> None:
 def test_dropout_between_convolutions_is_left_to_runs_alone() -> None:
     words = [[*tiny("dcgan"), "model.dropout=0.5", f"seed={seed}"] for seed in (1, 2)]
     first = built(*words[0])
-    with pytest.raises(UnlikeError, match="dropout between convolutions"):
+    with pytest.raises(IncompatibleRunsError, match="dropout between convolutions"):
         together([first, built(*words[1], like=first)], 1)
 
 
 def test_what_is_more_than_a_number_is_named() -> None:
     one = [built(*tiny("stacked_autoencoder"), f"model.activation={name}") for name in ("relu", "tanh")]
-    with pytest.raises(UnlikeError, match="activation"):
-        Numbers([run.learner.technique for run in one])
+    with pytest.raises(IncompatibleRunsError, match="activation"):
+        VaryingHyperparameters([run.learner.technique for run in one])
     one = [built(*tiny("stacked_autoencoder"), f"model.widths={widths}") for widths in ("[8,4]", "[8,3]")]
-    with pytest.raises(UnlikeError, match="widths"):
-        Numbers([run.learner.technique for run in one])
+    with pytest.raises(IncompatibleRunsError, match="widths"):
+        VaryingHyperparameters([run.learner.technique for run in one])
 
 
 def test_gradients_are_clipped_row_by_row() -> None:
     gradients = [torch.tensor([[3.0, 0.0], [0.3, 0.0]]), torch.tensor([[4.0], [0.4]])]
-    assert clip(gradients, 1.0).tolist() == pytest.approx([5.0, 0.5])
+    assert clip_grad_norm_per_member(gradients, 1.0).tolist() == pytest.approx([5.0, 0.5])
     assert gradients[0].tolist() == [pytest.approx([0.6, 0.0]), pytest.approx([0.3, 0.0])]
     assert gradients[1].flatten().tolist() == pytest.approx([0.8, 0.4])
 

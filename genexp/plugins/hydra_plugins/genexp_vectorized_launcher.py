@@ -19,9 +19,9 @@ class VectorizedLauncher(SweepLauncher):
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Run the jobs; a signal that stops them ends the sweep."""
-        from genexp.ensemble.run import run_together  # with torch: every start imports this module
+        from genexp.ensemble.run import run_jobs  # with torch: every start imports this module
 
-        stopped = run_together(jobs, self.may_begin, self.overview.say, measure=self.measure)
+        stopped = run_jobs(jobs, self.may_begin, self.overview.say, should_measure=self.measure)
         if stopped is not None:
             sys.exit(128 + stopped)
 
