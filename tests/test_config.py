@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genexp.config import bind, config_folder, nearest, require
 from genexp.data.dataset import DataSpec
-from genexp.data.registry import find_source, source_names
+from genexp.data.registry import find_dataset, list_datasets
 from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
 from genexp.runs.build import RunConfig
@@ -76,11 +76,11 @@ def test_a_data_sets_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((config_folder() / "dataset" / f"{name}.yaml").read_text())
     node.pop("defaults", None)
     assert node["name"] == name
-    assert set(node) == keys(find_source(name).config)
+    assert set(node) == keys(find_dataset(name).config_class)
 
 
 def test_every_data_set_has_a_file() -> None:
-    assert choices("dataset") == source_names()
+    assert choices("dataset") == list_datasets()
 
 
 def test_the_top_of_the_configuration_has_the_keys_of_its_dataclass() -> None:
@@ -284,7 +284,7 @@ def bound(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
     model = {key: value for key, value in config["model"].items() if key not in ("name", "recipe")}
     bind(RunConfig, {key: config[key] for key in keys(RunConfig)}, "")
     bind(DeviceConfig, config["device"], "device")
-    bind(find_source(config["dataset"]["name"]).config, config["dataset"], "dataset")
+    bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
     technique: Any = bind(find_technique(config["model"]["name"]).Config, model, "model")
     trainer = bind(TrainerConfig, config["trainer"], "trainer")
     return technique, trainer, plan_optimizers(config["optimizer"]).for_phase("")

@@ -6,7 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from genexp.data import source_names
+from genexp.data import list_datasets
 from genexp.technique import technique_names
 from tests.support.command import REPOSITORY
 
@@ -24,7 +24,7 @@ def test_its_tree_is_the_tree() -> None:
 
 
 def test_it_names_every_technique_and_data_set() -> None:
-    missing = [name for name in [*technique_names(), *source_names()] if f"`{name}`" not in README]
+    missing = [name for name in [*technique_names(), *list_datasets()] if f"`{name}`" not in README]
     assert not missing
 
 

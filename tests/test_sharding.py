@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.data.dataset import Split
-from genexp.data.loading import hold
+from genexp.data.loading import make_loader
 from genexp.data.stream import BatchStream
 from genexp.distributed.global_batch import AsOfTheWhole
 from genexp.distributed.rank import Place, given_place
@@ -83,10 +83,10 @@ def test_batch_norm_of_the_whole_is_torchs(shape: tuple[int, ...]) -> None:
 
 
 def test_parts_of_batches_are_disjoint_and_make_up_the_batches() -> None:
-    numbers = hold(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
-    whole_stream = BatchStream(numbers, 6, seed=1, name="numbers").batches(1)
+    numbers = make_loader(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
+    whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").batches(1)
     streams = [
-        BatchStream(numbers, 6, seed=1, name="numbers", part=Part(index, 3)).batches(1) for index in range(3)
+        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Part(index, 3)).batches(1) for index in range(3)
     ]
     for _ in range(7):
         parts = [next(stream)["point"] for stream in streams]

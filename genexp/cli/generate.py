@@ -176,7 +176,7 @@ def _translated_examples(order: Order, way: Translation) -> list[Path]:
     results = torch.cat([way.apply(part) for part in batch[way.source].split(READ_AT_ONCE)])
     for index, image in enumerate(results):
         write_image(folder / f"{index:05d}.png", image)
-    truth = [batch[way.truth]] if run.dataset.test.aligned and way.truth in batch else []
+    truth = [batch[way.truth]] if run.dataset.test.is_aligned and way.truth in batch else []
     picture = changes(batch[way.source], results, *truth)
     return [write_picture(order.folder / f"{way.name}.png", picture), folder]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genexp.data.loading import scaled
-from genexp.data.sources._image_files import BrokenPicture, find_pictures, read_picture
+from genexp.data.loading import convert_dtype
+from genexp.data.sources._image_files import UnreadableImageError, find_image_files, read_image
 from genexp.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def find_inputs(path: Path) -> dict[Path, str]:
         return {path: path.stem}
     if not path.is_dir():
         raise DataError(f"--input {path} is no file and no folder; give a picture, or a folder of pictures")
-    files = find_pictures(path)
+    files = find_image_files(path)
     if not files:
         raise DataError(f"--input {path} holds no pictures; give a folder that does")
     short = [file.relative_to(path).with_suffix("").as_posix() for file in files]
@@ -49,12 +49,12 @@ def read_inputs(
     channels, height, width = shape
     if height != width:
         raise ConfigError(f"--input gives square images, and this run's are {width}×{height}; leave it out")
-    broken: list[BrokenPicture] = []
+    broken: list[UnreadableImageError] = []
     readable = _readable(files, height, channels, broken)
     count = 0
     while portion := list(islice(readable, at_once)):
         count += len(portion)
-        yield [file for file, _ in portion], scaled(torch.stack([image for _, image in portion]))
+        yield [file for file, _ in portion], convert_dtype(torch.stack([image for _, image in portion]))
     if not count:
         others = f", nor can the {len(broken) - 1} others" if len(broken) > 1 else ""
         raise DataError(f"--input: {broken[0]}{others}")
@@ -63,10 +63,10 @@ def read_inputs(
 
 
 def _readable(
-    files: Sequence[Path], size: int, channels: int, broken: list[BrokenPicture]
+    files: Sequence[Path], size: int, channels: int, broken: list[UnreadableImageError]
 ) -> Iterator[tuple[Path, Tensor]]:
     for file in files:
         try:
-            yield file, read_picture(file, size, channels)
-        except BrokenPicture as error:
+            yield file, read_image(file, size, channels)
+        except UnreadableImageError as error:
             broken.append(error)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from genexp.capabilities import Clusters, Explains, Samples
-from genexp.data.loading import hold
+from genexp.data.loading import make_loader
 from genexp.data.stream import SplitBatches
-from genexp.data.subset import limited
+from genexp.data.subset import subset
 from genexp.errors import GenexpError
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
@@ -105,8 +105,8 @@ def own_scores(work: _Work) -> dict[str, float]:
 def latent_scores(work: _Work) -> dict[str, float]:
     """Return how well labels can be told from latent codes."""
     run = work.run
-    few = limited(run.dataset, PROBE_SAMPLES).train
-    train = codes_and_labels(run, SplitBatches(hold(few, run.device), EVALUATION_BATCH))
+    few = subset(run.dataset, PROBE_SAMPLES).train
+    train = codes_and_labels(run, SplitBatches(make_loader(few, run.device), EVALUATION_BATCH))
     if train is None:
         return {}
     test = codes_and_labels(run, SplitBatches(run.held_out, EVALUATION_BATCH, limit=PROBE_SAMPLES))
@@ -139,7 +139,7 @@ def cluster_scores(work: _Work) -> dict[str, float]:
     technique = run.technique
     if not isinstance(technique, Clusters) or "label" not in run.dataset.test.streams:
         return {}
-    train = SplitBatches(hold(run.dataset.train, run.device), EVALUATION_BATCH)
+    train = SplitBatches(make_loader(run.dataset.train, run.device), EVALUATION_BATCH)
     learned = {f"train_{name}": score for name, score in agreement(technique, train).items()}
     return learned if "acc" in work.scores else {**agreement(technique, run.test()), **learned}
 

@@ -39,7 +39,7 @@ class Split:
     """
 
     streams: Mapping[str, Stream]
-    aligned: bool = True  # sample i of each stream belongs together; else streams are shuffled apart
+    is_aligned: bool = True  # sample i of each stream belongs together; else streams are shuffled apart
 
     def __len__(self) -> int:
         """Return the number of samples an epoch draws: that of the shortest stream."""

@@ -8,26 +8,26 @@ from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split
 
-SAMPLES = 2000  # of each stream that the checksum takes in, evenly spread: it costs a millisecond
+CHECKSUM_SAMPLES = 2000  # of each stream that the checksum takes in, evenly spread: it costs a millisecond
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:
     """Return split → its size and a checksum. What is read from disk sample by sample has its size only."""
-    return {"train": _in_words(dataset.train), "test": _in_words(dataset.test)}
+    return {"train": _describe_split(dataset.train), "test": _describe_split(dataset.test)}
 
 
-def _in_words(split: Split) -> str:
-    checksum, complete = 0, True
+def _describe_split(split: Split) -> str:
+    checksum, is_complete = 0, True
     for name in sorted(split.streams):
         stream = split.streams[name]
         if isinstance(stream, Tensor):
-            checksum = crc32c(_spread(stream), checksum)
+            checksum = crc32c(_read_evenly_spaced(stream), checksum)
         else:
-            complete = False
+            is_complete = False
     size = f"{len(split):,} samples"
-    return f"{size}, checksum {checksum:08x}" if complete else size
+    return f"{size}, checksum {checksum:08x}" if is_complete else size
 
 
-def _spread(stream: Tensor) -> bytes:
-    stride = -(-len(stream) // SAMPLES)
+def _read_evenly_spaced(stream: Tensor) -> bytes:
+    stride = -(-len(stream) // CHECKSUM_SAMPLES)
     return stream[::stride].contiguous().view(torch.uint8).cpu().numpy().tobytes()

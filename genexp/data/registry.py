@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 
 from genexp.config import bind, nearest, require
 from genexp.data.dataset import Dataset
-from genexp.data.subset import limited
+from genexp.data.subset import subset
 from genexp.errors import ConfigError
 
 
 @dataclass
-class SourceConfig:
+class DatasetConfig:
     """The keys that every conf/dataset/<name>.yaml has. Sources add their own in a subclass."""
 
     name: str
@@ -29,33 +29,33 @@ class SourceConfig:
         require(self.resident_gb >= 0, "resident_gb", self.resident_gb, "use 0 or more")
 
 
-Config = TypeVar("Config", bound=SourceConfig)
+Config = TypeVar("Config", bound=DatasetConfig)
 
 
-class Source(NamedTuple):
+class DatasetEntry(NamedTuple):
     """A way to a data set."""
 
-    config: type[SourceConfig]
+    config_class: type[DatasetConfig]
     load: Callable[[Any], Dataset]
 
 
-_REGISTRY: dict[str, Source] = {}
+_REGISTRY: dict[str, DatasetEntry] = {}
 
 
-def source(
+def register_dataset(
     name: str, config: type[Config]
 ) -> Callable[[Callable[[Config], Dataset]], Callable[[Config], Dataset]]:
     """Decorator: make `load(config)` known as dataset=`name`, which is also its file's and its YAML's name."""
 
     def register(load: Callable[[Config], Dataset]) -> Callable[[Config], Dataset]:
-        known = _REGISTRY.setdefault(name, Source(config, load))
-        assert known.load.__module__ == load.__module__, f"two sources are named {name}"
+        entry = _REGISTRY.setdefault(name, DatasetEntry(config, load))
+        assert entry.load.__module__ == load.__module__, f"two sources are named {name}"
         return load
 
     return register
 
 
-def source_names() -> list[str]:
+def list_datasets() -> list[str]:
     """Return the names of all sources, without importing any."""
     package = importlib.import_module("genexp.data.sources")
     return sorted(
@@ -63,10 +63,10 @@ def source_names() -> list[str]:
     )
 
 
-def find_source(name: str) -> Source:
+def find_dataset(name: str) -> DatasetEntry:
     """Return the source called `name`, importing only its own module. Raises ConfigError."""
     if name not in _REGISTRY:
-        names = source_names()
+        names = list_datasets()
         if name not in names:
             raise ConfigError(f"dataset.name={name} is no data set; {nearest(str(name), names)}")
         importlib.import_module(f"genexp.data.sources.{name}")
@@ -81,7 +81,7 @@ def load_dataset(node: Mapping[str, Any] | DictConfig, group: str = "dataset") -
     Raises ConfigError for a wrong name, key or value, and DataError where the data is absent or damaged.
     """
     if "name" not in node:
-        raise ConfigError(f"dataset.name is missing; {nearest('', source_names())}")
-    found = find_source(node["name"])
-    config = bind(found.config, node, group)
-    return limited(found.load(config), config.limit)
+        raise ConfigError(f"dataset.name is missing; {nearest('', list_datasets())}")
+    entry = find_dataset(node["name"])
+    config = bind(entry.config_class, node, group)
+    return subset(entry.load(config), config.limit)

@@ -8,7 +8,7 @@ from torch import Tensor
 from genexp.seeding import seed_for
 
 
-def shuffled(count: int, *seed_parts: int | str) -> Tensor:
+def permutation(count: int, *seed_parts: int | str) -> Tensor:
     """Return 0 … `count` - 1 in an order that depends on the seed parts alone: int64, on the CPU."""
     generator = torch.Generator().manual_seed(seed_for(*seed_parts))
     return torch.randperm(count, generator=generator)
@@ -20,14 +20,14 @@ def round_robin(labels: Tensor, *seed_parts: int | str) -> Tensor:
     Within a class the samples keep their order, or are shuffled where seed parts are given. Classes that
     run out leave the turns to the others.
     """
-    positions = shuffled(len(labels), *seed_parts) if seed_parts else torch.arange(len(labels))
-    _, classes = torch.unique(labels[positions], return_inverse=True)
+    order = permutation(len(labels), *seed_parts) if seed_parts else torch.arange(len(labels))
+    _, classes = torch.unique(labels[order], return_inverse=True)
     by_class = torch.argsort(classes, stable=True)
     counts = torch.bincount(classes)
     starts = counts.cumsum(0) - counts  # (classes,) where each class begins in by_class
     turns = torch.empty_like(classes)
     turns[by_class] = torch.arange(len(labels)) - starts[classes[by_class]]
-    return positions[torch.argsort(turns * len(counts) + classes)]
+    return order[torch.argsort(turns * len(counts) + classes)]
 
 
 def stratified_split(labels: Tensor, test_count: int, *seed_parts: int | str) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, LazyStream, Split, Stream
-from genexp.data.sampling import round_robin, shuffled
+from genexp.data.sampling import round_robin, permutation
 
 
-class Subset(LazyStream):
+class LazySubset(LazyStream):
     """Some samples of another lazy stream."""
 
     def __init__(self, stream: LazyStream, indices: Tensor) -> None:
@@ -26,7 +26,7 @@ class Subset(LazyStream):
         return self.stream[self.indices[index]]
 
 
-def limited(dataset: Dataset, limit: int | None) -> Dataset:
+def subset(dataset: Dataset, limit: int | None) -> Dataset:
     """Return `dataset` with at most `limit` training samples, and its test split cut in proportion.
 
     What is kept is the beginning of one fixed shuffled order in which classes take turns, so the subset is
@@ -36,21 +36,21 @@ def limited(dataset: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= train_size:
         return dataset
     test_limit = math.ceil(test_size * limit / train_size)
-    return replace(dataset, train=_cut(dataset.train, limit), test=_cut(dataset.test, test_limit))
+    return replace(dataset, train=_subset_split(dataset.train, limit), test=_subset_split(dataset.test, test_limit))
 
 
 def take(stream: Stream, indices: Tensor) -> Stream:
     """Return the samples of `stream` at `indices`, in that order."""
-    return stream.index_select(0, indices) if isinstance(stream, Tensor) else Subset(stream, indices)
+    return stream.index_select(0, indices) if isinstance(stream, Tensor) else LazySubset(stream, indices)
 
 
-def _cut(split: Split, limit: int) -> Split:
+def _subset_split(split: Split, limit: int) -> Split:
     labels = split.streams.get("label")
-    if split.aligned:
-        order = round_robin(labels, "limit") if isinstance(labels, torch.Tensor) else shuffled(len(split), "limit")
+    if split.is_aligned:
+        order = round_robin(labels, "limit") if isinstance(labels, torch.Tensor) else permutation(len(split), "limit")
         orders = dict.fromkeys(split.streams, order)
     else:
-        orders = {name: shuffled(len(stream), "limit", name) for name, stream in split.streams.items()}
+        orders = {name: permutation(len(stream), "limit", name) for name, stream in split.streams.items()}
     return replace(
         split, streams={name: take(stream, orders[name][:limit]) for name, stream in split.streams.items()}
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from genexp.data.stream import BatchStream, side_by_side
+from genexp.data.stream import BatchStream, stack_batches
 from genexp.ensemble.member import EnsembleMember
 from genexp.ensemble.step import EnsembleStep
 from genexp.technique import Batch, Clock
@@ -42,7 +42,7 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
     streams = [feed for feed in feeds if isinstance(feed, BatchStream)]
     if len(streams) < len(feeds) or members[0].run.trainer.batch_size is None:
         return feeds[0].batches(first_step), True
-    return side_by_side(streams, first_step), False
+    return stack_batches(streams, first_step), False
 
 
 def _train_until_exit(members: Sequence[EnsembleMember], clock: Clock, stop: StopRequest) -> tuple[Clock, list[EnsembleMember]]:

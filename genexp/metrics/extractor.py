@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genexp.data.loading import scaled
+from genexp.data.loading import convert_dtype
 from genexp.networks.classifier import Classifier
 
 
@@ -33,7 +33,7 @@ class FeatureExtractor:
         """
         classifier = self.classifier.to(images.device).eval()
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([classifier.features(scaled(part).float()).cpu() for part in images.split(500)])
+            return torch.cat([classifier.features(convert_dtype(part).float()).cpu() for part in images.split(500)])
 
 
 def save_extractor(extractor: FeatureExtractor, path: Path) -> None:

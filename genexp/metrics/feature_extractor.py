@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split, Stream
-from genexp.data.loading import scaled
+from genexp.data.loading import convert_dtype
 from genexp.errors import ConfigError
 from genexp.metrics.extractor import FeatureExtractor, load_extractor, save_extractor
 from genexp.networks.classifier import Classifier
@@ -89,7 +89,7 @@ def _fit(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int) ->
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
         for chosen in torch.randperm(len(labels))[: batches * size].split(size):
-            loss = F.cross_entropy(classifier(scaled(images[chosen].to(device))), labels[chosen].to(device))
+            loss = F.cross_entropy(classifier(convert_dtype(images[chosen].to(device))), labels[chosen].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -103,7 +103,7 @@ def accuracy(classifier: Classifier, split: Split) -> float:
     """Return the share of `split` that `classifier` labels rightly, in [0, 1]."""
     images, labels = _labelled(split)
     device = next(classifier.parameters()).device
-    guesses = torch.cat([classifier(scaled(part.to(device))).argmax(1).cpu() for part in images.split(500)])
+    guesses = torch.cat([classifier(convert_dtype(part.to(device))).argmax(1).cpu() for part in images.split(500)])
     return float((guesses == labels).double().mean())
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from genexp.config import bind, nearest, require
-from genexp.data import find_source, load_dataset
+from genexp.data import find_dataset, load_dataset
 from genexp.data.dataset import Dataset
-from genexp.data.loading import HeldSplit, hold
-from genexp.data.stream import BatchStream, SplitBatches, examples
+from genexp.data.loading import SplitLoader, make_loader
+from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device, placed, use_deterministic_algorithms
 from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
@@ -51,13 +51,13 @@ class RunConfig:
 class Splits:
     """A data set within reach of the device."""
 
-    train: HeldSplit
-    test: HeldSplit
+    train: SplitLoader
+    test: SplitLoader
 
 
 def hold_splits(dataset: Dataset, device: torch.device, gb: float) -> Splits:
     """Bring a data set within reach of `device`."""
-    return Splits(hold(dataset.train, device, gb), hold(dataset.test, device, gb))
+    return Splits(make_loader(dataset.train, device, gb), make_loader(dataset.test, device, gb))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     processes = bind(DeviceConfig, config["device"], "device").processes
     if batch_size is not None:
         check_rows(batch_size, processes, f"trainer.batch_size={batch_size}")
-    bind(find_source(config["dataset"]["name"]).config, config["dataset"], "dataset")
+    bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
     technique_config(config["model"])
 
 
@@ -174,12 +174,12 @@ def _material(
         of = "" if size is not None else f" ({len(splits.train)} samples)"
         check_rows(size or len(splits.train), place.processes, what + of)
         part = Part(place.rank, place.processes)
-        feed = BatchStream(splits.train, size, seed=seed, name=dataset.name, part=part)
+        feed = BatchStream(splits.train, size, seed=seed, dataset_name=dataset.name, shard=part)
     return Material(
         feed=feed,
         train=SplitBatches(splits.train, _whole_batch(dataset)),
         test=SplitBatches(splits.test, EVALUATION_BATCH),
-        examples=examples(splits.test, learner.technique.example_count),
+        examples=select_examples(splits.test, learner.technique.example_count),
     )
 
 

@@ -16,8 +16,8 @@ from yaml import YAMLError
 
 from genexp.config import bind
 from genexp.data.dataset import Dataset
-from genexp.data.loading import HeldSplit, hold
-from genexp.data.stream import SplitBatches, examples
+from genexp.data.loading import SplitLoader, make_loader
+from genexp.data.stream import SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
 from genexp.run_dir import checkpoint
@@ -35,7 +35,7 @@ class FinishedRun:
     folder: Path
     technique: Technique
     dataset: Dataset
-    held_out: HeldSplit  # the test split
+    held_out: SplitLoader  # the test split
     device: torch.device
     seed: int
     checkpoint: Path
@@ -47,7 +47,7 @@ class FinishedRun:
 
     def examples(self, count: int) -> Batch:
         """Return `count` held-out samples, the classes in turn; fewer where there are fewer."""
-        return examples(self.held_out, count)
+        return select_examples(self.held_out, count)
 
     @contextmanager
     def looking(self, *purpose: int | str, seed: int | None = None) -> Iterator[None]:
@@ -94,7 +94,7 @@ def open_run(folder: Path, config: Mapping[str, Any], *, which: str, device: str
             f"{shown_path(path)} does not fit model={technique.name} of {shown_path(folder)} ({reason}); "
             f"name a checkpoint of this run, or take the version of genexp that made it"
         ) from None
-    held_out = hold(dataset.test, chosen, config["dataset"]["resident_gb"])
+    held_out = make_loader(dataset.test, chosen, config["dataset"]["resident_gb"])
     return FinishedRun(folder, technique, dataset, held_out, chosen, config["seed"], path, content["step"])
 
 

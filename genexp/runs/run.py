@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
-from genexp.data.loading import in_our_words
+from genexp.data.loading import translate_worker_error
 from genexp.device import DeviceConfig, flush_denormals
 from genexp.distributed.launch import Gathering, gathering
 from genexp.distributed.rank import chosen_place
@@ -167,7 +167,7 @@ def _execute(sitting: Sitting, others: Gathering, until_epoch: int | None) -> Re
                     team=team,
                 )
         except BaseException as raised:
-            error = in_our_words(raised)
+            error = translate_worker_error(raised)
             recorders.close(failure(recorders, error))
             if error is raised:
                 raise

@@ -14,7 +14,7 @@ import torch
 from benchmark import clock
 from benchmark.compose import configuration
 from benchmark.paired_rounds import Comparison, alone, compete
-from genexp.data.stream import BatchStream, side_by_side
+from genexp.data.stream import BatchStream, stack_batches
 from genexp.ensemble.step import EnsembleStep
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
@@ -97,7 +97,7 @@ def _together(configs: Sequence[Config]) -> tuple[float, list[float]]:
     for config in configs:
         runs.append(build_run(config, None, like=runs[0] if runs else None))
     stack = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
-    batches = side_by_side([feed for run in runs if isinstance(feed := run.material.feed, BatchStream)], 1)
+    batches = stack_batches([feed for run in runs if isinstance(feed := run.material.feed, BatchStream)], 1)
     for step in range(1, WARM + STEPS + 1):
         if step == WARM + 1:
             begun = clock.now()

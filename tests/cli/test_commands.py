@@ -16,7 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from genexp.data import source_names
+from genexp.data import list_datasets
 from genexp.recorders.progress_bar import MovingLine, Standing
 from genexp.technique import technique_names
 from tests.support.command import REPOSITORY, background, genexp, in_folder, metrics, status
@@ -66,7 +66,7 @@ def test_help_is_a_page_that_lists_every_technique_and_data_set() -> None:
     unwrapped = re.sub(r",\n +", ", ", ended.out).splitlines()
     listed = {line.partition(":")[0].strip(): re.findall(r"\w+", line.partition(":")[2]) for line in unwrapped}
     assert set(technique_names()) <= set(listed["model"])
-    assert set(source_names()) <= set(listed["dataset"])
+    assert set(list_datasets()) <= set(listed["dataset"])
     assert {"vae", "vae_reference"} <= set(listed["experiment"])
     assert "resume=FOLDER" in ended.out
     assert "TAB completion" in ended.out

@@ -21,7 +21,7 @@ from PIL import Image
 
 from genexp.cli import evaluate, sample
 from genexp.cli.generate import PRODUCTS, Order, products_of
-from genexp.data.loading import hold
+from genexp.data.loading import make_loader
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.runs.build import build_technique
 from genexp.runs.load import FinishedRun, find_checkpoint
@@ -214,7 +214,7 @@ def test_every_technique_makes_what_it_declares(name: str, tmp_path: Path) -> No
     config = {str(key): value for key, value in cfg.items()}
     device = torch.device("cpu")
     technique, dataset = build_technique(config, device, 0)
-    run = FinishedRun(tmp_path, technique, dataset, hold(dataset.test, device), device, 0, tmp_path / "best.pt", 0)
+    run = FinishedRun(tmp_path, technique, dataset, make_loader(dataset.test, device), device, 0, tmp_path / "best.pt", 0)
     before = {key: value.clone() for key, value in technique.state_dict().items()}
     for product in products_of(type(technique)):
         paths = PRODUCTS[product].make(Order(run, tmp_path / product, seed=0, count=3))

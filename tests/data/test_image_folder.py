@@ -14,8 +14,8 @@ from torch import Tensor
 
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
-from genexp.data.loading import hold
-from genexp.data.sources._image_files import read_picture
+from genexp.data.loading import make_loader
+from genexp.data.sources._image_files import read_image
 from genexp.data.stream import BatchStream, SplitBatches
 from genexp.errors import ConfigError, DataError
 
@@ -100,24 +100,24 @@ def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None
     image = Image.new("L", (30, 10), 0)
     image.paste(255, (10, 0, 20, 10))
     image.save(tmp_path / "wide.png")
-    assert read_picture(tmp_path / "wide.png", 10, 1).unique().tolist() == [255]
+    assert read_image(tmp_path / "wide.png", 10, 1).unique().tolist() == [255]
 
 
 def test_sixteen_bits_are_scaled_and_rotation_is_followed(tmp_path: Path) -> None:
     Image.new("I;16", (4, 4), 128 * 256).save(tmp_path / "deep.png")
-    assert read_picture(tmp_path / "deep.png", 4, 1).unique().tolist() == [128]
+    assert read_image(tmp_path / "deep.png", 4, 1).unique().tolist() == [128]
     turned = Image.new("L", (2, 2), 0)
     turned.putpixel((0, 0), 255)
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert read_picture(tmp_path / "turned.png", 2, 1).flatten().tolist() == [0, 0, 0, 255]
+    assert read_image(tmp_path / "turned.png", 2, 1).flatten().tolist() == [0, 0, 0, 255]
 
 
 def test_transparent_and_palette_pictures_are_read(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", 50, mode="RGBA")
     Image.new("P", (9, 9)).save(tmp_path / "b.png")
-    assert read_picture(tmp_path / "a.png", 4, 3).shape == read_picture(tmp_path / "b.png", 4, 3).shape
+    assert read_image(tmp_path / "a.png", 4, 3).shape == read_image(tmp_path / "b.png", 4, 3).shape
 
 
 def test_broken_files_are_named_counted_and_left_out(tmp_path: Path) -> None:
@@ -198,13 +198,13 @@ def test_what_exceeds_the_budget_is_streamed_and_equal(tmp_path: Path) -> None:
     eager, lazy = load(album(tmp_path)), load(tmp_path, resident_gb=0.0)
     assert isinstance(lazy.train.streams["image"], LazyStream)
     assert lazy.spec == eager.spec
-    resident = BatchStream(hold(eager.train, "cpu"), 4, seed=1, name="album")
-    with BatchStream(hold(lazy.train, "cpu", 0, workers=2), 4, seed=1, name="album") as streamed:
+    resident = BatchStream(make_loader(eager.train, "cpu"), 4, seed=1, dataset_name="album")
+    with BatchStream(make_loader(lazy.train, "cpu", 0, num_workers=2), 4, seed=1, dataset_name="album") as streamed:
         for left, right in islice(zip(resident.batches(2), streamed.batches(2), strict=True), 7):
             assert torch.equal(left["image"], right["image"])
     assert not multiprocessing.active_children()
     for left, right in zip(
-        *(SplitBatches(hold(d.test, "cpu", gb, workers=0), 2) for d, gb in ((eager, 4), (lazy, 0))), strict=True
+        *(SplitBatches(make_loader(d.test, "cpu", gb, num_workers=0), 2) for d, gb in ((eager, 4), (lazy, 0))), strict=True
     ):
         assert torch.equal(left["image"], right["image"])
 
@@ -214,7 +214,7 @@ def test_a_file_that_vanishes_later_is_named(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.png"):
         path.unlink()
     with pytest.raises(DataError, match=r"\d\d.png cannot be read .*; replace or remove it"):
-        next(iter(SplitBatches(hold(lazy.train, "cpu", 0, workers=1), 4)))
+        next(iter(SplitBatches(make_loader(lazy.train, "cpu", 0, num_workers=1), 4)))
 
 
 @pytest.mark.parametrize("resident_gb", [4.0, 0.0])

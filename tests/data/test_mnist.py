@@ -33,9 +33,9 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "cache"
     monkeypatch.delenv("GENEXP_DATA", raising=False)
     monkeypatch.setattr(_mnist, "user_cache", lambda: cache)
-    debian = _mnist.FAMILIES["fashion_mnist"]
+    debian = _mnist.IDX_DATASETS["fashion_mnist"]
     nowhere = replace(debian, system_folders=(tmp_path / "debian",))
-    monkeypatch.setitem(_mnist.FAMILIES, "fashion_mnist", nowhere)
+    monkeypatch.setitem(_mnist.IDX_DATASETS, "fashion_mnist", nowhere)
     monkeypatch.setattr("urllib.request.urlopen", _no_network)
     return cache
 
@@ -226,7 +226,7 @@ def test_a_download_completes_an_incomplete_folder(download: type[Download], iso
 def test_a_download_is_complete_when_another_process_was_faster(
     download: type[Download], isolated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = _mnist._move
+    move = _mnist._move_into_place
 
     def overtaken(source: Path, target: Path) -> None:
         write_set(target / "raw")

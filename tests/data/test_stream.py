@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import LazyStream, Split
-from genexp.data.loading import Batch, HeldSplit, ResidentSplit, StreamedSplit, hold, in_our_words, scaled
-from genexp.data.sampling import round_robin, shuffled
-from genexp.data.stream import BatchStream, SplitBatches, examples
+from genexp.data.loading import Batch, SplitLoader, InMemoryLoader, StreamingLoader, make_loader, translate_worker_error, convert_dtype
+from genexp.data.sampling import round_robin, permutation
+from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.errors import ConfigError, DataError
 
 COUNT = 23
@@ -48,8 +48,8 @@ def lazy_numbers(broken: int | None = None) -> Split:
     return Split({"image": Numbers(broken), "label": torch.arange(COUNT)})
 
 
-def stream(held: HeldSplit, batch_size: int | None = 5, seed: int = 0) -> BatchStream:
-    return BatchStream(held, batch_size, seed=seed, name="numbers")
+def stream(held: SplitLoader, batch_size: int | None = 5, seed: int = 0) -> BatchStream:
+    return BatchStream(held, batch_size, seed=seed, dataset_name="numbers")
 
 
 def labels(batches: Iterator[Batch], count: int) -> list[list[int]]:
@@ -69,53 +69,53 @@ def assert_same(left: Batch, right: Batch) -> None:
 
 @pytest.mark.parametrize("first_step", [1, 2, 4, 5, 6, 17])
 def test_starting_at_a_step_equals_skipping_the_steps_before(first_step: int) -> None:
-    held = hold(numbers(), "cpu")
+    held = make_loader(numbers(), "cpu")
     skipped = labels(islice(stream(held).batches(1), first_step - 1, None), 9)
     assert labels(stream(held).batches(first_step), 9) == skipped
 
 
 def test_an_epoch_draws_each_sample_at_most_once_and_drops_the_incomplete_batch() -> None:
-    batches = stream(hold(numbers(), "cpu"))
+    batches = stream(make_loader(numbers(), "cpu"))
     assert batches.steps_per_epoch == 4
     drawn = flat(labels(batches.batches(1), 4))
     assert len(set(drawn)) == len(drawn) == 20
 
 
 def test_every_sample_is_seen_over_some_epochs_and_orders_differ() -> None:
-    batches = stream(hold(numbers(), "cpu"))
+    batches = stream(make_loader(numbers(), "cpu"))
     epochs = [flat(labels(batches.batches(1 + 4 * epoch), 4)) for epoch in range(8)]
     assert len({tuple(epoch) for epoch in epochs}) == 8
     assert set(flat(epochs)) == set(range(COUNT))
 
 
 def test_the_order_depends_on_the_seed() -> None:
-    held = hold(numbers(), "cpu")
+    held = make_loader(numbers(), "cpu")
     assert labels(stream(held, seed=0).batches(1), 4) != labels(stream(held, seed=1).batches(1), 4)
 
 
 def test_the_order_is_the_same_in_another_process() -> None:
     code = "from genexp.data.order import shuffled; print(shuffled(50, 'order', 3, 7).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == str(shuffled(50, "order", 3, 7).tolist())
+    assert other.stdout.strip() == str(permutation(50, "order", 3, 7).tolist())
 
 
 def test_the_order_neither_reads_nor_moves_the_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = labels(stream(hold(lazy_numbers(), "cpu", 0, workers=0)).batches(1), 3)
+    first = labels(stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=0)).batches(1), 3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert labels(stream(hold(numbers(), "cpu")).batches(1), 3) == first
+    assert labels(stream(make_loader(numbers(), "cpu")).batches(1), 3) == first
 
 
 def test_samples_of_aligned_streams_belong_together() -> None:
-    for batch in islice(stream(hold(numbers(), "cpu")).batches(1), 6):
+    for batch in islice(stream(make_loader(numbers(), "cpu")).batches(1), 6):
         assert torch.equal(batch["image"][:, 0, 0, 0] * 255, batch["label"].float())
 
 
 def test_unaligned_streams_are_shuffled_apart_and_the_shortest_makes_the_epoch() -> None:
-    split = Split({"a": torch.arange(40), "b": torch.arange(21)}, aligned=False)
-    batches = stream(hold(split, "cpu"))
+    split = Split({"a": torch.arange(40), "b": torch.arange(21)}, is_aligned=False)
+    batches = stream(make_loader(split, "cpu"))
     assert batches.steps_per_epoch == 4
     epoch = list(islice(batches.batches(1), 4))
     a, b = (torch.cat([batch[name] for batch in epoch]) for name in ("a", "b"))
@@ -128,7 +128,7 @@ def test_images_are_scaled_and_other_streams_are_not() -> None:
     split = Split(
         {"image": torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1), "point": torch.ones(3, 2) * 9}
     )
-    (batch,) = SplitBatches(hold(split, "cpu"), 3)
+    (batch,) = SplitBatches(make_loader(split, "cpu"), 3)
     assert batch["image"].dtype == torch.float32
     assert batch["image"].flatten().tolist() == pytest.approx([0, 0.2, 1])
     assert batch["point"].tolist() == [[9.0, 9.0]] * 3
@@ -137,7 +137,7 @@ def test_images_are_scaled_and_other_streams_are_not() -> None:
 @pytest.mark.parametrize("count", [1, 40_000, 2**18 + 1])
 def test_small_and_large_batches_are_scaled_alike(count: int) -> None:
     levels = torch.arange(count).to(torch.uint8)
-    assert torch.equal(scaled(levels), levels.float() / 255)
+    assert torch.equal(convert_dtype(levels), levels.float() / 255)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 2), (2, 1, 3), (3, 5, 5)])
@@ -145,12 +145,12 @@ def test_gathering_by_words_keeps_every_byte(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
     split = Split({"image": images[1:]})  # a slice: its storage does not begin at a word
     rows = torch.tensor([7, 0, 3])
-    (batch,) = hold(split, "cpu").fetch([{"image": rows}])
+    (batch,) = make_loader(split, "cpu").fetch([{"image": rows}])
     assert torch.equal(batch["image"], images[1:][rows] / 255)
 
 
 def test_no_batch_size_means_the_whole_split_in_order_and_the_same_tensors_each_step() -> None:
-    batches = stream(hold(numbers(), "cpu"), None)
+    batches = stream(make_loader(numbers(), "cpu"), None)
     assert batches.steps_per_epoch == 1
     first, second = islice(batches.batches(1), 2)
     assert first["label"].tolist() == list(range(COUNT))
@@ -163,25 +163,25 @@ def test_a_batch_larger_than_the_split_is_refused() -> None:
         ConfigError,
         match=r"^trainer.batch_size=24 exceeds the 23 training samples of dataset=numbers; lower it or choose",
     ):
-        stream(hold(numbers(), "cpu"), 24)
+        stream(make_loader(numbers(), "cpu"), 24)
 
 
 def test_a_split_that_does_not_fit_is_no_single_batch() -> None:
     with pytest.raises(ConfigError, match=r"trainer.batch_size=null .* dataset.resident_gb"):
-        stream(hold(numbers(), "cpu", 0), None)
+        stream(make_loader(numbers(), "cpu", 0), None)
 
 
 def test_the_budget_decides_where_a_split_lives() -> None:
     split = numbers()
     size = COUNT * (6 + 8) / 1e9
-    assert isinstance(hold(split, "cpu", size), ResidentSplit)
-    assert isinstance(hold(split, "cpu", size * 0.99), StreamedSplit)
-    assert isinstance(hold(lazy_numbers(), "cpu", 1), StreamedSplit)
+    assert isinstance(make_loader(split, "cpu", size), InMemoryLoader)
+    assert isinstance(make_loader(split, "cpu", size * 0.99), StreamingLoader)
+    assert isinstance(make_loader(lazy_numbers(), "cpu", 1), StreamingLoader)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_equal_resident_ones(workers: int) -> None:
-    resident, streamed = hold(numbers(), "cpu"), hold(lazy_numbers(), "cpu", 0, workers=workers)
+    resident, streamed = make_loader(numbers(), "cpu"), make_loader(lazy_numbers(), "cpu", 0, num_workers=workers)
     with stream(streamed) as feed:
         for left, right in zip(islice(stream(resident).batches(3), 9), feed.batches(3), strict=False):
             assert_same(left, right)
@@ -189,7 +189,7 @@ def test_streamed_batches_equal_resident_ones(workers: int) -> None:
 
 
 def test_an_abandoned_iterator_leaves_no_process_behind() -> None:
-    batches = SplitBatches(hold(lazy_numbers(), "cpu", 0, workers=1), 5)
+    batches = SplitBatches(make_loader(lazy_numbers(), "cpu", 0, num_workers=1), 5)
     for _ in batches:
         break
     assert not multiprocessing.active_children()
@@ -197,14 +197,14 @@ def test_an_abandoned_iterator_leaves_no_process_behind() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_sample_that_breaks_later_ends_the_run_in_one_line(workers: int) -> None:
-    feed = stream(hold(lazy_numbers(broken=11), "cpu", 0, workers=workers))
+    feed = stream(make_loader(lazy_numbers(broken=11), "cpu", 0, num_workers=workers))
     with feed, pytest.raises(DataError, match=r"^11.png cannot be read; replace it$"):
         list(islice(feed.batches(1), 8))
     assert not multiprocessing.active_children()
 
 
 def test_a_reading_process_that_is_killed_ends_the_run_in_one_line() -> None:
-    feed = stream(hold(lazy_numbers(), "cpu", 0, workers=1))
+    feed = stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=1))
     with feed:
         batches = feed.batches(1)
         next(batches)
@@ -212,14 +212,14 @@ def test_a_reading_process_that_is_killed_ends_the_run_in_one_line() -> None:
             process.kill()
         with pytest.raises((RuntimeError, DataError)) as raised:
             list(islice(batches, 20))
-    error = in_our_words(raised.value)
+    error = translate_worker_error(raised.value)
     assert isinstance(error, DataError)
     assert "process that reads the data set was killed" in str(error)
-    assert in_our_words(KeyError("other")).args == ("other",)
+    assert translate_worker_error(KeyError("other")).args == ("other",)
 
 
 def test_closing_ends_every_iterator() -> None:
-    feed = stream(hold(lazy_numbers(), "cpu", 0, workers=0))
+    feed = stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=0))
     batches = feed.batches(1)
     next(batches)
     feed.close()
@@ -228,7 +228,7 @@ def test_closing_ends_every_iterator() -> None:
 
 @pytest.mark.parametrize("split", [numbers(), lazy_numbers()], ids=["resident", "streamed"])
 def test_split_batches_visit_all_samples_in_order_again_and_again(split: Split) -> None:
-    batches = SplitBatches(hold(split, "cpu", workers=0), 10)
+    batches = SplitBatches(make_loader(split, "cpu", num_workers=0), 10)
     assert len(batches) == 3
     for _ in range(2):
         assert [len(batch["label"]) for batch in batches] == [10, 10, 3]
@@ -236,22 +236,22 @@ def test_split_batches_visit_all_samples_in_order_again_and_again(split: Split) 
 
 
 def test_split_batches_can_be_limited() -> None:
-    batches = SplitBatches(hold(numbers(), "cpu"), 10, limit=12)
+    batches = SplitBatches(make_loader(numbers(), "cpu"), 10, limit=12)
     assert [len(batch["image"]) for batch in batches] == [10, 2]
-    assert len(SplitBatches(hold(numbers(), "cpu"), 10, limit=99)) == 3
+    assert len(SplitBatches(make_loader(numbers(), "cpu"), 10, limit=99)) == 3
 
 
 def test_examples_take_the_classes_in_turn() -> None:
     split = Split({"point": torch.arange(8.0)[:, None], "label": torch.tensor([2, 2, 2, 0, 0, 1, 2, 0])})
-    held = hold(split, "cpu")
-    assert examples(held, 5)["label"].tolist() == [0, 1, 2, 0, 2]
-    assert examples(held, 5)["point"].flatten().tolist() == [3, 5, 0, 4, 1]
-    assert len(examples(held, 99)["label"]) == 8
+    held = make_loader(split, "cpu")
+    assert select_examples(held, 5)["label"].tolist() == [0, 1, 2, 0, 2]
+    assert select_examples(held, 5)["point"].flatten().tolist() == [3, 5, 0, 4, 1]
+    assert len(select_examples(held, 99)["label"]) == 8
 
 
 def test_examples_without_labels_are_the_first_samples() -> None:
-    held = hold(Split({"point": torch.arange(8.0)[:, None]}), "cpu")
-    assert examples(held, 3)["point"].flatten().tolist() == [0, 1, 2]
+    held = make_loader(Split({"point": torch.arange(8.0)[:, None]}), "cpu")
+    assert select_examples(held, 3)["point"].flatten().tolist() == [0, 1, 2]
 
 
 def test_classes_take_turns_until_they_run_out() -> None:
@@ -262,7 +262,7 @@ def test_classes_take_turns_until_they_run_out() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_streamed_batches_equal_resident_ones_on_a_gpu() -> None:
-    resident, streamed = hold(numbers(), "cuda"), hold(lazy_numbers(), "cuda", 0, workers=2)
+    resident, streamed = make_loader(numbers(), "cuda"), make_loader(lazy_numbers(), "cuda", 0, num_workers=2)
     with stream(streamed) as feed:
         for left, right in zip(islice(stream(resident).batches(3), 9), feed.batches(3), strict=False):
             assert left["image"].is_cuda

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
-from genexp.data.loading import hold
+from genexp.data.loading import make_loader
 from genexp.data.stream import BatchStream, SplitBatches
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
@@ -40,8 +40,8 @@ def trained(name: str, steps: int, *words: str) -> Learner:
     seed_generators(CPU, 0, "initialise")
     plan = plan_optimizers({str(key): value for key, value in cfg.optimizer.items()})
     learner = Learner(technique(name, (1, 28, 28), f"model={name}", *words), plan, StepSettings(), CPU)
-    held = hold(digits().train, CPU)
-    with BatchStream(held, cfg.trainer.batch_size, seed=0, name="mnist_5k") as stream:
+    held = make_loader(digits().train, CPU)
+    with BatchStream(held, cfg.trainer.batch_size, seed=0, dataset_name="mnist_5k") as stream:
         batches = stream.batches(1)
         for step in range(1, steps + 1):
             seed_generators(CPU, 0, step)
@@ -53,7 +53,7 @@ def scored(learner: Learner, seed: int = 0) -> dict[str, float]:
     """Return a learner's scores on a part of the digits' test split."""
     with evaluating(learner.technique):
         seed_generators(CPU, seed, "evaluate")
-        return learner.technique.evaluate(SplitBatches(hold(digits().test, CPU), 300, limit=300))
+        return learner.technique.evaluate(SplitBatches(make_loader(digits().test, CPU), 300, limit=300))
 
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genexp.data.loading import hold
-from genexp.data.stream import examples
+from genexp.data.loading import make_loader
+from genexp.data.stream import select_examples
 from genexp.errors import ConfigError
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.technique import Clock
@@ -147,7 +147,7 @@ def test_scores_of_noisy_images_are_fixed_by_the_seed(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_pictures_are_rows_of_what_goes_in_and_comes_out(name: str) -> None:
     model = trained(name, steps=0).technique
-    shown = examples(hold(digits().test, CPU), model.example_count)
+    shown = select_examples(make_loader(digits().test, CPU), model.example_count)
     with evaluating(model):
         (picture,) = model.preview(shown).values()
     columns, lines = (10, 2) if name in ("stacked_autoencoder", "conv_autoencoder") else (5, 2)

@@ -13,7 +13,7 @@ from torch import Tensor
 from genexp.capabilities import Translates
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
-from genexp.data.sources.domains import CHANGES
+from genexp.data.sources.domains import TRANSFORMS
 from genexp.data.sources.edges import sobel_edges
 from genexp.errors import ConfigError, DataError
 from genexp.metrics.sliced_wasserstein import sliced_wasserstein
@@ -79,18 +79,18 @@ def test_edges_belong_to_their_images() -> None:
     assert len(load("edges", limit=30).train) == 30
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", TRANSFORMS)
 def test_domains_share_no_image_and_know_the_truth(change: str) -> None:
     dataset = load("domains", change=change)
-    assert not dataset.train.aligned
-    in_a, in_b = CHANGES[change]
+    assert not dataset.train.is_aligned
+    in_a, in_b = TRANSFORMS[change]
     originals = tensor(load("edges"), "target")
     a, b = tensor(dataset, "a"), tensor(dataset, "b")
     assert len(a) + len(b) == len(originals)
     together = torch.cat([in_b(a[:, :1]), b])
     for found, expected in zip(counted(together), counted(in_b(originals)), strict=True):
         assert torch.equal(found, expected)  # each original is in one domain or the other
-    assert dataset.test.aligned
+    assert dataset.test.is_aligned
     held_out = load("edges").test.streams["target"]
     assert isinstance(held_out, Tensor)
     assert torch.equal(tensor(dataset, "a_as_b", "test"), in_b(held_out))
@@ -157,7 +157,7 @@ def test_a_picture_that_breaks_takes_its_partner_along(tmp_path: Path) -> None:
 def test_unpaired_folders_keep_their_own_sizes(tmp_path: Path) -> None:
     a, b = album(tmp_path / "a", 8), album(tmp_path / "b", 5)
     dataset = load("unpaired", a=str(a), b=str(b))
-    assert not dataset.train.aligned
+    assert not dataset.train.is_aligned
     assert [len(tensor(dataset, name)) for name in "ab"] == [6, 4]
     assert [len(tensor(dataset, name, "test")) for name in "ab"] == [2, 1]
     more = load("unpaired", a=str(album(a, 10)), b=str(b))

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from genexp.config import config_folder, nearest
 from genexp.data.dataset import Dataset, LazyStream, Stream
-from genexp.data.registry import SourceConfig, load_dataset, source_names
+from genexp.data.registry import DatasetConfig, load_dataset, list_datasets
 from genexp.errors import ConfigError
 
-BLOCK = 1000  # images changed at a time
-Change = Callable[[Tensor], Tensor]  # uint8 images (batch, ...) → (batch, ...); known to worker processes by name
+BLOCK_IMAGES = 1000  # images changed at a time
+Transform = Callable[[Tensor], Tensor]  # uint8 images (batch, ...) → (batch, ...); known to worker processes by name
 
 
 @dataclass
-class DerivedConfig(SourceConfig):
+class DerivedConfig(DatasetConfig):
     """Keys of all data sets that are made from another's images."""
 
     source: str
@@ -28,7 +28,7 @@ class DerivedConfig(SourceConfig):
 
     def load_source(self, limit: int | None) -> Dataset:
         """Return the data set `source` with at most `limit` training samples. Raises ConfigError, DataError."""
-        names = source_names()
+        names = list_datasets()
         file = config_folder() / "dataset" / f"{self.source}.yaml"
         if self.source not in names or not file.is_file():
             raise ConfigError(f"dataset.source={self.source} is no data set; {nearest(self.source, names)}")
@@ -40,23 +40,23 @@ class DerivedConfig(SourceConfig):
         return dataset
 
 
-class Derived(LazyStream):
+class TransformedStream(LazyStream):
     """Another lazy stream's samples, changed as they are read."""
 
-    def __init__(self, stream: LazyStream, change: Change) -> None:
+    def __init__(self, stream: LazyStream, change: Transform) -> None:
         sample = change(torch.zeros(1, *stream.shape, dtype=stream.dtype))[0]
-        self.stream, self.change = stream, change
+        self.stream, self.transform = stream, change
         self.shape, self.dtype = tuple(sample.shape), sample.dtype
 
     def __len__(self) -> int:
         return len(self.stream)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.change(self.stream[index][None])[0]
+        return self.transform(self.stream[index][None])[0]
 
 
-def derived(stream: Stream, change: Change) -> Stream:
+def transform_stream(stream: Stream, transform: Transform) -> Stream:
     """Return the stream of changed samples: computed at once where the samples are in memory."""
     if isinstance(stream, LazyStream):
-        return Derived(stream, change)
-    return torch.cat([change(block) for block in stream.split(BLOCK)])
+        return TransformedStream(stream, transform)
+    return torch.cat([transform(block) for block in stream.split(BLOCK_IMAGES)])

@@ -13,9 +13,9 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.data.loading import split_bytes
-from genexp.data.registry import SourceConfig
-from genexp.data.sources._image_files import MODES, complaint, find_pictures, read_all, split_readable
-from genexp.data.subset import limited
+from genexp.data.registry import DatasetConfig
+from genexp.data.sources._image_files import PIL_MODES, format_unreadable_warning, find_image_files, read_all_images, partition_readable
+from genexp.data.subset import subset
 from genexp.errors import DataError
 from genexp.seeding import seed_for
 
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class FoldersConfig(SourceConfig):
+class ImageDirectoriesConfig(DatasetConfig):
     """Keys of all data sets that are read from several folders of pictures."""
 
     size: int  # pixels, of both sides
@@ -33,74 +33,74 @@ class FoldersConfig(SourceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.size >= 1, "size", self.size, "use at least 1 pixel")
-        require(self.channels in MODES, "channels", self.channels, "use 1 for grey or 3 for colour")
+        require(self.channels in PIL_MODES, "channels", self.channels, "use 1 for grey or 3 for colour")
         require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "use a value between 0 and 1")
 
 
 @dataclass(frozen=True)
-class Folder:
+class ImageDirectory:
     """The pictures of one folder whose headers are sound, and what there is to say about the others."""
 
     root: Path
     paths: list[Path]
     warnings: tuple[str, ...]
 
-    def name(self, path: Path) -> str:
+    def get_relative_stem(self, path: Path) -> str:
         """Return what a picture is called, wherever the folder lies and whatever its format."""
         return path.relative_to(self.root).with_suffix("").as_posix()
 
 
-def open_folder(folder: str, key: str) -> Folder:
+def scan_directory(directory: str, key: str) -> ImageDirectory:
     """Return what is in the folder that dataset.`key` names. Raises DataError."""
-    root = Path(folder).expanduser()
+    root = Path(directory).expanduser()
     if not root.is_dir():
-        raise DataError(f"dataset.{key}={folder} is no folder; set it to a folder of pictures")
-    found = find_pictures(root)
-    sound, broken = split_readable(found)
-    if not sound:
-        raise DataError(f"dataset.{key}={folder} holds no readable pictures; set it to a folder that does")
-    return Folder(root, sound, complaint(broken, len(found), root))
+        raise DataError(f"dataset.{key}={directory} is no folder; set it to a folder of pictures")
+    files = find_image_files(root)
+    readable, broken = partition_readable(files)
+    if not readable:
+        raise DataError(f"dataset.{key}={directory} holds no readable pictures; set it to a folder that does")
+    return ImageDirectory(root, readable, format_unreadable_warning(broken, len(files), root))
 
 
-def held_out(items: Sequence[Item], name: Callable[[Item], str], fraction: float) -> tuple[list[Item], list[Item]]:
+def split_by_hash(items: Sequence[Item], get_name: Callable[[Item], str], fraction: float) -> tuple[list[Item], list[Item]]:
     """Return (train, test). An item's side depends on its name alone, but for a few: it stays as others come.
 
     Neither is empty where there are two items.
     """
-    ranked = sorted(items, key=lambda item: seed_for("split", name(item)))
+    ranked = sorted(items, key=lambda item: seed_for("split", get_name(item)))
     count = min(max(1, round(len(items) * fraction)), len(items) - 1)
-    return sorted(ranked[count:], key=name), sorted(ranked[:count], key=name)
+    return sorted(ranked[count:], key=get_name), sorted(ranked[:count], key=get_name)
 
 
-def loaded(dataset: Dataset, config: FoldersConfig) -> Dataset:
+def subset_and_load(dataset: Dataset, config: ImageDirectoriesConfig) -> Dataset:
     """Return `dataset` cut to its limit, and in memory if its pictures fit. Raises DataError.
 
     Pictures that turn out broken are left out, and what belongs with them.
     """
     # Cut before reading: a small limit must not wait for the whole folder.
-    dataset = limited(dataset, config.limit)
+    dataset = subset(dataset, config.limit)
     if split_bytes(dataset.train) + split_bytes(dataset.test) > config.resident_gb * 1e9:
         return dataset
-    train, broken_train = _read(dataset.train)
-    test, broken_test = _read(dataset.test)
+    train, broken_train = _load_split(dataset.train)
+    test, broken_test = _load_split(dataset.test)
     broken = [path.name for path in sorted({*broken_train, *broken_test})]
-    said = f"{len(broken)} pictures turned out damaged and are left out: {', '.join(broken[:5])}"
+    warning = f"{len(broken)} pictures turned out damaged and are left out: {', '.join(broken[:5])}"
     if not len(train) or not len(test):
-        raise DataError(f"{said}; too few are left: add pictures")
-    return replace(dataset, train=train, test=test, warnings=(*dataset.warnings, *([said] if broken else [])))
+        raise DataError(f"{warning}; too few are left: add pictures")
+    return replace(dataset, train=train, test=test, warnings=(*dataset.warnings, *([warning] if broken else [])))
 
 
-def _read(split: Split) -> tuple[Split, list[Path]]:
+def _load_split(split: Split) -> tuple[Split, list[Path]]:
     """Return the split with its pictures as tensors, and the files that turned out broken."""
     streams: dict[str, Tensor] = {}
-    rows: dict[str, Tensor] = {}
+    sample_indices: dict[str, Tensor] = {}
     broken: list[Path] = []
     for name, stream in split.streams.items():
         assert isinstance(stream, LazyStream)
-        streams[name], rows[name], failed = read_all(stream)
-        broken += failed
-    if split.aligned and broken:
-        kept = [set(indices.tolist()) for indices in rows.values()]
+        streams[name], sample_indices[name], broken_files = read_all_images(stream)
+        broken += broken_files
+    if split.is_aligned and broken:
+        kept = [set(indices.tolist()) for indices in sample_indices.values()]
         common = torch.tensor(sorted(set.intersection(*kept)), dtype=torch.int64)
-        streams = {name: pictures[torch.isin(rows[name], common)] for name, pictures in streams.items()}
+        streams = {name: pictures[torch.isin(sample_indices[name], common)] for name, pictures in streams.items()}
     return replace(split, streams=streams), broken

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genexp.errors import DataError
 
-UNSIGNED_BYTE = 8  # the only element type these data sets use
+UINT8_TYPE_CODE = 8  # the only element type these data sets use
 REMEDY = "replace the file by a whole copy, or point dataset.root to another folder"
 
 
@@ -23,23 +23,23 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     The format: two zero bytes, the element type, the number of dimensions; one big-endian 32-bit size
     a dimension; the elements, row by row.
     """
-    content = _content(path)
-    magic = bytes((0, 0, UNSIGNED_BYTE, dimensions))
+    content = _read_bytes(path)
+    magic = bytes((0, 0, UINT8_TYPE_CODE, dimensions))
     if content[:4] != magic:
         raise DataError(f"{path} begins with {content[:4].hex() or 'nothing'}, not {magic.hex()}; {REMEDY}")
     start = 4 + 4 * dimensions
     if len(content) < start:
         raise DataError(f"{path} ends within its header; {REMEDY}")
     sizes = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
-    wanted, present = math.prod(sizes), len(content) - start
-    if present != wanted:
-        fault = "is truncated" if present < wanted else "is too long"
+    expected_bytes, actual_bytes = math.prod(sizes), len(content) - start
+    if actual_bytes != expected_bytes:
+        fault = "is truncated" if actual_bytes < expected_bytes else "is too long"
         shape = "×".join(map(str, sizes))
-        raise DataError(f"{path} {fault}: its header says {shape} bytes, {present} follow; {REMEDY}")
+        raise DataError(f"{path} {fault}: its header says {shape} bytes, {actual_bytes} follow; {REMEDY}")
     return torch.frombuffer(content, dtype=torch.uint8)[start:].view(sizes)
 
 
-def _content(path: Path) -> bytearray:
+def _read_bytes(path: Path) -> bytearray:
     try:
         content = path.read_bytes()
         return bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)

@@ -17,13 +17,13 @@ from genexp.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MODES = {1: "L", 3: "RGB"}
-NAMED = 5  # broken files that a message names; it counts the others
-Part = tuple[float, float]  # from where to where across a picture, as parts of its width
-WHOLE: Part = (0.0, 1.0)
+PIL_MODES = {1: "L", 3: "RGB"}
+MAX_LISTED_FILES = 5  # broken files that a message names; it counts the others
+CropRange = tuple[float, float]  # from where to where across a picture, as parts of its width
+FULL_WIDTH: CropRange = (0.0, 1.0)
 
 
-class BrokenPicture(DataError):
+class UnreadableImageError(DataError):
     """A picture cannot be read."""
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -31,13 +31,13 @@ class BrokenPicture(DataError):
         self.path = path
 
 
-class PictureFiles(LazyStream):
+class ImageFiles(LazyStream):
     """Pictures, or a part of each, read on demand: uint8 (channels, size, size)."""
 
     dtype = torch.uint8
 
-    def __init__(self, paths: Sequence[Path], size: int, channels: int, part: Part = WHOLE) -> None:
-        self.paths, self.part = list(paths), part
+    def __init__(self, paths: Sequence[Path], size: int, channels: int, crop: CropRange = FULL_WIDTH) -> None:
+        self.paths, self.crop = list(paths), crop
         self.shape = (channels, size, size)
 
     def __len__(self) -> int:
@@ -46,25 +46,25 @@ class PictureFiles(LazyStream):
     def __getitem__(self, index: int) -> Tensor:
         """Return one picture. Raises BrokenPicture where the file broke, or vanished, after its check."""
         channels, size, _ = self.shape
-        return read_picture(self.paths[index], size, channels, self.part)
+        return read_image(self.paths[index], size, channels, self.crop)
 
 
-def find_pictures(root: Path) -> list[Path]:
+def find_image_files(root: Path) -> list[Path]:
     """Return the files under `root` with an extension that Pillow reads, sorted, hidden ones left out."""
     from PIL import Image
 
-    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
-    seen = {root.resolve()}  # links are followed, but not in circles
+    visited = {root.resolve()}  # links are followed, but not in circles
     for folder, folders, files in os.walk(root, followlinks=True):
-        inner = {name: (Path(folder) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
-        folders[:] = [name for name, target in inner.items() if target not in seen]
-        seen.update(inner.values())
+        subdirs = {name: (Path(folder) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, target in subdirs.items() if target not in visited]
+        visited.update(subdirs.values())
         found += [Path(folder) / name for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in known)
+    return sorted(path for path in found if path.suffix.lower() in extensions)
 
 
-def read_picture(path: Path, size: int, channels: int, part: Part = WHOLE) -> Tensor:
+def read_image(path: Path, size: int, channels: int, crop: CropRange = FULL_WIDTH) -> Tensor:
     """Return the centre square of a picture, its shorter side resized to `size`: uint8 (channels, size, size).
 
     Where a `part` is given, that is the picture. Of an animation this is the first frame. Raises BrokenPicture.
@@ -74,20 +74,20 @@ def read_picture(path: Path, size: int, channels: int, part: Part = WHOLE) -> Te
 
     try:
         with Image.open(path) as image:
-            if part == WHOLE:
-                image.draft(MODES[channels], (size, size))  # lets JPEG decode at a fraction of its resolution
-            upright = eight_bit(ImageOps.exif_transpose(image), MODES[channels])
-            if part != WHOLE:
-                left, right = (round(edge * upright.width) for edge in part)
+            if crop == FULL_WIDTH:
+                image.draft(PIL_MODES[channels], (size, size))  # lets JPEG decode at a fraction of its resolution
+            upright = convert_to_8bit(ImageOps.exif_transpose(image), PIL_MODES[channels])
+            if crop != FULL_WIDTH:
+                left, right = (round(edge * upright.width) for edge in crop)
                 upright = upright.crop((left, 0, right, upright.height))
             fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's plugins raise what they like on damaged files
-        raise BrokenPicture(path, _line(error)) from None
+        raise UnreadableImageError(path, _first_line(error)) from None
     pixels = torch.from_numpy(np.array(fitted))  # (size, size) or (size, size, 3)
     return pixels.reshape(size, size, channels).permute(2, 0, 1).contiguous()
 
 
-def readable(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
     """Return whether a file's header, and what else can be checked without decoding, is sound."""
     from PIL import Image
 
@@ -99,48 +99,48 @@ def readable(path: Path) -> bool:
     return True
 
 
-def split_readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def partition_readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return (sound, broken) files, checked without decoding them."""
     with ThreadPoolExecutor() as pool:
-        verdicts = list(pool.map(readable, paths))
-    sound = [path for path, good in zip(paths, verdicts, strict=True) if good]
-    return sound, [path for path, good in zip(paths, verdicts, strict=True) if not good]
+        flags = list(pool.map(is_readable, paths))
+    readable_paths = [path for path, is_good in zip(paths, flags, strict=True) if is_good]
+    return readable_paths, [path for path, good in zip(paths, flags, strict=True) if not good]
 
 
-def read_all(pictures: LazyStream) -> tuple[Tensor, Tensor, list[Path]]:
+def read_all_images(images: LazyStream) -> tuple[Tensor, Tensor, list[Path]]:
     """Return the pictures that decode (n, channels, size, size), their indices (n,), and the broken files."""
-    pixels = torch.empty(len(pictures), *pictures.shape, dtype=torch.uint8)
+    pixels = torch.empty(len(images), *images.shape, dtype=torch.uint8)
 
     def read(index: int) -> Path | None:
         try:
-            pixels[index] = pictures[index]
-        except BrokenPicture as error:
+            pixels[index] = images[index]
+        except UnreadableImageError as error:
             return error.path
         return None
 
     with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it decodes
-        broken = list(pool.map(read, range(len(pictures))))
+        broken = list(pool.map(read, range(len(images))))
     kept = torch.tensor([index for index, path in enumerate(broken) if path is None], dtype=torch.int64)
-    sound = pixels if len(kept) == len(pixels) else pixels[kept]
-    return sound, kept, [path for path in broken if path is not None]
+    readable_pixels = pixels if len(kept) == len(pixels) else pixels[kept]
+    return readable_pixels, kept, [path for path in broken if path is not None]
 
 
-def complaint(broken: Iterable[Path], total: int, root: Path) -> tuple[str, ...]:
+def format_unreadable_warning(broken: Iterable[Path], total: int, root: Path) -> tuple[str, ...]:
     """Return the warning that names and counts the broken files, if there are any."""
     names = sorted(str(path.relative_to(root)) for path in broken)
     if not names:
         return ()
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    listed = ", ".join(names[:NAMED])
+    more = f" and {len(names) - MAX_LISTED_FILES} more" if len(names) > MAX_LISTED_FILES else ""
+    listed = ", ".join(names[:MAX_LISTED_FILES])
     return (f"{len(names)} of {total} pictures in {root} cannot be read and are left out: {listed}{more}",)
 
 
-def eight_bit(image: Image, mode: str) -> Image:
+def convert_to_8bit(image: Image, mode: str) -> Image:
     """Return an image in `mode`, "L" or "RGB", without transparency."""
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to white instead of scaling them
         image = image.convert("I").point(lambda value: value / 256)
     return image.convert(mode)
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,74 +13,74 @@ from pathlib import Path
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split
-from genexp.data.registry import SourceConfig
+from genexp.data.registry import DatasetConfig
 from genexp.data.sources._idx import REMEDY, read_idx
 from genexp.data.sources._labeled_images import DIGIT_NAMES
 from genexp.errors import DataError
 
-FILES = tuple(
+FILE_NAMES = tuple(
     f"{split}-{content}-ubyte" for split in ("train", "t10k") for content in ("images-idx3", "labels-idx1")
 )
-PATIENCE = 30  # seconds without a byte from the network
+TIMEOUT_SECONDS = 30  # seconds without a byte from the network
 
 
 @dataclass
-class MnistConfig(SourceConfig):
+class MnistConfig(DatasetConfig):
     """conf/dataset/mnist.yaml and its kin."""
 
     root: str | None
 
 
 @dataclass(frozen=True)
-class Family:
+class IdxDataset:
     """What tells one set of four files from another; the files' names do not."""
 
     torchvision_name: str  # the class in torchvision.datasets, and its folder
     class_names: tuple[str, ...]
     test_labels_md5: str  # of the labels alone, without the file's header
-    system_folders: tuple[Path, ...] = ()
+    system_dirs: tuple[Path, ...] = ()
 
 
-CLOTHES = (
+FASHION_CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-FAMILIES = {
-    "mnist": Family("MNIST", DIGIT_NAMES, "073c3904dfbd3e141ff8aa01cfde6b15"),
-    "fashion_mnist": Family(
+IDX_DATASETS = {
+    "mnist": IdxDataset("MNIST", DIGIT_NAMES, "073c3904dfbd3e141ff8aa01cfde6b15"),
+    "fashion_mnist": IdxDataset(
         "FashionMNIST",
-        CLOTHES,
+        FASHION_CLASS_NAMES,
         "8dea97a4e78c1bd1b5a6e8efbb870b6e",
         (Path("/usr/share/datasets/fashion-mnist"),),  # Debian's package dataset-fashion-mnist
     ),
 }
 
 
-def load_family(config: MnistConfig) -> Dataset:
+def load_idx_dataset(config: MnistConfig) -> Dataset:
     """Return the set in the first place that has it, or download it. Raises DataError."""
-    family = FAMILIES[config.name]
-    folder = find_folder(config, family) or download(config.name, family)
-    train, test = _read(folder, "train", family), _read(folder, "t10k", family)
-    return Dataset(config.name, train, test, family.class_names)
+    idx_dataset = IDX_DATASETS[config.name]
+    folder = find_directory(config, idx_dataset) or download(config.name, idx_dataset)
+    train, test = _read_split(folder, "train", idx_dataset), _read_split(folder, "t10k", idx_dataset)
+    return Dataset(config.name, train, test, idx_dataset.class_names)
 
 
-def find_folder(config: MnistConfig, family: Family) -> Path | None:
+def find_directory(config: MnistConfig, idx_dataset: IdxDataset) -> Path | None:
     """Return the first folder that holds all four files. Raises DataError where dataset.root has none."""
-    for place in _places(config, family):
-        layouts = (place / family.torchvision_name / "raw", place / "raw", place)
-        for folder in layouts:
-            if all(_file(folder, name) for name in FILES):
+    for search_dir in _list_search_dirs(config, idx_dataset):
+        candidates = (search_dir / idx_dataset.torchvision_name / "raw", search_dir / "raw", search_dir)
+        for folder in candidates:
+            if all(_find_file(folder, name) for name in FILE_NAMES):
                 return folder
     if config.root is not None:
         # A folder that was asked for by name is not silently replaced by another.
         raise DataError(
-            f"dataset.root={config.root} lacks {_wanted(family)}, also .gz, there or in "
-            f"{family.torchvision_name}/raw; correct it, or set dataset.root=null to search elsewhere"
+            f"dataset.root={config.root} lacks {_format_expected_files(idx_dataset)}, also .gz, there or in "
+            f"{idx_dataset.torchvision_name}/raw; correct it, or set dataset.root=null to search elsewhere"
         )
     return None
 
 
-def download(name: str, family: Family) -> Path:
+def download(name: str, idx_dataset: IdxDataset) -> Path:
     """Download the set into the user's cache through torchvision, and return its folder. Raises DataError.
 
     The files arrive in a folder of their own and move into place whole: an interrupted download leaves
@@ -88,34 +88,34 @@ def download(name: str, family: Family) -> Path:
     """
     from genexp.images.vision import torchvision
 
-    cache = user_cache()
-    target = cache / family.torchvision_name
+    cache = get_cache_dir()
+    target = cache / idx_dataset.torchvision_name
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
-            getattr(torchvision.datasets, family.torchvision_name)(scratch, download=True)
-            _move(Path(scratch) / family.torchvision_name, target)
+            getattr(torchvision.datasets, idx_dataset.torchvision_name)(scratch, download=True)
+            _move_into_place(Path(scratch) / idx_dataset.torchvision_name, target)
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise DataError(
-            f"dataset={name} is in none of {_searched(family)}, and its download failed ({reason}); set "
-            f"dataset.root=FOLDER or GENEXP_DATA to a folder with {_wanted(family)}, or use dataset=mnist_5k"
+            f"dataset={name} is in none of {_format_search_dirs(idx_dataset)}, and its download failed ({reason}); set "
+            f"dataset.root=FOLDER or GENEXP_DATA to a folder with {_format_expected_files(idx_dataset)}, or use dataset=mnist_5k"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
     return target / "raw"
 
 
-def user_cache() -> Path:
+def get_cache_dir() -> Path:
     """Return where downloads are kept."""
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("genexp"))
 
 
-def _move(source: Path, target: Path) -> None:
+def _move_into_place(source: Path, target: Path) -> None:
     if target.is_dir():  # another process was faster, or an incomplete folder is in the way
         for file in (source / "raw").iterdir():
             (target / "raw").mkdir(exist_ok=True)
@@ -124,42 +124,42 @@ def _move(source: Path, target: Path) -> None:
         source.replace(target)
 
 
-def _places(config: MnistConfig, family: Family) -> list[Path]:
+def _list_search_dirs(config: MnistConfig, idx_dataset: IdxDataset) -> list[Path]:
     if config.root is not None:
         return [Path(config.root).expanduser()]
-    named = os.environ.get("GENEXP_DATA")
-    return [*([Path(named).expanduser()] if named else []), user_cache(), *family.system_folders]
+    data_dir = os.environ.get("GENEXP_DATA")
+    return [*([Path(data_dir).expanduser()] if data_dir else []), get_cache_dir(), *idx_dataset.system_dirs]
 
 
-def _searched(family: Family) -> str:
-    places = [user_cache(), *family.system_folders]
-    named = os.environ.get("GENEXP_DATA")
-    return ", ".join([f"$GENEXP_DATA ({named or 'not set'})", *map(str, places)])
+def _format_search_dirs(idx_dataset: IdxDataset) -> str:
+    search_dirs = [get_cache_dir(), *idx_dataset.system_dirs]
+    data_dir = os.environ.get("GENEXP_DATA")
+    return ", ".join([f"$GENEXP_DATA ({data_dir or 'not set'})", *map(str, search_dirs)])
 
 
-def _wanted(family: Family) -> str:
-    return f"the four {family.torchvision_name} files {FILES[0]} …"
+def _format_expected_files(idx_dataset: IdxDataset) -> str:
+    return f"the four {idx_dataset.torchvision_name} files {FILE_NAMES[0]} …"
 
 
-def _file(folder: Path, name: str) -> Path | None:
+def _find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _read(folder: Path, split: str, family: Family) -> Split:
-    image_path, label_path = (_file(folder, name) for name in FILES if name.startswith(split))
+def _read_split(folder: Path, split: str, idx_dataset: IdxDataset) -> Split:
+    image_path, label_path = (_find_file(folder, name) for name in FILE_NAMES if name.startswith(split))
     assert image_path is not None
     assert label_path is not None
     images, labels = read_idx(image_path, 3)[:, None], read_idx(label_path, 1)
     if len(images) != len(labels):
         raise DataError(f"{image_path} has {len(images)} images, {label_path} {len(labels)} labels; {REMEDY}")
-    for name, other in FAMILIES.items():
-        if other is not family and other.test_labels_md5 == _digest(labels):
-            raise DataError(f"{folder} holds {name}, not {family.torchvision_name}; {REMEDY}")
-    classes = len(family.class_names)
+    for name, other in IDX_DATASETS.items():
+        if other is not idx_dataset and other.test_labels_md5 == _md5(labels):
+            raise DataError(f"{folder} holds {name}, not {idx_dataset.torchvision_name}; {REMEDY}")
+    classes = len(idx_dataset.class_names)
     if len(labels) and int(labels.max()) >= classes:
         raise DataError(f"{label_path} has the label {int(labels.max())} among {classes} classes; {REMEDY}")
     return Split({"image": images, "label": labels.long()})
 
 
-def _digest(labels: Tensor) -> str:
+def _md5(labels: Tensor) -> str:
     return hashlib.md5(labels.numpy().tobytes(), usedforsecurity=False).hexdigest()

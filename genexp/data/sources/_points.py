@@ -9,12 +9,12 @@ import torch
 
 from genexp.config import require
 from genexp.data.dataset import Split
-from genexp.data.registry import SourceConfig
+from genexp.data.registry import DatasetConfig
 from genexp.seeding import seed_for
 
 
 @dataclass
-class PointsConfig(SourceConfig):
+class PointsConfig(DatasetConfig):
     """Keys that all point sets share."""
 
     n_samples: int  # of the training split, and of the test split again
@@ -42,6 +42,6 @@ class NoisyCurvesConfig(PointsConfig):
         require(self.noise >= 0, "noise", self.noise, "use 0 or more")
 
 
-def point_split(points: Any, labels: Any) -> Split:
+def make_point_split(points: Any, labels: Any) -> Split:
     """Return arrays (samples, features) and (samples,) as the streams "point" and "label"."""
     return Split({"point": torch.from_numpy(points).float(), "label": torch.from_numpy(labels).long()})

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from genexp.config import require
 from genexp.data.dataset import Dataset
-from genexp.data.registry import source
-from genexp.data.sources._points import PointsConfig, point_split
+from genexp.data.registry import register_dataset
+from genexp.data.sources._points import PointsConfig, make_point_split
 
 
 @dataclass
@@ -26,7 +26,7 @@ class BlobsConfig(PointsConfig):
         require(self.cluster_std >= 0, "cluster_std", self.cluster_std, "use 0 or more")
 
 
-@source("blobs", BlobsConfig)
+@register_dataset("blobs", BlobsConfig)
 def load(config: BlobsConfig) -> Dataset:
     """Return points (n, features); the test split is drawn around the same centres."""
     from sklearn.datasets import make_blobs
@@ -43,4 +43,4 @@ def load(config: BlobsConfig) -> Dataset:
         config.n_samples, centers=centers, cluster_std=config.cluster_std, random_state=config.test_seed
     )
     names = tuple(f"blob {number}" for number in range(config.centers))
-    return Dataset(config.name, point_split(points, labels), point_split(test_points, test_labels), names)
+    return Dataset(config.name, make_point_split(points, labels), make_point_split(test_points, test_labels), names)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
-from genexp.data.registry import source
-from genexp.data.sources._points import NoisyCurvesConfig, point_split
+from genexp.data.registry import register_dataset
+from genexp.data.sources._points import NoisyCurvesConfig, make_point_split
 
 
 @dataclass
@@ -21,13 +21,13 @@ class CirclesConfig(NoisyCurvesConfig):
         require(0 <= self.factor < 1, "factor", self.factor, "use a radius in [0, 1)")
 
 
-@source("circles", CirclesConfig)
+@register_dataset("circles", CirclesConfig)
 def load(config: CirclesConfig) -> Dataset:
     """Return points (n, 2) on two circles around the origin."""
     from sklearn.datasets import make_circles
 
     def split(seed: int) -> Split:
-        return point_split(
+        return make_point_split(
             *make_circles(config.n_samples, noise=config.noise, factor=config.factor, random_state=seed)
         )
 

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 import torch
 
 from genexp.data.dataset import Dataset
-from genexp.data.registry import SourceConfig, source
+from genexp.data.registry import DatasetConfig, register_dataset
 from genexp.data.sources._labeled_images import DIGIT_NAMES, split_images
 
 TEST_COUNT = 360  # a fifth, 36 of each class
 
 
 @dataclass
-class DigitsConfig(SourceConfig):
+class DigitsConfig(DatasetConfig):
     """conf/dataset/digits.yaml."""
 
 
-@source("digits", DigitsConfig)
+@register_dataset("digits", DigitsConfig)
 def load(config: DigitsConfig) -> Dataset:
     """Return images (n, 1, 8, 8): 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()
-    levels = torch.from_numpy(scans.images)[:, None]  # (1797, 1, 8, 8), integers 0 … 16
-    images = (levels * 255 / 16).round().to(torch.uint8)
+    pixels = torch.from_numpy(scans.images)[:, None]  # (1797, 1, 8, 8), integers 0 … 16
+    images = (pixels * 255 / 16).round().to(torch.uint8)
     labels = torch.from_numpy(scans.target)
     return split_images(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)

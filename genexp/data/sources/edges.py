@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split
-from genexp.data.registry import source
-from genexp.data.sources._derived import DerivedConfig, derived
+from genexp.data.registry import register_dataset
+from genexp.data.sources._derived import DerivedConfig, transform_stream
 
-SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
-STEP = 4.0  # what the filter answers to a step of 1
+SOBEL_KERNEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
+SOBEL_STEP_RESPONSE = 4.0  # what the filter answers to a step of 1
 
 
 @dataclass
@@ -21,18 +21,18 @@ class EdgesConfig(DerivedConfig):
     """conf/dataset/edges.yaml."""
 
 
-@source("edges", EdgesConfig)
+@register_dataset("edges", EdgesConfig)
 def load(config: EdgesConfig) -> Dataset:
     """Return the streams "input", (n, 1, h, w), "target", the images themselves, and their labels, if any."""
-    origin = config.load_source(config.limit)
-    train, test = (_paired(split) for split in (origin.train, origin.test))
-    return Dataset(config.name, train, test, origin.class_names, origin.warnings)
+    base = config.load_source(config.limit)
+    train, test = (_make_pairs(split) for split in (base.train, base.test))
+    return Dataset(config.name, train, test, base.class_names, base.warnings)
 
 
-def _paired(split: Split) -> Split:
-    others = {name: stream for name, stream in split.streams.items() if name != "image"}
+def _make_pairs(split: Split) -> Split:
+    other_streams = {name: stream for name, stream in split.streams.items() if name != "image"}
     images = split.streams["image"]
-    return Split({"input": derived(images, sobel_edges), "target": images, **others})
+    return Split({"input": transform_stream(images, sobel_edges), "target": images, **other_streams})
 
 
 def sobel_edges(images: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def sobel_edges(images: Tensor) -> Tensor:
 
     255 is a step from black to white.
     """
-    grey = F.pad(images.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    across = torch.tensor(SOBEL, dtype=grey.dtype) / STEP
-    slopes = F.conv2d(grey, torch.stack([across, across.T])[:, None])  # (n, 2, h, w)
+    gray = F.pad(images.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    kernel = torch.tensor(SOBEL_KERNEL, dtype=gray.dtype) / SOBEL_STEP_RESPONSE
+    slopes = F.conv2d(gray, torch.stack([kernel, kernel.T])[:, None])  # (n, 2, h, w)
     return slopes.norm(dim=1, keepdim=True).round().clamp(0, 255).to(torch.uint8)

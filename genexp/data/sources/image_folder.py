@@ -11,22 +11,22 @@ import torch
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.data.loading import split_bytes
-from genexp.data.registry import SourceConfig, source
+from genexp.data.registry import DatasetConfig, register_dataset
 from genexp.data.sources._image_files import (
-    MODES,
-    PictureFiles,
-    complaint,
-    find_pictures,
-    read_all,
-    split_readable,
+    PIL_MODES,
+    ImageFiles,
+    format_unreadable_warning,
+    find_image_files,
+    read_all_images,
+    partition_readable,
 )
-from genexp.data.subset import limited
+from genexp.data.subset import subset
 from genexp.errors import DataError
 from genexp.seeding import seed_for
 
 
 @dataclass
-class ImageFolderConfig(SourceConfig):
+class ImageFolderConfig(DatasetConfig):
     """conf/dataset/image_folder.yaml."""
 
     root: str | None
@@ -38,11 +38,11 @@ class ImageFolderConfig(SourceConfig):
         super().__post_init__()
         require(self.root is not None, "root", "null", "set it to a folder of pictures")
         require(self.size >= 1, "size", self.size, "use at least 1 pixel")
-        require(self.channels in MODES, "channels", self.channels, "use 1 for grey or 3 for colour")
+        require(self.channels in PIL_MODES, "channels", self.channels, "use 1 for grey or 3 for colour")
         require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "use a value between 0 and 1")
 
 
-@source("image_folder", ImageFolderConfig)
+@register_dataset("image_folder", ImageFolderConfig)
 def load(config: ImageFolderConfig) -> Dataset:
     """Return uint8 images (n, channels, size, size), read at once if they fit in `resident_gb`.
 
@@ -50,65 +50,65 @@ def load(config: ImageFolderConfig) -> Dataset:
     """
     assert config.root is not None
     root = Path(config.root).expanduser()
-    found = _pictures_in(root)
-    sound, broken = split_readable(found)
-    if len(sound) < 2:
+    files = _find_images(root)
+    readable, broken = partition_readable(files)
+    if len(readable) < 2:
         raise DataError(
-            f"dataset.root={root} has {len(sound)} readable pictures among {len(found)}; one to learn from and "
+            f"dataset.root={root} has {len(readable)} readable pictures among {len(files)}; one to learn from and "
             f"one to test on are the least: add pictures, or choose another folder"
         )
-    names, members, strays = _classes(sound, root)
-    train, test = _split(members, root, config.test_fraction)
-    dataset = Dataset(config.name, _lazy(train, names, config), _lazy(test, names, config), names)
+    names, files_by_class, stray_warnings = _group_by_class(readable, root)
+    train, test = _split_by_hash(files_by_class, root, config.test_fraction)
+    dataset = Dataset(config.name, _build_lazy_split(train, names, config), _build_lazy_split(test, names, config), names)
     # Cut before reading: a small limit must not wait for the whole folder.
-    dataset = limited(dataset, config.limit)
+    dataset = subset(dataset, config.limit)
     train_split, test_split = dataset.train, dataset.test
     if split_bytes(train_split) + split_bytes(test_split) <= config.resident_gb * 1e9:
-        train_split, broken_train = _read(train_split)
-        test_split, broken_test = _read(test_split)
+        train_split, broken_train = _load_split(train_split)
+        test_split, broken_test = _load_split(test_split)
         broken += broken_train + broken_test
         if not len(train_split) or not len(test_split):
-            raise DataError(f"{complaint(broken, len(found), root)[0]}; too few are left: add pictures")
-    return Dataset(config.name, train_split, test_split, names, (*complaint(broken, len(found), root), *strays))
+            raise DataError(f"{format_unreadable_warning(broken, len(files), root)[0]}; too few are left: add pictures")
+    return Dataset(config.name, train_split, test_split, names, (*format_unreadable_warning(broken, len(files), root), *stray_warnings))
 
 
-def _pictures_in(root: Path) -> list[Path]:
+def _find_images(root: Path) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"dataset.root={root} is no folder; set it to a folder of pictures")
-    found = find_pictures(root)
+    found = find_image_files(root)
     if not found:
         raise DataError(f"dataset.root={root} holds no pictures; set it to a folder that does")
     return found
 
 
-def _classes(paths: Sequence[Path], root: Path) -> tuple[tuple[str, ...], list[list[Path]], tuple[str, ...]]:
+def _group_by_class(paths: Sequence[Path], root: Path) -> tuple[tuple[str, ...], list[list[Path]], tuple[str, ...]]:
     """Return the class names, the files of each class, and a warning about files outside any class.
 
     Without sub-folders there are no names, and one group of files.
     """
-    members: dict[str, list[Path]] = {}
+    files_by_class: dict[str, list[Path]] = {}
     for path in paths:
         if path.parent != root:
-            members.setdefault(path.relative_to(root).parts[0], []).append(path)
-    if not members:
+            files_by_class.setdefault(path.relative_to(root).parts[0], []).append(path)
+    if not files_by_class:
         return (), [list(paths)], ()
     outside = sum(path.parent == root for path in paths)
     warning = f"{outside} pictures lie directly in {root}, in no class's sub-folder, and are left out"
-    names = tuple(sorted(members))
-    return names, [members[name] for name in names], (warning,) if outside else ()
+    names = tuple(sorted(files_by_class))
+    return names, [files_by_class[name] for name in names], (warning,) if outside else ()
 
 
-Labelled = list[tuple[Path, int]]  # file, class
+LabeledPaths = list[tuple[Path, int]]  # file, class
 
 
-def _split(members: list[list[Path]], root: Path, test_fraction: float) -> tuple[Labelled, Labelled]:
+def _split_by_hash(files_by_class: list[list[Path]], root: Path, test_fraction: float) -> tuple[LabeledPaths, LabeledPaths]:
     """Return the files of train and test. A file's side hardly changes when others are added.
 
     Within each class the files are ranked by a hash of their path below `root`, and the first go to test.
     """
-    train: Labelled = []
-    test: Labelled = []
-    for label, paths in enumerate(members):
+    train: LabeledPaths = []
+    test: LabeledPaths = []
+    for label, paths in enumerate(files_by_class):
         ranked = sorted(paths, key=lambda path: seed_for("split", path.relative_to(root).as_posix()))
         count = round(len(paths) * test_fraction)
         test += [(path, label) for path in sorted(ranked[:count])]
@@ -121,17 +121,17 @@ def _split(members: list[list[Path]], root: Path, test_fraction: float) -> tuple
     return train, test
 
 
-def _lazy(files: Labelled, names: tuple[str, ...], config: ImageFolderConfig) -> Split:
-    pictures = PictureFiles([path for path, _ in files], config.size, config.channels)
+def _build_lazy_split(files: LabeledPaths, names: tuple[str, ...], config: ImageFolderConfig) -> Split:
+    images = ImageFiles([path for path, _ in files], config.size, config.channels)
     labels = {"label": torch.tensor([label for _, label in files])} if names else {}
-    return Split({"image": pictures, **labels})
+    return Split({"image": images, **labels})
 
 
-def _read(split: Split) -> tuple[Split, list[Path]]:
+def _load_split(split: Split) -> tuple[Split, list[Path]]:
     """Return the split with its pictures as a tensor, and the files that turned out broken."""
-    pictures = split.streams["image"]
-    assert isinstance(pictures, LazyStream)
-    images, kept, broken = read_all(pictures)
+    stream = split.streams["image"]
+    assert isinstance(stream, LazyStream)
+    images, kept, broken = read_all_images(stream)
     labels = split.streams.get("label")
     extra = {"label": labels[kept]} if isinstance(labels, torch.Tensor) else {}
     return Split({"image": images, **extra}), broken

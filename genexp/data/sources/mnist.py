@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from genexp.data.dataset import Dataset
-from genexp.data.registry import source
-from genexp.data.sources._mnist import MnistConfig, load_family
+from genexp.data.registry import register_dataset
+from genexp.data.sources._mnist import MnistConfig, load_idx_dataset
 
 
-@source("mnist", MnistConfig)
+@register_dataset("mnist", MnistConfig)
 def load(config: MnistConfig) -> Dataset:
     """Return images (n, 1, 28, 28): 60,000 to train, 10,000 to test. Raises DataError."""
-    return load_family(config)
+    return load_idx_dataset(config)

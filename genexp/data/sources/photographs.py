@@ -11,18 +11,18 @@ from torch import Tensor
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
-from genexp.data.registry import SourceConfig, source
-from genexp.data.sources._image_files import eight_bit
+from genexp.data.registry import DatasetConfig, register_dataset
+from genexp.data.sources._image_files import convert_to_8bit
 from genexp.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EMBEDDED = {"content": "china.jpg", "style": "flower.jpg"}  # the two that scikit-learn ships
+DEFAULT_FILES = {"content": "china.jpg", "style": "flower.jpg"}  # the two that scikit-learn ships
 
 
 @dataclass
-class PhotographsConfig(SourceConfig):
+class PhotographsConfig(DatasetConfig):
     """conf/dataset/photographs.yaml."""
 
     content: str | None
@@ -34,33 +34,33 @@ class PhotographsConfig(SourceConfig):
         require(self.size >= 1, "size", self.size, "use at least 1 pixel")
 
 
-@source("photographs", PhotographsConfig)
+@register_dataset("photographs", PhotographsConfig)
 def load(config: PhotographsConfig) -> Dataset:
     """Return the streams "content" and "style": one sample, uint8 (1, 3, height, width), each of its own size.
 
     There is nothing to hold back: the test split is the same. Raises DataError.
     """
-    streams = {name: _photograph(name, getattr(config, name), config.size) for name in EMBEDDED}
+    streams = {name: _load_photograph(name, getattr(config, name), config.size) for name in DEFAULT_FILES}
     return Dataset(config.name, Split(streams), Split(streams))
 
 
-def _photograph(role: str, file: str | None, size: int) -> Tensor:
+def _load_photograph(role: str, file: str | None, size: int) -> Tensor:
     import numpy as np
     from PIL import Image
 
     if file is None:
         from sklearn.datasets import load_sample_image
 
-        picture = Image.fromarray(load_sample_image(EMBEDDED[role]))
+        picture = Image.fromarray(load_sample_image(DEFAULT_FILES[role]))
     else:
-        picture = _read(Path(file).expanduser(), f"dataset.{role}={file}")
+        picture = _read_image(Path(file).expanduser(), f"dataset.{role}={file}")
     scale = size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     resized = picture.resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].contiguous()
 
 
-def _read(path: Path, setting: str) -> Image:
+def _read_image(path: Path, setting: str) -> Image:
     """Return the picture as it is meant to be seen: upright, in RGB, without transparency."""
     from PIL import Image, ImageOps
 
@@ -68,7 +68,7 @@ def _read(path: Path, setting: str) -> Image:
         raise DataError(f"{setting} is no file; give a picture, or null for scikit-learn's photograph")
     try:
         with Image.open(path) as image:
-            return eight_bit(ImageOps.exif_transpose(image), "RGB")
+            return convert_to_8bit(ImageOps.exif_transpose(image), "RGB")
     except Exception as error:  # Pillow's plugins raise what they like on damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{setting} cannot be read as a picture ({reason}); give another file") from None

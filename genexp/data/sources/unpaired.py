@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
-from genexp.data.registry import source
-from genexp.data.sources._directories import FoldersConfig, held_out, loaded, open_folder
-from genexp.data.sources._image_files import PictureFiles
+from genexp.data.registry import register_dataset
+from genexp.data.sources._directories import ImageDirectoriesConfig, split_by_hash, subset_and_load, scan_directory
+from genexp.data.sources._image_files import ImageFiles
 from genexp.errors import DataError
 
 
 @dataclass
-class UnpairedConfig(FoldersConfig):
+class UnpairedConfig(ImageDirectoriesConfig):
     """conf/dataset/unpaired.yaml."""
 
     a: str | None
@@ -25,21 +25,21 @@ class UnpairedConfig(FoldersConfig):
             require(getattr(self, key) is not None, key, "null", "set it to a folder of pictures")
 
 
-@source("unpaired", UnpairedConfig)
+@register_dataset("unpaired", UnpairedConfig)
 def load(config: UnpairedConfig) -> Dataset:
     """Return the streams "a" and "b", uint8 (n, channels, size, size), not aligned. Raises DataError."""
     assert config.a is not None
     assert config.b is not None
-    train: dict[str, PictureFiles] = {}
-    test: dict[str, PictureFiles] = {}
+    train: dict[str, ImageFiles] = {}
+    test: dict[str, ImageFiles] = {}
     warnings: tuple[str, ...] = ()
     for key, name in (("a", config.a), ("b", config.b)):
-        folder = open_folder(name, key)
+        folder = scan_directory(name, key)
         if len(folder.paths) < 2:
             raise DataError(f"dataset.{key}={name} has one readable picture; two are the least: add pictures")
-        learned, kept_back = held_out(folder.paths, folder.name, config.test_fraction)
-        train[key] = PictureFiles(learned, config.size, config.channels)
-        test[key] = PictureFiles(kept_back, config.size, config.channels)
+        train_paths, test_paths = split_by_hash(folder.paths, folder.get_relative_stem, config.test_fraction)
+        train[key] = ImageFiles(train_paths, config.size, config.channels)
+        test[key] = ImageFiles(test_paths, config.size, config.channels)
         warnings += folder.warnings
-    dataset = Dataset(config.name, Split(train, aligned=False), Split(test, aligned=False), warnings=warnings)
-    return loaded(dataset, config)
+    dataset = Dataset(config.name, Split(train, is_aligned=False), Split(test, is_aligned=False), warnings=warnings)
+    return subset_and_load(dataset, config)
