@@ -8,25 +8,25 @@ from collections.abc import Callable
 import torch
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-_chosen = ["wall"]
+_selected_clock = ["wall"]
 
 
-def choose(name: str) -> None:
+def select_clock(name: str) -> None:
     """Let `now` read the clock on the wall, or the processor time of this process.
 
     On a machine that others are busy on too, the latter is the steadier one, of one thread: threads that wait
     for each other spend it as well.
     """
-    _chosen[0] = name
+    _selected_clock[0] = name
     if name == "processor":
         torch.set_num_threads(1)
 
 
-def chosen() -> str:
+def get_selected_clock() -> str:
     """Return which one that is."""
-    return _chosen[0]
+    return _selected_clock[0]
 
 
-def now() -> float:
+def read_seconds() -> float:
     """Return seconds."""
-    return CLOCKS[_chosen[0]]()
+    return CLOCKS[_selected_clock[0]]()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark import clock, scaling_plot
-from benchmark.paired_rounds import Comparison
+from benchmark.paired_rounds import PairedComparison
 from genexp.device import describe_device
 from genexp.run_dir.environment import describe_environment
 
@@ -39,35 +39,35 @@ def main() -> None:
         prog="benchmark", description="Measure genexp against rivals on the same work, in turn."
     )
     parser.add_argument("suite", nargs="+", choices=sorted(SUITES))
-    parser.add_argument("--rounds", type=_count, default=5, help="paired rounds; medians are quoted")
+    parser.add_argument("--rounds", type=_parse_count, default=5, help="paired rounds; medians are quoted")
     parser.add_argument(
         "--clock", choices=clock.CLOCKS, default="wall", help="processor: of one thread, where the machine is busy"
     )
-    parser.add_argument("--json", type=_new_file, help="also write the figures to this file")
-    parser.add_argument("--figure", type=_new_file, help="also draw what the scaling suite found to this file")
+    parser.add_argument("--json", type=_parse_output_path, help="also write the figures to this file")
+    parser.add_argument("--figure", type=_parse_output_path, help="also draw what the scaling suite found to this file")
     options = parser.parse_args()
     if options.figure and "scaling" not in options.suite:
         parser.error("--figure draws what the suite scaling finds; add scaling")
-    clock.choose(options.clock)
+    clock.select_clock(options.clock)
     device = torch.device("cpu")
-    comparisons: list[Comparison] = []
+    comparisons: list[PairedComparison] = []
     for suite in options.suite:
-        comparisons += (found := _run(suite, options.rounds))
-        Console().print(_table(found, f"{describe_device(device)}, {platform.machine()}"))
+        comparisons += (suite_results := _run_suite(suite, options.rounds))
+        Console().print(_build_table(suite_results, f"{describe_device(device)}, {platform.machine()}"))
     if options.figure:
-        scaling_plot.draw([row for row in comparisons if row.unit in scaling_plot.UNITS], options.figure)
+        scaling_plot.plot_scaling([row for row in comparisons if row.unit in scaling_plot.UNITS], options.figure)
     if options.json:
         content = {"environment": describe_environment(device), "results": [row.as_dict() for row in comparisons]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is no count; give 1 or more")
     return int(text)
 
 
-def _new_file(text: str) -> Path:
+def _parse_output_path(text: str) -> Path:
     """Return the path, if a file can be written there: to find out after the measurement would be too late."""
     path = Path(text)
     if path.is_dir() or not path.resolve().parent.is_dir():
@@ -75,7 +75,7 @@ def _new_file(text: str) -> Path:
     return path
 
 
-def _run(suite: str, rounds: int) -> list[Comparison]:
+def _run_suite(suite: str, rounds: int) -> list[PairedComparison]:
     """Return a suite's comparisons; what runs print is not what a benchmark has to say."""
     module, rivals = SUITES[suite]
     for rival in rivals:
@@ -85,13 +85,13 @@ def _run(suite: str, rounds: int) -> list[Comparison]:
     logging.disable(logging.WARNING)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            rows: list[Comparison] = importlib.import_module(f"benchmark.{module}").run(rounds)
+            rows: list[PairedComparison] = importlib.import_module(f"benchmark.{module}").run(rounds)
     finally:
         logging.disable(logging.NOTSET)
     return rows
 
 
-def _table(comparisons: list[Comparison], machine: str) -> Table:
+def _build_table(comparisons: list[PairedComparison], machine: str) -> Table:
     table = Table(title=f"Medians of paired rounds on {machine}")
     for column in ("work", "rival", "genexp", "rival's", "ratio", "from … to"):
         table.add_column(column)
@@ -99,13 +99,13 @@ def _table(comparisons: list[Comparison], machine: str) -> Table:
         table.add_row(
             row.task,
             row.rival,
-            f"{_figure(row.ours)} {row.unit}",
-            f"{_figure(row.theirs)} {row.unit}",
+            f"{_format_value(row.ours)} {row.unit}",
+            f"{_format_value(row.theirs)} {row.unit}",
             f"{row.ratio:.3f}",
             f"{row.low:.3f} … {row.high:.3f}",
         )
     return table
 
 
-def _figure(value: float) -> str:
+def _format_value(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -12,16 +12,16 @@ from genexp.config import config_folder
 from genexp.data import load_dataset
 
 
-def configuration(*overrides: str) -> dict[str, Any]:
+def compose_config(*overrides: str) -> dict[str, Any]:
     """Return the plain, resolved configuration of a command line."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        composed = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
-    assert isinstance(composed, dict)
-    return {str(key): value for key, value in composed.items()}
+        config = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
-def training_stream(stream: str, *overrides: str) -> Tensor:
+def load_training_stream(stream: str, *overrides: str) -> Tensor:
     """Return a stream of a data set's training split, as it is stored."""
-    tensor = load_dataset(configuration(*overrides)["dataset"]).train.streams[stream]
+    tensor = load_dataset(compose_config(*overrides)["dataset"]).train.streams[stream]
     assert isinstance(tensor, Tensor)
     return tensor

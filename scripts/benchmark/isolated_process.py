@@ -7,14 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from benchmark.clock import choose, chosen
+from benchmark.clock import select_clock, get_selected_clock
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+P = ParamSpec("Arguments")
+T = TypeVar("Result")
 
 
-def apart(work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+def run_in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what `work` returns in a new process."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=choose, initargs=(chosen(),)) as process:
-        return process.submit(work, *args, **kwargs).result()
+    with ProcessPoolExecutor(1, spawn, initializer=select_clock, initargs=(get_selected_clock(),)) as process:
+        return process.submit(function, *args, **kwargs).result()

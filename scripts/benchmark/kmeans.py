@@ -16,29 +16,29 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from benchmark import memory
-from benchmark.clock import now
-from benchmark.compose import training_stream
-from benchmark.isolated_process import apart
-from benchmark.paired_rounds import Comparison, alone, compare, compete
+from benchmark.clock import read_seconds
+from benchmark.compose import load_training_stream
+from benchmark.isolated_process import run_in_new_process
+from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, run_paired_rounds
 from genexp.kmeans.init import greedy_plus_plus
 from genexp.kmeans.lloyd import fit, iterate, tally
 from genexp.runs.build import WHOLE_BATCH, WHOLE_FEATURES
 
 ITERATIONS = 25  # what faiss does by default
-TOLERANCE = 1e-3  # of the inertia
-LONG = 0.2  # seconds
-LARGE = 2**20  # bytes of points: with fewer, memory is not worth a look
+INERTIA_TOLERANCE = 1e-3  # of the inertia
+MIN_SECONDS = 0.2  # seconds
+MIN_POINT_BYTES = 2**20  # bytes of points: with fewer, memory is not worth a look
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitResult:
     """Where a fit ended."""
 
-    centres: np.ndarray  # (clusters, features)
+    centers: np.ndarray  # (clusters, features)
     labels: np.ndarray  # (points,)
 
 
-class _Blocks:
+class _TensorBlocks:
     def __init__(self, points: Tensor) -> None:
         self._points = points
         self._rows = min(WHOLE_BATCH, max(1, WHOLE_FEATURES // points.shape[1]))
@@ -47,116 +47,116 @@ class _Blocks:
         return iter(self._points.split(self._rows))
 
 
-def run(rounds: int) -> list[Comparison]:
+def run(rounds: int) -> list[PairedComparison]:
     """Measure fits/s. Raises AssertionError where inertias differ by more than 0.1 %."""
     rows = []
-    for name, points, clusters in alone(lambda: list(_tasks())):
-        initial = _initial(points, clusters)
-        contestants: dict[str, Callable[[], Fit]] = {
-            "": partial(_ours, points, initial),
-            "scikit-learn, Lloyd": partial(_scikit_learn, points, initial, "lloyd"),
-            "scikit-learn, Elkan": partial(_scikit_learn, points, initial, "elkan"),
-            "faiss": partial(_faiss, points, initial),
+    for name, points, clusters in run_in_thread(lambda: list(_generate_tasks())):
+        initial_centers = _select_initial_centers(points, clusters)
+        contenders: dict[str, Callable[[], FitResult]] = {
+            "": partial(_fit_genexp, points, initial_centers),
+            "scikit-learn, Lloyd": partial(_fit_sklearn, points, initial_centers, "lloyd"),
+            "scikit-learn, Elkan": partial(_fit_sklearn, points, initial_centers, "elkan"),
+            "faiss": partial(_fit_faiss, points, initial_centers),
         }
-        alone(partial(_check, points, contestants))
-        timed = {rival: partial(_speed, fit) for rival, fit in contestants.items()}
-        rows += compete(f"k-means {name} k={clusters}", timed.pop(""), timed, rounds=rounds, unit="fits/s")
-    return rows + _starts(rounds) + _memory()
+        run_in_thread(partial(_check_inertias, points, contenders))
+        timers = {rival: partial(_measure_fits_per_second, fit) for rival, fit in contenders.items()}
+        rows += run_paired_rounds(f"k-means {name} k={clusters}", timers.pop(""), timers, rounds=rounds, unit="fits/s")
+    return rows + _compare_init_counts(rounds) + _compare_memory()
 
 
-def _tasks() -> Iterator[tuple[str, np.ndarray, int]]:
-    yield "500×2", training_stream("point", "model=kmeans", "dataset=circles").numpy(), 2
-    images = _images()
+def _generate_tasks() -> Iterator[tuple[str, np.ndarray, int]]:
+    yield "500×2", load_training_stream("point", "model=kmeans", "dataset=circles").numpy(), 2
+    images = _load_images()
     for clusters in (10, 100, 1000):
         yield f"{len(images):,}×{images.shape[1]}", images, clusters
     generator = np.random.default_rng(0)
-    clouds = generator.normal(scale=2, size=(256, 32))
-    points = clouds[generator.integers(256, size=1_000_000)] + generator.normal(size=(1_000_000, 32))
+    cloud_centers = generator.normal(scale=2, size=(256, 32))
+    points = cloud_centers[generator.integers(256, size=1_000_000)] + generator.normal(size=(1_000_000, 32))
     yield "1,000,000×32", points.astype(np.float32), 256
 
 
-def _initial(points: np.ndarray, clusters: int) -> np.ndarray:
+def _select_initial_centers(points: np.ndarray, clusters: int) -> np.ndarray:
     return points[np.random.default_rng(1).permutation(len(points))[:clusters]].copy()
 
 
-def _images() -> np.ndarray:
-    return (training_stream("image", "model=kmeans", "dataset=fashion_mnist").flatten(1) / 255).numpy()
+def _load_images() -> np.ndarray:
+    return (load_training_stream("image", "model=kmeans", "dataset=fashion_mnist").flatten(1) / 255).numpy()
 
 
-def _ours(points: np.ndarray, initial: np.ndarray) -> Fit:
-    blocks, centres = _Blocks(torch.from_numpy(points)), torch.from_numpy(initial).unsqueeze(0)
-    fitted, labels = fit(blocks, len(points), centres, ITERATIONS)
-    return Fit(fitted.numpy(), labels.numpy())
+def _fit_genexp(points: np.ndarray, initial_centers: np.ndarray) -> FitResult:
+    blocks, centers = _TensorBlocks(torch.from_numpy(points)), torch.from_numpy(initial_centers).unsqueeze(0)
+    fitted_centers, labels = fit(blocks, len(points), centers, ITERATIONS)
+    return FitResult(fitted_centers.numpy(), labels.numpy())
 
 
-def _scikit_learn(points: np.ndarray, initial: np.ndarray, algorithm: str) -> Fit:
-    model = KMeans(len(initial), init=initial, n_init=1, max_iter=ITERATIONS, tol=0, algorithm=algorithm)
+def _fit_sklearn(points: np.ndarray, initial_centers: np.ndarray, algorithm: str) -> FitResult:
+    model = KMeans(len(initial_centers), init=initial_centers, n_init=1, max_iter=ITERATIONS, tol=0, algorithm=algorithm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it did not converge: no more is asked of it
         model.fit(points)
-    return Fit(model.cluster_centers_, model.labels_)
+    return FitResult(model.cluster_centers_, model.labels_)
 
 
-def _faiss(points: np.ndarray, initial: np.ndarray) -> Fit:
-    clusters, features = initial.shape
+def _fit_faiss(points: np.ndarray, initial_centers: np.ndarray) -> FitResult:
+    clusters, features = initial_centers.shape
     model: Any = faiss.Kmeans(
         features, clusters, niter=ITERATIONS, max_points_per_centroid=len(points), min_points_per_centroid=1
     )
-    model.train(points, init_centroids=initial)
-    return Fit(model.centroids, model.index.search(points, 1)[1][:, 0])
+    model.train(points, init_centroids=initial_centers)
+    return FitResult(model.centroids, model.index.search(points, 1)[1][:, 0])
 
 
-def _check(points: np.ndarray, contestants: dict[str, Callable[[], Fit]]) -> None:
+def _check_inertias(points: np.ndarray, contenders: dict[str, Callable[[], FitResult]]) -> None:
     """Compare the inertias in float64, each about the fit's own centres."""
-    inertias = {name: _inertia(points, fit()) for name, fit in contestants.items()}
+    inertias = {name: _inertia(points, fit()) for name, fit in contenders.items()}
     for name, inertia in inertias.items():
-        assert abs(inertia - inertias[""]) < TOLERANCE * inertia, f"{name}: not the same clusters: {inertias}"
+        assert abs(inertia - inertias[""]) < INERTIA_TOLERANCE * inertia, f"{name}: not the same clusters: {inertias}"
 
 
-def _inertia(points: np.ndarray, fit: Fit) -> float:
-    parts = zip(np.array_split(points, 100), np.array_split(fit.labels, 100), strict=True)
-    return sum(float(((part - fit.centres[labels]).astype(np.float64) ** 2).sum()) for part, labels in parts)
+def _inertia(points: np.ndarray, result: FitResult) -> float:
+    parts = zip(np.array_split(points, 100), np.array_split(result.labels, 100), strict=True)
+    return sum(float(((part - result.centers[labels]).astype(np.float64) ** 2).sum()) for part, labels in parts)
 
 
-def _speed(fit: Callable[[], Fit]) -> float:
+def _measure_fits_per_second(fit: Callable[[], FitResult]) -> float:
     """Return fits/s, of as many as it takes to tell a short fit from chance."""
-    begun, done = now(), 0
-    while done == 0 or now() - begun < LONG:
+    started_at, done = read_seconds(), 0
+    while done == 0 or read_seconds() - started_at < MIN_SECONDS:
         fit()
         done += 1
-    return done / (now() - begun)
+    return done / (read_seconds() - started_at)
 
 
-def _starts(rounds: int) -> list[Comparison]:
+def _compare_init_counts(rounds: int) -> list[PairedComparison]:
     """Measure what ten k-means++ starts, fitted together, cost beside one."""
-    images, iterations = alone(_images), 10
-    blocks, count = _Blocks(torch.from_numpy(images)), len(images)
+    images, iterations = run_in_thread(_load_images), 10
+    blocks, count = _TensorBlocks(torch.from_numpy(images)), len(images)
 
-    def fit(starts: int) -> float:
+    def time_fit(n_init: int) -> float:
         torch.manual_seed(0)
-        begun = now()
-        centres = greedy_plus_plus(blocks, count, starts, 10)
-        totals = tally(blocks, centres, count)
+        started_at = read_seconds()
+        centers = greedy_plus_plus(blocks, count, n_init, 10)
+        cluster_sums = tally(blocks, centers, count)
         for _ in range(iterations):
-            centres, totals = iterate(blocks, centres, totals)
-        return 1 / (now() - begun)
+            centers, cluster_sums = iterate(blocks, centers, cluster_sums)
+        return 1 / (read_seconds() - started_at)
 
     task = f"k-means++ and {iterations} iterations, {count:,}×784 k=10, 10 starts"
-    return compete(task, partial(fit, 10), {"1 start": partial(fit, 1)}, rounds=rounds, unit="fits/s")
+    return run_paired_rounds(task, partial(time_fit, 10), {"1 start": partial(time_fit, 1)}, rounds=rounds, unit="fits/s")
 
 
-def _memory() -> list[Comparison]:
+def _compare_memory() -> list[PairedComparison]:
     """Measure what a fit takes besides the points, in one round: others differ by a few percent of them."""
     rows = []
-    for index, (name, points, clusters) in enumerate(_tasks() if memory.is_told() else ()):
-        if points.nbytes > LARGE:
+    for index, (name, points, clusters) in enumerate(_generate_tasks() if memory.can_measure() else ()):
+        if points.nbytes > MIN_POINT_BYTES:
             task, size = f"k-means {name} k={clusters}, memory", [points.nbytes / 1e6]
-            rows.append(compare(task, "the points", [apart(_taken, index)], size, unit="MB"))
+            rows.append(compare(task, "the points", [run_in_new_process(_measure_fit_memory, index)], size, unit="MB"))
     return rows
 
 
-def _taken(index: int) -> float:
-    _, points, clusters = next(islice(_tasks(), index, None))
-    initial = _initial(points, clusters)
-    _ours(points[:2048].copy(), initial)  # what libraries take once is not the fit's
-    return memory.taken(partial(_ours, points, initial))
+def _measure_fit_memory(index: int) -> float:
+    _, points, clusters = next(islice(_generate_tasks(), index, None))
+    initial = _select_initial_centers(points, clusters)
+    _fit_genexp(points[:2048].copy(), initial)  # what libraries take once is not the fit's
+    return memory.measure_peak_megabytes(partial(_fit_genexp, points, initial))

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmark.clock import now
-from benchmark.compose import configuration
-from benchmark.paired_rounds import Comparison, compare
-from benchmark.step_timer import Watch, watched
+from benchmark.clock import read_seconds
+from benchmark.compose import compose_config
+from benchmark.paired_rounds import PairedComparison, compare
+from benchmark.step_timer import StepTimer, time_run
 from genexp.runs.build import Run
 from genexp.seeding import seed_generators
 from genexp.snapshot import Snapshot
 from genexp.training.trainer import evaluating
 
-SPACING = 30.0  # seconds between two checkpoints at least, by default
-LOOKS = ("trainer.evaluate_every=1", "trainer.preview_every=1")
-NO_LOOKS = ("trainer.evaluate_every=0", "trainer.preview_every=0")
+CHECKPOINT_SPACING_SECONDS = 30.0  # seconds between two checkpoints at least, by default
+EVALUATION_OVERRIDES = ("trainer.evaluate_every=1", "trainer.preview_every=1")
+NO_EVALUATION_OVERRIDES = ("trainer.evaluate_every=0", "trainer.preview_every=0")
 
 
 @dataclass(frozen=True)
-class Work:
+class LoggingTask:
     """What is trained, and how long in a round."""
 
     model: str
@@ -31,77 +31,77 @@ class Work:
     images: int  # of the training split, where epochs are to end often
 
 
-WORKS = (
-    Work("stacked_autoencoder", 2000, 2000),
-    Work("vae", 1000, 2000),
-    Work("conv_autoencoder", 300, 1000),
-    Work("dcgan", 60, 512),
+TASKS = (
+    LoggingTask("stacked_autoencoder", 2000, 2000),
+    LoggingTask("vae", 1000, 2000),
+    LoggingTask("conv_autoencoder", 300, 1000),
+    LoggingTask("dcgan", 60, 512),
 )
 
 
-def run(rounds: int, works: tuple[Work, ...] = WORKS) -> list[Comparison]:
+def run(rounds: int, tasks: tuple[LoggingTask, ...] = TASKS) -> list[PairedComparison]:
     """Measure what records cost. Raises AssertionError where they change what is learned."""
     rows = []
-    for work in works:
-        _check(work)
-        often = (f"dataset.limit={work.images}", f"trainer.max_steps={work.steps // 2}")
-        plain = [_watched(work, *NO_LOOKS) for _ in range(rounds)]
-        saving = [_watched(work, *NO_LOOKS, *often, "trainer.checkpoint_spacing=0") for _ in range(rounds)]
-        looking = [_watched(work, *LOOKS, *often) for _ in range(rounds)]
-        unrecorded = [watch.seconds - sum(seconds for seconds, _ in watch.pauses) for watch in plain]
-        saved = [
-            1 / (1 + _mean_pause(watch, lambda shot: shot.checkpoint is not None) / SPACING) for watch in saving
+    for task in tasks:
+        _check_unchanged(task)
+        short_epochs = (f"dataset.limit={task.images}", f"trainer.max_steps={task.steps // 2}")
+        plain_timers = [_time_task(task, *NO_EVALUATION_OVERRIDES) for _ in range(rounds)]
+        checkpoint_timers = [_time_task(task, *NO_EVALUATION_OVERRIDES, *short_epochs, "trainer.checkpoint_spacing=0") for _ in range(rounds)]
+        evaluation_timers = [_time_task(task, *EVALUATION_OVERRIDES, *short_epochs) for _ in range(rounds)]
+        training_seconds = [timer.seconds - sum(seconds for seconds, _ in timer.pauses) for timer in plain_timers]
+        checkpoint_speeds = [
+            1 / (1 + _mean_pause(watch, lambda shot: shot.checkpoint is not None) / CHECKPOINT_SPACING_SECONDS) for watch in checkpoint_timers
         ]
-        looks = [_mean_pause(watch, lambda shot: bool(shot.test)) for watch in looking]
-        own = [_seconds_of_looks(watch.built) for watch in looking]
+        recorded_seconds = [_mean_pause(watch, lambda shot: bool(shot.test)) for watch in evaluation_timers]
+        computed_seconds = [_measure_evaluation_seconds(watch.run) for watch in evaluation_timers]
         rows += [
             compare(
-                f"{work.model}, every step recorded",
+                f"{task.model}, every step recorded",
                 "nothing recorded",
-                [work.steps / watch.seconds for watch in plain],
-                [work.steps / seconds for seconds in unrecorded],
+                [task.steps / watch.seconds for watch in plain_timers],
+                [task.steps / seconds for seconds in training_seconds],
                 unit="steps/s",
             ),
             compare(
-                f"{work.model}, a checkpoint every {SPACING:.0f} s", "none", saved, [1.0] * rounds, unit="speed"
+                f"{task.model}, a checkpoint every {CHECKPOINT_SPACING_SECONDS:.0f} s", "none", checkpoint_speeds, [1.0] * rounds, unit="speed"
             ),
-            compare(f"{work.model}, a look recorded", "its computation alone", looks, own, unit="s"),
+            compare(f"{task.model}, a look recorded", "its computation alone", recorded_seconds, computed_seconds, unit="s"),
         ]
     return rows
 
 
-def _watched(work: Work, *overrides: str) -> Watch:
-    words = (f"model={work.model}", "dataset=mnist_5k", "device=cpu", f"trainer.max_steps={work.steps}")
-    return watched(configuration(*words, *overrides))
+def _time_task(task: LoggingTask, *overrides: str) -> StepTimer:
+    task_overrides = (f"model={task.model}", "dataset=mnist_5k", "device=cpu", f"trainer.max_steps={task.steps}")
+    return time_run(compose_config(*task_overrides, *overrides))
 
 
-def _mean_pause(watch: Watch, counts: Callable[[Snapshot], bool]) -> float:
-    return statistics.mean(seconds for seconds, shot in watch.pauses if shot is not None and counts(shot))
+def _mean_pause(timer: StepTimer, is_counted: Callable[[Snapshot], bool]) -> float:
+    return statistics.mean(seconds for seconds, snapshot in timer.pauses if snapshot is not None and is_counted(snapshot))
 
 
-def _seconds_of_looks(built: Run, *, times: int = 3) -> float:
+def _measure_evaluation_seconds(run: Run, *, times: int = 3) -> float:
     """Return how long an evaluation and a preview take by themselves."""
-    learner, material = built.learner, built.material
-    begun = now()
+    learner, material = run.learner, run.material
+    started_at = read_seconds()
     for _ in range(times):
-        seed_generators(learner.device, built.seed, "look")
+        seed_generators(learner.device, run.seed, "look")
         with evaluating(learner.shown):
             learner.shown.evaluate(material.test)
             learner.shown.preview(material.examples)
-    return (now() - begun) / times
+    return (read_seconds() - started_at) / times
 
 
-def _check(work: Work) -> None:
+def _check_unchanged(task: LoggingTask) -> None:
     """Compare the training metrics of a run that records all it can with those of one that records little."""
     short = ("dataset.limit=256", "trainer.max_steps=20")
-    often = _curves(_watched(work, *LOOKS, *short, "trainer.checkpoint_spacing=0"))
-    never = _curves(_watched(work, *NO_LOOKS, *short, "trainer.checkpoint_every=0"))
-    for name, curve in often.items():
-        assert np.array_equal(curve, never[name]), f"{work.model}: records change the {name}"
+    recorded = _join_curves(_time_task(task, *EVALUATION_OVERRIDES, *short, "trainer.checkpoint_spacing=0"))
+    unrecorded = _join_curves(_time_task(task, *NO_EVALUATION_OVERRIDES, *short, "trainer.checkpoint_every=0"))
+    for name, curve in recorded.items():
+        assert np.array_equal(curve, unrecorded[name]), f"{task.model}: records change the {name}"
 
 
-def _curves(watch: Watch) -> dict[str, np.ndarray]:
-    names = watch.snapshots[-1].train
+def _join_curves(timer: StepTimer) -> dict[str, np.ndarray]:
+    names = timer.snapshots[-1].train
     return {
-        name: np.concatenate([shot.train[name].values for shot in watch.snapshots if shot.train]) for name in names
+        name: np.concatenate([snapshot.train[name].values for snapshot in timer.snapshots if snapshot.train]) for name in names
     }

@@ -7,25 +7,25 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-PEAK = Path("/proc/self/clear_refs")  # where the system is told to forget how much was held at most
-STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")  # where the system is told to forget how much was held at most
+PROC_STATUS = Path("/proc/self/status")
 
 
-def is_told() -> bool:
+def can_measure() -> bool:
     """Return whether memory can be measured here."""
-    return os.access(PEAK, os.W_OK) and STATUS.is_file()
+    return os.access(CLEAR_REFS, os.W_OK) and PROC_STATUS.is_file()
 
 
-def taken(work: Callable[[], object]) -> float:
+def measure_peak_megabytes(function: Callable[[], object]) -> float:
     """Return the megabytes that this process held at most during `work`, more than before."""
     ctypes.CDLL(None).malloc_trim(0)  # or the work would get what was freed before
-    PEAK.write_text("5")
-    before = _held("VmRSS")
-    work()
-    return (_held("VmHWM") - before) / 1e6
+    CLEAR_REFS.write_text("5")
+    before = _read_status_bytes("VmRSS")
+    function()
+    return (_read_status_bytes("VmHWM") - before) / 1e6
 
 
-def _held(name: str) -> int:
+def _read_status_bytes(name: str) -> int:
     """Return bytes."""
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    (line,) = (line for line in PROC_STATUS.read_text().splitlines() if line.startswith(name))
     return 1024 * int(line.split()[1])

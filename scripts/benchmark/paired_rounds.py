@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
-Result = TypeVar("Result")
+T = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """How one contestant did against another, over paired rounds."""
 
     task: str
@@ -29,29 +29,29 @@ class Comparison:
         return asdict(self)
 
 
-def compete(
+def run_paired_rounds(
     task: str,
     ours: Callable[[], float],
     rivals: Mapping[str, Callable[[], float]],
     *,
     rounds: int,
     unit: str = "images/s",
-) -> list[Comparison]:
+) -> list[PairedComparison]:
     """Return a comparison with each rival. Each callable does the work once and returns its figure.
 
     A first round that nobody counts warms caches and allocators.
     """
-    contestants = {"": ours, **rivals}
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
-    for counted in [False, *[True] * rounds]:
-        for name, work in contestants.items():
-            figure = alone(work)
-            if counted:
+    contenders = {"": ours, **rivals}
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for is_counted in [False, *[True] * rounds]:
+        for name, measure in contenders.items():
+            figure = run_in_thread(measure)
+            if is_counted:
                 figures[name].append(figure)
     return [compare(task, rival, figures[""], figures[rival], unit=unit) for rival in rivals]
 
 
-def alone(work: Callable[[], Result]) -> Result:
+def run_in_thread(function: Callable[[], T]) -> T:
     """Return what `work` returns in a thread of its own.
 
     How a thread computes with tiny numbers is left to those that it begins, among them torch's: what one
@@ -59,13 +59,13 @@ def alone(work: Callable[[], Result]) -> Result:
     and lets them sleep after each loop where they are more than cores. So what prepares work runs here as well.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(work).result()
+        return thread.submit(function).result()
 
 
-def compare(task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str) -> Comparison:
+def compare(task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str) -> PairedComparison:
     """Return the comparison of figures that belong together in pairs."""
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    return Comparison(
+    ratios = [our_value / their_value for our_value, their_value in zip(ours, theirs, strict=True)]
+    return PairedComparison(
         task,
         rival,
         statistics.median(ours),

@@ -16,7 +16,7 @@ Loss = Callable[[Tensor], Tensor]  # of images (batch, channels, height, width) 
 
 
 @dataclass(frozen=True)
-class Player:
+class ReferencePhase:
     """What one optimizer moves, and the loss it moves it down."""
 
     network: nn.Module
@@ -24,7 +24,7 @@ class Player:
     lr: float
 
 
-def as_written(network: nn.Module) -> None:
+def remove_optimizations(network: nn.Module) -> None:
     """Take from a network what genexp does for speed and nobody does by hand: its own dropout, and layouts."""
     for module in list(network.modules()):
         for name, child in module.named_children():
@@ -34,16 +34,16 @@ def as_written(network: nn.Module) -> None:
         weight.data = weight.data.contiguous()
 
 
-def autoencoder(technique: Any, lr: float) -> list[Player]:
+def build_autoencoder_phases(technique: Any, lr: float) -> list[ReferencePhase]:
     """Return the one player of a plain autoencoder."""
 
     def loss(images: Tensor) -> Tensor:
         return F.mse_loss(technique.decoder(technique.encoder(images)).sigmoid(), images)
 
-    return [Player(technique, loss, lr)]
+    return [ReferencePhase(technique, loss, lr)]
 
 
-def vae(technique: Any, lr: float) -> list[Player]:
+def build_vae_phases(technique: Any, lr: float) -> list[ReferencePhase]:
     """Return the one player of a variational autoencoder."""
 
     def loss(images: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ def vae(technique: Any, lr: float) -> list[Player]:
         kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
         return (reconstruction + kl) / len(images)
 
-    return [Player(technique, loss, lr)]
+    return [ReferencePhase(technique, loss, lr)]
 
 
-def gan(technique: Any, lr: float) -> list[Player]:
+def build_gan_phases(technique: Any, lr: float) -> list[ReferencePhase]:
     """Return the discriminator and the generator of a GAN."""
     generator, discriminator, latent = technique.generator, technique.discriminator, technique.config.latent
 
@@ -74,15 +74,15 @@ def gan(technique: Any, lr: float) -> list[Player]:
         scores = discriminator(generator(torch.randn(len(images), latent)))
         return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
 
-    return [Player(discriminator, discriminator_loss, lr), Player(generator, generator_loss, lr)]
+    return [ReferencePhase(discriminator, discriminator_loss, lr), ReferencePhase(generator, generator_loss, lr)]
 
 
-def step(players: list[Player], optimizers: list[torch.optim.Optimizer], images: Tensor) -> list[Tensor]:
+def step(phases: list[ReferencePhase], optimizers: list[torch.optim.Optimizer], images: Tensor) -> list[Tensor]:
     """Do one step of the loop that everybody writes, and return the losses."""
     losses = []
-    for player, optimizer in zip(players, optimizers, strict=True):
+    for phase, optimizer in zip(phases, optimizers, strict=True):
         optimizer.zero_grad()
-        loss = player.loss(images)
+        loss = phase.loss(images)
         loss.backward()
         optimizer.step()
         losses.append(loss)

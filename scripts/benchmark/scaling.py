@@ -13,77 +13,77 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmark.compose import configuration
-from benchmark.isolated_process import apart
-from benchmark.paired_rounds import Comparison, compare
-from benchmark.step_timer import watched
+from benchmark.compose import compose_config
+from benchmark.isolated_process import run_in_new_process
+from benchmark.paired_rounds import PairedComparison, compare
+from benchmark.step_timer import time_run
 
-FILES = 2500  # pictures on disk, of which nine in ten are learned from
-FASHION = ("model=conv_autoencoder", "dataset=fashion_mnist", "trainer.max_steps=60")
-PICTURES = ("model=conv_autoencoder", "dataset=image_folder", "dataset.channels=1", "trainer.max_steps=30")
-ALWAYS = ("device=cpu", "trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.epochs=1000000")
+IMAGE_COUNT = 2500  # pictures on disk, of which nine in ten are learned from
+FASHION_OVERRIDES = ("model=conv_autoencoder", "dataset=fashion_mnist", "trainer.max_steps=60")
+IMAGE_FOLDER_OVERRIDES = ("model=conv_autoencoder", "dataset=image_folder", "dataset.channels=1", "trainer.max_steps=30")
+COMMON_OVERRIDES = ("device=cpu", "trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.epochs=1000000")
 
 
 @dataclass(frozen=True)
-class Axis:
+class ScalingAxis:
     """What grows, and the words of the command line for each place."""
 
     name: str
-    places: tuple[int, ...]
-    words: Callable[[int], tuple[str, ...]]
+    values: tuple[int, ...]
+    make_overrides: Callable[[int], tuple[str, ...]]
 
 
 AXES = (
-    Axis("images in memory", (1000, 4000, 15_000, 60_000), lambda count: (*FASHION, f"dataset.limit={count}")),
-    Axis(
+    ScalingAxis("images in memory", (1000, 4000, 15_000, 60_000), lambda count: (*FASHION_OVERRIDES, f"dataset.limit={count}")),
+    ScalingAxis(
         "images streamed",
         (1000, 4000, 15_000, 60_000),
-        lambda count: (*FASHION, f"dataset.limit={count}", "dataset.resident_gb=0"),
+        lambda count: (*FASHION_OVERRIDES, f"dataset.limit={count}", "dataset.resident_gb=0"),
     ),
-    Axis(
+    ScalingAxis(
         "picture files streamed",
         (500, 2000),
-        lambda count: (*PICTURES, "dataset.size=28", f"dataset.limit={count}", "dataset.resident_gb=0"),
+        lambda count: (*IMAGE_FOLDER_OVERRIDES, "dataset.size=28", f"dataset.limit={count}", "dataset.resident_gb=0"),
     ),
-    Axis("pixels a side", (16, 32, 64), lambda side: (*PICTURES, f"dataset.size={side}")),
-    Axis("images in a batch", (10, 50, 200, 500), lambda size: (*FASHION, f"trainer.batch_size={size}")),
-    Axis("steps", (500, 2000, 4000), lambda steps: ("model=stacked_autoencoder", f"trainer.max_steps={steps}")),
+    ScalingAxis("pixels a side", (16, 32, 64), lambda side: (*IMAGE_FOLDER_OVERRIDES, f"dataset.size={side}")),
+    ScalingAxis("images in a batch", (10, 50, 200, 500), lambda size: (*FASHION_OVERRIDES, f"trainer.batch_size={size}")),
+    ScalingAxis("steps", (500, 2000, 4000), lambda steps: ("model=stacked_autoencoder", f"trainer.max_steps={steps}")),
 )
 
 
-def run(rounds: int, axes: tuple[Axis, ...] = AXES) -> list[Comparison]:
+def run(rounds: int, axes: tuple[ScalingAxis, ...] = AXES) -> list[PairedComparison]:
     """Measure milliseconds a step and the most memory held, each place beside the first of its axis."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        _draw_pictures(Path(name))
+        _write_images(Path(name))
         for axis in axes:
-            measured = [[_measured(axis.words(place), name) for place in axis.places] for _ in range(rounds)]
+            measurements = [[_measure_in_new_process(axis.make_overrides(value), name) for value in axis.values] for _ in range(rounds)]
             for number, unit in enumerate(("ms/step", "MB")):
-                first = [each[0][number] for each in measured]
-                for index, place in enumerate(axis.places):
-                    figures = [each[index][number] for each in measured]
+                first = [measurement[0][number] for measurement in measurements]
+                for index, place in enumerate(axis.values):
+                    figures = [each[index][number] for each in measurements]
                     rows.append(
-                        compare(f"{place:,} {axis.name}", f"{axis.places[0]:,}", figures, first, unit=unit)
+                        compare(f"{place:,} {axis.name}", f"{axis.values[0]:,}", figures, first, unit=unit)
                     )
     return rows
 
 
-def _draw_pictures(folder: Path) -> None:
+def _write_images(folder: Path) -> None:
     generator = np.random.default_rng(0)
-    for number in range(FILES):
+    for number in range(IMAGE_COUNT):
         pixels = generator.integers(256, size=(128, 128), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:05d}.png", compress_level=1)
 
 
-def _measured(words: tuple[str, ...], pictures: str) -> tuple[float, float]:
+def _measure_in_new_process(overrides: tuple[str, ...], image_dir: str) -> tuple[float, float]:
     """Return milliseconds a step and megabytes, of a run in a new process."""
-    root = (f"dataset.root='{pictures}'",) if "dataset=image_folder" in words else ()
-    return apart(_run, (*words, *root, *ALWAYS))
+    root = (f"dataset.root='{image_dir}'",) if "dataset=image_folder" in overrides else ()
+    return run_in_new_process(_measure_run, (*overrides, *root, *COMMON_OVERRIDES))
 
 
-def _run(words: tuple[str, ...]) -> tuple[float, float]:
-    config = configuration(*words)
+def _measure_run(overrides: tuple[str, ...]) -> tuple[float, float]:
+    config = compose_config(*overrides)
     with redirect_stdout(io.StringIO()):
-        watch = watched(config)
+        timer = time_run(config)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return 1e3 * watch.seconds / config["trainer"]["max_steps"], kilobytes / 1e3
+    return 1e3 * timer.seconds / config["trainer"]["max_steps"], kilobytes / 1e3

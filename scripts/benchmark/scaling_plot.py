@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.paired_rounds import Comparison
+from benchmark.paired_rounds import PairedComparison
 
 UNITS = ("ms/step", "MB")
 
 
-def draw(rows: Sequence[Comparison], path: Path) -> None:
+def plot_scaling(rows: Sequence[PairedComparison], path: Path) -> None:
     """Draw the rows of the scaling suite, whose tasks begin with the number that grows."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -20,14 +20,14 @@ def draw(rows: Sequence[Comparison], path: Path) -> None:
     panels = figure.subplots(len(UNITS), len(axes), squeeze=False)
     for column, axis in enumerate(axes):
         for unit, panel in zip(UNITS, panels[:, column], strict=True):
-            shown = [row for row in rows if row.task.partition(" ")[2] == axis and row.unit == unit]
-            places = [int(row.task.partition(" ")[0].replace(",", "")) for row in shown]
-            panel.plot(places, [row.ours for row in shown], marker="o")
+            selected = [row for row in rows if row.task.partition(" ")[2] == axis and row.unit == unit]
+            values = [int(row.task.partition(" ")[0].replace(",", "")) for row in selected]
+            panel.plot(values, [row.ours for row in selected], marker="o")
             panel.set_xscale("log")
-            panel.set_xticks(places, [f"{place:,}" for place in places])
+            panel.set_xticks(values, [f"{value:,}" for value in values])
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.yaxis.set_major_formatter(ScalarFormatter())
-            panel.set_ylim(0, 1.1 * max((row.ours for row in shown), default=1))
+            panel.set_ylim(0, 1.1 * max((row.ours for row in selected), default=1))
             panel.grid(alpha=0.3)
         panels[-1, column].set_xlabel(axis)
     for unit, panel in zip(("milliseconds a step", "megabytes held at most"), panels[:, 0], strict=True):

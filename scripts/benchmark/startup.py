@@ -10,50 +10,50 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmark.clock import chosen, now
-from benchmark.paired_rounds import Comparison, compete
+from benchmark.clock import get_selected_clock, read_seconds
+from benchmark.paired_rounds import PairedComparison, run_paired_rounds
 
-TORCH = (sys.executable, "-c", "import torch")
-GENEXP = (sys.executable, "-m", "genexp.train")
-LOOK_EVERY = 0.005  # seconds
+IMPORT_TORCH_COMMAND = (sys.executable, "-c", "import torch")
+GENEXP_COMMAND = (sys.executable, "-m", "genexp.train")
+POLL_SECONDS = 0.005  # seconds
 
 
-def run(rounds: int) -> list[Comparison]:
+def run(rounds: int) -> list[PairedComparison]:
     """Measure seconds. Raises AssertionError where a command fails."""
-    help_against = {"import torch": partial(_seconds, *TORCH)}
-    rows = compete("genexp --help", partial(_seconds, *GENEXP, "--help"), help_against, rounds=rounds, unit="s")
-    return rows + compete(
-        "genexp, first steps recorded", _seconds_to_first_steps, help_against, rounds=rounds, unit="s"
+    rivals = {"import torch": partial(_time_command, *IMPORT_TORCH_COMMAND)}
+    rows = run_paired_rounds("genexp --help", partial(_time_command, *GENEXP_COMMAND, "--help"), rivals, rounds=rounds, unit="s")
+    return rows + run_paired_rounds(
+        "genexp, first steps recorded", _time_to_first_steps, rivals, rounds=rounds, unit="s"
     )
 
 
-def _now() -> float:
+def _read_command_seconds() -> float:
     """Return seconds on the clock that was chosen; of the processor's time, what commands have spent."""
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return now() if chosen() == "wall" else spent.ru_utime + spent.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return read_seconds() if get_selected_clock() == "wall" else usage.ru_utime + usage.ru_stime
 
 
-def _seconds(*command: str) -> float:
-    begun = _now()
+def _time_command(*command: str) -> float:
+    started_at = _read_command_seconds()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return _now() - begun
+    return _read_command_seconds() - started_at
 
 
-def _seconds_to_first_steps() -> float:
+def _time_to_first_steps() -> float:
     """Return how long it takes until the metrics of the first steps are on disk: a few steps late, never early."""
     with tempfile.TemporaryDirectory() as name:
-        words = (*GENEXP, "device=cpu", f"hydra.run.dir={name}")
-        begun = _now()
-        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        command = (*GENEXP_COMMAND, "device=cpu", f"hydra.run.dir={name}")
+        started_at = _read_command_seconds()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
-                while not _has_lines(Path(name) / "metrics.jsonl"):
+                while not _has_content(Path(name) / "metrics.jsonl"):
                     assert process.poll() is None, "genexp ended before its first step"
-                    time.sleep(LOOK_EVERY)
-                ended = _now()
+                    time.sleep(POLL_SECONDS)
+                ended_at = _read_command_seconds()
             finally:
                 process.kill()
-        return (ended if chosen() == "wall" else _now()) - begun
+        return (ended_at if get_selected_clock() == "wall" else _read_command_seconds()) - started_at
 
 
-def _has_lines(path: Path) -> bool:
+def _has_content(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0

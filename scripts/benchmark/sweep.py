@@ -12,36 +12,36 @@ from typing import Any
 import torch
 
 from benchmark import clock
-from benchmark.compose import configuration
-from benchmark.paired_rounds import Comparison, alone, compete
+from benchmark.compose import compose_config
+from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
 from genexp.data.stream import BatchStream, stack_batches
 from genexp.ensemble.step import EnsembleStep
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 
-SEEDS = 16
-TIMED = 4  # of the jobs, one after the other: they are alike
+SEED_COUNT = 16
+SEQUENTIAL_JOBS = 4  # of the jobs, one after the other: they are alike
 STEPS = 60
-WARM = 3  # steps that nobody counts
-BATCHES = (16, 50)
-PRESET = ("experiment=stacked_autoencoder_reference", "dataset=mnist_5k", "device=cpu")
-ROUNDING = 1e-3  # of a loss, by which the last of both ways may differ
+WARMUP_STEPS = 3  # steps that nobody counts
+BATCH_SIZES = (16, 50)
+BASE_OVERRIDES = ("experiment=stacked_autoencoder_reference", "dataset=mnist_5k", "device=cpu")
+LOSS_TOLERANCE = 1e-3  # of a loss, by which the last of both ways may differ
 Config = dict[str, Any]
 
 
-def run(rounds: int) -> list[Comparison]:
+def run(rounds: int) -> list[PairedComparison]:
     """Measure steps of single jobs a second. Raises AssertionError where losses differ."""
     rows = []
-    for batch_size in BATCHES:
-        configs = [configuration(*PRESET, f"trainer.batch_size={batch_size}", f"seed={n}") for n in range(SEEDS)]
-        alone(partial(_check, configs))
-        rows += compete(
-            f"{SEEDS} seeds of the stacked autoencoder, batch {batch_size}",
-            partial(_speed_together, configs),
+    for batch_size in BATCH_SIZES:
+        configs = [compose_config(*BASE_OVERRIDES, f"trainer.batch_size={batch_size}", f"seed={n}") for n in range(SEED_COUNT)]
+        run_in_thread(partial(_check_losses, configs))
+        rows += run_paired_rounds(
+            f"{SEED_COUNT} seeds of the stacked autoencoder, batch {batch_size}",
+            partial(_measure_ensemble, configs),
             {
-                "one after the other": partial(_speed_in_turn, configs),
-                "joblib on all cores": partial(_speed_of_joblib, configs),
+                "one after the other": partial(_measure_sequential, configs),
+                "joblib on all cores": partial(_measure_joblib, configs),
             },
             rounds=rounds,
             unit="steps/s",
@@ -49,58 +49,58 @@ def run(rounds: int) -> list[Comparison]:
     return rows
 
 
-def _check(configs: Sequence[Config]) -> None:
-    _, losses = _together(configs)
-    for config, loss in zip(configs[:TIMED], losses, strict=False):
-        _, own = _single(build_run(config, None))
-        assert abs(own - loss) <= ROUNDING * own, f"not the same work: {loss} as one, {own} alone"
+def _check_losses(configs: Sequence[Config]) -> None:
+    _, losses = _time_ensemble(configs)
+    for config, loss in zip(configs[:SEQUENTIAL_JOBS], losses, strict=False):
+        _, single_loss = _time_single_run(build_run(config, None))
+        assert abs(single_loss - loss) <= LOSS_TOLERANCE * single_loss, f"not the same work: {loss} as one, {single_loss} alone"
 
 
-def _speed_together(configs: Sequence[Config]) -> float:
-    return STEPS * len(configs) / _together(configs)[0]
+def _measure_ensemble(configs: Sequence[Config]) -> float:
+    return STEPS * len(configs) / _time_ensemble(configs)[0]
 
 
-def _speed_in_turn(configs: Sequence[Config]) -> float:
-    return STEPS * TIMED / sum(_single(build_run(config, None))[0] for config in configs[:TIMED])
+def _measure_sequential(configs: Sequence[Config]) -> float:
+    return STEPS * SEQUENTIAL_JOBS / sum(_time_single_run(build_run(config, None))[0] for config in configs[:SEQUENTIAL_JOBS])
 
 
-def _speed_of_joblib(configs: Sequence[Config]) -> float:
+def _measure_joblib(configs: Sequence[Config]) -> float:
     """Return what as many workers as cores do together, each with one thread."""
     import joblib
 
     workers = joblib.cpu_count()
-    jobs = [joblib.delayed(_in_worker)(config, clock.chosen()) for config in configs[:workers]]
+    jobs = [joblib.delayed(_time_worker_job)(config, clock.get_selected_clock()) for config in configs[:workers]]
     return sum(STEPS / seconds for seconds in joblib.Parallel(workers)(jobs))
 
 
-def _in_worker(config: Config, clock_name: str) -> float:
+def _time_worker_job(config: Config, clock_name: str) -> float:
     torch.set_num_threads(1)
-    clock.choose(clock_name)
-    return _single(build_run(config, None))[0]
+    clock.select_clock(clock_name)
+    return _time_single_run(build_run(config, None))[0]
 
 
-def _single(run: Run) -> tuple[float, float]:
+def _time_single_run(run: Run) -> tuple[float, float]:
     """Return the seconds of a run's steps, and the last loss."""
     batches = run.material.feed.batches(1)
-    for step in range(1, WARM + STEPS + 1):
-        if step == WARM + 1:
-            begun = clock.now()
+    for step in range(1, WARMUP_STEPS + STEPS + 1):
+        if step == WARMUP_STEPS + 1:
+            started_at = clock.read_seconds()
         batch = next(batches)
         seed_generators(run.learner.device, run.seed, step)
-        metrics = run.learner.step(batch, run.material.train, Clock(step, WARM + STEPS, STEPS))
-    return clock.now() - begun, float(metrics["loss"])
+        metrics = run.learner.step(batch, run.material.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
+    return clock.read_seconds() - started_at, float(metrics["loss"])
 
 
-def _together(configs: Sequence[Config]) -> tuple[float, list[float]]:
+def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
     """Return the seconds of the runs' steps as one computation, and the last losses."""
     runs: list[Run] = []
     for config in configs:
         runs.append(build_run(config, None, like=runs[0] if runs else None))
-    stack = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
+    ensemble_step = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
     batches = stack_batches([feed for run in runs if isinstance(feed := run.material.feed, BatchStream)], 1)
-    for step in range(1, WARM + STEPS + 1):
-        if step == WARM + 1:
-            begun = clock.now()
+    for step in range(1, WARMUP_STEPS + STEPS + 1):
+        if step == WARMUP_STEPS + 1:
+            started_at = clock.read_seconds()
         batch = next(batches)
-        metrics = stack.step(batch, False, runs[0].material.train, Clock(step, WARM + STEPS, STEPS))
-    return clock.now() - begun, metrics["loss"].tolist()
+        metrics = ensemble_step.step(batch, False, runs[0].material.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
+    return clock.read_seconds() - started_at, metrics["loss"].tolist()

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmark import reference_loops
-from benchmark.clock import now
-from benchmark.compose import configuration
-from benchmark.paired_rounds import Comparison, alone, compete
-from benchmark.reference_loops import Player
-from benchmark.step_timer import watched
+from benchmark.clock import read_seconds
+from benchmark.compose import compose_config
+from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
+from benchmark.reference_loops import ReferencePhase
+from benchmark.step_timer import time_run
 from genexp.data import load_dataset
 from genexp.images.vision import torchvision
 from genexp.runs.build import Run, build_run
@@ -32,108 +32,108 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingTask:
     """What is trained, for how long in a round, and the same written by hand."""
 
     preset: str
     batch_size: int
     steps: int
-    players: Callable[[Any, float], list[Player]]
+    build_phases: Callable[[Any, float], list[ReferencePhase]]
 
 
-WORKS = {
-    "stacked autoencoder": Work("stacked_autoencoder_reference", 50, 1000, reference_loops.autoencoder),
-    "VAE": Work("vae_reference", 100, 400, reference_loops.vae),
-    "convolutional autoencoder": Work("conv_autoencoder_reference", 128, 150, reference_loops.autoencoder),
-    "GAN": Work("gan_reference", 100, 100, reference_loops.gan),
-    "DCGAN": Work("dcgan_reference", 100, 12, reference_loops.gan),
+TASKS = {
+    "stacked autoencoder": TrainingTask("stacked_autoencoder_reference", 50, 1000, reference_loops.build_autoencoder_phases),
+    "VAE": TrainingTask("vae_reference", 100, 400, reference_loops.build_vae_phases),
+    "convolutional autoencoder": TrainingTask("conv_autoencoder_reference", 128, 150, reference_loops.build_autoencoder_phases),
+    "GAN": TrainingTask("gan_reference", 100, 100, reference_loops.build_gan_phases),
+    "DCGAN": TrainingTask("dcgan_reference", 100, 12, reference_loops.build_gan_phases),
 }
 
 
-def run(rounds: int, works: tuple[str, ...] = tuple(WORKS)) -> list[Comparison]:
+def run(rounds: int, tasks: tuple[str, ...] = tuple(TASKS)) -> list[PairedComparison]:
     """Measure images/s. Raises AssertionError where hand and program do not compute the same losses."""
     rows = []
-    entries = [(name, WORKS[name], precision) for name in works for precision in precisions(WORKS[name])]
-    for name, work, precision in entries:
-        config = configured(work, f"trainer.precision={precision}")
-        alone(partial(check, config, work))
+    entries = [(name, TASKS[name], precision) for name in tasks for precision in list_precisions(TASKS[name])]
+    for name, task, precision in entries:
+        config = compose_task_config(task, f"trainer.precision={precision}")
+        run_in_thread(partial(check_losses, config, task))
         rivals = {
-            "bare loop, fused optimizer": partial(_bare, config, work),
-            "tutorial loop": partial(_tutorial, config, work),
-            "Lightning": partial(_lightning, config, work),
+            "bare loop, fused optimizer": partial(_measure_bare_loop, config, task),
+            "tutorial loop": partial(_measure_tutorial_loop, config, task),
+            "Lightning": partial(_measure_lightning, config, task),
         }
-        task = f"{name}, batch {work.batch_size}, {precision}"
-        rows += compete(task, partial(_ours, config, work), rivals, rounds=rounds)
+        label = f"{name}, batch {task.batch_size}, {precision}"
+        rows += run_paired_rounds(label, partial(_measure_genexp, config, task), rivals, rounds=rounds)
     return rows
 
 
-def configured(work: Work, *words: str) -> dict[str, Any]:
+def compose_task_config(task: TrainingTask, *extra_overrides: str) -> dict[str, Any]:
     """Return the configuration of `work` on the command line, and of `words`."""
-    overrides = [f"experiment={work.preset}", "dataset=mnist_5k", "device=cpu"]
-    overrides += [f"trainer.batch_size={work.batch_size}", f"trainer.max_steps={work.steps}"]
+    overrides = [f"experiment={task.preset}", "dataset=mnist_5k", "device=cpu"]
+    overrides += [f"trainer.batch_size={task.batch_size}", f"trainer.max_steps={task.steps}"]
     overrides += ["trainer.evaluate_every=0", "trainer.preview_every=0"]
-    return configuration(*overrides, *words)
+    return compose_config(*overrides, *extra_overrides)
 
 
-def precisions(work: Work) -> list[str]:
+def list_precisions(task: TrainingTask) -> list[str]:
     """Return fp32, and what the model's recipe chooses on this processor."""
-    own = configured(work)["model"]["recipe"].get("precision", "fp32")
-    return list(dict.fromkeys(["fp32", chosen_precision(own, CPU)]))
+    recipe_precision = compose_task_config(task)["model"]["recipe"].get("precision", "fp32")
+    return list(dict.fromkeys(["fp32", chosen_precision(recipe_precision, CPU)]))
 
 
-def check(config: dict[str, Any], work: Work) -> None:
+def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
     """Compare the losses of each phase on one batch, with the same weights and the same noise."""
-    built, players = _build(config, work)
-    batch = next(iter(built.material.feed.batches(1)))
-    clock = Clock(1, work.steps, built.material.feed.steps_per_epoch)
-    phases = [phase for phase in built.learner.phases if isinstance(phase, Descent)]
-    for phase, player in zip(phases, players, strict=True):
+    run, reference_phases = _build_both(config, task)
+    batch = next(iter(run.material.feed.batches(1)))
+    clock = Clock(1, task.steps, run.material.feed.steps_per_epoch)
+    phases = [phase for phase in run.learner.phases if isinstance(phase, Descent)]
+    for phase, reference_phase in zip(phases, reference_phases, strict=True):
         seed_generators(CPU, 0)
         ours = phase.loss(batch, clock)[0].item()
         seed_generators(CPU, 0)
-        theirs = player.loss(batch["image"]).item()
+        theirs = reference_phase.loss(batch["image"]).item()
         assert abs(ours - theirs) < 1e-4 * abs(theirs), f"{phase.name}: not the same work: {ours} and {theirs}"
 
 
-def _build(config: dict[str, Any], work: Work) -> tuple[Run, list[Player]]:
-    built = build_run(config, None)
-    return built, work.players(built.learner.technique, config["optimizer"]["lr"])
+def _build_both(config: dict[str, Any], task: TrainingTask) -> tuple[Run, list[ReferencePhase]]:
+    run = build_run(config, None)
+    return run, task.build_phases(run.learner.technique, config["optimizer"]["lr"])
 
 
-def _by_hand(config: dict[str, Any], work: Work) -> list[Player]:
-    built, players = _build(config, work)
-    reference_loops.as_written(built.learner.technique)
-    return players
+def _build_reference_phases(config: dict[str, Any], task: TrainingTask) -> list[ReferencePhase]:
+    run, phases = _build_both(config, task)
+    reference_loops.remove_optimizations(run.learner.technique)
+    return phases
 
 
-def _images(config: dict[str, Any]) -> Tensor:
+def _load_images(config: dict[str, Any]) -> Tensor:
     images = load_dataset(config["dataset"]).train.streams["image"]
     assert isinstance(images, Tensor)
     return images
 
 
-def _ours(config: dict[str, Any], work: Work) -> float:
+def _measure_genexp(config: dict[str, Any], task: TrainingTask) -> float:
     """Return the images/s of genexp's trainer with all its recorders."""
-    return work.steps * work.batch_size / watched(config).seconds
+    return task.steps * task.batch_size / time_run(config).seconds
 
 
-def _bare(config: dict[str, Any], work: Work) -> float:
+def _measure_bare_loop(config: dict[str, Any], task: TrainingTask) -> float:
     """Return the images/s of the loop one would write by hand over data in memory."""
-    players = _by_hand(config, work)
+    phases = _build_reference_phases(config, task)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Adam(player.network.parameters(), lr=player.lr, fused=True) for player in players
+        torch.optim.Adam(phase.network.parameters(), lr=phase.lr, fused=True) for phase in phases
     ]
-    images = _images(config)
-    begun, done = now(), 0
-    while done < work.steps:
-        for indices in torch.randperm(len(images)).split(work.batch_size)[: work.steps - done]:
-            if len(indices) == work.batch_size:
-                reference_loops.step(players, optimizers, images[indices].float() / 255)
+    images = _load_images(config)
+    started_at, done = read_seconds(), 0
+    while done < task.steps:
+        for indices in torch.randperm(len(images)).split(task.batch_size)[: task.steps - done]:
+            if len(indices) == task.batch_size:
+                reference_loops.step(phases, optimizers, images[indices].float() / 255)
                 done += 1
-    return work.steps * work.batch_size / (now() - begun)
+    return task.steps * task.batch_size / (read_seconds() - started_at)
 
 
-class _Pictures(Dataset[Any]):
+class _PillowImages(Dataset[Any]):
     """Images as torchvision's MNIST gives them out: each one a Pillow image that a transform makes a tensor."""
 
     def __init__(self, images: Tensor) -> None:
@@ -147,28 +147,28 @@ class _Pictures(Dataset[Any]):
         return self._transform(Image.fromarray(self._images[index].numpy())), 0
 
 
-def _tutorial(config: dict[str, Any], work: Work) -> float:
+def _measure_tutorial_loop(config: dict[str, Any], task: TrainingTask) -> float:
     """Return the images/s of the tutorials' loop: a DataLoader, and every loss read at every step."""
-    players = _by_hand(config, work)
+    phases = _build_reference_phases(config, task)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Adam(player.network.parameters(), lr=player.lr) for player in players
+        torch.optim.Adam(phase.network.parameters(), lr=phase.lr) for phase in phases
     ]
-    loader = DataLoader(_Pictures(_images(config)), batch_size=work.batch_size, shuffle=True, drop_last=True)
-    curve: list[list[float]] = []
-    begun = now()
-    while len(curve) < work.steps:
+    loader = DataLoader(_PillowImages(_load_images(config)), batch_size=task.batch_size, shuffle=True, drop_last=True)
+    losses: list[list[float]] = []
+    started_at = read_seconds()
+    while len(losses) < task.steps:
         for images, _ in loader:
-            curve.append([loss.item() for loss in reference_loops.step(players, optimizers, images)])
-            if len(curve) == work.steps:
+            losses.append([loss.item() for loss in reference_loops.step(phases, optimizers, images)])
+            if len(losses) == task.steps:
                 break
-    return work.steps * work.batch_size / (now() - begun)
+    return task.steps * task.batch_size / (read_seconds() - started_at)
 
 
-def _lightning(config: dict[str, Any], work: Work) -> float:
+def _measure_lightning(config: dict[str, Any], task: TrainingTask) -> float:
     """Return the images/s of Lightning's Trainer with its defaults, over the same data in memory."""
-    from benchmark.lightning import lightning_speed
+    from benchmark.lightning import measure_lightning
 
-    players = _by_hand(config, work)
+    phases = _build_reference_phases(config, task)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return lightning_speed(players, _images(config), work.batch_size, work.steps, Path(folder))
+        return measure_lightning(phases, _load_images(config), task.batch_size, task.steps, Path(folder))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark import command, memory, scaling_plot
-from benchmark.isolated_process import apart
-from benchmark.logging_overhead import Work, run
-from benchmark.paired_rounds import Comparison, alone, compete
-from benchmark.reference_loops import Player, as_written
-from benchmark.step_timer import watched
-from benchmark.trainer import WORKS, check, configured
+from benchmark.isolated_process import run_in_new_process
+from benchmark.logging_overhead import LoggingTask, run
+from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
+from benchmark.reference_loops import ReferencePhase, remove_optimizations
+from benchmark.step_timer import time_run
+from benchmark.trainer import TASKS, check_losses, compose_task_config
 from torch import nn
 
 from genexp.device import flush_denormals, placed
@@ -29,24 +29,24 @@ def figures(*values: float) -> Callable[[], float]:
 
 
 def test_rivals_are_compared_within_a_round_and_the_first_round_does_not_count() -> None:
-    (row,) = compete("work", figures(9, 1, 4, 6), {"rival": figures(1, 1, 2, 2)}, rounds=3)
+    (row,) = run_paired_rounds("work", figures(9, 1, 4, 6), {"rival": figures(1, 1, 2, 2)}, rounds=3)
     assert (row.ours, row.theirs) == (4, 2)
     assert (row.low, row.ratio, row.high) == (1, 2, 3)
 
 
-@pytest.mark.skipif(not memory.is_told(), reason="the system does not tell how much memory was held")
+@pytest.mark.skipif(not memory.can_measure(), reason="the system does not tell how much memory was held")
 def test_memory_is_what_the_work_took_at_most() -> None:
-    assert 195 < apart(hold_and_drop, 50) < 220  # 50 million numbers in float32; the system counts roughly
+    assert 195 < run_in_new_process(hold_and_drop, 50) < 220  # 50 million numbers in float32; the system counts roughly
 
 
 def hold_and_drop(millions: int) -> float:
     torch.ones(2 * millions * 1_000_000)  # held and dropped before: it does not count
-    return memory.taken(lambda: torch.ones(millions * 1_000_000))
+    return memory.measure_peak_megabytes(lambda: torch.ones(millions * 1_000_000))
 
 
 @pytest.mark.parametrize("name", ["stacked autoencoder", "VAE", "convolutional autoencoder", "GAN"])
 def test_what_is_written_by_hand_is_the_same_work(name: str) -> None:
-    check(configured(WORKS[name]), WORKS[name])
+    check_losses(compose_task_config(TASKS[name]), TASKS[name])
 
 
 def test_rivals_have_what_one_would_write_and_compute_the_same() -> None:
@@ -54,7 +54,7 @@ def test_rivals_have_what_one_would_write_and_compute_the_same() -> None:
     placed(network, torch.device("cpu"))
     images = torch.randn(2, 2, 6, 6)
     before = network(images)
-    as_written(network)
+    remove_optimizations(network)
     torch.testing.assert_close(network(images), before)
     assert [type(module) for module in network.modules() if isinstance(module, nn.Dropout)] == [nn.Dropout]
     assert all(weight.is_contiguous() for weight in network.parameters())
@@ -68,34 +68,34 @@ def test_how_a_contestant_computes_with_tiny_numbers_ends_with_it() -> None:
         flush_denormals()
         return bool((tiny * 0.5 == 0).all())
 
-    assert alone(flushed)
-    assert alone(lambda: bool((tiny * 0.5 > 0).all()))
+    assert run_in_thread(flushed)
+    assert run_in_thread(lambda: bool((tiny * 0.5 > 0).all()))
 
 
 def test_other_work_is_refused() -> None:
-    work = WORKS["stacked autoencoder"]
+    work = TASKS["stacked autoencoder"]
 
-    def others(technique: object, lr: float) -> list[Player]:
-        (player,) = work.players(technique, lr)
+    def others(technique: object, lr: float) -> list[ReferencePhase]:
+        (player,) = work.build_phases(technique, lr)
         return [replace(player, loss=lambda images: 1.001 * player.loss(images))]
 
     with pytest.raises(AssertionError, match="not the same work"):
-        check(configured(work), replace(work, players=others))
+        check_losses(compose_task_config(work), replace(work, players=others))
 
 
 def test_a_watch_sees_every_pause_between_steps() -> None:
-    watch = watched({**configured(WORKS["stacked autoencoder"]), **_steps(7)})
+    watch = time_run({**compose_task_config(TASKS["stacked autoencoder"]), **_steps(7)})
     assert len(watch.pauses) == 6
     assert 0 < sum(seconds for seconds, _ in watch.pauses) < watch.seconds
 
 
 def _steps(count: int) -> dict[str, object]:
-    config = configured(WORKS["stacked autoencoder"])
+    config = compose_task_config(TASKS["stacked autoencoder"])
     return {"trainer": {**config["trainer"], "max_steps": count}}
 
 
 def test_the_logging_suite_says_what_records_cost() -> None:
-    rows = run(1, (Work("stacked_autoencoder", 30, 200),))
+    rows = run(1, (LoggingTask("stacked_autoencoder", 30, 200),))
     speed, checkpoints, looks = (row.ratio for row in rows)
     assert 0 < speed < 1
     assert 0 < checkpoints < 1
@@ -103,7 +103,7 @@ def test_the_logging_suite_says_what_records_cost() -> None:
 
 
 def test_figures_go_to_the_console_and_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Comparison("60 images", "6", 3.0, 2.0, 1.5, 1.5, 1.5, "MB")
+    row = PairedComparison("60 images", "6", 3.0, 2.0, 1.5, 1.5, 1.5, "MB")
     monkeypatch.setattr(command, "_run", lambda suite, rounds: [row])
     ended = called(
         "benchmark",
@@ -129,12 +129,12 @@ def test_a_missing_rival_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_figure_has_a_column_an_axis(tmp_path: Path) -> None:
     rows = [
-        Comparison(f"{place:,} {axis}", "1", 1.0, 1.0, 1.0, 1.0, 1.0, unit)
+        PairedComparison(f"{place:,} {axis}", "1", 1.0, 1.0, 1.0, 1.0, 1.0, unit)
         for axis in ("images", "steps")
         for unit in scaling_plot.UNITS
         for place in (10, 1000)
     ]
-    scaling_plot.draw(rows, tmp_path / "growth.png")
+    scaling_plot.plot_scaling(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
