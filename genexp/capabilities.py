@@ -15,7 +15,7 @@ from torch import Tensor
 from genexp.technique import Batch
 
 
-class Samples(ABC):
+class CanSample(ABC):
     """Makes new images out of noise."""
 
     @abstractmethod
@@ -23,7 +23,7 @@ class Samples(ABC):
         """Return new images (count, channels, height, width); of classes in turn, where it knows any."""
 
 
-class Reconstructs(ABC):
+class CanReconstruct(ABC):
     """Gives back images through a narrow latent."""
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Reconstructs(ABC):
         return images
 
 
-class Interpolates(ABC):
+class CanInterpolate(ABC):
     """Has a latent space in which there is a way from one image to another."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Interpolates(ABC):
         """
 
 
-class Traverses(ABC):
+class CanTraverse(ABC):
     """Has latent units that can be moved one by one."""
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Traverses(ABC):
         """
 
 
-class Clusters(ABC):
+class CanCluster(ABC):
     """Assigns samples to clusters."""
 
     @abstractmethod
@@ -66,11 +66,11 @@ class Clusters(ABC):
         """Return the cluster of each sample: int64 (batch,)."""
 
 
-class Stylises(ABC):
+class CanStylize(ABC):
     """Has learned one image: a content in a style."""
 
     @abstractmethod
-    def stylised(self) -> Tensor:
+    def stylize(self) -> Tensor:
         """Return that image, (1, 3, height, width)."""
 
 
@@ -79,12 +79,12 @@ class Translation:
     """A way from one kind of image to another."""
 
     name: str  # of the files that come of it: "translated", "a_to_b"
-    source: str  # the stream whose images go in
-    truth: str  # the stream of what should come out, which the test split may have
-    apply: Callable[[Tensor], Tensor]  # (batch, c, h, w) → (batch, c, h, w)
+    source_stream: str  # the stream whose images go in
+    target_stream: str  # the stream of what should come out, which the test split may have
+    translate: Callable[[Tensor], Tensor]  # (batch, c, h, w) → (batch, c, h, w)
 
 
-class Translates(ABC):
+class CanTranslate(ABC):
     """Turns images of one kind into images of another."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Translates(ABC):
         """Return all ways the technique knows."""
 
 
-class Explains(ABC):
+class CanEstimateLikelihood(ABC):
     """Has a likelihood that can be estimated."""
 
     @abstractmethod

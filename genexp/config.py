@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genexp.errors import ConfigError
 
-GROUPS = ("model", "dataset", "optimizer", "trainer", "device", "experiment")  # folders of conf/ to choose from
-Bound = TypeVar("Bound")
-IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
-PLURALS = {int: "whole numbers", float: "numbers", str: "words"}
+CONFIG_GROUPS = ("model", "dataset", "optimizer", "trainer", "device", "experiment")  # folders of conf/ to choose from
+ConfigT = TypeVar("Bound")
+TYPE_DESCRIPTIONS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
+PLURAL_TYPE_DESCRIPTIONS = {int: "whole numbers", float: "numbers", str: "words"}
 
 
 class FieldError(Exception):
@@ -28,11 +28,11 @@ class FieldError(Exception):
         self.key, self.value, self.remedy = key, value, remedy
 
 
-def config_folder() -> Path:
+def find_config_dir() -> Path:
     """Return the folder of the YAML files: beside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+    packaged_dir = package / "conf"
+    return packaged_dir if packaged_dir.is_dir() else package.parent / "conf"
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
@@ -41,53 +41,53 @@ def require(condition: bool, key: str, value: object, remedy: str) -> None:
         raise FieldError(key, value, remedy)
 
 
-def bind(cls: type[Bound], node: Mapping[str, Any] | DictConfig, group: str) -> Bound:
+def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -> ConfigT:
     """Return `node` as an instance of the dataclass `cls`. Raises ConfigError naming `group`.key.
 
     Every field must be in `node` (a default that lives in code only could not be seen or overridden),
     and every key of `node` must be a field. An empty `group` stands for the top of the configuration.
     """
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    given = {str(key): value for key, value in values.items() if value != MISSING}  # type: ignore[union-attr]
-    _check_keys(set(given), {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
-    typed = OmegaConf.structured(cls)
-    for key, value in given.items():
+    node_values = {str(key): value for key, value in values.items() if value != MISSING}  # type: ignore[union-attr]
+    _check_keys(set(node_values), {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
+    structured_config = OmegaConf.structured(cls)
+    for key, value in node_values.items():
         try:
-            typed.merge_with({key: value})
+            structured_config.merge_with({key: value})
         except OmegaConfBaseException:
-            shown = "null" if value is None else value
-            raise ConfigError(f"{_full(group, key)}={shown}: give {_in_words(get_type_hints(cls)[key])}") from None
+            value_text = "null" if value is None else value
+            raise ConfigError(f"{_join_key(group, key)}={value_text}: give {_describe_type(get_type_hints(cls)[key])}") from None
     try:
-        bound = OmegaConf.to_object(typed)
+        instance = OmegaConf.to_object(structured_config)
     except FieldError as error:
-        raise ConfigError(f"{_full(group, error.key)}={error.value}: {error.remedy}") from None
-    assert isinstance(bound, cls)
-    return bound
+        raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {error.remedy}") from None
+    assert isinstance(instance, cls)
+    return instance
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def suggest_choice(value: str, choices: Iterable[str]) -> str:
     """Return a hint naming the choice nearest to `word`, or all choices where none is near."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"choose one of: {', '.join(choices)}"
+    matches = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
+    return f"did you mean {matches[0]}?" if matches else f"choose one of: {', '.join(choices)}"
 
 
-def _check_keys(given: set[str], known: set[str], group: str) -> None:
-    for key in sorted(given - known):
-        raise ConfigError(f"{_full(group, key)} is no key of {group}; {nearest(key, known)}")
-    for key in sorted(known - given):
-        raise ConfigError(f"{_full(group, key)} is missing; set {_full(group, key)}=VALUE")
+def _check_keys(keys: set[str], field_names: set[str], group: str) -> None:
+    for key in sorted(keys - field_names):
+        raise ConfigError(f"{_join_key(group, key)} is no key of {group}; {suggest_choice(key, field_names)}")
+    for key in sorted(field_names - keys):
+        raise ConfigError(f"{_join_key(group, key)} is missing; set {_join_key(group, key)}=VALUE")
 
 
-def _full(group: str, key: str) -> str:
+def _join_key(group: str, key: str) -> str:
     return f"{group}.{key}" if group else key
 
 
-def _in_words(kind: Any) -> str:
+def _describe_type(annotation: Any) -> str:
     """Return what a value of a type annotation is: "a whole number or null" for int | None."""
-    if kind in IN_WORDS:
-        return IN_WORDS[kind]
-    parts = get_args(kind)
-    if get_origin(kind) in (list, tuple):
-        return f"a list of {PLURALS[parts[0]]}"
-    return " or ".join(map(_in_words, parts)) if get_origin(kind) in (Union, UnionType) else "a value of its type"
+    if annotation in TYPE_DESCRIPTIONS:
+        return TYPE_DESCRIPTIONS[annotation]
+    type_args = get_args(annotation)
+    if get_origin(annotation) in (list, tuple):
+        return f"a list of {PLURAL_TYPE_DESCRIPTIONS[type_args[0]]}"
+    return " or ".join(map(_describe_type, type_args)) if get_origin(annotation) in (Union, UnionType) else "a value of its type"

@@ -14,13 +14,13 @@ from torch import nn
 from genexp.config import require
 from genexp.errors import ConfigError
 
-AVAILABLE: dict[str, Callable[[], bool]] = {
+AVAILABILITY_CHECKS: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
 }
-CHOICES = ("auto", *AVAILABLE)
-Module = TypeVar("Module", bound=nn.Module)
+DEVICE_CHOICES = ("auto", *AVAILABILITY_CHECKS)
+ModuleT = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass
@@ -33,13 +33,13 @@ class DeviceConfig:
     processes: int  # how many share the run, each with some rows of every batch
 
     def __post_init__(self) -> None:
-        require(self.name in CHOICES, "name", self.name, f"choose one of {', '.join(CHOICES)}")
+        require(self.name in DEVICE_CHOICES, "name", self.name, f"choose one of {', '.join(DEVICE_CHOICES)}")
         require(self.threads is None or self.threads > 0, "threads", self.threads, "use at least 1, or null")
         require(self.index >= 0, "index", self.index, "use 0 or more")
         require(self.processes > 0, "processes", self.processes, "use at least 1")
 
 
-def choose_device(config: DeviceConfig, *, process: int = 0, processes: int = 1) -> torch.device:
+def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
     """Return the device that `config` names; "auto" is the first of cuda, mps, cpu that is there.
 
     Of several `processes` on this machine each has a GPU of its own. Raises ConfigError.
@@ -48,25 +48,25 @@ def choose_device(config: DeviceConfig, *, process: int = 0, processes: int = 1)
         torch.set_num_threads(config.threads)
     name = config.name
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if AVAILABLE[kind]())
-    if not AVAILABLE[name]():
+        name = next(kind for kind in ("cuda", "mps", "cpu") if AVAILABILITY_CHECKS[kind]())
+    if not AVAILABILITY_CHECKS[name]():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds no such device here; use device=cpu")
-    if name == "mps" and processes > 1:
-        raise ConfigError(f"device=mps cannot be shared by {processes} processes; use one, or device=cpu")
+    if name == "mps" and local_world_size > 1:
+        raise ConfigError(f"device=mps cannot be shared by {local_world_size} processes; use one, or device=cpu")
     if name != "cuda":
         return torch.device(name)
-    gpus = torch.cuda.device_count()
-    if config.index >= gpus:
-        raise ConfigError(f"device.index={config.index}: there are {gpus} GPUs, counted from 0; lower it")
-    if config.index + processes > gpus:
+    gpu_count = torch.cuda.device_count()
+    if config.index >= gpu_count:
+        raise ConfigError(f"device.index={config.index}: there are {gpu_count} GPUs, counted from 0; lower it")
+    if config.index + local_world_size > gpu_count:
         raise ConfigError(
-            f"{processes} processes from device.index={config.index} on want a GPU each, and there are {gpus}; "
+            f"{local_world_size} processes from device.index={config.index} on want a GPU each, and there are {gpu_count}; "
             f"use fewer processes"
         )
-    return torch.device("cuda", config.index + process)
+    return torch.device("cuda", config.index + local_rank)
 
 
-def placed(module: Module, device: torch.device) -> Module:
+def move_to_device(module: ModuleT, device: torch.device) -> ModuleT:
     """Bring a module to `device`, its filters in the layout in which convolutions are fastest there.
 
     On a processor that is channels last: it spares each convolution the bringing of its input into that order.
@@ -79,34 +79,34 @@ def placed(module: Module, device: torch.device) -> Module:
     return module
 
 
-def multiplies_bf16(device: torch.device) -> bool:
+def has_bf16_matmul(device: torch.device) -> bool:
     """Return whether `device` is a processor with instructions for matrices of bfloat16 (AMX)."""
-    return _has("amx_bf16", device)
+    return _has_cpu_capability("amx_bf16", device)
 
 
-def computes_bf16(device: torch.device) -> bool:
+def has_bf16_arithmetic(device: torch.device) -> bool:
     """Return whether `device` is a processor with instructions for bfloat16: for matrices, or for vectors."""
-    return multiplies_bf16(device) or _has("avx512_bf16", device)
+    return has_bf16_matmul(device) or _has_cpu_capability("avx512_bf16", device)
 
 
-def _has(instructions: str, device: torch.device) -> bool:
+def _has_cpu_capability(capability: str, device: torch.device) -> bool:
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which older releases lack
         return False
-    return bool(torch.cpu.get_capabilities().get(instructions))
+    return bool(torch.cpu.get_capabilities().get(capability))
 
 
 @contextmanager
-def products_of_bf16() -> Iterator[None]:
+def use_bf16_matmul() -> Iterator[None]:
     """Multiply float32 matrices on a processor as they are rounded to bfloat16, while the block runs.
 
     The products are added in float32, and everything else is computed in it. So are products too small to gain.
     """
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made by a property of the module
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    previous, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        matmul.fp32_precision = previous
 
 
 def flush_denormals() -> None:
@@ -118,13 +118,13 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
-def use_deterministic_algorithms(wanted: bool) -> None:
+def use_deterministic_algorithms(enabled: bool) -> None:
     """Make every operation repeat bit for bit on one machine, or not; slower on a GPU, free on a CPU."""
-    if wanted:
+    if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     # Said in either case: the runs of a sweep share one process.
-    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: a second
-        torch.use_deterministic_algorithms(wanted)
+    if enabled != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: a second
+        torch.use_deterministic_algorithms(enabled)
 
 
 def synchronize(device: torch.device) -> None:
@@ -133,10 +133,10 @@ def synchronize(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def describe_device(device: torch.device, processes: int = 1) -> str:
+def describe_device(device: torch.device, world_size: int = 1) -> str:
     """Return the device in words, for logs, and how many processes have one of its kind."""
-    if processes > 1:
-        return f"{processes} × {describe_device(device)}"
+    if world_size > 1:
+        return f"{world_size} × {describe_device(device)}"
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ class ConfigError(GenexpError):
     """A setting is unknown, of the wrong type, out of range, or does not fit another one."""
 
 
-class FolderInUseError(ConfigError):
+class RunDirInUseError(ConfigError):
     """Another process is at work in the folder."""
 
 
@@ -21,7 +21,7 @@ class CheckpointError(GenexpError):
     """A run folder or checkpoint cannot be resumed from, or could not be written."""
 
 
-class ProcessError(GenexpError):
+class RankFailedError(GenexpError):
     """One of several processes of a run is gone."""
 
 

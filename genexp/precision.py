@@ -6,6 +6,6 @@ import torch
 from torch import Tensor
 
 
-def full(tensor: Tensor) -> Tensor:
+def promote_to_float32(tensor: Tensor) -> Tensor:
     """Return a floating tensor in float32, or in float64 where that is the precision of all computation."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -7,7 +7,7 @@ import hashlib
 import torch
 
 
-def seed_for(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that depends on every part and is the same on every machine and run."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -18,7 +18,7 @@ def seed_generators(device: torch.device, *parts: int | str) -> None:
 
     Not torch.manual_seed: that visits every backend, which costs a small model a tenth of its step.
     """
-    seed = seed_for(*parts)
+    seed = derive_seed(*parts)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -18,73 +18,73 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Which of how many equal parts is here; the others are with the other processes."""
 
     index: int = 0
     count: int = 1
 
-    def rows(self, total: int) -> slice:
+    def row_slice(self, num_rows: int) -> slice:
         """Return which of `total` rows belong to this part."""
-        return slice(self.index * total // self.count, (self.index + 1) * total // self.count)
+        return slice(self.index * num_rows // self.count, (self.index + 1) * num_rows // self.count)
 
 
-ALL = Part()
-_PART: ContextVar[Part] = ContextVar("part", default=ALL)
+SINGLE_SHARD = Shard()
+_CURRENT_SHARD: ContextVar[Shard] = ContextVar("part", default=SINGLE_SHARD)
 
 
 @contextmanager
-def divided(part: Part) -> Iterator[None]:
+def shard_context(shard: Shard) -> Iterator[None]:
     """Let the functions below know, while the block runs, that work is divided."""
-    token = _PART.set(part)
+    token = _CURRENT_SHARD.set(shard)
     try:
         yield
     finally:
-        _PART.reset(token)
+        _CURRENT_SHARD.reset(token)
 
 
-def here() -> Part:
+def current_shard() -> Shard:
     """Return the part that is here."""
-    return _PART.get()
+    return _CURRENT_SHARD.get()
 
 
 def batch_mean(values: Tensor) -> Tensor:
     """Return the mean of values (rows, ...) over the rows of the whole batch. Gradients pass through it."""
     mean = values.mean(0)
-    return mean if here() == ALL else torch.as_tensor(_Mean.apply(mean, here().count))
+    return mean if current_shard() == SINGLE_SHARD else torch.as_tensor(_AllReduceMean.apply(mean, current_shard().count))
 
 
-def whole(rows: Tensor) -> Tensor:
+def gather_rows(rows: Tensor) -> Tensor:
     """Return the rows of the whole batch, without a gradient."""
-    if here() == ALL:
+    if current_shard() == SINGLE_SHARD:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(here().count)]
-    dist.all_gather(parts, rows.detach().contiguous())
-    return torch.cat(parts)
+    shards = [torch.empty_like(rows) for _ in range(current_shard().count)]
+    dist.all_gather(shards, rows.detach().contiguous())
+    return torch.cat(shards)
 
 
-def own(rows: Tensor) -> Tensor:
+def local_rows(rows: Tensor) -> Tensor:
     """Return those of the whole batch's rows that are here."""
-    return rows[here().rows(len(rows))]
+    return rows[current_shard().row_slice(len(rows))]
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of the parts' tensors, in the place of the one given."""
-    if here() != ALL:
+    if current_shard() != SINGLE_SHARD:
         dist.all_reduce(tensor)
     return tensor
 
 
-class _Mean(torch.autograd.Function):
+class _AllReduceMean(torch.autograd.Function):
     """The mean of the parts' tensors. Its gradient is the mean of theirs, and so on for higher ones."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, count: int) -> Tensor:
+    def forward(ctx: Any, local_mean: Tensor, count: int) -> Tensor:
         ctx.count = count
-        mean = part.clone(memory_format=torch.contiguous_format)
+        mean = local_mean.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(mean)
         return mean / count
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
-        return _Mean.apply(gradient, ctx.count), None
+        return _AllReduceMean.apply(gradient, ctx.count), None

@@ -17,24 +17,24 @@ from genexp.technique import Clock
 class RunInfo:
     """What is known before the first step."""
 
-    folder: Path
+    run_dir: Path
     model: str
     dataset: str
     config: Mapping[str, Any]  # plain and resolved, as in config.yaml
     total_steps: int
     steps_per_epoch: int
     batch_size: int
-    parameters: int  # learnable numbers in the technique
+    num_parameters: int  # learnable numbers in the technique
     objective: str  # the test metric that names the best checkpoint
     direction: Literal["min", "max"]
     class_names: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)  # split → size and checksum
-    resumed_at: int = 0  # the last step that is already recorded; 0 for a fresh run
+    data_fingerprints: Mapping[str, str] = field(default_factory=dict)  # split → size and checksum
+    start_step: int = 0  # the last step that is already recorded; 0 for a fresh run
 
     def has_recorded(self, step: int) -> bool:
         """Return whether what happened up to `step` was written down before the run was resumed."""
-        return self.resumed_at > 0 and step <= self.resumed_at
+        return self.start_step > 0 and step <= self.start_step
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Finale:
+class FinalArtifacts:
     """What is looked at once, when a run ends."""
 
     gallery: Mapping[str, Tensor]  # uint8 (channels, height, width), or (frames, channels, height, width)
@@ -66,11 +66,11 @@ class Snapshot:
     warnings: tuple[str, ...] = ()
     checkpoint: Mapping[str, Any] | None = None  # a full training state, when one is due
     weights: Mapping[str, Tensor] | None = None  # the technique's state, when it was evaluated
-    finale: Finale | None = None
+    final_artifacts: FinalArtifacts | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended."""
 
     state: Literal["finished", "stopped", "failed"]

@@ -35,42 +35,42 @@ class Clock:
         return -(-self.step // self.steps_per_epoch)
 
     @property
-    def complete_epochs(self) -> int:
+    def completed_epochs(self) -> int:
         """Return how many epochs lie behind."""
         return self.step // self.steps_per_epoch
 
     @property
-    def epoch_ends(self) -> bool:
+    def is_epoch_end(self) -> bool:
         return self.step % self.steps_per_epoch == 0
 
     @property
-    def ends(self) -> bool:
+    def is_last_step(self) -> bool:
         return self.step >= self.total_steps
 
 
 @dataclass(frozen=True)
-class Descent:
+class GradientPhase:
     """Move `learner` down the gradient of `loss`."""
 
     name: str  # names its optimizer too: optimizer.discriminator.lr=1e-4
-    learner: nn.Module
+    module: nn.Module
     loss: Callable[[Batch, Clock], tuple[Tensor, Metrics]]
     every: int = 1
-    when: Callable[[Clock], bool] = lambda clock: True  # at other times the phase rests
+    is_active: Callable[[Clock], bool] = lambda clock: True  # at other times the phase rests
 
 
 @dataclass(frozen=True)
-class Refit:
+class ClosedFormPhase:
     """Improve a part of the technique in closed form, from a batch or from the whole training split."""
 
     name: str
-    refit: Callable[[Batch, Clock], Metrics] | Callable[[Batches, Clock], Metrics]
+    update: Callable[[Batch, Clock], Metrics] | Callable[[Batches, Clock], Metrics]
     every: int = 1
-    whole: bool = False  # hand `refit` the training split as Batches instead of one Batch
-    when: Callable[[Clock], bool] = lambda clock: True
+    is_full_batch: bool = False  # hand `refit` the training split as Batches instead of one Batch
+    is_active: Callable[[Clock], bool] = lambda clock: True
 
 
-Phase = Descent | Refit
+Phase = GradientPhase | ClosedFormPhase
 
 
 class Technique(nn.Module, ABC):
@@ -87,19 +87,19 @@ class Technique(nn.Module, ABC):
     direction: ClassVar[Literal["min", "max"]] = "min"
     example_count: ClassVar[int] = 10  # how many held-out samples `preview` and `gallery` are given
     # Batch normalisation sees the whole batch where several processes share it; if not, each sees its own part.
-    synchronised: ClassVar[bool] = True
+    should_sync_batch_norm: ClassVar[bool] = True
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
         """Return the phases of a step, in order. Called once, after the technique is on its device."""
 
-    def prepare(self, dataset: Dataset) -> None:
+    def prepare_evaluation(self, dataset: Dataset) -> None:
         """Learn what to be judged by. Called before all else, in every process: fresh, resumed or a tool.
 
         Nothing kept here may change a step: it is derived from the data set and in no checkpoint.
         """
 
-    def begin(self, samples: Batches) -> None:
+    def initialize(self, samples: Batches) -> None:
         """Initialise from the training split. Called on fresh runs only, before step 1."""
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ class Technique(nn.Module, ABC):
         """Return scores on held-out data. Called in eval mode without gradients."""
         return {}
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         """Return the pictures of a finished run: (channels, height, width), or (frames, ...) for a GIF."""
         return {}
 
@@ -126,7 +126,7 @@ class Technique(nn.Module, ABC):
         return None
 
     @property
-    def converged(self) -> bool:
+    def has_converged(self) -> bool:
         """Return whether further steps are pointless. Asked once an epoch."""
         return False
 
@@ -136,16 +136,16 @@ _REGISTRY: dict[str, type[Technique]] = {}
 
 def register(cls: type[Technique]) -> type[Technique]:
     """Class decorator: make a technique known under `cls.name`, which is also its file's and its YAML's name."""
-    known = _REGISTRY.setdefault(cls.name, cls)
-    assert known.__qualname__ == cls.__qualname__, f"two techniques are named {cls.name}"
+    registered = _REGISTRY.setdefault(cls.name, cls)
+    assert registered.__qualname__ == cls.__qualname__, f"two techniques are named {cls.name}"
     return cls
 
 
-def technique_names() -> list[str]:
+def list_techniques() -> list[str]:
     """Return the names of all techniques, the project's own and those installed by third parties."""
     package = importlib.import_module("genexp.techniques")
-    own = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
-    return sorted({*own, *(entry.name for entry in entry_points(group="genexp.techniques"))})
+    builtin_names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    return sorted({*builtin_names, *(entry.name for entry in entry_points(group="genexp.techniques"))})
 
 
 def find_technique(name: str) -> type[Technique]:
@@ -161,14 +161,14 @@ def _import_technique(name: str) -> None:
         register(entry.load())
     if third_party:
         return
-    names = technique_names()
+    names = list_techniques()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+        close_matches = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close_matches[0]}?" if close_matches else f"choose one of {', '.join(names)}"
         raise ConfigError(f"model.name={name} is no technique; {hint}")
     importlib.import_module(f"genexp.techniques.{name}")
 
 
-def scalars(**values: Tensor) -> Metrics:
+def detach_metrics(**values: Tensor) -> Metrics:
     """Return detached metrics, in the order given."""
     return {name: value.detach() for name, value in values.items()}

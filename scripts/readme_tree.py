@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FENCE = re.compile(r"(?<=<!-- tree -->\n```\n).*?(?=```\n<!-- /tree -->)", flags=re.DOTALL)
-WIDTH = 34
-FOLDERS = {
+TREE_PATTERN = re.compile(r"(?<=<!-- tree -->\n```\n).*?(?=```\n<!-- /tree -->)", flags=re.DOTALL)
+COMMENT_COLUMN = 34
+DIRECTORY_COMMENTS = {
     "conf": "all that a user can set: one folder a group, one YAML file a choice, experiment/ for presets",
     "genexp": "",
     "genexp/benchmark": "",
@@ -28,29 +28,29 @@ FOLDERS = {
 }
 
 
-def tree() -> str:
+def build_tree() -> str:
     """Return the tree as text."""
     lines: list[str] = []
-    for folder, comment in FOLDERS.items():
+    for folder, comment in DIRECTORY_COMMENTS.items():
         path = ROOT / folder
         if not path.is_dir():
             continue
         depth = folder.count("/")
         package = path / "__init__.py"
-        said = comment or (first_line(package) if package.is_file() else "")
-        lines.append(entry(depth, f"{path.name}/", said))
+        description = comment or (read_first_line(package) if package.is_file() else "")
+        lines.append(format_entry(depth, f"{path.name}/", description))
         if folder.startswith(("genexp", "scripts")):
             modules = sorted(module for module in path.glob("*.py") if module.name != "__init__.py")
-            lines += [entry(depth + 1, module.name, first_line(module)) for module in modules]
+            lines += [format_entry(depth + 1, module.name, read_first_line(module)) for module in modules]
     return "\n".join(lines) + "\n"
 
 
-def entry(depth: int, name: str, comment: str) -> str:
+def format_entry(depth: int, name: str, comment: str) -> str:
     """Return one line of the tree."""
-    return f"{'  ' * depth + name:<{WIDTH}}{comment}".rstrip()
+    return f"{'  ' * depth + name:<{COMMENT_COLUMN}}{comment}".rstrip()
 
 
-def first_line(module: Path) -> str:
+def read_first_line(module: Path) -> str:
     """Return the first line of a module's docstring."""
     docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0].rstrip(".")
@@ -59,7 +59,7 @@ def first_line(module: Path) -> str:
 def main() -> None:
     """Replace the tree in README.md."""
     readme = ROOT / "README.md"
-    readme.write_text(FENCE.sub(lambda match: tree(), readme.read_text(encoding="utf-8")), encoding="utf-8")
+    readme.write_text(TREE_PATTERN.sub(lambda match: build_tree(), readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

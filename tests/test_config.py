@@ -12,7 +12,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from genexp.config import bind, config_folder, nearest, require
+from genexp.config import bind, find_config_dir, suggest_choice, require
 from genexp.data.dataset import DataSpec
 from genexp.data.registry import find_dataset, list_datasets
 from genexp.device import DeviceConfig
@@ -29,7 +29,7 @@ composed = cache(compose)
 
 def choices(group: str) -> list[str]:
     """Return the names of a group's files."""
-    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (find_config_dir() / group).glob("*.yaml"))
 
 
 def keys(cls: type) -> set[str]:
@@ -49,7 +49,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", choices("optimizer"))
 def test_an_optimizers_file_has_the_keys_of_its_dataclass(name: str) -> None:
-    node = yaml.safe_load((config_folder() / "optimizer" / f"{name}.yaml").read_text())
+    node = yaml.safe_load((find_config_dir() / "optimizer" / f"{name}.yaml").read_text())
     assert node["name"] == name
     assert set(node) == keys(OPTIMIZERS[name].config)
 
@@ -60,20 +60,20 @@ def test_every_optimizer_has_a_file() -> None:
 
 @pytest.mark.parametrize("name", choices("trainer"))
 def test_a_trainers_file_has_the_keys_of_its_dataclass(name: str) -> None:
-    node = yaml.safe_load((config_folder() / "trainer" / f"{name}.yaml").read_text())
+    node = yaml.safe_load((find_config_dir() / "trainer" / f"{name}.yaml").read_text())
     assert set(node) == keys(TrainerConfig)
 
 
 @pytest.mark.parametrize("name", choices("device"))
 def test_a_devices_file_has_the_keys_of_its_dataclass(name: str) -> None:
-    node = yaml.safe_load((config_folder() / "device" / f"{name}.yaml").read_text())
+    node = yaml.safe_load((find_config_dir() / "device" / f"{name}.yaml").read_text())
     assert node["name"] == name
     assert set(node) == keys(DeviceConfig)
 
 
 @pytest.mark.parametrize("name", choices("dataset"))
 def test_a_data_sets_file_has_the_keys_of_its_dataclass(name: str) -> None:
-    node = yaml.safe_load((config_folder() / "dataset" / f"{name}.yaml").read_text())
+    node = yaml.safe_load((find_config_dir() / "dataset" / f"{name}.yaml").read_text())
     node.pop("defaults", None)
     assert node["name"] == name
     assert set(node) == keys(find_dataset(name).config_class)
@@ -191,8 +191,8 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_the_nearest_choice_is_offered_or_else_all() -> None:
-    assert nearest("vea", ["vae", "gan"]) == "did you mean vae?"
-    assert nearest("zzz", ["vae", "gan"]) == "choose one of: gan, vae"
+    assert suggest_choice("vea", ["vae", "gan"]) == "did you mean vae?"
+    assert suggest_choice("zzz", ["vae", "gan"]) == "choose one of: gan, vae"
 
 
 # --- A phase's own optimizer settings.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genexp import techniques as package
-from genexp.technique import technique_names
+from genexp.technique import list_techniques
 from tests.support.command import REPOSITORY, assert_same_run, genexp, in_folder, metrics
 
 NAME = "sparse_autoencoder"
@@ -30,7 +30,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
 
 
 def test_it_is_found_without_a_list_being_edited(added: tuple[str, str]) -> None:
-    assert NAME in technique_names()
+    assert NAME in list_techniques()
 
 
 def test_its_own_test_passes(added: tuple[str, str], tmp_path: Path) -> None:

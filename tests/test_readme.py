@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from genexp.data import list_datasets
-from genexp.technique import technique_names
+from genexp.technique import list_techniques
 from tests.support.command import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def test_its_tree_is_the_tree() -> None:
 
 
 def test_it_names_every_technique_and_data_set() -> None:
-    missing = [name for name in [*technique_names(), *list_datasets()] if f"`{name}`" not in README]
+    missing = [name for name in [*list_techniques(), *list_datasets()] if f"`{name}`" not in README]
     assert not missing
 
 

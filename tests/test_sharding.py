@@ -15,7 +15,7 @@ from genexp.data.stream import BatchStream
 from genexp.distributed.global_batch import AsOfTheWhole
 from genexp.distributed.rank import Place, given_place
 from genexp.networks.dropout import Dropout
-from genexp.sharding import Part, batch_mean, own, whole
+from genexp.sharding import Shard, batch_mean, local_rows, gather_rows
 
 ROWS, PARTS = 4, 3
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
@@ -42,13 +42,13 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
 @pytest.mark.parametrize("what", DRAWS)
 def test_a_draw_for_rows_is_these_rows_of_the_whole_batchs(what: str, index: int) -> None:
     draw, samples = DRAWS[what], torch.arange(12.0).unsqueeze(1)
-    part = Part(index, PARTS)
+    part = Shard(index, PARTS)
     torch.manual_seed(1)
     all_drawn, next_number = draw(samples), torch.rand(())
     torch.manual_seed(1)
     with AsOfTheWhole(part, ROWS, True):
-        drawn, following = draw(samples[part.rows(len(samples))]), torch.rand(())
-    assert torch.equal(drawn, all_drawn[part.rows(len(samples))])
+        drawn, following = draw(samples[part.row_slice(len(samples))]), torch.rand(())
+    assert torch.equal(drawn, all_drawn[part.row_slice(len(samples))])
     assert torch.equal(following, next_number), "and the generator is where it would be"
 
 
@@ -56,7 +56,7 @@ def test_a_draw_that_is_not_for_rows_is_left_as_it_is() -> None:
     torch.manual_seed(1)
     expected = torch.randn(7, ROWS), torch.randperm(ROWS), torch.rand(2)
     torch.manual_seed(1)
-    with AsOfTheWhole(Part(1, PARTS), ROWS, True):
+    with AsOfTheWhole(Shard(1, PARTS), ROWS, True):
         drawn = torch.randn(7, ROWS), torch.randperm(ROWS), torch.rand(2)
     assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
 
@@ -73,7 +73,7 @@ def test_batch_norm_of_the_whole_is_torchs(shape: tuple[int, ...]) -> None:
         nn.init.uniform_(layer.weight)
         with torch.no_grad():
             layer.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
-        with AsOfTheWhole(Part(), len(values), mode):
+        with AsOfTheWhole(Shard(), len(values), mode):
             result = layer(values)
         (slope,) = torch.autograd.grad(result.pow(3).sum(), values, create_graph=True)
         (second,) = torch.autograd.grad(slope.square().sum(), values)
@@ -86,7 +86,7 @@ def test_parts_of_batches_are_disjoint_and_make_up_the_batches() -> None:
     numbers = make_loader(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
     whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").batches(1)
     streams = [
-        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Part(index, 3)).batches(1) for index in range(3)
+        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).batches(1) for index in range(3)
     ]
     for _ in range(7):
         parts = [next(stream)["point"] for stream in streams]
@@ -97,8 +97,8 @@ def test_parts_of_batches_are_disjoint_and_make_up_the_batches() -> None:
 def test_alone_a_part_is_the_whole() -> None:
     rows = torch.randn(5, 3)
     assert torch.equal(batch_mean(rows), rows.mean(0))
-    assert whole(rows) is rows
-    assert torch.equal(own(rows), rows)
+    assert gather_rows(rows) is rows
+    assert torch.equal(local_rows(rows), rows)
 
 
 def test_a_place_is_what_torchrun_says() -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from genexp.config import GROUPS, config_folder, nearest
+from genexp.config import CONFIG_GROUPS, find_config_dir, suggest_choice
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -23,7 +23,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
     """Return `error` as one line; `arguments` are those of the command line."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice} does not exist; {nearest(choice, error.options)}"
+        return f"{group}={choice} does not exist; {suggest_choice(choice, error.options)}"
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         remedy = "make room, or " if error.errno in FULL else ""
         where = error.filename or "the output folder"
@@ -41,7 +41,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
         key = unknown[1].partition("@")[0]
         if any(word.startswith("resume=") for word in arguments):
             return f"{key} is no key of the config.yaml of the run; leave it out, or start a new run"
-        return f"{key} is no key of this configuration; {nearest(key, _known_keys(arguments))}"
+        return f"{key} is no key of this configuration; {suggest_choice(key, _known_keys(arguments))}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}; see genexp --cfg job"
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -55,15 +55,15 @@ def _first_line(error: Exception) -> str:
 
 def _known_keys(arguments: list[str]) -> list[str]:
     """Return every key of the configuration that the group choices among `arguments` compose."""
-    choices = [word for word in arguments if word.partition("=")[0] in GROUPS]
+    choices = [word for word in arguments if word.partition("=")[0] in CONFIG_GROUPS]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
             composed = OmegaConf.to_container(compose("train", overrides=choices))
     except (HydraException, OmegaConfBaseException):
-        return list(GROUPS)
+        return list(CONFIG_GROUPS)
     assert isinstance(composed, dict)
-    return [*GROUPS, *flat_keys(composed)]
+    return [*CONFIG_GROUPS, *flat_keys(composed)]
 
 
 def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from genexp.capabilities import (
-    Clusters,
-    Interpolates,
-    Reconstructs,
-    Samples,
-    Stylises,
-    Translates,
+    CanCluster,
+    CanInterpolate,
+    CanReconstruct,
+    CanSample,
+    CanStylize,
+    CanTranslate,
     Translation,
-    Traverses,
+    CanTraverse,
 )
 from genexp.cli.input_images import find_inputs, read_inputs
 from genexp.cli.outputs import SHOWN_CHANGES, changes, write_image, write_picture, write_walk
@@ -70,7 +70,7 @@ def samples(order: Order) -> list[Path]:
     Image i is a function of the seed and i: a larger count begins with the same images.
     """
     technique, count = order.run.technique, order.count or SAMPLED_AT_ONCE
-    assert isinstance(technique, Samples)
+    assert isinstance(technique, CanSample)
     shown: list[Tensor] = []
     for start in range(0, count, SAMPLED_AT_ONCE):
         with order.run.looking("samples", start, seed=order.seed):
@@ -87,7 +87,7 @@ def reconstructions(order: Order) -> list[Path]:
     """Make what comes back of images: of the user's each a file, and a picture of before and after."""
     run = order.run
     technique = run.technique
-    assert isinstance(technique, Reconstructs)
+    assert isinstance(technique, CanReconstruct)
     with run.looking("reconstructions", seed=order.seed):
         if order.input is not None:  # taken as they are: it is the user who knows of their noise
             shape = run.dataset.spec.image_shape
@@ -103,7 +103,7 @@ def reconstructions(order: Order) -> list[Path]:
 def interpolation(order: Order) -> list[Path]:
     """Make walks on which each image turns into the next, and the last into the first."""
     run, count = order.run, order.count or PATHS
-    assert isinstance(run.technique, Interpolates)
+    assert isinstance(run.technique, CanInterpolate)
     batch = order.batch(count)
     if len(next(iter(batch.values()))) < 2:
         raise ConfigError("an interpolation needs two images or more: raise --count, or give a folder as --input")
@@ -115,7 +115,7 @@ def interpolation(order: Order) -> list[Path]:
 def traversal(order: Order) -> list[Path]:
     """Make walks on which one unit of a code moves and the others stay, begun at the first image."""
     run = order.run
-    assert isinstance(run.technique, Traverses)
+    assert isinstance(run.technique, CanTraverse)
     with run.looking("traversal", seed=order.seed):
         batch = run.examples(DIRECTION_EXAMPLES)
         if order.input is not None:
@@ -128,7 +128,7 @@ def clusters(order: Order) -> list[Path]:
     """Make a table of the cluster of each sample of the test split, beside its label where there is one."""
     run = order.run
     technique = run.technique
-    assert isinstance(technique, Clusters)
+    assert isinstance(technique, CanCluster)
     labelled = "label" in run.dataset.test.streams
     found: list[Tensor] = []
     labels: list[Tensor] = []
@@ -149,35 +149,35 @@ def clusters(order: Order) -> list[Path]:
 def stylised(order: Order) -> list[Path]:
     """Make the image that was learned, pixel for pixel."""
     technique = order.run.technique
-    assert isinstance(technique, Stylises)
+    assert isinstance(technique, CanStylize)
     with order.run.looking("stylised", seed=order.seed):
-        image = technique.stylised()[0]
+        image = technique.stylize()[0]
     return [write_image(order.folder / "stylised.png", image)]
 
 
 def translations(order: Order) -> list[Path]:
     """Make images of one kind out of images of another: each a file, and a picture of before and after."""
     technique = order.run.technique
-    assert isinstance(technique, Translates)
+    assert isinstance(technique, CanTranslate)
     written: list[Path] = []
     with order.run.looking("translations", seed=order.seed):
         for way in technique.translations():
             if order.input is None:
                 written += _translated_examples(order, way)
             else:
-                shape = order.run.dataset.spec.shape(way.source)
-                written += _changed_inputs(order, way.name, shape, way.apply)
+                shape = order.run.dataset.spec.shape(way.source_stream)
+                written += _changed_inputs(order, way.name, shape, way.translate)
     return written
 
 
 def _translated_examples(order: Order, way: Translation) -> list[Path]:
     run, folder = order.run, order.folder / way.name
     batch = run.examples(order.count or CHANGED)
-    results = torch.cat([way.apply(part) for part in batch[way.source].split(READ_AT_ONCE)])
+    results = torch.cat([way.translate(part) for part in batch[way.source_stream].split(READ_AT_ONCE)])
     for index, image in enumerate(results):
         write_image(folder / f"{index:05d}.png", image)
-    truth = [batch[way.truth]] if run.dataset.test.is_aligned and way.truth in batch else []
-    picture = changes(batch[way.source], results, *truth)
+    truth = [batch[way.target_stream]] if run.dataset.test.is_aligned and way.target_stream in batch else []
+    picture = changes(batch[way.source_stream], results, *truth)
     return [write_picture(order.folder / f"{way.name}.png", picture), folder]
 
 
@@ -201,13 +201,13 @@ def _changed_inputs(
 
 
 PRODUCTS: Mapping[str, Product] = {
-    "samples": Product(Samples, samples),
-    "reconstructions": Product(Reconstructs, reconstructions, takes_input=True),
-    "interpolation": Product(Interpolates, interpolation, takes_input=True),
-    "traversal": Product(Traverses, traversal, takes_input=True),
-    "clusters": Product(Clusters, clusters),
-    "stylised": Product(Stylises, stylised),
-    "translations": Product(Translates, translations, takes_input=True),
+    "samples": Product(CanSample, samples),
+    "reconstructions": Product(CanReconstruct, reconstructions, takes_input=True),
+    "interpolation": Product(CanInterpolate, interpolation, takes_input=True),
+    "traversal": Product(CanTraverse, traversal, takes_input=True),
+    "clusters": Product(CanCluster, clusters),
+    "stylised": Product(CanStylize, stylised),
+    "translations": Product(CanTranslate, translations, takes_input=True),
 }
 
 

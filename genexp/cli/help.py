@@ -10,7 +10,7 @@ from string import Template
 
 import yaml
 
-from genexp.config import GROUPS, config_folder
+from genexp.config import CONFIG_GROUPS, find_config_dir
 
 WIDTH = 100  # columns
 PAGE = Path("hydra", "help", "genexp.yaml")  # Hydra's own place for it
@@ -24,9 +24,9 @@ def help_page(arguments: Sequence[str]) -> str | None:
     asked, _ = parser.parse_known_args(arguments)
     if not asked.help:
         return None
-    folders = [folder for folder in (config_folder(), asked.config_dir) if folder is not None]
-    choices = [_entry(group, _choices(group, folders)) for group in GROUPS]
-    template = yaml.safe_load((config_folder() / PAGE).read_text(encoding="utf-8"))["template"]
+    folders = [folder for folder in (find_config_dir(), asked.config_dir) if folder is not None]
+    choices = [_entry(group, _choices(group, folders)) for group in CONFIG_GROUPS]
+    template = yaml.safe_load((find_config_dir() / PAGE).read_text(encoding="utf-8"))["template"]
     return Template(template).substitute(APP_CONFIG_GROUPS="".join(choices))
 
 

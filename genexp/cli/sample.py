@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from genexp.cli.common import Parser, add_run_options, at_least, in_one_line, run_command
-from genexp.config import nearest
+from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.paths import shown_path
 
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     if given.what is not None and given.what not in CHOICES:
-        raise ConfigError(f"{given.what} is nothing that can be made; {nearest(given.what, CHOICES)}")
+        raise ConfigError(f"{given.what} is nothing that can be made; {suggest_choice(given.what, CHOICES)}")
 
     from genexp.cli.generate import PRODUCTS, Order
     from genexp.cli.input_images import find_inputs

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genexp.capabilities import Clusters, Explains, Samples
+from genexp.capabilities import CanCluster, CanEstimateLikelihood, CanSample
 from genexp.data.loading import make_loader
 from genexp.data.stream import SplitBatches
 from genexp.data.subset import subset
@@ -137,14 +137,14 @@ def cluster_scores(work: _Work) -> dict[str, float]:
     """
     run = work.run
     technique = run.technique
-    if not isinstance(technique, Clusters) or "label" not in run.dataset.test.streams:
+    if not isinstance(technique, CanCluster) or "label" not in run.dataset.test.streams:
         return {}
     train = SplitBatches(make_loader(run.dataset.train, run.device), EVALUATION_BATCH)
     learned = {f"train_{name}": score for name, score in agreement(technique, train).items()}
     return learned if "acc" in work.scores else {**agreement(technique, run.test()), **learned}
 
 
-def agreement(technique: Clusters, samples: Batches) -> dict[str, float]:
+def agreement(technique: CanCluster, samples: Batches) -> dict[str, float]:
     """Return "acc", "nmi" and "ari" of a technique's clusters."""
     pairs = [(batch["label"].cpu(), technique.assign(batch).cpu()) for batch in samples]
     labels, clusters = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -154,7 +154,7 @@ def agreement(technique: Clusters, samples: Batches) -> dict[str, float]:
 def generation_scores(work: _Work) -> dict[str, float]:
     """Return how like held-out images new ones are, unless the technique has said so itself."""
     technique = work.run.technique
-    if not isinstance(technique, Samples) or "frechet" in work.scores:
+    if not isinstance(technique, CanSample) or "frechet" in work.scores:
         return {}
     judge = GenerationJudge(work.run.dataset)
     # As many as there are real ones to compare with, as for the GANs: these scores depend on the number.
@@ -170,7 +170,7 @@ def likelihood_scores(work: _Work) -> dict[str, float]:
     Each pixel is drawn with its brightness as the probability (Salakhutdinov & Murray 2008).
     """
     technique, samples = work.run.technique, work.options.nll_samples
-    if not isinstance(technique, Explains) or not samples:
+    if not isinstance(technique, CanEstimateLikelihood) or not samples:
         return {}
 
     def score(batch: Batch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig
 
-from genexp.config import bind, nearest, require
+from genexp.config import bind, suggest_choice, require
 from genexp.data.dataset import Dataset
 from genexp.data.subset import subset
 from genexp.errors import ConfigError
@@ -68,7 +68,7 @@ def find_dataset(name: str) -> DatasetEntry:
     if name not in _REGISTRY:
         names = list_datasets()
         if name not in names:
-            raise ConfigError(f"dataset.name={name} is no data set; {nearest(str(name), names)}")
+            raise ConfigError(f"dataset.name={name} is no data set; {suggest_choice(str(name), names)}")
         importlib.import_module(f"genexp.data.sources.{name}")
     return _REGISTRY[name]
 
@@ -81,7 +81,7 @@ def load_dataset(node: Mapping[str, Any] | DictConfig, group: str = "dataset") -
     Raises ConfigError for a wrong name, key or value, and DataError where the data is absent or damaged.
     """
     if "name" not in node:
-        raise ConfigError(f"dataset.name is missing; {nearest('', list_datasets())}")
+        raise ConfigError(f"dataset.name is missing; {suggest_choice('', list_datasets())}")
     entry = find_dataset(node["name"])
     config = bind(entry.config_class, node, group)
     return subset(entry.load(config), config.limit)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genexp.seeding import seed_for
+from genexp.seeding import derive_seed
 
 
 def permutation(count: int, *seed_parts: int | str) -> Tensor:
     """Return 0 … `count` - 1 in an order that depends on the seed parts alone: int64, on the CPU."""
-    generator = torch.Generator().manual_seed(seed_for(*seed_parts))
+    generator = torch.Generator().manual_seed(derive_seed(*seed_parts))
     return torch.randperm(count, generator=generator)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from genexp.data.loading import Batch, SplitLoader, Indices, StreamingLoader
 from genexp.data.sampling import round_robin, permutation
 from genexp.errors import ConfigError
-from genexp.sharding import ALL, Part
+from genexp.sharding import SINGLE_SHARD, Shard
 
 
 class BatchStream:
@@ -25,7 +25,7 @@ class BatchStream:
     given. Raises ConfigError for a batch that `held` cannot fill; `name` is the data set's, for that message.
     """
 
-    def __init__(self, loader: SplitLoader, batch_size: int | None, *, seed: int, dataset_name: str, shard: Part = ALL) -> None:
+    def __init__(self, loader: SplitLoader, batch_size: int | None, *, seed: int, dataset_name: str, shard: Shard = SINGLE_SHARD) -> None:
         assert batch_size is None or batch_size > 0
         assert (batch_size or len(loader)) % shard.count == 0, "parts are equal"
         if batch_size is not None and batch_size > len(loader):
@@ -71,7 +71,7 @@ class BatchStream:
     def _repeat_full_batch(self) -> Iterator[Batch]:
         if self._full_batch is None:
             (batch,) = SplitBatches(self._loader, len(self._loader))
-            self._full_batch = {name: rows[self._shard.rows(len(rows))] for name, rows in batch.items()}
+            self._full_batch = {name: rows[self._shard.row_slice(len(rows))] for name, rows in batch.items()}
         while True:
             yield self._full_batch
 
@@ -91,7 +91,7 @@ class BatchStream:
         def draw_order(samples: int, *parts: str) -> Tensor:
             order = permutation(samples, "order", self._seed, epoch, *parts)
             batches = order[: steps * batch_size].view(steps, batch_size)
-            return batches[:, self._shard.rows(batch_size)].to(self._loader.index_device)
+            return batches[:, self._shard.row_slice(batch_size)].to(self._loader.index_device)
 
         if split.is_aligned:
             return dict.fromkeys(split.streams, draw_order(len(split)))

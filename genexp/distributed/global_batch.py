@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from genexp.networks.dropout import dropout
-from genexp.precision import full
-from genexp.sharding import Part, batch_mean, divided, here
-from genexp.technique import Batch, Clock, Descent, Metrics
+from genexp.precision import promote_to_float32
+from genexp.sharding import Shard, batch_mean, shard_context, current_shard
+from genexp.technique import Batch, Clock, GradientPhase, Metrics
 
 Loss = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
 
@@ -36,7 +36,7 @@ DRAWN_IN_PLACE = {
 }
 
 
-def shared_loss(phase: Descent, part: Part, *, synchronised: bool) -> Loss:
+def shared_loss(phase: GradientPhase, part: Shard, *, synchronised: bool) -> Loss:
     """Return the loss of `phase` for the `part` of the batch that is here.
 
     Gradients are averaged over all parts while they are computed. `synchronised` is the technique's.
@@ -48,10 +48,10 @@ def shared_loss(phase: Descent, part: Part, *, synchronised: bool) -> Loss:
 class _Loss(nn.Module):
     """A phase's loss as the forward pass of its learner, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, phase: Descent, part: Part, synchronised: bool) -> None:
+    def __init__(self, phase: GradientPhase, part: Shard, synchronised: bool) -> None:
         super().__init__()
         # Not the learner: its buffers are equal everywhere by themselves, and would be sent at each step.
-        self.weights = nn.ParameterList(weight for weight in phase.learner.parameters() if weight.requires_grad)
+        self.weights = nn.ParameterList(weight for weight in phase.module.parameters() if weight.requires_grad)
         # Some losses leave weights out for a while. Where none is, torch warns that it looked for some in vain.
         self.left_out = nn.Parameter(torch.zeros((), device=self.weights[0].device))
         self._loss, self._part, self._synchronised = phase.loss, part, synchronised
@@ -59,7 +59,7 @@ class _Loss(nn.Module):
     def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the loss of the part, and metrics of it."""
         rows = len(next(iter(batch.values())))
-        with divided(self._part), AsOfTheWhole(self._part, rows, self._synchronised):
+        with shard_context(self._part), AsOfTheWhole(self._part, rows, self._synchronised):
             return self._loss(batch, clock)
 
 
@@ -70,7 +70,7 @@ class AsOfTheWhole(TorchFunctionMode):
     seeded alike, and so it is the same in all processes.
     """
 
-    def __init__(self, part: Part, rows: int, synchronised: bool) -> None:
+    def __init__(self, part: Shard, rows: int, synchronised: bool) -> None:
         super().__init__()
         self._part, self._rows, self._synchronised = part, rows, synchronised
 
@@ -121,7 +121,7 @@ class AsOfTheWhole(TorchFunctionMode):
         return torch.cat([value] * self._part.count) if self._has_rows(value) else value
 
     def _own(self, drawn: Tensor) -> Tensor:
-        return drawn[self._part.rows(len(drawn))]
+        return drawn[self._part.row_slice(len(drawn))]
 
 
 def _shape(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[list[Any], tuple[int, ...]]:
@@ -146,13 +146,13 @@ def _batch_norm(
     """Return what `F.batch_norm` would for the part's rows if it saw the whole batch (rows, channels, ...)."""
     if not training:
         return F.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
-    wide = full(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, places)
+    wide = promote_to_float32(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, places)
     mean = batch_mean(wide.mean(2))
     centred = wide - mean[:, None]
     variance = batch_mean(centred.square().mean(2))
     with torch.no_grad():
         if running_mean is not None and running_var is not None:
-            count = wide[:, 0].numel() * here().count  # samples of each channel
+            count = wide[:, 0].numel() * current_shard().count  # samples of each channel
             running_mean.lerp_(mean.to(running_mean), momentum)
             running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
     scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight

@@ -19,7 +19,7 @@ import torch
 from genexp.distributed.process_group import Team, is_of_connection, joined
 from genexp.distributed.rank import Place, given_place
 from genexp.distributed.store import LOCAL, Task, given_board, own_board
-from genexp.errors import ProcessError
+from genexp.errors import RankFailedError
 
 TO_SHOW = 5.0  # seconds in which the death of a process shows, once something sent to it did not arrive
 TO_END = 20.0  # seconds for a process that has nothing left to do
@@ -61,7 +61,7 @@ class Gathering:
         except RuntimeError as error:
             if not is_of_connection(error):
                 raise
-            raise ProcessError(f"{self._lost(TO_SHOW)}; go on with: {again}") from None
+            raise RankFailedError(f"{self._lost(TO_SHOW)}; go on with: {again}") from None
 
     def close(self, *, failed: bool) -> None:
         """Let the others end; where the run has `failed`, at once."""
@@ -80,7 +80,7 @@ class Gathering:
         while any(self._board.noted(f"ready/{rank}") is None for rank in range(1, self.place.processes)):
             fate = self._fate()
             if fate is not None:
-                raise ProcessError(f"{fate}, before the first step; start the run again")
+                raise RankFailedError(f"{fate}, before the first step; start the run again")
             time.sleep(POLL)
 
     def _lost(self, seconds: float) -> str:

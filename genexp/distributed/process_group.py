@@ -17,8 +17,8 @@ from torch import Tensor
 from genexp.distributed.global_batch import Loss, shared_loss
 from genexp.distributed.rank import Place
 from genexp.distributed.store import FOREVER, Board
-from genexp.sharding import Part
-from genexp.technique import Clock, Descent
+from genexp.sharding import Shard
+from genexp.technique import Clock, GradientPhase
 
 MEET_SECONDS = 0.1  # between two agreements: so soon a signal stops all
 TO_FREE = 0.05  # seconds in which torch's threads free what was sent before, see `Team._send`
@@ -44,7 +44,7 @@ class Team:
 
     def __init__(self, place: Place | None = None) -> None:
         self.place = place or Place()
-        self.part = Part(self.place.rank, self.place.processes)
+        self.part = Shard(self.place.rank, self.place.processes)
         self._sent: deque[Tensor] = deque(maxlen=16)
         self._next = 0  # the step of the next agreement
         self._before = 0, time.monotonic()  # step and time of the last one
@@ -58,13 +58,13 @@ class Team:
     def alone(self) -> bool:
         return self.place.processes == 1
 
-    def share(self, phase: Descent, *, synchronised: bool) -> Loss:
+    def share(self, phase: GradientPhase, *, synchronised: bool) -> Loss:
         """Return the loss of `phase` for this process's rows; its gradients are those of the whole batch."""
         return phase.loss if self.alone else shared_loss(phase, self.part, synchronised=synchronised)
 
     def meets(self, clock: Clock) -> bool:
         """Return whether the team agrees on how to go on after this step: alone always, else every few steps."""
-        return self.alone or clock.epoch_ends or clock.ends or clock.step >= self._next
+        return self.alone or clock.is_epoch_end or clock.is_last_step or clock.step >= self._next
 
     def agree(self, clock: Clock, *wishes: int) -> list[int]:
         """Return for each wish the greatest that any member has. Only at steps where the team `meets`."""

@@ -17,7 +17,7 @@ from genexp.ensemble.loop import make_batches, build_step
 from genexp.ensemble.member import EnsembleMember
 from genexp.ensemble.step import EnsembleStep
 from genexp.seeding import seed_generators
-from genexp.technique import Batch, Clock, Descent
+from genexp.technique import Batch, Clock, GradientPhase
 from genexp.training.trainer import begin
 
 TIMING_ROUNDS = 5  # of which the first is not counted
@@ -64,7 +64,7 @@ def _check_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, cl
         step = max(clock.step + 1, round(fraction * clock.total_steps))
         later_clock = Clock(step, clock.total_steps, clock.steps_per_epoch)
         for phase in ensemble_step.learners[0].phases:
-            if isinstance(phase, Descent):
+            if isinstance(phase, GradientPhase):
                 ensemble_step.compute_losses(phase, batch, is_shared, later_clock)
 
 

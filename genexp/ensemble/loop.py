@@ -19,7 +19,7 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
     clock = Clock(members[0].context.start, first.total_steps, steps_per_epoch)
     active = _apply_to_members(members, lambda row: row.open())
     active = _apply_to_members(active, lambda row: row.initialize(clock))
-    if clock.ends or (clock.step > 0 and stop.interrupts(clock.complete_epochs)):
+    if clock.is_last_step or (clock.step > 0 and stop.interrupts(clock.completed_epochs)):
         _apply_to_members(active, lambda row: row.record_final_snapshot(clock))
         return
     try:
@@ -56,10 +56,10 @@ def _train_until_exit(members: Sequence[EnsembleMember], clock: Clock, stop: Sto
         member_metrics = {name: values.unbind() for name, values in metrics.items()}
         for position, row in enumerate(members):
             row.snapshot_builder.keep({name: values[position] for name, values in member_metrics.items()})
-        is_over = clock.ends or stop.out_of_time
-        is_interrupted = stop.interrupts(clock.complete_epochs)
+        is_over = clock.is_last_step or stop.out_of_time
+        is_interrupted = stop.interrupts(clock.completed_epochs)
         for row in members:
-            row.is_finished = is_over or (clock.epoch_ends and row.run.learner.technique.converged)
+            row.is_finished = is_over or (clock.is_epoch_end and row.run.learner.technique.has_converged)
             row.is_ending = row.is_finished or is_interrupted
         if any(row.is_ending for row in members) or members[0].snapshot_builder.is_due(clock):
             step.update_members()

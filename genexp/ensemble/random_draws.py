@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRunsError
 from genexp.ensemble.linear import linear
 from genexp.networks.dropout import dropout, dropout_mask
-from genexp.seeding import seed_for
+from genexp.seeding import derive_seed
 
 FillFunction = Callable[[int, Tensor, torch.Generator], object]  # row, its tensor, its generator
 MaskFunction = Callable[[Tensor, float, torch.Generator], Tensor]  # of values, with a rate of zeros
@@ -29,7 +29,7 @@ class MemberGenerators:
 
     def seed(self, *parts: int | str) -> None:
         """Begin a step, as `seed_generators` does for a run alone."""
-        self._seed = seed_for(*parts)
+        self._seed = derive_seed(*parts)
         for generator in self._by_device_type.values():
             generator.manual_seed(self._seed)
 

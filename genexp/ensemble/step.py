@@ -13,7 +13,7 @@ from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRu
 from genexp.ensemble.optimizer import EnsembleOptimizer
 from genexp.ensemble.random_draws import MemberRandomMode, MemberGenerators
 from genexp.ensemble.tensors import stack_shared_state
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Refit
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, ClosedFormPhase
 from genexp.training.learner import Learner
 
 MemberMetrics = dict[str, Tensor]  # name → detached (rows,)
@@ -33,7 +33,7 @@ class EnsembleStep:
         self.device = first.device
         techniques = [learner.technique for learner in learners]
         self._generators = [MemberGenerators() for _ in learners]
-        if not any(isinstance(phase, Descent) for phase in first.phases):
+        if not any(isinstance(phase, GradientPhase) for phase in first.phases):
             techniques = []  # nothing is computed as one
         self.hyperparameters = VaryingHyperparameters(techniques)
         self._hyperparameter_values = self.hyperparameters.stack_values(self.device)
@@ -45,11 +45,11 @@ class EnsembleStep:
         self._leaves: dict[str, dict[str, Tensor]] = {}  # phase → its learner's parameters, to be learnt
         self._optimizers: dict[str, EnsembleOptimizer] = {}
         for phase in first.phases:
-            if isinstance(phase, Descent):
+            if isinstance(phase, GradientPhase):
                 self._add_optimizer(phase)
 
-    def _add_optimizer(self, phase: Descent) -> None:
-        names = [self._parameter_names[id(weight)] for weight in phase.learner.parameters() if weight.requires_grad]
+    def _add_optimizer(self, phase: GradientPhase) -> None:
+        names = [self._parameter_names[id(weight)] for weight in phase.module.parameters() if weight.requires_grad]
         leaves = {name: self._parameters[name].detach().requires_grad_() for name in names}
         member_parameters = [dict(learner.technique.named_parameters()) for learner in self.learners]
         self._leaves[phase.name] = leaves
@@ -71,7 +71,7 @@ class EnsembleStep:
         for phase_index, phase in enumerate(self.learners[0].phases):
             if clock.step % phase.every or not self._is_due(phase_index, clock):
                 continue
-            if isinstance(phase, Refit):
+            if isinstance(phase, ClosedFormPhase):
                 metrics.update(self._run_closed_form(phase_index, batch, is_shared, train_batches, clock))
             else:
                 metrics.update(self._run_gradient_step(phase, batch, is_shared, clock))
@@ -83,7 +83,7 @@ class EnsembleStep:
         for optimizer in self._optimizers.values():
             optimizer.update_members()
 
-    def compute_losses(self, phase: Descent, batch: Batch, is_shared: bool, clock: Clock) -> tuple[Tensor, MemberMetrics]:
+    def compute_losses(self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock) -> tuple[Tensor, MemberMetrics]:
         """Return each row's loss (rows,) and metrics. Raises UnlikeError where vmap cannot compute them."""
         leaves = self._leaves[phase.name]
         parameters = {name: leaves.get(name, weight) for name, weight in self._parameters.items()}
@@ -108,7 +108,7 @@ class EnsembleStep:
             self._buffers[name].copy_(buffer)
         return loss, extra
 
-    def _run_gradient_step(self, phase: Descent, batch: Batch, is_shared: bool, clock: Clock) -> MemberMetrics:
+    def _run_gradient_step(self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock) -> MemberMetrics:
         learner, leaves = self.learners[0], self._leaves[phase.name]
         for leaf in leaves.values():
             leaf.grad = None
@@ -129,14 +129,14 @@ class EnsembleStep:
         member_metrics: list[Metrics] = []
         for row, (learner, generators) in enumerate(zip(self.learners, self._generators, strict=True)):
             phase = learner.phases[phase_index]
-            assert isinstance(phase, Refit)
+            assert isinstance(phase, ClosedFormPhase)
             member_batch = batch if is_shared else {name: stream[row] for name, stream in batch.items()}
             with torch.no_grad(), generators.use_as_global(self.device):
-                member_metrics.append(phase.refit(train_batches if phase.whole else member_batch, clock))  # type: ignore[arg-type]
+                member_metrics.append(phase.update(train_batches if phase.is_full_batch else member_batch, clock))  # type: ignore[arg-type]
         return {name: torch.stack([metrics[name] for metrics in member_metrics]) for name in member_metrics[0]}
 
     def _is_due(self, phase_index: int, clock: Clock) -> bool:
-        due = {learner.phases[phase_index].when(clock) for learner in self.learners}
+        due = {learner.phases[phase_index].is_active(clock) for learner in self.learners}
         if len(due) > 1:
             raise IncompatibleRunsError(f"phase {self.learners[0].phases[phase_index].name} is due at different steps")
         return due.pop()

@@ -10,7 +10,7 @@ from torch import Tensor
 from genexp.kmeans.blocks import at_once
 from genexp.kmeans.hints import Hints
 from genexp.kmeans.totals import NOWHERE, Totals
-from genexp.sharding import ALL, here, total
+from genexp.sharding import SINGLE_SHARD, current_shard, all_reduce_sum
 
 FEATURES = 2**17  # of points that change their cluster, which are copied, so many at a time
 
@@ -29,7 +29,7 @@ class Update:
 
     def __init__(self, known: Totals, centres: Tensor) -> None:
         self._sums, self._counts, self.labels = known.sums, known.counts, known.labels
-        if here().index:  # the sums of all parts are added up in the end: one of them has what is known
+        if current_shard().index:  # the sums of all parts are added up in the end: one of them has what is known
             self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         self._moved = 0
         # Points are copied to the same place, part by part: memory stays in one piece.
@@ -78,16 +78,16 @@ class Update:
 
     def totals(self, seen: list[slice], hints: Hints | None) -> Totals:
         """Return what is known once the points at the places `seen` were compared with all centres."""
-        sums, counts = total(self._sums), total(self._counts)
+        sums, counts = all_reduce_sum(self._sums), all_reduce_sum(self._counts)
         sums.masked_fill_(counts.unsqueeze(2) == 0, 0)  # and not what rounding left of points that came and went
-        moved = int(total(torch.tensor(self._moved, device=counts.device)))
+        moved = int(all_reduce_sum(torch.tensor(self._moved, device=counts.device)))
         return Totals(sums, counts, self._all_labels(seen), moved / max(1, self.labels.numel()), hints)
 
     def _all_labels(self, seen: list[slice]) -> Tensor:
         """Return the labels of all points, whichever process assigned them."""
-        if here() == ALL:
+        if current_shard() == SINGLE_SHARD:
             return self.labels
         labels = torch.zeros_like(self.labels, dtype=torch.int32)  # the least that processes can add up
         for place in seen:
             labels[:, place] = self.labels[:, place]
-        return total(labels).to(self.labels)
+        return all_reduce_sum(labels).to(self.labels)

@@ -18,7 +18,7 @@ from genexp.kmeans.projection_bounds import Projections
 from genexp.kmeans.pruned_assignment import Screening
 from genexp.kmeans.small_problem import are_few, fit_few, tally_few
 from genexp.kmeans.totals import Totals
-from genexp.sharding import here
+from genexp.sharding import current_shard
 
 
 def tally(blocks: Blocks, centres: Tensor, count: int) -> Totals:
@@ -67,7 +67,7 @@ def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None)
         finder = Comparing(centres, known, before, update)
     first, seen = 0, []
     for block in blocks:
-        mine = here().rows(len(block))  # other processes may assign the others
+        mine = current_shard().row_slice(len(block))  # other processes may assign the others
         seen.append(slice(first + mine.start, first + mine.stop))
         finder.add(block[mine], seen[-1])
         first += len(block)

@@ -15,7 +15,7 @@ from genexp.kmeans.cluster_sums import Moves, Update
 from genexp.kmeans.hamerly_bounds import ROUNDING
 from genexp.kmeans.projection_bounds import Drift, Projections
 from genexp.kmeans.totals import Totals
-from genexp.sharding import ALL, here
+from genexp.sharding import SINGLE_SHARD, current_shard
 
 SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache
 COORDINATES = 3 * 2**16  # that are copied at a time
@@ -81,7 +81,7 @@ class Screening:
     def _screen(self, place: slice) -> None:
         """Find out which centres may be nearer than their own to the points at `place` and some behind."""
         length = place.stop - place.start
-        ahead = 1 if self._drift is None or here() != ALL else max(1, AHEAD // length)
+        ahead = 1 if self._drift is None or current_shard() != SINGLE_SHARD else max(1, AHEAD // length)
         self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
         self._pairs = []
         for some in self._doubtful(self._screened):

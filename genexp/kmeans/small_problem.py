@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genexp.kmeans.blocks import Blocks
 from genexp.kmeans.totals import Totals, label_type
-from genexp.sharding import ALL, here
+from genexp.sharding import SINGLE_SHARD, current_shard
 
 SCORES = 2**13  # distances: so many at most
 FEATURES = 2**14  # of points
@@ -43,7 +43,7 @@ def are_few(centres: Tensor, count: int) -> bool:
     """Return whether there is so little to compute that the calls themselves take the time."""
     starts, clusters, features = centres.shape
     small = count * starts * clusters <= SCORES and count * features <= FEATURES
-    return small and centres.device.type == "cpu" and here() == ALL
+    return small and centres.device.type == "cpu" and current_shard() == SINGLE_SHARD
 
 
 def tally_few(blocks: Blocks, centres: Tensor, known: Totals | None) -> Totals:

@@ -24,7 +24,7 @@ class Checkpoints(Recorder):
 
     def open(self, run: RunInfo) -> None:
         self._run = run
-        for stale in (run.folder / FOLDER).glob("*.tmp"):
+        for stale in (run.run_dir / FOLDER).glob("*.tmp"):
             stale.unlink()
 
     def record(self, snapshot: Snapshot) -> None:
@@ -50,7 +50,7 @@ class Checkpoints(Recorder):
         self._unsaved_best = {**self._best, "objective": name, "test": dict(snapshot.test), "technique": weights}
 
     def _write(self, state: Mapping[str, Any]) -> None:
-        folder = self._run.folder
+        folder = self._run.run_dir
         for other in self._others:
             other.flush()
         if self._unsaved_best is not None:

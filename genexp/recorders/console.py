@@ -15,7 +15,7 @@ from genexp.recorders.progress_bar import Display, MovingLine, PlainLines, Stand
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.paths import shown_command, shown_path
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 log = logging.getLogger("genexp")
 INERTIA = 0.7  # of the shown speed, from one block to the next
@@ -38,16 +38,16 @@ class Console(Recorder):
         self._console = rich.get_console()
         self._means = EpochMeans(run.steps_per_epoch)
         self._begun = self._block_ended = time.monotonic()
-        self._step, self._speed = run.resumed_at, 0.0
+        self._step, self._speed = run.start_step, 0.0
         self._train: dict[str, float] = {}
         self._test: dict[str, float] = {}
         self._best: tuple[float, int] | None = None
         self._warned: set[str] = set()
         device, precision = run.environment.get("device"), run.environment.get("precision", "fp32")
         how = f"{device}, {precision}" if device and precision != "fp32" else device
-        facts = [f"{run.model} on {run.dataset}", how, f"{run.parameters:,} parameters"]
-        since = f", from step {run.resumed_at:,}" if run.resumed_at else ""
-        for line in (" · ".join(fact for fact in facts if fact), f"→ {shown_path(run.folder)}{since}"):
+        facts = [f"{run.model} on {run.dataset}", how, f"{run.num_parameters:,} parameters"]
+        since = f", from step {run.start_step:,}" if run.start_step else ""
+        for line in (" · ".join(fact for fact in facts if fact), f"→ {shown_path(run.run_dir)}{since}"):
             plain(self._console, line)
             log.info(line)
         self._display: Display
@@ -71,7 +71,7 @@ class Console(Recorder):
                 log.warning(warning)
         self._display.show(standing, epoch_ended=ended is not None)
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: RunOutcome) -> None:
         """Say how the run ended and where its files are; its error is the command's last line, not said here."""
         self._display.stop()
         seconds = timedelta(seconds=round(time.monotonic() - self._begun))
@@ -79,7 +79,7 @@ class Console(Recorder):
         ended = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
         log.info(ended)
         lines = [ended]
-        lines += [_entry(what, where) for what, where in _places(self._run.folder).items()]
+        lines += [_entry(what, where) for what, where in _places(self._run.run_dir).items()]
         if outcome.resume_command is not None:
             lines.append(_entry("to go on", outcome.resume_command))
         for line in lines:

@@ -15,7 +15,7 @@ from genexp.recorders.latent_plots import draw_latents, write_latents_page
 from genexp.recorders.metrics_log import FILE_NAME as METRICS
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.metrics import read_metrics
-from genexp.snapshot import Finale, Outcome, RunInfo, Snapshot
+from genexp.snapshot import FinalArtifacts, RunOutcome, RunInfo, Snapshot
 
 FOLDER = "figures"
 
@@ -33,7 +33,7 @@ class Figures(Recorder):
     def open(self, run: RunInfo) -> None:
         """Make the folder."""
         self._run = run
-        self._folder = run.folder / FOLDER
+        self._folder = run.run_dir / FOLDER
         self._folder.mkdir(exist_ok=True)
         self._title = f"{run.model} on {run.dataset}"
         self._unwritten: dict[str, Tensor] = {}
@@ -42,16 +42,16 @@ class Figures(Recorder):
     def record(self, snapshot: Snapshot) -> None:
         """Write what is to be looked at now."""
         self._unwritten |= snapshot.images
-        if snapshot.finale is not None or time.monotonic() - self._written >= self._interval:
+        if snapshot.final_artifacts is not None or time.monotonic() - self._written >= self._interval:
             self._write_previews()
-        if snapshot.finale is not None:
-            self._write_gallery(snapshot.finale.gallery)
-            self._write_latents(snapshot.finale)
+        if snapshot.final_artifacts is not None:
+            self._write_gallery(snapshot.final_artifacts.gallery)
+            self._write_latents(snapshot.final_artifacts)
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: RunOutcome) -> None:
         """Write the newest previews and the curves of however many steps there were."""
         self._write_previews()
-        log = self._run.folder / METRICS
+        log = self._run.run_dir / METRICS
         metrics = read_metrics(log) if log.is_file() else {}
         if metrics:
             draw_curves(self._folder / "loss.png", metrics, self._title, self._run.steps_per_epoch)
@@ -70,7 +70,7 @@ class Figures(Recorder):
             else:
                 (self._folder / f"{name}.png").write_bytes(png(enlarged(to_image(pixels))))
 
-    def _write_latents(self, finale: Finale) -> None:
+    def _write_latents(self, finale: FinalArtifacts) -> None:
         if finale.codes is None or finale.codes.shape[1] not in (2, 3):
             return
         title = f"{self._title}: latent codes of held-out samples"

@@ -20,7 +20,7 @@ class Gif(Recorder):
     def open(self, run: RunInfo) -> None:
         """Get ready to go on with the GIFs of a resumed run."""
         self._run = run
-        self._paths = set(run.folder.glob("*.gif")) if run.resumed_at else set()
+        self._paths = set(run.run_dir.glob("*.gif")) if run.start_step else set()
         for path in self._paths:
             end_gif(path)
 
@@ -29,7 +29,7 @@ class Gif(Recorder):
         if self._run.has_recorded(snapshot.clock.step):
             return
         for name, pixels in snapshot.images.items():
-            path = self._run.folder / f"{name}.gif"
+            path = self._run.run_dir / f"{name}.gif"
             if path not in self._paths:
                 path.unlink(missing_ok=True)
                 self._paths.add(path)

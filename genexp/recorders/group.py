@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from genexp.errors import GenexpError
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class RecorderGroup:
 
     def open(self, run: RunInfo) -> None:
         """Open all recorders."""
-        self.step = run.resumed_at
+        self.step = run.start_step
         for recorder in self._recorders:
             recorder.open(run)
             self._opened.append(recorder)
@@ -36,7 +36,7 @@ class RecorderGroup:
         for recorder in self._recorders:
             recorder.record(snapshot)
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: RunOutcome) -> None:
         """Close all that could be opened. One that cannot (a full disk) does not keep the others from it."""
         for recorder in self._opened:
             try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genexp.recorders.projector import class_name
-from genexp.snapshot import Finale
+from genexp.snapshot import FinalArtifacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LABELLED = 200  # points that carry their class name, where depth makes colours hard to follow
 
 
-def draw_latents(path: Path, finale: Finale, class_names: Sequence[str], title: str) -> None:
+def draw_latents(path: Path, finale: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
     """Write a scatter plot of codes (samples, 2 or 3), a colour for each class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def draw_latents(path: Path, finale: Finale, class_names: Sequence[str], title: 
     figure.savefig(path)
 
 
-def write_latents_page(path: Path, finale: Finale, class_names: Sequence[str], title: str) -> None:
+def write_latents_page(path: Path, finale: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
     """Write a page with the scatter plot to turn and zoom by hand. It needs no network: 5 MB of it are plotly."""
     from plotly import graph_objects, io
 
@@ -71,7 +71,7 @@ def write_latents_page(path: Path, finale: Finale, class_names: Sequence[str], t
     io.write_html(figure, path, include_plotlyjs=True, default_height="96vh", auto_open=False)
 
 
-def _classes(finale: Finale, class_names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
+def _classes(finale: FinalArtifacts, class_names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
     """Yield (name, colour, points) of each class; without labels all samples are one."""
     from matplotlib import colormaps
 
@@ -85,7 +85,7 @@ def _classes(finale: Finale, class_names: Sequence[str]) -> Iterator[tuple[str, 
         yield name, tuple(colour.tolist()), codes[labels == label]
 
 
-def _label_points(axes: Any, finale: Finale, class_names: Sequence[str]) -> None:
+def _label_points(axes: Any, finale: FinalArtifacts, class_names: Sequence[str]) -> None:
     if finale.labels is None:
         return
     for name, colour, points in _classes(finale, class_names):

@@ -11,7 +11,7 @@ import numpy as np
 
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import rows
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 FILE_NAME = "metrics.jsonl"
 
@@ -25,10 +25,10 @@ class MetricsLog(Recorder):
 
     def open(self, run: RunInfo) -> None:
         """Start the file, or go on with it."""
-        self._path = run.folder / FILE_NAME
+        self._path = run.run_dir / FILE_NAME
         self._run = run
         self._templates: dict[tuple[str, ...], str] = {}
-        self._file: IO[str] = self._path.open("a" if run.resumed_at else "w", encoding="utf-8")
+        self._file: IO[str] = self._path.open("a" if run.start_step else "w", encoding="utf-8")
 
     def record(self, snapshot: Snapshot) -> None:
         """Append the lines of a snapshot."""
@@ -44,7 +44,7 @@ class MetricsLog(Recorder):
         """Return the log."""
         return [self._path]
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: RunOutcome) -> None:
         """Close the file."""
         self._file.close()
 

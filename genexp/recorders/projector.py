@@ -10,14 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from genexp.recorders.images import to_image
-from genexp.snapshot import Finale
+from genexp.snapshot import FinalArtifacts
 
 SAMPLES = 2000
 THUMBNAIL = 48  # pixels; all thumbnails lie in one square picture of at most 8192 pixels a side
 FOLDER = "projector"
 
 
-def write_projector(folder: Path, finale: Finale, class_names: Sequence[str]) -> None:
+def write_projector(folder: Path, finale: FinalArtifacts, class_names: Sequence[str]) -> None:
     """Write codes, class names and thumbnails of up to 2000 samples into `folder`/projector."""
     assert finale.codes is not None
     target = folder / FOLDER

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 
 class Recorder(ABC):
@@ -31,5 +31,5 @@ class Recorder(ABC):
         """Return the files that only grow, as they are after `flush`."""
         return []
 
-    def close(self, outcome: Outcome) -> None:  # noqa: B027
+    def close(self, outcome: RunOutcome) -> None:  # noqa: B027
         """Finish; called once, however the run ended."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 
 @final
@@ -22,11 +22,11 @@ class Report(Recorder):
 
     def open(self, run: RunInfo) -> None:
         """Note where the run is."""
-        self._folder = run.folder
+        self._folder = run.run_dir
 
     def record(self, snapshot: Snapshot) -> None:
         """Do nothing: a page is for what is over."""
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: RunOutcome) -> None:
         """Write the page, however the run ended."""
         self._write(self._folder)

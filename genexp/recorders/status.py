@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 FILE_NAME = "status.json"
 
@@ -25,9 +25,9 @@ class Status(Recorder):
 
     def open(self, run: RunInfo) -> None:
         """Write that the run has begun."""
-        self._path = run.folder / FILE_NAME
+        self._path = run.run_dir / FILE_NAME
         self._objective, self._best_of = run.objective, {"min": min, "max": max}[run.direction]
-        before = _read(self._path) if run.resumed_at else {}
+        before = _read(self._path) if run.start_step else {}
         best = before.get("best")
         self._opened = time.monotonic()
         self._seconds_before = before.get("seconds", 0.0)
@@ -35,20 +35,20 @@ class Status(Recorder):
             "state": "running",
             "model": run.model,
             "dataset": run.dataset,
-            "step": run.resumed_at,
+            "step": run.start_step,
             "total_steps": run.total_steps,
-            "epoch": -(-run.resumed_at // run.steps_per_epoch),
+            "epoch": -(-run.start_step // run.steps_per_epoch),
             "train": {},
             "test": before.get("test", {}),
             "objective": run.objective,
-            "best": best if best and best["step"] <= run.resumed_at else None,
+            "best": best if best and best["step"] <= run.start_step else None,
             "warnings": before.get("warnings", []),
             "error": None,
             "started": before.get("started") or _now(),
             "updated": _now(),
             "seconds": self._seconds_before,
             "environment": dict(run.environment),
-            "data": dict(run.data),
+            "data": dict(run.data_fingerprints),
         }
         self._write()
 
@@ -63,7 +63,7 @@ class Status(Recorder):
         if time.monotonic() - self._written >= self._interval:
             self._write()
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: RunOutcome) -> None:
         """Write how the run ended."""
         self._facts.update(state=outcome.state, step=outcome.step, error=outcome.error)
         self._write()

@@ -13,7 +13,7 @@ from genexp.recorders.events import EventFile
 from genexp.recorders.images import png, to_image
 from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import Finale, Outcome, RunInfo, Snapshot
+from genexp.snapshot import FinalArtifacts, RunOutcome, RunInfo, Snapshot
 
 FOLDER = "tensorboard"
 
@@ -25,13 +25,13 @@ class TensorBoard(Recorder):
     def open(self, run: RunInfo) -> None:
         """Begin an event file. A resumed run has one more: readers take them in order of their names."""
         self._run = run
-        self._folder = run.folder / FOLDER
+        self._folder = run.run_dir / FOLDER
         self._folder.mkdir(exist_ok=True)
-        if not run.resumed_at:
+        if not run.start_step:
             for stale in self.append_only():
                 stale.unlink()
         earlier = len(self.append_only())
-        self._file = EventFile(self._folder / f"events.out.tfevents.{earlier:06d}", run.resumed_at + 1)
+        self._file = EventFile(self._folder / f"events.out.tfevents.{earlier:06d}", run.start_step + 1)
         if not earlier:
             self._file.add_summaries(_settings(run), step=0)
 
@@ -42,18 +42,18 @@ class TensorBoard(Recorder):
         if not self._run.has_recorded(step):
             pictures = {f"preview/{name}": png(to_image(pixels)) for name, pixels in snapshot.images.items()}
             self._file.add_summaries([*_scalars("test", snapshot.test), *map(_image, pictures.items())], step)
-        if snapshot.finale is not None:
-            self._record_finale(snapshot.finale, step)
+        if snapshot.final_artifacts is not None:
+            self._record_finale(snapshot.final_artifacts, step)
 
     def append_only(self) -> list[Path]:
         """Return the event files."""
         return sorted(self._folder.glob("events.out.tfevents.*"))
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: RunOutcome) -> None:
         """Append the GIFs of the run, and that it has ended."""
         from tensorboardX.summary import hparams
 
-        gifs = [*sorted(self._run.folder.glob("*.gif")), *sorted(self._run.folder.glob("figures/*.gif"))]
+        gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted(self._run.run_dir.glob("figures/*.gif"))]
         for path in gifs:
             self._file.add_summaries([_image((f"animation/{path.stem}", path.read_bytes()))], outcome.step)
         if outcome.state == "finished":
@@ -61,7 +61,7 @@ class TensorBoard(Recorder):
             self._file.add_summaries([session_end], outcome.step)
         self._file.close()
 
-    def _record_finale(self, finale: Finale, step: int) -> None:
+    def _record_finale(self, finale: FinalArtifacts, step: int) -> None:
         stills = {name: pixels for name, pixels in finale.gallery.items() if pixels.ndim == 3}
         pictures = {f"gallery/{name}": png(to_image(pixels)) for name, pixels in stills.items()}
         self._file.add_summaries(map(_image, pictures.items()), step)

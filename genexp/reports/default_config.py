@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from genexp.config import config_folder
+from genexp.config import find_config_dir
 from genexp.run_dir.record import flat
 
 GROUPS = ("dataset", "optimizer", "device")  # beside the model, which may choose among them
@@ -30,7 +30,7 @@ def _defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
     from omegaconf import OmegaConf  # takes a while to import
     from omegaconf.errors import OmegaConfBaseException
 
-    conf = config_folder()
+    conf = find_config_dir()
     top = OmegaConf.load(conf / "train.yaml")
     chosen = _choices(top) | _choices(_choice(conf, "model", model))
     layers = [_choice(conf, group, name) for group, name in zip(GROUPS, names, strict=True)]

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from genexp.config import bind, nearest, require
+from genexp.config import bind, suggest_choice, require
 from genexp.data import find_dataset, load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.loading import SplitLoader, make_loader
 from genexp.data.stream import BatchStream, SplitBatches, select_examples
-from genexp.device import DeviceConfig, choose_device, placed, use_deterministic_algorithms
+from genexp.device import DeviceConfig, choose_device, move_to_device, use_deterministic_algorithms
 from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
 from genexp.metrics.direction import better_direction
 from genexp.runs.resume import flatten
 from genexp.seeding import seed_generators
-from genexp.sharding import Part
-from genexp.technique import Batch, Refit, Technique, find_technique
+from genexp.sharding import Shard
+from genexp.technique import Batch, ClosedFormPhase, Technique, find_technique
 from genexp.training.learner import Learner
 from genexp.training.optimizers import plan_optimizers
 from genexp.training.trainer import Feed, Material, TrainerConfig
@@ -91,7 +91,7 @@ def build_run(
     trainer = _trainer_config(config)
     plan = plan_optimizers(config["optimizer"])
     settings = bind(DeviceConfig, config["device"], "device")
-    device = choose_device(settings, process=place.local_rank, processes=place.local_processes)
+    device = choose_device(settings, local_rank=place.local_rank, local_world_size=place.local_processes)
     use_deterministic_algorithms(trainer.deterministic)
     technique, dataset = build_technique(config, device, run.seed, like.dataset if like else None)
     learner = Learner(technique, plan, trainer.step_settings, device)
@@ -142,7 +142,7 @@ def refuse_other_keys(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in known:
             choices = {*known, *(name for name, _ in flatten(config))} - {key}
-            raise ConfigError(f"{key} is no key of this configuration; {nearest(key, choices)}")
+            raise ConfigError(f"{key} is no key of this configuration; {suggest_choice(key, choices)}")
 
 
 def build_technique(
@@ -157,8 +157,8 @@ def build_technique(
     for warning in dataset.warnings:
         log.warning(warning)
     seed_generators(device, seed, "initialise")
-    technique = placed(cls(settings, dataset.spec), device)
-    technique.prepare(dataset)
+    technique = move_to_device(cls(settings, dataset.spec), device)
+    technique.prepare_evaluation(dataset)
     return technique, dataset
 
 
@@ -166,14 +166,14 @@ def _material(
     dataset: Dataset, splits: Splits, learner: Learner, trainer: TrainerConfig, place: Place, *, seed: int
 ) -> Material:
     # Phases that take the whole split have no use for batches: none is made.
-    idle = all(isinstance(phase, Refit) and phase.whole for phase in learner.phases)
+    idle = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)
     feed: Feed = _NoBatches()
     if not idle:
         size = trainer.batch_size
         what = f"trainer.batch_size={'null' if size is None else size}"
         of = "" if size is not None else f" ({len(splits.train)} samples)"
         check_rows(size or len(splits.train), place.processes, what + of)
-        part = Part(place.rank, place.processes)
+        part = Shard(place.rank, place.processes)
         feed = BatchStream(splits.train, size, seed=seed, dataset_name=dataset.name, shard=part)
     return Material(
         feed=feed,

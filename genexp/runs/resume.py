@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from genexp.errors import ConfigError, FolderInUseError
+from genexp.errors import ConfigError, RunDirInUseError
 from genexp.recorders.checkpoints import cut_back
 from genexp.run_dir import checkpoint
 
@@ -89,5 +89,5 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderInUseError(f"{folder} is in use by another process; wait for it, or stop it") from None
+            raise RunDirInUseError(f"{folder} is in use by another process; wait for it, or stop it") from None
         yield

@@ -34,7 +34,7 @@ from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.paths import shown_command, shown_path
 from genexp.runs.build import Run, build_run, refuse_other_keys
 from genexp.runs.resume import claimed, refuse_if_finished, state_to_resume
-from genexp.snapshot import Outcome, RunInfo, Snapshot
+from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals
 from genexp.training.trainer import TrainerConfig, train
@@ -117,7 +117,7 @@ class Sitting:
         """Make the folder ready and return what writes to it, to be opened. Raises GenexpError."""
         built, folder = self.built, self.folder
         if self.previous is not None:
-            if self.start >= built.total_steps or built.learner.technique.converged:
+            if self.start >= built.total_steps or built.learner.technique.has_converged:
                 refuse_if_finished(folder)
             cut_back(folder, self.previous["ledger"])
         _write_config(self.config, folder)  # not before: a refused command leaves a run as it was
@@ -129,9 +129,9 @@ class Sitting:
 
     def conclude(self, recorders: RecorderGroup, clock: Clock) -> bool:
         """Write down how the run stands now that it has come to `clock`; return whether nothing is left to do."""
-        done = clock.ends or self.built.learner.technique.converged
+        done = clock.is_last_step or self.built.learner.technique.has_converged
         again = None if done else self.command_to_go_on
-        recorders.close(Outcome("finished" if done else "stopped", clock.step, resume_command=again))
+        recorders.close(RunOutcome("finished" if done else "stopped", clock.step, resume_command=again))
         return done
 
     @property
@@ -177,9 +177,9 @@ def _execute(sitting: Sitting, others: Gathering, until_epoch: int | None) -> Re
     return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))
 
 
-def failure(recorders: RecorderGroup, error: BaseException) -> Outcome:
+def failure(recorders: RecorderGroup, error: BaseException) -> RunOutcome:
     """Return what recorders are told of an error that ends their run."""
-    return Outcome("failed", recorders.step, error=_in_words(error))
+    return RunOutcome("failed", recorders.step, error=_in_words(error))
 
 
 def _in_words(error: BaseException) -> str:
@@ -200,14 +200,14 @@ def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int
     """Return what recorders are told of a run."""
     technique, material = built.learner.technique, built.material
     return RunInfo(
-        folder=folder,
+        run_dir=folder,
         model=technique.name,
         dataset=built.dataset.name,
         config=config,
         total_steps=built.total_steps,
         steps_per_epoch=material.feed.steps_per_epoch,
         batch_size=built.trainer.batch_size or len(built.dataset.train),
-        parameters=sum(weight.numel() for weight in technique.parameters() if weight.requires_grad),
+        num_parameters=sum(weight.numel() for weight in technique.parameters() if weight.requires_grad),
         objective=built.trainer.objective.removeprefix("test/"),
         direction="max" if built.trainer.direction == "max" else "min",
         class_names=built.dataset.class_names,
@@ -215,8 +215,8 @@ def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int
             **describe_environment(built.learner.device, processes),
             "precision": built.learner.precision,
         },
-        data=fingerprint(built.dataset),
-        resumed_at=start,
+        data_fingerprints=fingerprint(built.dataset),
+        start_step=start,
     )
 
 

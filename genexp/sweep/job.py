@@ -20,7 +20,7 @@ from hydra.core.utils import run_job as run_in_hydra
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from genexp.errors import FolderInUseError, GenexpError
+from genexp.errors import RunDirInUseError, GenexpError
 from genexp.run_dir.status import can_go_on, read_standing, record_failure
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def run_job(job: Job, wanted: Callable[[], bool] = lambda: True) -> signal.Signa
     while wanted() and read_standing(job.folder).state != "finished":
         try:
             return _run(job)
-        except FolderInUseError:
+        except RunDirInUseError:
             time.sleep(WAIT_SECONDS)
     return None
 
@@ -58,8 +58,8 @@ def run_job(job: Job, wanted: Callable[[], bool] = lambda: True) -> signal.Signa
 def _run(job: Job) -> signal.Signals | None:
     """Run a job. Raises FolderInUseError."""
     with quiet_console():
-        stopped: signal.Signals | FolderInUseError | None = in_hydra(job, partial(_train, job.until_epoch))
-    if isinstance(stopped, FolderInUseError):
+        stopped: signal.Signals | RunDirInUseError | None = in_hydra(job, partial(_train, job.until_epoch))
+    if isinstance(stopped, RunDirInUseError):
         raise stopped
     return stopped
 
@@ -105,7 +105,7 @@ def _guarded(task: Task, config: DictConfig) -> Any:
             with claimed(folder):
                 cut_back(folder, {})  # what a job that was killed before its first checkpoint has left
         return task(config, folder)
-    except FolderInUseError as error:
+    except RunDirInUseError as error:
         return error  # raised here, Hydra would print it
     except Exception as error:
         plain = OmegaConf.to_container(config, resolve=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from genexp.errors import ConfigError, FolderInUseError
+from genexp.errors import ConfigError, RunDirInUseError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -145,7 +145,7 @@ def claimed_file(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderInUseError(f"{path} is in use by another search; wait for it, or stop it") from None
+            raise RunDirInUseError(f"{path} is in use by another search; wait for it, or stop it") from None
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genexp.capabilities import Interpolates, Samples
+from genexp.capabilities import CanInterpolate, CanSample
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
 from genexp.images.grid import tile
@@ -21,7 +21,7 @@ from genexp.metrics.generation import GenerationJudge
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, scalars
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics
 
 GRID = 64  # images of fixed noise in a picture
 STATIONS = 4  # noise vectors that each image of the interpolation passes through, on its round
@@ -70,7 +70,7 @@ class ConvAdversarialConfig(AdversarialConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
 
 
-class Adversarial(Technique, Samples, Interpolates):
+class Adversarial(Technique, CanSample, CanInterpolate):
     """A generator learns to make images that a discriminator cannot tell from real ones (Goodfellow et al. 2014).
 
     Inside, images are in [-1, 1].
@@ -96,13 +96,13 @@ class Adversarial(Technique, Samples, Interpolates):
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         """Return the generator and the discriminator."""
 
-    def prepare(self, dataset: Dataset) -> None:
+    def prepare_evaluation(self, dataset: Dataset) -> None:
         self.judge = GenerationJudge(dataset)
 
-    def phases(self) -> tuple[Descent, ...]:
+    def phases(self) -> tuple[GradientPhase, ...]:
         return (
-            Descent("discriminator", self.discriminator, self.discriminator_loss),
-            Descent("generator", self.generator, self.generator_loss, every=self.generator_every),
+            GradientPhase("discriminator", self.discriminator, self.discriminator_loss),
+            GradientPhase("generator", self.generator, self.generator_loss, every=self.generator_every),
         )
 
     def fakes(self, batch: Batch) -> Tensor:
@@ -125,7 +125,7 @@ class Adversarial(Technique, Samples, Interpolates):
         real_scores, fake_scores = self.score(real, batch), self.score(fake, batch)
         restraint, extra = self.restraint(real, fake, batch)
         loss = self.game.discriminator(real_scores, fake_scores) + restraint
-        metrics = {**self.beliefs(real_scores, fake_scores), **scalars(diversity=diversity(fake, real))}
+        metrics = {**self.beliefs(real_scores, fake_scores), **detach_metrics(diversity=diversity(fake, real))}
         return loss, {**metrics, **extra}
 
     def restraint(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -139,8 +139,8 @@ class Adversarial(Technique, Samples, Interpolates):
         """
         belief = self.game.belief
         if belief is None:
-            return scalars(distance=real_scores.mean() - fake_scores.mean())
-        return scalars(d_real=belief(real_scores).mean(), d_fake=belief(fake_scores).mean())
+            return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
+        return detach_metrics(d_real=belief(real_scores).mean(), d_fake=belief(fake_scores).mean())
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         return self.game.generator(self.score(self.fakes(batch), batch)), {}
@@ -163,7 +163,7 @@ class Adversarial(Technique, Samples, Interpolates):
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         return {"samples": tile(self.show(self.fixed_noise), columns=8)}
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         stations = self.fixed_noise.unflatten(0, (STATIONS, -1))  # (stations, images, latent)
         legs = zip(stations, stations.roll(-1, dims=0), strict=True)
         walk = torch.cat([self._between(here, there, FRAMES) for here, there in legs])

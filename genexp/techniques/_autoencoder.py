@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genexp.capabilities import Interpolates, Reconstructs, Traverses
+from genexp.capabilities import CanInterpolate, CanReconstruct, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import rows
@@ -18,7 +18,7 @@ from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Technique
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique
 
 
 @dataclass
@@ -48,7 +48,7 @@ class DenseAutoencoderConfig(AutoencoderConfig):
             require(value in ACTIVATIONS, key, value, f"choose one of {', '.join(ACTIVATIONS)}")
 
 
-class Autoencoder(Technique, Reconstructs, Interpolates, Traverses):
+class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     """Learns to give back its input through a narrow latent. Subclasses bring networks and noise."""
 
     objective = "mse"
@@ -78,7 +78,7 @@ class Autoencoder(Technique, Reconstructs, Interpolates, Traverses):
         return self.decoder(codes).sigmoid()
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Descent("autoencoder", self, self.loss),)
+        return (GradientPhase("autoencoder", self, self.loss),)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]

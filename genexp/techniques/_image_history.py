@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genexp.sharding import own, whole
+from genexp.sharding import local_rows, gather_rows
 
 
 class ImageHistory(nn.Module):
@@ -25,7 +25,7 @@ class ImageHistory(nn.Module):
 
         Until the history is full, new images are kept and returned. Nothing waits for the device.
         """
-        capacity, images = len(self.images), whole(images)
+        capacity, images = len(self.images), gather_rows(images)
         new, others = images[:capacity], images[capacity:]
         following = self.count + torch.arange(len(new), device=images.device)
         full = self.count >= capacity
@@ -37,7 +37,7 @@ class ImageHistory(nn.Module):
         kept = _per_image(torch.where(full, coins, following < capacity), images)
         self.images.index_copy_(0, slots, torch.where(kept, new.to(old.dtype), old))
         self.count.add_(len(new)).clamp_(max=capacity)
-        return own(torch.cat([torch.where(swapped, old.to(new.dtype), new), others]))
+        return local_rows(torch.cat([torch.where(swapped, old.to(new.dtype), new), others]))
 
 
 def _per_image(choices: Tensor, images: Tensor) -> Tensor:

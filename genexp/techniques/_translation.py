@@ -10,7 +10,7 @@ from genexp.config import require
 from genexp.images.grid import rows
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss
 from genexp.networks.patchgan import NORMS
-from genexp.technique import Metrics, scalars
+from genexp.technique import Metrics, detach_metrics
 
 
 @dataclass
@@ -51,5 +51,5 @@ def before_and_after(*batches: Tensor) -> Tensor:
 def beliefs(game: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
     """Return how real the discriminator takes real and translated images to be, where its scores say that."""
     if game.belief is None:
-        return scalars(distance=real_scores.mean() - fake_scores.mean())
-    return scalars(d_real=game.belief(real_scores).mean(), d_fake=game.belief(fake_scores).mean())
+        return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
+    return detach_metrics(d_real=game.belief(real_scores).mean(), d_fake=game.belief(fake_scores).mean())

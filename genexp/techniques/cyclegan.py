@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.capabilities import Translates, Translation
+from genexp.capabilities import CanTranslate, Translation
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
@@ -21,7 +21,7 @@ from genexp.metrics.sliced_wasserstein import sliced_wasserstein
 from genexp.networks.gan import initialise
 from genexp.networks.patchgan import patchgan
 from genexp.networks.resnet import resnet_generator
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 from genexp.techniques._image_history import ImageHistory
 from genexp.techniques._translation import TranslationConfig, before_and_after, beliefs, signed, unsigned
 
@@ -46,7 +46,7 @@ class CycleGANConfig(TranslationConfig):
 
 
 @register
-class CycleGAN(Technique, Translates):
+class CycleGAN(Technique, CanTranslate):
     """Two generators, a to b and b to a; who goes there and back should arrive where they began."""
 
     Config = CycleGANConfig
@@ -77,10 +77,10 @@ class CycleGAN(Technique, Translates):
             initialise(self, config.init_std)
         self.history_a, self.history_b = ImageHistory(config.history, a), ImageHistory(config.history, b)
 
-    def phases(self) -> tuple[Descent, ...]:
+    def phases(self) -> tuple[GradientPhase, ...]:
         return (
-            Descent("generators", self.generators, self.generator_loss),
-            Descent("discriminators", self.discriminators, self.discriminator_loss),
+            GradientPhase("generators", self.generators, self.generator_loss),
+            GradientPhase("discriminators", self.discriminators, self.discriminator_loss),
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
@@ -95,7 +95,7 @@ class CycleGAN(Technique, Translates):
             self.discriminators["b"](fake_b)
         )
         loss = adversarial + self.config.cycle_weight * cycle + self.config.identity_weight * identity
-        return loss, scalars(adversarial=adversarial, cycle=cycle, identity=identity)
+        return loss, detach_metrics(adversarial=adversarial, cycle=cycle, identity=identity)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         a, b = signed(batch["a"]), signed(batch["b"])
@@ -151,7 +151,7 @@ class CycleGAN(Technique, Translates):
             "b_to_a": before_and_after(b, fake_a, self.to_b(fake_a)),
         }
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         a, b = examples["a"], examples["b"]
         return {"before_after": before_and_after(a, self.to_b(a), b, self.to_a(b))}
 

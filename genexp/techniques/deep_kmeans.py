@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.capabilities import Clusters
+from genexp.capabilities import CanCluster
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
@@ -22,9 +22,9 @@ from genexp.kmeans.lloyd import fit
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
-from genexp.precision import full
+from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, register, scalars
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, register, detach_metrics
 from genexp.techniques._autoencoder import Autoencoder
 from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv
 
@@ -88,7 +88,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
 
 @register
-class DeepKMeans(Autoencoder, Clusters):
+class DeepKMeans(Autoencoder, CanCluster):
     """Learns to give back images, and at the same time to place their latents near one of a few centres."""
 
     Config = DeepKMeansConfig
@@ -131,8 +131,8 @@ class DeepKMeans(Autoencoder, Clusters):
 
     def phases(self) -> tuple[Phase, ...]:
         return (
-            Refit("centres", self.place_centres, whole=True, when=self.pretraining_ended),
-            Descent("deep_kmeans", self, self.loss),
+            ClosedFormPhase("centres", self.place_centres, is_full_batch=True, is_active=self.pretraining_ended),
+            GradientPhase("deep_kmeans", self, self.loss),
         )
 
     def pretraining_steps(self, clock: Clock) -> int:
@@ -177,15 +177,15 @@ class DeepKMeans(Autoencoder, Clusters):
         # The image as it is, however it was shown: latents need not tell where and how it lay.
         reconstruction = self.loss_function(self.decoder(codes), images)
         if not self.rise(clock):
-            return reconstruction, scalars(reconstruction=reconstruction)
+            return reconstruction, detach_metrics(reconstruction=reconstruction)
         with torch.no_grad():  # the assignment is no part of the gradient
-            settled = full(self.settled(images))
+            settled = promote_to_float32(self.settled(images))
             clusters = nearest(settled, self.centres)
             self.shares.lerp_(batch_mean(memberships(settled, self.centres)), SHARES_RATE)
             used = batch_mean(F.one_hot(clusters, len(self.centres)).to(codes)).count_nonzero()
         distance = self.pull(codes, self.centres, settled, self.shares)
         loss = reconstruction + self.alpha(clock) * distance
-        return loss, scalars(reconstruction=reconstruction, distance=distance, centres_used=used)
+        return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centres_used=used)
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the nearest centre of each sample: int64 (batch,)."""
@@ -228,7 +228,7 @@ class DeepKMeans(Autoencoder, Clusters):
             "centres": tile(centres, columns=min(10, len(centres))),
         }
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         codes = self.encode(examples)
         if len(codes) < 3:
             return {}

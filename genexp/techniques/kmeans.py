@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genexp.capabilities import Clusters
+from genexp.capabilities import CanCluster
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
@@ -23,7 +23,7 @@ from genexp.kmeans.init import greedy_plus_plus, random_points
 from genexp.kmeans.lloyd import iterate, refill, tally
 from genexp.kmeans.totals import Totals, label_type
 from genexp.metrics.clustering import clustering_scores
-from genexp.technique import Batch, Batches, Clock, Metrics, Refit, Technique, register, scalars
+from genexp.technique import Batch, Batches, Clock, Metrics, ClosedFormPhase, Technique, register, detach_metrics
 
 FROM_POINTS = {"k-means++": greedy_plus_plus, "random": random_points}  # initial centres
 FAR = 4.0  # points are far from 0 where their mean's squared norm is so many times their variance
@@ -64,7 +64,7 @@ class _Spared:
 
 
 @register
-class KMeans(Technique, Clusters):
+class KMeans(Technique, CanCluster):
     """Moves each centre to the mean of the points nearest to it, for several starts at once."""
 
     Config = KMeansConfig
@@ -110,12 +110,12 @@ class KMeans(Technique, Clusters):
         self.register_buffer("norm", torch.zeros(()))
         self.register_buffer("still", torch.zeros(()))
 
-    def phases(self) -> tuple[Refit]:
+    def phases(self) -> tuple[ClosedFormPhase]:
         if self.config.batch_size is None:
-            return (Refit("centres", self.iterate, whole=True),)
-        return (Refit("centres", self.follow),)
+            return (ClosedFormPhase("centres", self.iterate, is_full_batch=True),)
+        return (ClosedFormPhase("centres", self.follow),)
 
-    def begin(self, samples: Batches) -> None:
+    def initialize(self, samples: Batches) -> None:
         found = moments(Points(samples, self.stream))
         if found.mean.square().sum() > FAR * found.scatter / found.count:
             self.origin.copy_(found.mean)
@@ -186,7 +186,7 @@ class KMeans(Technique, Clusters):
         energy = new.energy(before).to(before)
         sums = (before * self.counts.unsqueeze(2)).to(new.sums) + new.sums
         totals = Totals(sums, self.counts + new.counts, new.labels)
-        if clock.epoch_ends:  # a centre that got no point in a whole epoch is lost
+        if clock.is_epoch_end:  # a centre that got no point in a whole epoch is lost
             totals = refill(totals, before, [points])
         self.centres.copy_(totals.means(before) + self.origin)
         self.counts.copy_(totals.counts)
@@ -194,7 +194,7 @@ class KMeans(Technique, Clusters):
         estimate = (energy + points.square().sum()).clamp(min=0) / part
         self.inertia.lerp_(estimate, 1.0 if clock.step == 1 else min(1.0, 2 * part))
         shift = (self.centres - self.epoch_began).square().sum((1, 2))
-        if clock.epoch_ends:
+        if clock.is_epoch_end:
             self.moving.copy_(shift > self.still)
             self.epoch_began.copy_(self.centres)
         return self._metrics(shift)
@@ -203,10 +203,10 @@ class KMeans(Technique, Clusters):
         best = self.inertia.argmin()
         inertia = self.inertia[best]
         per_point = inertia / self.spec.train_size
-        return scalars(inertia=inertia, inertia_per_point=per_point, shift=shift[best].sqrt())
+        return detach_metrics(inertia=inertia, inertia_per_point=per_point, shift=shift[best].sqrt())
 
     @property
-    def converged(self) -> bool:
+    def has_converged(self) -> bool:
         return not self.moving.any()
 
     @property
@@ -235,7 +235,7 @@ class KMeans(Technique, Clusters):
             return {"centres": tile(shown.clamp(0, 1), columns=ceil(sqrt(len(shown))))}
         return {"clusters": self._scatter(examples)}
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         if self.stream == "image":
             return {"clusters": self._members(examples["image"])}
         return {"assignment": self._scatter(examples)}

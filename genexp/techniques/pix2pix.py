@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genexp.capabilities import Translates, Translation
+from genexp.capabilities import CanTranslate, Translation
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
@@ -18,7 +18,7 @@ from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.gan import initialise
 from genexp.networks.patchgan import patchgan
 from genexp.networks.unet import UNet
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 from genexp.techniques._translation import TranslationConfig, before_and_after, beliefs, signed, unsigned
 
 
@@ -36,7 +36,7 @@ class Pix2PixConfig(TranslationConfig):
 
 
 @register
-class Pix2Pix(Technique, Translates):
+class Pix2Pix(Technique, CanTranslate):
     """A U-Net translates; a discriminator that sees the input too judges patches of what it made."""
 
     Config = Pix2PixConfig
@@ -58,10 +58,10 @@ class Pix2Pix(Technique, Translates):
         if config.init_std is not None:
             initialise(self, config.init_std)
 
-    def phases(self) -> tuple[Descent, ...]:
+    def phases(self) -> tuple[GradientPhase, ...]:
         return (
-            Descent("generator", self.generator, self.generator_loss),
-            Descent("discriminator", self.discriminator, self.discriminator_loss),
+            GradientPhase("generator", self.generator, self.generator_loss),
+            GradientPhase("discriminator", self.discriminator, self.discriminator_loss),
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
@@ -69,7 +69,7 @@ class Pix2Pix(Technique, Translates):
         made = self.generator(given)
         adversarial = self.game.generator(self.score(given, made))
         distance = F.l1_loss(made, truth)
-        return adversarial + self.config.l1_weight * distance, scalars(adversarial=adversarial, l1=distance / 2)
+        return adversarial + self.config.l1_weight * distance, detach_metrics(adversarial=adversarial, l1=distance / 2)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         given, truth = signed(batch["input"]), signed(batch["target"])
@@ -105,5 +105,5 @@ class Pix2Pix(Technique, Translates):
         given = examples["input"]
         return {"translations": before_and_after(given, self.translate(given), examples["target"])}
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         return {"before_after": self.preview(examples)["translations"]}

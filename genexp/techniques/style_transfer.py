@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.capabilities import Stylises
+from genexp.capabilities import CanStylize
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.color import COLOURS
 from genexp.images.grid import BACKGROUND, GAP
 from genexp.images.resize import resized
 from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, trained_weights
-from genexp.precision import full
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+from genexp.precision import promote_to_float32
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Canvas(nn.Module):
 
 
 @register
-class StyleTransfer(Technique, Stylises):
+class StyleTransfer(Technique, CanStylize):
     """Moves an image, beginning at the content, to the style's Gram matrices.
 
     It is learned at full size throughout. Phases that see it from afar, scaled down, settle the coarse structure
@@ -124,15 +124,15 @@ class StyleTransfer(Technique, Stylises):
         self.register_buffer("content", torch.zeros(1, 3, height, width))
         self._suffix = "_random" if config.weights == "random" else ""
 
-    def phases(self) -> tuple[Descent, ...]:
+    def phases(self) -> tuple[GradientPhase, ...]:
         if len(self.scales) == 1:
-            return (Descent("image", self.canvas, self.loss),)
+            return (GradientPhase("image", self.canvas, self.loss),)
         return tuple(
-            Descent(
+            GradientPhase(
                 f"scale_{index + 1}",
                 self.canvas,
                 partial(self.loss, index=index),
-                when=partial(self._is_at, index),
+                is_active=partial(self._is_at, index),
             )
             for index in range(len(self.scales))
         )
@@ -142,7 +142,7 @@ class StyleTransfer(Technique, Stylises):
         return (clock.step - 1) * len(self.scales) // clock.total_steps == index
 
     @torch.no_grad()
-    def begin(self, samples: Batches) -> None:
+    def initialize(self, samples: Batches) -> None:
         (photographs,) = samples
         content, style = self.colour.prepare(photographs["content"], photographs["style"])
         if self.config.weights == "random":
@@ -157,7 +157,7 @@ class StyleTransfer(Technique, Stylises):
 
     def loss(self, batch: Batch, clock: Clock, *, index: int = -1) -> tuple[Tensor, Metrics]:
         losses = self._losses(self._scales()[index])
-        return losses.pop("loss"), scalars(**losses)
+        return losses.pop("loss"), detach_metrics(**losses)
 
     def _losses(self, scale: Scale) -> dict[str, Tensor]:
         image = confined(self.canvas.image).expand(-1, 3, -1, -1)
@@ -169,7 +169,7 @@ class StyleTransfer(Technique, Stylises):
             loss = loss + self.config.variation_weight * parts["variation"]
         return {"loss": loss, **parts}
 
-    def stylised(self) -> Tensor:
+    def stylize(self) -> Tensor:
         """Return the image as it is now: (1, 3, height, width)."""
         return self.colour.restore(confined(self.canvas.image), self.content)
 
@@ -177,10 +177,10 @@ class StyleTransfer(Technique, Stylises):
         return {name: float(value) for name, value in self._losses(self._scales()[-1]).items()}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        return {"stylisation": self.stylised()[0]}
+        return {"stylisation": self.stylize()[0]}
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
-        image = self.stylised()
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
+        image = self.stylize()
         return {"stylised": image[0], "comparison": side_by_side(self.content, examples["style"], image)}
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
@@ -226,7 +226,7 @@ def gram(features: Tensor) -> Tensor:
     Gradients are right where what comes back is symmetric, as it is of any loss that treats both channels of a
     product alike: it takes one product more then, and not two, and their sum.
     """
-    wide = full(features)
+    wide = promote_to_float32(features)
     with torch.autocast(features.device.type, enabled=False):  # sums over thousands of places need all digits
         if wide.is_contiguous():
             places = wide.flatten(2)

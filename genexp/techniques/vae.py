@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genexp.capabilities import Explains, Interpolates, Reconstructs, Samples, Traverses
+from genexp.capabilities import CanEstimateLikelihood, CanInterpolate, CanReconstruct, CanSample, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import rows, tile
@@ -18,9 +18,9 @@ from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import image_decoder, image_encoder
-from genexp.precision import full
+from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Technique, register, scalars
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 
 SAMPLES = 64  # prior samples in a picture
 AT_ONCE = 20  # latents of each image that the likelihood's estimate decodes together
@@ -47,7 +47,7 @@ class VaeConfig:
 
 
 @register
-class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Traverses, Explains):
+class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood):
     """Encodes an image to a Gaussian over latents, and decodes latents to Bernoulli pixels."""
 
     Config = VaeConfig
@@ -64,14 +64,14 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
         self.log_variance = nn.Linear(hidden[-1], config.latent)
         self.decoder = image_decoder(shape, [config.latent, *hidden[::-1]], between=between)
 
-    def phases(self) -> tuple[Descent, ...]:
-        return (Descent("vae", self, self.loss),)
+    def phases(self) -> tuple[GradientPhase, ...]:
+        return (GradientPhase("vae", self, self.loss),)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log-variance of q(latent | image), each (batch, latent)."""
         hidden = self.encoder(images)
         # In full precision: the KL divergence is a small difference of numbers near 1.
-        return full(self.mean(hidden)), full(self.log_variance(hidden))
+        return promote_to_float32(self.mean(hidden)), promote_to_float32(self.log_variance(hidden))
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
@@ -81,7 +81,7 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
         kl_per_unit = batch_mean(gaussian_kl(mean, log_variance))  # (latent,)
         counted = kl_per_unit.clamp(min=self.config.free_bits) if self.has_free_bits else kl_per_unit
         loss = reconstruction + self.kl_weight(clock) * counted.sum()
-        return loss, scalars(reconstruction=reconstruction, kl=kl_per_unit.sum())
+        return loss, detach_metrics(reconstruction=reconstruction, kl=kl_per_unit.sum())
 
     def kl_weight(self, clock: Clock) -> float:
         """Return β, reached linearly over the warm-up (Sønderby et al. 2016)."""
@@ -132,7 +132,7 @@ class VariationalAutoencoder(Technique, Samples, Reconstructs, Interpolates, Tra
         images = examples["image"]
         return {"samples": samples, "reconstructions": rows(images, self.reconstruct(images))}
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         return {
             "prior_samples": tile(self.sample(SAMPLES), columns=8),
             "interpolation": film(self.interpolate(examples, FRAMES)),

@@ -9,7 +9,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.losses.adversarial import gradient_penalty
-from genexp.technique import Batch, Metrics, register, scalars
+from genexp.technique import Batch, Metrics, register, detach_metrics
 from genexp.techniques._adversarial import ConvAdversarial, ConvAdversarialConfig
 
 
@@ -42,4 +42,4 @@ class WassersteinGan(ConvAdversarial):
 
     def restraint(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
         penalty, slope = gradient_penalty(lambda images: self.score(images, batch), real, fake)
-        return self.config.penalty * penalty, scalars(slope=slope)
+        return self.config.penalty * penalty, detach_metrics(slope=slope)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genexp.device import computes_bf16, multiplies_bf16, products_of_bf16
+from genexp.device import has_bf16_arithmetic, has_bf16_matmul, use_bf16_matmul
 from genexp.distributed.process_group import Team
 from genexp.errors import CheckpointError
-from genexp.sharding import divided, whole
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique
+from genexp.sharding import shard_context, gather_rows
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique
 from genexp.training.cuda_graphs import CapturedStep, Graph, graphs_on
 from genexp.training.optimizers import (
     OptimizerConfig,
@@ -47,7 +47,7 @@ def chosen_precision(wanted: str, device: torch.device) -> str:
     "auto" is bf16 on processors that compute in it, "amx" on those that multiply whole matrices in it, where
     "bf32" is itself. Elsewhere they are fp32.
     """
-    able = computes_bf16 if wanted == "auto" else multiplies_bf16
+    able = has_bf16_arithmetic if wanted == "auto" else has_bf16_matmul
     if wanted in (*CHOSEN, "bf32") and not (able(device) and torch.get_default_dtype() == torch.float32):
         return "fp32"
     return "bf16" if wanted in CHOSEN else wanted
@@ -86,8 +86,8 @@ class Learner:
         self.settings = settings
         self.device = device
         self.precision = chosen_precision(settings.precision, device)
-        plan.check_phases([phase.name for phase in self.phases if isinstance(phase, Descent)])
-        descents = [phase for phase in self.phases if isinstance(phase, Descent)]
+        plan.check_phases([phase.name for phase in self.phases if isinstance(phase, GradientPhase)])
+        descents = [phase for phase in self.phases if isinstance(phase, GradientPhase)]
         self.loss_names = {
             phase.name: "loss" if len(descents) == 1 else f"{phase.name}_loss" for phase in descents
         }
@@ -96,11 +96,11 @@ class Learner:
         self._captured: dict[tuple[str, ...], CapturedStep] = {}  # names of the phases of a step → it
         self._rates = {p.name: torch.zeros((), device=device) for p in descents}  # that graphs read
         self.optimizers = {
-            p.name: build_optimizer(self.configs[p.name], p.learner, captured=self._new_graph is not None)
+            p.name: build_optimizer(self.configs[p.name], p.module, captured=self._new_graph is not None)
             for p in descents
         }
         self._parameters = {
-            p.name: [weight for weight in p.learner.parameters() if weight.requires_grad] for p in descents
+            p.name: [weight for weight in p.module.parameters() if weight.requires_grad] for p in descents
         }
         self.average = Average(technique, settings.ema) if settings.ema else None
         self.share(Team())
@@ -111,9 +111,9 @@ class Learner:
         if self._new_graph is not None and not team.alone:
             log.warning("trainer.capture=true has no effect: several processes share each step")
         self._losses = {
-            phase.name: team.share(phase, synchronised=self.technique.synchronised)
+            phase.name: team.share(phase, synchronised=self.technique.should_sync_batch_norm)
             for phase in self.phases
-            if isinstance(phase, Descent)
+            if isinstance(phase, GradientPhase)
         }
 
     @property
@@ -128,9 +128,9 @@ class Learner:
 
     def step(self, batch: Batch, split: Batches, clock: Clock) -> Metrics:
         """Run every phase that is due at `clock` and return their metrics, in order."""
-        due = tuple(p for p in self.phases if clock.step % p.every == 0 and p.when(clock))
+        due = tuple(p for p in self.phases if clock.step % p.every == 0 and p.is_active(clock))
         for phase in due:
-            if isinstance(phase, Descent):
+            if isinstance(phase, GradientPhase):
                 self._set_rate(phase, clock)
         if self._new_graph is None or not self._team.alone:
             metrics = self._run(due, batch, split, clock)
@@ -143,7 +143,7 @@ class Learner:
     def _run(self, due: tuple[Phase, ...], batch: Batch, split: Batches, clock: Clock) -> Metrics:
         metrics: Metrics = {}
         for phase in due:
-            if isinstance(phase, Refit):
+            if isinstance(phase, ClosedFormPhase):
                 metrics.update(self._refit(phase, batch, split, clock))
             else:
                 metrics.update(self._descend(phase, batch, clock))
@@ -153,7 +153,7 @@ class Learner:
         """Return what makes graphs of steps, or None, and say so, where these phases allow none."""
         made = graphs_on(self.device)
         obstacle = None if made else f"device={self.device.type} has no graphs"
-        if any(isinstance(phase, Refit) for phase in self.phases):
+        if any(isinstance(phase, ClosedFormPhase) for phase in self.phases):
             obstacle = "a phase of this model refits, and is no chain of kernels"
         obstacle = obstacle or next(filter(None, map(capture_obstacle, self.configs.values())), None)
         if obstacle:
@@ -169,19 +169,19 @@ class Learner:
             )
         return self._captured[names]
 
-    def _set_rate(self, phase: Descent, clock: Clock) -> None:
+    def _set_rate(self, phase: GradientPhase, clock: Clock) -> None:
         rate = learning_rate(self.configs[phase.name], clock)
         for group in self.optimizers[phase.name].param_groups:
             group["lr"] = rate if self._new_graph is None else self._rates[phase.name].fill_(rate)
 
     @torch.no_grad()
-    def _refit(self, phase: Refit, batch: Batch, split: Batches, clock: Clock) -> Metrics:
+    def _refit(self, phase: ClosedFormPhase, batch: Batch, split: Batches, clock: Clock) -> Metrics:
         """Hand `phase` all that there is, wherever it is, also where several processes may divide the work."""
-        with divided(self._team.part):
-            seen = split if phase.whole else {name: whole(rows) for name, rows in batch.items()}
-            return phase.refit(seen, clock)  # type: ignore[arg-type]
+        with shard_context(self._team.part):
+            seen = split if phase.is_full_batch else {name: gather_rows(rows) for name, rows in batch.items()}
+            return phase.update(seen, clock)  # type: ignore[arg-type]
 
-    def _descend(self, phase: Descent, batch: Batch, clock: Clock) -> Metrics:
+    def _descend(self, phase: GradientPhase, batch: Batch, clock: Clock) -> Metrics:
         optimizer, parameters = self.optimizers[phase.name], self._parameters[phase.name]
         metrics: Metrics = {}
 
@@ -210,7 +210,7 @@ class Learner:
 
     def arithmetic(self) -> AbstractContextManager[None]:
         """Return what losses and their gradients are computed under."""
-        return products_of_bf16() if self.precision == "bf32" else nullcontext()
+        return use_bf16_matmul() if self.precision == "bf32" else nullcontext()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return what losses are computed under."""

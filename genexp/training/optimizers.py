@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genexp.config import bind, nearest, require
+from genexp.config import bind, suggest_choice, require
 from genexp.errors import ConfigError
 from genexp.technique import Clock
 from genexp.training.eager import eager
@@ -171,7 +171,7 @@ class OptimizerPlan:
         """Raise ConfigError where settings are given to a phase that does not exist."""
         for phase in self.phases:
             if phase not in names:
-                raise ConfigError(f"optimizer.{phase} names no phase of this model; {nearest(phase, names)}")
+                raise ConfigError(f"optimizer.{phase} names no phase of this model; {suggest_choice(phase, names)}")
 
 
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
@@ -180,7 +180,7 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     assert isinstance(values, dict)
     name = values["name"]
     if name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer.name={name} is no optimizer; {nearest(str(name), OPTIMIZERS)}")
+        raise ConfigError(f"optimizer.name={name} is no optimizer; {suggest_choice(str(name), OPTIMIZERS)}")
     phases = {str(key): value for key, value in values.items() if isinstance(value, dict)}
     plan = OptimizerPlan({str(k): v for k, v in values.items() if k not in phases}, phases)
     plan.for_phase("")  # the shared settings must be right by themselves

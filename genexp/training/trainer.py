@@ -16,7 +16,7 @@ from genexp.config import require
 from genexp.distributed.process_group import Team
 from genexp.errors import DivergenceError
 from genexp.seeding import seed_generators
-from genexp.snapshot import Curve, Finale, Snapshot
+from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from genexp.technique import Batch, Batches, Clock, Metrics, Technique
 from genexp.training.learner import CHOSEN, PRECISIONS, Learner, StepSettings
 from genexp.training.stopping import StopRequest
@@ -134,7 +134,7 @@ def train(
         listener.record(observer.first(clock))
     team.align(learner)
     # Killed between its last checkpoint and its last picture, or halted there before.
-    (complete,) = team.agree(clock, clock.ends or (start > 0 and stop.interrupts(clock.complete_epochs)))
+    (complete,) = team.agree(clock, clock.is_last_step or (start > 0 and stop.interrupts(clock.completed_epochs)))
     if complete:
         listener.record(observer.last(clock))
         return clock
@@ -146,8 +146,8 @@ def train(
             continue
         done, halts, due, signal = team.agree(
             clock,
-            clock.ends or stop.out_of_time or (clock.epoch_ends and learner.technique.converged),
-            stop.interrupts(clock.complete_epochs),
+            clock.is_last_step or stop.out_of_time or (clock.is_epoch_end and learner.technique.has_converged),
+            stop.interrupts(clock.completed_epochs),
             observer.is_due(clock),
             stop.signal or 0,
         )
@@ -164,7 +164,7 @@ def begin(learner: Learner, samples: Batches, seed: int) -> None:
     """Initialise the technique of a fresh run from the training split."""
     seed_generators(learner.device, seed, "begin")
     with torch.no_grad():
-        learner.technique.begin(samples)
+        learner.technique.initialize(samples)
     learner.reset_average()
 
 
@@ -205,7 +205,7 @@ class Observer:
 
     def last(self, clock: Clock) -> Snapshot:
         """Return what is looked at once at the end of a run that is otherwise complete."""
-        return Snapshot(clock, finale=self._finale())
+        return Snapshot(clock, final_artifacts=self._finale())
 
     def is_due(self, clock: Clock) -> bool:
         """Return whether a snapshot should be made at `clock`."""
@@ -235,7 +235,7 @@ class Observer:
             warnings=(warning,) if warning else (),
             checkpoint=self._checkpoint(clock) if ending or self._checkpoint_is_due(clock) else None,
             weights=dict(self.learner.shown.state_dict()) if judged else None,
-            finale=self._finale() if ending else None,
+            final_artifacts=self._finale() if ending else None,
         )
 
     def _drain(self, clock: Clock) -> dict[str, Curve]:
@@ -261,7 +261,7 @@ class Observer:
         begin = (clock.epoch - 1) * clock.steps_per_epoch
         for name, curve in train.items():
             self._of_epoch.setdefault(name, []).append(curve.values[curve.steps > begin])
-        if not clock.epoch_ends:
+        if not clock.is_epoch_end:
             return {}
         return {
             name: float(values.mean())
@@ -303,12 +303,12 @@ class Observer:
         with self._looking("preview") as technique:
             return {name: to_uint8(image) for name, image in technique.preview(self.material.examples).items()}
 
-    def _finale(self) -> Finale | None:
+    def _finale(self) -> FinalArtifacts | None:
         if not self.team.leads:
             return None
         with self._looking("finale") as technique:
-            gallery = {name: to_uint8(image) for name, image in technique.gallery(self.material.examples).items()}
-            return Finale(gallery, **_latents(technique, self.material.test))
+            gallery = {name: to_uint8(image) for name, image in technique.render_gallery(self.material.examples).items()}
+            return FinalArtifacts(gallery, **_latents(technique, self.material.test))
 
     @contextmanager
     def _looking(self, purpose: str) -> Iterator[Technique]:
@@ -319,7 +319,7 @@ class Observer:
 
     @staticmethod
     def _ends_every(interval: int, clock: Clock) -> bool:
-        return bool(interval) and clock.epoch_ends and clock.epoch % interval == 0
+        return bool(interval) and clock.is_epoch_end and clock.epoch % interval == 0
 
 
 def to_uint8(image: Tensor) -> Tensor:

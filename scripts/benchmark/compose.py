@@ -8,13 +8,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from genexp.config import config_folder
+from genexp.config import find_config_dir
 from genexp.data import load_dataset
 
 
 def compose_config(*overrides: str) -> dict[str, Any]:
     """Return the plain, resolved configuration of a command line."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}

@@ -14,7 +14,7 @@ from benchmark.clock import read_seconds
 from genexp.device import flush_denormals
 from genexp.runs.build import Run, build_run
 from genexp.runs.run import describe_run, run_recorders
-from genexp.snapshot import Outcome, Snapshot
+from genexp.snapshot import RunOutcome, Snapshot
 from genexp.technique import Batch, Metrics
 from genexp.training.stopping import StopRequest
 from genexp.training.trainer import train
@@ -72,6 +72,6 @@ def time_run(config: Mapping[str, Any]) -> StepTimer:
         OmegaConf.save(OmegaConf.create(dict(config)), Path(name) / "config.yaml")
         recorders.open(describe_run(run, config, Path(name), 0))
         clock = train(timer, data, timer, run.trainer, StopRequest(), seed=run.seed)
-        recorders.close(Outcome("finished" if clock.ends else "stopped", clock.step))
+        recorders.close(RunOutcome("finished" if clock.is_last_step else "stopped", clock.step))
     run.material.feed.close()
     return timer

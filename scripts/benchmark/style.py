@@ -17,7 +17,7 @@ from benchmark.isolated_process import run_in_new_process
 from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, run_paired_rounds
 from genexp.networks.vgg import DEVIATION, MEAN
 from genexp.runs.build import Run, build_run
-from genexp.technique import Clock, Descent
+from genexp.technique import Clock, GradientPhase
 from genexp.training.trainer import begin
 
 CLOSURE_CALLS = 6  # of the closure in a round
@@ -153,7 +153,7 @@ def _check_losses(run: Run) -> None:
     network, content_losses, style_losses, content = _build_tutorial_network(run)
     with torch.no_grad():
         network(content)
-        (phase,) = (phase for phase in run.learner.phases if isinstance(phase, Descent))
+        (phase,) = (phase for phase in run.learner.phases if isinstance(phase, GradientPhase))
         ours = float(phase.loss({}, Clock(1, 300, 1))[0])
     theirs = float(STYLE_WEIGHT * sum(each.loss for each in style_losses) + sum(each.loss for each in content_losses))
     assert abs(ours - theirs) < 1e-3 * theirs, f"not the same work: {ours} and {theirs}"

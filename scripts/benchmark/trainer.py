@@ -25,7 +25,7 @@ from genexp.data import load_dataset
 from genexp.images.vision import torchvision
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
-from genexp.technique import Clock, Descent
+from genexp.technique import Clock, GradientPhase
 from genexp.training.learner import chosen_precision
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
     run, reference_phases = _build_both(config, task)
     batch = next(iter(run.material.feed.batches(1)))
     clock = Clock(1, task.steps, run.material.feed.steps_per_epoch)
-    phases = [phase for phase in run.learner.phases if isinstance(phase, Descent)]
+    phases = [phase for phase in run.learner.phases if isinstance(phase, GradientPhase)]
     for phase, reference_phase in zip(phases, reference_phases, strict=True):
         seed_generators(CPU, 0)
         ours = phase.loss(batch, clock)[0].item()

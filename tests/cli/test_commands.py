@@ -18,7 +18,7 @@ from rich.console import Console
 
 from genexp.data import list_datasets
 from genexp.recorders.progress_bar import MovingLine, Standing
-from genexp.technique import technique_names
+from genexp.technique import list_techniques
 from tests.support.command import REPOSITORY, background, genexp, in_folder, metrics, status
 from tests.support.compose import tiny
 
@@ -65,7 +65,7 @@ def test_help_is_a_page_that_lists_every_technique_and_data_set() -> None:
     assert max(map(len, lines)) <= 100
     unwrapped = re.sub(r",\n +", ", ", ended.out).splitlines()
     listed = {line.partition(":")[0].strip(): re.findall(r"\w+", line.partition(":")[2]) for line in unwrapped}
-    assert set(technique_names()) <= set(listed["model"])
+    assert set(list_techniques()) <= set(listed["model"])
     assert set(list_datasets()) <= set(listed["dataset"])
     assert {"vae", "vae_reference"} <= set(listed["experiment"])
     assert "resume=FOLDER" in ended.out

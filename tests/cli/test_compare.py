@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from genexp.cli import compare as command
-from genexp.config import config_folder
+from genexp.config import find_config_dir
 from genexp.reports import compare, print_comparison
 from tests.support.command import Ended, called
 from tests.support.run_dirs import make_run
@@ -110,7 +110,7 @@ def test_without_common_seeds_nothing_is_claimed(tmp_path: Path) -> None:
 def test_what_follows_from_the_choice_of_a_model_is_no_column(tmp_path: Path) -> None:
     epochs = {}
     for model in ("stacked_autoencoder", "vae"):
-        content = yaml.safe_load((config_folder() / "model" / f"{model}.yaml").read_text())
+        content = yaml.safe_load((find_config_dir() / "model" / f"{model}.yaml").read_text())
         epochs[model] = {"model": content, "trainer.epochs": content["recipe"]["epochs"]}
     for name, settings in epochs.items():
         make_run(tmp_path / name, settings=settings)

@@ -25,7 +25,7 @@ from genexp.data.loading import make_loader
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.runs.build import build_technique
 from genexp.runs.load import FinishedRun, find_checkpoint
-from genexp.technique import technique_names
+from genexp.technique import list_techniques
 from tests.support.command import Ended, genexp, in_folder, metrics, status
 from tests.support.compose import composed, tiny
 
@@ -205,7 +205,7 @@ def load_test_labels(folder: Path) -> list[int]:
     return list(labels.tolist())
 
 
-@pytest.mark.parametrize("name", technique_names())
+@pytest.mark.parametrize("name", list_techniques())
 def test_every_technique_makes_what_it_declares(name: str, tmp_path: Path) -> None:
     """Untrained, since only what comes out counts: as many pictures and files as were asked for."""
     small = ["dataset.size=24"] if name == "style_transfer" else []

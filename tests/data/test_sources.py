@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from genexp.config import config_folder
+from genexp.config import find_config_dir
 from genexp.data import load_dataset, list_datasets
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import find_dataset
@@ -27,7 +27,7 @@ EMBEDDED = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no folder
 
 def node(name: str, **values: Any) -> dict[str, Any]:
     """Return conf/dataset/<name>.yaml with some values replaced."""
-    loaded = OmegaConf.to_container(OmegaConf.load(config_folder() / "dataset" / f"{name}.yaml"))
+    loaded = OmegaConf.to_container(OmegaConf.load(find_config_dir() / "dataset" / f"{name}.yaml"))
     assert isinstance(loaded, dict)
     assert values.keys() <= loaded.keys()
     return {str(key): value for key, value in loaded.items()} | values
@@ -44,7 +44,7 @@ def counts(split: Split) -> list[int]:
 
 
 def test_each_source_has_a_yaml_of_its_name_and_each_yaml_a_source() -> None:
-    assert list_datasets() == sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml"))
+    assert list_datasets() == sorted(path.stem for path in (find_config_dir() / "dataset").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", list_datasets())

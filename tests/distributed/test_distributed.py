@@ -17,7 +17,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from genexp.device import AVAILABLE, DeviceConfig, choose_device
+from genexp.device import AVAILABILITY_CHECKS, DeviceConfig, choose_device
 from genexp.distributed import launch as starting
 from genexp.distributed.launch import Gathering, gathering
 from genexp.distributed.rank import Place
@@ -292,11 +292,11 @@ def test_torchrun_and_processes_of_the_runs_own_are_refused(
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "mps"):
-        monkeypatch.setitem(AVAILABLE, name, lambda: True)
+        monkeypatch.setitem(AVAILABILITY_CHECKS, name, lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     later = DeviceConfig("cuda", index=1, threads=None, processes=2)
-    assert [choose_device(later, process=rank, processes=2).index for rank in (0, 1)] == [1, 2]
+    assert [choose_device(later, local_rank=rank, local_world_size=2).index for rank in (0, 1)] == [1, 2]
     with pytest.raises(ConfigError, match=r"3 processes from device\.index=1 on want a GPU each, and there are 3"):
-        choose_device(later, processes=3)
+        choose_device(later, local_world_size=3)
     with pytest.raises(ConfigError, match="device=mps cannot be shared by 2 processes"):
-        choose_device(DeviceConfig("mps", index=0, threads=None, processes=2), processes=2)
+        choose_device(DeviceConfig("mps", index=0, threads=None, processes=2), local_world_size=2)

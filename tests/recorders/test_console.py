@@ -12,7 +12,7 @@ import rich
 from rich.console import Console as RichConsole
 
 from genexp.recorders.console import Console
-from genexp.snapshot import Outcome, RunInfo
+from genexp.snapshot import RunOutcome, RunInfo
 from tests.support.snapshots import recording, run_info, snapshot
 
 
@@ -41,8 +41,8 @@ def _replace_console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.S
     return file
 
 
-def run_all(run: RunInfo, console: Console, outcome: Outcome | None = None) -> None:
-    with recording(console, run, outcome or Outcome("finished", 40)):
+def run_all(run: RunInfo, console: Console, outcome: RunOutcome | None = None) -> None:
+    with recording(console, run, outcome or RunOutcome("finished", 40)):
         for step in (10, 20, 30, 40):
             console.record(snapshot(step, run, test={"psnr": 14.0 - step / 10}))
 
@@ -74,7 +74,7 @@ def test_fast_epochs_share_lines_and_the_last_is_always_there(tmp_path: Path, sc
 
 def test_a_run_that_stops_within_its_first_epoch_has_a_line(tmp_path: Path, screen: io.StringIO) -> None:
     run = run_info(tmp_path)
-    with recording(Console(), run, Outcome("stopped", 5)) as console:
+    with recording(Console(), run, RunOutcome("stopped", 5)) as console:
         console.record(snapshot(5, run, block=5))
     assert len(epoch_lines(screen)) == 1
 
@@ -116,24 +116,24 @@ def test_a_terminal_shows_one_line_that_moves(
 def test_the_end_names_the_files_that_are_there(tmp_path: Path, screen: io.StringIO) -> None:
     run = run_info(tmp_path / "a run")
     for name in ("samples.gif", "metrics.jsonl", "train.log"):
-        (run.folder / name).touch()
-    (run.folder / "tensorboard").mkdir()
+        (run.run_dir / name).touch()
+    (run.run_dir / "tensorboard").mkdir()
     run_all(run, Console())
     text = screen.getvalue()
     assert "finished at step 40" in text
     assert "best psnr 13 at step 10" in text
-    assert str(run.folder / "samples.gif") in text
-    assert f"tensorboard --logdir '{run.folder}'" in text
+    assert str(run.run_dir / "samples.gif") in text
+    assert f"tensorboard --logdir '{run.run_dir}'" in text
     assert "figures" not in text
 
 
 def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, screen: io.StringIO) -> None:
-    run_all(run_info(tmp_path), Console(), Outcome("stopped", 40, resume_command="genexp resume=[there]"))
+    run_all(run_info(tmp_path), Console(), RunOutcome("stopped", 40, resume_command="genexp resume=[there]"))
     assert "genexp resume=[there]" in screen.getvalue()
 
 
 def test_a_failed_run_leaves_the_why_to_the_last_line_of_the_command(tmp_path: Path, screen: io.StringIO) -> None:
-    with recording(Console(), run_info(tmp_path), Outcome("failed", 0, error="the loss became nan at step 3")):
+    with recording(Console(), run_info(tmp_path), RunOutcome("failed", 0, error="the loss became nan at step 3")):
         pass
     assert "failed at step 0" in screen.getvalue()
     assert "nan" not in screen.getvalue()

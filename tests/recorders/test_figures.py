@@ -15,7 +15,7 @@ from genexp.recorders.curves import grouped, smoothed
 from genexp.recorders.figures import Figures
 from genexp.recorders.metrics_log import MetricsLog
 from genexp.run_dir.metrics import Column
-from genexp.snapshot import Curve, Finale, Outcome, Snapshot
+from genexp.snapshot import Curve, FinalArtifacts, RunOutcome, Snapshot
 from tests.support.snapshots import FINISHED, clock, picture, record_blocks, recording, run_info, snapshot
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,13 +27,13 @@ def colours_of(path: Path) -> int:
         return len(np.unique(np.array(image.convert("RGB")).reshape(-1, 3), axis=0))
 
 
-def finale(dimensions: int, *, labelled: bool = True) -> Finale:
+def finale(dimensions: int, *, labelled: bool = True) -> FinalArtifacts:
     codes = torch.randn(400, dimensions, generator=torch.Generator().manual_seed(0))
-    return Finale({}, codes, torch.arange(400) % 10 if labelled else None)
+    return FinalArtifacts({}, codes, torch.arange(400) % 10 if labelled else None)
 
 
-@pytest.mark.parametrize("outcome", [FINISHED, Outcome("stopped", 20), Outcome("failed", 20, error="disk full")])
-def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, outcome: Outcome) -> None:
+@pytest.mark.parametrize("outcome", [FINISHED, RunOutcome("stopped", 20), RunOutcome("failed", 20, error="disk full")])
+def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, outcome: RunOutcome) -> None:
     run = run_info(tmp_path)
     with recording(MetricsLog(), run) as log, recording(Figures(), run, outcome) as figures:
         for recorder in (log, figures):
@@ -43,7 +43,7 @@ def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, out
 
 
 def test_a_run_that_failed_at_once_draws_nothing(tmp_path: Path) -> None:
-    with recording(Figures(), run_info(tmp_path), Outcome("failed", 0, error="no data")):
+    with recording(Figures(), run_info(tmp_path), RunOutcome("failed", 0, error="no data")):
         pass
     assert list((tmp_path / "figures").iterdir()) == []
 
@@ -61,7 +61,7 @@ def test_the_gallery_is_pictures_and_gifs(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     gallery = {"grid": picture(1, channels=3), "walk": torch.stack([picture(1), picture(2), picture(3)])}
     with recording(Figures(), run) as figures:
-        figures.record(snapshot(40, run, finale=Finale(gallery)))
+        figures.record(snapshot(40, run, finale=FinalArtifacts(gallery)))
     assert colours_of(tmp_path / "figures/grid.png") == 64
     with Image.open(tmp_path / "figures/walk.gif") as gif:
         assert gif.n_frames == 3  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genexp.recorders.status import Status
-from genexp.snapshot import Curve, Outcome, Snapshot
+from genexp.snapshot import Curve, RunOutcome, Snapshot
 from tests.support.snapshots import FINISHED, clock, run_info, snapshot
 
 
@@ -57,7 +57,7 @@ def test_a_failure_is_told_with_its_error_and_without_nan(tmp_path: Path) -> Non
     status.open(run)
     broken = {"loss": Curve(np.array([1]), np.array([np.nan], np.float32))}
     status.record(Snapshot(clock(1, run), broken))
-    status.close(Outcome("failed", 1, error="the loss became nan"))
+    status.close(RunOutcome("failed", 1, error="the loss became nan"))
     found = read(tmp_path)
     assert (found["state"], found["error"]) == ("failed", "the loss became nan")
     assert found["train"] == {"loss": None}
@@ -68,7 +68,7 @@ def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
     first = Status()
     first.open(run)
     first.record(snapshot(10, run, test={"psnr": 12.0}, warnings=("collapse",)))
-    first.close(Outcome("stopped", 10))
+    first.close(RunOutcome("stopped", 10))
     before = read(tmp_path)
     second = Status()
     second.open(run_info(tmp_path, resumed_at=10))

@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from genexp.recorders.events import EventFile
 from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.tensorboard import TensorBoard
-from genexp.snapshot import Curve, Finale, Snapshot
+from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from tests.support.browser import browser, needs_browser
 from tests.support.snapshots import (
     clock,
@@ -52,10 +52,10 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def finale(size: int = 30) -> Finale:
+def finale(size: int = 30) -> FinalArtifacts:
     codes = torch.randn(size, 3, generator=torch.Generator().manual_seed(0))
     thumbnails = torch.stack([picture(step) for step in range(size)])
-    return Finale(
+    return FinalArtifacts(
         {"grid": picture(1), "walk": torch.stack([picture(1), picture(2)])},
         codes,
         torch.arange(size) % 10,

@@ -18,7 +18,7 @@ from benchmark.step_timer import time_run
 from benchmark.trainer import TASKS, check_losses, compose_task_config
 from torch import nn
 
-from genexp.device import flush_denormals, placed
+from genexp.device import flush_denormals, move_to_device
 from genexp.networks.dropout import Dropout
 from tests.support.command import called
 
@@ -51,7 +51,7 @@ def test_what_is_written_by_hand_is_the_same_work(name: str) -> None:
 
 def test_rivals_have_what_one_would_write_and_compute_the_same() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Sequential(Dropout(0.5), nn.Conv2d(3, 1, 3))).eval()
-    placed(network, torch.device("cpu"))
+    move_to_device(network, torch.device("cpu"))
     images = torch.randn(2, 2, 6, 6)
     before = network(images)
     remove_optimizations(network)

@@ -7,15 +7,15 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from genexp.config import bind, config_folder
+from genexp.config import bind, find_config_dir
 from genexp.data.dataset import DataSpec
-from genexp.technique import find_technique, technique_names
+from genexp.technique import find_technique, list_techniques
 from tests.support.command import (
     TINY,
     TINY_BATCH,
 )
 
-NAMES = technique_names()
+NAMES = list_techniques()
 
 
 SMALLER = {  # values of keys that would make a run of a moment take longer, wherever a model has them
@@ -29,7 +29,7 @@ SMALLER = {  # values of keys that would make a run of a moment take longer, whe
 
 def composed(*overrides: str) -> DictConfig:
     """Return the configuration that the command line would compose."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         return compose("train", overrides=list(overrides))
 
 

@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import Curve, Outcome, RunInfo, Snapshot
+from genexp.snapshot import Curve, RunOutcome, RunInfo, Snapshot
 from genexp.technique import Clock
 
 AnyRecorder = TypeVar("AnyRecorder", bound=Recorder)
-FINISHED = Outcome("finished", 40)
+FINISHED = RunOutcome("finished", 40)
 
 
 def run_info(folder: Path, **changes: Any) -> RunInfo:
     """Return a run of 40 steps in 4 epochs."""
     folder.mkdir(parents=True, exist_ok=True)
     run = RunInfo(
-        folder=folder,
+        run_dir=folder,
         model="vae",
         dataset="digits",
         config={"seed": 0, "model": {"name": "vae", "beta": 1.0, "widths": [64, 32], "note": None}},
         total_steps=40,
         steps_per_epoch=10,
         batch_size=32,
-        parameters=12_345,
+        num_parameters=12_345,
         objective="psnr",
         direction="max",
         class_names=tuple("0123456789"),
@@ -71,7 +71,7 @@ def snapshot(step: int, run: RunInfo, *, block: int = 10, **more: Any) -> Snapsh
 
 
 @contextmanager
-def recording(recorder: AnyRecorder, run: RunInfo, outcome: Outcome = FINISHED) -> Iterator[AnyRecorder]:
+def recording(recorder: AnyRecorder, run: RunInfo, outcome: RunOutcome = FINISHED) -> Iterator[AnyRecorder]:
     """Open a recorder, and close it in the end."""
     recorder.open(run)
     try:

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genexp.config import bind, config_folder
+from genexp.config import bind, find_config_dir
 from genexp.data.dataset import Dataset, DataSpec, Split
 from genexp.errors import ConfigError
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
@@ -46,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
     assert isinstance(cfg, dict)
     return {str(key): value for key, value in cfg.items()}
@@ -258,7 +258,7 @@ def test_pictures_are_the_same_until_the_generator_moves(name: str) -> None:
     technique = built(name).eval()
     with torch.no_grad():
         first, second = technique.preview(batch()), technique.preview(batch())
-        gallery = technique.gallery(batch())
+        gallery = technique.render_gallery(batch())
     assert torch.equal(first["samples"], second["samples"])
     assert first["samples"].min() >= 0
     assert first["samples"].max() <= 1
@@ -379,7 +379,7 @@ def test_without_labels_images_are_compared_by_their_pixels() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_scores_generated_images(name: str) -> None:
     technique = built(name).eval()
-    technique.prepare(dataset())
+    technique.prepare_evaluation(dataset())
     with torch.no_grad():
         scores = technique.evaluate([batch(20)])
     wanted = {"frechet", *(f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "coverage"))}

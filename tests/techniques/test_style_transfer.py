@@ -57,7 +57,7 @@ def learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, list[di
     technique = StyleTransfer(StyleTransferConfig(**values), dataset.spec)
     plan = plan_optimizers({**optimizer, "schedule": "constant", "warmup_steps": 0, "decay_start": 0.0})
     data = [{name: stream / 255 for name, stream in dataset.train.streams.items() if isinstance(stream, Tensor)}]
-    technique.begin(data)
+    technique.initialize(data)
     return Learner(technique, plan, StepSettings(), torch.device("cpu")), data
 
 

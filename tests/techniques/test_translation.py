@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genexp.capabilities import Translates
+from genexp.capabilities import CanTranslate
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
 from genexp.data.sources.domains import TRANSFORMS
@@ -296,4 +296,4 @@ def test_colour_pictures_from_folders(name: str, tmp_path: Path) -> None:
     small = ("dataset.size=24", "trainer.batch_size=2", "trainer.max_steps=2", "model.generator_width=4")
     ended = genexp(f"model={name}", *folders[name], *small, *ON_CPU, in_folder(tmp_path / "run"))
     assert ended.code == 0, ended.err
-    assert issubclass(find_technique(name), Translates)
+    assert issubclass(find_technique(name), CanTranslate)

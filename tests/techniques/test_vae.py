@@ -152,7 +152,7 @@ def test_samples_come_from_the_prior_and_reconstructions_from_the_mean(images: T
 def test_pictures_are_in_range_and_of_the_images_kind(images: Tensor) -> None:
     model = vae().eval()
     with torch.no_grad():
-        pictures = {**model.preview({"image": images}), **model.gallery({"image": images})}
+        pictures = {**model.preview({"image": images}), **model.render_gallery({"image": images})}
     assert {"samples", "reconstructions", "prior_samples", "interpolation", "traversal"} <= set(pictures)
     for picture in pictures.values():
         assert picture.shape[-3] == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genexp.technique import Batch, Clock, Descent, Metrics, Phase, Refit, Technique
+from genexp.technique import Batch, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique
 from genexp.training import learner as learner_module
 from genexp.training.cuda_graphs import WARM_UP, graphs_on
 from genexp.training.learner import Learner, StepSettings
@@ -65,7 +65,7 @@ class Toy(Technique):
         self._loss = loss
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Descent("first", self.first, self.loss), Descent("second", self.second, self.loss_2, every=2))
+        return (GradientPhase("first", self.first, self.loss), GradientPhase("second", self.second, self.loss_2, every=2))
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         loss = self._loss(self, self.first(batch["point"]), clock)
@@ -79,7 +79,7 @@ class Refitted(Toy):
     """Has a phase in closed form too."""
 
     def phases(self) -> tuple[Phase, ...]:
-        return (*super().phases(), Refit("nothing", lambda batch, clock: {}))
+        return (*super().phases(), ClosedFormPhase("nothing", lambda batch, clock: {}))
 
 
 def squares(toy: Toy, out: Tensor, clock: Clock) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from genexp.device import placed
+from genexp.device import move_to_device
 from genexp.technique import Clock
 from genexp.training.eager import eager
 from genexp.training.optimizers import (
@@ -175,7 +175,7 @@ def test_a_run_of_one_step_has_the_full_rate() -> None:
 
 
 def test_lbfgs_moves_filters_whatever_their_layout() -> None:
-    network = placed(nn.Conv2d(2, 3, 3), torch.device("cpu"))
+    network = move_to_device(nn.Conv2d(2, 3, 3), torch.device("cpu"))
     optimizer = build_optimizer(configured("lbfgs", lr=0.1, max_iter=2, schedule="constant"), network)
     images = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     before = network.weight.detach().clone()

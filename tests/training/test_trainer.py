@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genexp.device import multiplies_bf16, products_of_bf16, use_deterministic_algorithms
+from genexp.device import has_bf16_matmul, use_bf16_matmul, use_deterministic_algorithms
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
 from genexp.run_dir.checkpoint import load, save
 from genexp.snapshot import Snapshot
-from genexp.technique import Batch, Batches, Clock, Descent, Metrics, Phase, Refit, Technique, scalars
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique, detach_metrics
 from genexp.training import trainer as trainer_module
 from genexp.training.learner import Average, Learner, StepSettings, chosen_precision
 from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan
@@ -71,15 +71,15 @@ class Toy(Technique):
         self.looks: list[str] = []
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Descent("fall", self.point, self.loss),)
+        return (GradientPhase("fall", self.point, self.loss),)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         away = self.point.weight.T - batch["point"]  # (batch, size)
         self.seen += 1
         loss = away.square().sum(1).mean()
-        return loss, scalars(noise=torch.rand(()), value=batch["point"].mean())
+        return loss, detach_metrics(noise=torch.rand(()), value=batch["point"].mean())
 
-    def begin(self, samples: Batches) -> None:
+    def initialize(self, samples: Batches) -> None:
         self.begun += len(list(samples))
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
@@ -92,12 +92,12 @@ class Toy(Technique):
         self.looks.append("preview")
         return {"noise": torch.rand(1, 2, 2)}
 
-    def gallery(self, examples: Batch) -> dict[str, Tensor]:
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         self.looks.append("gallery")
         return {"last": torch.tensor([[[0.0, 0.5, 2.0]]])}
 
     @property
-    def converged(self) -> bool:
+    def has_converged(self) -> bool:
         return self.stop_at is not None and self.seen.item() >= self.stop_at
 
 
@@ -234,7 +234,7 @@ def test_a_technique_without_parameters_can_be_averaged() -> None:
             self.count: Tensor
 
         def phases(self) -> tuple[Phase, ...]:
-            return (Refit("count", lambda batch, clock: {"count": self.count.add_(1)}),)
+            return (ClosedFormPhase("count", lambda batch, clock: {"count": self.count.add_(1)}),)
 
     counter = Counter()
     average = Average(counter, 0.9)
@@ -276,7 +276,7 @@ def test_bf32_multiplies_in_bf16_while_a_step_lasts_and_not_for_refits(monkeypat
             return out.square().mean(), {}
 
         def phases(self) -> tuple[Phase, ...]:
-            return (*super().phases(), Refit("refit", self.refit, every=1, whole=False))
+            return (*super().phases(), ClosedFormPhase("refit", self.refit, every=1, is_full_batch=False))
 
         def refit(self, batch: Batch, clock: Clock) -> Metrics:
             notice("refit")
@@ -288,11 +288,11 @@ def test_bf32_multiplies_in_bf16_while_a_step_lasts_and_not_for_refits(monkeypat
     assert matmul.fp32_precision == before != "bf16"
 
 
-@pytest.mark.skipif(not multiplies_bf16(CPU), reason="this processor has no instructions for matrices of bf16")
+@pytest.mark.skipif(not has_bf16_matmul(CPU), reason="this processor has no instructions for matrices of bf16")
 def test_products_of_bf16_are_added_in_full() -> None:
     left, right = torch.randn(400, 300), torch.randn(300, 400)  # torch 2.11 multiplies smaller ones in full
     exact = left.double() @ right.double()
-    with products_of_bf16():
+    with use_bf16_matmul():
         found = left @ right
     rounded = left.bfloat16().double() @ right.bfloat16().double()
     assert (found - rounded).abs().max() < 1e-4 < (found - exact).abs().max()
@@ -332,11 +332,11 @@ class Pair(Technique):
 
     def phases(self) -> tuple[Phase, ...]:
         return (
-            Descent("left", self.left, self.left_loss),
-            Descent("right", self.right, self.right_loss, every=2),
-            Refit("count", self.count, every=3),
-            Refit("all", self.everything, every=EPOCH, whole=True),
-            Descent("late", self.left, self.left_loss, when=lambda clock: clock.epoch > 1),
+            GradientPhase("left", self.left, self.left_loss),
+            GradientPhase("right", self.right, self.right_loss, every=2),
+            ClosedFormPhase("count", self.count, every=3),
+            ClosedFormPhase("all", self.everything, every=EPOCH, is_full_batch=True),
+            GradientPhase("late", self.left, self.left_loss, is_active=lambda clock: clock.epoch > 1),
         )
 
     def both(self) -> Tensor:
@@ -483,11 +483,11 @@ def test_a_block_does_not_last_longer_than_its_seconds(monkeypatch: pytest.Monke
 
 def test_intervals_count_epochs_and_the_end_is_looked_at_in_any_case() -> None:
     heard, clock = run(Toy(), epochs=5, evaluate_every=2, preview_every=3, checkpoint_every=4)
-    assert (clock.step, clock.ends) == (20, True)
+    assert (clock.step, clock.is_last_step) == (20, True)
     assert heard.steps(lambda snapshot: snapshot.test) == [8, 16, 20]
     assert heard.steps(lambda snapshot: snapshot.weights) == [8, 16, 20]
     assert heard.steps(lambda snapshot: snapshot.images) == [0, 12, 20]
-    assert heard.steps(lambda snapshot: snapshot.finale) == [20]
+    assert heard.steps(lambda snapshot: snapshot.final_artifacts) == [20]
     assert {16, 20} <= set(heard.steps(lambda snapshot: snapshot.checkpoint)) <= {0, 16, 20}
 
 
@@ -564,14 +564,14 @@ def test_a_run_killed_at_its_very_end_still_gets_its_pictures() -> None:
     toy = Toy()
     heard, clock = run(toy, start=12)
     (snapshot,) = heard.snapshots
-    assert clock.ends
-    assert snapshot.finale is not None
+    assert clock.is_last_step
+    assert snapshot.final_artifacts is not None
     assert toy.seen == 0
 
 
 def test_pictures_arrive_as_bytes() -> None:
     heard, _ = run(Toy())
-    finale = heard.snapshots[-1].finale
+    finale = heard.snapshots[-1].final_artifacts
     assert finale is not None
     assert finale.gallery["last"].tolist() == [[[0, 128, 255]]]
     assert finale.gallery["last"].dtype == torch.uint8
@@ -586,7 +586,7 @@ def test_a_signal_ends_the_run_after_the_step_and_saves_it_unjudged() -> None:
 
     stop = StopRequest()
     heard, clock = run(Interrupted(), stop=stop)
-    assert (clock.step, clock.ends) == (6, False)
+    assert (clock.step, clock.is_last_step) == (6, False)
     last = heard.snapshots[-1]
     assert last.checkpoint is not None
     assert (last.checkpoint["step"], dict(last.test), dict(last.images)) == (6, {}, {})
@@ -666,7 +666,7 @@ def test_the_phase_that_diverged_is_the_one_named() -> None:
 
 def test_a_metric_that_is_not_finite_stops_nothing() -> None:
     _, clock = run(Explosive(99, metric=float("nan")))
-    assert clock.ends
+    assert clock.is_last_step
 
 
 def test_weights_that_are_not_finite_are_not_saved() -> None:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from genexp.config import config_folder, nearest
+from genexp.config import find_config_dir, suggest_choice
 from genexp.data.dataset import Dataset, LazyStream, Stream
 from genexp.data.registry import DatasetConfig, load_dataset, list_datasets
 from genexp.errors import ConfigError
@@ -29,9 +29,9 @@ class DerivedConfig(DatasetConfig):
     def load_source(self, limit: int | None) -> Dataset:
         """Return the data set `source` with at most `limit` training samples. Raises ConfigError, DataError."""
         names = list_datasets()
-        file = config_folder() / "dataset" / f"{self.source}.yaml"
+        file = find_config_dir() / "dataset" / f"{self.source}.yaml"
         if self.source not in names or not file.is_file():
-            raise ConfigError(f"dataset.source={self.source} is no data set; {nearest(self.source, names)}")
+            raise ConfigError(f"dataset.source={self.source} is no data set; {suggest_choice(self.source, names)}")
         shared = {"limit": limit, "resident_gb": self.resident_gb}
         node = {str(key): value for key, value in OmegaConf.load(file).items()}
         dataset = load_dataset({**node, **shared, **self.options}, group="dataset.options")

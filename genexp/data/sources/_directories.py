@@ -17,7 +17,7 @@ from genexp.data.registry import DatasetConfig
 from genexp.data.sources._image_files import PIL_MODES, format_unreadable_warning, find_image_files, read_all_images, partition_readable
 from genexp.data.subset import subset
 from genexp.errors import DataError
-from genexp.seeding import seed_for
+from genexp.seeding import derive_seed
 
 Item = TypeVar("Item")
 
@@ -67,7 +67,7 @@ def split_by_hash(items: Sequence[Item], get_name: Callable[[Item], str], fracti
 
     Neither is empty where there are two items.
     """
-    ranked = sorted(items, key=lambda item: seed_for("split", get_name(item)))
+    ranked = sorted(items, key=lambda item: derive_seed("split", get_name(item)))
     count = min(max(1, round(len(items) * fraction)), len(items) - 1)
     return sorted(ranked[count:], key=get_name), sorted(ranked[:count], key=get_name)
 

@@ -10,7 +10,7 @@ import torch
 from genexp.config import require
 from genexp.data.dataset import Split
 from genexp.data.registry import DatasetConfig
-from genexp.seeding import seed_for
+from genexp.seeding import derive_seed
 
 
 @dataclass
@@ -28,7 +28,7 @@ class PointsConfig(DatasetConfig):
     @property
     def test_seed(self) -> int:
         """Return the seed of the test split: the same kind of points, drawn independently."""
-        return seed_for("test", self.data_seed) % 2**32  # scikit-learn takes 32 bits
+        return derive_seed("test", self.data_seed) % 2**32  # scikit-learn takes 32 bits
 
 
 @dataclass

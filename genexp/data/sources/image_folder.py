@@ -22,7 +22,7 @@ from genexp.data.sources._image_files import (
 )
 from genexp.data.subset import subset
 from genexp.errors import DataError
-from genexp.seeding import seed_for
+from genexp.seeding import derive_seed
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _split_by_hash(files_by_class: list[list[Path]], root: Path, test_fraction: 
     train: LabeledPaths = []
     test: LabeledPaths = []
     for label, paths in enumerate(files_by_class):
-        ranked = sorted(paths, key=lambda path: seed_for("split", path.relative_to(root).as_posix()))
+        ranked = sorted(paths, key=lambda path: derive_seed("split", path.relative_to(root).as_posix()))
         count = round(len(paths) * test_fraction)
         test += [(path, label) for path in sorted(ranked[:count])]
         train += [(path, label) for path in sorted(ranked[count:])]
