@@ -5,83 +5,83 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import FEATURES, at_once
-from genexp.kmeans.cluster_sums import Moves, Update
-from genexp.kmeans.distances import Distances, least
-from genexp.kmeans.hamerly_bounds import Bounds, moves
+from genexp.kmeans.blocks import CHUNK_ELEMENTS, get_chunk_rows
+from genexp.kmeans.cluster_sums import Reassignments, ClusterUpdate
+from genexp.kmeans.distances import CenterScores, argmin_rows
+from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
 from genexp.kmeans.point_buffer import PointBuffer
-from genexp.kmeans.totals import NOWHERE, Totals
+from genexp.kmeans.totals import UNASSIGNED, ClusterSums
 
-MOST = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
-COPIED = 0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more
-SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
-GATHERED = 2**18  # features of points that are gathered before they are compared
+MAX_GATHERED_FRACTION = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
+MAX_COPIED_FRACTION = 0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more
+CHUNK_SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
+BUFFER_ELEMENTS = 2**18  # features of points that are gathered before they are compared
 
 
-class Comparing:
+class ExhaustiveAssignment:
     """Compares points with `centres`, and tells `update` which of them move."""
 
-    def __init__(self, centres: Tensor, known: Totals, before: Tensor | None, update: Update) -> None:
+    def __init__(self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterUpdate) -> None:
         self._update = update
-        self._distances = Distances(centres)
-        self._largest = centres.square().sum(2).amax(1)  # (starts,)
-        starts, clusters, features = centres.shape
-        self._chunk = min(at_once(SCORES, starts * clusters, centres), at_once(FEATURES, features, centres))
+        self._center_scores = CenterScores(centers)
+        self._max_squared_norms = centers.square().sum(2).amax(1)  # (starts,)
+        starts, clusters, features = centers.shape
+        self._chunk_rows = min(get_chunk_rows(CHUNK_SCORES, starts * clusters, centers), get_chunk_rows(CHUNK_ELEMENTS, features, centers))
         # Scores are written to the same place: memory stays in one piece.
-        self._scores = centres.new_empty(self._chunk, starts * clusters)
-        self.hints = known.hints if isinstance(known.hints, Bounds) else None
-        self._moves: Tensor | None = None  # of the centres, if bounds know of those before
-        if self.hints is None and Bounds.pay(known.changed):
-            self.hints = Bounds.unknown(centres, update.labels.shape[1])
-        elif self.hints is not None and before is not None:
-            self._moves = moves(before, centres)
-        self._gathered = PointBuffer(at_once(GATHERED, features, centres), features, centres)
+        self._scores = centers.new_empty(self._chunk_rows, starts * clusters)
+        self.bounds = previous.bounds if isinstance(previous.bounds, HamerlyBounds) else None
+        self._center_shift: Tensor | None = None  # of the centres, if bounds know of those before
+        if self.bounds is None and HamerlyBounds.is_worthwhile(previous.changed_fraction):
+            self.bounds = HamerlyBounds.allocate(centers, update.labels.shape[1])
+        elif self.bounds is not None and old_centers is not None:
+            self._center_shift = center_shift(old_centers, centers)
+        self._buffer = PointBuffer(get_chunk_rows(BUFFER_ELEMENTS, features, centers), features, centers)
 
-    def add(self, block: Tensor, place: slice) -> None:
+    def assign_block(self, block: Tensor, index: slice) -> None:
         """Assign the points of `block`, which are those at `place`; some only when all blocks were added."""
-        rows = self._to_compare(place)
-        if rows is None or len(rows) > MOST * len(block):
-            self._assign(block, place)
+        rows = self._find_uncertain(index)
+        if rows is None or len(rows) > MAX_GATHERED_FRACTION * len(block):
+            self._assign(block, index)
         else:
-            for points, places in self._gathered.add(block, rows, rows + place.start):
-                self._assign(points, places)
+            for points, indices in self._buffer.add(block, rows, rows + index.start):
+                self._assign(points, indices)
 
     def finish(self) -> None:
         """Assign the points that were gathered."""
-        for points, places in self._gathered.rest():
-            self._assign(points, places)
+        for points, indices in self._buffer.flush():
+            self._assign(points, indices)
 
-    def _to_compare(self, place: slice) -> Tensor | None:
+    def _find_uncertain(self, index: slice) -> Tensor | None:
         """Return which of the points at `place` must be compared; None: all."""
-        if self._moves is None or self.hints is None:
+        if self._center_shift is None or self.bounds is None:
             return None
-        return self.hints.at(place).loosen(self._moves, self._update.labels[:, place])
+        return self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
 
-    def _assign(self, points: Tensor, place: slice | Tensor) -> None:
+    def _assign(self, points: Tensor, index: slice | Tensor) -> None:
         """Note the nearest centre of each point at `place`, and what spares comparisons with the others."""
-        labels, bounds = self._update.labels[:, place], None if self.hints is None else self.hints.at(place)
-        for first in range(0, len(points), self._chunk):
-            some = slice(first, first + self._chunk)
-            self._compare(points[some], labels[:, some], None if bounds is None else bounds.at(some))
-        if isinstance(place, Tensor):
-            self._update.labels.index_copy_(1, place, labels)
-            if self.hints is not None and bounds is not None:
-                self.hints.put(place, bounds)
+        labels, bounds = self._update.labels[:, index], None if self.bounds is None else self.bounds.select(index)
+        for first in range(0, len(points), self._chunk_rows):
+            chunk = slice(first, first + self._chunk_rows)
+            self._compare(points[chunk], labels[:, chunk], None if bounds is None else bounds.select(chunk))
+        if isinstance(index, Tensor):
+            self._update.labels.index_copy_(1, index, labels)
+            if self.bounds is not None and bounds is not None:
+                self.bounds.put(index, bounds)
 
-    def _compare(self, points: Tensor, labels: Tensor, bounds: Bounds | None) -> None:
-        scores = self._distances(points, self._scores)  # (points, starts, clusters)
-        self._update.move(points, labels, self._moves_to_nearest(scores, labels.T.long()))
+    def _compare(self, points: Tensor, labels: Tensor, bounds: HamerlyBounds | None) -> None:
+        scores = self._center_scores(points, self._scores)  # (points, starts, clusters)
+        self._update.reassign(points, labels, self._find_reassignments(scores, labels.T.long()))
         if bounds is not None:  # norms are computed anew: kept, they would take as much memory as the margins
-            bounds.measure(scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._largest)
+            bounds.set_from_scores(scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._max_squared_norms)
 
-    def _moves_to_nearest(self, scores: Tensor, known: Tensor) -> Moves:
+    def _find_reassignments(self, scores: Tensor, old_labels: Tensor) -> Reassignments:
         """Return which points move to the nearest centre, by their scores, from those `known` (points, starts)."""
-        clusters = scores.flatten(0, 1)  # of a point and a start in each row
-        if len(known) and known[0, 0] == NOWHERE:  # then no point was assigned yet
-            keys, to = torch.arange(len(clusters), device=scores.device), least(clusters)
+        row_scores = scores.flatten(0, 1)  # of a point and a start in each row
+        if len(old_labels) and old_labels[0, 0] == UNASSIGNED:  # then no point was assigned yet
+            keys, new_clusters = torch.arange(len(row_scores), device=scores.device), argmin_rows(row_scores)
         else:  # the least is found sooner than its place, which is mostly known
-            closer = clusters.amin(1) < clusters.gather(1, known.reshape(-1, 1)).squeeze(1)
-            keys = closer.nonzero().squeeze(1)
-            many = len(keys) > COPIED * len(clusters)
-            to = least(clusters)[keys] if many else least(clusters.index_select(0, keys))
-        return Moves(keys // known.shape[1], keys % known.shape[1], to)
+            has_moved = row_scores.amin(1) < row_scores.gather(1, old_labels.reshape(-1, 1)).squeeze(1)
+            keys = has_moved.nonzero().squeeze(1)
+            should_scan_all = len(keys) > MAX_COPIED_FRACTION * len(row_scores)
+            new_clusters = argmin_rows(row_scores)[keys] if should_scan_all else argmin_rows(row_scores.index_select(0, keys))
+        return Reassignments(keys // old_labels.shape[1], keys % old_labels.shape[1], new_clusters)

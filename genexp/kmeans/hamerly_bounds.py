@@ -11,90 +11,90 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FEW = 0.08  # of the points changed: bounds pay
-ROUNDING = 4e-6  # of the squared norms involved: how far a squared distance may be off in float32
-ULP = 2**-23  # of a float32: more than it loses by one operation
+MAX_CHANGED_FRACTION = 0.08  # of the points changed: bounds pay
+RELATIVE_ROUNDING = 4e-6  # of the squared norms involved: how far a squared distance may be off in float32
+FLOAT32_EPSILON = 2**-23  # of a float32: more than it loses by one operation
 
 
 @dataclass(frozen=True)
-class Bounds:
+class HamerlyBounds:
     """What is known of each point."""
 
     margins: Tensor  # (points, starts) distances; below 0: another centre may be nearer
 
     @staticmethod
-    def pay(changed: float) -> bool:
+    def is_worthwhile(changed_fraction: float) -> bool:
         """Return whether bounds are worth their price, where a part of the points changed their cluster before."""
-        return changed < FEW
+        return changed_fraction < MAX_CHANGED_FRACTION
 
     @classmethod
-    def unknown(cls, centres: Tensor, count: int) -> Bounds:
+    def allocate(cls, centers: Tensor, count: int) -> HamerlyBounds:
         """Return room for the bounds of `count` points that were not compared with `centres` yet."""
-        return cls(centres.new_zeros(count, len(centres)))
+        return cls(centers.new_zeros(count, len(centers)))
 
-    def at(self, place: slice | Tensor) -> Bounds:
+    def select(self, index: slice | Tensor) -> HamerlyBounds:
         """Return the bounds of the points at `place`: a view at a slice, and a copy at indices."""
-        return Bounds(self.margins[place] if isinstance(place, slice) else self.margins.index_select(0, place))
+        return HamerlyBounds(self.margins[index] if isinstance(index, slice) else self.margins.index_select(0, index))
 
-    def forget(self, starts: Tensor, points: Tensor) -> None:
+    def invalidate(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
         self.margins[points, starts] = -torch.inf
 
-    def only(self, starts: Tensor) -> Bounds:
+    def select_starts(self, starts: Tensor) -> HamerlyBounds:
         """Return what concerns `starts` (indices) alone."""
-        return Bounds(self.margins[:, starts])
+        return HamerlyBounds(self.margins[:, starts])
 
-    def put(self, place: Tensor, new: Bounds) -> None:
+    def put(self, index: Tensor, bounds: HamerlyBounds) -> None:
         """Note the `new` bounds of the points at `place`."""
-        self.margins.index_copy_(0, place, new.margins)
+        self.margins.index_copy_(0, index, bounds.margins)
 
-    def loosen(self, moves: Tensor, labels: Tensor) -> Tensor:
+    def shift_bounds(self, shift_norms: Tensor, labels: Tensor) -> Tensor:
         """Follow centres that moved so far (starts, clusters), for points with `labels` (starts, points).
 
         Returns which points are to be compared anew.
         """
-        starts, clusters = moves.shape
-        first = torch.arange(0, starts * clusters, clusters, device=moves.device).unsqueeze(1)
-        lost = moves + moves.amax(1, keepdim=True)  # the own centre may have gone, and another have come
-        self.margins.mul_(1 - ULP).sub_(lost.flatten()[(labels + first).T])
+        starts, clusters = shift_norms.shape
+        offsets = torch.arange(0, starts * clusters, clusters, device=shift_norms.device).unsqueeze(1)
+        decrease = shift_norms + shift_norms.amax(1, keepdim=True)  # the own centre may have gone, and another have come
+        self.margins.mul_(1 - FLOAT32_EPSILON).sub_(decrease.flatten()[(labels + offsets).T])
         return (self.margins < 0).any(1).nonzero().squeeze(1)
 
-    def measure(self, scores: Tensor, labels: Tensor, norms: Tensor, largest: Tensor) -> None:
+    def set_from_scores(self, scores: Tensor, labels: Tensor, squared_norms: Tensor, max_squared_norm: Tensor) -> None:
         """Note what is known of points that were just compared with all centres and have got `labels`.
 
         `scores` (points, starts, clusters) are halved squared distances less the points' own squared `norms`
         (points,); those to the points' own centres are lost in here. `largest` is the largest squared norm of a
         centre, (starts,).
         """
-        own = labels.T.long().unsqueeze(2)
-        nearest = scores.gather(2, own).squeeze(2)
-        self.replace(nearest, scores.scatter_(2, own, torch.inf).amin(2), norms, largest)
+        own_index = labels.T.long().unsqueeze(2)
+        own_scores = scores.gather(2, own_index).squeeze(2)
+        self.set_all_bounds(own_scores, scores.scatter_(2, own_index, torch.inf).amin(2), squared_norms, max_squared_norm)
 
-    def replace(self, own: Tensor, others: Tensor, norms: Tensor, largest: Tensor) -> None:
+    def set_all_bounds(self, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor) -> None:
         """Note that own centres are at most so far, and `others` at least: scores (points, starts) both.
 
         Where `own` is -inf it is not known yet: `settle` is to follow.
         """
-        squares = norms.unsqueeze(1)
-        rounding = ROUNDING * (squares + largest)
-        torch.sub(_distances(others, squares - rounding), _distances(own, squares + rounding), out=self.margins)
+        point_squared_norms = squared_norms.unsqueeze(1)
+        rounding = RELATIVE_ROUNDING * (point_squared_norms + max_squared_norm)
+        torch.sub(_distances_from_scores(other_scores, point_squared_norms - rounding), _distances_from_scores(own_scores, point_squared_norms + rounding), out=self.margins)
 
-    def settle(self, keys: Tensor, own: Tensor, others: Tensor, norms: Tensor, largest: Tensor) -> None:
+    def set_bounds(self, keys: Tensor, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor) -> None:
         """Note how far own centres are which were not known, and that `others` are no nearer than so.
 
         Both are scores (keys,); `keys` number points, with their `norms` (keys,), and starts together.
         """
-        rounding = ROUNDING * (norms + largest)
+        rounding = RELATIVE_ROUNDING * (squared_norms + max_squared_norm)
         margins = self.margins.view(-1)
-        least = torch.minimum(margins[keys], _distances(others, norms - rounding))
-        margins[keys] = least - _distances(own, norms + rounding)
+        lower_bounds = torch.minimum(margins[keys], _distances_from_scores(other_scores, squared_norms - rounding))
+        margins[keys] = lower_bounds - _distances_from_scores(own_scores, squared_norms + rounding)
 
 
-def moves(before: Tensor, after: Tensor) -> Tensor:
+def center_shift(old_centers: Tensor, new_centers: Tensor) -> Tensor:
     """Return how far centres (starts, clusters, features) moved at most: (starts, clusters)."""
-    return torch.linalg.vector_norm(after - before, dim=2).mul_(1 + 1e-5)
+    return torch.linalg.vector_norm(new_centers - old_centers, dim=2).mul_(1 + 1e-5)
 
 
-def _distances(scores: Tensor, norms: Tensor) -> Tensor:
+def _distances_from_scores(scores: Tensor, squared_norms: Tensor) -> Tensor:
     """Return distances, from halved squares that lack the squared `norms` of points."""
-    return (2 * scores).add_(norms).clamp_(min=0).sqrt_()
+    return (2 * scores).add_(squared_norms).clamp_(min=0).sqrt_()

@@ -7,11 +7,11 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Hints(Protocol):
+class AssignmentBounds(Protocol):
     """What spares comparisons. It changes no result."""
 
-    def forget(self, starts: Tensor, points: Tensor) -> None:
+    def invalidate(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
 
-    def only(self, starts: Tensor) -> Hints:
+    def select_starts(self, starts: Tensor) -> AssignmentBounds:
         """Return what concerns `starts` (indices) alone."""

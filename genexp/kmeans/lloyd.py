@@ -11,108 +11,108 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import Blocks, take
-from genexp.kmeans.cluster_sums import Update
-from genexp.kmeans.distances import Distances
-from genexp.kmeans.exhaustive_assignment import Comparing
-from genexp.kmeans.projection_bounds import Projections
-from genexp.kmeans.pruned_assignment import Screening
-from genexp.kmeans.small_problem import are_few, fit_few, tally_few
-from genexp.kmeans.totals import Totals
+from genexp.kmeans.cluster_sums import ClusterUpdate
+from genexp.kmeans.distances import CenterScores
+from genexp.kmeans.exhaustive_assignment import ExhaustiveAssignment
+from genexp.kmeans.projection_bounds import ProjectionBounds
+from genexp.kmeans.pruned_assignment import PrunedAssignment
+from genexp.kmeans.small_problem import is_small_problem, fit_small, assign_small
+from genexp.kmeans.totals import ClusterSums
 from genexp.sharding import current_shard
 
 
-def tally(blocks: Blocks, centres: Tensor, count: int) -> Totals:
+def assign(blocks: Blocks, centers: Tensor, count: int) -> ClusterSums:
     """Assign each of `count` points to its nearest centre."""
-    if are_few(centres, count):
-        return tally_few(blocks, centres, None)
-    return _pass(blocks, centres, Totals.nothing(centres, count), None)
+    if is_small_problem(centers, count):
+        return assign_small(blocks, centers, None)
+    return _update_assignment(blocks, centers, ClusterSums.zeros(centers, count), None)
 
 
-def iterate(blocks: Blocks, centres: Tensor, totals: Totals) -> tuple[Tensor, Totals]:
+def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tuple[Tensor, ClusterSums]:
     """Move `centres` to the means of their clusters, and assign all points anew.
 
     Takes the `totals` that belong to the centres, and turns them into those of the new centres: both are returned.
     """
-    filled = refill(totals, centres, blocks)
-    means = filled.means(centres)
-    few = are_few(centres, filled.labels.shape[1])
-    return means, tally_few(blocks, means, filled) if few else _pass(blocks, means, filled, centres)
+    relocated = relocate_empty_clusters(cluster_sums, centers, blocks)
+    means = relocated.means(centers)
+    is_small = is_small_problem(centers, relocated.labels.shape[1])
+    return means, assign_small(blocks, means, relocated) if is_small else _update_assignment(blocks, means, relocated, centers)
 
 
-def fit(blocks: Blocks, count: int, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
     """Do at most so many iterations, fewer where centres stay where they are.
 
     Returns the best start's centres (clusters, features), and the cluster of each of the `count` points (points,).
     """
-    if are_few(centres, count):
-        centres, totals, iterations = fit_few(blocks, centres, iterations)
+    if is_small_problem(centers, count):
+        centers, cluster_sums, max_iter = fit_small(blocks, centers, max_iter)
     else:
-        totals = tally(blocks, centres, count)
-    for _ in range(iterations):
-        before = centres
-        centres, totals = iterate(blocks, before, totals)
-        if torch.equal(centres, before):
+        cluster_sums = assign(blocks, centers, count)
+    for _ in range(max_iter):
+        old_centers = centers
+        centers, cluster_sums = lloyd_step(blocks, old_centers, cluster_sums)
+        if torch.equal(centers, old_centers):
             break
-    best = totals.energy(centres).argmin() if len(centres) > 1 else 0
-    return centres[best], totals.labels[best]
+    best = cluster_sums.partial_inertia(centers).argmin() if len(centers) > 1 else 0
+    return centers[best], cluster_sums.labels[best]
 
 
-def _pass(blocks: Blocks, centres: Tensor, known: Totals, before: Tensor | None) -> Totals:
+def _update_assignment(blocks: Blocks, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None) -> ClusterSums:
     """Return the totals of `centres`, into which those that are `known` of the centres `before` are turned."""
-    update = Update(known, centres)
-    finder: Comparing | Screening
-    if before is not None and Projections.pay(centres, update.labels.shape[1]):
-        finder = Screening(centres, known, before, update, blocks)
+    update = ClusterUpdate(previous, centers)
+    assignment: ExhaustiveAssignment | PrunedAssignment
+    if old_centers is not None and ProjectionBounds.is_worthwhile(centers, update.labels.shape[1]):
+        assignment = PrunedAssignment(centers, previous, old_centers, update, blocks)
     else:
-        finder = Comparing(centres, known, before, update)
-    first, seen = 0, []
+        assignment = ExhaustiveAssignment(centers, previous, old_centers, update)
+    first, indices = 0, []
     for block in blocks:
-        mine = current_shard().row_slice(len(block))  # other processes may assign the others
-        seen.append(slice(first + mine.start, first + mine.stop))
-        finder.add(block[mine], seen[-1])
+        rows = current_shard().row_slice(len(block))  # other processes may assign the others
+        indices.append(slice(first + rows.start, first + rows.stop))
+        assignment.assign_block(block[rows], indices[-1])
         first += len(block)
-    finder.finish()
-    return update.totals(seen, finder.hints)
+    assignment.finish()
+    return update.build_cluster_sums(indices, assignment.bounds)
 
 
-def refill(totals: Totals, centres: Tensor, blocks: Blocks) -> Totals:
+def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: Blocks) -> ClusterSums:
     """Give each empty cluster one of the points farthest from their centres, which its old cluster loses.
 
     This is scikit-learn's rule. It costs two passes, and nothing where no cluster is empty.
     """
-    if totals.full:
-        return totals
-    empty = totals.counts == 0
-    most = int(empty.sum(1).max())
-    indices, found = _farthest(blocks, centres, most)  # (starts, most) each
+    if cluster_sums.has_no_empty_clusters:
+        return cluster_sums
+    is_empty = cluster_sums.counts == 0
+    max_empty = int(is_empty.sum(1).max())
+    indices, is_found = _find_farthest_points(blocks, centers, max_empty)  # (starts, most) each
     points = take(blocks, indices.flatten().cpu()).unflatten(0, indices.shape)
-    takers = empty.byte().argsort(dim=1, descending=True, stable=True)[:, :most]  # the empty clusters first
+    empty_clusters = is_empty.byte().argsort(dim=1, descending=True, stable=True)[:, :max_empty]  # the empty clusters first
     # A start may have fewer empty clusters than another, and a small batch fewer points than that.
-    given = found & empty.gather(1, takers)
-    start, place = given.nonzero(as_tuple=True)
-    number, taker, point = indices[start, place], takers[start, place], points[start, place].to(totals.sums)
-    giver = totals.labels[start, number].long()
-    sums, counts, labels = totals.sums.clone(), totals.counts.clone(), totals.labels.clone()
-    sums.index_put_((start, giver), -point, accumulate=True)
-    counts.index_put_((start, giver), -torch.ones_like(giver), accumulate=True)
-    sums[start, taker], counts[start, taker] = point, 1
-    labels[start, number] = taker.to(labels)
-    if totals.hints is not None:
-        totals.hints.forget(start, number)
-    return Totals(sums, counts, labels, totals.changed, totals.hints)
+    is_relocated = is_found & is_empty.gather(1, empty_clusters)
+    start, column = is_relocated.nonzero(as_tuple=True)
+    point_index, new_cluster, point = indices[start, column], empty_clusters[start, column], points[start, column].to(cluster_sums.sums)
+    old_cluster = cluster_sums.labels[start, point_index].long()
+    sums, counts, labels = cluster_sums.sums.clone(), cluster_sums.counts.clone(), cluster_sums.labels.clone()
+    sums.index_put_((start, old_cluster), -point, accumulate=True)
+    counts.index_put_((start, old_cluster), -torch.ones_like(old_cluster), accumulate=True)
+    sums[start, new_cluster], counts[start, new_cluster] = point, 1
+    labels[start, point_index] = new_cluster.to(labels)
+    if cluster_sums.bounds is not None:
+        cluster_sums.bounds.invalidate(start, point_index)
+    return ClusterSums(sums, counts, labels, cluster_sums.changed_fraction, cluster_sums.bounds)
 
 
-def _farthest(blocks: Blocks, centres: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _find_farthest_points(blocks: Blocks, centers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` points farthest from their centres, int64 (starts, count), and which of these exist."""
-    distances = Distances(centres)
-    best = centres.new_full((len(centres), count), -torch.inf)
-    indices = torch.zeros_like(best, dtype=torch.long)
+    center_scores = CenterScores(centers)
+    farthest = centers.new_full((len(centers), count), -torch.inf)
+    indices = torch.zeros_like(farthest, dtype=torch.long)
     first = 0
     for block in blocks:
-        squared = distances(block).amin(2) + block.square().sum(1, keepdim=True) / 2  # (points, starts)
-        numbers = torch.arange(first, first + len(block), device=block.device).expand(len(centres), -1)
-        top = torch.cat([best, squared.T], 1).topk(count)
-        best = top.values
-        indices = torch.cat([indices, numbers], 1).gather(1, top.indices)
+        squared = center_scores(block).amin(2) + block.square().sum(1, keepdim=True) / 2  # (points, starts)
+        block_indices = torch.arange(first, first + len(block), device=block.device).expand(len(centers), -1)
+        top = torch.cat([farthest, squared.T], 1).topk(count)
+        farthest = top.values
+        indices = torch.cat([indices, block_indices], 1).gather(1, top.indices)
         first += len(block)
-    return indices, best.isfinite()
+    return indices, farthest.isfinite()

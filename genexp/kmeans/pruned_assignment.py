@@ -10,228 +10,228 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import FEATURES, Blocks, at_once
-from genexp.kmeans.cluster_sums import Moves, Update
-from genexp.kmeans.hamerly_bounds import ROUNDING
-from genexp.kmeans.projection_bounds import Drift, Projections
-from genexp.kmeans.totals import Totals
+from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows
+from genexp.kmeans.cluster_sums import Reassignments, ClusterUpdate
+from genexp.kmeans.hamerly_bounds import RELATIVE_ROUNDING
+from genexp.kmeans.projection_bounds import CenterShift, ProjectionBounds
+from genexp.kmeans.totals import ClusterSums
 from genexp.sharding import SINGLE_SHARD, current_shard
 
-SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache
-COORDINATES = 3 * 2**16  # that are copied at a time
-AT_ONCE = 2**15  # pairs
-AHEAD = 2**15  # points that are screened together, where most are expected to stay
-MANY, FEW = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
+CHUNK_SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache
+CHUNK_COORDINATES = 3 * 2**16  # that are copied at a time
+CHUNK_PAIRS = 2**15  # pairs
+LOOKAHEAD_POINTS = 2**15  # points that are screened together, where most are expected to stay
+MAX_PAIR_FRACTION, PAIR_ALLOWANCE = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
 
 
 @dataclass(frozen=True)
-class Pairs:
+class CandidatePairs:
     """Points with centres that may be the nearest, their own among them; sorted by point and start."""
 
     rows: Tensor  # int64 (pairs,) which point
     columns: Tensor  # which centre of all starts together
-    seem: Tensor  # the least that the distance may be
+    lower_scores: Tensor  # the least that the distance may be
 
-    def between(self, first: int, last: int) -> Pairs:
+    def select_points(self, first: int, last: int) -> CandidatePairs:
         """Return the pairs of the points from `first` to before `last`, which are counted from there."""
-        ends = slice(*np.searchsorted(self.rows.numpy(), (first, last)))  # in half the time that torch takes
-        return Pairs(self.rows[ends] - first, self.columns[ends], self.seem[ends])
+        pair_slice = slice(*np.searchsorted(self.rows.numpy(), (first, last)))  # in half the time that torch takes
+        return CandidatePairs(self.rows[pair_slice] - first, self.columns[pair_slice], self.lower_scores[pair_slice])
 
 
-class Screening:
+class PrunedAssignment:
     """Compares points with `centres` (starts, clusters, features), which come after others `before`.
 
     Distances are halved squares that lack the points' own squared norms. Whether a centre is nearer than another
     is always decided by the same sums over all features: what was ruled out before makes no difference.
     """
 
-    def __init__(self, centres: Tensor, known: Totals, before: Tensor, update: Update, blocks: Blocks) -> None:
+    def __init__(self, centers: Tensor, previous: ClusterSums, old_centers: Tensor, update: ClusterUpdate, blocks: Blocks) -> None:
         self._update = update
-        self._shape = centres.shape[:2]
-        self._centres = centres.flatten(0, 1)
-        self._half_norms = self._centres.square().sum(1) / 2
-        self._largest = 2 * self._half_norms.max()
-        self._first = torch.arange(0, len(self._centres), self._shape[1])  # of each start
-        if isinstance(known.hints, Projections):
-            self.hints = known.hints
-            self._drift: Drift | None = known.hints.drift(before, centres)
+        self._shape = centers.shape[:2]
+        self._centers = centers.flatten(0, 1)
+        self._half_norms = self._centers.square().sum(1) / 2
+        self._max_squared_norm = 2 * self._half_norms.max()
+        self._start_offsets = torch.arange(0, len(self._centers), self._shape[1])  # of each start
+        if isinstance(previous.bounds, ProjectionBounds):
+            self.bounds = previous.bounds
+            self._center_shift: CenterShift | None = previous.bounds.measure_shift(old_centers, centers)
         else:
-            self.hints, self._drift = Projections.of(blocks, centres, update.labels.shape[1]), None
-        self._chunk = max(1, min(SCORES // len(self._centres), COORDINATES // self.hints.basis.shape[1]))
+            self.bounds, self._center_shift = ProjectionBounds.allocate(blocks, centers, update.labels.shape[1]), None
+        self._chunk_rows = max(1, min(CHUNK_SCORES // len(self._centers), CHUNK_COORDINATES // self.bounds.basis.shape[1]))
         # Scores, and those of points in doubt, are written to the same place: memory stays in one piece.
-        self._scores, self._some = centres.new_empty(2, self._chunk, len(self._centres))
-        self._projected = self.hints.project(self._centres)  # (starts · clusters, dimensions + 1)
-        self._screened = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
-        self._pairs: list[Pairs] | None = None  # these; None: too many of them
+        self._scores, self._uncertain_scores = centers.new_empty(2, self._chunk_rows, len(self._centers))
+        self._center_projections = self.bounds.project(self._centers)  # (starts · clusters, dimensions + 1)
+        self._pruned_slice = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
+        self._pairs: list[CandidatePairs] | None = None  # these; None: too many of them
 
-    def add(self, block: Tensor, place: slice) -> None:
+    def assign_block(self, block: Tensor, index: slice) -> None:
         """Assign the points of `block`, which are those at `place`."""
         if not len(block):
             return
-        if self._drift is None:
-            self.hints.at(place).fill(block)
-        if place.stop > self._screened.stop:
-            self._screen(place)
-        for pairs in self._of_all(block, place) if self._pairs is None else self._of_some(self._pairs, place):
-            self._update.move(block, self._update.labels[:, place], self._moves(block, place, pairs))
+        if self._center_shift is None:
+            self.bounds.select(index).fill(block)
+        if index.stop > self._pruned_slice.stop:
+            self._prune(index)
+        for pairs in self._compare_all(block, index) if self._pairs is None else self._select_pairs(self._pairs, index):
+            self._update.reassign(block, self._update.labels[:, index], self._find_reassignments(block, index, pairs))
 
     def finish(self) -> None:
         """Nothing is left to do once all blocks were added."""
 
-    def _screen(self, place: slice) -> None:
+    def _prune(self, index: slice) -> None:
         """Find out which centres may be nearer than their own to the points at `place` and some behind."""
-        length = place.stop - place.start
-        ahead = 1 if self._drift is None or current_shard() != SINGLE_SHARD else max(1, AHEAD // length)
-        self._screened = slice(place.start, min(place.start + ahead * length, self._update.labels.shape[1]))
+        length = index.stop - index.start
+        lookahead_blocks = 1 if self._center_shift is None or current_shard() != SINGLE_SHARD else max(1, LOOKAHEAD_POINTS // length)
+        self._pruned_slice = slice(index.start, min(index.start + lookahead_blocks * length, self._update.labels.shape[1]))
         self._pairs = []
-        for some in self._doubtful(self._screened):
-            pairs = self._near(some)
+        for chunk in self._find_uncertain(self._pruned_slice):
+            pairs = self._prune_chunk(chunk)
             if pairs is None:
                 self._pairs = None
                 return
             self._pairs.append(pairs)
 
-    def _near(self, some: slice | Tensor) -> Pairs | None:
+    def _prune_chunk(self, index: slice | Tensor) -> CandidatePairs | None:
         """Return which centres may be nearer than their own to these points; None: too many of them."""
-        known, own = self.hints.at(some), self._own(some)
-        gap = known.gap(self._projected[:, -1][own]) + self._rounding(known)
-        pairs = self._possible(known.projected(), self._projected, own, gap, known, MANY)
+        bounds, own_columns = self.bounds.select(index), self._own_columns(index)
+        slack = bounds.slack(self._center_projections[:, -1][own_columns]) + self._rounding_error(bounds)
+        pairs = self._find_candidates(bounds.dequantize(), self._center_projections, own_columns, slack, bounds, MAX_PAIR_FRACTION)
         if pairs is None:
             return None
-        if isinstance(some, slice):
-            return replace(pairs, rows=pairs.rows + some.start)
-        self.hints.bounds.put(some, known.bounds)
-        return replace(pairs, rows=some[pairs.rows])
+        if isinstance(index, slice):
+            return replace(pairs, rows=pairs.rows + index.start)
+        self.bounds.hamerly_bounds.put(index, bounds.hamerly_bounds)
+        return replace(pairs, rows=index[pairs.rows])
 
-    def _doubtful(self, place: slice) -> Iterator[slice | Tensor]:
+    def _find_uncertain(self, index: slice) -> Iterator[slice | Tensor]:
         """Yield those of the points at `place`, some at a time, that bounds do not keep in their clusters."""
-        if self._drift is None:
-            yield from _parts(place, self._chunk)
+        if self._center_shift is None:
+            yield from _split_slice(index, self._chunk_rows)
         else:
-            rows = self.hints.at(place).loosen(self._drift, self._update.labels[:, place])
-            yield from (rows + place.start).split(self._chunk)
+            rows = self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
+            yield from (rows + index.start).split(self._chunk_rows)
 
-    def _of_some(self, found: list[Pairs], place: slice) -> Iterator[Pairs]:
+    def _select_pairs(self, candidates: list[CandidatePairs], index: slice) -> Iterator[CandidatePairs]:
         """Yield those pairs that were found for the points at `place`."""
-        return _together(pairs.between(place.start, place.stop) for pairs in found)
+        return _merge_pairs(pairs.select_points(index.start, index.stop) for pairs in candidates)
 
-    def _of_all(self, block: Tensor, place: slice) -> Iterator[Pairs]:
+    def _compare_all(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
         """Compare points with all centres; yield those that may be nearer than their own."""
-        projected = self.hints.at(place).projected()
-        for pairs in _together(self._compare(block, place)):
-            inside = products(projected, self._projected, pairs)
-            yield replace(pairs, seem=self._half_norms[pairs.columns] - inside)
+        projections = self.bounds.select(index).dequantize()
+        for pairs in _merge_pairs(self._compare_chunks(block, index)):
+            inner_products = pair_products(projections, self._center_projections, pairs)
+            yield replace(pairs, seem=self._half_norms[pairs.columns] - inner_products)
 
-    def _compare(self, block: Tensor, place: slice) -> Iterator[Pairs]:
-        for some in _parts(place, min(self._chunk, at_once(FEATURES, block.shape[1], block))):
-            begin = some.start - place.start
-            known, own = self.hints.at(some), self._own(some)
-            points = block[begin : some.stop - place.start]
-            gap = self._rounding(known).expand_as(own)
-            pairs = self._possible(points, self._centres, own, gap, known, 1.0)
+    def _compare_chunks(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
+        for chunk in _split_slice(index, min(self._chunk_rows, get_chunk_rows(CHUNK_ELEMENTS, block.shape[1], block))):
+            begin = chunk.start - index.start
+            bounds, own_columns = self.bounds.select(chunk), self._own_columns(chunk)
+            points = block[begin : chunk.stop - index.start]
+            slack = self._rounding_error(bounds).expand_as(own_columns)
+            pairs = self._find_candidates(points, self._centers, own_columns, slack, bounds, 1.0)
             assert pairs is not None
             yield replace(pairs, rows=pairs.rows + begin)
 
-    def _own(self, place: slice | Tensor) -> Tensor:
+    def _own_columns(self, index: slice | Tensor) -> Tensor:
         """Return which of all centres the points at `place` belong to: (points, starts)."""
-        return self._update.labels[:, place].T.long() + self._first
+        return self._update.labels[:, index].T.long() + self._start_offsets
 
-    def _rounding(self, known: Projections) -> Tensor:
+    def _rounding_error(self, previous: ProjectionBounds) -> Tensor:
         """Return what distances may be off by rounding: (points, 1)."""
-        return ROUNDING * (known.norms + self._largest).unsqueeze(1)
+        return RELATIVE_ROUNDING * (previous.squared_norms + self._max_squared_norm).unsqueeze(1)
 
-    def _possible(
-        self, points: Tensor, centres: Tensor, own: Tensor, gap: Tensor, known: Projections, most: float
-    ) -> Pairs | None:
+    def _find_candidates(
+        self, points: Tensor, centers: Tensor, own_columns: Tensor, slack: Tensor, bounds: ProjectionBounds, max_fraction: float
+    ) -> CandidatePairs | None:
         """Return which centres seem nearer to points than their own and a gap; None if more than `most`.
 
         The bounds of the points, in `known`, become those that hold when none of these is nearer, and where there
         are some, wait for what `_moves` finds.
         """
-        room = self._scores[: len(points)]
-        scores = torch.addmm(self._half_norms, points, centres.T, alpha=-1, out=room)
-        at_own = scores.gather(1, own)
-        limits = at_own + gap
-        others = scores.scatter_(1, own, torch.inf).unflatten(1, self._shape).amin(2)
-        doubtful = others < limits
-        rows = doubtful.any(1).nonzero().squeeze(1)
-        some = torch.index_select(scores, 0, rows, out=self._some[: len(rows)])
-        some.scatter_(1, own[rows], at_own[rows])
+        out = self._scores[: len(points)]
+        scores = torch.addmm(self._half_norms, points, centers.T, alpha=-1, out=out)
+        own_scores = scores.gather(1, own_columns)
+        limits = own_scores + slack
+        other_scores = scores.scatter_(1, own_columns, torch.inf).unflatten(1, self._shape).amin(2)
+        is_uncertain = other_scores < limits
+        rows = is_uncertain.any(1).nonzero().squeeze(1)
+        uncertain_scores = torch.index_select(scores, 0, rows, out=self._uncertain_scores[: len(rows)])
+        uncertain_scores.scatter_(1, own_columns[rows], own_scores[rows])
         # Where a start is not in doubt, not even the own centre is to be compared.
-        reach = limits.masked_fill(~doubtful, -torch.inf).index_select(0, rows)
-        possible = (some.unflatten(1, self._shape) < reach.unsqueeze(2)).flatten(1)
-        if possible.count_nonzero() > most * scores.numel() + FEW * own.numel():
+        row_limits = limits.masked_fill(~is_uncertain, -torch.inf).index_select(0, rows)
+        is_candidate = (uncertain_scores.unflatten(1, self._shape) < row_limits.unsqueeze(2)).flatten(1)
+        if is_candidate.count_nonzero() > max_fraction * scores.numel() + PAIR_ALLOWANCE * own_columns.numel():
             return None
-        number, columns = possible.nonzero(as_tuple=True)
-        pairs = Pairs(rows[number], columns, some[number, columns])
-        some[number, columns] = torch.inf
-        beyond = some.unflatten(1, self._shape).amin(2)
-        others[rows] = torch.where(doubtful[rows], beyond, others[rows])
-        known.bounds.replace(limits.masked_fill_(doubtful, -torch.inf), others, known.norms, self._largest)
+        positions, columns = is_candidate.nonzero(as_tuple=True)
+        pairs = CandidatePairs(rows[positions], columns, uncertain_scores[positions, columns])
+        uncertain_scores[positions, columns] = torch.inf
+        pruned_minima = uncertain_scores.unflatten(1, self._shape).amin(2)
+        other_scores[rows] = torch.where(is_uncertain[rows], pruned_minima, other_scores[rows])
+        bounds.hamerly_bounds.set_all_bounds(limits.masked_fill_(is_uncertain, -torch.inf), other_scores, bounds.squared_norms, self._max_squared_norm)
         return pairs
 
-    def _moves(self, points: Tensor, place: slice, pairs: Pairs) -> Moves:
+    def _find_reassignments(self, points: Tensor, index: slice, pairs: CandidatePairs) -> Reassignments:
         """Return which points go to which centre of their pairs, and note what is known of the nearest ones."""
-        known, own = self.hints.at(place), self._own(place)
-        scores = self._half_norms[pairs.columns] - products(points, self._centres, pairs)
+        bounds, own_columns = self.bounds.select(index), self._own_columns(index)
+        scores = self._half_norms[pairs.columns] - pair_products(points, self._centers, pairs)
         starts = pairs.columns // self._shape[1]
-        keys = pairs.rows * own.shape[1] + starts
-        stays = pairs.columns == own.flatten()[keys]
-        chosen = _least(scores, keys, stays, own.numel())
-        rows, columns = pairs.rows[chosen], pairs.columns[chosen]
-        beside = scores.index_fill(0, chosen, torch.inf)
-        second = scores.new_full((own.numel(),), torch.inf).scatter_reduce_(0, keys, beside, "amin")
-        norms = known.norms[rows]
-        known.bounds.settle(keys[chosen], scores[chosen], second[keys[chosen]], norms, self._largest)
-        lengths = known.lengths[rows] * self._projected[:, -1][columns]
-        known.products.view(-1)[keys[chosen]] = pairs.seem[chosen] - scores[chosen] + lengths
-        goes = chosen[~stays[chosen]]
-        return Moves(pairs.rows[goes], starts[goes], pairs.columns[goes] % self._shape[1])
+        keys = pairs.rows * own_columns.shape[1] + starts
+        is_own = pairs.columns == own_columns.flatten()[keys]
+        best = _argmin_by_key(scores, keys, is_own, own_columns.numel())
+        rows, columns = pairs.rows[best], pairs.columns[best]
+        other_scores = scores.index_fill(0, best, torch.inf)
+        second_scores = scores.new_full((own_columns.numel(),), torch.inf).scatter_reduce_(0, keys, other_scores, "amin")
+        squared_norms = bounds.squared_norms[rows]
+        bounds.hamerly_bounds.set_bounds(keys[best], scores[best], second_scores[keys[best]], squared_norms, self._max_squared_norm)
+        residual_products = bounds.residual_norms[rows] * self._center_projections[:, -1][columns]
+        bounds.residual_products.view(-1)[keys[best]] = pairs.lower_scores[best] - scores[best] + residual_products
+        moved = best[~is_own[best]]
+        return Reassignments(pairs.rows[moved], starts[moved], pairs.columns[moved] % self._shape[1])
 
 
-def _parts(place: slice, length: int) -> Iterator[slice]:
+def _split_slice(index: slice, length: int) -> Iterator[slice]:
     """Yield the slices of at most `length` that `place` is made of."""
-    for begin in range(place.start, place.stop, length):
-        yield slice(begin, min(begin + length, place.stop))
+    for begin in range(index.start, index.stop, length):
+        yield slice(begin, min(begin + length, index.stop))
 
 
-def _together(found: Iterable[Pairs]) -> Iterator[Pairs]:
+def _merge_pairs(candidates: Iterable[CandidatePairs]) -> Iterator[CandidatePairs]:
     """Yield pairs joined: enough of them at a time to be worth the calls, and not so many as to fill memory."""
-    held: list[Pairs] = []
-    for pairs in found:
-        if held and sum(len(each.rows) for each in [*held, pairs]) > AT_ONCE:
-            yield _joined(held)
-            held = []
-        held.append(pairs)
-    if any(len(each.rows) for each in held):
-        yield _joined(held)
+    pending: list[CandidatePairs] = []
+    for pairs in candidates:
+        if pending and sum(len(each.rows) for each in [*pending, pairs]) > CHUNK_PAIRS:
+            yield _concatenate_pairs(pending)
+            pending = []
+        pending.append(pairs)
+    if any(len(each.rows) for each in pending):
+        yield _concatenate_pairs(pending)
 
 
-def _joined(found: list[Pairs]) -> Pairs:
-    parts = zip(*((pairs.rows, pairs.columns, pairs.seem) for pairs in found), strict=True)
-    return Pairs(*(torch.cat(tensors) for tensors in parts))
+def _concatenate_pairs(candidates: list[CandidatePairs]) -> CandidatePairs:
+    parts = zip(*((pairs.rows, pairs.columns, pairs.lower_scores) for pairs in candidates), strict=True)
+    return CandidatePairs(*(torch.cat(tensors) for tensors in parts))
 
 
-def products(points: Tensor, centres: Tensor, pairs: Pairs) -> Tensor:
+def pair_products(points: Tensor, centers: Tensor, pairs: CandidatePairs) -> Tensor:
     """Return the inner product of each pair: (pairs,)."""
-    ends = pairs.rows.bincount(minlength=len(points)).cumsum(0)
+    row_ends = pairs.rows.bincount(minlength=len(points)).cumsum(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")  # explicitly, below
         pattern = torch.sparse_csr_tensor(
-            torch.nn.functional.pad(ends, (1, 0)),
+            torch.nn.functional.pad(row_ends, (1, 0)),
             pairs.columns,
             points.new_zeros(len(pairs.columns)),
-            size=(len(points), len(centres)),
+            size=(len(points), len(centers)),
             check_invariants=False,
         )
-    return torch.sparse.sampled_addmm(pattern, points, centres.T).values()
+    return torch.sparse.sampled_addmm(pattern, points, centers.T).values()
 
 
-def _least(scores: Tensor, keys: Tensor, preferred: Tensor, count: int) -> Tensor:
+def _argmin_by_key(scores: Tensor, keys: Tensor, is_preferred: Tensor, count: int) -> Tensor:
     """Return where each of `count` keys that occurs has its least score: of equals `preferred`, or the first."""
-    least = scores.new_full((count,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
-    equal = (scores == least[keys]).nonzero().squeeze(1)
-    order = equal - len(scores) * preferred[equal]
-    first = order.new_full((count,), len(scores)).scatter_reduce_(0, keys[equal], order, "amin")
+    minima = scores.new_full((count,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
+    ties = (scores == minima[keys]).nonzero().squeeze(1)
+    order = ties - len(scores) * is_preferred[ties]
+    first = order.new_full((count,), len(scores)).scatter_reduce_(0, keys[ties], order, "amin")
     return first[first < len(scores)] % max(1, len(scores))

@@ -16,8 +16,8 @@ from genexp.errors import ConfigError
 from genexp.images.augment import jitter
 from genexp.images.grid import tile
 from genexp.images.scatter import draw_clusters, embedded
-from genexp.kmeans.distances import nearest
-from genexp.kmeans.init import greedy_plus_plus
+from genexp.kmeans.distances import nearest_center
+from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
@@ -41,7 +41,7 @@ def memberships(codes: Tensor, centres: Tensor) -> Tensor:
 
 def hard_pull(codes: Tensor, centres: Tensor, settled: Tensor, shares: Tensor) -> Tensor:
     """Return the mean squared distance of codes to the centres that are nearest to them when `settled`."""
-    return F.mse_loss(codes, centres[nearest(settled, centres)])
+    return F.mse_loss(codes, centres[nearest_center(settled, centres)])
 
 
 def sharpened_pull(codes: Tensor, centres: Tensor, settled: Tensor, shares: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class DeepKMeans(Autoencoder, CanCluster):
     def place_centres(self, samples: Batches, clock: Clock) -> Metrics:
         """Move the centres to where k-means finds them among the latents of the training split."""
         codes = [self.settled(batch["image"]) for batch in samples]
-        starts = greedy_plus_plus(codes, self.train_size, self.config.n_init, self.config.clusters)
+        starts = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
         centres, _ = fit(codes, self.train_size, starts, LLOYD_ITERATIONS)
         self.centres.copy_(centres)
         return {}
@@ -180,7 +180,7 @@ class DeepKMeans(Autoencoder, CanCluster):
             return reconstruction, detach_metrics(reconstruction=reconstruction)
         with torch.no_grad():  # the assignment is no part of the gradient
             settled = promote_to_float32(self.settled(images))
-            clusters = nearest(settled, self.centres)
+            clusters = nearest_center(settled, self.centres)
             self.shares.lerp_(batch_mean(memberships(settled, self.centres)), SHARES_RATE)
             used = batch_mean(F.one_hot(clusters, len(self.centres)).to(codes)).count_nonzero()
         distance = self.pull(codes, self.centres, settled, self.shares)
@@ -189,7 +189,7 @@ class DeepKMeans(Autoencoder, CanCluster):
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the nearest centre of each sample: int64 (batch,)."""
-        return nearest(self.encode(batch), self.centres)
+        return nearest_center(self.encode(batch), self.centres)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         pairs: list[tuple[Tensor, Tensor]] = []  # of labels and clusters
@@ -202,7 +202,7 @@ class DeepKMeans(Autoencoder, CanCluster):
     def _judge(self, batch: Batch, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         images = batch["image"]
         codes = self.encode(batch)
-        clusters = nearest(codes, self.centres)
+        clusters = nearest_center(codes, self.centres)
         if "label" in batch:
             pairs.append((batch["label"], clusters))
         logits = self.decoder(codes)
@@ -232,7 +232,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         codes = self.encode(examples)
         if len(codes) < 3:
             return {}
-        groups = examples.get("label", nearest(codes, self.centres))
+        groups = examples.get("label", nearest_center(codes, self.centres))
         return {
             "tsne": draw_clusters(embedded(codes), groups, names=self.class_names if "label" in examples else ())
         }

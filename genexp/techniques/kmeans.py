@@ -16,16 +16,16 @@ from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.images.grid import BACKGROUND, tile
 from genexp.images.scatter import draw_clusters, flattened
-from genexp.kmeans.blocks import Points, moments, take
-from genexp.kmeans.distances import nearest
-from genexp.kmeans.hints import Hints
-from genexp.kmeans.init import greedy_plus_plus, random_points
-from genexp.kmeans.lloyd import iterate, refill, tally
-from genexp.kmeans.totals import Totals, label_type
+from genexp.kmeans.blocks import PointBlocks, moments, take
+from genexp.kmeans.distances import nearest_center
+from genexp.kmeans.hints import AssignmentBounds
+from genexp.kmeans.init import kmeans_plusplus, random_points
+from genexp.kmeans.lloyd import lloyd_step, relocate_empty_clusters, assign
+from genexp.kmeans.totals import ClusterSums, label_dtype
 from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Batches, Clock, Metrics, ClosedFormPhase, Technique, register, detach_metrics
 
-FROM_POINTS = {"k-means++": greedy_plus_plus, "random": random_points}  # initial centres
+FROM_POINTS = {"k-means++": kmeans_plusplus, "random": random_points}  # initial centres
 FAR = 4.0  # points are far from 0 where their mean's squared norm is so many times their variance
 SHOWN_CENTRES = 100  # in a grid, at most
 SHOWN_CLUSTERS, SHOWN_MEMBERS = 20, 12  # rows and columns of the figure of clusters
@@ -60,7 +60,7 @@ class _Spared:
     starts: Tensor
     centres: Tensor  # what the hints belong to
     changed: float
-    hints: Hints | None
+    hints: AssignmentBounds | None
 
 
 @register
@@ -99,7 +99,7 @@ class KMeans(Technique, CanCluster):
         self.register_buffer("centres", torch.zeros(starts, config.clusters, features))
         if config.batch_size is None:
             self.register_buffer("sums", torch.zeros(starts, config.clusters, features, dtype=torch.float64))
-            labels = torch.zeros(starts, spec.train_size, dtype=label_type(config.clusters))
+            labels = torch.zeros(starts, spec.train_size, dtype=label_dtype(config.clusters))
             self.register_buffer("labels", labels)
         else:
             self.register_buffer("epoch_began", torch.zeros_like(self.centres))
@@ -116,7 +116,7 @@ class KMeans(Technique, CanCluster):
         return (ClosedFormPhase("centres", self.follow),)
 
     def initialize(self, samples: Batches) -> None:
-        found = moments(Points(samples, self.stream))
+        found = moments(PointBlocks(samples, self.stream))
         if found.mean.square().sum() > FAR * found.scatter / found.count:
             self.origin.copy_(found.mean)
         self.norm.copy_(found.scatter + found.count * (found.mean - self.origin).square().sum())
@@ -126,16 +126,16 @@ class KMeans(Technique, CanCluster):
         if self.config.batch_size is None:
             centres = self.centres - self.origin
             self._keep(
-                torch.arange(len(centres), device=centres.device), centres, tally(points, centres, found.count)
+                torch.arange(len(centres), device=centres.device), centres, assign(points, centres, found.count)
             )
         else:
             self.epoch_began.copy_(self.centres)
 
-    def _points(self, samples: Batches) -> Points:
+    def _points(self, samples: Batches) -> PointBlocks:
         # Nothing is subtracted where that changes nothing: it would be another pass over each block.
-        return Points(samples, self.stream, self.origin if self.origin.any() else None)
+        return PointBlocks(samples, self.stream, self.origin if self.origin.any() else None)
 
-    def _initial_centres(self, points: Points, count: int) -> Tensor:
+    def _initial_centres(self, points: PointBlocks, count: int) -> Tensor:
         if self.file_centres is not None:
             return self.file_centres
         if self.config.init == "uniform":
@@ -153,16 +153,16 @@ class KMeans(Technique, CanCluster):
         shift = torch.zeros_like(self.inertia)
         if len(going):
             points, before = self._points(samples), self.centres[going] - self.origin
-            means, totals = iterate(points, before, self._known(going, before))
+            means, totals = lloyd_step(points, before, self._known(going, before))
             self.centres[going] = means + self.origin
             self._keep(going, means, totals)
             shift[going] = (means - before).square().sum((1, 2))
             self.moving[going] = shift[going] > self.still
         return self._metrics(shift)
 
-    def _known(self, starts: Tensor, centres: Tensor) -> Totals:
+    def _known(self, starts: Tensor, centres: Tensor) -> ClusterSums:
         """Return what is known of `starts`, with the hints where they still belong to `centres`."""
-        totals = Totals(self.sums[starts], self.counts[starts], self.labels[starts])
+        totals = ClusterSums(self.sums[starts], self.counts[starts], self.labels[starts])
         if self._spared is None:
             return totals
         kept = torch.isin(self._spared.starts, starts).nonzero().squeeze(1)
@@ -170,24 +170,24 @@ class KMeans(Technique, CanCluster):
             return totals
         hints = self._spared.hints
         if hints is not None and len(kept) < len(self._spared.starts):
-            hints = hints.only(kept)
+            hints = hints.select_starts(kept)
         return replace(totals, changed=self._spared.changed, hints=hints)
 
-    def _keep(self, starts: Tensor, centres: Tensor, totals: Totals) -> None:
+    def _keep(self, starts: Tensor, centres: Tensor, totals: ClusterSums) -> None:
         self.sums[starts], self.counts[starts], self.labels[starts] = totals.sums, totals.counts, totals.labels
-        self.inertia[starts] = (totals.energy(centres) + self.norm).clamp(min=0).to(self.inertia)
-        self._spared = _Spared(starts, centres, totals.changed, totals.hints)
+        self.inertia[starts] = (totals.partial_inertia(centres) + self.norm).clamp(min=0).to(self.inertia)
+        self._spared = _Spared(starts, centres, totals.changed_fraction, totals.bounds)
 
     def follow(self, batch: Batch, clock: Clock) -> Metrics:
         """Move centres to the mean of all points that were ever assigned to them, those of `batch` included."""
         points = batch[self.stream].flatten(1) - self.origin
         before = self.centres - self.origin
-        new = tally([points], before, len(points))
-        energy = new.energy(before).to(before)
+        new = assign([points], before, len(points))
+        energy = new.partial_inertia(before).to(before)
         sums = (before * self.counts.unsqueeze(2)).to(new.sums) + new.sums
-        totals = Totals(sums, self.counts + new.counts, new.labels)
+        totals = ClusterSums(sums, self.counts + new.counts, new.labels)
         if clock.is_epoch_end:  # a centre that got no point in a whole epoch is lost
-            totals = refill(totals, before, [points])
+            totals = relocate_empty_clusters(totals, before, [points])
         self.centres.copy_(totals.means(before) + self.origin)
         self.counts.copy_(totals.counts)
         part = len(points) / self.spec.train_size
@@ -216,7 +216,7 @@ class KMeans(Technique, CanCluster):
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the cluster of each sample: int64 (batch,)."""
-        return nearest(batch[self.stream].flatten(1) - self.origin, self.best_centres - self.origin)
+        return nearest_center(batch[self.stream].flatten(1) - self.origin, self.best_centres - self.origin)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         centres, labels, clusters, inertia, count = self.best_centres, [], [], 0.0, 0

@@ -20,8 +20,8 @@ from benchmark.clock import read_seconds
 from benchmark.compose import load_training_stream
 from benchmark.isolated_process import run_in_new_process
 from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, run_paired_rounds
-from genexp.kmeans.init import greedy_plus_plus
-from genexp.kmeans.lloyd import fit, iterate, tally
+from genexp.kmeans.init import kmeans_plusplus
+from genexp.kmeans.lloyd import fit, lloyd_step, assign
 from genexp.runs.build import WHOLE_BATCH, WHOLE_FEATURES
 
 ITERATIONS = 25  # what faiss does by default
@@ -135,10 +135,10 @@ def _compare_init_counts(rounds: int) -> list[PairedComparison]:
     def time_fit(n_init: int) -> float:
         torch.manual_seed(0)
         started_at = read_seconds()
-        centers = greedy_plus_plus(blocks, count, n_init, 10)
-        cluster_sums = tally(blocks, centers, count)
+        centers = kmeans_plusplus(blocks, count, n_init, 10)
+        cluster_sums = assign(blocks, centers, count)
         for _ in range(iterations):
-            centers, cluster_sums = iterate(blocks, centers, cluster_sums)
+            centers, cluster_sums = lloyd_step(blocks, centers, cluster_sums)
         return 1 / (read_seconds() - started_at)
 
     task = f"k-means++ and {iterations} iterations, {count:,}×784 k=10, 10 starts"

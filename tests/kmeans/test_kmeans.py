@@ -16,14 +16,14 @@ from torch import Tensor
 from genexp.data import load_dataset
 from genexp.images.scatter import draw_clusters, flattened
 from genexp.kmeans import pruned_assignment
-from genexp.kmeans.blocks import at_once, moments, take
-from genexp.kmeans.cluster_sums import Update
-from genexp.kmeans.distances import Distances, nearest
-from genexp.kmeans.init import greedy_plus_plus, random_points
-from genexp.kmeans.lloyd import fit, iterate, refill, tally
-from genexp.kmeans.projection_bounds import Projections
-from genexp.kmeans.small_problem import are_few
-from genexp.kmeans.totals import Totals
+from genexp.kmeans.blocks import get_chunk_rows, moments, take
+from genexp.kmeans.cluster_sums import ClusterUpdate
+from genexp.kmeans.distances import CenterScores, nearest_center
+from genexp.kmeans.init import kmeans_plusplus, random_points
+from genexp.kmeans.lloyd import fit, lloyd_step, relocate_empty_clusters, assign
+from genexp.kmeans.projection_bounds import ProjectionBounds
+from genexp.kmeans.small_problem import is_small_problem
+from genexp.kmeans.totals import ClusterSums
 from tests.support.command import genexp, in_folder, metrics, status
 from tests.support.compose import composed
 
@@ -57,9 +57,9 @@ def test_ends_where_scikit_learn_ends(name: str, clusters: int) -> None:
     generator = torch.Generator().manual_seed(0)
     initial = points[torch.randperm(len(points), generator=generator)[:clusters]]
     rival = Rival(clusters, init=initial.numpy(), n_init=1, max_iter=300, tol=0).fit(points.numpy())
-    ours, labels = fit(points.split(BLOCK), len(points), initial.unsqueeze(0), iterations=300)
+    ours, labels = fit(points.split(BLOCK), len(points), initial.unsqueeze(0), max_iter=300)
     assert inertia_of(points, ours) == pytest.approx(rival.inertia_, rel=1e-3)
-    assert torch.equal(labels.long(), nearest(points, ours))
+    assert torch.equal(labels.long(), nearest_center(points, ours))
 
 
 def test_the_command_ends_where_scikit_learn_ends(tmp_path: Path) -> None:
@@ -97,12 +97,12 @@ def test_bounds_spare_comparisons_and_change_nothing(
     points = seeded_points(4000, features)
     torch.manual_seed(0)
     here = there = random_points([points], 4000, starts=starts, clusters=clusters)
-    bounded, plain = tally([points], here, 4000), tally([points], there, 4000)
-    compared = counted(monkeypatch, Distances, "__call__", lambda _, some, room: len(some))
+    bounded, plain = assign([points], here, 4000), assign([points], there, 4000)
+    compared = counted(monkeypatch, CenterScores, "__call__", lambda _, some, room: len(some))
     for _ in range(40):
-        here, bounded = iterate([points], here, bounded)
+        here, bounded = lloyd_step([points], here, bounded)
         spent = sum(compared)
-        there, plain = iterate([points], there, replace(plain, changed=1.0, hints=None))
+        there, plain = lloyd_step([points], there, replace(plain, changed=1.0, hints=None))
         compared[:] = [spent]
         assert torch.equal(here, there)
         assert torch.equal(bounded.labels, plain.labels)
@@ -125,10 +125,10 @@ def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPat
     points = points_of("mnist_5k")
     torch.manual_seed(0)
     centres = random_points([points], len(points), starts=1, clusters=10)
-    totals = tally([points], centres, len(points))
-    looked = counted(monkeypatch, pruned_assignment.Screening, "_possible", lambda _, some, *others: len(some))
+    totals = assign([points], centres, len(points))
+    looked = counted(monkeypatch, pruned_assignment.PrunedAssignment, "_possible", lambda _, some, *others: len(some))
     for _ in range(30):
-        centres, totals = iterate([points], centres, totals)
+        centres, totals = lloyd_step([points], centres, totals)
     assert len(points) < sum(looked) < 0.6 * 30 * len(points)
 
 
@@ -136,7 +136,7 @@ def test_what_no_subspace_shows_is_compared_with_all_centres(monkeypatch: pytest
     points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     centres = random_points([points], 3000, starts=1, clusters=50)
-    wholly = counted(monkeypatch, pruned_assignment.Screening, "_of_all", lambda _, block, place: len(block))
+    wholly = counted(monkeypatch, pruned_assignment.PrunedAssignment, "_of_all", lambda _, block, place: len(block))
     screened_as_if_all_were_compared(points, centres, 6)
     assert sum(wholly) > 0.9 * 2 * 6 * 3000
 
@@ -158,11 +158,11 @@ def test_projections_never_make_a_centre_seem_farther_than_it_is(magnitudes: int
     points[1500:] += 0.1 * torch.randn(1500, 400, generator=generator)  # the others lie in the subspace
     points *= 10 ** torch.empty(3000, 1).uniform_(-magnitudes, magnitudes, generator=generator)
     points[-1] = 0
-    projections = Projections.of([points], points[None, :3], 3000)
+    projections = ProjectionBounds.allocate([points], points[None, :3], 3000)
     projections.fill(points)
     inner = points.double() @ points[:200].double().T
     lengths = points.double().norm(dim=1).clamp(min=1e-30)
-    seeming = projections.projected().double() @ projections.project(points[:200]).double().T
+    seeming = projections.dequantize().double() @ projections.project(points[:200]).double().T
     least = (seeming - inner) / (lengths[:, None] * lengths[:200])
     assert least.min() > -1e-6
     assert magnitudes or least[:1500].mean() < 2e-4  # and not much nearer
@@ -170,9 +170,9 @@ def test_projections_never_make_a_centre_seem_farther_than_it_is(magnitudes: int
 
 def test_a_gpu_is_given_more_at_a_time_than_a_cache_holds() -> None:
     here, there = torch.empty(0), torch.empty(0, device="meta")
-    assert at_once(2**20, 1024, here) == 2**10
-    assert at_once(2**20, 1024, there) == 2**16
-    assert at_once(2**20, 2**21, here) == 1
+    assert get_chunk_rows(2**20, 1024, here) == 2**10
+    assert get_chunk_rows(2**20, 1024, there) == 2**16
+    assert get_chunk_rows(2**20, 2**21, here) == 1
 
 
 def test_the_sample_for_projections_does_not_keep_the_points() -> None:
@@ -188,7 +188,7 @@ def test_the_sample_for_projections_does_not_keep_the_points() -> None:
                 del block
                 assert sum(ref() is not None for ref in made) <= 1
 
-    projections = Projections.of(Made(), torch.zeros(1, 3, 400), 3000)
+    projections = ProjectionBounds.allocate(Made(), torch.zeros(1, 3, 400), 3000)
     assert len(made) == 30
     assert projections.basis.shape == (400, 16)
 
@@ -196,8 +196,8 @@ def test_the_sample_for_projections_does_not_keep_the_points() -> None:
 def test_few_points_of_many_features_are_not_projected() -> None:
     points = torch.randn(9, 2**18, generator=torch.Generator().manual_seed(0))
     centres = random_points([points], 9, starts=1, clusters=3)
-    _, totals = iterate([points], centres, tally([points], centres, 9))
-    assert not isinstance(totals.hints, Projections)
+    _, totals = lloyd_step([points], centres, assign([points], centres, 9))
+    assert not isinstance(totals.bounds, ProjectionBounds)
 
 
 @pytest.mark.parametrize("starts", [1, 3])
@@ -206,10 +206,10 @@ def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyP
     torch.manual_seed(0)
     centres = random_points([points], 400, starts=starts, clusters=6)
     centres[-1, :2] = 1e3  # these clusters run empty
-    assert are_few(centres, 400)
-    here, few = iterate(blocks, centres, tally(blocks, centres, 400))
+    assert is_small_problem(centres, 400)
+    here, few = lloyd_step(blocks, centres, assign(blocks, centres, 400))
     monkeypatch.setattr("genexp.kmeans.lloyd.are_few", lambda *_: False)
-    there, many = iterate(blocks, centres, tally(blocks, centres, 400))
+    there, many = lloyd_step(blocks, centres, assign(blocks, centres, 400))
     torch.testing.assert_close(here, there)
     torch.testing.assert_close(few.sums, many.sums)
     assert torch.equal(few.counts, many.counts)
@@ -237,9 +237,9 @@ def test_a_fit_of_few_points_ends_where_one_of_many_does(
 def test_few_points_are_gathered_once() -> None:
     points = seeded_points(90, 5)
     centres = random_points([points], 90, starts=2, clusters=4)
-    totals = tally([points], centres, 90)
-    nothing_read, known = iterate((), centres, totals)
-    read, anew = iterate([points], centres, replace(totals, hints=None))
+    totals = assign([points], centres, 90)
+    nothing_read, known = lloyd_step((), centres, totals)
+    read, anew = lloyd_step([points], centres, replace(totals, hints=None))
     assert torch.equal(nothing_read, read)
     assert torch.equal(known.sums, anew.sums)
     assert torch.equal(known.labels, anew.labels)
@@ -251,29 +251,29 @@ def test_a_point_as_near_to_several_centres_goes_to_the_first(count: int, cluste
     points = torch.zeros(count, 2)
     centres = torch.full((2, clusters, 2), 3.0)
     centres[0, 2:5], centres[1, 4:6] = 1, 1
-    totals = tally([points], centres, count)
-    assert are_few(centres, count) == (count == 8)
+    totals = assign([points], centres, count)
+    assert is_small_problem(centres, count) == (count == 8)
     assert totals.labels.unique(dim=1).tolist() == [[2], [4]]
     assert totals.counts[0, 2] == totals.counts[1, 4] == count
-    assert nearest(points, centres[1]).unique().tolist() == [4]
+    assert nearest_center(points, centres[1]).unique().tolist() == [4]
 
 
 def test_clusters_that_run_empty_are_screened_too() -> None:
     points = points_of("mnist_5k")
     centres = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from nearly all points
-    assert (tally([points], centres, len(points)).counts == 0).any()
+    assert (assign([points], centres, len(points)).counts == 0).any()
     screened_as_if_all_were_compared(points, centres, 12)
 
 
 def screened_as_if_all_were_compared(points: Tensor, centres: Tensor, iterations: int) -> None:
     """Iterate with and without what is known from before: the same bits, and each point at its nearest centre."""
     blocks, count = points.split(700), len(points)
-    known, anew = tally(blocks, centres, count), tally(blocks, centres, count)
+    known, anew = assign(blocks, centres, count), assign(blocks, centres, count)
     here = there = centres
     for _ in range(iterations):
-        here, known = iterate(blocks, here, known)
-        there, anew = iterate(blocks, there, replace(anew, hints=None))
-        assert isinstance(known.hints, Projections)
+        here, known = lloyd_step(blocks, here, known)
+        there, anew = lloyd_step(blocks, there, replace(anew, hints=None))
+        assert isinstance(known.bounds, ProjectionBounds)
         assert torch.equal(here, there)
         assert torch.equal(known.labels, anew.labels)
         for start, labels in zip(here, known.labels, strict=True):
@@ -299,23 +299,23 @@ def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
     points = points_of("mnist_5k")
     torch.manual_seed(0)  # of all choices, a few have a point as near to two centres as rounding can tell
     centres = random_points([points], len(points), starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
-    totals = tally([points], centres, len(points))
+    totals = assign([points], centres, len(points))
     labels = totals.labels.clone()
     assert (labels < 40).all()
     for _ in range(3):
-        update = Update(totals, centres)
-        finder = pruned_assignment.Screening(centres, totals, centres, update, [points])
-        finder.add(points, slice(0, len(points)))
-        totals = update.totals([], finder.hints)
+        update = ClusterUpdate(totals, centres)
+        finder = pruned_assignment.PrunedAssignment(centres, totals, centres, update, [points])
+        finder.assign_block(points, slice(0, len(points)))
+        totals = update.build_cluster_sums([], finder.bounds)
         assert torch.equal(totals.labels, labels)
 
 
 def test_sums_follow_the_points() -> None:
     points = seeded_points(3000, 6)
     centres = random_points([points], 3000, starts=2, clusters=20)
-    totals = tally(points.split(100), centres, 3000)
+    totals = assign(points.split(100), centres, 3000)
     for _ in range(30):
-        centres, totals = iterate(points.split(100), centres, totals)
+        centres, totals = lloyd_step(points.split(100), centres, totals)
     for start in range(2):
         labels = totals.labels[start].long()
         sums = torch.zeros(20, 6, dtype=torch.double).index_add_(0, labels, points.double())
@@ -326,26 +326,26 @@ def test_sums_follow_the_points() -> None:
 def test_every_point_gets_its_nearest_centre() -> None:
     points, centres = seeded_points(900, 20), seeded_points(64, 20)
     exact = torch.cdist(points.double(), centres.double())
-    assert torch.equal(nearest(points, centres), exact.argmin(1))
+    assert torch.equal(nearest_center(points, centres), exact.argmin(1))
 
 
 def test_blocks_do_not_matter() -> None:
     points = seeded_points(1000, 5)
     centres = points[:12].unflatten(0, (2, 6))
-    whole, parts = tally([points], centres, 1000), tally(points.split(37), centres, 1000)
+    whole, parts = assign([points], centres, 1000), assign(points.split(37), centres, 1000)
     assert torch.equal(whole.counts, parts.counts)
     torch.testing.assert_close(whole.sums, parts.sums, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(whole.energy(centres), parts.energy(centres), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(whole.partial_inertia(centres), parts.partial_inertia(centres), rtol=1e-5, atol=1e-2)
 
 
 def test_starts_do_not_touch_each_other() -> None:
     points = seeded_points(400, 3)
     blocks = points.split(90)
     starts = random_points(blocks, 400, starts=4, clusters=5)
-    together, totals = iterate(blocks, starts, tally(blocks, starts, 400))
+    together, totals = lloyd_step(blocks, starts, assign(blocks, starts, 400))
     for start in range(4):
         own_start = starts[start : start + 1]
-        alone, own = iterate(blocks, own_start, tally(blocks, own_start, 400))
+        alone, own = lloyd_step(blocks, own_start, assign(blocks, own_start, 400))
         torch.testing.assert_close(together[start], alone[0])
         assert torch.equal(totals.counts[start], own.counts[0])
 
@@ -354,32 +354,32 @@ def test_inertia_never_rises() -> None:
     points = points_of("digits")
     blocks = points.split(BLOCK)
     centres = random_points(blocks, len(points), starts=3, clusters=10)
-    totals = tally(blocks, centres, len(points))
+    totals = assign(blocks, centres, len(points))
     for _ in range(20):
-        before = totals.energy(centres)
-        centres, totals = iterate(blocks, centres, totals)
-        assert (totals.energy(centres) <= before + 1e-6 * before.abs()).all()
+        before = totals.partial_inertia(centres)
+        centres, totals = lloyd_step(blocks, centres, totals)
+        assert (totals.partial_inertia(centres) <= before + 1e-6 * before.abs()).all()
 
 
 def test_empty_clusters_are_moved_to_the_farthest_points() -> None:
     points = torch.tensor([[0.0], [1.0], [2.0], [30.0], [50.0]])
     centres = torch.tensor([[[1.0], [1000.0], [2000.0]]])
     blocks = points.split(2)
-    filled = refill(tally(blocks, centres, 5), centres, blocks)
+    filled = relocate_empty_clusters(assign(blocks, centres, 5), centres, blocks)
     assert filled.counts.tolist() == [[3, 1, 1]]
     assert filled.means(centres).squeeze().tolist() == [1.0, 50.0, 30.0]
 
 
 def test_more_empty_clusters_than_points_stay_where_they_are() -> None:
     points, centres = torch.zeros(1, 2), torch.arange(8.0).view(1, 4, 2)
-    filled = refill(tally([points], centres, 1), centres, [points])
+    filled = relocate_empty_clusters(assign([points], centres, 1), centres, [points])
     assert filled.counts.sum() == 1
     assert filled.means(centres).isfinite().all()
 
 
 def test_duplicates_leave_no_nan() -> None:
     points = torch.ones(50, 2)
-    centres = greedy_plus_plus(points.split(20), 50, starts=2, clusters=4)
+    centres = kmeans_plusplus(points.split(20), 50, starts=2, clusters=4)
     assert torch.equal(centres, torch.ones(2, 4, 2))
     assert torch.equal(fit(points.split(20), 50, centres, 10)[0], torch.ones(4, 2))
 
@@ -389,7 +389,7 @@ def test_plus_plus_starts_as_well_as_scikit_learn_does() -> None:
 
     points = points_of("digits")
     torch.manual_seed(0)
-    ours = greedy_plus_plus(points.split(BLOCK), len(points), starts=20, clusters=10)
+    ours = kmeans_plusplus(points.split(BLOCK), len(points), starts=20, clusters=10)
     mean = np.mean([inertia_of(points, centres) for centres in ours])
     rivals = [kmeans_plusplus(points.numpy(), 10, random_state=seed)[0] for seed in range(20)]
     assert mean == pytest.approx(np.mean([inertia_of(points, torch.tensor(rival)) for rival in rivals]), rel=0.03)
@@ -401,7 +401,7 @@ def test_plus_plus_draws_in_proportion_to_the_squared_distance() -> None:
     """With two clusters and all candidates alike, the second centre's distribution is known."""
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     torch.manual_seed(0)
-    centres = greedy_plus_plus(points.split(2), 3, starts=4000, clusters=2)
+    centres = kmeans_plusplus(points.split(2), 3, starts=4000, clusters=2)
     from_origin = centres[(centres[:, 0] == 0).all(1)]
     # Of two candidates the better is kept: the far one leaves 1, the near one 4. Near only if drawn twice.
     near = (from_origin[:, 1] == points[1]).all(1).float().mean()
@@ -504,5 +504,5 @@ def test_a_scatter_is_a_picture() -> None:
 
 
 def test_totals_of_an_empty_cluster_keep_its_centre() -> None:
-    totals = Totals.nothing(torch.zeros(1, 1, 2), 3)
+    totals = ClusterSums.zeros(torch.zeros(1, 1, 2), 3)
     assert torch.equal(totals.means(torch.full((1, 1, 2), 3.0)), torch.full((1, 1, 2), 3.0))
