@@ -20,7 +20,7 @@ from genexp.data.subset import subset
 from genexp.errors import GenexpError
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
-from genexp.metrics.generation import MOST_REAL, GenerationJudge
+from genexp.metrics.generation import MAX_REAL_IMAGES, GenerationMetrics
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.run_dir.environment import describe_environment
 from genexp.runs.build import EVALUATION_BATCH
@@ -113,7 +113,7 @@ def latent_scores(work: _Work) -> dict[str, float]:
     assert test is not None
     work.used |= {"probe_train_samples": len(few), "probe_test_samples": len(test[0]), "neighbours": NEIGHBOURS}
     return {
-        "knn_accuracy": knn_accuracy(*train, *test, neighbours=NEIGHBOURS),
+        "knn_accuracy": knn_accuracy(*train, *test, neighbors=NEIGHBOURS),
         "linear_probe_accuracy": linear_probe_accuracy(*train, *test),
     }
 
@@ -156,12 +156,12 @@ def generation_scores(work: _Work) -> dict[str, float]:
     technique = work.run.technique
     if not isinstance(technique, CanSample) or "frechet" in work.scores:
         return {}
-    judge = GenerationJudge(work.run.dataset)
+    judge = GenerationMetrics(work.run.dataset)
     # As many as there are real ones to compare with, as for the GANs: these scores depend on the number.
-    count = min(len(work.run.held_out), MOST_REAL)
-    features = [judge.features(technique.sample(AT_ONCE)[: count - done]) for done in range(0, count, AT_ONCE)]
+    count = min(len(work.run.held_out), MAX_REAL_IMAGES)
+    features = [judge.extract_features(technique.sample(AT_ONCE)[: count - done]) for done in range(0, count, AT_ONCE)]
     work.used["generated"] = count
-    return judge.scores(work.run.test(), features)
+    return judge.compute_scores(work.run.test(), features)
 
 
 def likelihood_scores(work: _Work) -> dict[str, float]:

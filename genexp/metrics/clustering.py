@@ -20,11 +20,11 @@ def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
     """
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = _codes(labels), _codes(clusters)
+    rows, columns = _encode_labels(labels), _encode_labels(clusters)
     counts = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)  # (labels, clusters)
     np.add.at(counts, (rows, columns), 1)
-    matched = linear_sum_assignment(counts, maximize=True)
-    return float(counts[matched].sum() / len(rows))
+    matching = linear_sum_assignment(counts, maximize=True)
+    return float(counts[matching].sum() / len(rows))
 
 
 def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:
@@ -34,7 +34,7 @@ def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, flo
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    rows, columns = _codes(labels), _codes(clusters)
+    rows, columns = _encode_labels(labels), _encode_labels(clusters)
     with warnings.catch_warnings():
         # sklearn takes many small clusters for a regression target.
         warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
@@ -45,7 +45,7 @@ def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, flo
         }
 
 
-def _codes(assignment: Assignment) -> NDArray[np.int64]:
+def _encode_labels(assignment: Assignment) -> NDArray[np.int64]:
     """Return `assignment` renumbered 0, 1, 2, ... without gaps."""
     values = assignment.numpy(force=True) if isinstance(assignment, Tensor) else np.asarray(assignment)
     return np.unique(values, return_inverse=True)[1].reshape(-1)

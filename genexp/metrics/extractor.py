@@ -50,12 +50,12 @@ def save_extractor(extractor: FeatureExtractor, path: Path) -> None:
         },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary_path = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        torch.save(content, unfinished)
-        unfinished.replace(path)
+        torch.save(content, temporary_path)
+        temporary_path.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
 def load_extractor(path: Path) -> FeatureExtractor:

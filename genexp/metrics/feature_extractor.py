@@ -17,34 +17,34 @@ from genexp.errors import ConfigError
 from genexp.metrics.extractor import FeatureExtractor, load_extractor, save_extractor
 from genexp.networks.classifier import Classifier
 
-SHIPPED = {"mnist": "mnist-v1", "mnist_5k": "mnist-v1", "fashion_mnist": "fashion_mnist-v1"}
-SHIPPED_FOLDER = Path(__file__).parent / "weights"
+BUNDLED_VERSIONS = {"mnist": "mnist-v1", "mnist_5k": "mnist-v1", "fashion_mnist": "fashion_mnist-v1"}
+WEIGHTS_DIR = Path(__file__).parent / "weights"
 TRAINING_VERSION = 1  # raise it when the classifier or its training changes: cached ones are then trained anew
-BATCH, LEARNING_RATE = 128, 4e-3
-SAMPLES_SEEN, MOST_EPOCHS = 180_000, 60
-MOST_SAMPLES, MOST_BYTES = 60_000, 10**9  # of a split: it is held in memory
+BATCH_SIZE, LEARNING_RATE = 128, 4e-3
+TRAINING_SAMPLES, MAX_EPOCHS = 180_000, 60
+MAX_SPLIT_SAMPLES, MAX_SPLIT_BYTES = 60_000, 10**9  # of a split: it is held in memory
 
 _log = logging.getLogger(__name__)
 
 
-def feature_extractor(dataset: Dataset, *, device: str | torch.device = "cpu") -> FeatureExtractor:
+def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "cpu") -> FeatureExtractor:
     """Return the extractor for `dataset`: shipped for the MNISTs, else trained on first use and cached.
 
     A cached one is known by the data set's name, image shape, size and a sample of its content.
     Raises ConfigError for a data set without images or without labels.
     """
     shape = dataset.spec.image_shape
-    if dataset.name in SHIPPED:
-        shipped = load_extractor(SHIPPED_FOLDER / f"{SHIPPED[dataset.name]}.pt")
-        if shipped.image_shape == shape:
-            return shipped
+    if dataset.name in BUNDLED_VERSIONS:
+        bundled = load_extractor(WEIGHTS_DIR / f"{BUNDLED_VERSIONS[dataset.name]}.pt")
+        if bundled.image_shape == shape:
+            return bundled
     if "label" not in dataset.train.streams:
         raise ConfigError(
             f"dataset={dataset.name} has no labels, and generation metrics need them to train their classifier; "
             f"choose a data set with labels, or turn the generation metrics off"
         )
     version = f"{dataset.name}-{_fingerprint(dataset)}"
-    path = _cache_folder() / f"{version}.pt"
+    path = _cache_dir() / f"{version}.pt"
     try:
         return load_extractor(path)
     except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):  # absent, or damaged
@@ -67,47 +67,47 @@ def train_classifier(
     Without `epochs`, as many as show 180,000 samples, 60 at most. Weights are rounded to float16, as they are
     stored. Torch's global generator is left as it was.
     """
-    images, labels = _labelled(dataset.train)
+    images, labels = _load_labeled_images(dataset.train)
     classes = int(labels.max()) + 1
-    epochs = epochs or min(MOST_EPOCHS, max(1, SAMPLES_SEEN // len(labels)))
+    epochs = epochs or min(MAX_EPOCHS, max(1, TRAINING_SAMPLES // len(labels)))
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         classifier = Classifier(dataset.spec.image_shape, classes).to(device).train()
         _fit(classifier, images, labels, epochs)
-    classifier.load_state_dict({name: _rounded(value) for name, value in classifier.state_dict().items()})
+    classifier.load_state_dict({name: _round_to_float16(value) for name, value in classifier.state_dict().items()})
     classifier.eval().requires_grad_(False)
-    score = accuracy(classifier, dataset.test)
-    return FeatureExtractor(classifier, dataset.name, version, dataset.spec.image_shape, classes, score)
+    test_accuracy = classifier_accuracy(classifier, dataset.test)
+    return FeatureExtractor(classifier, dataset.name, version, dataset.spec.image_shape, classes, test_accuracy)
 
 
 def _fit(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int) -> None:
     device = next(classifier.parameters()).device
-    size = min(BATCH, len(labels))
-    batches = len(labels) // size
+    batch_size = min(BATCH_SIZE, len(labels))
+    batches = len(labels) // batch_size
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
-        for chosen in torch.randperm(len(labels))[: batches * size].split(size):
-            loss = F.cross_entropy(classifier(convert_dtype(images[chosen].to(device))), labels[chosen].to(device))
+        for indices in torch.randperm(len(labels))[: batches * batch_size].split(batch_size):
+            loss = F.cross_entropy(classifier(convert_dtype(images[indices].to(device))), labels[indices].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
+            scheduler.step()
             total += loss.detach()
         _log.info("classifier: epoch %d of %d, loss %.4f", epoch + 1, epochs, float(total) / batches)
 
 
 @torch.inference_mode()
-def accuracy(classifier: Classifier, split: Split) -> float:
+def classifier_accuracy(classifier: Classifier, split: Split) -> float:
     """Return the share of `split` that `classifier` labels rightly, in [0, 1]."""
-    images, labels = _labelled(split)
+    images, labels = _load_labeled_images(split)
     device = next(classifier.parameters()).device
-    guesses = torch.cat([classifier(convert_dtype(part.to(device))).argmax(1).cpu() for part in images.split(500)])
-    return float((guesses == labels).double().mean())
+    predictions = torch.cat([classifier(convert_dtype(part.to(device))).argmax(1).cpu() for part in images.split(500)])
+    return float((predictions == labels).double().mean())
 
 
-def _cache_folder() -> Path:
+def _cache_dir() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("genexp")) / "classifiers"
@@ -123,19 +123,19 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:8]
 
 
-def _labelled(split: Split) -> tuple[Tensor, Tensor]:
+def _load_labeled_images(split: Split) -> tuple[Tensor, Tensor]:
     """Return images (samples, channels, height, width) and labels (samples,), evenly thinned to fit in memory."""
     images, labels = split.streams["image"], split.streams["label"]
-    count = min(len(labels), MOST_SAMPLES, max(1, MOST_BYTES // images[0].nbytes))
-    chosen = torch.linspace(0, len(labels) - 1, count, dtype=torch.float64).long()
-    return _gathered(images, chosen), _gathered(labels, chosen)
+    count = min(len(labels), MAX_SPLIT_SAMPLES, max(1, MAX_SPLIT_BYTES // images[0].nbytes))
+    indices = torch.linspace(0, len(labels) - 1, count, dtype=torch.float64).long()
+    return _gather(images, indices), _gather(labels, indices)
 
 
-def _gathered(stream: Stream, chosen: Tensor) -> Tensor:
+def _gather(stream: Stream, indices: Tensor) -> Tensor:
     if isinstance(stream, Tensor):
-        return stream[chosen.to(stream.device)].cpu()
-    return torch.stack([stream[index] for index in chosen.tolist()])
+        return stream[indices.to(stream.device)].cpu()
+    return torch.stack([stream[index] for index in indices.tolist()])
 
 
-def _rounded(value: Tensor) -> Tensor:
+def _round_to_float16(value: Tensor) -> Tensor:
     return value.half().to(value.dtype) if value.is_floating_point() else value

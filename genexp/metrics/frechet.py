@@ -13,8 +13,8 @@ from torch import Tensor
 
 from genexp.errors import ConfigError
 
-NEIGHBOURS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
-BLOCK = 500  # rows of the distance matrix in memory at once: 40 MB against 10,000 samples
+NEIGHBORS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
+BLOCK_ROWS = 500  # rows of the distance matrix in memory at once: 40 MB against 10,000 samples
 
 
 def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, float]:
@@ -22,13 +22,13 @@ def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, flo
 
     `real` and `fake` are features, (samples, features) each. Raises ConfigError for fewer than 6 of either.
     """
-    if min(len(real), len(fake)) <= NEIGHBOURS:
+    if min(len(real), len(fake)) <= NEIGHBORS:
         raise ConfigError(
             f"generation metrics of {len(real)} real and {len(fake)} generated images: "
-            f"each image needs {NEIGHBOURS} neighbours of its kind; take {NEIGHBOURS + 1} or more of both"
+            f"each image needs {NEIGHBORS} neighbours of its kind; take {NEIGHBORS + 1} or more of both"
         )
     real, fake = real.cpu().double(), fake.cpu().double()
-    scores = {"frechet": frechet_distance(real, fake), **neighbourhood_scores(real, fake)}
+    scores = {"frechet": frechet_distance(real, fake), **neighborhood_scores(real, fake)}
     return {f"{name}_{version}": score for name, score in scores.items()}
 
 
@@ -38,59 +38,59 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     |m - m'|² + tr(C + C' - 2 (C C')^½), where the trace of the root is that of the symmetric (C^½ C' C^½)^½, whose
     eigenvalues are real however singular the covariances are.
     """
-    (mean, covariance), (other_mean, other_covariance) = _gaussian(real), _gaussian(fake)
-    values, vectors = torch.linalg.eigh(covariance)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    product = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0)
+    (mean, covariance), (other_mean, other_covariance) = _fit_gaussian(real), _fit_gaussian(fake)
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    root = eigenvectors * eigenvalues.clamp_min(0).sqrt() @ eigenvectors.T
+    product_eigenvalues = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0)
     shift = (mean - other_mean).square().sum()
-    distance = shift + covariance.trace() + other_covariance.trace() - 2 * product.sqrt().sum()
+    distance = shift + covariance.trace() + other_covariance.trace() - 2 * product_eigenvalues.sqrt().sum()
     return float(distance.clamp_min(0))  # rounding leaves a tiny negative number for equal sets
 
 
-def neighbourhood_scores(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+def neighborhood_scores(real: Tensor, fake: Tensor, neighbors: int = NEIGHBORS) -> dict[str, float]:
     """Return "precision", "recall" (Kynkäänniemi et al. 2019), "density" and "coverage" (Naeem et al. 2020).
 
     A sample's ball reaches to its `neighbours`-th nearest neighbour of its own kind. Precision: the share of fakes
     in a real ball. Recall: of reals in a fake ball. Density: real balls around a fake over `neighbours`; it may
     exceed 1. Coverage: the share of real balls that hold a fake.
     """
-    centre = real.double().mean(0)  # near the origin, squared distances lose fewer digits
-    real, fake = real.double() - centre, fake.double() - centre
-    real_radii, fake_radii = _squared_radii(real, neighbours), _squared_radii(fake, neighbours)
+    center = real.double().mean(0)  # near the origin, squared distances lose fewer digits
+    real, fake = real.double() - center, fake.double() - center
+    real_radii, fake_radii = _squared_radii(real, neighbors), _squared_radii(fake, neighbors)
     balls_around_fake = torch.zeros(len(fake), dtype=torch.long)
-    recalled = covered = 0
-    for rows, distances in _blocks(real, fake):
+    recalled_count = covered_count = 0
+    for rows, distances in _distance_blocks(real, fake):
         in_real_ball = distances <= real_radii[rows, None]  # (block, fakes)
         balls_around_fake += in_real_ball.sum(0)
-        covered += int(in_real_ball.any(1).sum())
-        recalled += int((distances <= fake_radii).any(1).sum())
+        covered_count += int(in_real_ball.any(1).sum())
+        recalled_count += int((distances <= fake_radii).any(1).sum())
     return {
         "precision": float((balls_around_fake > 0).double().mean()),
-        "recall": recalled / len(real),
-        "density": float(balls_around_fake.double().mean()) / neighbours,
-        "coverage": covered / len(real),
+        "recall": recalled_count / len(real),
+        "density": float(balls_around_fake.double().mean()) / neighbors,
+        "coverage": covered_count / len(real),
     }
 
 
-def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
+def _fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     features = features.double()  # (samples, features)
     return features.mean(0), torch.cov(features.T)
 
 
-def _squared_radii(samples: Tensor, neighbours: int) -> Tensor:
+def _squared_radii(samples: Tensor, neighbors: int) -> Tensor:
     """Return the squared distance of each sample to its nearest neighbour number `neighbours`: (samples,)."""
     radii = [
         # One more than `neighbours`, since the nearest sample is the sample itself.
-        distances.topk(neighbours + 1, largest=False).values[:, -1]
-        for _, distances in _blocks(samples, samples)
+        distances.topk(neighbors + 1, largest=False).values[:, -1]
+        for _, distances in _distance_blocks(samples, samples)
     ]
     return torch.cat(radii)
 
 
-def _blocks(samples: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _distance_blocks(samples: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows of the matrix of squared distances, (block, others), and where in `samples` they belong."""
     squares = others.square().sum(1)
-    for start in range(0, len(samples), BLOCK):
-        block = samples[start : start + BLOCK]
+    for start in range(0, len(samples), BLOCK_ROWS):
+        block = samples[start : start + BLOCK_ROWS]
         distances = block.square().sum(1, keepdim=True) + squares - 2 * block @ others.T
-        yield slice(start, start + BLOCK), distances.clamp_min_(0)
+        yield slice(start, start + BLOCK_ROWS), distances.clamp_min_(0)

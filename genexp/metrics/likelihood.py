@@ -32,8 +32,8 @@ def importance_log_likelihood(
         # log p(z) - log q(z|x): the normalising constants cancel.
         prior_over_posterior = 0.5 * (noise.square() - latents.square() + log_variances).sum(-1)  # (count, batch)
         repeated = images.expand(count, *images.shape).flatten(0, 1)  # (count · batch, ...)
-        evidence = log_likelihood(repeated, latents.flatten(0, 1)).reshape(count, -1)
-        total = torch.logaddexp(total, torch.logsumexp(evidence + prior_over_posterior, dim=0))
+        conditional = log_likelihood(repeated, latents.flatten(0, 1)).reshape(count, -1)
+        total = torch.logaddexp(total, torch.logsumexp(conditional + prior_over_posterior, dim=0))
     return total - math.log(samples)
 
 

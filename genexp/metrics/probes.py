@@ -7,12 +7,12 @@ import warnings
 import torch
 from torch import Tensor
 
-BLOCK = 1000  # test codes whose distances to all training codes are in memory at once
-PROBE_ITERATIONS = 200
+BLOCK_ROWS = 1000  # test codes whose distances to all training codes are in memory at once
+MAX_PROBE_ITERATIONS = 200
 
 
 def knn_accuracy(
-    train_codes: Tensor, train_labels: Tensor, test_codes: Tensor, test_labels: Tensor, neighbours: int = 10
+    train_codes: Tensor, train_labels: Tensor, test_codes: Tensor, test_labels: Tensor, neighbors: int = 10
 ) -> float:
     """Return the share of test codes that most of their nearest training codes label rightly, in [0, 1].
 
@@ -20,16 +20,16 @@ def knn_accuracy(
     vote goes to the smaller label. With fewer training codes than `neighbours`, all vote.
     """
     references = train_codes.flatten(1).float()
-    neighbours = min(neighbours, len(references))
+    neighbors = min(neighbors, len(references))
     classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
-    right = 0
-    for codes, truth in zip(test_codes.flatten(1).float().split(BLOCK), test_labels.split(BLOCK), strict=True):
-        nearest = torch.cdist(codes, references).topk(neighbours, largest=False).indices  # (block, neighbours)
+    correct = 0
+    for codes, truth in zip(test_codes.flatten(1).float().split(BLOCK_ROWS), test_labels.split(BLOCK_ROWS), strict=True):
+        nearest = torch.cdist(codes, references).topk(neighbors, largest=False).indices  # (block, neighbours)
         voters = train_labels[nearest]
         votes = torch.zeros(len(codes), classes, device=codes.device)
         votes.scatter_add_(1, voters, torch.ones_like(voters, dtype=votes.dtype))
-        right += int((votes.argmax(1) == truth).sum())
-    return right / len(test_labels)
+        correct += int((votes.argmax(1) == truth).sum())
+    return correct / len(test_labels)
 
 
 def linear_probe_accuracy(
@@ -47,7 +47,7 @@ def linear_probe_accuracy(
     train, test = train_codes.flatten(1).cpu().double(), test_codes.flatten(1).cpu().double()
     mean, deviation = train.mean(0), train.std(0, correction=0)
     deviation = torch.where(deviation > 0, deviation, 1)  # a constant feature stays constant
-    probe = LogisticRegression(max_iter=PROBE_ITERATIONS)
+    probe = LogisticRegression(max_iter=MAX_PROBE_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         probe.fit(((train - mean) / deviation).numpy(force=True), train_labels.numpy(force=True))

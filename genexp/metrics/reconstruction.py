@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MSE_FLOOR = 1e-10  # identical images score 100 dB instead of infinity, so that means stay finite
-WINDOW, SIGMA = 11, 1.5
+WINDOW_SIZE, SIGMA = 11, 1.5
 LUMINANCE_FLOOR, CONTRAST_FLOOR = 0.01**2, 0.03**2  # (k · data range)² with the paper's k1 and k2, range 1
 
 
@@ -33,12 +33,12 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     the window shrinks to 2 · side - 1.
     """
     height, width = images.shape[-2:]
-    down = _smoothing(height, images.device)
-    across = _smoothing(width, images.device)
-    x, y = images.to(down.dtype), targets.to(down.dtype)
+    vertical_filter = _gaussian_filter_matrix(height, images.device)
+    horizontal_filter = _gaussian_filter_matrix(width, images.device)
+    x, y = images.to(vertical_filter.dtype), targets.to(vertical_filter.dtype)
     moments = torch.stack((x, y, x * x + y * y, x * y))  # (4, batch, channels, height, width)
     # The Gaussian is separable: two small matrix products take a twentieth of the time of a 2-D convolution.
-    smoothed = (moments @ across.T).transpose(-1, -2) @ down.T  # transposed, which no mean below can see
+    smoothed = (moments @ horizontal_filter.T).transpose(-1, -2) @ vertical_filter.T  # transposed, which no mean below can see
     mean_x, mean_y, mean_of_squares, mean_of_product = smoothed.unbind()
     square_of_means = mean_x.square() + mean_y.square()
     product_of_means = mean_x * mean_y
@@ -51,17 +51,17 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 @cache
 @torch.inference_mode(False)
-def _smoothing(size: int, device: torch.device) -> Tensor:
+def _gaussian_filter_matrix(size: int, device: torch.device) -> Tensor:
     """Return the (size, size) matrix that reflects a line at its ends and smooths it with the Gaussian window.
 
     In double precision (but for MPS, which has none): a variance is a small difference of large means, and
     neither autocast nor TF32 touches doubles.
     """
-    reach = min(WINDOW // 2, size - 1)
-    offsets = torch.arange(-reach, reach + 1)
+    radius = min(WINDOW_SIZE // 2, size - 1)
+    offsets = torch.arange(-radius, radius + 1)
     weights = torch.softmax(-offsets.double().square() / (2 * SIGMA**2), dim=0)
-    places = torch.arange(size)[:, None] + offsets  # (size, window)
-    places = torch.where(places < 0, -places, places)
-    places = torch.where(places >= size, 2 * (size - 1) - places, places)
-    matrix = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, places, weights.expand(size, -1))
+    indices = torch.arange(size)[:, None] + offsets  # (size, window)
+    indices = torch.where(indices < 0, -indices, indices)
+    indices = torch.where(indices >= size, 2 * (size - 1) - indices, indices)
+    matrix = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, indices, weights.expand(size, -1))
     return matrix.to(device, torch.float32 if device.type == "mps" else torch.float64)

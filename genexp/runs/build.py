@@ -19,7 +19,7 @@ from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device, move_to_device, use_deterministic_algorithms
 from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
-from genexp.metrics.direction import better_direction
+from genexp.metrics.direction import infer_direction
 from genexp.runs.resume import flatten
 from genexp.seeding import seed_generators
 from genexp.sharding import Shard
@@ -117,7 +117,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def _trainer_config(config: Mapping[str, Any]) -> TrainerConfig:
     trainer = bind(TrainerConfig, config["trainer"], "trainer")
-    better = better_direction(trainer.objective.removeprefix("test/"))
+    better = infer_direction(trainer.objective.removeprefix("test/"))
     if better not in (None, trainer.direction):
         raise ConfigError(
             f"trainer.direction={trainer.direction} contradicts trainer.objective={trainer.objective}, of which "

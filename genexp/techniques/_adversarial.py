@@ -17,7 +17,7 @@ from genexp.data.dataset import Dataset, DataSpec
 from genexp.images.grid import tile
 from genexp.images.latent_walks import film
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
-from genexp.metrics.generation import GenerationJudge
+from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import NORMS, initialise
 from genexp.sharding import batch_mean
@@ -90,14 +90,14 @@ class Adversarial(Technique, CanSample, CanInterpolate):
         if config.init_std is not None:
             initialise(self, config.init_std)
         self.register_buffer("fixed_noise", torch.randn(GRID, config.latent))
-        self.judge: GenerationJudge | None = None
+        self.judge: GenerationMetrics | None = None
 
     @abstractmethod
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         """Return the generator and the discriminator."""
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
-        self.judge = GenerationJudge(dataset)
+        self.judge = GenerationMetrics(dataset)
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (
@@ -171,8 +171,8 @@ class Adversarial(Technique, CanSample, CanInterpolate):
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.judge is not None, "prepare() comes first"
-        generated = [self.judge.features(images) for images in self.generated()]
-        return self.judge.scores(samples, generated)
+        generated = [self.judge.extract_features(images) for images in self.generated()]
+        return self.judge.compute_scores(samples, generated)
 
     def generated(self) -> Iterator[Tensor]:
         """Yield `evaluation_samples` images in [0, 1], some at a time."""

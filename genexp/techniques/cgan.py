@@ -60,9 +60,9 @@ class ConditionalGan(ConvAdversarial):
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.judge is not None, "prepare() comes first"
-        features = [self.judge.features(images) for images in self.generated()]
+        features = [self.judge.extract_features(images) for images in self.generated()]
         labels = torch.cat([self._in_turn(len(part)) for part in features])
-        return {**self.judge.scores(samples, features), **self.judge.label_accuracy(torch.cat(features), labels)}
+        return {**self.judge.compute_scores(samples, features), **self.judge.label_accuracy(torch.cat(features), labels)}
 
     def _in_turn(self, count: int) -> Tensor:
         return torch.arange(count, device=self.fixed_noise.device) % self.classes

@@ -11,7 +11,7 @@ from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.errors import ConfigError
 from genexp.metrics import feature_extractor as extractor_module
 from genexp.metrics.extractor import load_extractor, save_extractor
-from genexp.metrics.feature_extractor import SHIPPED_FOLDER, accuracy, feature_extractor, train_classifier
+from genexp.metrics.feature_extractor import WEIGHTS_DIR, classifier_accuracy, load_or_train_extractor, train_classifier
 from genexp.networks.classifier import Classifier
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,10 +37,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_shipped_mnist_classifier_reads_mnist_5k() -> None:
     dataset = load_dataset({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
-    extractor = feature_extractor(dataset)
+    extractor = load_or_train_extractor(dataset)
     assert extractor.version == "mnist-v1"
     assert extractor.accuracy >= 0.99
-    assert accuracy(extractor.classifier, dataset.test) >= 0.985
+    assert classifier_accuracy(extractor.classifier, dataset.test) >= 0.985
 
 
 @pytest.mark.parametrize(("name", "least"), [("mnist", 0.99), ("fashion_mnist", 0.91)])
@@ -49,20 +49,20 @@ def test_shipped_classifiers_reach_their_stored_accuracy(name: str, least: float
     if not root.is_dir():
         pytest.skip(f"no data at {root}: point GENEXP_DATA to a folder with MNIST and FashionMNIST")
     dataset = load_dataset({"name": name, "root": str(root), "limit": None, "resident_gb": 4.0})
-    extractor = feature_extractor(dataset)
+    extractor = load_or_train_extractor(dataset)
     assert (extractor.dataset, extractor.version) == (name, f"{name}-v1")
     assert extractor.accuracy >= least
-    assert accuracy(extractor.classifier, dataset.test) == pytest.approx(extractor.accuracy, abs=5e-4)
+    assert classifier_accuracy(extractor.classifier, dataset.test) == pytest.approx(extractor.accuracy, abs=5e-4)
 
 
 def test_shipped_weights_are_small() -> None:
-    files = list(SHIPPED_FOLDER.glob("*.pt"))
-    assert {file.stem for file in files} == set(extractor_module.SHIPPED.values())
+    files = list(WEIGHTS_DIR.glob("*.pt"))
+    assert {file.stem for file in files} == set(extractor_module.BUNDLED_VERSIONS.values())
     assert all(file.stat().st_size < 1_000_000 for file in files)
 
 
 def test_features_are_the_same_from_bytes_floats_and_any_batch() -> None:
-    extractor = load_extractor(SHIPPED_FOLDER / "mnist-v1.pt")
+    extractor = load_extractor(WEIGHTS_DIR / "mnist-v1.pt")
     images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
     codes = extractor(images)
     assert codes.shape == (5, 64)
@@ -74,13 +74,13 @@ def test_features_are_the_same_from_bytes_floats_and_any_batch() -> None:
 def test_a_classifier_is_trained_once_and_then_read_from_the_cache(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = feature_extractor(_bars())
+    first = load_or_train_extractor(_bars())
     assert first.accuracy > 0.9
     assert first.version.startswith("bars-")
     assert [file.name for file in cache.iterdir()] == [f"{first.version}.pt"]
 
     monkeypatch.setattr(extractor_module, "train_classifier", None)  # a second training would fail
-    again = feature_extractor(_bars())
+    again = load_or_train_extractor(_bars())
     assert (again.version, again.accuracy) == (first.version, first.accuracy)
     images = _bars().test.streams["image"]
     assert isinstance(images, torch.Tensor)
@@ -89,16 +89,16 @@ def test_a_classifier_is_trained_once_and_then_read_from_the_cache(
 
 def test_another_content_or_size_is_another_version(cache: Path) -> None:
     sets = (_bars(), _bars(seed=1), _bars(samples=303), _bars("other"))
-    assert len({feature_extractor(dataset).version for dataset in sets}) == 4
+    assert len({load_or_train_extractor(dataset).version for dataset in sets}) == 4
 
 
 def test_a_damaged_cache_is_trained_anew(cache: Path) -> None:
-    version = feature_extractor(_bars()).version
+    version = load_or_train_extractor(_bars()).version
     file = cache / f"{version}.pt"
     whole = file.read_bytes()
     for damage in (b"", b"no weights", whole[: len(whole) // 2]):
         file.write_bytes(damage)
-        assert feature_extractor(_bars()).accuracy > 0.9
+        assert load_or_train_extractor(_bars()).accuracy > 0.9
         assert load_extractor(file).version == version
 
 
@@ -106,17 +106,17 @@ def test_a_cache_that_cannot_be_written_costs_no_more_than_time(cache: Path) -> 
     (cache / "classifiers").write_text("in the way")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extractor_module, "_cache_folder", lambda: cache / "classifiers")
-        assert feature_extractor(_bars()).accuracy > 0.9
+        assert load_or_train_extractor(_bars()).accuracy > 0.9
 
 
 def test_images_of_another_shape_do_not_get_the_shipped_classifier(cache: Path) -> None:
-    assert feature_extractor(_bars("mnist")).version != "mnist-v1"
+    assert load_or_train_extractor(_bars("mnist")).version != "mnist-v1"
 
 
 def test_unlabelled_images_are_refused() -> None:
     images = Split({"image": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)})
     with pytest.raises(ConfigError, match="generation metrics need"):
-        feature_extractor(Dataset("photographs", images, images))
+        load_or_train_extractor(Dataset("photographs", images, images))
 
 
 def test_training_leaves_the_global_generator_alone_and_repeats() -> None:

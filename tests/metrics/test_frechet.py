@@ -6,7 +6,7 @@ from torch import Tensor
 
 from genexp.errors import ConfigError
 from genexp.metrics import frechet
-from genexp.metrics.frechet import frechet_distance, generation_scores, neighbourhood_scores
+from genexp.metrics.frechet import frechet_distance, generation_scores, neighborhood_scores
 
 
 def _standardised(samples: int, features: int) -> Tensor:
@@ -77,13 +77,13 @@ def test_neighbourhood_scores_equal_the_naive_ones(block: int, monkeypatch: pyte
     fake = 0.7 * torch.randn(30, 3, dtype=torch.float64) + 0.8
     expected = _naive_scores(real, fake, 3)
     assert 0 < expected["recall"] < expected["precision"] < 1  # nothing is trivially right
-    assert neighbourhood_scores(real, fake, 3) == pytest.approx(expected)
+    assert neighborhood_scores(real, fake, 3) == pytest.approx(expected)
 
 
 def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
     torch.manual_seed(0)
     real = torch.randn(400, 4)
-    scores = neighbourhood_scores(real, 1e-3 * torch.randn(400, 4))
+    scores = neighborhood_scores(real, 1e-3 * torch.randn(400, 4))
     assert scores["precision"] == 1
     assert scores["recall"] == 0
     assert scores["coverage"] < 0.2

@@ -19,7 +19,7 @@ from genexp.config import bind, find_config_dir
 from genexp.data.dataset import Dataset, DataSpec, Split
 from genexp.errors import ConfigError
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
-from genexp.metrics.generation import GenerationJudge
+from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import dense_discriminator, dense_generator
 from genexp.technique import Clock, Technique, find_technique
@@ -354,24 +354,24 @@ class Counted:
 
 
 def test_real_images_are_seen_once_by_a_judge_and_its_copies() -> None:
-    judge = GenerationJudge(dataset())
+    judge = GenerationMetrics(dataset())
     samples = Counted([batch(20)])
-    features = judge.features(batch(30)["image"])
-    first = judge.scores(samples, [features])
-    assert copy.deepcopy(judge).scores(samples, [features]) == first
+    features = judge.extract_features(batch(30)["image"])
+    first = judge.compute_scores(samples, [features])
+    assert copy.deepcopy(judge).compute_scores(samples, [features]) == first
     assert samples.rounds == 1
 
 
 def test_the_objective_is_the_distance_of_the_versioned_feature_space() -> None:
-    judge = GenerationJudge(dataset())
-    scores = judge.scores([batch(20)], [judge.features(batch(20)["image"])])
+    judge = GenerationMetrics(dataset())
+    scores = judge.compute_scores([batch(20)], [judge.extract_features(batch(20)["image"])])
     assert scores["frechet"] == scores["frechet_mnist-v1"] == pytest.approx(0, abs=1e-6)
 
 
 def test_without_labels_images_are_compared_by_their_pixels() -> None:
-    judge = GenerationJudge(dataset(labels=False, name="pictures"))
-    same = judge.scores([batch(20)], [judge.features(batch(20)["image"])])
-    darker = judge.scores([batch(20)], [judge.features(batch(20)["image"] / 2)])
+    judge = GenerationMetrics(dataset(labels=False, name="pictures"))
+    same = judge.compute_scores([batch(20)], [judge.extract_features(batch(20)["image"])])
+    darker = judge.compute_scores([batch(20)], [judge.extract_features(batch(20)["image"] / 2)])
     assert same["frechet"] == same["frechet_pixels8-v1"] == pytest.approx(0, abs=1e-6)
     assert darker["frechet"] > 1
 
