@@ -23,17 +23,17 @@ from genexp.networks.gan import NORMS, initialise
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics
 
-GRID = 64  # images of fixed noise in a picture
-STATIONS = 4  # noise vectors that each image of the interpolation passes through, on its round
-FRAMES = 15  # from one of them to the next, both included
-GENERATED_AT_ONCE = 500
+PREVIEW_SAMPLES = 64  # images of fixed noise in a picture
+INTERPOLATION_KEYPOINTS = 4  # noise vectors that each image of the interpolation passes through, on its round
+FRAMES_PER_SEGMENT = 15  # from one of them to the next, both included
+GENERATION_BATCH_SIZE = 500
 
-SATURATED = 0.99  # belief in real images above which, with as little in fakes, there is nothing left to learn
-COLLAPSED = 0.2  # diversity of the generated images, relative to that of the real ones
+SATURATION_THRESHOLD = 0.99  # belief in real images above which, with as little in fakes, there is nothing left to learn
+COLLAPSE_THRESHOLD = 0.2  # diversity of the generated images, relative to that of the real ones
 
 
 @dataclass
-class AdversarialConfig:
+class BaseGANConfig:
     """What every GAN can be told."""
 
     latent: int
@@ -50,7 +50,7 @@ class AdversarialConfig:
 
 
 @dataclass
-class ConvAdversarialConfig(AdversarialConfig):
+class ConvGANConfig(BaseGANConfig):
     """A GAN of convolutions."""
 
     layout: str
@@ -70,7 +70,7 @@ class ConvAdversarialConfig(AdversarialConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
 
 
-class Adversarial(Technique, CanSample, CanInterpolate):
+class BaseGAN(Technique, CanSample, CanInterpolate):
     """A generator learns to make images that a discriminator cannot tell from real ones (Goodfellow et al. 2014).
 
     Inside, images are in [-1, 1].
@@ -85,19 +85,19 @@ class Adversarial(Technique, CanSample, CanInterpolate):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.game = ADVERSARIAL_LOSSES[config.loss]
+        self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
         self.generator, self.discriminator = self.build(spec)
         if config.init_std is not None:
             initialise(self, config.init_std)
-        self.register_buffer("fixed_noise", torch.randn(GRID, config.latent))
-        self.judge: GenerationMetrics | None = None
+        self.register_buffer("fixed_noise", torch.randn(PREVIEW_SAMPLES, config.latent))
+        self.generation_metrics: GenerationMetrics | None = None
 
     @abstractmethod
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         """Return the generator and the discriminator."""
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
-        self.judge = GenerationMetrics(dataset)
+        self.generation_metrics = GenerationMetrics(dataset)
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (
@@ -105,108 +105,108 @@ class Adversarial(Technique, CanSample, CanInterpolate):
             GradientPhase("generator", self.generator, self.generator_loss, every=self.generator_every),
         )
 
-    def fakes(self, batch: Batch) -> Tensor:
+    def generate(self, batch: Batch) -> Tensor:
         """Return as many fresh generated images as `batch` has real ones."""
-        return self.generator(self.noise(len(batch["image"])))
+        return self.generator(self.sample_noise(len(batch["image"])))
 
     def score(self, images: Tensor, batch: Batch) -> Tensor:
         """Return how real the discriminator finds images in [-1, 1] that belong to `batch`: (batch,)."""
         return self.discriminator(images).squeeze(1)
 
-    def noise(self, count: int) -> Tensor:
+    def sample_noise(self, count: int) -> Tensor:
         """Return noise (count, latent)."""
         return torch.randn(count, self.config.latent, device=self.fixed_noise.device)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         real = 2 * batch["image"] - 1
         with torch.no_grad():  # this loss must not teach the generator
-            fake = self.fakes(batch)
+            fake = self.generate(batch)
         # Apart: batch norm over a mixture would tell the two by its statistics.
         real_scores, fake_scores = self.score(real, batch), self.score(fake, batch)
-        restraint, extra = self.restraint(real, fake, batch)
-        loss = self.game.discriminator(real_scores, fake_scores) + restraint
-        metrics = {**self.beliefs(real_scores, fake_scores), **detach_metrics(diversity=diversity(fake, real))}
-        return loss, {**metrics, **extra}
+        penalty, penalty_metrics = self.discriminator_penalty(real, fake, batch)
+        loss = self.adversarial_loss.discriminator(real_scores, fake_scores) + penalty
+        metrics = {**self.discriminator_metrics(real_scores, fake_scores), **detach_metrics(diversity=diversity(fake, real))}
+        return loss, {**metrics, **penalty_metrics}
 
-    def restraint(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+    def discriminator_penalty(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
         """Return what else the discriminator minimises, and metrics of it."""
         return torch.zeros((), device=real.device), {}
 
-    def beliefs(self, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
+    def discriminator_metrics(self, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
         """Return the mean of D(x) and of D(G(z)), which tend to 0.5 at the equilibrium.
 
         Where scores say nothing of probabilities, return how far apart they are.
         """
-        belief = self.game.belief
-        if belief is None:
+        real_probability = self.adversarial_loss.belief
+        if real_probability is None:
             return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
-        return detach_metrics(d_real=belief(real_scores).mean(), d_fake=belief(fake_scores).mean())
+        return detach_metrics(d_real=real_probability(real_scores).mean(), d_fake=real_probability(fake_scores).mean())
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        return self.game.generator(self.score(self.fakes(batch), batch)), {}
+        return self.adversarial_loss.generator(self.score(self.generate(batch), batch)), {}
 
-    def show(self, noise: Tensor) -> Tensor:
+    def generate_from_noise(self, noise: Tensor) -> Tensor:
         """Return the images in [0, 1] that the generator makes of noise (count, latent)."""
         return (self.generator(noise) + 1) / 2
 
     def sample(self, count: int) -> Tensor:
-        return self.show(self.noise(count))
+        return self.generate_from_noise(self.sample_noise(count))
 
     def interpolate(self, examples: Batch, frames: int) -> Tensor:
-        start = self.noise(len(examples["image"]))
-        return self._between(start, start.roll(-1, dims=0), frames)
+        start = self.sample_noise(len(examples["image"]))
+        return self._interpolate_noise(start, start.roll(-1, dims=0), frames)
 
-    def _between(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
+    def _interpolate_noise(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
         """Return images (frames, count, c, h, w) on the way from some noise to other, (count, latent) each."""
-        return torch.stack([self.show(slerp(start, end, part)) for part in torch.linspace(0, 1, frames).tolist()])
+        return torch.stack([self.generate_from_noise(slerp(start, end, fraction)) for fraction in torch.linspace(0, 1, frames).tolist()])
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        return {"samples": tile(self.show(self.fixed_noise), columns=8)}
+        return {"samples": tile(self.generate_from_noise(self.fixed_noise), columns=8)}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
-        stations = self.fixed_noise.unflatten(0, (STATIONS, -1))  # (stations, images, latent)
-        legs = zip(stations, stations.roll(-1, dims=0), strict=True)
-        walk = torch.cat([self._between(here, there, FRAMES) for here, there in legs])
+        keypoints = self.fixed_noise.unflatten(0, (INTERPOLATION_KEYPOINTS, -1))  # (stations, images, latent)
+        segments = zip(keypoints, keypoints.roll(-1, dims=0), strict=True)
+        walk = torch.cat([self._interpolate_noise(start, end, FRAMES_PER_SEGMENT) for start, end in segments])
         return {"generated": self.preview(examples)["samples"], "interpolation": film(walk)}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
-        assert self.judge is not None, "prepare() comes first"
-        generated = [self.judge.extract_features(images) for images in self.generated()]
-        return self.judge.compute_scores(samples, generated)
+        assert self.generation_metrics is not None, "prepare() comes first"
+        generated = [self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()]
+        return self.generation_metrics.compute_scores(samples, generated)
 
-    def generated(self) -> Iterator[Tensor]:
+    def generate_evaluation_images(self) -> Iterator[Tensor]:
         """Yield `evaluation_samples` images in [0, 1], some at a time."""
-        for count in portions(self.config.evaluation_samples):
+        for count in compute_batch_sizes(self.config.evaluation_samples):
             yield self.sample(count)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         # Without the numbers: the same words twice are one warning.
-        if metrics["diversity"] < COLLAPSED:
+        if metrics["diversity"] < COLLAPSE_THRESHOLD:
             return (
-                f"the generator has collapsed: its images vary less than {COLLAPSED} times as much as real "
+                f"the generator has collapsed: its images vary less than {COLLAPSE_THRESHOLD} times as much as real "
                 f"ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
             )
-        if self.game.belief is None:
+        if self.adversarial_loss.belief is None:
             return None
-        if metrics["d_real"] > SATURATED and metrics["d_fake"] < 1 - SATURATED:
+        if metrics["d_real"] > SATURATION_THRESHOLD and metrics["d_fake"] < 1 - SATURATION_THRESHOLD:
             return (
-                f"the discriminator is saturated (d_real above {SATURATED}, d_fake below {1 - SATURATED:.2f}): it "
+                f"the discriminator is saturated (d_real above {SATURATION_THRESHOLD}, d_fake below {1 - SATURATION_THRESHOLD:.2f}): it "
                 f"teaches the generator little; lower optimizer.discriminator.lr or raise model.dropout"
             )
         return None
 
 
-class ConvAdversarial(Adversarial):
+class BaseConvGAN(BaseGAN):
     """A GAN of convolutions, fitted to the image's size and channels."""
 
-    outputs = 1  # of the discriminator
-    inputs = 0  # of the generator, beside the noise
+    discriminator_outputs = 1  # of the discriminator
+    condition_size = 0  # of the generator, beside the noise
 
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape
         layout = LAYOUTS[config.layout]
         generator = conv_generator(
-            config.latent + self.inputs,
+            config.latent + self.condition_size,
             layout.up(shape, config.generator_width),
             batch_norm=config.generator_batch_norm,
         )
@@ -215,33 +215,33 @@ class ConvAdversarial(Adversarial):
             layout.down(shape, config.discriminator_width),
             norm=config.discriminator_norm,
             dropout=config.dropout,
-            outputs=self.outputs,
+            outputs=self.discriminator_outputs,
         )
         return generator, discriminator
 
 
 def diversity(fake: Tensor, real: Tensor) -> Tensor:
     """Return the mean deviation of a pixel over the generated batch, relative to that over the real one."""
-    return _deviation(fake) / _deviation(real).clamp_min(1e-6)
+    return _pixel_std(fake) / _pixel_std(real).clamp_min(1e-6)
 
 
-def _deviation(images: Tensor) -> Tensor:
+def _pixel_std(images: Tensor) -> Tensor:
     """Return the deviation of a pixel over the batch, averaged over pixels."""
     return batch_mean((images - batch_mean(images)).square()).sqrt().mean()
 
 
-def slerp(start: Tensor, end: Tensor, part: float) -> Tensor:
+def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     """Return points on the great circles from `start` to `end`, (count, latent) each.
 
     On a straight line the norm sinks to where the generator has seen no noise (White 2016).
     """
     cosine = torch.cosine_similarity(start, end, dim=1)[:, None].clamp(-0.9999, 0.9999)
     angle = cosine.acos()
-    mixed = torch.sin((1 - part) * angle) * start + torch.sin(part * angle) * end
+    mixed = torch.sin((1 - weight) * angle) * start + torch.sin(weight * angle) * end
     return mixed / angle.sin()
 
 
-def portions(count: int) -> list[int]:
+def compute_batch_sizes(count: int) -> list[int]:
     """Return numbers of images to generate at once, `count` in all."""
-    full, rest = divmod(count, GENERATED_AT_ONCE)
-    return [GENERATED_AT_ONCE] * full + [rest] * math.ceil(rest / GENERATED_AT_ONCE)
+    full, rest = divmod(count, GENERATION_BATCH_SIZE)
+    return [GENERATION_BATCH_SIZE] * full + [rest] * math.ceil(rest / GENERATION_BATCH_SIZE)

@@ -65,7 +65,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Return the encoder and the decoder for images of `shape`."""
 
-    def target(self, images: Tensor, seen: Tensor) -> Tensor:
+    def select_target(self, images: Tensor, corrupted: Tensor) -> Tensor:
         """Return what the decoder should give."""
         return images
 
@@ -82,21 +82,21 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
-        seen = self.corrupt(images)
-        logits = self.decoder(self.encoder(seen))
-        return self.loss_function(logits, self.target(images, seen)), {}
+        corrupted = self.corrupt(images)
+        logits = self.decoder(self.encoder(corrupted))
+        return self.loss_function(logits, self.select_target(images, corrupted)), {}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
         return {"reconstructions": rows(images, self.reconstruct(images))}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
-        return mean_scores(samples, self._scores)
+        return mean_scores(samples, self._score_batch)
 
-    def _scores(self, batch: Batch) -> dict[str, Tensor]:
+    def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]
-        back = self.reconstruct(images).float()
-        return {"mse": mse(back, images), "psnr": psnr(back, images), "ssim": ssim(back, images)}
+        reconstructed = self.reconstruct(images).float()
+        return {"mse": mse(reconstructed, images), "psnr": psnr(reconstructed, images), "ssim": ssim(reconstructed, images)}
 
     def encode(self, batch: Batch) -> Tensor:
         return self.encoder(batch["image"])
@@ -115,11 +115,11 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         return decoded(self.decode, along_units(codes[0], units, low, high, frames))
 
 
-def build_dense(shape: tuple[int, int, int], config: DenseAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
+def build_dense_autoencoder(shape: tuple[int, int, int], config: DenseAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
     """Return a dense encoder and the decoder that mirrors it."""
-    between = config.activation
-    encoder = image_encoder(shape, config.widths, between=between, last=config.latent_activation)
-    return encoder, image_decoder(shape, config.widths[::-1], between=between)
+    activation = config.activation
+    encoder = image_encoder(shape, config.widths, between=activation, last=config.latent_activation)
+    return encoder, image_decoder(shape, config.widths[::-1], between=activation)
 
 
 class DenoisingAutoencoder(Autoencoder):
@@ -130,12 +130,12 @@ class DenoisingAutoencoder(Autoencoder):
         noisy = self.corrupt(images)
         return {"reconstructions": rows(images, noisy.clamp(0, 1), self.reconstruct(noisy))}
 
-    def _scores(self, batch: Batch) -> dict[str, Tensor]:
+    def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]
         noisy = self.corrupt(images)
         scores = {"": self.reconstruct(noisy), "noisy_": noisy.clamp(0, 1), "clean_": self.reconstruct(images)}
         return {
-            f"{prefix}{metric.__name__}": metric(shown.float(), images)
-            for prefix, shown in scores.items()
+            f"{prefix}{metric.__name__}": metric(output.float(), images)
+            for prefix, output in scores.items()
             for metric in (mse, psnr, ssim)
         }

@@ -25,21 +25,21 @@ class ConvAutoencoderConfig(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        right = len(self.channels) == 3 and min(self.channels) > 0
-        require(right, "channels", self.channels, "give three positive numbers")
+        is_valid = len(self.channels) == 3 and min(self.channels) > 0
+        require(is_valid, "channels", self.channels, "give three positive numbers")
         require(self.latent > 0, "latent", self.latent, "use at least 1")
         for key in ("activation", "latent_activation"):
             value = getattr(self, key)
             require(value in ACTIVATIONS, key, value, f"choose one of {', '.join(ACTIVATIONS)}")
 
 
-def build_conv(shape: tuple[int, int, int], config: ConvAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
+def build_conv_autoencoder(shape: tuple[int, int, int], config: ConvAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
     """Return a convolutional encoder and the decoder that mirrors it."""
     layers = [
         ConvLayer(channels, kernel=3, stride=stride, padding=0)
         for channels, stride in zip(config.channels, STRIDES, strict=True)
     ]
-    between = config.activation
-    encoder = conv_encoder(shape, layers, [config.latent], between=between, last=config.latent_activation)
-    decoder = conv_decoder(shape, layers, [config.latent], norms=[False, False], between=between)
+    activation = config.activation
+    encoder = conv_encoder(shape, layers, [config.latent], between=activation, last=config.latent_activation)
+    decoder = conv_decoder(shape, layers, [config.latent], norms=[False, False], between=activation)
     return encoder, decoder

@@ -26,19 +26,19 @@ class ImageHistory(nn.Module):
         Until the history is full, new images are kept and returned. Nothing waits for the device.
         """
         capacity, images = len(self.images), gather_rows(images)
-        new, others = images[:capacity], images[capacity:]
-        following = self.count + torch.arange(len(new), device=images.device)
-        full = self.count >= capacity
-        coins = torch.rand(len(new), device=images.device) < 0.5
-        drawn = torch.randperm(capacity, device=images.device)[: len(new)]  # no slot twice
-        slots = torch.where(full, drawn, following % capacity)
+        new, remainder = images[:capacity], images[capacity:]
+        next_slots = self.count + torch.arange(len(new), device=images.device)
+        is_full = self.count >= capacity
+        should_swap = torch.rand(len(new), device=images.device) < 0.5
+        random_slots = torch.randperm(capacity, device=images.device)[: len(new)]  # no slot twice
+        slots = torch.where(is_full, random_slots, next_slots % capacity)
         old = self.images[slots]
-        swapped = _per_image(full & coins, images)
-        kept = _per_image(torch.where(full, coins, following < capacity), images)
-        self.images.index_copy_(0, slots, torch.where(kept, new.to(old.dtype), old))
+        is_swapped = _broadcast_per_image(is_full & should_swap, images)
+        is_stored = _broadcast_per_image(torch.where(is_full, should_swap, next_slots < capacity), images)
+        self.images.index_copy_(0, slots, torch.where(is_stored, new.to(old.dtype), old))
         self.count.add_(len(new)).clamp_(max=capacity)
-        return local_rows(torch.cat([torch.where(swapped, old.to(new.dtype), new), others]))
+        return local_rows(torch.cat([torch.where(is_swapped, old.to(new.dtype), new), remainder]))
 
 
-def _per_image(choices: Tensor, images: Tensor) -> Tensor:
+def _broadcast_per_image(choices: Tensor, images: Tensor) -> Tensor:
     return choices.view(-1, *[1] * (images.dim() - 1))

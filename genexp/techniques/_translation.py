@@ -32,24 +32,24 @@ class TranslationConfig:
         require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")
 
 
-def signed(images: Tensor) -> Tensor:
+def to_signed_range(images: Tensor) -> Tensor:
     """Return images in [0, 1] as the networks see them, in [-1, 1]."""
     return 2 * images - 1
 
 
-def unsigned(images: Tensor) -> Tensor:
+def to_unit_range(images: Tensor) -> Tensor:
     """Return a network's images as everyone else sees them, in [0, 1]."""
     return (images.float() + 1) / 2
 
 
-def before_and_after(*batches: Tensor) -> Tensor:
+def make_comparison_grid(*batches: Tensor) -> Tensor:
     """Return a picture with a row for each batch; grey ones gain channels where others have colours."""
     channels = max(batch.shape[1] for batch in batches)
     return rows(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
 
 
-def beliefs(game: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
+def discriminator_metrics(adversarial_loss: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
     """Return how real the discriminator takes real and translated images to be, where its scores say that."""
-    if game.belief is None:
+    if adversarial_loss.belief is None:
         return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
-    return detach_metrics(d_real=game.belief(real_scores).mean(), d_fake=game.belief(fake_scores).mean())
+    return detach_metrics(d_real=adversarial_loss.belief(real_scores).mean(), d_fake=adversarial_loss.belief(fake_scores).mean())

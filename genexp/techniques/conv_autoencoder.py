@@ -6,7 +6,7 @@ from torch import nn
 
 from genexp.technique import register
 from genexp.techniques._autoencoder import Autoencoder
-from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv
+from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv_autoencoder
 
 
 @register
@@ -17,4 +17,4 @@ class ConvAutoencoder(Autoencoder):
     name = "conv_autoencoder"
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
-        return build_conv(shape, self.config)
+        return build_conv_autoencoder(shape, self.config)

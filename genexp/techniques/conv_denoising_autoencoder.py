@@ -27,8 +27,8 @@ class ConvDenoisingConfig(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        right = len(self.channels) == 3 and min(self.channels) > 0
-        require(right, "channels", self.channels, "give three positive numbers")
+        is_valid = len(self.channels) == 3 and min(self.channels) > 0
+        require(is_valid, "channels", self.channels, "give three positive numbers")
         require(self.hidden > 0, "hidden", self.hidden, "use at least 1")
         require(self.latent > 0, "latent", self.latent, "use at least 1")
         choices = ", ".join(ACTIVATIONS)
@@ -52,13 +52,13 @@ class ConvDenoisingAutoencoder(DenoisingAutoencoder):
             ConvLayer(config.channels[1], kernel=3, stride=2, padding=1, norm=True),
             ConvLayer(config.channels[2], kernel=3, stride=2, padding=0),
         ]
-        widths, between = [config.hidden, config.latent], config.activation
-        encoder = conv_encoder(shape, layers, widths, between=between)
-        decoder = conv_decoder(shape, layers, widths[::-1], norms=[True, True], between=between)
+        widths, activation = [config.hidden, config.latent], config.activation
+        encoder = conv_encoder(shape, layers, widths, between=activation)
+        decoder = conv_decoder(shape, layers, widths[::-1], norms=[True, True], between=activation)
         return encoder, decoder
 
     def corrupt(self, images: Tensor) -> Tensor:
         return (images + self.config.noise * torch.randn_like(images)).clamp(0, 1)
 
-    def target(self, images: Tensor, seen: Tensor) -> Tensor:
+    def select_target(self, images: Tensor, seen: Tensor) -> Tensor:
         return seen if self.config.target == "noisy" else images

@@ -23,9 +23,9 @@ from genexp.networks.patchgan import patchgan
 from genexp.networks.resnet import resnet_generator
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 from genexp.techniques._image_history import ImageHistory
-from genexp.techniques._translation import TranslationConfig, before_and_after, beliefs, signed, unsigned
+from genexp.techniques._translation import TranslationConfig, make_comparison_grid, discriminator_metrics, to_signed_range, to_unit_range
 
-COMPARED = 32  # pixels a side at most, of the images whose distributions are compared
+MAX_COMPARED_PIXELS = 32  # pixels a side at most, of the images whose distributions are compared
 
 
 @dataclass
@@ -57,8 +57,8 @@ class CycleGAN(Technique, CanTranslate):
     def __init__(self, config: CycleGANConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.game = ADVERSARIAL_LOSSES[config.loss]
-        a, b = _image_shape(spec, "a"), _image_shape(spec, "b")
+        self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
+        a, b = _get_image_shape(spec, "a"), _get_image_shape(spec, "b")
         if a != b:
             raise ConfigError(
                 f"dataset={spec.name}: images of a are {a}, those of b {b}; model=cyclegan needs one shape"
@@ -67,7 +67,7 @@ class CycleGAN(Technique, CanTranslate):
         shape = (size[0], size[1])
         width, blocks = config.generator_width, config.blocks
         self.generators = nn.ModuleDict(
-            {way: resnet_generator(channels, channels, shape, width=width, blocks=blocks) for way in ("ab", "ba")}
+            {direction: resnet_generator(channels, channels, shape, width=width, blocks=blocks) for direction in ("ab", "ba")}
         )
         width, norm = config.discriminator_width, config.norm
         self.discriminators = nn.ModuleDict(
@@ -84,58 +84,58 @@ class CycleGAN(Technique, CanTranslate):
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        a, b = signed(batch["a"]), signed(batch["b"])
-        to_a, to_b = self.generators["ba"], self.generators["ab"]
+        a, b = to_signed_range(batch["a"]), to_signed_range(batch["b"])
+        generator_ba, generator_ab = self.generators["ba"], self.generators["ab"]
         # Instance norm sees each image by itself: what is to be changed and what is to be left go together.
-        fake_b, same_b = to_b(torch.cat([a, b])).split([len(a), len(b)])
-        fake_a, same_a = to_a(torch.cat([b, a])).split([len(b), len(a)])
-        cycle = F.l1_loss(to_a(fake_b), a) + F.l1_loss(to_b(fake_a), b)
-        identity = F.l1_loss(same_a, a) + F.l1_loss(same_b, b)
-        adversarial = self.game.generator(self.discriminators["a"](fake_a)) + self.game.generator(
+        fake_b, identity_b = generator_ab(torch.cat([a, b])).split([len(a), len(b)])
+        fake_a, identity_a = generator_ba(torch.cat([b, a])).split([len(b), len(a)])
+        cycle = F.l1_loss(generator_ba(fake_b), a) + F.l1_loss(generator_ab(fake_a), b)
+        identity = F.l1_loss(identity_a, a) + F.l1_loss(identity_b, b)
+        adversarial = self.adversarial_loss.generator(self.discriminators["a"](fake_a)) + self.adversarial_loss.generator(
             self.discriminators["b"](fake_b)
         )
         loss = adversarial + self.config.cycle_weight * cycle + self.config.identity_weight * identity
         return loss, detach_metrics(adversarial=adversarial, cycle=cycle, identity=identity)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        a, b = signed(batch["a"]), signed(batch["b"])
+        a, b = to_signed_range(batch["a"]), to_signed_range(batch["b"])
         with torch.no_grad():  # this loss must not teach the generators
             fake_a = self.history_a.exchange(self.generators["ba"](b))
             fake_b = self.history_b.exchange(self.generators["ab"](a))
-        judge_a, judge_b = self.discriminators["a"], self.discriminators["b"]
-        scores = (judge_a(a), judge_a(fake_a)), (judge_b(b), judge_b(fake_b))
-        loss = torch.stack([self.game.discriminator(real, fake) for real, fake in scores]).sum()
-        (real_a, unreal_a), (real_b, unreal_b) = scores
-        return loss, beliefs(self.game, torch.cat([real_a, real_b]), torch.cat([unreal_a, unreal_b]))
+        discriminator_a, discriminator_b = self.discriminators["a"], self.discriminators["b"]
+        scores = (discriminator_a(a), discriminator_a(fake_a)), (discriminator_b(b), discriminator_b(fake_b))
+        loss = torch.stack([self.adversarial_loss.discriminator(real, fake) for real, fake in scores]).sum()
+        (real_scores_a, fake_scores_a), (real_scores_b, fake_scores_b) = scores
+        return loss, discriminator_metrics(self.adversarial_loss, torch.cat([real_scores_a, real_scores_b]), torch.cat([fake_scores_a, fake_scores_b]))
 
-    def to_b(self, images: Tensor) -> Tensor:
+    def translate_to_b(self, images: Tensor) -> Tensor:
         """Return images of domain a (batch, channels, height, width) in [0, 1] as domain b would have them."""
-        return unsigned(self.generators["ab"](signed(images)))
+        return to_unit_range(self.generators["ab"](to_signed_range(images)))
 
-    def to_a(self, images: Tensor) -> Tensor:
+    def translate_to_a(self, images: Tensor) -> Tensor:
         """Return images of domain b as domain a would have them."""
-        return unsigned(self.generators["ba"](signed(images)))
+        return to_unit_range(self.generators["ba"](to_signed_range(images)))
 
     def translations(self) -> Sequence[Translation]:
-        return (Translation("a_to_b", "a", "b", self.to_b), Translation("b_to_a", "b", "a", self.to_a))
+        return (Translation("a_to_b", "a", "b", self.translate_to_b), Translation("b_to_a", "b", "a", self.translate_to_a))
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
-        small: dict[str, list[Tensor]] = {"a": [], "b": [], "fake_a": [], "fake_b": []}
-        scores = mean_scores(samples, lambda batch: self._scores(batch, small))
-        seen = {name: torch.cat(images) for name, images in small.items()}
-        distances = [sliced_wasserstein(seen[domain], seen[f"fake_{domain}"]) for domain in ("a", "b")]
+        thumbnails: dict[str, list[Tensor]] = {"a": [], "b": [], "fake_a": [], "fake_b": []}
+        scores = mean_scores(samples, lambda batch: self._score_batch(batch, thumbnails))
+        collected = {name: torch.cat(images) for name, images in thumbnails.items()}
+        distances = [sliced_wasserstein(collected[domain], collected[f"fake_{domain}"]) for domain in ("a", "b")]
         return {"domain_distance": float(torch.stack(distances).mean()), **scores}
 
-    def _scores(self, batch: Batch, small: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    def _score_batch(self, batch: Batch, thumbnails: dict[str, list[Tensor]]) -> dict[str, Tensor]:
         """Return how near images come back and stay, and to the truth where that is known; note small copies."""
         a, b = batch["a"], batch["b"]
-        fake_a, fake_b = self.to_a(b), self.to_b(a)
+        fake_a, fake_b = self.translate_to_a(b), self.translate_to_b(a)
         for name, images in (("a", a), ("b", b), ("fake_a", fake_a), ("fake_b", fake_b)):
             height, width = images.shape[-2:]
-            small[name].append(resized(images, (min(height, COMPARED), min(width, COMPARED))))
+            thumbnails[name].append(resized(images, (min(height, MAX_COMPARED_PIXELS), min(width, MAX_COMPARED_PIXELS))))
         scores = {
-            "cycle_l1": (_l1(self.to_a(fake_b), a) + _l1(self.to_b(fake_a), b)) / 2,
-            "identity_l1": (_l1(self.to_a(a), a) + _l1(self.to_b(b), b)) / 2,
+            "cycle_l1": (_l1(self.translate_to_a(fake_b), a) + _l1(self.translate_to_b(fake_a), b)) / 2,
+            "identity_l1": (_l1(self.translate_to_a(a), a) + _l1(self.translate_to_b(b), b)) / 2,
         }
         if "a_as_b" in batch:
             true_a, true_b = batch["b_as_a"], batch["a_as_b"]
@@ -145,15 +145,15 @@ class CycleGAN(Technique, CanTranslate):
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         a, b = examples["a"], examples["b"]
-        fake_a, fake_b = self.to_a(b), self.to_b(a)
+        fake_a, fake_b = self.translate_to_a(b), self.translate_to_b(a)
         return {
-            "a_to_b": before_and_after(a, fake_b, self.to_a(fake_b)),
-            "b_to_a": before_and_after(b, fake_a, self.to_b(fake_a)),
+            "a_to_b": make_comparison_grid(a, fake_b, self.translate_to_a(fake_b)),
+            "b_to_a": make_comparison_grid(b, fake_a, self.translate_to_b(fake_a)),
         }
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         a, b = examples["a"], examples["b"]
-        return {"before_after": before_and_after(a, self.to_b(a), b, self.to_a(b))}
+        return {"before_after": make_comparison_grid(a, self.translate_to_b(a), b, self.translate_to_a(b))}
 
 
 def _l1(images: Tensor, others: Tensor) -> Tensor:
@@ -161,6 +161,6 @@ def _l1(images: Tensor, others: Tensor) -> Tensor:
     return (images - others).abs().flatten(1).mean(1)
 
 
-def _image_shape(spec: DataSpec, stream: str) -> tuple[int, int, int]:
+def _get_image_shape(spec: DataSpec, stream: str) -> tuple[int, int, int]:
     channels, height, width = spec.shape(stream)
     return channels, height, width

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from genexp.technique import register
-from genexp.techniques._adversarial import ConvAdversarial, ConvAdversarialConfig
+from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 
 @register
-class Dcgan(ConvAdversarial):
+class DCGAN(BaseConvGAN):
     """Builds images up from 1×1 by transposed convolutions, and takes them down by strided ones."""
 
-    Config = ConvAdversarialConfig
+    Config = ConvGANConfig
     name = "dcgan"

@@ -26,37 +26,37 @@ from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, register, detach_metrics
 from genexp.techniques._autoencoder import Autoencoder
-from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv
+from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv_autoencoder
 
-LLOYD_ITERATIONS = 100  # at most, when k-means places the centres
-SHARES_RATE = 0.01  # of a batch in the moving average of the clusters' shares
-SHOWN = 25  # held-out images beside their reconstructions
+MAX_LLOYD_ITERATIONS = 100  # at most, when k-means places the centres
+SHARES_MOMENTUM = 0.01  # of a batch in the moving average of the clusters' shares
+MAX_PREVIEW_IMAGES = 25  # held-out images beside their reconstructions
 
 
-def memberships(codes: Tensor, centres: Tensor) -> Tensor:
+def soft_assignment(codes: Tensor, centers: Tensor) -> Tensor:
     """Return how far codes belong to centres, (batch, clusters), by Student's t (Xie et al. 2016, eq. 1)."""
-    closeness = 1 / (1 + (codes.unsqueeze(1) - centres).square().sum(2))
-    return closeness / closeness.sum(1, keepdim=True)
+    kernel = 1 / (1 + (codes.unsqueeze(1) - centers).square().sum(2))
+    return kernel / kernel.sum(1, keepdim=True)
 
 
-def hard_pull(codes: Tensor, centres: Tensor, settled: Tensor, shares: Tensor) -> Tensor:
+def hard_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
     """Return the mean squared distance of codes to the centres that are nearest to them when `settled`."""
-    return F.mse_loss(codes, centres[nearest_center(settled, centres)])
+    return F.mse_loss(codes, centers[nearest_center(eval_codes, centers)])
 
 
-def sharpened_pull(codes: Tensor, centres: Tensor, settled: Tensor, shares: Tensor) -> Tensor:
+def sharpened_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
     """Return KL(target ‖ memberships of codes), mean over the batch (Xie et al. 2016, eq. 2 and 3).
 
     The target is the memberships when `settled`, squared, and divided by the clusters' `shares` of all images:
     what belongs clearly is drawn most, and large clusters do not swallow small ones.
     """
     with torch.no_grad():
-        sharp = memberships(settled, centres).square() / shares
-        target = sharp / sharp.sum(1, keepdim=True)
-    return F.kl_div(memberships(codes, centres).log(), target, reduction="batchmean")
+        weights = soft_assignment(eval_codes, centers).square() / shares
+        target = weights / weights.sum(1, keepdim=True)
+    return F.kl_div(soft_assignment(codes, centers).log(), target, reduction="batchmean")
 
 
-PULLS = {"hard": hard_pull, "sharpened": sharpened_pull}
+CLUSTERING_LOSSES = {"hard": hard_assignment_loss, "sharpened": sharpened_assignment_loss}
 
 
 @dataclass
@@ -78,9 +78,9 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
         super().__post_init__()
         require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
         require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
-        require(self.pull in PULLS, "pull", self.pull, f"choose one of {', '.join(PULLS)}")
-        rises = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
-        require(rises, "alpha_ramp", self.alpha_ramp, "give two epochs, the first not after the second")
+        require(self.pull in CLUSTERING_LOSSES, "pull", self.pull, f"choose one of {', '.join(CLUSTERING_LOSSES)}")
+        is_ramp = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
+        require(is_ramp, "alpha_ramp", self.alpha_ramp, "give two epochs, the first not after the second")
         require(0 <= self.pretrain < 1, "pretrain", self.pretrain, "use a part of the run, 0 <= x < 1")
         require(0 <= self.zoom < 1, "zoom", self.zoom, "use a part of the size, 0 <= x < 1")
         for key in ("alpha", "degrees", "pixels"):
@@ -107,19 +107,19 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.class_names, self.train_size = spec.class_names, spec.train_size
         self.shares: Tensor
         self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
-        self.pull = PULLS[config.pull]
-        self.varies = bool(config.degrees or config.pixels or config.zoom)
-        self.centres = nn.Parameter(torch.rand(config.clusters, config.latent))
+        self.clustering_loss = CLUSTERING_LOSSES[config.pull]
+        self.should_augment = bool(config.degrees or config.pixels or config.zoom)
+        self.centers = nn.Parameter(torch.rand(config.clusters, config.latent))
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
-        encoder, decoder = build_conv(shape, self.config)
+        encoder, decoder = build_conv_autoencoder(shape, self.config)
         assert isinstance(encoder, nn.Sequential)
         if self.config.latent_norm:
             # Without it latents come nearest to their centres by shrinking, all of them to one point.
             encoder.append(nn.BatchNorm1d(self.config.latent, affine=False))
         return encoder, decoder
 
-    def settled(self, images: Tensor) -> Tensor:
+    def encode_in_eval_mode(self, images: Tensor) -> Tensor:
         """Return the latents (batch, latent) of images as in evaluation: whatever other images there are."""
         if not self.config.latent_norm:
             return self.encoder(images)
@@ -131,7 +131,7 @@ class DeepKMeans(Autoencoder, CanCluster):
 
     def phases(self) -> tuple[Phase, ...]:
         return (
-            ClosedFormPhase("centres", self.place_centres, is_full_batch=True, is_active=self.pretraining_ended),
+            ClosedFormPhase("centres", self.fit_centers, is_full_batch=True, is_active=self.is_pretraining_finished),
             GradientPhase("deep_kmeans", self, self.loss),
         )
 
@@ -140,15 +140,15 @@ class DeepKMeans(Autoencoder, CanCluster):
         epochs = clock.total_steps / clock.steps_per_epoch
         return round(self.config.pretrain * epochs) * clock.steps_per_epoch
 
-    def pretraining_ended(self, clock: Clock) -> bool:
+    def is_pretraining_finished(self, clock: Clock) -> bool:
         """Return whether pretraining was over with the step before this one."""
         return 0 < self.pretraining_steps(clock) == clock.step - 1
 
     def alpha(self, clock: Clock) -> float:
         """Return the weight of the distance to the centres."""
-        return self.config.alpha * self.rise(clock)
+        return self.config.alpha * self.alpha_ramp_fraction(clock)
 
-    def rise(self, clock: Clock) -> float:
+    def alpha_ramp_fraction(self, clock: Clock) -> float:
         """Return which part of that weight is reached."""
         if clock.step <= self.pretraining_steps(clock):
             return 0.0
@@ -156,59 +156,59 @@ class DeepKMeans(Autoencoder, CanCluster):
         width = max(end - begin, 1)
         return min(max(clock.epoch - begin, 1), width) / width
 
-    def place_centres(self, samples: Batches, clock: Clock) -> Metrics:
+    def fit_centers(self, samples: Batches, clock: Clock) -> Metrics:
         """Move the centres to where k-means finds them among the latents of the training split."""
-        codes = [self.settled(batch["image"]) for batch in samples]
-        starts = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
-        centres, _ = fit(codes, self.train_size, starts, LLOYD_ITERATIONS)
-        self.centres.copy_(centres)
+        codes = [self.encode_in_eval_mode(batch["image"]) for batch in samples]
+        initial_centers = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
+        centers, _ = fit(codes, self.train_size, initial_centers, MAX_LLOYD_ITERATIONS)
+        self.centers.copy_(centers)
         return {}
 
-    def varied(self, images: Tensor) -> Tensor:
+    def augment(self, images: Tensor) -> Tensor:
         """Return `images` turned, shifted and scaled at random, as far as the config says."""
         config = self.config
-        if not self.varies:
+        if not self.should_augment:
             return images
         return jitter(images, degrees=config.degrees, pixels=config.pixels, zoom=config.zoom)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
-        codes = self.encoder(self.varied(images))
+        codes = self.encoder(self.augment(images))
         # The image as it is, however it was shown: latents need not tell where and how it lay.
         reconstruction = self.loss_function(self.decoder(codes), images)
-        if not self.rise(clock):
+        if not self.alpha_ramp_fraction(clock):
             return reconstruction, detach_metrics(reconstruction=reconstruction)
         with torch.no_grad():  # the assignment is no part of the gradient
-            settled = promote_to_float32(self.settled(images))
-            clusters = nearest_center(settled, self.centres)
-            self.shares.lerp_(batch_mean(memberships(settled, self.centres)), SHARES_RATE)
-            used = batch_mean(F.one_hot(clusters, len(self.centres)).to(codes)).count_nonzero()
-        distance = self.pull(codes, self.centres, settled, self.shares)
+            eval_codes = promote_to_float32(self.encode_in_eval_mode(images))
+            clusters = nearest_center(eval_codes, self.centers)
+            self.shares.lerp_(batch_mean(soft_assignment(eval_codes, self.centers)), SHARES_MOMENTUM)
+            used = batch_mean(F.one_hot(clusters, len(self.centers)).to(codes)).count_nonzero()
+        distance = self.clustering_loss(codes, self.centers, eval_codes, self.shares)
         loss = reconstruction + self.alpha(clock) * distance
         return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centres_used=used)
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the nearest centre of each sample: int64 (batch,)."""
-        return nearest_center(self.encode(batch), self.centres)
+        return nearest_center(self.encode(batch), self.centers)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         pairs: list[tuple[Tensor, Tensor]] = []  # of labels and clusters
-        scores = mean_scores(samples, lambda batch: self._judge(batch, pairs))
+        scores = mean_scores(samples, lambda batch: self._score_batch(batch, pairs))
         if not pairs:
             return scores
         labels, clusters = (torch.cat(part) for part in zip(*pairs, strict=True))
         return {**scores, **clustering_scores(labels, clusters)}
 
-    def _judge(self, batch: Batch, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _score_batch(self, batch: Batch, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         images = batch["image"]
         codes = self.encode(batch)
-        clusters = nearest_center(codes, self.centres)
+        clusters = nearest_center(codes, self.centers)
         if "label" in batch:
             pairs.append((batch["label"], clusters))
         logits = self.decoder(codes)
-        distance = (codes - self.centres[clusters]).square().mean(1)
-        each = torch.vmap(self.loss_function)(logits, images)
-        return {"loss": each + self.config.alpha * distance, "mse": mse(logits.sigmoid(), images)}
+        distance = (codes - self.centers[clusters]).square().mean(1)
+        losses = torch.vmap(self.loss_function)(logits, images)
+        return {"loss": losses + self.config.alpha * distance, "mse": mse(logits.sigmoid(), images)}
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         used, clusters = metrics.get("centres_used", float("inf")), self.config.clusters
@@ -220,19 +220,19 @@ class DeepKMeans(Autoencoder, CanCluster):
         )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        images = examples["image"][:SHOWN]
+        images = examples["image"][:MAX_PREVIEW_IMAGES]
         pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)  # each beside its own
-        centres = self.decode(self.centres)
+        centers = self.decode(self.centers)
         return {
             "reconstructions": tile(pairs, columns=10),
-            "centres": tile(centres, columns=min(10, len(centres))),
+            "centres": tile(centers, columns=min(10, len(centers))),
         }
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         codes = self.encode(examples)
         if len(codes) < 3:
             return {}
-        groups = examples.get("label", nearest_center(codes, self.centres))
+        groups = examples.get("label", nearest_center(codes, self.centers))
         return {
             "tsne": draw_clusters(embedded(codes), groups, names=self.class_names if "label" in examples else ())
         }

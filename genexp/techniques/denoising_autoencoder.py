@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genexp.config import require
 from genexp.technique import register
-from genexp.techniques._autoencoder import DenoisingAutoencoder, DenseAutoencoderConfig, build_dense
+from genexp.techniques._autoencoder import DenoisingAutoencoder, DenseAutoencoderConfig, build_dense_autoencoder
 
 
 @dataclass
@@ -31,7 +31,7 @@ class DenseDenoisingAutoencoder(DenoisingAutoencoder):
     name = "denoising_autoencoder"
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
-        return build_dense(shape, self.config)
+        return build_dense_autoencoder(shape, self.config)
 
     def corrupt(self, images: Tensor) -> Tensor:
         return images + self.config.noise * torch.randn_like(images)

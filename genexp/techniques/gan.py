@@ -10,11 +10,11 @@ from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.networks.gan import dense_discriminator, dense_generator
 from genexp.technique import register
-from genexp.techniques._adversarial import Adversarial, AdversarialConfig
+from genexp.techniques._adversarial import BaseGAN, BaseGANConfig
 
 
 @dataclass
-class GanConfig(AdversarialConfig):
+class GANConfig(BaseGANConfig):
     """conf/model/gan.yaml."""
 
     hidden: list[int]  # widths of the generator's hidden layers; the discriminator mirrors them
@@ -29,10 +29,10 @@ class GanConfig(AdversarialConfig):
 
 
 @register
-class Gan(Adversarial):
+class GAN(BaseGAN):
     """128→256→512→1024→784 against 784→1024→512→256→1, for 28×28 images at the reference's widths."""
 
-    Config = GanConfig
+    Config = GANConfig
     name = "gan"
 
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:

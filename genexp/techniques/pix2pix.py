@@ -19,7 +19,7 @@ from genexp.networks.gan import initialise
 from genexp.networks.patchgan import patchgan
 from genexp.networks.unet import UNet
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
-from genexp.techniques._translation import TranslationConfig, before_and_after, beliefs, signed, unsigned
+from genexp.techniques._translation import TranslationConfig, make_comparison_grid, discriminator_metrics, to_signed_range, to_unit_range
 
 
 @dataclass
@@ -47,14 +47,14 @@ class Pix2Pix(Technique, CanTranslate):
     def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.game = ADVERSARIAL_LOSSES[config.loss]
-        inputs, height, width = spec.shape("input")
-        outputs, *_ = spec.shape("target")
+        self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
+        in_channels, height, width = spec.shape("input")
+        out_channels, *_ = spec.shape("target")
         size, norm = (height, width), config.norm
         self.generator = UNet(
-            inputs, outputs, size, width=config.generator_width, norm=norm, dropout=config.dropout
+            in_channels, out_channels, size, width=config.generator_width, norm=norm, dropout=config.dropout
         )
-        self.discriminator = patchgan(inputs + outputs, size, width=config.discriminator_width, norm=norm)
+        self.discriminator = patchgan(in_channels + out_channels, size, width=config.discriminator_width, norm=norm)
         if config.init_std is not None:
             initialise(self, config.init_std)
 
@@ -65,45 +65,45 @@ class Pix2Pix(Technique, CanTranslate):
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        given, truth = signed(batch["input"]), signed(batch["target"])
-        made = self.generator(given)
-        adversarial = self.game.generator(self.score(given, made))
-        distance = F.l1_loss(made, truth)
+        inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
+        fake = self.generator(inputs)
+        adversarial = self.adversarial_loss.generator(self.score(inputs, fake))
+        distance = F.l1_loss(fake, target)
         return adversarial + self.config.l1_weight * distance, detach_metrics(adversarial=adversarial, l1=distance / 2)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        given, truth = signed(batch["input"]), signed(batch["target"])
+        inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
         with torch.no_grad():  # this loss must not teach the generator
-            made = self.generator(given)
+            fake = self.generator(inputs)
         # Apart: batch norm over a mixture would tell the two by its statistics.
-        real_scores, fake_scores = self.score(given, truth), self.score(given, made)
-        return self.game.discriminator(real_scores, fake_scores), beliefs(self.game, real_scores, fake_scores)
+        real_scores, fake_scores = self.score(inputs, target), self.score(inputs, fake)
+        return self.adversarial_loss.discriminator(real_scores, fake_scores), discriminator_metrics(self.adversarial_loss, real_scores, fake_scores)
 
-    def score(self, given: Tensor, images: Tensor) -> Tensor:
+    def score(self, inputs: Tensor, images: Tensor) -> Tensor:
         """Return how real each patch of `images` is for its input: (batch, 1, rows, columns)."""
-        return self.discriminator(torch.cat([given, images], dim=1))
+        return self.discriminator(torch.cat([inputs, images], dim=1))
 
     def translate(self, images: Tensor) -> Tensor:
         """Return the translations of images (batch, channels, height, width) in [0, 1], of the same size."""
-        return unsigned(self.generator(signed(images)))
+        return to_unit_range(self.generator(to_signed_range(images)))
 
     def translations(self) -> Sequence[Translation]:
         return (Translation("translated", "input", "target", self.translate),)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
-        return mean_scores(samples, self._scores)
+        return mean_scores(samples, self._score_batch)
 
-    def _scores(self, batch: Batch) -> dict[str, Tensor]:
-        made, truth = self.translate(batch["input"]), batch["target"]
+    def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
+        translated, target = self.translate(batch["input"]), batch["target"]
         return {
-            "l1": (made - truth).abs().flatten(1).mean(1),
-            "ssim": ssim(made, truth),
-            "psnr": psnr(made, truth),
+            "l1": (translated - target).abs().flatten(1).mean(1),
+            "ssim": ssim(translated, target),
+            "psnr": psnr(translated, target),
         }
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        given = examples["input"]
-        return {"translations": before_and_after(given, self.translate(given), examples["target"])}
+        inputs = examples["input"]
+        return {"translations": make_comparison_grid(inputs, self.translate(inputs), examples["target"])}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         return {"before_after": self.preview(examples)["translations"]}

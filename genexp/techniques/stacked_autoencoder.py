@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from genexp.technique import register
-from genexp.techniques._autoencoder import Autoencoder, DenseAutoencoderConfig, build_dense
+from genexp.techniques._autoencoder import Autoencoder, DenseAutoencoderConfig, build_dense_autoencoder
 
 
 @register
@@ -16,4 +16,4 @@ class StackedAutoencoder(Autoencoder):
     name = "stacked_autoencoder"
 
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
-        return build_dense(shape, self.config)
+        return build_dense_autoencoder(shape, self.config)

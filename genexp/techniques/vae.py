@@ -22,12 +22,12 @@ from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 
-SAMPLES = 64  # prior samples in a picture
-AT_ONCE = 20  # latents of each image that the likelihood's estimate decodes together
+PREVIEW_SAMPLES = 64  # prior samples in a picture
+LATENTS_PER_CHUNK = 20  # latents of each image that the likelihood's estimate decodes together
 
 
 @dataclass
-class VaeConfig:
+class VAEConfig:
     """conf/model/vae.yaml."""
 
     hidden: list[int]  # widths of the encoder's layers; the decoder mirrors them
@@ -50,19 +50,19 @@ class VaeConfig:
 class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood):
     """Encodes an image to a Gaussian over latents, and decodes latents to Bernoulli pixels."""
 
-    Config = VaeConfig
+    Config = VAEConfig
     name = "vae"
     objective = "negative_elbo"
     example_count = 8
 
-    def __init__(self, config: VaeConfig, spec: DataSpec) -> None:
+    def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config, self.has_free_bits = config, config.free_bits > 0
-        shape, hidden, between = spec.image_shape, config.hidden, config.activation
-        self.encoder = image_encoder(shape, hidden, between=between, last=between)
+        shape, hidden, activation = spec.image_shape, config.hidden, config.activation
+        self.encoder = image_encoder(shape, hidden, between=activation, last=activation)
         self.mean = nn.Linear(hidden[-1], config.latent)
         self.log_variance = nn.Linear(hidden[-1], config.latent)
-        self.decoder = image_decoder(shape, [config.latent, *hidden[::-1]], between=between)
+        self.decoder = image_decoder(shape, [config.latent, *hidden[::-1]], between=activation)
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (GradientPhase("vae", self, self.loss),)
@@ -79,8 +79,8 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
         logits = self.decoder(gaussian_sample(mean, log_variance))
         reconstruction = -bernoulli_log_likelihood(logits, images).mean()
         kl_per_unit = batch_mean(gaussian_kl(mean, log_variance))  # (latent,)
-        counted = kl_per_unit.clamp(min=self.config.free_bits) if self.has_free_bits else kl_per_unit
-        loss = reconstruction + self.kl_weight(clock) * counted.sum()
+        clamped_kl = kl_per_unit.clamp(min=self.config.free_bits) if self.has_free_bits else kl_per_unit
+        loss = reconstruction + self.kl_weight(clock) * clamped_kl.sum()
         return loss, detach_metrics(reconstruction=reconstruction, kl=kl_per_unit.sum())
 
     def kl_weight(self, clock: Clock) -> float:
@@ -102,39 +102,39 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
         return self.decode(self.posterior(images)[0])
 
     def log_likelihood(self, images: Tensor, samples: int) -> Tensor:
-        def evidence(images: Tensor, latents: Tensor) -> Tensor:
+        def decoder_log_likelihood(images: Tensor, latents: Tensor) -> Tensor:
             return bernoulli_log_likelihood(self.decoder(latents), images)
 
-        return importance_log_likelihood(self.posterior, evidence, images, samples=samples, chunk=AT_ONCE)
+        return importance_log_likelihood(self.posterior, decoder_log_likelihood, images, samples=samples, chunk=LATENTS_PER_CHUNK)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         means: list[Tensor] = []
-        scores = mean_scores(samples, lambda batch: self._scores(batch["image"], means))
+        scores = mean_scores(samples, lambda batch: self._score_batch(batch["image"], means))
         return {**scores, "active_units": float(active_units(torch.cat(means)))}
 
-    def _scores(self, images: Tensor, means: list[Tensor]) -> dict[str, Tensor]:
+    def _score_batch(self, images: Tensor, means: list[Tensor]) -> dict[str, Tensor]:
         mean, log_variance = self.posterior(images)
         means.append(mean.float())
         reconstruction = -bernoulli_log_likelihood(self.decoder(gaussian_sample(mean, log_variance)), images)
         kl = gaussian_kl(mean, log_variance).sum(1)
-        back = self.decode(mean).float()
+        reconstructed = self.decode(mean).float()
         return {
             "negative_elbo": reconstruction + kl,
             "reconstruction": reconstruction,
             "kl": kl,
-            "psnr": psnr(back, images),
-            "ssim": ssim(back, images),
+            "psnr": psnr(reconstructed, images),
+            "ssim": ssim(reconstructed, images),
         }
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         # The samples first: seeded alike for each preview, their noise is the same from one frame to the next.
-        samples = tile(self.sample(SAMPLES), columns=8)
+        samples = tile(self.sample(PREVIEW_SAMPLES), columns=8)
         images = examples["image"]
         return {"samples": samples, "reconstructions": rows(images, self.reconstruct(images))}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         return {
-            "prior_samples": tile(self.sample(SAMPLES), columns=8),
+            "prior_samples": tile(self.sample(PREVIEW_SAMPLES), columns=8),
             "interpolation": film(self.interpolate(examples, FRAMES)),
             "traversal": film(self.traverse(examples, FRAMES)),
         }
@@ -149,5 +149,5 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
         """
         mean, log_variance = self.posterior(examples["image"])
         units = gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices
-        edge = torch.full_like(mean[0, units], 3)
-        return decoded(self.decode, along_units(mean[0], units, -edge, edge, frames))
+        limit = torch.full_like(mean[0, units], 3)
+        return decoded(self.decode, along_units(mean[0], units, -limit, limit, frames))

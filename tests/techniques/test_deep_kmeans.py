@@ -15,7 +15,7 @@ from genexp.data.dataset import DataSpec
 from genexp.images.augment import jitter
 from genexp.images.scatter import embedded
 from genexp.technique import Batch, Clock
-from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, memberships, sharpened_pull
+from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, soft_assignment, sharpened_assignment_loss
 from tests.support.command import genexp, in_folder, metrics, status
 from tests.support.compose import composed
 
@@ -94,7 +94,7 @@ def test_the_assignment_is_no_part_of_the_gradient() -> None:
 
 def test_memberships_are_shares_of_one_and_largest_at_the_nearest_centre() -> None:
     codes, centres = torch.randn(20, 4), torch.randn(5, 4)
-    belongs = memberships(codes, centres)
+    belongs = soft_assignment(codes, centres)
     torch.testing.assert_close(belongs.sum(1), torch.ones(20))
     assert torch.equal(belongs.argmax(1), torch.cdist(codes, centres).argmin(1))
 
@@ -102,11 +102,11 @@ def test_memberships_are_shares_of_one_and_largest_at_the_nearest_centre() -> No
 def test_a_sharpened_pull_leads_to_the_nearer_centre_and_spares_the_smaller_cluster() -> None:
     centres = torch.tensor([[0.0], [4.0]])
     code = torch.tensor([[1.0]], requires_grad=True)
-    sharpened_pull(code, centres, code.detach(), torch.tensor([0.5, 0.5])).backward()
+    sharpened_assignment_loss(code, centres, code.detach(), torch.tensor([0.5, 0.5])).backward()
     assert code.grad is not None
     assert code.grad.item() > 0, "descent does not lead to the nearer centre"
     middle = torch.tensor([[2.0]], requires_grad=True)
-    sharpened_pull(middle, centres, middle.detach(), torch.tensor([0.9, 0.1])).backward()
+    sharpened_assignment_loss(middle, centres, middle.detach(), torch.tensor([0.9, 0.1])).backward()
     assert middle.grad is not None
     assert middle.grad.item() < 0, "descent does not lead to the smaller cluster"
 

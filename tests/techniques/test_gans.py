@@ -23,8 +23,8 @@ from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
 from genexp.networks.gan import dense_discriminator, dense_generator
 from genexp.technique import Clock, Technique, find_technique
-from genexp.techniques._adversarial import Adversarial, slerp
-from genexp.techniques.cgan import ConditionalGan
+from genexp.techniques._adversarial import BaseGAN, slerp
+from genexp.techniques.cgan import ConditionalGAN
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 from tests.support.command import TINY, genexp, in_folder, metrics, status
@@ -52,7 +52,7 @@ def composed(*overrides: str) -> dict[str, Any]:
     return {str(key): value for key, value in cfg.items()}
 
 
-def built(name: str, shape: tuple[int, int, int] = GREY, *overrides: str, classes: int = 10) -> Adversarial:
+def built(name: str, shape: tuple[int, int, int] = GREY, *overrides: str, classes: int = 10) -> BaseGAN:
     """Return the technique `name` as its YAML has it, made small."""
     small = (*SMALL, "model.hidden=[12,16]") if name == "gan" else (*SMALL, *NARROW)
     values = dict(composed(f"model={name}", *small, *overrides)["model"])
@@ -62,7 +62,7 @@ def built(name: str, shape: tuple[int, int, int] = GREY, *overrides: str, classe
     spec = DataSpec("test", shapes, 100, tuple(f"class {index}" for index in range(classes)))
     torch.manual_seed(0)
     technique: Technique = cls(bind(cls.Config, values, "model"), spec)
-    assert isinstance(technique, Adversarial)
+    assert isinstance(technique, BaseGAN)
     return technique
 
 
@@ -268,7 +268,7 @@ def test_pictures_are_the_same_until_the_generator_moves(name: str) -> None:
 
 def test_a_conditional_grid_has_one_class_a_row() -> None:
     technique = built("cgan").eval()
-    assert isinstance(technique, ConditionalGan)
+    assert isinstance(technique, ConditionalGAN)
     asked: list[Tensor] = []
     technique.generator.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
     with torch.no_grad():
@@ -286,9 +286,9 @@ def test_the_label_changes_what_is_made_and_how_it_is_scored() -> None:
     other = {**data, "label": (data["label"] + 1) % 10}
     with torch.no_grad():
         torch.manual_seed(0)
-        made = technique.fakes(data)
+        made = technique.generate(data)
         torch.manual_seed(0)
-        assert not torch.equal(made, technique.fakes(other))
+        assert not torch.equal(made, technique.generate(other))
         assert not torch.equal(technique.score(made, data), technique.score(made, other))
 
 

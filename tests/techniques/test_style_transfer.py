@@ -23,7 +23,7 @@ from genexp.networks.frozen import FrozenConv2d
 from genexp.networks.vgg import LAYERS, URL, Vgg19, imagenet_weights, weights_from
 from genexp.run_dir.checkpoint import numbered_checkpoints
 from genexp.technique import Clock
-from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, confined, gram
+from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 from tests.support.command import assert_same_run, genexp, in_folder, metrics, status
@@ -108,7 +108,7 @@ def test_of_two_layers_looked_at_only_the_convolution_is_kept_for_gradients() ->
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        seen = [(name, gram(features)) for name, features in network(torch.rand(1, 3, 20, 24, requires_grad=True))]
+        seen = [(name, gram_matrix(features)) for name, features in network(torch.rand(1, 3, 20, 24, requires_grad=True))]
     assert [name for name, _ in seen] == ["conv_1", "conv_2"]
     assert len(kept) == 2
 
@@ -222,21 +222,21 @@ def test_random_weights_are_labelled(tmp_path: Path) -> None:
 def test_gram_is_divided_by_all_its_places() -> None:
     features = torch.randn(1, 5, 3, 4)
     flat = features.view(5, 12)
-    torch.testing.assert_close(gram(features)[0], flat @ flat.T / (1 * 5 * 3 * 4))
+    torch.testing.assert_close(gram_matrix(features)[0], flat @ flat.T / (1 * 5 * 3 * 4))
 
 
 def test_gram_and_its_gradient_keep_the_order_of_channels() -> None:
     features = torch.rand(1, 5, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     last = features.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    plain, other = (torch.autograd.grad(gram(maps).square().sum(), maps)[0] for maps in (features, last))
-    torch.testing.assert_close(gram(last), gram(features))
+    plain, other = (torch.autograd.grad(gram_matrix(maps).square().sum(), maps)[0] for maps in (features, last))
+    torch.testing.assert_close(gram_matrix(last), gram_matrix(features))
     torch.testing.assert_close(other, plain)
     assert other.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradient_of_the_confined_never_leads_away() -> None:
     values = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
-    image = confined(values)
+    image = clamp_keep_gradient(values)
     assert image.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
     (image * torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])).sum().backward()
     assert values.grad is not None

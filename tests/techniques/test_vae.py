@@ -14,7 +14,7 @@ from genexp.config import bind
 from genexp.data.dataset import DataSpec
 from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
 from genexp.technique import Clock
-from genexp.techniques.vae import VaeConfig, VariationalAutoencoder
+from genexp.techniques.vae import VAEConfig, VariationalAutoencoder
 from tests.support.command import assert_same
 from tests.support.compose import composed
 from tests.support.digits import digits, mean_image_mse, scored, trained
@@ -30,7 +30,7 @@ def vae(**changes: Any) -> VariationalAutoencoder:
     small = {"hidden": [16], "latent": 4, "kl_warmup_epochs": 0.0, **changes}
     settings = {str(key): value for key, value in node.items() if key not in ("name", "recipe")} | small
     torch.manual_seed(0)
-    return VariationalAutoencoder(bind(VaeConfig, settings, "model"), DataSpec("made up", {"image": SHAPE}, 100))
+    return VariationalAutoencoder(bind(VAEConfig, settings, "model"), DataSpec("made up", {"image": SHAPE}, 100))
 
 
 @pytest.fixture
