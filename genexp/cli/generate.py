@@ -23,8 +23,8 @@ from genexp.capabilities import (
 from genexp.cli.input_images import find_inputs, read_inputs
 from genexp.cli.outputs import SHOWN_CHANGES, changes, write_image, write_picture, write_walk
 from genexp.errors import ConfigError
-from genexp.images.grid import tile
-from genexp.images.latent_walks import FRAMES
+from genexp.images.grid import make_grid
+from genexp.images.latent_walks import WALK_FRAMES
 from genexp.runs.load import FinishedRun
 from genexp.technique import Batch, Technique
 
@@ -79,7 +79,7 @@ def samples(order: Order) -> list[Path]:
             shown.append(images)
         for index, image in enumerate(images, start):
             write_image(order.folder / "samples" / f"seed{order.seed}-{index:05d}.png", image)
-    picture = tile(torch.cat(shown)[:SHOWN_SAMPLES], SAMPLE_COLUMNS)
+    picture = make_grid(torch.cat(shown)[:SHOWN_SAMPLES], SAMPLE_COLUMNS)
     return [write_picture(order.folder / "samples.png", picture), order.folder / "samples"]
 
 
@@ -108,7 +108,7 @@ def interpolation(order: Order) -> list[Path]:
     if len(next(iter(batch.values()))) < 2:
         raise ConfigError("an interpolation needs two images or more: raise --count, or give a folder as --input")
     with run.looking("interpolation", seed=order.seed):
-        images = run.technique.interpolate(batch, FRAMES)
+        images = run.technique.interpolate(batch, WALK_FRAMES)
     return write_walk(order.folder, "interpolation", images)
 
 
@@ -120,7 +120,7 @@ def traversal(order: Order) -> list[Path]:
         batch = run.examples(DIRECTION_EXAMPLES)
         if order.input is not None:
             batch = {"image": torch.cat([order.batch(1)["image"], batch["image"]])}
-        images = run.technique.traverse(batch, FRAMES)
+        images = run.technique.traverse(batch, WALK_FRAMES)
     return write_walk(order.folder, "traversal", images[:, : order.count])
 
 

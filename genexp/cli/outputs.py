@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genexp.images.grid import BACKGROUND, tile
-from genexp.images.latent_walks import film, strip
+from genexp.images.grid import PAD_VALUE, make_grid
+from genexp.images.latent_walks import make_animation, make_filmstrip
 from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.images import enlarged, png, to_image
 from genexp.training.trainer import to_uint8
@@ -24,20 +24,20 @@ def changes(*batches: Tensor) -> Tensor:
     for parts in zip(*(batch[:SHOWN_CHANGES].float().split(COLUMNS) for batch in batches), strict=True):
         columns = min(COLUMNS, len(batches[0]))
         blocks += [_filled(part.expand(-1, channels, -1, -1), columns) for part in parts]
-    return tile(torch.cat(blocks), len(blocks[0]))
+    return make_grid(torch.cat(blocks), len(blocks[0]))
 
 
 def _filled(images: Tensor, count: int) -> Tensor:
     """Return `images` with as many blank ones behind them as make `count`."""
-    blank = images.new_full((count - len(images), *images.shape[1:]), BACKGROUND)
+    blank = images.new_full((count - len(images), *images.shape[1:]), PAD_VALUE)
     return torch.cat([images, blank])
 
 
 def write_walk(folder: Path, name: str, images: Tensor) -> list[Path]:
     """Write images (frames, paths, c, h, w) as a picture with a path a row, and as an animation."""
     picture, animation = folder / f"{name}.png", folder / f"{name}.gif"
-    write_picture(picture, strip(images))
-    write_gif(animation, to_uint8(film(images)), FRAME_TIME)
+    write_picture(picture, make_filmstrip(images))
+    write_gif(animation, to_uint8(make_animation(images)), FRAME_TIME)
     return [picture, animation]
 
 

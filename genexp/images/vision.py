@@ -15,7 +15,7 @@ def _declare_missing_operators() -> torch.library.Library | None:
     return library
 
 
-_KEPT_ALIVE = _declare_missing_operators()  # the operators vanish with this object
+_OPERATOR_LIBRARY = _declare_missing_operators()  # the operators vanish with this object
 
 import torchvision  # noqa: E402
 

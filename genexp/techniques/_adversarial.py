@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from genexp.capabilities import CanInterpolate, CanSample
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
-from genexp.images.grid import tile
-from genexp.images.latent_walks import film
+from genexp.images.grid import make_grid
+from genexp.images.latent_walks import make_animation
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
@@ -161,13 +161,13 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return torch.stack([self.generate_from_noise(slerp(start, end, fraction)) for fraction in torch.linspace(0, 1, frames).tolist()])
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        return {"samples": tile(self.generate_from_noise(self.fixed_noise), columns=8)}
+        return {"samples": make_grid(self.generate_from_noise(self.fixed_noise), columns=8)}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         keypoints = self.fixed_noise.unflatten(0, (INTERPOLATION_KEYPOINTS, -1))  # (stations, images, latent)
         segments = zip(keypoints, keypoints.roll(-1, dims=0), strict=True)
         walk = torch.cat([self._interpolate_noise(start, end, FRAMES_PER_SEGMENT) for start, end in segments])
-        return {"generated": self.preview(examples)["samples"], "interpolation": film(walk)}
+        return {"generated": self.preview(examples)["samples"], "interpolation": make_animation(walk)}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare() comes first"

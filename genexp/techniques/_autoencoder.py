@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from genexp.capabilities import CanInterpolate, CanReconstruct, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.images.grid import rows
-from genexp.images.latent_walks import along_units, between, decoded
+from genexp.images.grid import make_row_grid
+from genexp.images.latent_walks import traverse_units, interpolate_codes, decode_frames
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
@@ -88,7 +88,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
-        return {"reconstructions": rows(images, self.reconstruct(images))}
+        return {"reconstructions": make_row_grid(images, self.reconstruct(images))}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         return mean_scores(samples, self._score_batch)
@@ -102,7 +102,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         return self.encoder(batch["image"])
 
     def interpolate(self, examples: Batch, frames: int) -> Tensor:
-        return decoded(self.decode, between(self.encode(examples), frames))
+        return decode_frames(self.decode, interpolate_codes(self.encode(examples), frames))
 
     def traverse(self, examples: Batch, frames: int) -> Tensor:
         """Return images (frames, units, c, h, w): each unit goes from its least to its greatest value.
@@ -112,7 +112,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         codes = self.encode(examples)
         units = codes.std(0, correction=0).topk(min(8, codes.shape[1])).indices
         low, high = codes.amin(0)[units], codes.amax(0)[units]
-        return decoded(self.decode, along_units(codes[0], units, low, high, frames))
+        return decode_frames(self.decode, traverse_units(codes[0], units, low, high, frames))
 
 
 def build_dense_autoencoder(shape: tuple[int, int, int], config: DenseAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
@@ -128,7 +128,7 @@ class DenoisingAutoencoder(Autoencoder):
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
         noisy = self.corrupt(images)
-        return {"reconstructions": rows(images, noisy.clamp(0, 1), self.reconstruct(noisy))}
+        return {"reconstructions": make_row_grid(images, noisy.clamp(0, 1), self.reconstruct(noisy))}
 
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]

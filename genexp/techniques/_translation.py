@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from genexp.config import require
-from genexp.images.grid import rows
+from genexp.images.grid import make_row_grid
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss
 from genexp.networks.patchgan import NORMS
 from genexp.technique import Metrics, detach_metrics
@@ -45,7 +45,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 def make_comparison_grid(*batches: Tensor) -> Tensor:
     """Return a picture with a row for each batch; grey ones gain channels where others have colours."""
     channels = max(batch.shape[1] for batch in batches)
-    return rows(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
+    return make_row_grid(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
 
 
 def discriminator_metrics(adversarial_loss: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
-from genexp.images.grid import tile
+from genexp.images.grid import make_grid
 from genexp.technique import Batch, Batches, register
 from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
@@ -56,7 +56,7 @@ class ConditionalGAN(BaseConvGAN):
         rows = min(self.num_classes, MAX_CLASSES)
         noise = self.fixed_noise[:IMAGES_PER_CLASS].repeat(rows, 1)
         labels = torch.arange(rows, device=noise.device).repeat_interleave(IMAGES_PER_CLASS)
-        return {"samples": tile(super().generate_from_noise(self.concat_noise_and_labels(noise, labels)), columns=IMAGES_PER_CLASS)}
+        return {"samples": make_grid(super().generate_from_noise(self.concat_noise_and_labels(noise, labels)), columns=IMAGES_PER_CLASS)}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare() comes first"

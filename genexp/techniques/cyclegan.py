@@ -13,7 +13,7 @@ from genexp.capabilities import CanTranslate, Translation
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
-from genexp.images.resize import resized
+from genexp.images.resize import resize
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import ssim
@@ -132,7 +132,7 @@ class CycleGAN(Technique, CanTranslate):
         fake_a, fake_b = self.translate_to_a(b), self.translate_to_b(a)
         for name, images in (("a", a), ("b", b), ("fake_a", fake_a), ("fake_b", fake_b)):
             height, width = images.shape[-2:]
-            thumbnails[name].append(resized(images, (min(height, MAX_COMPARED_PIXELS), min(width, MAX_COMPARED_PIXELS))))
+            thumbnails[name].append(resize(images, (min(height, MAX_COMPARED_PIXELS), min(width, MAX_COMPARED_PIXELS))))
         scores = {
             "cycle_l1": (_l1(self.translate_to_a(fake_b), a) + _l1(self.translate_to_b(fake_a), b)) / 2,
             "identity_l1": (_l1(self.translate_to_a(a), a) + _l1(self.translate_to_b(b), b)) / 2,

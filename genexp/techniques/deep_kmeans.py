@@ -13,9 +13,9 @@ from genexp.capabilities import CanCluster
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
-from genexp.images.augment import jitter
-from genexp.images.grid import tile
-from genexp.images.scatter import draw_clusters, embedded
+from genexp.images.augment import random_affine
+from genexp.images.grid import make_grid
+from genexp.images.scatter import draw_clusters, embed_tsne
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit
@@ -169,7 +169,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         config = self.config
         if not self.should_augment:
             return images
-        return jitter(images, degrees=config.degrees, pixels=config.pixels, zoom=config.zoom)
+        return random_affine(images, degrees=config.degrees, pixels=config.pixels, zoom=config.zoom)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
@@ -224,8 +224,8 @@ class DeepKMeans(Autoencoder, CanCluster):
         pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)  # each beside its own
         centers = self.decode(self.centers)
         return {
-            "reconstructions": tile(pairs, columns=10),
-            "centres": tile(centers, columns=min(10, len(centers))),
+            "reconstructions": make_grid(pairs, columns=10),
+            "centres": make_grid(centers, columns=min(10, len(centers))),
         }
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
@@ -234,5 +234,5 @@ class DeepKMeans(Autoencoder, CanCluster):
             return {}
         groups = examples.get("label", nearest_center(codes, self.centers))
         return {
-            "tsne": draw_clusters(embedded(codes), groups, names=self.class_names if "label" in examples else ())
+            "tsne": draw_clusters(embed_tsne(codes), groups, cluster_names=self.class_names if "label" in examples else ())
         }

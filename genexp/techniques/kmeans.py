@@ -14,8 +14,8 @@ from genexp.capabilities import CanCluster
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
-from genexp.images.grid import BACKGROUND, tile
-from genexp.images.scatter import draw_clusters, flattened
+from genexp.images.grid import PAD_VALUE, make_grid
+from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans.blocks import PointBlocks, moments, take
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.hints import AssignmentBounds
@@ -232,7 +232,7 @@ class KMeans(Technique, CanCluster):
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         if self.stream == "image":
             shown = self.best_centers[:MAX_PREVIEW_CENTERS].unflatten(1, self.spec.image_shape)
-            return {"centres": tile(shown.clamp(0, 1), columns=ceil(sqrt(len(shown))))}
+            return {"centres": make_grid(shown.clamp(0, 1), columns=ceil(sqrt(len(shown))))}
         return {"clusters": self._draw_scatter(examples)}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
@@ -241,7 +241,7 @@ class KMeans(Technique, CanCluster):
         return {"assignment": self._draw_scatter(examples)}
 
     def _draw_scatter(self, examples: Batch) -> Tensor:
-        points, centers = flattened(examples["point"], self.best_centers)
+        points, centers = project_pca(examples["point"], self.best_centers)
         return draw_clusters(points, self.assign(examples), centers)
 
     def _draw_members(self, images: Tensor) -> Tensor:
@@ -252,9 +252,9 @@ class KMeans(Technique, CanCluster):
         nearest_first = distances.masked_fill(is_other_cluster, torch.inf).sort(0)
         member_indices = nearest_first.indices[: FIGURE_COLUMNS - 1].T  # (clusters, members)
         is_blank = nearest_first.values[: FIGURE_COLUMNS - 1].T.isinf()
-        members = images[member_indices].masked_fill(is_blank[..., None, None, None], BACKGROUND)
+        members = images[member_indices].masked_fill(is_blank[..., None, None, None], PAD_VALUE)
         images_by_cluster = torch.cat([centers.unflatten(1, self.spec.image_shape).unsqueeze(1), members], 1)
-        return tile(images_by_cluster.flatten(0, 1).clamp(0, 1), columns=images_by_cluster.shape[1])
+        return make_grid(images_by_cluster.flatten(0, 1).clamp(0, 1), columns=images_by_cluster.shape[1])
 
 
 def _load_centers(config: KMeansConfig, features: int) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from genexp.capabilities import CanStylize
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.images.color import COLOURS
-from genexp.images.grid import BACKGROUND, GAP
-from genexp.images.resize import resized
+from genexp.images.color import COLOR_MODES
+from genexp.images.grid import PAD_VALUE, PADDING_PIXELS
+from genexp.images.resize import resize
 from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, trained_weights
 from genexp.precision import promote_to_float32
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
@@ -46,9 +46,9 @@ class StyleTransferConfig:
         is_valid = bool(self.scales) and all(0 < scale <= 1 for scale in self.scales) and self.scales[-1] == 1
         require(is_valid, "scales", self.scales, "use parts of the size in (0, 1], the last one 1")
         require(self.pooling in POOLINGS, "pooling", self.pooling, f"choose one of {', '.join(POOLINGS)}")
-        choices = ", ".join(COLOURS)
+        choices = ", ".join(COLOR_MODES)
         require(
-            self.preserve_color in COLOURS, "preserve_colour", self.preserve_color, f"choose one of {choices}"
+            self.preserve_color in COLOR_MODES, "preserve_colour", self.preserve_color, f"choose one of {choices}"
         )
 
 
@@ -78,7 +78,7 @@ class ScaleLoss(nn.Module):
     def losses(self, features: Vgg19, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far the content and the style of `image` are from the targets, summed over layers."""
         content, style = [], []
-        for layer, layer_features in features(resized(image, self.size)):
+        for layer, layer_features in features(resize(image, self.size)):
             if layer in self.content_layers:
                 content.append(F.mse_loss(layer_features, self.get_buffer(f"content_{layer}")))
             if layer in self.style_layers:
@@ -115,7 +115,7 @@ class StyleTransfer(Technique, CanStylize):
         _, height, width = spec.shape("content")
         _, *style_size = spec.shape("style")
         self.features = Vgg19([*config.content_layers, *config.style_layers], pooling=config.pooling)
-        self.color_mode = COLOURS[config.preserve_color]
+        self.color_mode = COLOR_MODES[config.preserve_color]
         self.canvas = ImageParameter((self.color_mode.channels, height, width))
         self.scales = nn.ModuleList()
         for fraction in config.scales:
@@ -144,7 +144,7 @@ class StyleTransfer(Technique, CanStylize):
     @torch.no_grad()
     def initialize(self, samples: Batches) -> None:
         (photographs,) = samples
-        content, style = self.color_mode.prepare(photographs["content"], photographs["style"])
+        content, style = self.color_mode.preprocess(photographs["content"], photographs["style"])
         if self.config.weights == "random":
             self.features.randomise([content, style])
         else:
@@ -153,7 +153,7 @@ class StyleTransfer(Technique, CanStylize):
         self.canvas.image.copy_(content[:, : self.color_mode.channels])
         for fraction, scale in zip(self.config.scales, self._get_scales(), strict=True):
             size = _scale_size((style.shape[2], style.shape[3]), fraction)
-            scale.set_targets(self.features, resized(content, scale.size), resized(style, size))
+            scale.set_targets(self.features, resize(content, scale.size), resize(style, size))
 
     def loss(self, batch: Batch, clock: Clock, *, index: int = -1) -> tuple[Tensor, Metrics]:
         losses = self._compute_losses(self._get_scales()[index])
@@ -246,9 +246,9 @@ def concat_horizontally(*images: Tensor) -> Tensor:
     """Return images (1, 3, height, width) in one row (3, height, width), brought to the first one's height."""
     height = images[0].shape[2]
     scaled = [
-        resized(image, (height, max(1, round(image.shape[3] * height / image.shape[2])))) for image in images
+        resize(image, (height, max(1, round(image.shape[3] * height / image.shape[2])))) for image in images
     ]
-    return torch.cat([F.pad(image[0], (GAP, GAP, GAP, GAP), value=BACKGROUND) for image in scaled], dim=2)
+    return torch.cat([F.pad(image[0], (PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS), value=PAD_VALUE) for image in scaled], dim=2)
 
 
 def _scale_size(size: tuple[int, int], fraction: float) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from genexp.capabilities import CanEstimateLikelihood, CanInterpolate, CanReconstruct, CanSample, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.images.grid import rows, tile
-from genexp.images.latent_walks import FRAMES, along_units, between, decoded, film
+from genexp.images.grid import make_row_grid, make_grid
+from genexp.images.latent_walks import WALK_FRAMES, traverse_units, interpolate_codes, decode_frames, make_animation
 from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
@@ -128,19 +128,19 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         # The samples first: seeded alike for each preview, their noise is the same from one frame to the next.
-        samples = tile(self.sample(PREVIEW_SAMPLES), columns=8)
+        samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
         images = examples["image"]
-        return {"samples": samples, "reconstructions": rows(images, self.reconstruct(images))}
+        return {"samples": samples, "reconstructions": make_row_grid(images, self.reconstruct(images))}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         return {
-            "prior_samples": tile(self.sample(PREVIEW_SAMPLES), columns=8),
-            "interpolation": film(self.interpolate(examples, FRAMES)),
-            "traversal": film(self.traverse(examples, FRAMES)),
+            "prior_samples": make_grid(self.sample(PREVIEW_SAMPLES), columns=8),
+            "interpolation": make_animation(self.interpolate(examples, WALK_FRAMES)),
+            "traversal": make_animation(self.traverse(examples, WALK_FRAMES)),
         }
 
     def interpolate(self, examples: Batch, frames: int) -> Tensor:
-        return decoded(self.decode, between(self.encode(examples), frames))
+        return decode_frames(self.decode, interpolate_codes(self.encode(examples), frames))
 
     def traverse(self, examples: Batch, frames: int) -> Tensor:
         """Return images (frames, units, c, h, w): each unit goes from −3 to 3, where the prior has 99.7 %.
@@ -150,4 +150,4 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
         mean, log_variance = self.posterior(examples["image"])
         units = gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices
         limit = torch.full_like(mean[0, units], 3)
-        return decoded(self.decode, along_units(mean[0], units, -limit, limit, frames))
+        return decode_frames(self.decode, traverse_units(mean[0], units, -limit, limit, frames))

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans as Rival
 from torch import Tensor
 
 from genexp.data import load_dataset
-from genexp.images.scatter import draw_clusters, flattened
+from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans import pruned_assignment
 from genexp.kmeans.blocks import get_chunk_rows, moments, take
 from genexp.kmeans.cluster_sums import ClusterUpdate
@@ -491,14 +491,14 @@ def test_files_of_unfit_centres_are_refused(centres: np.ndarray, complaint: str,
 def test_many_features_are_flattened_to_their_widest_plane() -> None:
     plane = torch.randn(200, 2) * torch.tensor([5.0, 2.0])
     turned = torch.linalg.qr(torch.randn(6, 6)).Q[:2]  # (2, 6)
-    points, _ = flattened(plane @ turned + 7, torch.zeros(1, 6))
+    points, _ = project_pca(plane @ turned + 7, torch.zeros(1, 6))
     torch.testing.assert_close(torch.pdist(points), torch.pdist(plane), rtol=1e-3, atol=1e-3)
-    single, _ = flattened(torch.ones(4, 1), torch.zeros(2, 1))
+    single, _ = project_pca(torch.ones(4, 1), torch.zeros(2, 1))
     assert single.shape == (4, 2)
 
 
 def test_a_scatter_is_a_picture() -> None:
-    picture = draw_clusters(torch.randn(30, 2), torch.arange(30) % 3, torch.zeros(3, 2), names=("a", "b", "c"))
+    picture = draw_clusters(torch.randn(30, 2), torch.arange(30) % 3, torch.zeros(3, 2), cluster_names=("a", "b", "c"))
     assert picture.shape[0] == 3
     assert 0 <= float(picture.min()) < float(picture.max()) <= 1
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
-from genexp.images.augment import jitter
-from genexp.images.scatter import embedded
+from genexp.images.augment import random_affine
+from genexp.images.scatter import embed_tsne
 from genexp.technique import Batch, Clock
 from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, soft_assignment, sharpened_assignment_loss
 from tests.support.command import genexp, in_folder, metrics, status
@@ -164,7 +164,7 @@ def test_errors_name_the_key(override: str, tmp_path: Path) -> None:
 
 
 def test_codes_that_do_not_differ_can_be_mapped() -> None:
-    assert embedded(torch.ones(12, 4)).isfinite().all()
+    assert embed_tsne(torch.ones(12, 4)).isfinite().all()
 
 
 def blot(height: int, width: int) -> Tensor:
@@ -176,14 +176,14 @@ def blot(height: int, width: int) -> Tensor:
 
 def test_no_jitter_is_no_change() -> None:
     images = torch.rand(5, 3, 12, 16)
-    torch.testing.assert_close(jitter(images, degrees=0, pixels=0, zoom=0), images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(random_affine(images, degrees=0, pixels=0, zoom=0), images, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (24, 48)])
 def test_jitter_turns_without_distortion(height: int, width: int) -> None:
     """Turned about the middle, a spot keeps its distance from it, whatever the sides of the image."""
     torch.manual_seed(0)
-    turned = jitter(blot(height, width).expand(40, -1, -1, -1), degrees=25, pixels=0, zoom=0)
+    turned = random_affine(blot(height, width).expand(40, -1, -1, -1), degrees=25, pixels=0, zoom=0)
     rows = torch.arange(height) - (height - 1) / 2
     columns = torch.arange(width) - (width - 1) / 2
     mass = turned.sum((1, 2, 3))
@@ -197,6 +197,6 @@ def test_jitter_turns_without_distortion(height: int, width: int) -> None:
 
 def test_jitter_shifts_by_pixels() -> None:
     torch.manual_seed(0)
-    shifted = jitter(blot(28, 28).expand(200, -1, -1, -1), degrees=0, pixels=3, zoom=0)
+    shifted = random_affine(blot(28, 28).expand(200, -1, -1, -1), degrees=0, pixels=3, zoom=0)
     places = (shifted.sum((1, 2)) * torch.arange(28)).sum(1) / shifted.sum((1, 2, 3))
     assert 2.5 < float((places - 22.5).abs().max()) <= 3.01

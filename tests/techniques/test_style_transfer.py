@@ -16,8 +16,8 @@ from torch import Tensor
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError, DataError
-from genexp.images.color import COLOURS, luminance
-from genexp.images.resize import resized
+from genexp.images.color import COLOR_MODES, luminance
+from genexp.images.resize import resize
 from genexp.images.vision import torchvision
 from genexp.networks.frozen import FrozenConv2d
 from genexp.networks.vgg import LAYERS, URL, Vgg19, imagenet_weights, weights_from
@@ -296,7 +296,7 @@ def test_style_takes_on_the_colours_of_the_content() -> None:
         torch.rand(1, 3, 30, 40) * torch.tensor([0.2, 0.5, 0.3]).view(3, 1, 1) + 0.3,
         torch.rand(1, 3, 20, 20),
     )
-    same, recoloured = COLOURS["histogram"].prepare(content, style)
+    same, recoloured = COLOR_MODES["histogram"].preprocess(content, style)
     assert torch.equal(same, content)
     torch.testing.assert_close(recoloured.mean((0, 2, 3)), content.mean((0, 2, 3)), atol=1e-2, rtol=0)
     covariances = [image[0].flatten(1).cov() for image in (recoloured, content)]
@@ -307,8 +307,8 @@ def test_style_takes_on_the_colours_of_the_content() -> None:
 def test_resized_is_antialiased(size: tuple[int, int]) -> None:
     images = torch.rand(2, 3, 24, 36)
     expected = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    torch.testing.assert_close(resized(images, size), expected)
-    assert resized(images, (24, 36)) is images
+    torch.testing.assert_close(resize(images, size), expected)
+    assert resize(images, (24, 36)) is images
 
 
 def test_photographs_keep_their_aspect_ratio() -> None:
