@@ -91,7 +91,7 @@ def _parts(difference: Difference) -> dict[str, Mapping[str, Pair]]:
 def _plain(difference: Difference) -> dict[str, object]:
     metrics = [asdict(metric) for metric in difference.metrics]
     return {
-        "runs": [str(run.folder) for run in difference.runs],
+        "runs": [str(run.run_dir) for run in difference.runs],
         **_parts(difference),
         "metrics": metrics,
         "verdict": difference.verdict,

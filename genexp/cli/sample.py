@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from genexp.cli.common import Parser, add_run_options, at_least, in_one_line, run_command
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
-from genexp.run_dir.paths import shown_path
+from genexp.run_dir.paths import format_path
 
 if TYPE_CHECKING:
     from genexp.technique import Technique
@@ -75,7 +75,7 @@ def _work(arguments: Sequence[str]) -> int:
     for name in wanted:
         try:
             for path in PRODUCTS[name].make(order):
-                print(shown_path(path))
+                print(format_path(path))
         except GenexpError as error:
             if len(wanted) == 1:
                 raise

@@ -9,7 +9,7 @@ from typing import Any
 
 from genexp.errors import CheckpointError, ConfigError
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.checkpoint import BEST, FOLDER, checkpoint_path, numbered_checkpoints, save
+from genexp.run_dir.checkpoint import BEST_FILE, CHECKPOINTS_DIR, checkpoint_path, list_checkpoints, save
 from genexp.snapshot import RunInfo, Snapshot
 
 
@@ -24,7 +24,7 @@ class Checkpoints(Recorder):
 
     def open(self, run: RunInfo) -> None:
         self._run = run
-        for stale in (run.run_dir / FOLDER).glob("*.tmp"):
+        for stale in (run.run_dir / CHECKPOINTS_DIR).glob("*.tmp"):
             stale.unlink()
 
     def record(self, snapshot: Snapshot) -> None:
@@ -54,11 +54,11 @@ class Checkpoints(Recorder):
         for other in self._others:
             other.flush()
         if self._unsaved_best is not None:
-            save(folder / FOLDER / BEST, self._unsaved_best)
+            save(folder / CHECKPOINTS_DIR / BEST_FILE, self._unsaved_best)
             self._unsaved_best = None
         ledger = measure(folder, [path for other in self._others for path in other.append_only()])
         save(checkpoint_path(folder, state["step"]), {**state, "best": self._best, "ledger": ledger})
-        for old in numbered_checkpoints(folder)[self._keep :]:
+        for old in list_checkpoints(folder)[self._keep :]:
             old.unlink()
 
 

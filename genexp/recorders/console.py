@@ -14,7 +14,7 @@ import rich
 from genexp.recorders.progress_bar import Display, MovingLine, PlainLines, Standing, plain
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import EpochMeans
-from genexp.run_dir.paths import shown_command, shown_path
+from genexp.run_dir.paths import format_command, format_path
 from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 log = logging.getLogger("genexp")
@@ -47,7 +47,7 @@ class Console(Recorder):
         how = f"{device}, {precision}" if device and precision != "fp32" else device
         facts = [f"{run.model} on {run.dataset}", how, f"{run.num_parameters:,} parameters"]
         since = f", from step {run.start_step:,}" if run.start_step else ""
-        for line in (" · ".join(fact for fact in facts if fact), f"→ {shown_path(run.run_dir)}{since}"):
+        for line in (" · ".join(fact for fact in facts if fact), f"→ {format_path(run.run_dir)}{since}"):
             plain(self._console, line)
             log.info(line)
         self._display: Display
@@ -119,12 +119,12 @@ class Console(Recorder):
 
 def _places(folder: Path) -> dict[str, str]:
     """Return what there is to look at → where it is."""
-    pictures = ", ".join(shown_path(path) for path in sorted(folder.glob("*.gif")))
+    pictures = ", ".join(format_path(path) for path in sorted(folder.glob("*.gif")))
     files = {"report": "report.html", "figures": "figures", "metrics": "metrics.jsonl", "log": "train.log"}
     places = {"pictures": pictures} if pictures else {}
-    places |= {what: shown_path(folder / name) for what, name in files.items() if (folder / name).exists()}
+    places |= {what: format_path(folder / name) for what, name in files.items() if (folder / name).exists()}
     if (folder / "tensorboard").exists():
-        places["scalars"] = shown_command("tensorboard", "--logdir", shown_path(folder))
+        places["scalars"] = format_command("tensorboard", "--logdir", format_path(folder))
     return places
 
 

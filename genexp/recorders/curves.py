@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genexp.run_dir.metrics import Column
+from genexp.run_dir.metrics import LoggedCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ LEFT, RIGHT, BELOW, ABOVE = 0.85, 0.15, 0.55, 0.15
 TITLE = 0.4  # inches
 
 
-def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, Column]], title: str, steps_per_epoch: int) -> None:
+def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], title: str, steps_per_epoch: int) -> None:
     """Write a picture with a panel for each metric, or group of metrics, of the splits "train" and "test"."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def grouped(names: Sequence[str]) -> dict[str, list[str]]:
     return {group if len(members) > 1 else members[0]: members for group, members in groups.items()}
 
 
-def smoothed(column: Column, steps_per_epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def smoothed(column: LoggedCurve, steps_per_epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (steps, values): the mean over each epoch, or over shorter or longer windows where these say more."""
     epochs = int(column.epochs[-1] - column.epochs[0]) + 1
     window = steps_per_epoch
@@ -92,14 +92,14 @@ def smoothed(column: Column, steps_per_epoch: int) -> tuple[np.ndarray, np.ndarr
     return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
-def _draw_means(axes: Axes, column: Column, name: str, colour: str, steps_per_epoch: int) -> None:
+def _draw_means(axes: Axes, column: LoggedCurve, name: str, colour: str, steps_per_epoch: int) -> None:
     steps, values = smoothed(column, steps_per_epoch)
     marker = "o" if len(steps) == 1 else ""
     label = f"{name}, train"
     axes.plot(steps / steps_per_epoch, values, color=colour, linewidth=1.8, marker=marker, label=label, zorder=3)
 
 
-def _draw_test(axes: Axes, column: Column, name: str, colour: str, steps_per_epoch: int) -> None:
+def _draw_test(axes: Axes, column: LoggedCurve, name: str, colour: str, steps_per_epoch: int) -> None:
     few = len(column.steps) <= 40
     axes.plot(
         column.steps / steps_per_epoch,
@@ -130,7 +130,7 @@ def _dress(axes: Axes, panel: str) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _draw_steps(axes: Axes, column: Column, colour: str, steps_per_epoch: int) -> None:
+def _draw_steps(axes: Axes, column: LoggedCurve, colour: str, steps_per_epoch: int) -> None:
     """Draw every single step faintly in the background, where it falls within the frame that the means set."""
     axes.set_ylim(axes.get_ylim())
     epochs = column.steps / steps_per_epoch

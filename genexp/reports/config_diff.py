@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from genexp.reports.default_config import default_settings
-from genexp.run_dir.record import RunRecord, flat
+from genexp.run_dir.record import RunRecord, flatten_config
 
 # Words for the user, where a run began, and defaults that other keys read: they make no other experiment.
 IRRELEVANT = ("resume", "sweep.", "tags", "notes", "model.recipe.")
@@ -17,7 +17,7 @@ ORDER = ("model", "dataset", "optimizer", "trainer", "device")
 def settings(run: RunRecord) -> dict[str, Any]:
     """Return dotted key → value of what makes the run the experiment that it is, its seed included."""
     order = {group: place for place, group in enumerate(ORDER)}
-    found = [(key, value) for key, value in flat(run.config) if not key.startswith(IRRELEVANT)]
+    found = [(key, value) for key, value in flatten_config(run.config) if not key.startswith(IRRELEVANT)]
     return dict(sorted(found, key=lambda item: order.get(item[0].partition(".")[0], len(ORDER))))
 
 
@@ -31,7 +31,7 @@ def differing(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 
     A key that follows from a choice is not named beside it: of another model every key is another one.
     """
-    all_settings = {run.folder: settings(run) for run in runs if run.config}
+    all_settings = {run.run_dir: settings(run) for run in runs if run.config}
     values = list(all_settings.values())
     keys = dict.fromkeys(key for each in values for key in each if key != "seed")
     apart = [key for key in keys if _vary(values, key)]

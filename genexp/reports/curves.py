@@ -12,11 +12,11 @@ import numpy as np
 from genexp.recorders.curves import COLOURS, LOG_RATIO, grouped, smoothed
 from genexp.reports.comparison import Comparison
 from genexp.reports.seed_statistics import Group
-from genexp.run_dir.metrics import Column
+from genexp.run_dir.metrics import LoggedCurve
 from genexp.run_dir.record import RunRecord
 
 Chart = dict[str, Any]  # title, traces and layout as plotly has them
-Metrics = Mapping[str, Mapping[str, Column]]  # split → metric → column
+Metrics = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → column
 
 STEPS_SHOWN = 1500  # points of a curve with every step in it; of more the lowest and highest of each bucket
 GRID = 400  # points of a curve among many, at most
@@ -71,7 +71,7 @@ def sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, Metrics]) -
     return [chart for chart in charts if chart is not None]
 
 
-def thinned(column: Column, points: int = STEPS_SHOWN) -> tuple[np.ndarray, np.ndarray]:
+def thinned(column: LoggedCurve, points: int = STEPS_SHOWN) -> tuple[np.ndarray, np.ndarray]:
     """Return (steps, values) of at most `points`: the lowest and the highest of each bucket."""
     count = len(column.values)
     if count <= points:
@@ -88,7 +88,7 @@ def thinned(column: Column, points: int = STEPS_SHOWN) -> tuple[np.ndarray, np.n
     return column.steps[kept], column.values[kept]
 
 
-def on_grid(columns: Sequence[Column], points: int) -> tuple[np.ndarray, np.ndarray]:
+def on_grid(columns: Sequence[LoggedCurve], points: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (steps, values (columns, steps)) at common steps: all there are, or means of `points` buckets.
 
     A step that a column does not have is NaN.
@@ -120,7 +120,7 @@ def in_chart(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _longer_than_a_point(columns: Mapping[str, Column]) -> dict[str, Column]:
+def _longer_than_a_point(columns: Mapping[str, LoggedCurve]) -> dict[str, LoggedCurve]:
     """Return the metrics that make a curve; the others are in the table of scores."""
     return {name: column for name, column in columns.items() if len(column.steps) > 1}
 
@@ -205,7 +205,7 @@ def _faint(colour: str) -> str:
     return f"rgba({red}, {green}, {blue}, 0.22)"
 
 
-def _steps_per_epoch(columns: Sequence[Column]) -> int:
+def _steps_per_epoch(columns: Sequence[LoggedCurve]) -> int:
     """Return the steps of an epoch, as the log tells them."""
     for column in columns:
         later = column.steps[column.epochs > column.epochs[0]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genexp.config import find_config_dir
-from genexp.run_dir.record import flat
+from genexp.run_dir.record import flatten_config
 
 GROUPS = ("dataset", "optimizer", "device")  # beside the model, which may choose among them
 GLOBAL = "# @package _global_"  # Hydra's word for a file that says what the top holds
@@ -46,7 +46,7 @@ def _defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
     for group in GROUPS:
         if group in merged and group in chosen:
             merged[group]["name"] = chosen[group]
-    return tuple(flat({str(key): value for key, value in merged.items()}))
+    return tuple(flatten_config({str(key): value for key, value in merged.items()}))
 
 
 def _choice(conf: Path, group: str, name: str) -> Any:

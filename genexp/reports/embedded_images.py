@@ -59,7 +59,7 @@ def thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, Picture]]
     """Return name → run → a small picture, for the names that most runs have a picture of."""
     found: dict[str, dict[RunRecord, Path]] = {}
     for run in runs:
-        for path in sorted((run.folder / "figures").glob("*.png")):
+        for path in sorted((run.run_dir / "figures").glob("*.png")):
             if path.stem not in (CURVES, "latents"):
                 found.setdefault(path.stem, {})[run] = path
     names = sorted(found, key=lambda name: -len(found[name]))[:KINDS]

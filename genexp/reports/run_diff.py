@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from genexp.reports.config_diff import settings, shown
-from genexp.run_dir.metrics import Column
+from genexp.run_dir.metrics import LoggedCurve
 from genexp.run_dir.record import RunRecord, read_run
 
 CODE = ("git_commit", "genexp")  # of the environment
@@ -74,7 +74,7 @@ def differ(left: Path, right: Path) -> Difference:
     others = [
         {key: value for key, value in mine.items() if not key.startswith("dataset.")} for mine in configurations
     ]
-    checksums = [run.data for run in runs]
+    checksums = [run.data_fingerprints for run in runs]
     environments = [run.environment for run in runs]
     results = [{"state": run.state, "step": run.step} for run in runs]
     return Difference(
@@ -89,7 +89,7 @@ def differ(left: Path, right: Path) -> Difference:
 
 
 def _partings(left: RunRecord, right: RunRecord) -> Iterator[Parting]:
-    mine, theirs = left.metrics(), right.metrics()
+    mine, theirs = left.load_metrics(), right.load_metrics()
     for split, columns in mine.items():
         for name, column in columns.items():
             other = theirs.get(split, {}).get(name)
@@ -97,7 +97,7 @@ def _partings(left: RunRecord, right: RunRecord) -> Iterator[Parting]:
                 yield _parting(f"{split}/{name}", column, other)
 
 
-def _parting(name: str, left: Column, right: Column) -> Parting:
+def _parting(name: str, left: LoggedCurve, right: LoggedCurve) -> Parting:
     steps, mine, theirs = np.intersect1d(left.steps, right.steps, return_indices=True)
     values, others = left.values[mine], right.values[theirs]
     apart = np.flatnonzero(~np.equal(values, others) & ~(np.isnan(values) & np.isnan(others)))
@@ -115,5 +115,5 @@ def _pairs(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Pair]
 
 
 def _what(run: RunRecord) -> str:
-    names = [f"{split}/{name}" for split, columns in run.metrics().items() for name in columns]
+    names = [f"{split}/{name}" for split, columns in run.load_metrics().items() for name in columns]
     return f"{run.name} ({run.model}) has {', '.join(names) or 'none'}"

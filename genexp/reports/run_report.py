@@ -13,7 +13,7 @@ from genexp.reports.curves import run_charts
 from genexp.reports.embedded_images import run_pictures
 from genexp.reports.html_page import Cell, write_page
 from genexp.reports.table import duration, number
-from genexp.run_dir.record import LOADER, RunRecord, read_run
+from genexp.run_dir.record import YAML_LOADER, RunRecord, read_run
 
 FILE_NAME = "report.html"
 
@@ -23,7 +23,7 @@ def write_run_report(folder: Path) -> Path:
     run = read_run(folder)
     warnings = list(run.warnings)
     try:
-        metrics = run.metrics()
+        metrics = run.load_metrics()
     except DataError as error:
         metrics = {}
         warnings.append(str(error))
@@ -44,7 +44,7 @@ def write_run_report(folder: Path) -> Path:
         scores=_scores(run),
         configuration=configuration(run),
         command=_command(folder),
-        environment={**run.environment, **{f"{split} data": seen for split, seen in run.data.items()}},
+        environment={**run.environment, **{f"{split} data": seen for split, seen in run.data_fingerprints.items()}},
     )
     return path
 
@@ -67,8 +67,8 @@ def _facts(run: RunRecord) -> dict[str, str]:
     facts: dict[str, str] = {}
     if run.objective in run.scores:
         facts[str(run.objective)] = number(run.scores[str(run.objective)])
-    if run.best is not None:
-        facts[f"best {run.objective}"] = f"{number(run.best)} at step {run.status['best'].get('step', 0):,}"
+    if run.best_value is not None:
+        facts[f"best {run.objective}"] = f"{number(run.best_value)} at step {run.status['best'].get('step', 0):,}"
     facts |= {"steps": f"{run.step:,}{total}", "time": duration(run.seconds), "seed": shown(run.seed)}
     facts["device"] = run.environment.get("device", "")
     return {name: value for name, value in facts.items() if value}
@@ -87,7 +87,7 @@ def _scores(run: RunRecord) -> list[list[Cell]]:
 def _command(folder: Path) -> str:
     """Return how the run was started, in words of the command line."""
     try:
-        words = yaml.load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"), LOADER)
+        words = yaml.load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         return ""
     return " ".join(["genexp", *map(str, words)]) if isinstance(words, list) else ""

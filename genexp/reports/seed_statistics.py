@@ -69,7 +69,7 @@ def seed_groups(runs: Iterable[RunRecord], parameters: Sequence[str]) -> list[Gr
     """Return the runs in groups that differ only in seed, in order of their first."""
     members: dict[object, list[RunRecord]] = {}
     for run in runs:
-        members.setdefault(experiment(run) if run.config else run.folder, []).append(run)
+        members.setdefault(experiment(run) if run.config else run.run_dir, []).append(run)
     return [Group(tuple(group), described(group[0], parameters) or group[0].model) for group in members.values()]
 
 

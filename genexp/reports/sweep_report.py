@@ -33,7 +33,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         "sweep.html",
         charts,
         title=_title(comparison),
-        subtitle=os.path.commonpath([run.folder.resolve() for run in comparison.runs]),
+        subtitle=os.path.commonpath([run.run_dir.resolve() for run in comparison.runs]),
         state="",
         comparison=comparison,
         facts=_facts(comparison),
@@ -60,7 +60,7 @@ def _metrics(comparison: Comparison) -> tuple[dict[RunRecord, Metrics], list[str
     notes = []
     for run in comparison.runs:
         try:
-            found[run] = run.metrics()
+            found[run] = run.load_metrics()
         except DataError as error:
             found[run] = {}
             notes.append(str(error))
@@ -106,10 +106,10 @@ def _heads(comparison: Comparison) -> list[str]:
 
 
 def _run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[Cell]:
-    report = run.folder / run_report.FILE_NAME
+    report = run.run_dir / run_report.FILE_NAME
     name = Cell(run.name, link=link(report, page) if report.is_file() else None)
     scores = [_score(run.scores.get(metric)) for metric in comparison.metrics]
-    ends = [_score(run.best), Cell(duration(run.seconds), run.seconds)]
+    ends = [_score(run.best_value), Cell(duration(run.seconds), run.seconds)]
     state = Cell(standing(run), state=run.state, title=run.error)
     return [name, *_setting_cells(run, comparison), _setting(run.seed), *scores, *ends, state]
 

@@ -56,10 +56,10 @@ def write_csv(comparison: Comparison, file: IO[str]) -> None:
     writer.writerow([*heads, "error"])
     for run in comparison.runs:
         scores = [run.scores.get(name) for name in comparison.metrics]
-        cells = [run.seed, *scores, run.best, run.seconds, run.step, run.state, run.error]
+        cells = [run.seed, *scores, run.best_value, run.seconds, run.step, run.state, run.error]
         mine = settings(run)
         exact = [shown(mine[key]) if key in mine else "" for key in comparison.parameters]
-        writer.writerow([run.name, run.folder, *exact, *cells])
+        writer.writerow([run.name, run.run_dir, *exact, *cells])
 
 
 def as_json(comparison: Comparison) -> str:
@@ -165,7 +165,7 @@ def _runs_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
     table.add_column("state", overflow="fold")
     for run in runs:
         mine = [run.name, *_settings_cells(run, comparison.parameters), shown(run.seed)]
-        scores = [number(value) for value in (*map(run.scores.get, metrics), run.best)]
+        scores = [number(value) for value in (*map(run.scores.get, metrics), run.best_value)]
         state = f"[{STYLES.get(run.state, 'dim')}]{standing(run)}[/]"
         table.add_row(*map(escape, mine), *scores, duration(run.seconds), state)
     return table
@@ -188,11 +188,11 @@ def _plain_run(run: RunRecord, comparison: Comparison) -> dict[str, Any]:
     mine = settings(run)
     return {
         "run": run.name,
-        "folder": str(run.folder),
+        "folder": str(run.run_dir),
         "parameters": {key: mine[key] for key in comparison.parameters if key in mine},
         "seed": run.seed,
         "metrics": run.scores,
-        "best": run.best,
+        "best": run.best_value,
         "seconds": run.seconds,
         "step": run.step,
         "state": run.state,

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from genexp.errors import CheckpointError
 
-FORMAT = 1
-FOLDER = "checkpoints"
-BEST = "best.pt"
-_NUMBERED = re.compile(r"step-(\d+)\.pt")
+FORMAT_VERSION = 1
+CHECKPOINTS_DIR = "checkpoints"
+BEST_FILE = "best.pt"
+_STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 
 
-def checkpoint_path(run_folder: Path, step: int) -> Path:
+def checkpoint_path(run_dir: Path, step: int) -> Path:
     """Return where the checkpoint of `step` lies."""
-    return run_folder / FOLDER / f"step-{step:08d}.pt"
+    return run_dir / CHECKPOINTS_DIR / f"step-{step:08d}.pt"
 
 
-def numbered_checkpoints(run_folder: Path) -> list[Path]:
+def list_checkpoints(run_dir: Path) -> list[Path]:
     """Return a run's resumable checkpoints, the newest first."""
-    files = [file for file in (run_folder / FOLDER).glob("step-*.pt") if _NUMBERED.fullmatch(file.name)]
+    files = [file for file in (run_dir / CHECKPOINTS_DIR).glob("step-*.pt") if _STEP_FILE_PATTERN.fullmatch(file.name)]
     return sorted(files, reverse=True)
 
 
@@ -39,21 +39,21 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises CheckpointError where it cannot be written; what stood at `path` is then untouched.
     """
-    sealed = {**_by_itself(content), "format": FORMAT}
-    sealed["checksum"] = checksum(sealed)
+    payload = {**_clone_views(content), "format": FORMAT_VERSION}
+    payload["checksum"] = checksum(payload)
     buffer = io.BytesIO()
-    torch.save(sealed, buffer)
-    temporary = path.with_suffix(".tmp")
+    torch.save(payload, buffer)
+    temporary_path = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary_path.open("wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        temporary_path.replace(path)
+        _fsync_dir(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} could not be written: {error.strerror}; make room and resume: earlier checkpoints are whole"
         ) from None
@@ -78,30 +78,30 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can mislead a reader into any
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} is damaged ({reason})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no checkpoint of genexp's format {FORMAT}")
-    noted = content.pop("checksum", None)
-    if noted != checksum(content):
+    if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:
+        raise CheckpointError(f"{path} is no checkpoint of genexp's format {FORMAT_VERSION}")
+    stored_checksum = content.pop("checksum", None)
+    if stored_checksum != checksum(content):
         raise CheckpointError(f"{path} is damaged (its checksum does not match)")
     return content
 
 
-def load_newest(run_folder: Path) -> tuple[dict[str, Any], list[str]]:
+def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the newest checkpoint that verifies, and a warning for each newer one that does not.
 
     Raises CheckpointError where there is none.
     """
-    files = numbered_checkpoints(run_folder)
+    files = list_checkpoints(run_dir)
     if not files:
-        raise CheckpointError(f"resume={run_folder} has no checkpoint; start the run anew")
-    doubts: list[str] = []
+        raise CheckpointError(f"resume={run_dir} has no checkpoint; start the run anew")
+    problems: list[str] = []
     for file in files:
         try:
-            return load(file), doubts
+            return load(file), problems
         except CheckpointError as error:
-            doubts.append(f"{error}; falling back to the one before")
+            problems.append(f"{error}; falling back to the one before")
     raise CheckpointError(
-        f"resume={run_folder} has only checkpoints that cannot be used ({doubts[0].split(';')[0]}); "
+        f"resume={run_dir} has only checkpoints that cannot be used ({problems[0].split(';')[0]}); "
         f"start the run anew"
     )
 
@@ -109,23 +109,23 @@ def load_newest(run_folder: Path) -> tuple[dict[str, Any], list[str]]:
 def checksum(content: Any) -> str:
     """Return the SHA-256 of nested dicts, lists and tuples of tensors and plain values."""
     digest = hashlib.sha256()
-    for piece in _pieces(content):
+    for piece in _iter_bytes(content):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _by_itself(value: Any) -> Any:
+def _clone_views(value: Any) -> Any:
     """Return nested content with copies of tensors that are parts of larger ones, which would be written whole."""
     if isinstance(value, Tensor):
         return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
     if isinstance(value, Mapping):
-        return {key: _by_itself(item) for key, item in value.items()}
+        return {key: _clone_views(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_by_itself(item) for item in value)
+        return type(value)(_clone_views(item) for item in value)
     return value
 
 
-def _pieces(value: Any) -> Iterator[bytes]:
+def _iter_bytes(value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous()
         yield f"{data.dtype}{tuple(data.shape)}".encode()
@@ -134,18 +134,18 @@ def _pieces(value: Any) -> Iterator[bytes]:
         yield f"dict{len(value)}".encode()
         for key, item in value.items():
             yield repr(key).encode()
-            yield from _pieces(item)
+            yield from _iter_bytes(item)
     elif isinstance(value, list | tuple):
         yield f"{type(value).__name__}{len(value)}".encode()
         for item in value:
-            yield from _pieces(item)
+            yield from _iter_bytes(item)
     else:
         yield repr(value).encode()
 
 
-def _sync_folder(folder: Path) -> None:
+def _fsync_dir(directory: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -14,26 +14,26 @@ from genexp.device import describe_device
 PACKAGES = ("genexp", "torchvision", "hydra-core", "numpy", "scikit-learn")
 
 
-def describe_environment(device: torch.device, processes: int = 1) -> dict[str, str]:
+def describe_environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
     """Return device, versions and commit, for the records."""
     packages = {name: version(name) for name in PACKAGES}
     return {
-        "device": describe_device(device, processes),
+        "device": describe_device(device, world_size),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "git_commit": git_commit(Path(__file__).resolve().parent.parent),
+        "git_commit": read_git_commit(Path(__file__).resolve().parent.parent),
         "torch": torch.__version__,  # which names the CUDA it was built for, and its package does not
         **packages,
     }
 
 
-def git_commit(checkout: Path) -> str:
+def read_git_commit(repo_dir: Path) -> str:
     """Return the commit of a checkout, "-dirty" behind it where files have changed; "unknown" where it is none."""
-    if not (checkout / ".git").exists():
+    if not (repo_dir / ".git").exists():
         return "unknown"  # an installed package, perhaps within the checkout of something else
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(repo_dir), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return result.stdout.strip() or "unknown"

@@ -15,12 +15,12 @@ import numpy as np
 
 from genexp.errors import DataError
 
-BLOCK = 1000  # lines that are parsed at once, which takes a third of the time that each by itself does
-_PLACE = ("step", "epoch", "split")
+BLOCK_LINES = 1000  # lines that are parsed at once, which takes a third of the time that each by itself does
+_POSITION_KEYS = ("step", "epoch", "split")
 
 
 @dataclass(frozen=True)
-class Column:
+class LoggedCurve:
     """One metric of one split, at the steps where it was recorded."""
 
     steps: np.ndarray  # int64 (points,)
@@ -28,32 +28,32 @@ class Column:
     values: np.ndarray  # float64 (points,); NaN where the log has null
 
 
-def read_metrics(path: Path) -> dict[str, dict[str, Column]]:
+def read_metrics(path: Path) -> dict[str, dict[str, LoggedCurve]]:
     """Return split → metric → column. A half-written last line is left out. Raises DataError."""
     splits: dict[str, dict[str, tuple[array[int], array[int], array[float]]]] = {}
-    for row in _rows(path):
+    for row in _read_rows(path):
         try:
-            step, epoch, columns = row["step"], row["epoch"], splits.setdefault(row["split"], {})
+            step, epoch, curves = row["step"], row["epoch"], splits.setdefault(row["split"], {})
             for name, value in row.items():
-                if name in _PLACE:
+                if name in _POSITION_KEYS:
                     continue
-                steps, epochs, values = columns.setdefault(name, (array("q"), array("q"), array("d")))
+                steps, epochs, values = curves.setdefault(name, (array("q"), array("q"), array("d")))
                 steps.append(step)
                 epochs.append(epoch)
                 values.append(float("nan") if value is None else value)
         except (KeyError, TypeError):
-            shown = textwrap.shorten(json.dumps(row), 60, placeholder=" ...")
-            raise DataError(f"{path} has a line that holds no metrics ({shown}); remove the line") from None
+            excerpt = textwrap.shorten(json.dumps(row), 60, placeholder=" ...")
+            raise DataError(f"{path} has a line that holds no metrics ({excerpt}); remove the line") from None
     return {
-        split: {name: Column(*(np.array(part) for part in parts)) for name, parts in columns.items()}
+        split: {name: LoggedCurve(*(np.array(part) for part in parts)) for name, parts in columns.items()}
         for split, columns in splits.items()
     }
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
-        for block in itertools.count():
-            lines = list(itertools.islice(file, BLOCK))
+        for block_index in itertools.count():
+            lines = list(itertools.islice(file, BLOCK_LINES))
             if not lines:
                 return
             if not lines[-1].endswith("\n"):
@@ -61,11 +61,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield from json.loads(f"[{','.join(lines)}]")
             except json.JSONDecodeError:
-                yield from _each(path, lines, first=block * BLOCK + 1)
+                yield from _parse_lines(path, lines, first_number=block_index * BLOCK_LINES + 1)
 
 
-def _each(path: Path, lines: Sequence[str], first: int) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=first):
+def _parse_lines(path: Path, lines: Sequence[str], first_number: int) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=first_number):
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:

@@ -16,20 +16,20 @@ from typing import Any
 import yaml
 
 from genexp.errors import DataError
-from genexp.run_dir.metrics import Column, read_metrics
-from genexp.run_dir.paths import shown_path
+from genexp.run_dir.metrics import LoggedCurve, read_metrics
+from genexp.run_dir.paths import format_path
 
-SILENCE = 10  # seconds after which a run that says it is running is asked whether it is
-NOT_RUNS = {"checkpoints", "tensorboard", "figures"}
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
-FAILED_LINE = re.compile(r"INFO failed: (.*)")
+STALE_SECONDS = 10  # seconds after which a run that says it is running is asked whether it is
+NON_RUN_DIRS = {"checkpoints", "tensorboard", "figures"}
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
+FAILURE_PATTERN = re.compile(r"INFO failed: (.*)")
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
     """A run as its folder tells it."""
 
-    folder: Path
+    run_dir: Path
     name: str  # within what is compared
     state: str  # finished, stopped, failed, running, killed, or unstarted
     config: Mapping[str, Any]  # nested and resolved; empty where the run was killed before it was written
@@ -75,11 +75,11 @@ class RunRecord:
     @cached_property
     def scores(self) -> dict[str, float]:
         """Return the last value of each metric: those of the test split, else those of the training."""
-        test = _numbers(self.status.get("test", {}))
-        return test or {f"train/{name}": value for name, value in _numbers(self.status.get("train", {})).items()}
+        test = _filter_finite(self.status.get("test", {}))
+        return test or {f"train/{name}": value for name, value in _filter_finite(self.status.get("train", {})).items()}
 
     @property
-    def best(self) -> float | None:
+    def best_value(self) -> float | None:
         """Return the best value of the objective."""
         best = self.status.get("best")
         return best["value"] if isinstance(best, dict) else None
@@ -90,10 +90,10 @@ class RunRecord:
         if "seconds" in self.status:
             return float(self.status["seconds"])
         try:
-            begun, ended = (datetime.fromisoformat(self.status[key]) for key in ("started", "updated"))
+            started, updated = (datetime.fromisoformat(self.status[key]) for key in ("started", "updated"))
         except (KeyError, TypeError, ValueError):
             return None
-        return (ended - begun).total_seconds()
+        return (updated - started).total_seconds()
 
     @property
     def warnings(self) -> list[str]:
@@ -106,81 +106,81 @@ class RunRecord:
         return {str(key): str(value) for key, value in self.status.get("environment", {}).items()}
 
     @property
-    def data(self) -> dict[str, str]:
+    def data_fingerprints(self) -> dict[str, str]:
         """Return split → its size and checksum."""
         return {str(key): str(value) for key, value in self.status.get("data", {}).items()}
 
-    def metrics(self) -> dict[str, dict[str, Column]]:
+    def load_metrics(self) -> dict[str, dict[str, LoggedCurve]]:
         """Return split → metric → column; nothing where nothing was logged. Raises DataError."""
-        path = self.folder / "metrics.jsonl"
+        path = self.run_dir / "metrics.jsonl"
         return read_metrics(path) if path.is_file() else {}
 
 
-def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
+def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
     """Return the runs in folders: each is a run's, a sweep's, or holds such. Raises DataError for one without."""
-    found: dict[Path, Path] = {}  # run → the folder it was found in
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"{shown_path(folder)} is no folder; give a run's, a sweep's, or one that holds some")
-        runs = list(_runs_within(folder))
+    run_dirs: dict[Path, Path] = {}  # run → the folder it was found in
+    for directory in directories:
+        if not directory.is_dir():
+            raise DataError(f"{format_path(directory)} is no folder; give a run's, a sweep's, or one that holds some")
+        runs = list(_find_run_dirs(directory))
         if not runs:
             raise DataError(
-                f"{shown_path(folder)} holds no run (no config.yaml below it); give a run's folder, a sweep's, "
+                f"{format_path(directory)} holds no run (no config.yaml below it); give a run's folder, a sweep's, "
                 f"or one that holds some"
             )
-        for run in runs:
-            found.setdefault(run.resolve(), run)
-    return [read_run(path, name) for path, name in zip(found.values(), _names(list(found.values())), strict=True)]
+        for run_dir in runs:
+            run_dirs.setdefault(run_dir.resolve(), run_dir)
+    return [read_run(path, name) for path, name in zip(run_dirs.values(), _build_unique_names(list(run_dirs.values())), strict=True)]
 
 
-def read_run(folder: Path, name: str | None = None) -> RunRecord:
+def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
     """Return what the folder of a run says. Raises DataError where it is none."""
-    if not _is_run(folder):
-        raise DataError(f"{shown_path(folder)} is no run's folder (it has no config.yaml); give one that is")
-    status = _read_json(folder / "status.json")
-    config = _read_config(folder)
+    if not _is_run_dir(run_dir):
+        raise DataError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
+    status = _read_json(run_dir / "status.json")
+    config = _read_config(run_dir)
     state, error = status.get("state"), status.get("error")
     if state is None:
-        error = _logged_error(folder)
-        begun = "killed" if (folder / "config.yaml").is_file() else "unstarted"
-        state = "failed" if error else "running" if _is_held(folder) else begun
-    elif state == "running" and _is_silent(status) and not _is_held(folder):
+        error = _read_logged_error(run_dir)
+        state_without_status = "killed" if (run_dir / "config.yaml").is_file() else "unstarted"
+        state = "failed" if error else "running" if _is_locked(run_dir) else state_without_status
+    elif state == "running" and _is_stale(status) and not _is_locked(run_dir):
         state = "killed"
-    return RunRecord(folder, name or folder.name, str(state), config, status, error)
+    return RunRecord(run_dir, name or run_dir.name, str(state), config, status, error)
 
 
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of nested mappings."""
-    for key, value in node.items():
+    for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten_config(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() or (folder / ".hydra").is_dir()
+def _is_run_dir(directory: Path) -> bool:
+    return (directory / "config.yaml").is_file() or (directory / ".hydra").is_dir()
 
 
-def _runs_within(folder: Path) -> Iterator[Path]:
-    if _is_run(folder):
-        yield folder
+def _find_run_dirs(directory: Path) -> Iterator[Path]:
+    if _is_run_dir(directory):
+        yield directory
         return
-    inside = [path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_RUNS]
-    for path in sorted(inside, key=_by_number):
+    subdirectories = [path for path in directory.iterdir() if path.is_dir() and path.name not in NON_RUN_DIRS]
+    for path in sorted(subdirectories, key=_job_sort_key):
         if not path.name.startswith("."):
-            yield from _runs_within(path)
+            yield from _find_run_dirs(path)
 
 
-def _by_number(path: Path) -> tuple[bool, int, str]:
+def _job_sort_key(path: Path) -> tuple[bool, int, str]:
     """Return a key that sorts the jobs of a sweep as they are counted: 2 before 10."""
-    number = path.name.isdecimal()
-    return not number, int(path.name) if number else 0, path.name
+    is_number = path.name.isdecimal()
+    return not is_number, int(path.name) if is_number else 0, path.name
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _build_unique_names(run_dirs: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths that tell the runs apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [folder.resolve().parts for folder in run_dirs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
@@ -196,12 +196,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved configuration; of a run that failed before it was written, what Hydra has noted."""
     try:
-        content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
+        content = yaml.load((run_dir / "config.yaml").read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):
-        content = _composed(folder)
+        content = _read_hydra_config(run_dir)
     if not isinstance(content, dict):
         return {}
     # Where a group should stand something else may, in a file that is damaged.
@@ -209,36 +209,36 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in groups or isinstance(value, dict)}
 
 
-def _composed(folder: Path) -> Any:
+def _read_hydra_config(run_dir: Path) -> Any:
     from omegaconf import OmegaConf  # takes a while to import, and few runs need it
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
+        return OmegaConf.to_container(OmegaConf.load(run_dir / ".hydra" / "config.yaml"), resolve=True)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return {}
 
 
-def _logged_error(folder: Path) -> str | None:
+def _read_logged_error(run_dir: Path) -> str | None:
     """Return the error of a run that failed before it had a status."""
     try:
-        lines = FAILED_LINE.findall((folder / "train.log").read_text(encoding="utf-8", errors="replace"))
+        lines = FAILURE_PATTERN.findall((run_dir / "train.log").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
     return lines[-1] if lines else None
 
 
-def _is_silent(status: Mapping[str, Any]) -> bool:
+def _is_stale(status: Mapping[str, Any]) -> bool:
     try:
-        return (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds() > SILENCE
+        return (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds() > STALE_SECONDS
     except (KeyError, TypeError, ValueError):
         return True
 
 
-def _is_held(folder: Path) -> bool:
+def _is_locked(run_dir: Path) -> bool:
     """Return whether a process is at work in the folder: it holds a lock, which dies with it."""
     try:
-        with (folder / ".lock").open() as file:
+        with (run_dir / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -247,7 +247,7 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _numbers(values: Any) -> dict[str, float]:
+def _filter_finite(values: Any) -> dict[str, float]:
     """Return the finite numbers among values; a NaN stands as null in the file."""
     if not isinstance(values, dict):
         return {}

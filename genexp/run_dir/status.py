@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STATUS = "status.json"
+STATUS_FILE = "status.json"
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """What is known of a job from outside."""
 
     state: str  # waiting, running, finished, stopped or failed
@@ -23,26 +23,26 @@ class Standing:
     error: str = ""
 
     @property
-    def part(self) -> float:
+    def fraction_done(self) -> float:
         """Return which part of its steps the job has done."""
         if self.state == "finished":
             return 1.0
         return self.step / self.total_steps if self.total_steps else 0.0
 
 
-def read_standing(folder: Path, since: float = 0.0) -> Standing:
+def read_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
     """Return where the job in `folder` stands.
 
     What was written before `since` (a time as files bear it) is from an earlier try, in which a killed job
     still says that it is running: unless the job has finished, it waits for the next one.
     """
-    status = _read(folder / STATUS)
+    status = _read_json(run_dir / STATUS_FILE)
     if not status:
-        return Standing("waiting")
+        return RunStatus("waiting")
     objective, state = status["objective"], status["state"]
-    if state != "finished" and (folder / STATUS).stat().st_mtime < since:
+    if state != "finished" and (run_dir / STATUS_FILE).stat().st_mtime < min_mtime:
         state = "waiting"
-    return Standing(
+    return RunStatus(
         state=state,
         step=status["step"],
         total_steps=status["total_steps"],
@@ -53,15 +53,15 @@ def read_standing(folder: Path, since: float = 0.0) -> Standing:
     )
 
 
-def can_go_on(folder: Path) -> bool:
+def can_resume(run_dir: Path) -> bool:
     """Return whether the run in `folder` has something to go on from."""
-    return (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("step-*.pt"))
+    return (run_dir / "config.yaml").is_file() and any((run_dir / "checkpoints").glob("step-*.pt"))
 
 
-def record_failure(folder: Path, config: dict[str, Any], error: str) -> None:
+def record_failure(run_dir: Path, config: dict[str, Any], error: str) -> None:
     """Note that a job failed, where it came to nothing that could have noted it itself."""
-    status = _read(folder / STATUS)
-    facts = {
+    status = _read_json(run_dir / STATUS_FILE)
+    defaults = {
         "state": "failed",
         "model": config["model"]["name"],
         "dataset": config["dataset"]["name"],
@@ -75,15 +75,15 @@ def record_failure(folder: Path, config: dict[str, Any], error: str) -> None:
         "warnings": [],
         "environment": {},
     }
-    unfinished = folder / f"{STATUS}.tmp"
-    text = json.dumps({**facts, **status, "state": "failed", "error": error}, indent=2, ensure_ascii=False)
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(folder / STATUS)
+    tmp_path = run_dir / f"{STATUS_FILE}.tmp"
+    text = json.dumps({**defaults, **status, "state": "failed", "error": error}, indent=2, ensure_ascii=False)
+    tmp_path.write_text(text + "\n", encoding="utf-8")
+    tmp_path.replace(run_dir / STATUS_FILE)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -21,7 +21,7 @@ from genexp.data.stream import SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
 from genexp.run_dir import checkpoint
-from genexp.run_dir.paths import shown_path
+from genexp.run_dir.paths import format_path
 from genexp.runs.build import EVALUATION_BATCH, build_technique
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
@@ -61,14 +61,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the plain, resolved configuration of the run in `folder`. Raises CheckpointError."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise CheckpointError(f"{shown_path(folder)} is no run's folder (it has no config.yaml); give one that is")
+        raise CheckpointError(f"{format_path(folder)} is no run's folder (it has no config.yaml); give one that is")
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{shown_path(path)} is damaged ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{format_path(path)} is damaged ({str(error).splitlines()[0]})") from None
     wanted = {"model", "dataset", "device", "seed"}
     if not isinstance(config, dict) or not wanted <= config.keys():
-        raise CheckpointError(f"{shown_path(path)} is not the configuration of a run; give a run's folder")
+        raise CheckpointError(f"{format_path(path)} is not the configuration of a run; give a run's folder")
     return {str(key): value for key, value in config.items()}
 
 
@@ -91,7 +91,7 @@ def open_run(folder: Path, config: Mapping[str, Any], *, which: str, device: str
         lines = [line.strip() for line in str(error).splitlines()]
         reason = textwrap.shorten(lines[min(1, len(lines) - 1)], 100, placeholder=" ...")
         raise CheckpointError(
-            f"{shown_path(path)} does not fit model={technique.name} of {shown_path(folder)} ({reason}); "
+            f"{format_path(path)} does not fit model={technique.name} of {format_path(folder)} ({reason}); "
             f"name a checkpoint of this run, or take the version of genexp that made it"
         ) from None
     held_out = make_loader(dataset.test, chosen, config["dataset"]["resident_gb"])
@@ -100,9 +100,9 @@ def open_run(folder: Path, config: Mapping[str, Any], *, which: str, device: str
 
 def find_checkpoint(folder: Path, which: str) -> Path:
     """Return the file that "best", "newest" or a file's name means. Raises CheckpointError."""
-    kept, shown = folder / checkpoint.FOLDER, shown_path(folder)
-    numbered = checkpoint.numbered_checkpoints(folder)
-    best = kept / checkpoint.BEST
+    kept, shown = folder / checkpoint.CHECKPOINTS_DIR, format_path(folder)
+    numbered = checkpoint.list_checkpoints(folder)
+    best = kept / checkpoint.BEST_FILE
     if which in ("best", "newest") and not numbered and not best.is_file():
         raise CheckpointError(f"{shown} has no checkpoint: it was stopped before its first; start the run anew")
     if which == "best":

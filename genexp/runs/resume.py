@@ -51,7 +51,7 @@ def refuse_if_finished(folder: Path) -> None:
 def _refuse_if_taken(folder: Path) -> None:
     """Raise ConfigError where a fresh run would write over another one, or be mistaken for it when resumed."""
     metrics = folder / "metrics.jsonl"
-    if checkpoint.numbered_checkpoints(folder) or (metrics.exists() and metrics.stat().st_size):
+    if checkpoint.list_checkpoints(folder) or (metrics.exists() and metrics.stat().st_size):
         raise ConfigError(f"{folder} holds a run already; go on with resume={folder}, or choose another folder")
 
 

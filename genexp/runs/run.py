@@ -31,7 +31,7 @@ from genexp.recorders.status import Status
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
-from genexp.run_dir.paths import shown_command, shown_path
+from genexp.run_dir.paths import format_command, format_path
 from genexp.runs.build import Run, build_run, refuse_other_keys
 from genexp.runs.resume import claimed, refuse_if_finished, state_to_resume
 from genexp.snapshot import RunOutcome, RunInfo, Snapshot
@@ -136,7 +136,7 @@ class Sitting:
 
     @property
     def command_to_go_on(self) -> str:
-        return shown_command("genexp", f"resume={shown_path(self.folder)}")
+        return format_command("genexp", f"resume={format_path(self.folder)}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from genexp.config import require
 from genexp.errors import ConfigError
-from genexp.run_dir.status import read_standing
+from genexp.run_dir.status import read_status
 from genexp.sweep.job import Job
 from genexp.sweep.manifest import digest
 
@@ -70,7 +70,7 @@ class Halving:
 
     def reached(self, job: Job, rung: Rung) -> bool:
         """Return whether a job has come to a rung, and rests there or further on."""
-        state = read_standing(job.folder).state
+        state = read_status(job.folder).state
         return state == "finished" or (
             state == "stopped" and self._judgement(job, rung, at_least=rung.epoch) is not None
         )
@@ -116,7 +116,7 @@ class Halving:
 
     def _cost(self, job: Job, rung: Rung) -> float:
         """Return a number that is lower for a better job, and highest for one that failed."""
-        value = None if read_standing(job.folder).state == "failed" else self._judgement(job, rung)
+        value = None if read_status(job.folder).state == "failed" else self._judgement(job, rung)
         if value is None or not math.isfinite(value):
             return math.inf
         return -value if job.config.trainer.direction == "max" else value

@@ -21,7 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.errors import RunDirInUseError, GenexpError
-from genexp.run_dir.status import can_go_on, read_standing, record_failure
+from genexp.run_dir.status import can_resume, read_status, record_failure
 
 log = logging.getLogger(__name__)
 PROGRAM = "genexp"
@@ -47,7 +47,7 @@ def run_job(job: Job, wanted: Callable[[], bool] = lambda: True) -> signal.Signa
     alone, one that was stopped or killed goes on from its newest checkpoint. One that another process is at
     (a scheduler's, which outlived the sweep that had asked for it) is waited for, as long as it is `wanted`.
     """
-    while wanted() and read_standing(job.folder).state != "finished":
+    while wanted() and read_status(job.folder).state != "finished":
         try:
             return _run(job)
         except RunDirInUseError:
@@ -77,7 +77,7 @@ def in_hydra(job: Job, task: Task) -> Any:
     Where it fails, that is noted in the folder and goes no further: None is returned; or the FolderInUseError.
     """
     config = copy.deepcopy(job.config)
-    if can_go_on(job.folder):
+    if can_resume(job.folder):
         config.resume = str(job.folder)
         with read_write(config.hydra):
             config.hydra.output_subdir = None  # the record of how the run was started stays

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.config import bind
 from genexp.errors import ConfigError, GenexpError
-from genexp.run_dir.status import read_standing, record_failure
+from genexp.run_dir.status import read_status, record_failure
 from genexp.sweep.config import SweepConfig, require_positive
 from genexp.sweep.halving import Halving, HalvingConfig
 from genexp.sweep.job import Job
@@ -100,7 +100,7 @@ class SweepLauncher(Launcher):
 
     def record_death(self, job: Job, how: str) -> None:
         """Note that a job failed which could not do so itself. One that has saved can go on."""
-        if read_standing(job.folder, self.begun).state in ("waiting", "running"):
+        if read_status(job.folder, self.begun).state in ("waiting", "running"):
             record_failure(job.folder, plain(job.config), how)
 
     def _run(self, jobs: Sequence[Job], halving: Halving) -> None:
@@ -117,10 +117,10 @@ class SweepLauncher(Launcher):
             self.ledger.halted |= {job.number for job in jobs} - {job.number for job in better}
             self.ledger.write()
             jobs = better
-        self.execute([job for job in jobs if read_standing(job.folder).state != "finished"])
+        self.execute([job for job in jobs if read_status(job.folder).state != "finished"])
 
     def _is_open(self, job: Job) -> bool:
-        return read_standing(job.folder, self.begun).state in ("waiting", "running")
+        return read_status(job.folder, self.begun).state in ("waiting", "running")
 
     def _planned(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         from genexp.runs.build import check_config
@@ -155,7 +155,7 @@ def require_extra(choice: str, package: str) -> None:
 
 def _returned(job: Job) -> JobReturn:
     """Return what a sweeper wants to know of a job: its value, NaN where it has none, None before its end."""
-    standing = read_standing(job.folder)
+    standing = read_status(job.folder)
     returned = JobReturn(
         overrides=list(job.config.hydra.overrides.task), cfg=job.config, status=JobStatus.COMPLETED
     )

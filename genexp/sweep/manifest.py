@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genexp.errors import ConfigError
-from genexp.run_dir.status import Standing, read_standing
+from genexp.run_dir.status import RunStatus, read_status
 
 FILE = "sweep.json"
 # Not what a job computes: how it was started, and words about it.
@@ -87,10 +87,10 @@ class Ledger:
         """Return where a job runs."""
         return self.folder / str(entry.number)
 
-    def standings(self, since: float) -> dict[Entry, Standing]:
+    def standings(self, since: float) -> dict[Entry, RunStatus]:
         """Return where every job stands; see `read_standing`."""
         return {
-            entry: read_standing(self.run_folder(entry), 0.0 if entry.number in self.halted else since)
+            entry: read_status(self.run_folder(entry), 0.0 if entry.number in self.halted else since)
             for entry in self.entries
         }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from genexp.run_dir.status import Standing
+from genexp.run_dir.status import RunStatus
 from genexp.sweep.manifest import Entry
 
 STATES = ("finished", "running", "failed", "stopped", "waiting")
@@ -17,11 +17,11 @@ STATES = ("finished", "running", "failed", "stopped", "waiting")
 class Picture:
     """All jobs of a sweep at one moment."""
 
-    standings: Mapping[Entry, Standing]
+    standings: Mapping[Entry, RunStatus]
     expected: float | None = None  # how many whole jobs it comes to in the end, where not to all of these
     seconds_left: float | None = None
 
-    def having(self, state: str) -> dict[Entry, Standing]:
+    def having(self, state: str) -> dict[Entry, RunStatus]:
         """Return the jobs that are in a state."""
         return {entry: standing for entry, standing in self.standings.items() if standing.state == state}
 
@@ -33,7 +33,7 @@ class Picture:
     @property
     def ahead(self) -> float:
         """Return how many whole jobs are left to do; one that failed counts as done."""
-        done = sum(1.0 if standing.state == "failed" else standing.part for standing in self.standings.values())
+        done = sum(1.0 if standing.state == "failed" else standing.fraction_done for standing in self.standings.values())
         return max(0.0, self.total - done)
 
     @property
@@ -64,11 +64,11 @@ class Picture:
         return [f"best {objective} {value:.4g} in {entry.name}" for objective, (value, entry) in leaders.items()]
 
 
-def in_words(entry: Entry, standing: Standing) -> str:
+def in_words(entry: Entry, standing: RunStatus) -> str:
     """Return a job in a line."""
     said = [entry.name, standing.state]
     if standing.state == "running":
-        said.append(f"{standing.part:.0%}")
+        said.append(f"{standing.fraction_done:.0%}")
     if standing.value is not None:
         said.append(f"{standing.objective} {standing.value:.4g}")
     if standing.error:

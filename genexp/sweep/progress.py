@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from genexp.run_dir.paths import shown_path
-from genexp.run_dir.status import Standing, read_standing
+from genexp.run_dir.paths import format_path
+from genexp.run_dir.status import RunStatus, read_status
 from genexp.sweep.manifest import Entry, Ledger
 from genexp.sweep.picture import Picture, in_words
 
@@ -37,13 +37,13 @@ class Overview:
         self._ledger, self._begun = ledger, begun
         console = Console()  # not rich's shared one, which the jobs of this process keep silent
         self._view: _Moving | _Lines = _Moving(console) if console.is_terminal else _Lines(console, ledger.folder)
-        self._settled: dict[Entry, Standing] = {}
+        self._settled: dict[Entry, RunStatus] = {}
         self._start = time.monotonic()
         self._parts_before: float | None = None
 
     def __enter__(self) -> None:
         if self._parts_before is None:
-            self._parts_before = sum(standing.part for standing in self._standings().values())
+            self._parts_before = sum(standing.fraction_done for standing in self._standings().values())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="overview", daemon=True)
         self._view.begin(self._picture())
@@ -68,17 +68,17 @@ class Overview:
     def _picture(self) -> Picture:
         standings = self._standings()
         picture = Picture(standings, self.expected)
-        gained = sum(standing.part for standing in standings.values()) - (self._parts_before or 0.0)
+        gained = sum(standing.fraction_done for standing in standings.values()) - (self._parts_before or 0.0)
         if gained <= 0:
             return picture
         elapsed = time.monotonic() - self._start
         return replace(picture, seconds_left=elapsed * picture.ahead / gained)
 
-    def _standings(self) -> dict[Entry, Standing]:
+    def _standings(self) -> dict[Entry, RunStatus]:
         standings = {}
         for entry in self._ledger.entries:
             since = 0.0 if entry.number in self._ledger.halted else self._begun
-            standing = self._settled.get(entry) or read_standing(self._ledger.run_folder(entry), since)
+            standing = self._settled.get(entry) or read_status(self._ledger.run_folder(entry), since)
             if standing.state == "finished":
                 self._settled[entry] = standing  # nothing more will come: hundreds need not be read each time
             standings[entry] = standing
@@ -110,7 +110,7 @@ class _Moving:
         self._live.stop()
 
 
-def _some(standings: dict[Entry, Standing]) -> list[str]:
+def _some(standings: dict[Entry, RunStatus]) -> list[str]:
     lines = [f"  {in_words(entry, standing)}" for entry, standing in standings.items()]
     return lines if len(lines) <= LISTED else [*lines[:LISTED], f"  … and {len(lines) - LISTED} more"]
 
@@ -126,7 +126,7 @@ class _Lines:
     def begin(self, picture: Picture) -> None:
         if not self._begun:
             self._said |= picture.having("finished").keys()
-            self.say(f"{picture.counts} → {shown_path(self._folder)}")
+            self.say(f"{picture.counts} → {format_path(self._folder)}")
         self._begun = True
 
     def show(self, picture: Picture) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from genexp.errors import DataError, GenexpError
-from genexp.run_dir.paths import shown_command, shown_path
+from genexp.run_dir.paths import format_command, format_path
 from genexp.sweep.manifest import Ledger
 from genexp.sweep.picture import Picture
 
@@ -45,14 +45,14 @@ def _say(folder: Path, begun: float) -> Picture:
     picture = Picture(ledger.standings(begun))
     console = Console()
     _compare(folder, console)
-    place = shlex.quote(shown_path(folder))
+    place = shlex.quote(format_path(folder))
     lines = [picture.counts, *picture.best]
     lines += [
         f"  sweep     {place}",
-        f"  scalars   {shown_command('tensorboard', '--logdir', shown_path(folder))}",
+        f"  scalars   {format_command('tensorboard', '--logdir', format_path(folder))}",
     ]
     if (folder / REPORT).is_file():
-        lines.append(f"  report    {shlex.quote(shown_path(folder / REPORT))}")
+        lines.append(f"  report    {shlex.quote(format_path(folder / REPORT))}")
     over = {entry.number for entry in picture.having("finished")} | ledger.halted
     if len(over) < len(picture.standings):
         lines.append(f"  to go on  {_command(folder)}")
@@ -76,4 +76,4 @@ def _compare(folder: Path, console: Console) -> None:
 def _command(folder: Path) -> str:
     """Return the command that goes on with this sweep."""
     words = [word for word in sys.argv[1:] if not word.startswith(("sweep.resume=", "hydra.sweep.dir="))]
-    return shown_command("genexp", *words, f"sweep.resume={shown_path(folder)}")
+    return format_command("genexp", *words, f"sweep.resume={format_path(folder)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.command import TINY, background, genexp, in_folder, status
 from tests.support.compose import tiny
 
@@ -95,7 +95,7 @@ def test_a_loss_that_is_no_longer_finite(tmp_path: Path) -> None:
     assert "at step" in line or "by step" in line
     state = status(folder)
     assert (state["state"], state["error"]) == ("failed", line.removeprefix("genexp: "))
-    for file in numbered_checkpoints(folder):
+    for file in list_checkpoints(folder):
         weights = torch.load(file, weights_only=True)["technique"]
         assert all(torch.isfinite(weight).all() for weight in weights.values())
 
@@ -140,14 +140,14 @@ def test_resuming_without_checkpoints(run: Path) -> None:
 
 
 def test_resuming_from_damaged_checkpoints_only(run: Path) -> None:
-    for file in numbered_checkpoints(run):
+    for file in list_checkpoints(run):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     line = complaint(f"resume={run}", "trainer.epochs=3")
     assert "has only checkpoints that cannot be used" in line
 
 
 def test_a_flipped_bit_is_noticed(run: Path) -> None:
-    for file in numbered_checkpoints(run):
+    for file in list_checkpoints(run):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
@@ -162,10 +162,10 @@ class Bomb:
 
 
 def test_a_checkpoint_that_carries_code(run: Path) -> None:
-    for file in numbered_checkpoints(run):
+    for file in list_checkpoints(run):
         torch.save({"format": 1, "bomb": Bomb()}, file)
     assert "possibly code: not loaded" in complaint(f"resume={run}", "trainer.epochs=3")
-    for file in numbered_checkpoints(run):
+    for file in list_checkpoints(run):
         file.write_bytes(pickle.dumps(Bomb()))
     complaint(f"resume={run}", "trainer.epochs=3")
     assert not Path("boom").exists()
@@ -178,7 +178,7 @@ def limit_files(size: int) -> None:
 
 
 def test_a_disk_that_is_full_when_a_checkpoint_is_written(run: Path) -> None:
-    whole = numbered_checkpoints(run)[0]
+    whole = list_checkpoints(run)[0]
     room = whole.stat().st_size // 2
     with background(f"resume={run}", "trainer.epochs=3", prepare=limit_files, options=(room,)) as process:
         process.join()
@@ -186,7 +186,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(run: Path) -> None:
     state = status(run)
     assert state["state"] == "failed"
     assert "could not be written" in state["error"]
-    assert numbered_checkpoints(run)[0] == whole
+    assert list_checkpoints(run)[0] == whole
     assert genexp(f"resume={run}", "trainer.epochs=3").code == 0
 
 
@@ -200,6 +200,6 @@ def test_two_runs_of_the_same_second_have_two_folders(tmp_path: Path, monkeypatc
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with background(*tiny("vae"), "trainer.epochs=1000000", "trainer.preview_every=0", in_folder(folder)):
-        while not numbered_checkpoints(folder):
+        while not list_checkpoints(folder):
             pass
         assert "is in use by another process" in complaint(f"resume={folder}")

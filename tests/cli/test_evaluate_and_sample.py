@@ -22,7 +22,7 @@ from PIL import Image
 from genexp.cli import evaluate, sample
 from genexp.cli.generate import PRODUCTS, Order, products_of
 from genexp.data.loading import make_loader
-from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import build_technique
 from genexp.runs.load import FinishedRun, find_checkpoint
 from genexp.technique import list_techniques
@@ -105,7 +105,7 @@ def test_the_techniques_own_scores_are_those_it_had_in_training(vae: Path) -> No
         assert (written["model"], written["dataset"], written["samples"]) == ("vae", "mnist_5k", 10)
         assert written["options"]["generated"] == 10  # as many as there are real ones to compare with
     assert written["step"] == status(vae)["step"]
-    assert written["checkpoint"] == f"checkpoints/{numbered_checkpoints(vae)[0].name}"
+    assert written["checkpoint"] == f"checkpoints/{list_checkpoints(vae)[0].name}"
 
 
 def test_a_likelihood_of_no_samples_is_left_out_and_json_is_a_line(vae: Path) -> None:
@@ -123,7 +123,7 @@ def test_one_bad_run_among_several_does_not_hide_the_others(vae: Path, tmp_path:
 
 
 def test_a_checkpoint_is_found_by_its_name_and_by_its_path(vae: Path) -> None:
-    newest, *_, oldest = numbered_checkpoints(vae)
+    newest, *_, oldest = list_checkpoints(vae)
     assert find_checkpoint(vae, oldest.name) == find_checkpoint(vae, str(oldest)) == oldest
     assert find_checkpoint(vae, "newest") == newest
 

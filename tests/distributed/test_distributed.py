@@ -23,7 +23,7 @@ from genexp.distributed.launch import Gathering, gathering
 from genexp.distributed.rank import Place
 from genexp.distributed.store import Task, given_board
 from genexp.errors import ConfigError
-from genexp.run_dir.checkpoint import load_newest, numbered_checkpoints
+from genexp.run_dir.checkpoint import load_newest, list_checkpoints
 from genexp.runs.build import build_run
 from genexp.snapshot import Snapshot
 from genexp.training.stopping import StopRequest
@@ -151,7 +151,7 @@ def test_two_processes_leave_one_run_that_one_process_goes_on_with(tmp_path: Pat
     assert files(shared) == files(alone)
     assert layout(last_state(shared)) == layout(last_state(alone))
     assert status(shared)["environment"]["device"].startswith("2 × cpu")
-    *later, _, _, _ = numbered_checkpoints(shared)
+    *later, _, _, _ = list_checkpoints(shared)
     for file in later:
         file.unlink()
     ended = genexp(f"resume={shared}", "device.processes=1")
@@ -169,7 +169,7 @@ def test_two_processes_resumed_are_two_that_went_through(tmp_path: Path) -> None
     )
     assert genexp(*tiny("dcgan"), *often, in_folder(straight)).code == 0
     shutil.copytree(straight, resumed)
-    numbered_checkpoints(resumed)[0].unlink()
+    list_checkpoints(resumed)[0].unlink()
     (resumed / "status.json").unlink()
     ended = genexp(f"resume={resumed}")
     assert ended.code == 0, ended.err
@@ -203,7 +203,7 @@ def endless(folder: Path) -> list[str]:
 def test_a_process_that_dies_ends_the_run_with_one_line(tmp_path: Path) -> None:
     folder, number = tmp_path / "run", tmp_path / "number"
     with background(*endless(folder), prepare=note_started, options=(number,)) as process:
-        wait_for(lambda: len(numbered_checkpoints(folder)) > 1, seconds=150)
+        wait_for(lambda: len(list_checkpoints(folder)) > 1, seconds=150)
         os.kill(int(number.read_text()), signal.SIGKILL)
         process.join(100)
         assert process.exitcode == 1
@@ -217,7 +217,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line(tmp_path: Path) -> None:
 def test_a_signal_to_any_process_stops_all_after_one_step(tmp_path: Path) -> None:
     folder, number = tmp_path / "run", tmp_path / "number"
     with background(*endless(folder), prepare=note_started, options=(number,)) as process:
-        wait_for(lambda: len(numbered_checkpoints(folder)) > 1, seconds=150)
+        wait_for(lambda: len(list_checkpoints(folder)) > 1, seconds=150)
         os.kill(int(number.read_text()), signal.SIGTERM)
         process.join(100)
         assert process.exitcode == 128 + signal.SIGTERM

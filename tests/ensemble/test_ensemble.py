@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRunsError
 from genexp.ensemble.random_draws import MemberRandomMode, MemberGenerators
 from genexp.ensemble.step import EnsembleStep, clip_grad_norm_per_member
-from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
@@ -281,7 +281,7 @@ def test_a_job_leaves_what_a_single_run_leaves_and_resumes_as_one(tmp_path: Path
     assert_same_curves(job, run)
     assert (job / "config.yaml").read_text() == (run / "config.yaml").read_text()
     assert_close(last_state(job), last_state(run), 1e-2)
-    newest, straight = (numbered_checkpoints(folder)[0].stat().st_size for folder in (job, run))
+    newest, straight = (list_checkpoints(folder)[0].stat().st_size for folder in (job, run))
     assert newest == pytest.approx(straight, rel=0.01)
     assert "epoch 3/3" in (job / "train.log").read_text()
     assert (job / "train.log").read_text().count("epoch 3/3") == 1
@@ -307,7 +307,7 @@ def test_jobs_at_different_steps_go_on(tmp_path: Path) -> None:
     assert genexp(*sweep(straight, *often)).code == 0
     shutil.copytree(straight, killed)
     for number, kept in ((0, 1), (1, 2), (2, 2)):  # as if killed behind so many checkpoints
-        for file in numbered_checkpoints(killed / str(number))[:-kept]:
+        for file in list_checkpoints(killed / str(number))[:-kept]:
             file.unlink()
         (killed / str(number) / "status.json").unlink()
     words = sweep(killed, *often)[:-1]

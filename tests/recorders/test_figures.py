@@ -14,7 +14,7 @@ from PIL import Image
 from genexp.recorders.curves import grouped, smoothed
 from genexp.recorders.figures import Figures
 from genexp.recorders.metrics_log import MetricsLog
-from genexp.run_dir.metrics import Column
+from genexp.run_dir.metrics import LoggedCurve
 from genexp.snapshot import Curve, FinalArtifacts, RunOutcome, Snapshot
 from tests.support.snapshots import FINISHED, clock, picture, record_blocks, recording, run_info, snapshot
 
@@ -99,7 +99,7 @@ def test_losses_share_a_panel() -> None:
 
 def test_a_smoothed_curve_has_the_epoch_means() -> None:
     steps = np.arange(1, 101)
-    column = Column(steps, -(-steps // 10), np.arange(100.0))
+    column = LoggedCurve(steps, -(-steps // 10), np.arange(100.0))
     column.values[5] = np.nan
     middles, means = smoothed(column, steps_per_epoch=10)
     assert len(means) == 10

@@ -18,7 +18,7 @@ from genexp.recorders.growing_gif import append_frame
 from genexp.reports import compare, write_report, write_run_report
 from genexp.reports.curves import on_grid, thinned
 from genexp.reports.embedded_images import thinned_gif
-from genexp.run_dir.metrics import Column
+from genexp.run_dir.metrics import LoggedCurve
 from tests.support.browser import Browser, browser, needs_browser
 from tests.support.command import REPOSITORY, genexp, in_folder, status
 from tests.support.compose import tiny
@@ -154,7 +154,7 @@ def test_thinning_keeps_every_peak() -> None:
     values[[31_234, 77_777]] = 5, -5
     values[500:900] = np.nan
     steps = np.arange(1, 100_001)
-    kept, heights = thinned(Column(steps, steps, values), 1000)
+    kept, heights = thinned(LoggedCurve(steps, steps, values), 1000)
     assert len(kept) <= 1000
     assert (np.nanmax(heights), np.nanmin(heights)) == (5, -5)
     assert {31_235, 77_778} <= set(kept.tolist())
@@ -174,7 +174,7 @@ def test_a_metric_that_was_measured_once_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_runs_of_different_length_share_a_grid() -> None:
-    short, long = (Column(np.arange(1, n + 1), np.ones(n), np.full(n, float(n))) for n in (10, 1000))
+    short, long = (LoggedCurve(np.arange(1, n + 1), np.ones(n), np.full(n, float(n))) for n in (10, 1000))
     steps, values = on_grid([short, long], 50)
     assert values.shape == (2, 50) == (2, len(steps))
     assert np.isfinite(values[1]).all()

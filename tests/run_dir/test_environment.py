@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from genexp.run_dir.environment import git_commit
-from genexp.run_dir.paths import shown_command
+from genexp.run_dir.environment import read_git_commit
+from genexp.run_dir.paths import format_command
 
 
 def git(*words: str | Path) -> None:
@@ -21,9 +21,9 @@ def git(*words: str | Path) -> None:
 def test_the_commit_is_that_of_the_checkout_and_of_no_other_around_it(tmp_path: Path) -> None:
     git("init", tmp_path)
     git("-C", tmp_path, "commit", "--allow-empty", "-m", "first")
-    assert len(git_commit(tmp_path)) == 40
+    assert len(read_git_commit(tmp_path)) == 40
     (tmp_path / "installed").mkdir()
-    assert git_commit(tmp_path / "installed") == "unknown"
+    assert read_git_commit(tmp_path / "installed") == "unknown"
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_command_is_shown_as_it_can_be_typed(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown_command("genexp", "resume=a b") == ".venv/bin/genexp 'resume=a b'"
-    assert shown_command("absent", "--all") == "absent --all"
+    assert format_command("genexp", "resume=a b") == ".venv/bin/genexp 'resume=a b'"
+    assert format_command("absent", "--all") == "absent --all"
     monkeypatch.setenv("PATH", str(environment))  # as after `source .venv/bin/activate`
-    assert shown_command("genexp", "resume=a b") == "genexp 'resume=a b'"
+    assert format_command("genexp", "resume=a b") == "genexp 'resume=a b'"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genexp.run_dir.checkpoint import load, numbered_checkpoints
+from genexp.run_dir.checkpoint import load, list_checkpoints
 from tests.support.command import TINY, genexp, in_folder, metrics, status
 from tests.support.tensorboard import ask, tensorboard_server
 
@@ -117,7 +117,7 @@ def test_a_gif_has_a_frame_a_preview(folder: Path) -> None:
 
 
 def test_checkpoints_are_bounded_and_can_be_read_without_running_code(folder: Path) -> None:
-    newest, *older = numbered_checkpoints(folder)
+    newest, *older = list_checkpoints(folder)
     assert newest.name == f"step-{EPOCHS * STEPS:08d}.pt"
     assert len(older) == 1
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {newest.name, older[0].name, "best.pt"}

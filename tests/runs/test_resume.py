@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from genexp.run_dir import checkpoint
-from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.command import (
     assert_same_run,
     background,
@@ -39,7 +39,7 @@ def test_killed_at_a_random_moment_and_resumed(name: str, tmp_path: Path) -> Non
     assert run_to_end(*arguments(name, straight)) == 0
     chance = random.Random(name)
     with background(*arguments(name, killed)) as process:
-        wait_for(lambda: numbered_checkpoints(killed) or not process.is_alive())
+        wait_for(lambda: list_checkpoints(killed) or not process.is_alive())
         time.sleep(chance.uniform(0.0, 0.6))
         process.kill()
         process.join()
@@ -78,7 +78,7 @@ def test_a_signal_stops_cleanly_and_the_run_can_go_on(number: signal.Signals, tm
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert run_to_end(*arguments("vae", straight)) == 0
     with background(*arguments("vae", stopped)) as process:
-        wait_for(lambda: numbered_checkpoints(stopped))
+        wait_for(lambda: list_checkpoints(stopped))
         assert process.pid is not None
         os.kill(process.pid, number)
         process.join(60)
@@ -92,7 +92,7 @@ def test_a_signal_stops_cleanly_and_the_run_can_go_on(number: signal.Signals, tm
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     endless = [*tiny("vae"), "trainer.epochs=1000000", "trainer.preview_every=0", in_folder(tmp_path / "run")]
     with background(*endless) as process:
-        wait_for(lambda: numbered_checkpoints(tmp_path / "run"))
+        wait_for(lambda: list_checkpoints(tmp_path / "run"))
         assert process.pid is not None
         for _ in range(2):
             os.kill(process.pid, signal.SIGTERM)
@@ -108,7 +108,7 @@ def test_a_time_budget_stops_with_everything_saved(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     state = status(folder)
     assert state["state"] == "stopped"
-    assert numbered_checkpoints(folder)[0].name == f"step-{state['step']:08d}.pt"
+    assert list_checkpoints(folder)[0].name == f"step-{state['step']:08d}.pt"
     assert f"resume={folder}" in ended.out
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path
     run = (*tiny("vae"), "optimizer.schedule=constant")
     assert genexp(*run, "trainer.epochs=3", in_folder(straight)).code == 0
     assert genexp(*run, "trainer.epochs=2", in_folder(damaged)).code == 0
-    newest = numbered_checkpoints(damaged)[0]
+    newest = list_checkpoints(damaged)[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     ended = genexp(f"resume={damaged}", "trainer.epochs=3")
     assert ended.code == 0, ended.err

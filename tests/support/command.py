@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from genexp.run_dir.checkpoint import load, numbered_checkpoints
+from genexp.run_dir.checkpoint import load, list_checkpoints
 from genexp.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,7 +122,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 def last_state(folder: Path) -> dict[str, Any]:
     """Return a run's newest checkpoint, without what depends on the file system."""
-    state = load(numbered_checkpoints(folder)[0])
+    state = load(list_checkpoints(folder)[0])
     state.pop("ledger")
     return state
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from genexp.config import bind
 from genexp.data import load_dataset
-from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.technique import find_technique
 from tests.support.command import (
     assert_same,
@@ -61,7 +61,7 @@ def test_resumed_equals_straight(name: str, tmp_path: Path) -> None:
     ended = genexp(*tiny(name), *often, *looks, in_folder(straight))
     assert ended.code == 0, ended.err
     shutil.copytree(straight, resumed)
-    *later, _, _ = numbered_checkpoints(resumed)  # those of the first epoch and of step 0 stay
+    *later, _, _ = list_checkpoints(resumed)  # those of the first epoch and of step 0 stay
     for file in later:
         file.unlink()
     (resumed / "status.json").unlink()

@@ -21,7 +21,7 @@ from genexp.images.resize import resize
 from genexp.images.vision import torchvision
 from genexp.networks.frozen import FrozenConv2d
 from genexp.networks.vgg import LAYERS, URL, Vgg19, imagenet_weights, weights_from
-from genexp.run_dir.checkpoint import numbered_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix
 from genexp.training.learner import Learner, StepSettings
@@ -272,7 +272,7 @@ def test_resumed_at_the_next_scale_equals_straight(tmp_path: Path) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     assert genexp(*words, *often, in_folder(straight)).code == 0
     shutil.copytree(straight, resumed)
-    for file in numbered_checkpoints(resumed)[:3]:
+    for file in list_checkpoints(resumed)[:3]:
         file.unlink()
     (resumed / "status.json").unlink()
     ended = genexp(f"resume={resumed}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
 
-from genexp.run_dir.status import read_standing
+from genexp.run_dir.status import read_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
 from genexp.sweep.worker_job import ignore_interruptions, run_elsewhere, thread_settings
@@ -36,7 +36,7 @@ class JoblibLauncher(SweepLauncher):
             left = self._together(jobs)
             while left and stop.signal is None:
                 # Which of the workers died is not known: the jobs that were under way are tried one by one.
-                suspects = [job for job in left if read_standing(job.folder).state == "running"]
+                suspects = [job for job in left if read_status(job.folder).state == "running"]
                 for job in suspects:
                     if self._together([job]):
                         self.record_death(job, "its process was killed, perhaps because memory was short")

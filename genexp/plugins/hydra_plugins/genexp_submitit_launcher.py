@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.errors import ConfigError
-from genexp.run_dir.status import read_standing
+from genexp.run_dir.status import read_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
 from genexp.sweep.submitit_job import Submitted
@@ -73,7 +73,7 @@ class SubmititLauncher(SweepLauncher):
 
     def _take_back(self, tickets: dict[Job, Ticket[Any]]) -> None:
         for job, ticket in tickets.items():
-            if read_standing(job.folder, self.begun).state == "waiting":
+            if read_status(job.folder, self.begun).state == "waiting":
                 ticket.cancel(check=False)
 
     def _is_over(self, job: Job, ticket: Ticket[Any]) -> bool:
