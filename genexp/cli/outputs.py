@@ -10,7 +10,7 @@ from torch import Tensor
 from genexp.images.grid import PAD_VALUE, make_grid
 from genexp.images.latent_walks import make_animation, make_filmstrip
 from genexp.recorders.growing_gif import write_gif
-from genexp.recorders.images import enlarged, png, to_image
+from genexp.recorders.images import enlarge_small_image, encode_png, to_pil_image
 from genexp.training.trainer import to_uint8
 
 SHOWN_CHANGES, COLUMNS = 50, 10  # images in a picture of before and after, and in a row of it
@@ -44,12 +44,12 @@ def write_walk(folder: Path, name: str, images: Tensor) -> list[Path]:
 def write_picture(path: Path, picture: Tensor) -> Path:
     """Write a picture that is to be looked at: a small one enlarged."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(enlarged(to_image(to_uint8(picture)))))
+    path.write_bytes(encode_png(enlarge_small_image(to_pil_image(to_uint8(picture)))))
     return path
 
 
 def write_image(path: Path, image: Tensor) -> Path:
     """Write an image (c, h, w) pixel for pixel."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(to_image(to_uint8(image))))
+    path.write_bytes(encode_png(to_pil_image(to_uint8(image))))
     return path

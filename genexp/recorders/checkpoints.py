@@ -16,9 +16,9 @@ from genexp.snapshot import RunInfo, Snapshot
 class Checkpoints(Recorder):
     """Writes `checkpoints/`. Must be told last: its ledger speaks of what the `others` have written."""
 
-    def __init__(self, others: Sequence[Recorder], *, keep: int, best: Mapping[str, Any] | None = None) -> None:
-        self._others = others
-        self._keep = keep
+    def __init__(self, recorders: Sequence[Recorder], *, max_to_keep: int, best: Mapping[str, Any] | None = None) -> None:
+        self._recorders = recorders
+        self._max_to_keep = max_to_keep
         self._best: dict[str, Any] = dict(best) if best else {"value": None, "step": None}
         self._unsaved_best: dict[str, Any] | None = None
 
@@ -29,11 +29,11 @@ class Checkpoints(Recorder):
 
     def record(self, snapshot: Snapshot) -> None:
         if snapshot.test and snapshot.weights is not None:
-            self._judge(snapshot)
+            self._update_best(snapshot)
         if snapshot.checkpoint is not None:
             self._write(snapshot.checkpoint)
 
-    def _judge(self, snapshot: Snapshot) -> None:
+    def _update_best(self, snapshot: Snapshot) -> None:
         name = self._run.objective
         if name not in snapshot.test:
             raise ConfigError(
@@ -51,35 +51,35 @@ class Checkpoints(Recorder):
 
     def _write(self, state: Mapping[str, Any]) -> None:
         folder = self._run.run_dir
-        for other in self._others:
-            other.flush()
+        for recorder in self._recorders:
+            recorder.flush()
         if self._unsaved_best is not None:
             save(folder / CHECKPOINTS_DIR / BEST_FILE, self._unsaved_best)
             self._unsaved_best = None
-        ledger = measure(folder, [path for other in self._others for path in other.append_only()])
-        save(checkpoint_path(folder, state["step"]), {**state, "best": self._best, "ledger": ledger})
-        for old in list_checkpoints(folder)[self._keep :]:
+        log_offsets = measure_file_sizes(folder, [path for other in self._recorders for path in other.append_only_files()])
+        save(checkpoint_path(folder, state["step"]), {**state, "best": self._best, "ledger": log_offsets})
+        for old in list_checkpoints(folder)[self._max_to_keep :]:
             old.unlink()
 
 
-def measure(folder: Path, files: Sequence[Path]) -> dict[str, int]:
+def measure_file_sizes(run_dir: Path, files: Sequence[Path]) -> dict[str, int]:
     """Return the size in bytes of each file, under its path relative to `folder`."""
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in files}
 
 
-def cut_back(folder: Path, ledger: Mapping[str, int]) -> None:
+def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
     """Make the growing files of a run what they were when `ledger` was measured.
 
     A file the ledger does not know was begun later, and goes. Raises CheckpointError where one is
     missing or shorter than noted.
     """
-    for name, size in ledger.items():
-        path = folder / name
+    for name, size in log_offsets.items():
+        path = run_dir / name
         if not path.is_file() or path.stat().st_size < size:
             raise CheckpointError(f"{path} is shorter than its checkpoint notes: a part of the run is lost")
         with path.open("r+b") as file:
             file.truncate(size)
-    grown = [*folder.glob("metrics.jsonl"), *folder.glob("*.gif"), *(folder / "tensorboard").glob("events.*")]
-    for path in grown:
-        if path.relative_to(folder).as_posix() not in ledger:
+    log_files = [*run_dir.glob("metrics.jsonl"), *run_dir.glob("*.gif"), *(run_dir / "tensorboard").glob("events.*")]
+    for path in log_files:
+        if path.relative_to(run_dir).as_posix() not in log_offsets:
             path.unlink()

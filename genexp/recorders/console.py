@@ -11,14 +11,14 @@ from typing import final
 
 import rich
 
-from genexp.recorders.progress_bar import Display, MovingLine, PlainLines, Standing, plain
+from genexp.recorders.progress_bar import ProgressDisplay, LiveProgressBar, ProgressLines, ProgressState, print_plain
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.paths import format_command, format_path
 from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
 log = logging.getLogger("genexp")
-INERTIA = 0.7  # of the shown speed, from one block to the next
+SPEED_SMOOTHING = 0.7  # of the shown speed, from one block to the next
 
 
 @final
@@ -36,97 +36,97 @@ class Console(Recorder):
         """Say what is run and where its files go."""
         self._run = run
         self._console = rich.get_console()
-        self._means = EpochMeans(run.steps_per_epoch)
-        self._begun = self._block_ended = time.monotonic()
-        self._step, self._speed = run.start_step, 0.0
+        self._epoch_means = EpochMeans(run.steps_per_epoch)
+        self._start_time = self._last_record_time = time.monotonic()
+        self._step, self._steps_per_second = run.start_step, 0.0
         self._train: dict[str, float] = {}
         self._test: dict[str, float] = {}
         self._best: tuple[float, int] | None = None
-        self._warned: set[str] = set()
+        self._logged_warnings: set[str] = set()
         device, precision = run.environment.get("device"), run.environment.get("precision", "fp32")
-        how = f"{device}, {precision}" if device and precision != "fp32" else device
-        facts = [f"{run.model} on {run.dataset}", how, f"{run.num_parameters:,} parameters"]
-        since = f", from step {run.start_step:,}" if run.start_step else ""
-        for line in (" · ".join(fact for fact in facts if fact), f"→ {format_path(run.run_dir)}{since}"):
-            plain(self._console, line)
+        device_text = f"{device}, {precision}" if device and precision != "fp32" else device
+        parts = [f"{run.model} on {run.dataset}", device_text, f"{run.num_parameters:,} parameters"]
+        resume_text = f", from step {run.start_step:,}" if run.start_step else ""
+        for line in (" · ".join(part for part in parts if part), f"→ {format_path(run.run_dir)}{resume_text}"):
+            print_plain(self._console, line)
             log.info(line)
-        self._display: Display
+        self._display: ProgressDisplay
         if self._console.is_terminal:
-            self._display = MovingLine(self._console, self._standing())
+            self._display = LiveProgressBar(self._console, self._build_state())
         else:
-            self._display = PlainLines(self._console, self._standing(), self._interval)
+            self._display = ProgressLines(self._console, self._build_state(), self._interval)
 
     def record(self, snapshot: Snapshot) -> None:
         """Show where the run stands."""
-        ended = self._means.add(snapshot.train)
-        self._train = ended[1] if ended else self._means.means() or self._train
-        self._note_speed(snapshot.clock.step)
-        self._note_scores(snapshot)
-        standing = self._standing()
-        if ended:
-            log.info(standing.line)
+        epoch_result = self._epoch_means.add(snapshot.train)
+        self._train = epoch_result[1] if epoch_result else self._epoch_means.compute_means() or self._train
+        self._update_speed(snapshot.clock.step)
+        self._update_test_metrics(snapshot)
+        state = self._build_state()
+        if epoch_result:
+            log.info(state.summary_line)
         for warning in snapshot.warnings:
-            if warning not in self._warned:
-                self._warned.add(warning)
+            if warning not in self._logged_warnings:
+                self._logged_warnings.add(warning)
                 log.warning(warning)
-        self._display.show(standing, epoch_ended=ended is not None)
+        self._display.show(state, is_epoch_end=epoch_result is not None)
 
     def close(self, outcome: RunOutcome) -> None:
         """Say how the run ended and where its files are; its error is the command's last line, not said here."""
         self._display.stop()
-        seconds = timedelta(seconds=round(time.monotonic() - self._begun))
-        best = f"; {self._best_in_words()} at step {self._best[1]:,}" if self._best else ""
-        ended = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
-        log.info(ended)
-        lines = [ended]
-        lines += [_entry(what, where) for what, where in _places(self._run.run_dir).items()]
+        seconds = timedelta(seconds=round(time.monotonic() - self._start_time))
+        best = f"; {self._format_best()} at step {self._best[1]:,}" if self._best else ""
+        summary = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
+        log.info(summary)
+        lines = [summary]
+        lines += [_format_entry(what, where) for what, where in _list_outputs(self._run.run_dir).items()]
         if outcome.resume_command is not None:
-            lines.append(_entry("to go on", outcome.resume_command))
+            lines.append(_format_entry("to go on", outcome.resume_command))
         for line in lines:
-            plain(self._console, line)
+            print_plain(self._console, line)
 
-    def _note_speed(self, step: int) -> None:
+    def _update_speed(self, step: int) -> None:
         now = time.monotonic()
         if step > self._step:
-            speed = (step - self._step) / max(now - self._block_ended, 1e-9)
-            self._speed = INERTIA * self._speed + (1 - INERTIA) * speed if self._speed else speed
-        self._step, self._block_ended = step, now
+            speed = (step - self._step) / max(now - self._last_record_time, 1e-9)
+            self._steps_per_second = SPEED_SMOOTHING * self._steps_per_second + (1 - SPEED_SMOOTHING) * speed if self._steps_per_second else speed
+        self._step, self._last_record_time = step, now
 
-    def _note_scores(self, snapshot: Snapshot) -> None:
+    def _update_test_metrics(self, snapshot: Snapshot) -> None:
         self._test = dict(snapshot.test) or self._test
         value = snapshot.test.get(self._run.objective, math.nan)
         sign = 1 if self._run.direction == "max" else -1
         if math.isfinite(value) and (self._best is None or sign * value > sign * self._best[0]):
             self._best = value, snapshot.clock.step
 
-    def _best_in_words(self) -> str:
+    def _format_best(self) -> str:
         return f"best {self._run.objective} {self._best[0]:.4g}" if self._best else ""
 
-    def _standing(self) -> Standing:
+    def _build_state(self) -> ProgressState:
         run = self._run
-        return Standing(
+        return ProgressState(
             step=self._step,
             total_steps=run.total_steps,
             epoch=-(-self._step // run.steps_per_epoch),
-            epochs=-(-run.total_steps // run.steps_per_epoch),
-            steps_per_second=self._speed,
-            images_per_second=self._speed * run.batch_size,
+            total_epochs=-(-run.total_steps // run.steps_per_epoch),
+            steps_per_second=self._steps_per_second,
+            images_per_second=self._steps_per_second * run.batch_size,
             train=self._train,
             test=self._test,
-            best=self._best_in_words(),
+            best_text=self._format_best(),
         )
 
 
-def _places(folder: Path) -> dict[str, str]:
+def _list_outputs(run_dir: Path) -> dict[str, str]:
     """Return what there is to look at → where it is."""
-    pictures = ", ".join(format_path(path) for path in sorted(folder.glob("*.gif")))
+    gifs = ", ".join(format_path(path) for path in sorted(run_dir.glob("*.gif")))
     files = {"report": "report.html", "figures": "figures", "metrics": "metrics.jsonl", "log": "train.log"}
-    places = {"pictures": pictures} if pictures else {}
-    places |= {what: format_path(folder / name) for what, name in files.items() if (folder / name).exists()}
-    if (folder / "tensorboard").exists():
-        places["scalars"] = format_command("tensorboard", "--logdir", format_path(folder))
-    return places
+    outputs = {"pictures": gifs} if gifs else {}
+    outputs |= {label: format_path(run_dir / name) for label, name in files.items() if (run_dir / name).exists()}
+    if (run_dir / "tensorboard").exists():
+        outputs["scalars"] = format_command("tensorboard", "--logdir", format_path(run_dir))
+    return outputs
 
 
-def _entry(what: str, where: str) -> str:
-    return f"  {what:<9} {where}"
+def _format_entry(label: str, value: str) -> str:
+    return f"  {label:<9} {value}"

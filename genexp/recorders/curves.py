@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RAW_POINTS = 5000  # more single steps than this are a smear
-WINDOWS = 300  # points of a smoothed curve at most
-FEW_EPOCHS = 8  # with fewer, windows shorter than an epoch show more
-COLOURS = ("#2a6fb0", "#d1632a", "#3d8f4f", "#8a56a5", "#b8373f", "#6b6b6b", "#b08a1e", "#2a9d9a")
-LOG_RATIO = 50  # a wider range of positive values is drawn on a logarithmic axis
-PANEL = (5.2, 3.4)  # inches
+MAX_RAW_POINTS = 5000  # more single steps than this are a smear
+MAX_SMOOTHED_POINTS = 300  # points of a smoothed curve at most
+MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # with fewer, windows shorter than an epoch show more
+PALETTE = ("#2a6fb0", "#d1632a", "#3d8f4f", "#8a56a5", "#b8373f", "#6b6b6b", "#b08a1e", "#2a9d9a")
+LOG_AXIS_RATIO = 50  # a wider range of positive values is drawn on a logarithmic axis
+PANEL_INCHES = (5.2, 3.4)  # inches
 # What a panel leaves around its frame, in inches. It is fixed: to find it takes matplotlib as long as to draw all.
-LEFT, RIGHT, BELOW, ABOVE = 0.85, 0.15, 0.55, 0.15
-TITLE = 0.4  # inches
+LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.85, 0.15, 0.55, 0.15
+TITLE_INCHES = 0.4  # inches
 
 
 def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], title: str, steps_per_epoch: int) -> None:
@@ -31,44 +31,44 @@ def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], ti
     from matplotlib.figure import Figure
 
     train, test = metrics.get("train", {}), metrics.get("test", {})
-    groups = grouped([*train, *(name for name in test if name not in train)])
-    last = max(int(column.steps[-1]) for split in (train, test) for column in split.values())
-    epochs = last / steps_per_epoch
-    columns = 1 if len(groups) == 1 else 2 if len(groups) <= 4 else 3
-    lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + TITLE), dpi=110)
+    groups = group_metrics([*train, *(name for name in test if name not in train)])
+    last_step = max(int(curve.steps[-1]) for split in (train, test) for curve in split.values())
+    epochs = last_step / steps_per_epoch
+    grid_columns = 1 if len(groups) == 1 else 2 if len(groups) <= 4 else 3
+    grid_rows = -(-len(groups) // grid_columns)
+    figure = Figure(figsize=(PANEL_INCHES[0] * grid_columns, PANEL_INCHES[1] * grid_rows + TITLE_INCHES), dpi=110)
     FigureCanvasAgg(figure)
     _set_margins(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    for place, (panel, names) in enumerate(groups.items(), start=1):
-        axes = figure.add_subplot(lines, columns, place)
-        colours = [COLOURS[rank % len(COLOURS)] for rank in range(len(names))]
-        for name, colour in zip(names, colours, strict=True):
+    for position, (panel, names) in enumerate(groups.items(), start=1):
+        axes = figure.add_subplot(grid_rows, grid_columns, position)
+        colors = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
+        for name, color in zip(names, colors, strict=True):
             if name in train:
-                _draw_means(axes, train[name], name, colour, steps_per_epoch)
+                _draw_means(axes, train[name], name, color, steps_per_epoch)
             if name in test:
-                _draw_test(axes, test[name], name, colour, steps_per_epoch)
-        _dress(axes, panel)
+                _draw_test(axes, test[name], name, color, steps_per_epoch)
+        _style_axes(axes, panel)
         axes.set_xlim(-0.02 * epochs, 1.02 * epochs)
-        for name, colour in zip(names, colours, strict=True):
-            if name in train and len(train[name].steps) <= RAW_POINTS:
-                _draw_steps(axes, train[name], colour, steps_per_epoch)
+        for name, color in zip(names, colors, strict=True):
+            if name in train and len(train[name].steps) <= MAX_RAW_POINTS:
+                _draw_steps(axes, train[name], color, steps_per_epoch)
     figure.savefig(path)
 
 
 def _set_margins(figure: Figure) -> None:
     width, height = figure.get_size_inches()
     figure.subplots_adjust(
-        left=LEFT / width,
-        right=1 - RIGHT / width,
-        bottom=BELOW / height,
-        top=1 - (ABOVE + TITLE) / height,
-        wspace=(LEFT + RIGHT) / (PANEL[0] - LEFT - RIGHT),
-        hspace=(BELOW + ABOVE) / (PANEL[1] - BELOW - ABOVE),
+        left=LEFT_INCHES / width,
+        right=1 - RIGHT_INCHES / width,
+        bottom=BOTTOM_INCHES / height,
+        top=1 - (TOP_INCHES + TITLE_INCHES) / height,
+        wspace=(LEFT_INCHES + RIGHT_INCHES) / (PANEL_INCHES[0] - LEFT_INCHES - RIGHT_INCHES),
+        hspace=(BOTTOM_INCHES + TOP_INCHES) / (PANEL_INCHES[1] - BOTTOM_INCHES - TOP_INCHES),
     )
 
 
-def grouped(names: Sequence[str]) -> dict[str, list[str]]:
+def group_metrics(names: Sequence[str]) -> dict[str, list[str]]:
     """Return panel → metrics: losses (generator_loss, critic_loss) share one, others differ in their magnitude."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -76,38 +76,38 @@ def grouped(names: Sequence[str]) -> dict[str, list[str]]:
     return {group if len(members) > 1 else members[0]: members for group, members in groups.items()}
 
 
-def smoothed(column: LoggedCurve, steps_per_epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def smooth_curve(curve: LoggedCurve, steps_per_epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (steps, values): the mean over each epoch, or over shorter or longer windows where these say more."""
-    epochs = int(column.epochs[-1] - column.epochs[0]) + 1
+    epochs = int(curve.epochs[-1] - curve.epochs[0]) + 1
     window = steps_per_epoch
-    if epochs < FEW_EPOCHS:
+    if epochs < MIN_EPOCHS_FOR_EPOCH_MEANS:
         window = max(1, epochs * steps_per_epoch // 25)
-    elif epochs > WINDOWS:
-        window = steps_per_epoch * -(-epochs // WINDOWS)
-    finite = np.isfinite(column.values)
-    steps, values = column.steps[finite], column.values[finite]
+    elif epochs > MAX_SMOOTHED_POINTS:
+        window = steps_per_epoch * -(-epochs // MAX_SMOOTHED_POINTS)
+    finite = np.isfinite(curve.values)
+    steps, values = curve.steps[finite], curve.values[finite]
     _, starts, counts = np.unique((steps - 1) // window, return_index=True, return_counts=True)
     if not len(starts):
         return steps, values
     return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
-def _draw_means(axes: Axes, column: LoggedCurve, name: str, colour: str, steps_per_epoch: int) -> None:
-    steps, values = smoothed(column, steps_per_epoch)
+def _draw_means(axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int) -> None:
+    steps, values = smooth_curve(curve, steps_per_epoch)
     marker = "o" if len(steps) == 1 else ""
     label = f"{name}, train"
-    axes.plot(steps / steps_per_epoch, values, color=colour, linewidth=1.8, marker=marker, label=label, zorder=3)
+    axes.plot(steps / steps_per_epoch, values, color=color, linewidth=1.8, marker=marker, label=label, zorder=3)
 
 
-def _draw_test(axes: Axes, column: LoggedCurve, name: str, colour: str, steps_per_epoch: int) -> None:
-    few = len(column.steps) <= 40
+def _draw_test(axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int) -> None:
+    has_markers = len(curve.steps) <= 40
     axes.plot(
-        column.steps / steps_per_epoch,
-        column.values,
-        color=colour,
+        curve.steps / steps_per_epoch,
+        curve.values,
+        color=color,
         linewidth=1.2,
         linestyle=(0, (3, 2)),
-        marker="o" if few else "",
+        marker="o" if has_markers else "",
         markersize=5.5,
         markeredgecolor="white",
         markeredgewidth=0.8,
@@ -116,10 +116,10 @@ def _draw_test(axes: Axes, column: LoggedCurve, name: str, colour: str, steps_pe
     )
 
 
-def _dress(axes: Axes, panel: str) -> None:
+def _style_axes(axes: Axes, panel: str) -> None:
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     values = values[np.isfinite(values)]
-    if len(values) and values.min() > 0 and values.max() > LOG_RATIO * values.min():
+    if len(values) and values.min() > 0 and values.max() > LOG_AXIS_RATIO * values.min():
         axes.set_yscale("log")
     axes.margins(y=0.1)
     axes.set_xlabel("epoch")
@@ -130,8 +130,8 @@ def _dress(axes: Axes, panel: str) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _draw_steps(axes: Axes, column: LoggedCurve, colour: str, steps_per_epoch: int) -> None:
+def _draw_steps(axes: Axes, curve: LoggedCurve, color: str, steps_per_epoch: int) -> None:
     """Draw every single step faintly in the background, where it falls within the frame that the means set."""
     axes.set_ylim(axes.get_ylim())
-    epochs = column.steps / steps_per_epoch
-    axes.plot(epochs, column.values, color=colour, alpha=0.25, linewidth=0.7, zorder=1)
+    epochs = curve.steps / steps_per_epoch
+    axes.plot(epochs, curve.values, color=color, alpha=0.25, linewidth=0.7, zorder=1)

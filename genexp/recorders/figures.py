@@ -10,14 +10,14 @@ from torch import Tensor
 
 from genexp.recorders.curves import draw_curves
 from genexp.recorders.growing_gif import write_gif
-from genexp.recorders.images import enlarged, png, to_image
-from genexp.recorders.latent_plots import draw_latents, write_latents_page
-from genexp.recorders.metrics_log import FILE_NAME as METRICS
+from genexp.recorders.images import enlarge_small_image, encode_png, to_pil_image
+from genexp.recorders.latent_plots import draw_latent_scatter, write_latents_html
+from genexp.recorders.metrics_log import METRICS_FILE as METRICS
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.metrics import read_metrics
 from genexp.snapshot import FinalArtifacts, RunOutcome, RunInfo, Snapshot
 
-FOLDER = "figures"
+FIGURES_DIR = "figures"
 
 
 @final
@@ -33,20 +33,20 @@ class Figures(Recorder):
     def open(self, run: RunInfo) -> None:
         """Make the folder."""
         self._run = run
-        self._folder = run.run_dir / FOLDER
-        self._folder.mkdir(exist_ok=True)
+        self._figures_dir = run.run_dir / FIGURES_DIR
+        self._figures_dir.mkdir(exist_ok=True)
         self._title = f"{run.model} on {run.dataset}"
-        self._unwritten: dict[str, Tensor] = {}
-        self._written = 0.0
+        self._pending_images: dict[str, Tensor] = {}
+        self._last_write_time = 0.0
 
     def record(self, snapshot: Snapshot) -> None:
         """Write what is to be looked at now."""
-        self._unwritten |= snapshot.images
-        if snapshot.final_artifacts is not None or time.monotonic() - self._written >= self._interval:
+        self._pending_images |= snapshot.images
+        if snapshot.final_artifacts is not None or time.monotonic() - self._last_write_time >= self._interval:
             self._write_previews()
         if snapshot.final_artifacts is not None:
             self._write_gallery(snapshot.final_artifacts.gallery)
-            self._write_latents(snapshot.final_artifacts)
+            self._write_latent_plots(snapshot.final_artifacts)
 
     def close(self, outcome: RunOutcome) -> None:
         """Write the newest previews and the curves of however many steps there were."""
@@ -54,25 +54,25 @@ class Figures(Recorder):
         log = self._run.run_dir / METRICS
         metrics = read_metrics(log) if log.is_file() else {}
         if metrics:
-            draw_curves(self._folder / "loss.png", metrics, self._title, self._run.steps_per_epoch)
+            draw_curves(self._figures_dir / "loss.png", metrics, self._title, self._run.steps_per_epoch)
 
     def _write_previews(self) -> None:
-        if not self._unwritten:
+        if not self._pending_images:
             return
-        self._write_gallery(self._unwritten)
-        self._unwritten.clear()
-        self._written = time.monotonic()
+        self._write_gallery(self._pending_images)
+        self._pending_images.clear()
+        self._last_write_time = time.monotonic()
 
     def _write_gallery(self, gallery: Mapping[str, Tensor]) -> None:
         for name, pixels in gallery.items():
             if pixels.ndim == 4:
-                write_gif(self._folder / f"{name}.gif", pixels, self._duration)
+                write_gif(self._figures_dir / f"{name}.gif", pixels, self._duration)
             else:
-                (self._folder / f"{name}.png").write_bytes(png(enlarged(to_image(pixels))))
+                (self._figures_dir / f"{name}.png").write_bytes(encode_png(enlarge_small_image(to_pil_image(pixels))))
 
-    def _write_latents(self, finale: FinalArtifacts) -> None:
-        if finale.codes is None or finale.codes.shape[1] not in (2, 3):
+    def _write_latent_plots(self, artifacts: FinalArtifacts) -> None:
+        if artifacts.codes is None or artifacts.codes.shape[1] not in (2, 3):
             return
         title = f"{self._title}: latent codes of held-out samples"
-        draw_latents(self._folder / "latents.png", finale, self._run.class_names, title)
-        write_latents_page(self._folder / "latents.html", finale, self._run.class_names, title)
+        draw_latent_scatter(self._figures_dir / "latents.png", artifacts, self._run.class_names, title)
+        write_latents_html(self._figures_dir / "latents.html", artifacts, self._run.class_names, title)

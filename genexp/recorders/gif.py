@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import final
 
-from genexp.recorders.growing_gif import append_frame, end_gif
+from genexp.recorders.growing_gif import append_frame, restore_trailer
 from genexp.recorders.recorder import Recorder
 from genexp.snapshot import RunInfo, Snapshot
 
 
 @final
-class Gif(Recorder):
+class PreviewGifs(Recorder):
     """Lets each preview grow into `<name>.gif`, whole after each frame, each shown for `duration` ms."""
 
     def __init__(self, duration: int = 200) -> None:
@@ -22,7 +22,7 @@ class Gif(Recorder):
         self._run = run
         self._paths = set(run.run_dir.glob("*.gif")) if run.start_step else set()
         for path in self._paths:
-            end_gif(path)
+            restore_trailer(path)
 
     def record(self, snapshot: Snapshot) -> None:
         """Append a frame to the GIF of each picture."""
@@ -35,6 +35,6 @@ class Gif(Recorder):
                 self._paths.add(path)
             append_frame(path, pixels, self._duration)
 
-    def append_only(self) -> list[Path]:
+    def append_only_files(self) -> list[Path]:
         """Return the GIFs."""
         return sorted(self._paths)

@@ -17,28 +17,28 @@ class RecorderGroup:
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = recorders
-        self._opened: list[Recorder] = []
-        self.step = 0  # the last that was recorded
-        self.test: dict[str, float] = {}  # the last scores
+        self._open_recorders: list[Recorder] = []
+        self.last_step = 0  # the last that was recorded
+        self.test_metrics: dict[str, float] = {}  # the last scores
 
     def open(self, run: RunInfo) -> None:
         """Open all recorders."""
-        self.step = run.start_step
+        self.last_step = run.start_step
         for recorder in self._recorders:
             recorder.open(run)
-            self._opened.append(recorder)
+            self._open_recorders.append(recorder)
 
     def record(self, snapshot: Snapshot) -> None:
         """Hand a snapshot to all recorders."""
-        self.step = snapshot.clock.step
+        self.last_step = snapshot.clock.step
         if snapshot.test:
-            self.test = dict(snapshot.test)
+            self.test_metrics = dict(snapshot.test)
         for recorder in self._recorders:
             recorder.record(snapshot)
 
     def close(self, outcome: RunOutcome) -> None:
         """Close all that could be opened. One that cannot (a full disk) does not keep the others from it."""
-        for recorder in self._opened:
+        for recorder in self._open_recorders:
             try:
                 recorder.close(outcome)
             except (OSError, GenexpError) as error:

@@ -10,44 +10,44 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from genexp.recorders.images import enlarged, fitted, to_image
+from genexp.recorders.images import enlarge_small_image, fit_to_size, to_pil_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_HEADER = 13  # bytes: signature and logical screen descriptor
-_FOREVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
-_SEPARATOR, _DESCRIPTOR = b"\x2c", 10  # the image descriptor's first byte and length
-_HAS_TABLE = 0x80
+_HEADER_BYTES = 13  # bytes: signature and logical screen descriptor
+_LOOP_EXTENSION = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
+_IMAGE_SEPARATOR, _DESCRIPTOR_BYTES = b"\x2c", 10  # the image descriptor's first byte and length
+_COLOR_TABLE_FLAG = 0x80
 _TRAILER = b"\x3b"
 
 
 @dataclass(frozen=True)
-class _Still:
+class _SingleFrameGif:
     """A GIF of one frame in its parts."""
 
     header: bytes
-    table: bytes  # of colours
-    control: bytes  # the frame's duration
+    color_table: bytes  # of colours
+    graphic_control: bytes  # the frame's duration
     descriptor: bytes
-    data: bytes
+    image_data: bytes
 
     @classmethod
-    def of(cls, image: Image, duration: int) -> _Still:
+    def encode(cls, image: Image, duration: int) -> _SingleFrameGif:
         file = io.BytesIO()
         image.save(file, "GIF", duration=duration, interlace=0, optimize=False)
-        whole = file.getvalue()
-        end = _HEADER + _table_bytes(whole[10])
-        start = whole.index(_SEPARATOR, end)
-        rest = start + _DESCRIPTOR
-        return cls(whole[:_HEADER], whole[_HEADER:end], whole[end:start], whole[start:rest], whole[rest:-1])
+        content = file.getvalue()
+        table_end = _HEADER_BYTES + _color_table_bytes(content[10])
+        descriptor_start = content.index(_IMAGE_SEPARATOR, table_end)
+        data_start = descriptor_start + _DESCRIPTOR_BYTES
+        return cls(content[:_HEADER_BYTES], content[_HEADER_BYTES:table_end], content[table_end:descriptor_start], content[descriptor_start:data_start], content[data_start:-1])
 
-    def frame(self, shared_table: bytes) -> bytes:
+    def build_frame(self, global_color_table: bytes) -> bytes:
         """Return the frame, with its own table of colours unless that is the file's."""
-        if self.table == shared_table:
-            return self.control + self.descriptor + self.data
-        flags = self.descriptor[-1] | _HAS_TABLE | self.header[10] & 7
-        return self.control + self.descriptor[:-1] + bytes([flags]) + self.table + self.data
+        if self.color_table == global_color_table:
+            return self.graphic_control + self.descriptor + self.image_data
+        flags = self.descriptor[-1] | _COLOR_TABLE_FLAG | self.header[10] & 7
+        return self.graphic_control + self.descriptor[:-1] + bytes([flags]) + self.color_table + self.image_data
 
 
 def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
@@ -55,26 +55,26 @@ def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
 
     The first frame settles the size. Grey stays exact; colours are reduced to the frame's best 256.
     """
-    image = to_image(pixels)
+    image = to_pil_image(pixels)
     if not path.exists():
-        still = _Still.of(_reduced(enlarged(image)), duration)
-        path.write_bytes(still.header + still.table + _FOREVER + still.frame(still.table) + _TRAILER)
+        gif = _SingleFrameGif.encode(_quantize(enlarge_small_image(image)), duration)
+        path.write_bytes(gif.header + gif.color_table + _LOOP_EXTENSION + gif.build_frame(gif.color_table) + _TRAILER)
         return
     with path.open("r+b") as file:
-        header = file.read(_HEADER)
-        table = file.read(_table_bytes(header[10]))
+        header = file.read(_HEADER_BYTES)
+        global_color_table = file.read(_color_table_bytes(header[10]))
         size = int.from_bytes(header[6:8], "little"), int.from_bytes(header[8:10], "little")
-        frame = _Still.of(_reduced(fitted(image, size)), duration).frame(table)
+        frame = _SingleFrameGif.encode(_quantize(fit_to_size(image, size)), duration).build_frame(global_color_table)
         # The byte that makes the new frame count is written last: a kill in between leaves the GIF as it was.
-        trailer = file.seek(-1, io.SEEK_END)
-        file.seek(trailer + 1)
+        trailer_position = file.seek(-1, io.SEEK_END)
+        file.seek(trailer_position + 1)
         file.write(frame[1:] + _TRAILER)
         file.flush()
-        file.seek(trailer)
+        file.seek(trailer_position)
         file.write(frame[:1])
 
 
-def end_gif(path: Path) -> None:
+def restore_trailer(path: Path) -> None:
     """Put the trailer back on a GIF that was cut where a frame used to end."""
     with path.open("r+b") as file:
         file.seek(-1, io.SEEK_END)
@@ -88,9 +88,9 @@ def write_gif(path: Path, frames: Iterable[Tensor], duration: int) -> None:
         append_frame(path, frame, duration)
 
 
-def _reduced(image: Image) -> Image:
+def _quantize(image: Image) -> Image:
     return image if image.mode == "L" else image.quantize(256)
 
 
-def _table_bytes(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & _HAS_TABLE else 0
+def _color_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & _COLOR_TABLE_FLAG else 0

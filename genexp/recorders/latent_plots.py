@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genexp.recorders.projector import class_name
+from genexp.recorders.projector import get_class_name
 from genexp.snapshot import FinalArtifacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELLED = 200  # points that carry their class name, where depth makes colours hard to follow
+MAX_LABELED_POINTS = 200  # points that carry their class name, where depth makes colours hard to follow
 
 
-def draw_latents(path: Path, finale: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
+def draw_latent_scatter(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
     """Write a scatter plot of codes (samples, 2 or 3), a colour for each class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    assert finale.codes is not None
-    solid = finale.codes.shape[1] == 3
-    figure = Figure(figsize=(9, 7) if solid else (7.6, 6.4), dpi=110, layout="constrained")
+    assert artifacts.codes is not None
+    is_3d = artifacts.codes.shape[1] == 3
+    figure = Figure(figsize=(9, 7) if is_3d else (7.6, 6.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot(projection="3d" if solid else None)
-    for name, colour, points in _classes(finale, class_names):
-        size, alpha = (9, 0.45) if solid else (9, 0.75)
-        axes.scatter(*points.T, s=size, alpha=alpha, color=colour, label=name, linewidths=0)
-    if solid:
-        _label_points(axes, finale, class_names)
+    axes: Any = figure.add_subplot(projection="3d" if is_3d else None)
+    for name, color, points in _iter_classes(artifacts, class_names):
+        size, alpha = (9, 0.45) if is_3d else (9, 0.75)
+        axes.scatter(*points.T, s=size, alpha=alpha, color=color, label=name, linewidths=0)
+    if is_3d:
+        _label_points(axes, artifacts, class_names)
         axes.set_zlabel("code 3")
         axes.view_init(elev=22, azim=-55)
         axes.set_box_aspect((1, 1, 0.9), zoom=1.12)
@@ -48,51 +48,51 @@ def draw_latents(path: Path, finale: FinalArtifacts, class_names: Sequence[str],
     figure.savefig(path)
 
 
-def write_latents_page(path: Path, finale: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
+def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
     """Write a page with the scatter plot to turn and zoom by hand. It needs no network: 5 MB of it are plotly."""
     from plotly import graph_objects, io
 
-    assert finale.codes is not None
-    solid = finale.codes.shape[1] == 3
+    assert artifacts.codes is not None
+    is_3d = artifacts.codes.shape[1] == 3
     figure = graph_objects.Figure()
-    for name, colour, points in _classes(finale, class_names):
-        places = dict(zip("xyz", points.T.tolist(), strict=False))
-        marker = {"size": 3 if solid else 6, "color": _css(colour), "opacity": 0.8}
-        scatter = graph_objects.Scatter3d if solid else graph_objects.Scatter
+    for name, color, points in _iter_classes(artifacts, class_names):
+        coordinates = dict(zip("xyz", points.T.tolist(), strict=False))
+        marker = {"size": 3 if is_3d else 6, "color": _format_css_color(color), "opacity": 0.8}
+        scatter = graph_objects.Scatter3d if is_3d else graph_objects.Scatter
         figure.add_trace(
-            scatter(**places, mode="markers", marker=marker, name=name, hovertemplate=f"{name}<extra></extra>")
+            scatter(**coordinates, mode="markers", marker=marker, name=name, hovertemplate=f"{name}<extra></extra>")
         )
-    axes = {f"{axis}axis": {"title": {"text": f"code {place}"}} for place, axis in enumerate("xyz", start=1)}
-    near = {"camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
-    layout = {"scene": {**axes, **near}} if solid else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"]}
+    axes = {f"{axis}axis": {"title": {"text": f"code {position}"}} for position, axis in enumerate("xyz", start=1)}
+    camera = {"camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
+    layout = {"scene": {**axes, **camera}} if is_3d else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"]}
     margin = {"l": 20, "r": 20, "t": 60, "b": 20}
     figure.update_layout(title={"text": title}, template="plotly_white", margin=margin, **layout)
     figure.update_layout(legend={"itemsizing": "constant"})
     io.write_html(figure, path, include_plotlyjs=True, default_height="96vh", auto_open=False)
 
 
-def _classes(finale: FinalArtifacts, class_names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
+def _iter_classes(artifacts: FinalArtifacts, class_names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
     """Yield (name, colour, points) of each class; without labels all samples are one."""
     from matplotlib import colormaps
 
-    assert finale.codes is not None
-    codes = finale.codes.numpy()
-    labels = np.zeros(len(codes), int) if finale.labels is None else finale.labels.numpy()
-    present = np.unique(labels)
-    rainbow = colormaps["rainbow"](np.linspace(0, 1, len(present)))
-    for label, colour in zip(present.tolist(), rainbow, strict=True):
-        name = "held-out samples" if finale.labels is None else class_name(label, class_names)
-        yield name, tuple(colour.tolist()), codes[labels == label]
+    assert artifacts.codes is not None
+    codes = artifacts.codes.numpy()
+    labels = np.zeros(len(codes), int) if artifacts.labels is None else artifacts.labels.numpy()
+    unique_labels = np.unique(labels)
+    colors = colormaps["rainbow"](np.linspace(0, 1, len(unique_labels)))
+    for label, color in zip(unique_labels.tolist(), colors, strict=True):
+        name = "held-out samples" if artifacts.labels is None else get_class_name(label, class_names)
+        yield name, tuple(color.tolist()), codes[labels == label]
 
 
-def _label_points(axes: Any, finale: FinalArtifacts, class_names: Sequence[str]) -> None:
-    if finale.labels is None:
+def _label_points(axes: Any, artifacts: FinalArtifacts, class_names: Sequence[str]) -> None:
+    if artifacts.labels is None:
         return
-    for name, colour, points in _classes(finale, class_names):
-        share = round(LABELLED * len(points) / len(finale.labels))
-        for point in points[:share]:
+    for name, color, points in _iter_classes(artifacts, class_names):
+        num_labeled = round(MAX_LABELED_POINTS * len(points) / len(artifacts.labels))
+        for point in points[:num_labeled]:
             axes.text(
-                *point, name, color=tuple(0.75 * part for part in colour[:3]), fontsize=7, ha="center", va="center"
+                *point, name, color=tuple(0.75 * channel for channel in color[:3]), fontsize=7, ha="center", va="center"
             )
 
 
@@ -105,5 +105,5 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
         handle.set_alpha(1)
 
 
-def _css(colour: tuple[float, ...]) -> str:
-    return "rgb({}, {}, {})".format(*(round(255 * part) for part in colour[:3]))
+def _format_css_color(color: tuple[float, ...]) -> str:
+    return "rgb({}, {}, {})".format(*(round(255 * channel) for channel in color[:3]))

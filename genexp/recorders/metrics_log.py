@@ -10,10 +10,10 @@ from typing import IO, final
 import numpy as np
 
 from genexp.recorders.recorder import Recorder
-from genexp.recorders.step_rows import rows
+from genexp.recorders.step_rows import iter_step_rows
 from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
-FILE_NAME = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 @final
@@ -25,14 +25,14 @@ class MetricsLog(Recorder):
 
     def open(self, run: RunInfo) -> None:
         """Start the file, or go on with it."""
-        self._path = run.run_dir / FILE_NAME
+        self._path = run.run_dir / METRICS_FILE
         self._run = run
         self._templates: dict[tuple[str, ...], str] = {}
         self._file: IO[str] = self._path.open("a" if run.start_step else "w", encoding="utf-8")
 
     def record(self, snapshot: Snapshot) -> None:
         """Append the lines of a snapshot."""
-        lines = self._train_lines(snapshot)
+        lines = self._format_train_lines(snapshot)
         if snapshot.test and not self._run.has_recorded(snapshot.clock.step):
             scores = {name: value if math.isfinite(value) else None for name, value in snapshot.test.items()}
             clock = snapshot.clock
@@ -40,7 +40,7 @@ class MetricsLog(Recorder):
         self._file.write("".join(lines))
         self._file.flush()
 
-    def append_only(self) -> list[Path]:
+    def append_only_files(self) -> list[Path]:
         """Return the log."""
         return [self._path]
 
@@ -48,18 +48,18 @@ class MetricsLog(Recorder):
         """Close the file."""
         self._file.close()
 
-    def _train_lines(self, snapshot: Snapshot) -> list[str]:
+    def _format_train_lines(self, snapshot: Snapshot) -> list[str]:
         # As float32 text, which is short and exact: 0.23, not 0.23000000417232513.
         texts = {
             name: np.where(np.isfinite(curve.values), curve.values.astype(str), "null").tolist()
             for name, curve in snapshot.train.items()
         }
         return [
-            self._template(names) % (step, -(-step // self._run.steps_per_epoch), *cells)
-            for step, names, cells in rows(snapshot.train, texts)
+            self._get_template(names) % (step, -(-step // self._run.steps_per_epoch), *cells)
+            for step, names, cells in iter_step_rows(snapshot.train, texts)
         ]
 
-    def _template(self, names: tuple[str, ...]) -> str:
+    def _get_template(self, names: tuple[str, ...]) -> str:
         if names not in self._templates:
             metrics = "".join(f", {json.dumps(name)}: %s" for name in names)
             self._templates[names] = '{"step": %d, "epoch": %d, "split": "train"' + metrics + "}\n"

@@ -12,43 +12,43 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-WIDE = 110  # columns; on less the bar makes room for the losses
+MIN_WIDE_COLUMNS = 110  # columns; on less the bar makes room for the losses
 REFRESH_SECONDS = 0.5  # each drawing takes some milliseconds
 
 
 @dataclass(frozen=True)
-class Standing:
+class ProgressState:
     """How far a run is."""
 
     step: int
     total_steps: int
     epoch: int
-    epochs: int
+    total_epochs: int
     steps_per_second: float
     images_per_second: float
     train: Mapping[str, float]
     test: Mapping[str, float]
-    best: str
+    best_text: str
 
     @property
-    def speed(self) -> str:
+    def speed_text(self) -> str:
         """Return the speed in words; nothing before there is one."""
         if not self.steps_per_second:
             return ""
-        return f"{_rate(self.steps_per_second)} steps/s  {_rate(self.images_per_second)} images/s"
+        return f"{_format_rate(self.steps_per_second)} steps/s  {_format_rate(self.images_per_second)} images/s"
 
     @property
-    def line(self) -> str:
+    def summary_line(self) -> str:
         """Return all of it."""
-        place = f"epoch {self.epoch:,}/{self.epochs:,}  step {self.step:,}/{self.total_steps:,}"
-        test = f"test {numbers(self.test)}" if self.test else ""
-        return "  ".join(part for part in (place, numbers(self.train), test, self.speed) if part)
+        position = f"epoch {self.epoch:,}/{self.total_epochs:,}  step {self.step:,}/{self.total_steps:,}"
+        test = f"test {format_metrics(self.test)}" if self.test else ""
+        return "  ".join(part for part in (position, format_metrics(self.train), test, self.speed_text) if part)
 
 
-class Display(Protocol):
+class ProgressDisplay(Protocol):
     """Shows standings, not all of them, but always the last."""
 
-    def show(self, standing: Standing, *, epoch_ended: bool) -> None:
+    def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
         """Show a standing, unless one was shown just before."""
         ...
 
@@ -57,13 +57,13 @@ class Display(Protocol):
         ...
 
 
-class MovingLine:
+class LiveProgressBar:
     """A progress bar with numbers. It is redrawn when there is news, so it needs no thread."""
 
-    def __init__(self, console: Console, start: Standing) -> None:
+    def __init__(self, console: Console, initial_state: ProgressState) -> None:
         self._progress = Progress(
             TextColumn("{task.fields[epoch]}"),
-            BarColumn(bar_width=24 if console.width >= WIDE else 8),
+            BarColumn(bar_width=24 if console.width >= MIN_WIDE_COLUMNS else 8),
             TaskProgressColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[speed]}"),
@@ -76,15 +76,15 @@ class MovingLine:
             auto_refresh=False,
             expand=True,
         )
-        self._standing = start
-        self._shown_at = time.monotonic()
-        self._task = self._progress.add_task("", total=start.total_steps, completed=start.step, **_fields(start))
+        self._state = initial_state
+        self._last_draw_time = time.monotonic()
+        self._task_id = self._progress.add_task("", total=initial_state.total_steps, completed=initial_state.step, **_format_fields(initial_state))
         self._progress.start()
 
-    def show(self, standing: Standing, *, epoch_ended: bool) -> None:
+    def show(self, standing: ProgressState, *, epoch_ended: bool) -> None:
         """Redraw the line, at most twice a second."""
-        self._standing = standing
-        if time.monotonic() - self._shown_at >= REFRESH_SECONDS:
+        self._state = standing
+        if time.monotonic() - self._last_draw_time >= REFRESH_SECONDS:
             self._draw()
 
     def stop(self) -> None:
@@ -93,49 +93,49 @@ class MovingLine:
         self._progress.stop()
 
     def _draw(self) -> None:
-        standing = self._standing
-        self._progress.update(self._task, completed=standing.step, refresh=True, **_fields(standing))
-        self._shown_at = time.monotonic()
+        state = self._state
+        self._progress.update(self._task_id, completed=state.step, refresh=True, **_format_fields(state))
+        self._last_draw_time = time.monotonic()
 
 
-class PlainLines:
+class ProgressLines:
     """A line an epoch, at most one every `interval` seconds."""
 
-    def __init__(self, console: Console, start: Standing, interval: float) -> None:
+    def __init__(self, console: Console, initial_state: ProgressState, interval: float) -> None:
         self._console, self._interval = console, interval
-        self._standing = self._shown = start
-        self._shown_at = -math.inf
+        self._state = self._printed_state = initial_state
+        self._last_print_time = -math.inf
 
-    def show(self, standing: Standing, *, epoch_ended: bool) -> None:
+    def show(self, standing: ProgressState, *, epoch_ended: bool) -> None:
         """Print a line when an epoch has ended and the line before is old enough."""
-        self._standing = standing
-        if epoch_ended and time.monotonic() - self._shown_at >= self._interval:
+        self._state = standing
+        if epoch_ended and time.monotonic() - self._last_print_time >= self._interval:
             self._print()
 
     def stop(self) -> None:
         """Print the last line, unless it was."""
-        if self._standing.step > self._shown.step:
+        if self._state.step > self._printed_state.step:
             self._print()
 
     def _print(self) -> None:
-        plain(self._console, self._standing.line)
-        self._shown, self._shown_at = self._standing, time.monotonic()
+        print_plain(self._console, self._state.summary_line)
+        self._printed_state, self._last_print_time = self._state, time.monotonic()
 
 
-def plain(console: Console, text: str) -> None:
+def print_plain(console: Console, text: str) -> None:
     """Print text as it is: paths in brackets are no markup, and long lines stay whole for copying."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def numbers(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """Return metrics in a line."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def _fields(standing: Standing) -> dict[str, Any]:
-    shown = "  ".join(part for part in (numbers(standing.train), standing.best) if part)
-    return {"epoch": f"epoch {standing.epoch:,}/{standing.epochs:,}", "speed": standing.speed, "numbers": shown}
+def _format_fields(state: ProgressState) -> dict[str, Any]:
+    metrics_text = "  ".join(part for part in (format_metrics(state.train), state.best_text) if part)
+    return {"epoch": f"epoch {state.epoch:,}/{state.total_epochs:,}", "speed": state.speed_text, "numbers": metrics_text}
 
 
-def _rate(value: float) -> str:
+def _format_rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -27,7 +27,7 @@ class Recorder(ABC):
     def flush(self) -> None:  # noqa: B027
         """Hand everything recorded so far to the operating system."""
 
-    def append_only(self) -> list[Path]:
+    def append_only_files(self) -> list[Path]:
         """Return the files that only grow, as they are after `flush`."""
         return []
 

@@ -17,16 +17,16 @@ class Report(Recorder):
     `write` makes the page of a folder: what a page shows is no matter of recording.
     """
 
-    def __init__(self, write: Callable[[Path], Path]) -> None:
-        self._write = write
+    def __init__(self, write_report: Callable[[Path], Path]) -> None:
+        self._write_report = write_report
 
     def open(self, run: RunInfo) -> None:
         """Note where the run is."""
-        self._folder = run.run_dir
+        self._run_dir = run.run_dir
 
     def record(self, snapshot: Snapshot) -> None:
         """Do nothing: a page is for what is over."""
 
     def close(self, outcome: RunOutcome) -> None:
         """Write the page, however the run ended."""
-        self._write(self._folder)
+        self._write_report(self._run_dir)

@@ -13,11 +13,11 @@ from typing import Any, final
 from genexp.recorders.recorder import Recorder
 from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 
-FILE_NAME = "status.json"
+STATUS_FILE = "status.json"
 
 
 @final
-class Status(Recorder):
+class StatusFile(Recorder):
     """Writes `status.json`, at most once every `interval` seconds while the run goes on, and when it ends."""
 
     def __init__(self, interval: float = 1.0) -> None:
@@ -25,13 +25,13 @@ class Status(Recorder):
 
     def open(self, run: RunInfo) -> None:
         """Write that the run has begun."""
-        self._path = run.run_dir / FILE_NAME
-        self._objective, self._best_of = run.objective, {"min": min, "max": max}[run.direction]
-        before = _read(self._path) if run.start_step else {}
-        best = before.get("best")
-        self._opened = time.monotonic()
-        self._seconds_before = before.get("seconds", 0.0)
-        self._facts: dict[str, Any] = {
+        self._path = run.run_dir / STATUS_FILE
+        self._objective, self._pick_better = run.objective, {"min": min, "max": max}[run.direction]
+        previous = _read_json(self._path) if run.start_step else {}
+        best = previous.get("best")
+        self._open_time = time.monotonic()
+        self._previous_seconds = previous.get("seconds", 0.0)
+        self._status: dict[str, Any] = {
             "state": "running",
             "model": run.model,
             "dataset": run.dataset,
@@ -39,14 +39,14 @@ class Status(Recorder):
             "total_steps": run.total_steps,
             "epoch": -(-run.start_step // run.steps_per_epoch),
             "train": {},
-            "test": before.get("test", {}),
+            "test": previous.get("test", {}),
             "objective": run.objective,
             "best": best if best and best["step"] <= run.start_step else None,
-            "warnings": before.get("warnings", []),
+            "warnings": previous.get("warnings", []),
             "error": None,
-            "started": before.get("started") or _now(),
-            "updated": _now(),
-            "seconds": self._seconds_before,
+            "started": previous.get("started") or _format_utc_now(),
+            "updated": _format_utc_now(),
+            "seconds": self._previous_seconds,
             "environment": dict(run.environment),
             "data": dict(run.data_fingerprints),
         }
@@ -54,56 +54,56 @@ class Status(Recorder):
 
     def record(self, snapshot: Snapshot) -> None:
         """Note what is new; write it when the last writing is long enough ago."""
-        facts, clock = self._facts, snapshot.clock
-        facts.update(step=clock.step, epoch=clock.epoch)
-        facts["train"] |= {name: float(curve.values[-1]) for name, curve in snapshot.train.items()}
-        facts["test"] = dict(snapshot.test) or facts["test"]
-        facts["warnings"] += [text for text in dict.fromkeys(snapshot.warnings) if text not in facts["warnings"]]
-        self._note_best(snapshot)
-        if time.monotonic() - self._written >= self._interval:
+        status, clock = self._status, snapshot.clock
+        status.update(step=clock.step, epoch=clock.epoch)
+        status["train"] |= {name: float(curve.values[-1]) for name, curve in snapshot.train.items()}
+        status["test"] = dict(snapshot.test) or status["test"]
+        status["warnings"] += [text for text in dict.fromkeys(snapshot.warnings) if text not in status["warnings"]]
+        self._update_best(snapshot)
+        if time.monotonic() - self._last_write_time >= self._interval:
             self._write()
 
     def close(self, outcome: RunOutcome) -> None:
         """Write how the run ended."""
-        self._facts.update(state=outcome.state, step=outcome.step, error=outcome.error)
+        self._status.update(state=outcome.state, step=outcome.step, error=outcome.error)
         self._write()
 
-    def _note_best(self, snapshot: Snapshot) -> None:
+    def _update_best(self, snapshot: Snapshot) -> None:
         value = snapshot.test.get(self._objective, math.nan)
-        best = self._facts["best"]
-        if math.isfinite(value) and (best is None or self._best_of(value, best["value"]) != best["value"]):
-            self._facts["best"] = {"value": value, "step": snapshot.clock.step}
+        best = self._status["best"]
+        if math.isfinite(value) and (best is None or self._pick_better(value, best["value"]) != best["value"]):
+            self._status["best"] = {"value": value, "step": snapshot.clock.step}
 
     def _write(self) -> None:
-        self._written = time.monotonic()
-        self._facts["updated"] = _now()
+        self._last_write_time = time.monotonic()
+        self._status["updated"] = _format_utc_now()
         # Of a resumed run without the time between its sittings.
-        self._facts["seconds"] = round(self._seconds_before + self._written - self._opened, 3)
-        text = json.dumps(_without_nan(self._facts), indent=2, ensure_ascii=False)
-        unfinished = self._path.with_suffix(".json.tmp")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(self._path)  # whoever reads meanwhile sees the old file or the new one, never half
+        self._status["seconds"] = round(self._previous_seconds + self._last_write_time - self._open_time, 3)
+        text = json.dumps(_replace_non_finite(self._status), indent=2, ensure_ascii=False)
+        temporary_path = self._path.with_suffix(".json.tmp")
+        temporary_path.write_text(text + "\n", encoding="utf-8")
+        temporary_path.replace(self._path)  # whoever reads meanwhile sees the old file or the new one, never half
 
 
-def _now() -> str:
+def _format_utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Return a status file's facts, or nothing where it is absent or damaged: it only adds history."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        status = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return status if isinstance(status, dict) else {}
 
 
-def _without_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _replace_non_finite(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return `facts` with null for each NaN or infinity, which JSON does not know."""
     return {
-        key: _without_nan(value) if isinstance(value, Mapping) else _finite(value) for key, value in facts.items()
+        key: _replace_non_finite(value) if isinstance(value, Mapping) else _none_if_non_finite(value) for key, value in status.items()
     }
 
 
-def _finite(value: Any) -> Any:
+def _none_if_non_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ from genexp.snapshot import Curve
 Cell = TypeVar("Cell")
 
 
-def rows(
+def iter_step_rows(
     curves: Mapping[str, Curve], columns: Mapping[str, Sequence[Cell]]
 ) -> Iterator[tuple[int, tuple[str, ...], tuple[Cell, ...]]]:
     """Yield (step, names, cells) in order of steps; `columns` holds one cell for each point of a curve.
@@ -49,20 +49,20 @@ class EpochMeans:
             return None
         first = min(int(curve.steps[0]) for curve in curves.values())
         last = max(int(curve.steps[-1]) for curve in curves.values())
-        complete, rest = divmod(last, self._steps_per_epoch)
-        ended = None
-        if complete * self._steps_per_epoch >= first:
-            self._take(curves, complete)
-            ended = complete, self.means()
-        if rest:
-            self._take(curves, complete + 1)
-        return ended
+        num_complete_epochs, steps_in_next_epoch = divmod(last, self._steps_per_epoch)
+        last_complete_epoch = None
+        if num_complete_epochs * self._steps_per_epoch >= first:
+            self._accumulate(curves, num_complete_epochs)
+            last_complete_epoch = num_complete_epochs, self.compute_means()
+        if steps_in_next_epoch:
+            self._accumulate(curves, num_complete_epochs + 1)
+        return last_complete_epoch
 
-    def means(self) -> dict[str, float]:
+    def compute_means(self) -> dict[str, float]:
         """Return the means over what was seen of the newest epoch."""
         return {name: total / count for name, (total, count) in self._sums.items()}
 
-    def _take(self, curves: Mapping[str, Curve], epoch: int) -> None:
+    def _accumulate(self, curves: Mapping[str, Curve], epoch: int) -> None:
         if epoch != self._epoch:
             self._epoch = epoch
             self._sums.clear()

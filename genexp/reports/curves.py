@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genexp.recorders.curves import COLOURS, LOG_RATIO, grouped, smoothed
+from genexp.recorders.curves import PALETTE, LOG_AXIS_RATIO, group_metrics, smooth_curve
 from genexp.reports.comparison import Comparison
 from genexp.reports.seed_statistics import Group
 from genexp.run_dir.metrics import LoggedCurve
@@ -30,13 +30,13 @@ def run_charts(metrics: Metrics) -> list[Chart]:
     train, test = (_longer_than_a_point(metrics.get(split, {})) for split in ("train", "test"))
     steps_per_epoch = _steps_per_epoch([*train.values(), *test.values()])
     charts = []
-    for title, names in grouped([*train, *(name for name in test if name not in train)]).items():
+    for title, names in group_metrics([*train, *(name for name in test if name not in train)]).items():
         traces, heights = [], []
         for rank, name in enumerate(names):
-            colour = COLOURS[rank % len(COLOURS)]
+            colour = PALETTE[rank % len(PALETTE)]
             if name in train:
                 column, label = train[name], f"{name}, train"
-                steps, means = smoothed(column, steps_per_epoch)
+                steps, means = smooth_curve(column, steps_per_epoch)
                 heights.append(means)
                 raw: dict[str, Any] = {
                     "line": {"color": _faint(colour), "width": 1},
@@ -164,7 +164,7 @@ def _curve(
     some = counts > 0
     steps, values, counts = steps[some], values[:, some], counts[some]
     means = np.nansum(values, axis=0) / counts
-    colour = COLOURS[rank % len(COLOURS)] if rank < COLOURED else GREY
+    colour = PALETTE[rank % len(PALETTE)] if rank < COLOURED else GREY
     look = {"color": colour, "width": 2 if rank < COLOURED else 1}
     mode = "lines+markers" if len(steps) <= 12 else "lines"
     name = f"{label} (n={len(values)})" if len(values) > 1 else label
@@ -192,7 +192,7 @@ def _frame(heights: Sequence[np.ndarray]) -> dict[str, Any]:
     if not len(values):
         return layout
     low, high = float(values.min()), float(values.max())
-    if low > 0 and high > LOG_RATIO * low:
+    if low > 0 and high > LOG_AXIS_RATIO * low:
         layout["yaxis"] |= {"type": "log", "tickformat": "~g"}
         low, high = math.log10(low), math.log10(high)
     margin = 0.08 * (high - low) or abs(high) * 0.1 or 1.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from genexp.recorders.curves import COLOURS
+from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import brief, differing, settings, short_names, shown
 from genexp.reports.curves import Chart, compact, in_chart
@@ -128,7 +128,7 @@ def _effect(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Char
         "y": compact(scores),
         "text": [in_chart(run.name) for run in runs],
         "hovertemplate": "%{text}: %{y}<extra></extra>",
-        "marker": {"size": 8, "color": COLOURS[0], "opacity": 0.65},
+        "marker": {"size": 8, "color": PALETTE[0], "opacity": 0.65},
     }
     traces = [dots]
     distinct = sorted(set(x)) if numeric else list(dict.fromkeys(x))
@@ -136,7 +136,7 @@ def _effect(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Char
         means = [
             float(scores[[place for place, value in enumerate(x) if value == each]].mean()) for each in distinct
         ]
-        line = {"color": COLOURS[1], "width": 2}
+        line = {"color": PALETTE[1], "width": 2}
         traces.append(
             {
                 "type": "scatter",

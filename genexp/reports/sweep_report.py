@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genexp.errors import DataError
-from genexp.recorders.curves import COLOURS
+from genexp.recorders.curves import PALETTE
 from genexp.reports import run_report
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import brief, settings, short_names
@@ -44,7 +44,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         group_heads=_group_heads(comparison),
         group_rows=[_group_row(place, comparison) for place in range(len(comparison.groups))],
         curves=len(curves),
-        key=[(group.label, COLOURS[rank]) for rank, group in enumerate(comparison.groups[:COLOURED])],
+        key=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:COLOURED])],
         grey=GREY,
         effects=len(effects),
         parallel=parallel is not None,

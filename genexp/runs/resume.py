@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.errors import ConfigError, RunDirInUseError
-from genexp.recorders.checkpoints import cut_back
+from genexp.recorders.checkpoints import truncate_logs
 from genexp.run_dir import checkpoint
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def state_to_resume(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     for warning in warnings:
         log.warning(warning)
     if state["step"] == 0:  # nothing was learnt yet: the same run from its beginning
-        cut_back(folder, {})
+        truncate_logs(folder, {})
         return None
     return state
 

@@ -19,15 +19,15 @@ from genexp.distributed.launch import Gathering, gathering
 from genexp.distributed.rank import chosen_place
 from genexp.distributed.rank_process import Follower
 from genexp.distributed.store import Task
-from genexp.recorders.checkpoints import Checkpoints, cut_back
+from genexp.recorders.checkpoints import Checkpoints, truncate_logs
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures
-from genexp.recorders.gif import Gif
+from genexp.recorders.gif import PreviewGifs
 from genexp.recorders.group import RecorderGroup
 from genexp.recorders.metrics_log import MetricsLog
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.report import Report
-from genexp.recorders.status import Status
+from genexp.recorders.status import StatusFile
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
@@ -119,7 +119,7 @@ class Sitting:
         if self.previous is not None:
             if self.start >= built.total_steps or built.learner.technique.has_converged:
                 refuse_if_finished(folder)
-            cut_back(folder, self.previous["ledger"])
+            truncate_logs(folder, self.previous["ledger"])
         _write_config(self.config, folder)  # not before: a refused command leaves a run as it was
         return run_recorders(built.trainer, self.previous)
 
@@ -174,12 +174,12 @@ def _execute(sitting: Sitting, others: Gathering, until_epoch: int | None) -> Re
             raise error from raised
         done = sitting.conclude(recorders, clock)
     exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
-    return Result(exit_code, recorders.test.get(built.trainer.objective.removeprefix("test/")))
+    return Result(exit_code, recorders.test_metrics.get(built.trainer.objective.removeprefix("test/")))
 
 
 def failure(recorders: RecorderGroup, error: BaseException) -> RunOutcome:
     """Return what recorders are told of an error that ends their run."""
-    return RunOutcome("failed", recorders.step, error=_in_words(error))
+    return RunOutcome("failed", recorders.last_step, error=_in_words(error))
 
 
 def _in_words(error: BaseException) -> str:
@@ -191,9 +191,9 @@ def run_recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) ->
     """Return the recorders that a run has by default."""
     # TensorBoard and the report show the pictures, and the console names the files, that those before them write.
     report = Report(write_run_report)
-    others: Sequence[Recorder] = (MetricsLog(), Gif(), Figures(), TensorBoard(), Status(), report, Console())
+    others: Sequence[Recorder] = (MetricsLog(), PreviewGifs(), Figures(), TensorBoard(), StatusFile(), report, Console())
     best = previous["best"] if previous else None
-    return RecorderGroup([*others, Checkpoints(others, keep=trainer.keep_checkpoints, best=best)])
+    return RecorderGroup([*others, Checkpoints(others, max_to_keep=trainer.keep_checkpoints, best=best)])
 
 
 def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int, processes: int = 1) -> RunInfo:

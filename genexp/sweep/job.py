@@ -94,7 +94,7 @@ def in_hydra(job: Job, task: Task) -> Any:
 
 
 def _guarded(task: Task, config: DictConfig) -> Any:
-    from genexp.recorders.checkpoints import cut_back
+    from genexp.recorders.checkpoints import truncate_logs
     from genexp.runs.resume import claimed
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -103,7 +103,7 @@ def _guarded(task: Task, config: DictConfig) -> Any:
     try:
         if config.resume is None:
             with claimed(folder):
-                cut_back(folder, {})  # what a job that was killed before its first checkpoint has left
+                truncate_logs(folder, {})  # what a job that was killed before its first checkpoint has left
         return task(config, folder)
     except RunDirInUseError as error:
         return error  # raised here, Hydra would print it

@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from genexp.data import list_datasets
-from genexp.recorders.progress_bar import MovingLine, Standing
+from genexp.recorders.progress_bar import LiveProgressBar, ProgressState
 from genexp.technique import list_techniques
 from tests.support.command import REPOSITORY, background, genexp, in_folder, metrics, status
 from tests.support.compose import tiny
@@ -110,8 +110,8 @@ def test_three_ways_to_start_are_one() -> None:
 
 def test_the_loss_is_readable_on_a_narrow_terminal() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    standing = Standing(99, 2000, 1, 100, 123.4, 12_340.0, {"loss": 0.24231}, {}, "best mse 0.2423")
-    MovingLine(console, standing).stop()
+    standing = ProgressState(99, 2000, 1, 100, 123.4, 12_340.0, {"loss": 0.24231}, {}, "best mse 0.2423")
+    LiveProgressBar(console, standing).stop()
     assert isinstance(console.file, io.StringIO)
     assert "loss 0.2423" in console.file.getvalue()
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from genexp.recorders.gif import Gif
+from genexp.recorders.gif import PreviewGifs
 from genexp.recorders.growing_gif import append_frame, write_gif
-from genexp.recorders.images import enlarged, to_image
+from genexp.recorders.images import enlarge_small_image, to_pil_image
 from genexp.snapshot import Snapshot
 from tests.support.snapshots import clock, cut_back, picture, record_blocks, recording, run_info, sizes, snapshot
 
@@ -23,12 +23,12 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 
 def as_shown(pixels: Tensor) -> np.ndarray:
-    return np.array(enlarged(to_image(pixels)).convert("RGB"))
+    return np.array(enlarge_small_image(to_pil_image(pixels)).convert("RGB"))
 
 
 def test_grey_frames_are_exact_and_valid_after_each_one(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(Gif(), run) as gif:
+    with recording(PreviewGifs(), run) as gif:
         for count, step in enumerate((0, 10, 20), start=1):
             gif.record(snapshot(step, run, images={"samples": picture(step)}))
             frames = frames_of(tmp_path / "samples.gif")
@@ -68,9 +68,9 @@ def test_small_pictures_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
 
 def test_each_preview_has_its_own_gif(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(Gif(), run) as gif:
+    with recording(PreviewGifs(), run) as gif:
         gif.record(snapshot(0, run, images={"samples": picture(1), "reconstructions": picture(2)}))
-        assert gif.append_only() == [tmp_path / "reconstructions.gif", tmp_path / "samples.gif"]
+        assert gif.append_only_files() == [tmp_path / "reconstructions.gif", tmp_path / "samples.gif"]
 
 
 def test_the_first_frame_settles_the_size(tmp_path: Path) -> None:
@@ -87,21 +87,21 @@ def test_grey_can_follow_colour(tmp_path: Path) -> None:
 def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path, channels: int) -> None:
     straight, broken = run_info(tmp_path / "straight"), run_info(tmp_path / "broken")
 
-    def record(gif: Gif, steps: tuple[int, ...]) -> None:
+    def record(gif: PreviewGifs, steps: tuple[int, ...]) -> None:
         for step in steps:
             pixels = picture(step, channels=channels)
             gif.record(Snapshot(clock(step, straight), images={"samples": pixels}))
 
-    with recording(Gif(), straight) as gif:
+    with recording(PreviewGifs(), straight) as gif:
         record(gif, (0, 10, 20, 30, 40))
-    with recording(Gif(), broken) as killed:
+    with recording(PreviewGifs(), broken) as killed:
         record(killed, (0, 10, 20))
         noted = sizes(killed)
         record(killed, (30,))
     cut_back(noted)
-    with recording(Gif(), run_info(tmp_path / "broken", resumed_at=20)) as resumed:
+    with recording(PreviewGifs(), run_info(tmp_path / "broken", resumed_at=20)) as resumed:
         assert len(frames_of(tmp_path / "broken/samples.gif")) == 3
-        assert resumed.append_only() == [tmp_path / "broken/samples.gif"]
+        assert resumed.append_only_files() == [tmp_path / "broken/samples.gif"]
         record(resumed, (20, 30, 40))
     assert (tmp_path / "broken/samples.gif").read_bytes() == (tmp_path / "straight/samples.gif").read_bytes()
 
@@ -118,6 +118,6 @@ def test_a_kill_between_the_two_writes_leaves_the_gif_as_it_was(tmp_path: Path) 
 def test_a_fresh_run_replaces_the_gif_of_an_older_one(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     for _ in range(2):
-        with recording(Gif(), run) as gif:
+        with recording(PreviewGifs(), run) as gif:
             record_blocks(gif, run, (0, 10))
     assert len(frames_of(tmp_path / "reconstructions.gif")) == 2

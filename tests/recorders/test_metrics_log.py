@@ -135,7 +135,7 @@ def test_epoch_means_do_not_depend_on_the_blocks() -> None:
 def test_an_epoch_resumed_midway_counts_what_it_saw() -> None:
     means = EpochMeans(10)
     assert means.add(curves(21, 25)) is None
-    assert means.means()["loss"] == pytest.approx(np.mean([loss_at(step) for step in range(21, 26)]))
+    assert means.compute_means()["loss"] == pytest.approx(np.mean([loss_at(step) for step in range(21, 26)]))
 
 
 def test_epochs_of_one_step_end_with_every_step() -> None:

@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboardX.proto import event_pb2
 
-from genexp.recorders.events import EventFile
+from genexp.recorders.events import EventFileWriter
 from genexp.recorders.growing_gif import write_gif
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
@@ -75,7 +75,7 @@ def test_every_step_and_every_score_is_read_back(tmp_path: Path) -> None:
 
 def test_packed_events_are_what_protocol_buffers_would_write(tmp_path: Path) -> None:
     path = tmp_path / "tfevents"
-    file = EventFile(path, first_step=1)
+    file = EventFileWriter(path, first_step=1)
     before = path.stat().st_size
     wide = [f"metric_{number}" for number in range(9)]
     file.add_curves("train", curves(127, 128, wide))
@@ -152,7 +152,7 @@ def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
     resumed_run = run_info(tmp_path / "broken", resumed_at=20)
     with recording(TensorBoard(), resumed_run) as resumed:
         record_blocks(resumed, resumed_run, (30, 40))
-        assert len(resumed.append_only()) == 2
+        assert len(resumed.append_only_files()) == 2
     assert scalars(tmp_path / "broken") == scalars(tmp_path / "straight")
     previews = [read(tmp_path / name).Images("preview/reconstructions") for name in ("straight", "broken")]
     assert [image.step for image in previews[0]] == [image.step for image in previews[1]] == [0, 10, 20, 30, 40]

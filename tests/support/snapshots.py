@@ -99,4 +99,4 @@ def cut_back(sizes: Mapping[Path, int]) -> None:
 def sizes(recorder: Recorder) -> dict[Path, int]:
     """Return what a checkpoint notes of a recorder's files."""
     recorder.flush()
-    return {path: path.stat().st_size for path in recorder.append_only()}
+    return {path: path.stat().st_size for path in recorder.append_only_files()}
