@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from genexp.cli.common import Parser, run_command
-from genexp.reports import compare, print_comparison, write_report
-from genexp.reports.comparison import refuse_incomparable
-from genexp.reports.table import as_json, write_csv
+from genexp.reports import compare, print_comparison, write_sweep_report
+from genexp.reports.comparison import check_comparable
+from genexp.reports.table import to_json, write_csv
 
 PROGRAM = "genexp-compare"
 
@@ -45,15 +45,15 @@ def _parser() -> argparse.ArgumentParser:
 def _work(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     comparison = compare(given.folder)
-    refuse_incomparable(comparison)
+    check_comparable(comparison)
     if given.csv:
         write_csv(comparison, sys.stdout)
     elif given.json:
-        print(as_json(comparison))
+        print(to_json(comparison))
     else:
         print_comparison(comparison)
     if given.html:
-        write_report(comparison, given.html)
+        write_sweep_report(comparison, given.html)
         print(f"written to {given.html}", file=sys.stderr)
     return 0
 

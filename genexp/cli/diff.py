@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from genexp.cli.common import Parser, run_command
-from genexp.reports.run_diff import Difference, Pair, differ
+from genexp.reports.run_diff import RunDiff, ValuePair, diff_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    difference = differ(given.left, given.right)
+    difference = diff_runs(given.left, given.right)
     if given.json:
         print(json.dumps(_plain(difference), indent=2, ensure_ascii=False))
     else:
@@ -47,7 +47,7 @@ def _work(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _show(difference: Difference) -> None:
+def _show(difference: RunDiff) -> None:
     from rich.console import Console
 
     console = Console()
@@ -55,13 +55,13 @@ def _show(difference: Difference) -> None:
         console.width = 1000
     for name, pairs in _parts(difference).items():
         _show_part(console, name, pairs, difference)
-    parting = [metric for metric in difference.metrics if metric.parts]
+    parting = [metric for metric in difference.metric_differences if metric.is_different]
     lines = [f"  {metric.metric} from step {metric.step:,}" for metric in parting[1 : SHOWN + 1]]
-    for line in [difference.verdict, *lines]:
+    for line in [difference.summary, *lines]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_part(console: Console, name: str, pairs: Mapping[str, Pair], difference: Difference) -> None:
+def _show_part(console: Console, name: str, pairs: Mapping[str, ValuePair], difference: RunDiff) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -78,7 +78,7 @@ def _show_part(console: Console, name: str, pairs: Mapping[str, Pair], differenc
     console.print(table)
 
 
-def _parts(difference: Difference) -> dict[str, Mapping[str, Pair]]:
+def _parts(difference: RunDiff) -> dict[str, Mapping[str, ValuePair]]:
     return {
         "configuration": difference.configuration,
         "code": difference.code,
@@ -88,13 +88,13 @@ def _parts(difference: Difference) -> dict[str, Mapping[str, Pair]]:
     }
 
 
-def _plain(difference: Difference) -> dict[str, object]:
-    metrics = [asdict(metric) for metric in difference.metrics]
+def _plain(difference: RunDiff) -> dict[str, object]:
+    metrics = [asdict(metric) for metric in difference.metric_differences]
     return {
         "runs": [str(run.run_dir) for run in difference.runs],
         **_parts(difference),
         "metrics": metrics,
-        "verdict": difference.verdict,
+        "verdict": difference.summary,
     }
 
 

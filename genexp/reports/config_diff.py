@@ -5,56 +5,56 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from genexp.reports.default_config import default_settings
+from genexp.reports.default_config import load_default_settings
 from genexp.run_dir.record import RunRecord, flatten_config
 
 # Words for the user, where a run began, and defaults that other keys read: they make no other experiment.
-IRRELEVANT = ("resume", "sweep.", "tags", "notes", "model.recipe.")
-CHOICES = ("model.name", "dataset.name", "optimizer.name", "device.name")
-ORDER = ("model", "dataset", "optimizer", "trainer", "device")
+IGNORED_KEY_PREFIXES = ("resume", "sweep.", "tags", "notes", "model.recipe.")
+GROUP_CHOICE_KEYS = ("model.name", "dataset.name", "optimizer.name", "device.name")
+GROUP_ORDER = ("model", "dataset", "optimizer", "trainer", "device")
 
 
-def settings(run: RunRecord) -> dict[str, Any]:
+def get_settings(run: RunRecord) -> dict[str, Any]:
     """Return dotted key → value of what makes the run the experiment that it is, its seed included."""
-    order = {group: place for place, group in enumerate(ORDER)}
-    found = [(key, value) for key, value in flatten_config(run.config) if not key.startswith(IRRELEVANT)]
-    return dict(sorted(found, key=lambda item: order.get(item[0].partition(".")[0], len(ORDER))))
+    order = {group: index for index, group in enumerate(GROUP_ORDER)}
+    items = [(key, value) for key, value in flatten_config(run.config) if not key.startswith(IGNORED_KEY_PREFIXES)]
+    return dict(sorted(items, key=lambda item: order.get(item[0].partition(".")[0], len(GROUP_ORDER))))
 
 
-def experiment(run: RunRecord) -> Hashable:
+def get_experiment_key(run: RunRecord) -> Hashable:
     """Return what the runs of one experiment, with another seed each, have in common."""
-    return tuple(sorted((key, shown(value)) for key, value in settings(run).items() if key != "seed"))
+    return tuple(sorted((key, format_setting(value)) for key, value in get_settings(run).items() if key != "seed"))
 
 
-def differing(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """Return the keys that differ between runs, the seed left out.
 
     A key that follows from a choice is not named beside it: of another model every key is another one.
     """
-    all_settings = {run.run_dir: settings(run) for run in runs if run.config}
-    values = list(all_settings.values())
-    keys = dict.fromkeys(key for each in values for key in each if key != "seed")
-    apart = [key for key in keys if _vary(values, key)]
-    blocks: dict[Hashable, list[dict[str, Any]]] = {}
-    for each in values:
-        blocks.setdefault(tuple(each.get(choice) for choice in CHOICES), []).append(each)
-    follows = [
-        key for key in apart if key not in CHOICES and not any(_vary(block, key) for block in blocks.values())
+    all_settings = {run.run_dir: get_settings(run) for run in runs if run.config}
+    settings_list = list(all_settings.values())
+    keys = dict.fromkeys(key for settings in settings_list for key in settings if key != "seed")
+    differing_keys = [key for key in keys if _is_varying(settings_list, key)]
+    by_choices: dict[Hashable, list[dict[str, Any]]] = {}
+    for each in settings_list:
+        by_choices.setdefault(tuple(each.get(choice) for choice in GROUP_CHOICE_KEYS), []).append(each)
+    implied_keys = [
+        key for key in differing_keys if key not in GROUP_CHOICE_KEYS and not any(_is_varying(same_choices, key) for same_choices in by_choices.values())
     ]
-    if follows:
-        chosen = {key for run in runs if run.config for key in changed(run)}
-        follows = [key for key in follows if key not in chosen]
-    return tuple(key for key in apart if key not in follows)
+    if implied_keys:
+        overridden_keys = {key for run in runs if run.config for key in find_overridden_defaults(run)}
+        implied_keys = [key for key in implied_keys if key not in overridden_keys]
+    return tuple(key for key in differing_keys if key not in implied_keys)
 
 
-def changed(run: RunRecord) -> dict[str, Any]:
+def find_overridden_defaults(run: RunRecord) -> dict[str, Any]:
     """Return the settings of a run that differ from the defaults of its choices → the default."""
-    defaults = default_settings(run.config)
-    mine = settings(run)
-    return {key: defaults[key] for key in mine if key in defaults and shown(mine[key]) != shown(defaults[key])}
+    defaults = load_default_settings(run.config)
+    settings = get_settings(run)
+    return {key: defaults[key] for key in settings if key in defaults and format_setting(settings[key]) != format_setting(defaults[key])}
 
 
-def shown(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """Return a setting as it is written in YAML."""
     if value is None:
         return "null"
@@ -63,26 +63,26 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.12g}"
     if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
+        return f"[{', '.join(map(format_setting, value))}]"
     return str(value)
 
 
-def brief(value: Any) -> str:
+def format_setting_short(value: Any) -> str:
     """Return a setting for the eye: of a number that a search has drawn, six digits."""
-    return f"{value:.6g}" if isinstance(value, float) else shown(value)
+    return f"{value:.6g}" if isinstance(value, float) else format_setting(value)
 
 
-def short_names(keys: Iterable[str]) -> dict[str, str]:
+def shorten_keys(keys: Iterable[str]) -> dict[str, str]:
     """Return key → a name for the head of a column: the choice of a group goes by the group's."""
-    return {key: key.removesuffix(".name") if key in CHOICES else key for key in keys}
+    return {key: key.removesuffix(".name") if key in GROUP_CHOICE_KEYS else key for key in keys}
 
 
-def described(run: RunRecord, keys: Iterable[str]) -> str:
+def describe_settings(run: RunRecord, keys: Iterable[str]) -> str:
     """Return the run's values of keys: "optimizer.lr=0.001 model=vae"."""
-    mine = settings(run)
-    names = short_names(keys)
-    return " ".join(f"{name}={brief(mine[key])}" for key, name in names.items() if key in mine)
+    settings = get_settings(run)
+    names = shorten_keys(keys)
+    return " ".join(f"{name}={format_setting_short(settings[key])}" for key, name in names.items() if key in settings)
 
 
-def _vary(values: Sequence[Mapping[str, Any]], key: str) -> bool:
-    return len({shown(each.get(key)) for each in values}) > 1
+def _is_varying(settings_list: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return len({format_setting(settings.get(key)) for settings in settings_list}) > 1

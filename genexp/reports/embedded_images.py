@@ -14,146 +14,146 @@ from genexp.run_dir.record import RunRecord
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HEAVY = 800_000  # bytes of one picture; a heavier GIF loses frames, a heavier PNG pixels
-ALTOGETHER = 5_000_000  # bytes of all pictures of a run's page
-LONG_SIDE = 1200  # pixels of a picture that was too heavy
-THUMBNAILS = 4_500_000  # bytes of all thumbnails of a page
-WIDTHS = (320, 200, 120, 64)  # pixels; the first that is light enough
-KINDS = 2  # of pictures that are shown of each run among many
-CURVES = "loss"  # figures/loss.png: the page has the curves themselves
+MAX_IMAGE_BYTES = 800_000  # bytes of one picture; a heavier GIF loses frames, a heavier PNG pixels
+MAX_RUN_IMAGE_BYTES = 5_000_000  # bytes of all pictures of a run's page
+MAX_SIDE_PIXELS = 1200  # pixels of a picture that was too heavy
+MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all thumbnails of a page
+THUMBNAIL_WIDTHS = (320, 200, 120, 64)  # pixels; the first that is light enough
+MAX_THUMBNAILS_PER_RUN = 2  # of pictures that are shown of each run among many
+CURVES_FIGURE = "loss"  # figures/loss.png: the page has the curves themselves
 
-_TYPES = {b"GIF8": "gif", b"\x89PNG": "png", b"RIFF": "webp"}
-_HEADER = 13  # bytes of a GIF before its colours
-_EXTENSION, _IMAGE, _CONTROL = 0x21, 0x2C, 0xF9
+_MIME_SUBTYPES = {b"GIF8": "gif", b"\x89PNG": "png", b"RIFF": "webp"}
+_GIF_HEADER_BYTES = 13  # bytes of a GIF before its colours
+_EXTENSION_INTRODUCER, _IMAGE_SEPARATOR, _GRAPHIC_CONTROL_LABEL = 0x21, 0x2C, 0xF9
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedImage:
     """A picture as an address that holds it."""
 
     name: str
-    source: str  # data:image/...;base64,...
-    page: str | None = None  # a file beside it that shows more
+    data_uri: str  # data:image/...;base64,...
+    linked_page: str | None = None  # a file beside it that shows more
 
 
-def run_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
+def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
     """Return the pictures of a run, animations first, and the names of those left out for their weight."""
-    animations = [*sorted(folder.glob("*.gif")), *sorted((folder / "figures").glob("*.gif"))]
-    moving = {path.stem for path in animations}
-    stills = [path for path in sorted((folder / "figures").glob("*.png")) if path.stem not in moving | {CURVES}]
-    pictures, left_out, weight = [], [], 0
-    for path in [*animations, *stills]:
-        data = _light(path)
-        if data is None or weight + len(data) > ALTOGETHER:
-            left_out.append(str(path.relative_to(folder)))
+    animations = [*sorted(run_dir.glob("*.gif")), *sorted((run_dir / "figures").glob("*.gif"))]
+    animated_names = {path.stem for path in animations}
+    still_images = [path for path in sorted((run_dir / "figures").glob("*.png")) if path.stem not in animated_names | {CURVES_FIGURE}]
+    images, omitted_files, total_bytes = [], [], 0
+    for path in [*animations, *still_images]:
+        data = _read_compressed(path)
+        if data is None or total_bytes + len(data) > MAX_RUN_IMAGE_BYTES:
+            omitted_files.append(str(path.relative_to(run_dir)))
             continue
-        weight += len(data)
+        total_bytes += len(data)
         page = path.with_suffix(".html")
-        pictures.append(
-            Picture(path.stem, _address(data), str(page.relative_to(folder)) if page.is_file() else None)
+        images.append(
+            EmbeddedImage(path.stem, _build_data_uri(data), str(page.relative_to(run_dir)) if page.is_file() else None)
         )
-    return pictures, left_out
+    return images, omitted_files
 
 
-def thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, Picture]]:
+def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, EmbeddedImage]]:
     """Return name → run → a small picture, for the names that most runs have a picture of."""
-    found: dict[str, dict[RunRecord, Path]] = {}
+    paths: dict[str, dict[RunRecord, Path]] = {}
     for run in runs:
         for path in sorted((run.run_dir / "figures").glob("*.png")):
-            if path.stem not in (CURVES, "latents"):
-                found.setdefault(path.stem, {})[run] = path
-    names = sorted(found, key=lambda name: -len(found[name]))[:KINDS]
-    count = sum(len(found[name]) for name in names)
-    small: dict[str, dict[RunRecord, Picture]] = {}
+            if path.stem not in (CURVES_FIGURE, "latents"):
+                paths.setdefault(path.stem, {})[run] = path
+    names = sorted(paths, key=lambda name: -len(paths[name]))[:MAX_THUMBNAILS_PER_RUN]
+    count = sum(len(paths[name]) for name in names)
+    images: dict[str, dict[RunRecord, EmbeddedImage]] = {}
     for name in names:
-        for run, path in found[name].items():
-            data = _small(path, THUMBNAILS // count)
+        for run, path in paths[name].items():
+            data = _read_thumbnail(path, MAX_THUMBNAIL_BYTES // count)
             if data is not None:
-                small.setdefault(name, {})[run] = Picture(name, _address(data))
-    return small
+                images.setdefault(name, {})[run] = EmbeddedImage(name, _build_data_uri(data))
+    return images
 
 
-def thinned_gif(data: bytes, limit: int) -> bytes:
+def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
     """Return a GIF of at most some `limit` bytes: frames in even distances, the first and the last among them.
 
     For animations of whole frames, as `recorders.growing_gif` writes them.
     """
-    head, frames = _split_gif(data)
-    weight = sum(map(len, frames))
-    kept = max(2, int(len(frames) * limit / weight))
-    if kept >= len(frames):
+    header, frames = _split_gif(data)
+    frame_bytes = sum(map(len, frames))
+    kept_count = max(2, int(len(frames) * max_bytes / frame_bytes))
+    if kept_count >= len(frames):
         return data
-    places = dict.fromkeys(round(place * (len(frames) - 1) / (kept - 1)) for place in range(kept))
-    return head + b"".join(frames[place] for place in places) + b"\x3b"
+    indices = dict.fromkeys(round(index * (len(frames) - 1) / (kept_count - 1)) for index in range(kept_count))
+    return header + b"".join(frames[place] for place in indices) + b"\x3b"
 
 
-def _light(path: Path) -> bytes | None:
+def _read_compressed(path: Path) -> bytes | None:
     """Return a picture's file, made lighter where it is heavy; None where it cannot be read."""
     from PIL import Image
 
     try:
         data = path.read_bytes()
-        if data[:4] not in _TYPES:
+        if data[:4] not in _MIME_SUBTYPES:
             return None
-        if len(data) <= HEAVY:
+        if len(data) <= MAX_IMAGE_BYTES:
             return data
         if path.suffix == ".gif":
-            return thinned_gif(data, HEAVY)
+            return drop_gif_frames(data, MAX_IMAGE_BYTES)
         with Image.open(io.BytesIO(data)) as image:
-            image.thumbnail((LONG_SIDE, LONG_SIDE))
-            return _webp(image, quality=85)
+            image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
+            return _encode_webp(image, quality=85)
     except (OSError, IndexError):
         return None  # half-written when the run was killed
 
 
-def _small(path: Path, limit: int) -> bytes | None:
+def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
-            for width in WIDTHS:
+            for width in THUMBNAIL_WIDTHS:
                 image.thumbnail((width, 2 * width))
-                data = _webp(image, quality=70)
-                if len(data) <= limit:
+                data = _encode_webp(image, quality=70)
+                if len(data) <= max_bytes:
                     return data
     except OSError:
         pass  # half-written when the run was killed
     return None
 
 
-def _webp(image: Image, quality: int) -> bytes:
+def _encode_webp(image: Image, quality: int) -> bytes:
     file = io.BytesIO()
     image.convert("RGB").save(file, "WEBP", quality=quality)
     return file.getvalue()
 
 
-def _address(data: bytes) -> str:
-    return f"data:image/{_TYPES[data[:4]]};base64,{base64.b64encode(data).decode()}"
+def _build_data_uri(data: bytes) -> str:
+    return f"data:image/{_MIME_SUBTYPES[data[:4]]};base64,{base64.b64encode(data).decode()}"
 
 
 def _split_gif(data: bytes) -> tuple[bytes, list[bytes]]:
     """Return what stands before the first frame, and the frames."""
-    place = _HEADER + _colours(data[10])
-    head_ends, begins, frames = 0, 0, []
-    while data[place] in (_EXTENSION, _IMAGE):
-        if data[place] == _EXTENSION:
-            begins = place if data[place + 1] == _CONTROL else begins
-            place = _blocks_end(data, place + 2)
+    offset = _GIF_HEADER_BYTES + _color_table_bytes(data[10])
+    header_end, frame_start, frames = 0, 0, []
+    while data[offset] in (_EXTENSION_INTRODUCER, _IMAGE_SEPARATOR):
+        if data[offset] == _EXTENSION_INTRODUCER:
+            frame_start = offset if data[offset + 1] == _GRAPHIC_CONTROL_LABEL else frame_start
+            offset = _skip_sub_blocks(data, offset + 2)
             continue
-        begins = begins or place
-        head_ends = head_ends or begins
-        place = _blocks_end(data, place + 10 + _colours(data[place + 9]) + 1)
-        frames.append(data[begins:place])
-        begins = 0
-    return data[:head_ends], frames
+        frame_start = frame_start or offset
+        header_end = header_end or frame_start
+        offset = _skip_sub_blocks(data, offset + 10 + _color_table_bytes(data[offset + 9]) + 1)
+        frames.append(data[frame_start:offset])
+        frame_start = 0
+    return data[:header_end], frames
 
 
-def _blocks_end(data: bytes, place: int) -> int:
-    while data[place]:
-        place += data[place] + 1
-    return place + 1
+def _skip_sub_blocks(data: bytes, offset: int) -> int:
+    while data[offset]:
+        offset += data[offset] + 1
+    return offset + 1
 
 
-def _colours(flags: int) -> int:
+def _color_table_bytes(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0

@@ -19,18 +19,18 @@ from genexp.reports.curves import Chart
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE_DIR = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table in a page."""
 
     text: str
-    value: float | None = None  # to sort by; None sorts by the text
+    sort_value: float | None = None  # to sort by; None sorts by the text
     link: str | None = None
     state: str | None = None  # of a run: it has a colour
-    title: str | None = None  # what else there is to know
+    tooltip: str | None = None  # what else there is to know
 
 
 def write_page(path: Path, template: str, charts: Sequence[Chart], **content: Any) -> None:
@@ -39,40 +39,40 @@ def write_page(path: Path, template: str, charts: Sequence[Chart], **content: An
 
     data = json.dumps(charts, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     text = (
-        _templates()
+        _create_template_environment()
         .get_template(template)
         .render(
             **content,
             chart_count=len(charts),
             chart_data=Markup(data),
-            plotly=_plotly() if charts else "",
-            style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-            script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+            plotly=_load_plotly_js() if charts else "",
+            style=Markup((TEMPLATE_DIR / "style.css").read_text(encoding="utf-8")),
+            script=Markup((TEMPLATE_DIR / "page.js").read_text(encoding="utf-8")),
         )
     )
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    temporary_path = path.with_name(f"{path.name}.tmp")
+    temporary_path.write_text(text, encoding="utf-8")
+    temporary_path.replace(path)
 
 
-def link(target: Path, page: Path) -> str:
+def build_relative_url(target: Path, page: Path) -> str:
     """Return the address of a file as seen from the page."""
     return quote(os.path.relpath(target.resolve(), page.resolve().parent))
 
 
 @cache
-def _templates() -> Environment:
+def _create_template_environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(TEMPLATES)
+    loader = FileSystemLoader(TEMPLATE_DIR)
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
 @cache
-def _plotly() -> str:
+def _load_plotly_js() -> str:
     """Return plotly.js, packed: 5 MB become 2, in each of many pages."""
     file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
-    code = Path(str(file)).read_bytes()
-    return base64.b64encode(gzip.compress(code, compresslevel=1)).decode()
+    script = Path(str(file)).read_bytes()
+    return base64.b64encode(gzip.compress(script, compresslevel=1)).decode()

@@ -10,131 +10,131 @@ import numpy as np
 
 from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
-from genexp.reports.config_diff import brief, differing, settings, short_names, shown
-from genexp.reports.curves import Chart, compact, in_chart
+from genexp.reports.config_diff import format_setting_short, find_differing_keys, get_settings, shorten_keys, format_setting
+from genexp.reports.curves import Chart, round_for_json, escape_plotly
 from genexp.run_dir.record import RunRecord
 
-LOG_RATIO = 10  # settings that span more are drawn on a logarithmic axis
-FEW = 12  # values whose means are joined
-BEST, WORST = (42, 111, 176), (214, 168, 108)  # blue to sand, readable on black and on white
+LOG_SCALE_RATIO = 10  # settings that span more are drawn on a logarithmic axis
+MAX_DISTINCT_VALUES = 12  # values whose means are joined
+BEST_COLOR, WORST_COLOR = (42, 111, 176), (214, 168, 108)  # blue to sand, readable on black and on white
 
 
-def effect_charts(comparison: Comparison) -> list[Chart]:
+def build_effect_charts(comparison: Comparison) -> list[Chart]:
     """Return a chart for each setting that differs: the objective of every run over its value, and the means."""
     if comparison.objective is None:
         return []
-    metric, runs = comparison.objective.metric, _scored(comparison)
-    names = short_names(comparison.parameters)
-    return [_effect(key, names[key], metric, runs) for key in differing(runs)]
+    metric, runs = comparison.objective.metric, _select_scored_runs(comparison)
+    names = shorten_keys(comparison.parameters)
+    return [_build_effect_chart(key, names[key], metric, runs) for key in find_differing_keys(runs)]
 
 
-def parallel_chart(comparison: Comparison) -> Chart | None:
+def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
     """Return a line for each run through its settings to its objective; None where there is too little for one."""
-    runs = _scored(comparison)
-    parameters = differing(runs)
+    runs = _select_scored_runs(comparison)
+    parameters = find_differing_keys(runs)
     if comparison.objective is None or len(parameters) < 2:
         return None
     metric = comparison.objective.metric
     scores = [run.scores[metric] for run in runs]
-    mine = [settings(run) for run in runs]
-    axes = {name: [each.get(key) for each in mine] for key, name in short_names(parameters).items()}
-    scales = [_Scale(values) for values in axes.values()] + [_Scale(scores)]
-    heads = [*axes, metric]
-    columns = [*axes.values(), scores]
+    settings_list = [get_settings(run) for run in runs]
+    axis_values = {name: [settings.get(key) for settings in settings_list] for key, name in shorten_keys(parameters).items()}
+    parallel_axes = [_ParallelAxis(values) for values in axis_values.values()] + [_ParallelAxis(scores)]
+    axis_names = [*axis_values, metric]
+    columns = [*axis_values.values(), scores]
     traces = [
         {
             "type": "scatter",
             "mode": "lines",
-            "x": list(range(len(heads))),
-            "y": compact(np.array([scale.place(cell) for scale, cell in zip(scales, cells, strict=True)])),
+            "x": list(range(len(axis_names))),
+            "y": round_for_json(np.array([axis.normalize(cell) for axis, cell in zip(parallel_axes, cells, strict=True)])),
             "line": {
-                "color": _colour(rank / max(1, len(runs) - 1)),
+                "color": _interpolate_color(rank / max(1, len(runs) - 1)),
                 "width": 1.5,
                 "shape": "spline",
                 "smoothing": 0.6,
             },
-            "name": in_chart(run.name),
-            "text": [in_chart(f"{head}={brief(cell)}") for head, cell in zip(heads, cells, strict=True)],
+            "name": escape_plotly(run.name),
+            "text": [escape_plotly(f"{axis_name}={format_setting_short(cell)}") for axis_name, cell in zip(axis_names, cells, strict=True)],
             "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
             "showlegend": False,
         }
         for rank, (run, cells) in enumerate(zip(runs, zip(*columns, strict=True), strict=True))
     ]
     traces.reverse()  # the best on top
-    marks = [
-        {"x": place, "y": height, "text": in_chart(text), "showarrow": False, "xanchor": "right", "xshift": -4}
-        for place, scale in enumerate(scales)
-        for height, text in scale.ticks()
+    annotations = [
+        {"x": index, "y": height, "text": escape_plotly(text), "showarrow": False, "xanchor": "right", "xshift": -4}
+        for index, scale in enumerate(parallel_axes)
+        for height, text in scale.get_ticks()
     ]
     layout = {
         "xaxis": {
-            "tickvals": list(range(len(heads))),
-            "ticktext": list(map(in_chart, heads)),
+            "tickvals": list(range(len(axis_names))),
+            "ticktext": list(map(escape_plotly, axis_names)),
             "side": "top",
             "showgrid": True,
         },
         "yaxis": {"visible": False, "range": [-0.05, 1.05]},
-        "annotations": marks,
+        "annotations": annotations,
         "hovermode": "closest",
     }
     return {"title": "", "traces": traces, "layout": layout}
 
 
-class _Scale:
+class _ParallelAxis:
     """Where a value stands on an axis from 0 to 1: by its size, or by its rank among words."""
 
     def __init__(self, values: Sequence[Any]) -> None:
-        self.numeric = _are_numbers(values)
-        self.log = self.numeric and _spans_magnitudes(values)
-        self._words = list(dict.fromkeys(map(shown, values)))
-        numbers = [self._number(value) for value in values]
+        self.is_numeric = _is_numeric(values)
+        self.is_log = self.is_numeric and _should_use_log_scale(values)
+        self._categories = list(dict.fromkeys(map(format_setting, values)))
+        numbers = [self._to_number(value) for value in values]
         self._low, self._high = min(numbers), max(numbers)
-        self._few = list(dict.fromkeys(values)) if self.numeric and len(set(values)) <= FEW else []
+        self._tick_values = list(dict.fromkeys(values)) if self.is_numeric and len(set(values)) <= MAX_DISTINCT_VALUES else []
 
-    def place(self, value: Any) -> float:
+    def normalize(self, value: Any) -> float:
         """Return 0 for the lowest value, 1 for the highest, 0.5 where there is only one."""
         span = self._high - self._low
-        return (self._number(value) - self._low) / span if span else 0.5
+        return (self._to_number(value) - self._low) / span if span else 0.5
 
-    def ticks(self) -> list[tuple[float, str]]:
+    def get_ticks(self) -> list[tuple[float, str]]:
         """Return (place, text) of the values to name."""
-        if not self.numeric:
-            return [(self.place(word), word) for word in self._words]
-        if self._few:
-            return [(self.place(value), f"{value:.4g}") for value in self._few]
+        if not self.is_numeric:
+            return [(self.normalize(category), category) for category in self._categories]
+        if self._tick_values:
+            return [(self.normalize(value), f"{value:.4g}") for value in self._tick_values]
         heights = [0.5] if self._high == self._low else [0, 0.25, 0.5, 0.75, 1]
         numbers = [self._low + height * (self._high - self._low) for height in heights]
         return [
-            (height, f"{10**value if self.log else value:.3g}")
+            (height, f"{10**value if self.is_log else value:.3g}")
             for height, value in zip(heights, numbers, strict=True)
         ]
 
-    def _number(self, value: Any) -> float:
-        if not self.numeric:
-            return float(self._words.index(shown(value)))
-        return math.log10(value) if self.log else float(value)
+    def _to_number(self, value: Any) -> float:
+        if not self.is_numeric:
+            return float(self._categories.index(format_setting(value)))
+        return math.log10(value) if self.is_log else float(value)
 
 
-def _effect(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Chart:
-    values = [settings(run).get(key) for run in runs]
+def _build_effect_chart(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Chart:
+    values = [get_settings(run).get(key) for run in runs]
     scores = np.array([run.scores[metric] for run in runs])
-    numeric = _are_numbers(values)
-    x: list[Any] = values if numeric else [in_chart(shown(value)) for value in values]
-    dots: dict[str, Any] = {
+    is_numeric = _is_numeric(values)
+    x: list[Any] = values if is_numeric else [escape_plotly(format_setting(value)) for value in values]
+    points: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers",
         "name": "a run",
         "x": x,
-        "y": compact(scores),
-        "text": [in_chart(run.name) for run in runs],
+        "y": round_for_json(scores),
+        "text": [escape_plotly(run.name) for run in runs],
         "hovertemplate": "%{text}: %{y}<extra></extra>",
         "marker": {"size": 8, "color": PALETTE[0], "opacity": 0.65},
     }
-    traces = [dots]
-    distinct = sorted(set(x)) if numeric else list(dict.fromkeys(x))
-    if len(distinct) <= FEW:
+    traces = [points]
+    distinct = sorted(set(x)) if is_numeric else list(dict.fromkeys(x))
+    if len(distinct) <= MAX_DISTINCT_VALUES:
         means = [
-            float(scores[[place for place, value in enumerate(x) if value == each]].mean()) for each in distinct
+            float(scores[[index for index, value in enumerate(x) if value == distinct_value]].mean()) for distinct_value in distinct
         ]
         line = {"color": PALETTE[1], "width": 2}
         traces.append(
@@ -144,37 +144,37 @@ def _effect(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Char
                 "name": "mean",
                 "showlegend": False,
                 "x": distinct,
-                "y": compact(np.array(means)),
+                "y": round_for_json(np.array(means)),
                 "line": line,
             }
         )
-    kind = "category" if not numeric else "log" if _spans_magnitudes(values) else "linear"
+    axis_type = "category" if not is_numeric else "log" if _should_use_log_scale(values) else "linear"
     ticks = (
-        {"tickvals": distinct, "ticktext": list(map(brief, distinct))} if numeric and len(distinct) <= FEW else {}
+        {"tickvals": distinct, "ticktext": list(map(format_setting_short, distinct))} if is_numeric and len(distinct) <= MAX_DISTINCT_VALUES else {}
     )
     layout = {
-        "xaxis": {"type": kind, **ticks},
-        "yaxis": {"title": {"text": in_chart(metric)}},
+        "xaxis": {"type": axis_type, **ticks},
+        "yaxis": {"title": {"text": escape_plotly(metric)}},
         "hovermode": "closest",
     }
-    return {"title": in_chart(name), "traces": traces, "layout": layout}
+    return {"title": escape_plotly(name), "traces": traces, "layout": layout}
 
 
-def _scored(comparison: Comparison) -> list[RunRecord]:
+def _select_scored_runs(comparison: Comparison) -> list[RunRecord]:
     if comparison.objective is None:
         return []
     return [run for run in comparison.runs if run.state != "failed" and comparison.objective.metric in run.scores]
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
+def _is_numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _spans_magnitudes(values: Sequence[Any]) -> bool:
-    return min(values) > 0 and max(values) >= LOG_RATIO * min(values)
+def _should_use_log_scale(values: Sequence[Any]) -> bool:
+    return min(values) > 0 and max(values) >= LOG_SCALE_RATIO * min(values)
 
 
-def _colour(rank: float) -> str:
+def _interpolate_color(rank: float) -> str:
     """Return blue for the best (0), sand for the worst (1)."""
-    parts = (round(best + rank * (worst - best)) for best, worst in zip(BEST, WORST, strict=True))
-    return "rgb({}, {}, {})".format(*parts)
+    channels = (round(best + rank * (worst - best)) for best, worst in zip(BEST_COLOR, WORST_COLOR, strict=True))
+    return "rgb({}, {}, {})".format(*channels)

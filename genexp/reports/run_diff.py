@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from genexp.reports.config_diff import settings, shown
+from genexp.reports.config_diff import get_settings, format_setting
 from genexp.run_dir.metrics import LoggedCurve
 from genexp.run_dir.record import RunRecord, read_run
 
-CODE = ("git_commit", "genexp")  # of the environment
-Pair = tuple[str | None, str | None]  # None where a run has none
+CODE_KEYS = ("git_commit", "genexp")  # of the environment
+ValuePair = tuple[str | None, str | None]  # None where a run has none
 
 
 @dataclass(frozen=True)
-class Parting:
+class MetricDifference:
     """Where a metric of two runs parts."""
 
     metric: str  # with its split: train/loss
@@ -27,93 +27,93 @@ class Parting:
     compared: int  # steps that both have
 
     @property
-    def parts(self) -> bool:
+    def is_different(self) -> bool:
         """Return whether there is a step with two values."""
         return self.step is not None
 
 
 @dataclass(frozen=True)
-class Difference:
+class RunDiff:
     """What differs between two runs: key → the two values."""
 
     runs: tuple[RunRecord, RunRecord]
-    configuration: Mapping[str, Pair]
-    code: Mapping[str, Pair]
-    data: Mapping[str, Pair]
-    environment: Mapping[str, Pair]
-    results: Mapping[str, Pair]  # state, steps
-    metrics: tuple[Parting, ...]  # of all that both have, the first to part first
+    configuration: Mapping[str, ValuePair]
+    code: Mapping[str, ValuePair]
+    data: Mapping[str, ValuePair]
+    environment: Mapping[str, ValuePair]
+    results: Mapping[str, ValuePair]  # state, steps
+    metric_differences: tuple[MetricDifference, ...]  # of all that both have, the first to part first
 
     @property
-    def parting(self) -> Parting | None:
+    def first_metric_difference(self) -> MetricDifference | None:
         """Return the metric that parts first."""
-        return next((metric for metric in self.metrics if metric.parts), None)
+        return next((metric for metric in self.metric_differences if metric.is_different), None)
 
     @property
-    def verdict(self) -> str:
+    def summary(self) -> str:
         """Return in a line where the metrics part."""
-        if not self.metrics:
+        if not self.metric_differences:
             left, right = self.runs
-            return f"no metric in common: {_what(left)} and {_what(right)}"
-        first = self.parting
+            return f"no metric in common: {_describe_metrics(left)} and {_describe_metrics(right)}"
+        first = self.first_metric_difference
         if first is None:
-            steps = max(metric.compared for metric in self.metrics)
+            steps = max(metric.compared for metric in self.metric_differences)
             return f"the metrics are the same at all {steps:,} steps that both have"
         assert first.values is not None
-        mine, other = first.values
-        return f"the metrics part at step {first.step:,}: {first.metric} is {mine:.9g} against {other:.9g}"
+        left_value, right_value = first.values
+        return f"the metrics part at step {first.step:,}: {first.metric} is {left_value:.9g} against {right_value:.9g}"
 
 
-def differ(left: Path, right: Path) -> Difference:
+def diff_runs(left: Path, right: Path) -> RunDiff:
     """Return what differs between the runs in two folders. Raises DataError where one holds none."""
     runs = read_run(left, str(left)), read_run(right, str(right))
-    configurations = [settings(run) for run in runs]
-    datasets = [
-        {key: value for key, value in mine.items() if key.startswith("dataset.")} for mine in configurations
+    all_settings = [get_settings(run) for run in runs]
+    dataset_settings = [
+        {key: value for key, value in settings.items() if key.startswith("dataset.")} for settings in all_settings
     ]
-    others = [
-        {key: value for key, value in mine.items() if not key.startswith("dataset.")} for mine in configurations
+    other_settings = [
+        {key: value for key, value in mine.items() if not key.startswith("dataset.")} for mine in all_settings
     ]
-    checksums = [run.data_fingerprints for run in runs]
+    fingerprints = [run.data_fingerprints for run in runs]
     environments = [run.environment for run in runs]
     results = [{"state": run.state, "step": run.step} for run in runs]
-    return Difference(
+    return RunDiff(
         runs,
-        _pairs(*others),
-        {key: pair for key, pair in _pairs(*environments).items() if key in CODE},
-        _pairs(*({**setting, **data} for setting, data in zip(datasets, checksums, strict=True))),
-        {key: pair for key, pair in _pairs(*environments).items() if key not in CODE},
-        _pairs(*results),
-        tuple(sorted(_partings(*runs), key=lambda metric: (metric.step is None, metric.step))),
+        _diff_values(*other_settings),
+        {key: pair for key, pair in _diff_values(*environments).items() if key in CODE_KEYS},
+        _diff_values(*({**setting, **data} for setting, data in zip(dataset_settings, fingerprints, strict=True))),
+        {key: pair for key, pair in _diff_values(*environments).items() if key not in CODE_KEYS},
+        _diff_values(*results),
+        tuple(sorted(_diff_metrics(*runs), key=lambda metric: (metric.step is None, metric.step))),
     )
 
 
-def _partings(left: RunRecord, right: RunRecord) -> Iterator[Parting]:
-    mine, theirs = left.load_metrics(), right.load_metrics()
-    for split, columns in mine.items():
+def _diff_metrics(left: RunRecord, right: RunRecord) -> Iterator[MetricDifference]:
+    left_metrics, right_metrics = left.load_metrics(), right.load_metrics()
+    for split, columns in left_metrics.items():
         for name, column in columns.items():
-            other = theirs.get(split, {}).get(name)
+            other = right_metrics.get(split, {}).get(name)
             if other is not None:
-                yield _parting(f"{split}/{name}", column, other)
+                yield _diff_metric(f"{split}/{name}", column, other)
 
 
-def _parting(name: str, left: LoggedCurve, right: LoggedCurve) -> Parting:
-    steps, mine, theirs = np.intersect1d(left.steps, right.steps, return_indices=True)
-    values, others = left.values[mine], right.values[theirs]
-    apart = np.flatnonzero(~np.equal(values, others) & ~(np.isnan(values) & np.isnan(others)))
-    if not len(apart):
-        return Parting(name, None, None, len(steps))
-    first = int(apart[0])
-    return Parting(name, int(steps[first]), (float(values[first]), float(others[first])), len(steps))
+def _diff_metric(name: str, left: LoggedCurve, right: LoggedCurve) -> MetricDifference:
+    steps, left_rows, right_rows = np.intersect1d(left.steps, right.steps, return_indices=True)
+    left_values, right_values = left.values[left_rows], right.values[right_rows]
+    different_rows = np.flatnonzero(~np.equal(left_values, right_values) & ~(np.isnan(left_values) & np.isnan(right_values)))
+    if not len(different_rows):
+        return MetricDifference(name, None, None, len(steps))
+    first = int(different_rows[0])
+    return MetricDifference(name, int(steps[first]), (float(left_values[first]), float(right_values[first])), len(steps))
 
 
-def _pairs(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Pair]:
+def _diff_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, ValuePair]:
     """Return the keys whose values differ, in order."""
     keys = dict.fromkeys([*left, *right])
-    pairs = {key: tuple(shown(side[key]) if key in side else None for side in (left, right)) for key in keys}
-    return {key: (mine, theirs) for key, (mine, theirs) in pairs.items() if mine != theirs}
+    pairs = {key: tuple(format_setting(side[key]) if key in side else None for side in (left, right)) for key in keys}
+    return {key: (left_value, right_value) for key, (left_value, right_value) in pairs.items() if left_value != right_value}
 
 
-def _what(run: RunRecord) -> str:
+def _describe_metrics(run: RunRecord) -> str:
     names = [f"{split}/{name}" for split, columns in run.load_metrics().items() for name in columns]
     return f"{run.name} ({run.model}) has {', '.join(names) or 'none'}"

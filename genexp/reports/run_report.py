@@ -8,86 +8,86 @@ from typing import Any
 import yaml
 
 from genexp.errors import DataError
-from genexp.reports.config_diff import changed, settings, shown
-from genexp.reports.curves import run_charts
-from genexp.reports.embedded_images import run_pictures
-from genexp.reports.html_page import Cell, write_page
-from genexp.reports.table import duration, number
+from genexp.reports.config_diff import find_overridden_defaults, get_settings, format_setting
+from genexp.reports.curves import build_run_charts
+from genexp.reports.embedded_images import embed_run_images
+from genexp.reports.html_page import TableCell, write_page
+from genexp.reports.table import format_duration, format_score
 from genexp.run_dir.record import YAML_LOADER, RunRecord, read_run
 
-FILE_NAME = "report.html"
+REPORT_FILE = "report.html"
 
 
-def write_run_report(folder: Path) -> Path:
+def write_run_report(run_dir: Path) -> Path:
     """Write the page of the run in `folder`, and return where it is. Raises DataError where there is no run."""
-    run = read_run(folder)
+    run = read_run(run_dir)
     warnings = list(run.warnings)
     try:
         metrics = run.load_metrics()
     except DataError as error:
         metrics = {}
         warnings.append(str(error))
-    pictures, left_out = run_pictures(folder)
-    path = folder / FILE_NAME
+    images, omitted_files = embed_run_images(run_dir)
+    path = run_dir / REPORT_FILE
     write_page(
         path,
         "run.html",
-        run_charts(metrics),
+        build_run_charts(metrics),
         run=run,
         title=f"{run.model} on {run.dataset}",
-        subtitle=str(folder.resolve()),
+        subtitle=str(run_dir.resolve()),
         state=run.state,
-        facts=_facts(run),
+        facts=_build_facts(run),
         warnings=warnings,
-        pictures=pictures,
-        left_out=left_out,
-        scores=_scores(run),
-        configuration=configuration(run),
-        command=_command(folder),
-        environment={**run.environment, **{f"{split} data": seen for split, seen in run.data_fingerprints.items()}},
+        pictures=images,
+        left_out=omitted_files,
+        scores=_build_score_rows(run),
+        configuration=group_config_entries(run),
+        command=_read_command(run_dir),
+        environment={**run.environment, **{f"{split} data": fingerprint for split, fingerprint in run.data_fingerprints.items()}},
     )
     return path
 
 
-def configuration(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
+def group_config_entries(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
     """Return group → entries with key, value, and the default where it is another."""
-    defaults = changed(run)
+    overridden_defaults = find_overridden_defaults(run)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for key, value in [*settings(run).items(), *((key, run.config.get(key)) for key in ("tags", "notes"))]:
+    for key, value in [*get_settings(run).items(), *((key, run.config.get(key)) for key in ("tags", "notes"))]:
         group, _, name = key.partition(".")
-        default = shown(defaults[key]) if key in defaults else None
-        entry = {"key": name or key, "value": shown(value), "default": default}
+        default = format_setting(overridden_defaults[key]) if key in overridden_defaults else None
+        entry = {"key": name or key, "value": format_setting(value), "default": default}
         groups.setdefault(group if name else "run", []).append(entry)
     return groups
 
 
-def _facts(run: RunRecord) -> dict[str, str]:
+def _build_facts(run: RunRecord) -> dict[str, str]:
     """Return the numbers to see first."""
     total = f" of {run.total_steps:,}" if run.total_steps and run.state != "finished" else ""
     facts: dict[str, str] = {}
     if run.objective in run.scores:
-        facts[str(run.objective)] = number(run.scores[str(run.objective)])
+        facts[str(run.objective)] = format_score(run.scores[str(run.objective)])
     if run.best_value is not None:
-        facts[f"best {run.objective}"] = f"{number(run.best_value)} at step {run.status['best'].get('step', 0):,}"
-    facts |= {"steps": f"{run.step:,}{total}", "time": duration(run.seconds), "seed": shown(run.seed)}
+        facts[f"best {run.objective}"] = f"{format_score(run.best_value)} at step {run.status['best'].get('step', 0):,}"
+    facts |= {"steps": f"{run.step:,}{total}", "time": format_duration(run.seconds), "seed": format_setting(run.seed)}
     facts["device"] = run.environment.get("device", "")
     return {name: value for name, value in facts.items() if value}
 
 
-def _scores(run: RunRecord) -> list[list[Cell]]:
+def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
     """Return a row for the last value of each metric."""
     rows = []
     for split in ("test", "train"):
         for name, value in dict(run.status.get(split) or {}).items():
             mark = "objective" if split == "test" and name == run.objective else ""
-            rows.append([Cell(name), Cell(split), Cell(number(value), value), Cell(mark)])
+            rows.append([TableCell(name), TableCell(split), TableCell(format_score(value), value), TableCell(mark)])
     return rows
 
 
-def _command(folder: Path) -> str:
+def _read_command(run_dir: Path) -> str:
     """Return how the run was started, in words of the command line."""
     try:
-        words = yaml.load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"), YAML_LOADER)
+        overrides = yaml.load((run_dir / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         return ""
-    return " ".join(["genexp", *map(str, words)]) if isinstance(words, list) else ""
+    return " ".join(["genexp", *map(str, overrides)]) if isinstance(overrides, list) else ""

@@ -12,170 +12,170 @@ from genexp.errors import DataError
 from genexp.recorders.curves import PALETTE
 from genexp.reports import run_report
 from genexp.reports.comparison import Comparison
-from genexp.reports.config_diff import brief, settings, short_names
-from genexp.reports.curves import COLOURED, GREY, Metrics, sweep_charts
-from genexp.reports.embedded_images import thumbnails
-from genexp.reports.html_page import Cell, link, write_page
-from genexp.reports.parameter_effects import effect_charts, parallel_chart
-from genexp.reports.table import count, duration, number, objective_in_words, standing, with_error
+from genexp.reports.config_diff import format_setting_short, get_settings, shorten_keys
+from genexp.reports.curves import MAX_COLORED_GROUPS, GRAY, MetricColumns, build_sweep_charts
+from genexp.reports.embedded_images import build_thumbnails
+from genexp.reports.html_page import TableCell, build_relative_url, write_page
+from genexp.reports.parameter_effects import build_effect_charts, build_parallel_coordinates
+from genexp.reports.table import format_seed_count, format_duration, format_score, format_sort_order, format_state, format_mean
 from genexp.run_dir.record import RunRecord
 
 
-def write_report(comparison: Comparison, path: Path) -> None:
+def write_sweep_report(comparison: Comparison, path: Path) -> None:
     """Write the page of a comparison. Raises OSError."""
-    metrics, notes = _metrics(comparison)
-    curves = sweep_charts(comparison, metrics)
-    effects = effect_charts(comparison)
-    parallel = parallel_chart(comparison)
+    metrics, notes = _load_metrics(comparison)
+    curves = build_sweep_charts(comparison, metrics)
+    effects = build_effect_charts(comparison)
+    parallel = build_parallel_coordinates(comparison)
     charts = [*curves, *effects, *([parallel] if parallel else [])]
     write_page(
         path,
         "sweep.html",
         charts,
-        title=_title(comparison),
+        title=_build_title(comparison),
         subtitle=os.path.commonpath([run.run_dir.resolve() for run in comparison.runs]),
         state="",
         comparison=comparison,
-        facts=_facts(comparison),
+        facts=_build_facts(comparison),
         notes=[*comparison.notes, *notes],
-        warnings=_warnings(comparison),
-        heads=_heads(comparison),
-        rows=[_run_row(run, comparison, path) for run in comparison.runs],
-        group_heads=_group_heads(comparison),
-        group_rows=[_group_row(place, comparison) for place in range(len(comparison.groups))],
+        warnings=_group_warnings(comparison),
+        heads=_build_run_header(comparison),
+        rows=[_build_run_row(run, comparison, path) for run in comparison.runs],
+        group_heads=_build_group_header(comparison),
+        group_rows=[_build_group_row(place, comparison) for place in range(len(comparison.groups))],
         curves=len(curves),
-        key=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:COLOURED])],
-        grey=GREY,
+        key=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:MAX_COLORED_GROUPS])],
+        grey=GRAY,
         effects=len(effects),
         parallel=parallel is not None,
-        thumbnails=_thumbnails(comparison, path),
-        common=_common(comparison),
-        environments=_environments(comparison),
+        thumbnails=_build_thumbnail_entries(comparison, path),
+        common=_find_common_config(comparison),
+        environments=_merge_environments(comparison),
     )
 
 
-def _metrics(comparison: Comparison) -> tuple[dict[RunRecord, Metrics], list[str]]:
+def _load_metrics(comparison: Comparison) -> tuple[dict[RunRecord, MetricColumns], list[str]]:
     """Return run → its metrics, and which logs could not be read."""
-    found: dict[RunRecord, Metrics] = {}
+    metrics: dict[RunRecord, MetricColumns] = {}
     notes = []
     for run in comparison.runs:
         try:
-            found[run] = run.load_metrics()
+            metrics[run] = run.load_metrics()
         except DataError as error:
-            found[run] = {}
+            metrics[run] = {}
             notes.append(str(error))
-    return found, notes
+    return metrics, notes
 
 
-def _title(comparison: Comparison) -> str:
+def _build_title(comparison: Comparison) -> str:
     tasks = dict.fromkeys(f"{run.model} on {run.dataset}" for run in comparison.runs if run.config)
-    count = len(comparison.runs)
-    what = next(iter(tasks)) if len(tasks) == 1 else f"{len(tasks)} tasks"
-    return f"{count} run{'s' if count > 1 else ''}: {what}" if tasks else f"{count} runs"
+    run_count = len(comparison.runs)
+    task = next(iter(tasks)) if len(tasks) == 1 else f"{len(tasks)} tasks"
+    return f"{run_count} run{'s' if run_count > 1 else ''}: {task}" if tasks else f"{run_count} runs"
 
 
-def _facts(comparison: Comparison) -> dict[str, str]:
+def _build_facts(comparison: Comparison) -> dict[str, str]:
     states = Counter(run.state for run in comparison.runs)
     facts = {"states": ", ".join(f"{count} {state}" for state, count in states.items())}
     if len(comparison.groups) < len(comparison.runs):
         facts["settings"] = str(len(comparison.groups))
     if comparison.objective and comparison.objective.metric in comparison.runs[0].scores:
-        facts[f"best {comparison.objective.metric}"] = number(
+        facts[f"best {comparison.objective.metric}"] = format_score(
             comparison.runs[0].scores[comparison.objective.metric]
         )
     seconds = [run.seconds for run in comparison.runs if run.seconds is not None]
-    facts["time of all runs"] = duration(sum(seconds)) if seconds else ""
-    facts["sorted"] = objective_in_words(comparison)
+    facts["time of all runs"] = format_duration(sum(seconds)) if seconds else ""
+    facts["sorted"] = format_sort_order(comparison)
     return {name: value for name, value in facts.items() if value}
 
 
-def _warnings(comparison: Comparison) -> list[tuple[str, str]]:
+def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
     """Return (warning, the runs that have it)."""
-    owners: dict[str, list[str]] = {}
+    run_names: dict[str, list[str]] = {}
     for run in comparison.runs:
         for warning in run.warnings:
-            owners.setdefault(warning, []).append(run.name)
+            run_names.setdefault(warning, []).append(run.name)
     return [
-        (warning, ", ".join(names[:10]) + (" …" if len(names) > 10 else "")) for warning, names in owners.items()
+        (warning, ", ".join(names[:10]) + (" …" if len(names) > 10 else "")) for warning, names in run_names.items()
     ]
 
 
-def _heads(comparison: Comparison) -> list[str]:
-    names = short_names(comparison.parameters).values()
+def _build_run_header(comparison: Comparison) -> list[str]:
+    names = shorten_keys(comparison.parameters).values()
     return ["run", *names, "seed", *comparison.metrics, "best", "time", "state"]
 
 
-def _run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[Cell]:
-    report = run.run_dir / run_report.FILE_NAME
-    name = Cell(run.name, link=link(report, page) if report.is_file() else None)
-    scores = [_score(run.scores.get(metric)) for metric in comparison.metrics]
-    ends = [_score(run.best_value), Cell(duration(run.seconds), run.seconds)]
-    state = Cell(standing(run), state=run.state, title=run.error)
-    return [name, *_setting_cells(run, comparison), _setting(run.seed), *scores, *ends, state]
+def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[TableCell]:
+    report = run.run_dir / run_report.REPORT_FILE
+    name = TableCell(run.name, link=build_relative_url(report, page) if report.is_file() else None)
+    scores = [_build_score_cell(run.scores.get(metric)) for metric in comparison.metrics]
+    result_cells = [_build_score_cell(run.best_value), TableCell(format_duration(run.seconds), run.seconds)]
+    state = TableCell(format_state(run), state=run.state, tooltip=run.error)
+    return [name, *_build_setting_cells(run, comparison), _build_setting_cell(run.seed), *scores, *result_cells, state]
 
 
-def _group_heads(comparison: Comparison) -> list[str]:
-    return [*short_names(comparison.parameters).values(), *comparison.metrics, "n"]
+def _build_group_header(comparison: Comparison) -> list[str]:
+    return [*shorten_keys(comparison.parameters).values(), *comparison.metrics, "n"]
 
 
-def _group_row(place: int, comparison: Comparison) -> list[Cell]:
-    group = comparison.groups[place]
-    means = [(group.mean(metric)) for metric in comparison.metrics]
-    cells = [Cell(with_error(mean), mean.mean if mean else None) for mean in means]
-    seeds = Cell(count(group), len(group.counted))
-    return [*_setting_cells(group.runs[0], comparison), *cells, seeds]
+def _build_group_row(index: int, comparison: Comparison) -> list[TableCell]:
+    group = comparison.groups[index]
+    means = [(group.mean_score(metric)) for metric in comparison.metrics]
+    cells = [TableCell(format_mean(mean), mean.mean if mean else None) for mean in means]
+    seeds = TableCell(format_seed_count(group), len(group.runs_by_seed))
+    return [*_build_setting_cells(group.runs[0], comparison), *cells, seeds]
 
 
-def _setting_cells(run: RunRecord, comparison: Comparison) -> list[Cell]:
-    mine = settings(run)
-    return [_setting(mine[key]) if key in mine else Cell("") for key in comparison.parameters]
+def _build_setting_cells(run: RunRecord, comparison: Comparison) -> list[TableCell]:
+    settings = get_settings(run)
+    return [_build_setting_cell(settings[key]) if key in settings else TableCell("") for key in comparison.parameters]
 
 
-def _setting(value: Any) -> Cell:
+def _build_setting_cell(value: Any) -> TableCell:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(brief(value), value if is_number else None)
+    return TableCell(format_setting_short(value), value if is_number else None)
 
 
-def _score(value: float | None) -> Cell:
-    return Cell(number(value), value)
+def _build_score_cell(value: float | None) -> TableCell:
+    return TableCell(format_score(value), value)
 
 
-def _thumbnails(comparison: Comparison, page: Path) -> dict[str, list[dict[str, Any]]]:
+def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, list[dict[str, Any]]]:
     """Return name of a picture → those of all runs, the best first."""
-    found = thumbnails(comparison.runs)
-    heads = _heads(comparison)[1 : len(comparison.parameters) + 2]
-    shown_pictures: dict[str, list[dict[str, Any]]] = {}
-    for name, pictures in found.items():
+    thumbnails = build_thumbnails(comparison.runs)
+    header = _build_run_header(comparison)[1 : len(comparison.parameters) + 2]
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for name, images in thumbnails.items():
         for run in comparison.runs:
-            if run in pictures:
-                cells = [*_setting_cells(run, comparison), _setting(run.seed)]
+            if run in images:
+                cells = [*_build_setting_cells(run, comparison), _build_setting_cell(run.seed)]
                 caption = " · ".join(
-                    f"{head.rpartition('.')[2]} {cell.text}" for head, cell in zip(heads, cells, strict=True)
+                    f"{column.rpartition('.')[2]} {cell.text}" for column, cell in zip(header, cells, strict=True)
                 )
-                entry = {"source": pictures[run].source, "name": run.name, "caption": caption}
-                shown_pictures.setdefault(name, []).append(entry)
-    return shown_pictures
+                entry = {"source": images[run].data_uri, "name": run.name, "caption": caption}
+                entries.setdefault(name, []).append(entry)
+    return entries
 
 
-def _common(comparison: Comparison) -> Mapping[str, list[dict[str, Any]]]:
+def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, Any]]]:
     """Return the configuration that all runs share, with what differs from the defaults."""
-    apart = {*comparison.parameters, "seed"}
-    whole = run_report.configuration(next((run for run in comparison.runs if run.config), comparison.runs[0]))
-    same = {
-        group: [entry for entry in entries if _full(group, entry["key"]) not in apart]
-        for group, entries in whole.items()
+    differing_keys = {*comparison.parameters, "seed"}
+    config_entries = run_report.group_config_entries(next((run for run in comparison.runs if run.config), comparison.runs[0]))
+    common_entries = {
+        group: [entry for entry in entries if _join_key(group, entry["key"]) not in differing_keys]
+        for group, entries in config_entries.items()
     }
-    return same if len({run.model for run in comparison.runs}) == 1 else {}
+    return common_entries if len({run.model for run in comparison.runs}) == 1 else {}
 
 
-def _full(group: str, key: str) -> str:
+def _join_key(group: str, key: str) -> str:
     return key if group == "run" else f"{group}.{key}"
 
 
-def _environments(comparison: Comparison) -> dict[str, str]:
+def _merge_environments(comparison: Comparison) -> dict[str, str]:
     """Return what the runs were made with; where they differ, all of it."""
-    found: dict[str, dict[str, None]] = {}
+    values_by_key: dict[str, dict[str, None]] = {}
     for run in comparison.runs:
         for key, value in run.environment.items():
-            found.setdefault(key, {})[value] = None
-    return {key: " | ".join(values) for key, values in found.items()}
+            values_by_key.setdefault(key, {})[value] = None
+    return {key: " | ".join(values) for key, values in values_by_key.items()}

@@ -63,14 +63,14 @@ def _say(folder: Path, begun: float) -> Picture:
 
 def _compare(folder: Path, console: Console) -> None:
     """Print what `genexp-compare` says of the sweep, and write it as a page with curves and pictures."""
-    from genexp.reports import compare, print_comparison, write_report  # slow to import: not at every start
+    from genexp.reports import compare, print_comparison, write_sweep_report  # slow to import: not at every start
 
     try:
         comparison = compare([folder])
     except DataError:
         return  # stopped before any job had begun
     print_comparison(comparison, console)
-    write_report(comparison, folder / REPORT)
+    write_sweep_report(comparison, folder / REPORT)
 
 
 def _command(folder: Path) -> str:

@@ -75,12 +75,12 @@ def test_seeds_are_taken_together_and_tested_in_pairs(sweep: Path) -> None:
     comparison = compare([sweep])
     first, second = comparison.groups
     assert (first.label, second.label) == ("optimizer.lr=0.003", "optimizer.lr=0.001")
-    mean = first.mean("mse")
+    mean = first.mean_score("mse")
     assert mean is not None
     assert mean.mean == pytest.approx(0.21)
     assert mean.error == pytest.approx(0.01 / 3**0.5)
     assert mean.n == 3
-    found = comparison.verdict
+    found = comparison.t_test
     assert found is not None
     assert found.p == pytest.approx(ttest_rel(RATES[0.003], RATES[0.001]).pvalue)
     assert found.differs
@@ -91,7 +91,7 @@ def test_what_is_no_more_than_noise_is_called_so(tmp_path: Path) -> None:
     for latent, scores in {2: (0.1, 0.3, 0.2), 4: (0.3, 0.1, 0.21)}.items():
         for seed, mse in enumerate(scores):
             make_run(tmp_path / f"{latent}-{seed}", {"mse": mse}, settings={"model.latent": latent, "seed": seed})
-    found = compare([tmp_path]).verdict
+    found = compare([tmp_path]).t_test
     assert found is not None
     assert found.differs is False
     assert "no more than the noise" in found.text
@@ -101,7 +101,7 @@ def test_without_common_seeds_nothing_is_claimed(tmp_path: Path) -> None:
     for latent, seed in ((2, 0), (2, 1), (4, 2), (4, 3)):
         name = f"{latent}-{seed}"
         make_run(tmp_path / name, {"mse": 0.1 * latent}, settings={"model.latent": latent, "seed": seed})
-    found = compare([tmp_path]).verdict
+    found = compare([tmp_path]).t_test
     assert found is not None
     assert found.differs is None
     assert "no seeds in common" in found.text
@@ -161,7 +161,7 @@ def test_failed_seeds_are_not_counted(sweep: Path) -> None:
     )
     first, _ = compare([sweep]).groups
     assert len(first.runs) == 4
-    assert len(first.counted) == 3
+    assert len(first.runs_by_seed) == 3
     assert "3 of 4" in genexp_compare(sweep).out
 
 

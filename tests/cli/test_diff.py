@@ -12,7 +12,7 @@ import torch
 from genexp.cli import diff as command
 from genexp.data.dataset import Dataset, Split
 from genexp.data.fingerprint import fingerprint
-from genexp.reports.run_diff import differ
+from genexp.reports.run_diff import diff_runs
 from tests.support.command import Ended, called, genexp, in_folder, status
 from tests.support.compose import tiny
 from tests.support.run_dirs import make_run
@@ -39,8 +39,8 @@ def test_the_first_step_where_metrics_part_is_named(tmp_path: Path) -> None:
     change_line(right, 17, "train", loss=0.5)
     change_line(right, 30, "train", loss=0.25)
     change_line(right, 40, "test", psnr=1.0)
-    difference = differ(left, right)
-    assert [(metric.metric, metric.step) for metric in difference.metrics if metric.parts] == [
+    difference = diff_runs(left, right)
+    assert [(metric.metric, metric.step) for metric in difference.metric_differences if metric.is_different] == [
         ("train/loss", 17),
         ("test/psnr", 40),
     ]
@@ -64,7 +64,7 @@ def test_configuration_code_data_and_environment_are_told_apart(tmp_path: Path) 
     settings = {"optimizer.lr": 0.1, "dataset.limit": 7}
     data = {"train": "40 samples, checksum 2"}
     right = make_run(tmp_path / "b", settings=settings, environment=environment, data=data)
-    difference = differ(left, right)
+    difference = diff_runs(left, right)
     assert difference.configuration == {"optimizer.lr": ("0.001", "0.1")}
     assert difference.code == {"git_commit": ("a" * 40, "b" * 40)}
     assert difference.data == {

@@ -15,9 +15,9 @@ import yaml
 from PIL import Image, ImageSequence
 
 from genexp.recorders.growing_gif import append_frame
-from genexp.reports import compare, write_report, write_run_report
-from genexp.reports.curves import on_grid, thinned
-from genexp.reports.embedded_images import thinned_gif
+from genexp.reports import compare, write_sweep_report, write_run_report
+from genexp.reports.curves import resample_to_grid, downsample_min_max
+from genexp.reports.embedded_images import drop_gif_frames
 from genexp.run_dir.metrics import LoggedCurve
 from tests.support.browser import Browser, browser, needs_browser
 from tests.support.command import REPOSITORY, genexp, in_folder, status
@@ -135,7 +135,7 @@ def test_a_half_written_run_has_a_page_and_a_row(name: str, content: str | None,
     if content is not None:
         (run / name).write_text(content)
     assert write_run_report(run).is_file()
-    write_report(compare([tmp_path / "sweep"]), tmp_path / "report.html")
+    write_sweep_report(compare([tmp_path / "sweep"]), tmp_path / "report.html")
     assert f">{tmp_path / 'sweep'}<" in (tmp_path / "report.html").read_text()  # where the runs are
 
 
@@ -146,7 +146,7 @@ def test_damaged_pictures_are_left_out(folder: Path, tmp_path: Path) -> None:
     (run / "figures" / "prior_samples.png").write_bytes(b"\x89PN")
     text = write_run_report(run).read_text()
     assert "samples.gif, figures/prior_samples.png" in text
-    write_report(compare([run]), tmp_path / "report.html")
+    write_sweep_report(compare([run]), tmp_path / "report.html")
 
 
 def test_thinning_keeps_every_peak() -> None:
@@ -154,7 +154,7 @@ def test_thinning_keeps_every_peak() -> None:
     values[[31_234, 77_777]] = 5, -5
     values[500:900] = np.nan
     steps = np.arange(1, 100_001)
-    kept, heights = thinned(LoggedCurve(steps, steps, values), 1000)
+    kept, heights = downsample_min_max(LoggedCurve(steps, steps, values), 1000)
     assert len(kept) <= 1000
     assert (np.nanmax(heights), np.nanmin(heights)) == (5, -5)
     assert {31_235, 77_778} <= set(kept.tolist())
@@ -169,17 +169,17 @@ def test_a_metric_that_was_measured_once_is_no_curve(tmp_path: Path) -> None:
         "".join(line for line in lines if '"test"' not in line or '"step": 40' in line)
     )
     assert [chart["title"] for chart in charts(write_run_report(run))] == ["loss"]
-    write_report(compare([run]), tmp_path / "report.html")
+    write_sweep_report(compare([run]), tmp_path / "report.html")
     assert [chart["title"] for chart in charts(tmp_path / "report.html")] == ["loss, train"]
 
 
 def test_runs_of_different_length_share_a_grid() -> None:
     short, long = (LoggedCurve(np.arange(1, n + 1), np.ones(n), np.full(n, float(n))) for n in (10, 1000))
-    steps, values = on_grid([short, long], 50)
+    steps, values = resample_to_grid([short, long], 50)
     assert values.shape == (2, 50) == (2, len(steps))
     assert np.isfinite(values[1]).all()
     assert np.isfinite(values[0]).sum() == 1
-    steps, values = on_grid([short, short], 50)
+    steps, values = resample_to_grid([short, short], 50)
     assert steps.tolist() == list(range(1, 11))
 
 
@@ -188,7 +188,7 @@ def test_a_heavy_gif_loses_frames_but_not_its_ends(tmp_path: Path) -> None:
     for step in range(40):
         append_frame(path, picture(step, (64, 64)), 100)
     data = path.read_bytes()
-    (tmp_path / "b.gif").write_bytes(thinned_gif(data, len(data) // 4))
+    (tmp_path / "b.gif").write_bytes(drop_gif_frames(data, len(data) // 4))
     frames = []
     for name in ("a.gif", "b.gif"):
         with Image.open(tmp_path / name) as gif:
@@ -209,7 +209,7 @@ def test_a_long_run_is_bounded(tmp_path: Path) -> None:
 def test_a_sweep_has_table_curves_bands_effects_and_thumbnails(tmp_path: Path) -> None:
     make_sweep(tmp_path / "sweep", rates=3, seeds=3)
     page = tmp_path / "sweep" / "report.html"
-    write_report(compare([tmp_path / "sweep"]), page)
+    write_sweep_report(compare([tmp_path / "sweep"]), page)
     text = page.read_text()
     assert text.count("data:image/webp") == 9
     assert "more than the noise" in text
@@ -226,7 +226,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page of a large sweep."""
     sweep = make_sweep(tmp_path_factory.mktemp("many"), rates=MANY // 5, seeds=5, steps=1000)
     make_run(sweep / "failed", state="failed", error=HOSTILE, settings={"model.name": HOSTILE})
-    write_report(compare([sweep]), sweep / "report.html")
+    write_sweep_report(compare([sweep]), sweep / "report.html")
     return sweep / "report.html"
 
 
