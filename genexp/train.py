@@ -23,8 +23,8 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from genexp.cli.error_messages import explain
-from genexp.cli.help import help_page
+from genexp.cli.error_messages import format_error
+from genexp.cli.help import build_help_page
 from genexp.config import CONFIG_GROUPS, find_config_dir
 from genexp.distributed.rank import follows, given_place
 from genexp.errors import CheckpointError, ConfigError, GenexpError
@@ -46,7 +46,7 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN_FLAGS)
     try:
         with _exit_on_signal():
-            page = help_page(sys.argv[1:])
+            page = build_help_page(sys.argv[1:])
             if page is not None:
                 print(page)
                 return
@@ -54,7 +54,7 @@ def main() -> None:
     except (GenexpError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if SHOW_TRACEBACKS:
             raise
-        sys.exit(f"genexp: {explain(error, sys.argv[1:])}")
+        sys.exit(f"genexp: {format_error(error, sys.argv[1:])}")
     finally:
         if given_place() is not None:
             from genexp.distributed.rank_process import dismiss

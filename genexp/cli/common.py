@@ -11,11 +11,11 @@ from typing import NoReturn
 
 from genexp.errors import ConfigError, GenexpError
 
-WITH_TRACES = os.environ.get("HYDRA_FULL_ERROR") == "1"
+SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser whose complaints are errors like all others: one line, exit code 1."""
 
     def error(self, message: str) -> NoReturn:
@@ -35,10 +35,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=DEVICES, help="default: %(default)s")
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
+def build_int_type(minimum: int) -> Callable[[str], int]:
     """Return an argument type: whole numbers from `minimum`."""
 
-    def number(text: str) -> int:
+    def parse_int(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
@@ -47,24 +47,24 @@ def at_least(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {minimum}")
         return value
 
-    return number
+    return parse_int
 
 
-def run_command(program: str, work: Callable[[], int]) -> NoReturn:
+def run_command(program: str, command: Callable[[], int]) -> NoReturn:
     """Exit with what `work` returns. An error that the user can mend ends in one line and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        code = work()
+        code = command()
     except (GenexpError, OSError) as error:
-        if WITH_TRACES:
+        if SHOW_TRACEBACKS:
             raise
-        sys.exit(f"{program}: {in_one_line(error)}")
+        sys.exit(f"{program}: {format_error(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code)
 
 
-def in_one_line(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Return what went wrong, in one line."""
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"

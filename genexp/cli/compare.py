@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from genexp.cli.common import Parser, run_command
+from genexp.cli.common import CommandParser, run_command
 from genexp.reports import compare, print_comparison, write_sweep_report
 from genexp.reports.comparison import check_comparable
 from genexp.reports.table import to_json, write_csv
@@ -18,11 +18,11 @@ PROGRAM = "genexp-compare"
 
 def main() -> NoReturn:
     """Compare the runs named on the command line."""
-    run_command(PROGRAM, lambda: _work(sys.argv[1:]))
+    run_command(PROGRAM, lambda: _run(sys.argv[1:]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def _build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
         PROGRAM,
         description="Show runs beside each other, sorted by their objective: the settings that differ, metrics, "
         "time and state; seeds of one setting as mean ± standard error.",
@@ -30,9 +30,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folder", nargs="+", type=Path, metavar="FOLDER", help="a run's, a sweep's, or one that holds some"
     )
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--csv", action="store_true", help="print a line of CSV for each run, with all metrics")
-    shape.add_argument("--json", action="store_true", help="print all of it as JSON")
+    output_format = parser.add_mutually_exclusive_group()
+    output_format.add_argument("--csv", action="store_true", help="print a line of CSV for each run, with all metrics")
+    output_format.add_argument("--json", action="store_true", help="print all of it as JSON")
     parser.add_argument(
         "--html",
         type=Path,
@@ -42,19 +42,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
-    comparison = compare(given.folder)
+def _run(arguments: Sequence[str]) -> int:
+    args = _build_parser().parse_args(arguments)
+    comparison = compare(args.folder)
     check_comparable(comparison)
-    if given.csv:
+    if args.csv:
         write_csv(comparison, sys.stdout)
-    elif given.json:
+    elif args.json:
         print(to_json(comparison))
     else:
         print_comparison(comparison)
-    if given.html:
-        write_sweep_report(comparison, given.html)
-        print(f"written to {given.html}", file=sys.stderr)
+    if args.html:
+        write_sweep_report(comparison, args.html)
+        print(f"written to {args.html}", file=sys.stderr)
     return 0
 
 

@@ -10,23 +10,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.cli.common import Parser, run_command
+from genexp.cli.common import CommandParser, run_command
 from genexp.reports.run_diff import RunDiff, ValuePair, diff_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PROGRAM = "genexp-diff"
-SHOWN = 10  # metrics that are listed
+MAX_LISTED_METRICS = 10  # metrics that are listed
 
 
 def main() -> NoReturn:
     """Compare the two runs named on the command line."""
-    run_command(PROGRAM, lambda: _work(sys.argv[1:]))
+    run_command(PROGRAM, lambda: _run(sys.argv[1:]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def _build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
         PROGRAM,
         description="Show in what two runs differ (configuration, code, data, environment) and the first step "
         "where their metrics part.",
@@ -37,31 +37,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
-    difference = diff_runs(given.left, given.right)
-    if given.json:
-        print(json.dumps(_plain(difference), indent=2, ensure_ascii=False))
+def _run(arguments: Sequence[str]) -> int:
+    args = _build_parser().parse_args(arguments)
+    difference = diff_runs(args.left, args.right)
+    if args.json:
+        print(json.dumps(_diff_to_dict(difference), indent=2, ensure_ascii=False))
     else:
-        _show(difference)
+        _print_diff(difference)
     return 0
 
 
-def _show(difference: RunDiff) -> None:
+def _print_diff(difference: RunDiff) -> None:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console.width = 1000
-    for name, pairs in _parts(difference).items():
-        _show_part(console, name, pairs, difference)
-    parting = [metric for metric in difference.metric_differences if metric.is_different]
-    lines = [f"  {metric.metric} from step {metric.step:,}" for metric in parting[1 : SHOWN + 1]]
+    for name, pairs in _build_sections(difference).items():
+        _print_section(console, name, pairs, difference)
+    differing_metrics = [metric for metric in difference.metric_differences if metric.is_different]
+    lines = [f"  {metric.metric} from step {metric.step:,}" for metric in differing_metrics[1 : MAX_LISTED_METRICS + 1]]
     for line in [difference.summary, *lines]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_part(console: Console, name: str, pairs: Mapping[str, ValuePair], difference: RunDiff) -> None:
+def _print_section(console: Console, name: str, pairs: Mapping[str, ValuePair], difference: RunDiff) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -78,7 +78,7 @@ def _show_part(console: Console, name: str, pairs: Mapping[str, ValuePair], diff
     console.print(table)
 
 
-def _parts(difference: RunDiff) -> dict[str, Mapping[str, ValuePair]]:
+def _build_sections(difference: RunDiff) -> dict[str, Mapping[str, ValuePair]]:
     return {
         "configuration": difference.configuration,
         "code": difference.code,
@@ -88,11 +88,11 @@ def _parts(difference: RunDiff) -> dict[str, Mapping[str, ValuePair]]:
     }
 
 
-def _plain(difference: RunDiff) -> dict[str, object]:
+def _diff_to_dict(difference: RunDiff) -> dict[str, object]:
     metrics = [asdict(metric) for metric in difference.metric_differences]
     return {
         "runs": [str(run.run_dir) for run in difference.runs],
-        **_parts(difference),
+        **_build_sections(difference),
         "metrics": metrics,
         "verdict": difference.summary,
     }

@@ -16,32 +16,32 @@ from yaml import MarkedYAMLError
 
 from genexp.config import CONFIG_GROUPS, find_config_dir, suggest_choice
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def explain(error: Exception, arguments: list[str]) -> str:
+def format_error(error: Exception, arguments: list[str]) -> str:
     """Return `error` as one line; `arguments` are those of the command line."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} does not exist; {suggest_choice(choice, error.options)}"
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        remedy = "make room, or " if error.errno in FULL else ""
-        where = error.filename or "the output folder"
-        return f"{where}: {error.strerror or error}; {remedy}choose hydra.run.dir=FOLDER"
+        remedy = "make room, or " if error.errno in DISK_FULL_ERRNOS else ""
+        path = error.filename or "the output folder"
+        return f"{path}: {error.strerror or error}; {remedy}choose hydra.run.dir=FOLDER"
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1} is no YAML ({error.problem}); mend the file"
-    several = re.search(r"Ambiguous value for argument '(.+?)'", str(error))
-    if several:
-        return f"{several[1]} is several values; add -m to run each, or write [ ] around them for a list"
+    ambiguous = re.search(r"Ambiguous value for argument '(.+?)'", str(error))
+    if ambiguous:
+        return f"{ambiguous[1]} is several values; add -m to run each, or write [ ] around them for a list"
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read; write key=value, with quotes around what is no plain word"
-    unknown = re.search(r"Could not override '([^']+)'", str(error))
-    if unknown:
-        key = unknown[1].partition("@")[0]
-        if any(word.startswith("resume=") for word in arguments):
+    unknown_key = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown_key:
+        key = unknown_key[1].partition("@")[0]
+        if any(argument.startswith("resume=") for argument in arguments):
             return f"{key} is no key of the config.yaml of the run; leave it out, or start a new run"
-        return f"{key} is no key of this configuration; {suggest_choice(key, _known_keys(arguments))}"
+        return f"{key} is no key of this configuration; {suggest_choice(key, _list_known_keys(arguments))}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}; see genexp --cfg job"
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -53,9 +53,9 @@ def _first_line(error: Exception) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), repr(error))
 
 
-def _known_keys(arguments: list[str]) -> list[str]:
+def _list_known_keys(arguments: list[str]) -> list[str]:
     """Return every key of the configuration that the group choices among `arguments` compose."""
-    choices = [word for word in arguments if word.partition("=")[0] in CONFIG_GROUPS]
+    choices = [argument for argument in arguments if argument.partition("=")[0] in CONFIG_GROUPS]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
@@ -63,13 +63,13 @@ def _known_keys(arguments: list[str]) -> list[str]:
     except (HydraException, OmegaConfBaseException):
         return list(CONFIG_GROUPS)
     assert isinstance(composed, dict)
-    return [*CONFIG_GROUPS, *flat_keys(composed)]
+    return [*CONFIG_GROUPS, *flatten_keys(composed)]
 
 
-def flat_keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def flatten_keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted key of every value in nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from flat_keys(value, f"{prefix}{key}.")
+            yield from flatten_keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.cli.common import Parser, add_run_options, at_least, in_one_line, run_command
+from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_error, run_command
 from genexp.errors import GenexpError
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ PROGRAM = "genexp-evaluate"
 
 def main() -> NoReturn:
     """Evaluate the runs named on the command line."""
-    run_command(PROGRAM, lambda: _work(sys.argv[1:]))
+    run_command(PROGRAM, lambda: _run(sys.argv[1:]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def _build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
         PROGRAM,
         description="Measure all that can be measured of finished runs, on the test split. Each run's scores are "
         "also written to RUN/evaluation.json.",
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(parser)
     parser.add_argument(
         "--nll-samples",
-        type=at_least(0),
+        type=build_int_type(0),
         default=200,
         metavar="N",
         help="latents of each image that its log-likelihood is estimated from, where the technique has one; "
@@ -45,56 +45,56 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
-    evaluations, failures = [], 0
-    for folder in given.run:
+def _run(arguments: Sequence[str]) -> int:
+    args = _build_parser().parse_args(arguments)
+    evaluations, exit_code = [], 0
+    for folder in args.run:
         try:
-            evaluations.append(_evaluated(folder, given))
+            evaluations.append(_evaluate_run(folder, args))
         except (GenexpError, OSError) as error:
-            if len(given.run) == 1:
+            if len(args.run) == 1:
                 raise
-            print(f"{PROGRAM}: {in_one_line(error)}", file=sys.stderr)
-            failures = 1
-    _show(evaluations, as_json=given.json)
-    return failures
+            print(f"{PROGRAM}: {format_error(error)}", file=sys.stderr)
+            exit_code = 1
+    _print_scores(evaluations, as_json=args.json)
+    return exit_code
 
 
-def _evaluated(folder: Path, given: argparse.Namespace) -> Evaluation:
+def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
     from rich.console import Console
 
-    from genexp.cli.scores import Options, evaluate, write_evaluation  # torch: only now
+    from genexp.cli.scores import EvaluationOptions, evaluate, write_evaluation  # torch: only now
     from genexp.runs.load import open_run, read_config
 
-    run = open_run(folder, read_config(folder), which=given.checkpoint, device=given.device)
-    with Console(stderr=True).status(str(folder)) as status:
+    run = open_run(run_dir, read_config(run_dir), which=args.checkpoint, device=args.device)
+    with Console(stderr=True).status(str(run_dir)) as status:
         evaluation = evaluate(
-            run, Options(given.nll_samples), tell=lambda measure: status.update(f"{folder}: {measure}")
+            run, EvaluationOptions(args.nll_samples), on_measure_start=lambda measure: status.update(f"{run_dir}: {measure}")
         )
-    for measure, reason in evaluation.left_out.items():
-        print(f"{folder}: {measure} scores are left out: {reason}", file=sys.stderr)
+    for measure, reason in evaluation.skip_reasons.items():
+        print(f"{run_dir}: {measure} scores are left out: {reason}", file=sys.stderr)
     write_evaluation(evaluation)
     return evaluation
 
 
-def _show(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
+def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
     from rich.console import Console
 
     if as_json:
         for evaluation in evaluations:
-            print(json.dumps(evaluation.as_dict(), ensure_ascii=False))
+            print(json.dumps(evaluation.to_dict(), ensure_ascii=False))
     elif evaluations:
         console = Console()
         if not console.is_terminal:
             console.width = 1000  # a file has room for a column a run
-        console.print(_table(evaluations))
+        console.print(_build_table(evaluations))
         for evaluation in evaluations:
             console.print(
                 f"written to {evaluation.run.folder / 'evaluation.json'}", soft_wrap=True, highlight=False
             )
 
 
-def _table(evaluations: Sequence[Evaluation]) -> Table:
+def _build_table(evaluations: Sequence[Evaluation]) -> Table:
     """Return a table with a column for each run."""
     from rich.table import Table
 

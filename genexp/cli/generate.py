@@ -20,124 +20,124 @@ from genexp.capabilities import (
     Translation,
     CanTraverse,
 )
-from genexp.cli.input_images import find_inputs, read_inputs
-from genexp.cli.outputs import SHOWN_CHANGES, changes, write_image, write_picture, write_walk
+from genexp.cli.input_images import find_input_images, read_input_images
+from genexp.cli.outputs import MAX_COMPARED_IMAGES, make_comparison_grid, write_image, write_enlarged_image, write_latent_walk
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import WALK_FRAMES
 from genexp.runs.load import FinishedRun
 from genexp.technique import Batch, Technique
 
-SAMPLED_AT_ONCE = 100
-READ_AT_ONCE = 32
-SHOWN_SAMPLES, SAMPLE_COLUMNS = 400, 10  # in the picture of all samples
-CHANGED = 10  # held-out samples in a picture of before and after
-PATHS, DIRECTION_EXAMPLES = 8, 500  # ways in an interpolation; samples by which units are chosen
+SAMPLE_BATCH_SIZE = 100
+INPUT_BATCH_SIZE = 32
+MAX_GRID_SAMPLES, SAMPLE_GRID_COLUMNS = 400, 10  # in the picture of all samples
+DEFAULT_EXAMPLES = 10  # held-out samples in a picture of before and after
+DEFAULT_PATHS, TRAVERSAL_EXAMPLES = 8, 500  # ways in an interpolation; samples by which units are chosen
 
 
 @dataclass(frozen=True)
-class Order:
+class GenerationRequest:
     """What a user asks for."""
 
     run: FinishedRun
-    folder: Path  # where to
+    output_dir: Path  # where to
     seed: int
     count: int | None = None  # None: as many as suit the product
-    input: Path | None = None  # the user's own picture or folder of pictures, in place of held-out samples
+    input_path: Path | None = None  # the user's own picture or folder of pictures, in place of held-out samples
 
-    def batch(self, count: int) -> Batch:
+    def load_batch(self, count: int) -> Batch:
         """Return at most `count` of the user's images, or held-out samples. Raises GenexpError."""
-        if self.input is None:
+        if self.input_path is None:
             return self.run.examples(count)
-        files = list(find_inputs(self.input))[:count]
+        files = list(find_input_images(self.input_path))[:count]
         shape = self.run.dataset.spec.image_shape
-        parts = [images for _, images in read_inputs(files, shape, READ_AT_ONCE)]
+        parts = [images for _, images in read_input_images(files, shape, INPUT_BATCH_SIZE)]
         return {"image": torch.cat(parts).to(self.run.device)}
 
 
 @dataclass(frozen=True)
-class Product:
+class OutputType:
     """Something that can be made."""
 
-    ability: type
-    make: Callable[[Order], list[Path]]  # returns the files, and folders of files, that it has written
-    takes_input: bool = False
+    capability: type
+    generate: Callable[[GenerationRequest], list[Path]]  # returns the files, and folders of files, that it has written
+    can_use_input: bool = False
 
 
-def samples(order: Order) -> list[Path]:
+def generate_samples(request: GenerationRequest) -> list[Path]:
     """Make new images, each a file, and a picture of the first of them.
 
     Image i is a function of the seed and i: a larger count begins with the same images.
     """
-    technique, count = order.run.technique, order.count or SAMPLED_AT_ONCE
+    technique, count = request.run.technique, request.count or SAMPLE_BATCH_SIZE
     assert isinstance(technique, CanSample)
-    shown: list[Tensor] = []
-    for start in range(0, count, SAMPLED_AT_ONCE):
-        with order.run.looking("samples", start, seed=order.seed):
-            images = technique.sample(SAMPLED_AT_ONCE)[: count - start].cpu()
-        if start < SHOWN_SAMPLES:
-            shown.append(images)
+    grid_samples: list[Tensor] = []
+    for start in range(0, count, SAMPLE_BATCH_SIZE):
+        with request.run.looking("samples", start, seed=request.seed):
+            images = technique.sample(SAMPLE_BATCH_SIZE)[: count - start].cpu()
+        if start < MAX_GRID_SAMPLES:
+            grid_samples.append(images)
         for index, image in enumerate(images, start):
-            write_image(order.folder / "samples" / f"seed{order.seed}-{index:05d}.png", image)
-    picture = make_grid(torch.cat(shown)[:SHOWN_SAMPLES], SAMPLE_COLUMNS)
-    return [write_picture(order.folder / "samples.png", picture), order.folder / "samples"]
+            write_image(request.output_dir / "samples" / f"seed{request.seed}-{index:05d}.png", image)
+    grid = make_grid(torch.cat(grid_samples)[:MAX_GRID_SAMPLES], SAMPLE_GRID_COLUMNS)
+    return [write_enlarged_image(request.output_dir / "samples.png", grid), request.output_dir / "samples"]
 
 
-def reconstructions(order: Order) -> list[Path]:
+def generate_reconstructions(request: GenerationRequest) -> list[Path]:
     """Make what comes back of images: of the user's each a file, and a picture of before and after."""
-    run = order.run
+    run = request.run
     technique = run.technique
     assert isinstance(technique, CanReconstruct)
-    with run.looking("reconstructions", seed=order.seed):
-        if order.input is not None:  # taken as they are: it is the user who knows of their noise
+    with run.looking("reconstructions", seed=request.seed):
+        if request.input_path is not None:  # taken as they are: it is the user who knows of their noise
             shape = run.dataset.spec.image_shape
-            return _changed_inputs(order, "reconstructions", shape, technique.reconstruct)
-        images = run.examples(order.count or CHANGED)["image"]
-        seen = technique.corrupt(images)
-        shown = [images, technique.reconstruct(seen)]
-        if seen is not images:
-            shown.insert(1, seen.clamp(0, 1))
-    return [write_picture(order.folder / "reconstructions.png", changes(*shown))]
+            return _transform_inputs(request, "reconstructions", shape, technique.reconstruct)
+        images = run.examples(request.count or DEFAULT_EXAMPLES)["image"]
+        corrupted = technique.corrupt(images)
+        rows = [images, technique.reconstruct(corrupted)]
+        if corrupted is not images:
+            rows.insert(1, corrupted.clamp(0, 1))
+    return [write_enlarged_image(request.output_dir / "reconstructions.png", make_comparison_grid(*rows))]
 
 
-def interpolation(order: Order) -> list[Path]:
+def generate_interpolation(request: GenerationRequest) -> list[Path]:
     """Make walks on which each image turns into the next, and the last into the first."""
-    run, count = order.run, order.count or PATHS
+    run, count = request.run, request.count or DEFAULT_PATHS
     assert isinstance(run.technique, CanInterpolate)
-    batch = order.batch(count)
+    batch = request.load_batch(count)
     if len(next(iter(batch.values()))) < 2:
         raise ConfigError("an interpolation needs two images or more: raise --count, or give a folder as --input")
-    with run.looking("interpolation", seed=order.seed):
+    with run.looking("interpolation", seed=request.seed):
         images = run.technique.interpolate(batch, WALK_FRAMES)
-    return write_walk(order.folder, "interpolation", images)
+    return write_latent_walk(request.output_dir, "interpolation", images)
 
 
-def traversal(order: Order) -> list[Path]:
+def generate_traversal(request: GenerationRequest) -> list[Path]:
     """Make walks on which one unit of a code moves and the others stay, begun at the first image."""
-    run = order.run
+    run = request.run
     assert isinstance(run.technique, CanTraverse)
-    with run.looking("traversal", seed=order.seed):
-        batch = run.examples(DIRECTION_EXAMPLES)
-        if order.input is not None:
-            batch = {"image": torch.cat([order.batch(1)["image"], batch["image"]])}
+    with run.looking("traversal", seed=request.seed):
+        batch = run.examples(TRAVERSAL_EXAMPLES)
+        if request.input_path is not None:
+            batch = {"image": torch.cat([request.load_batch(1)["image"], batch["image"]])}
         images = run.technique.traverse(batch, WALK_FRAMES)
-    return write_walk(order.folder, "traversal", images[:, : order.count])
+    return write_latent_walk(request.output_dir, "traversal", images[:, : request.count])
 
 
-def clusters(order: Order) -> list[Path]:
+def generate_cluster_table(request: GenerationRequest) -> list[Path]:
     """Make a table of the cluster of each sample of the test split, beside its label where there is one."""
-    run = order.run
+    run = request.run
     technique = run.technique
     assert isinstance(technique, CanCluster)
-    labelled = "label" in run.dataset.test.streams
-    found: list[Tensor] = []
+    has_labels = "label" in run.dataset.test.streams
+    assignments: list[Tensor] = []
     labels: list[Tensor] = []
-    with run.looking("clusters", seed=order.seed):
+    with run.looking("clusters", seed=request.seed):
         for batch in run.test():
-            found.append(technique.assign(batch).cpu())
-            labels += [batch["label"].cpu()] if labelled else []
-    columns = [torch.cat(parts).tolist()[: order.count] for parts in (found, labels) if parts]
-    path = order.folder / "clusters.csv"
+            assignments.append(technique.assign(batch).cpu())
+            labels += [batch["label"].cpu()] if has_labels else []
+    columns = [torch.cat(parts).tolist()[: request.count] for parts in (assignments, labels) if parts]
+    path = request.output_dir / "clusters.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -146,71 +146,71 @@ def clusters(order: Order) -> list[Path]:
     return [path]
 
 
-def stylised(order: Order) -> list[Path]:
+def generate_stylized_image(request: GenerationRequest) -> list[Path]:
     """Make the image that was learned, pixel for pixel."""
-    technique = order.run.technique
+    technique = request.run.technique
     assert isinstance(technique, CanStylize)
-    with order.run.looking("stylised", seed=order.seed):
+    with request.run.looking("stylised", seed=request.seed):
         image = technique.stylize()[0]
-    return [write_image(order.folder / "stylised.png", image)]
+    return [write_image(request.output_dir / "stylised.png", image)]
 
 
-def translations(order: Order) -> list[Path]:
+def generate_translations(request: GenerationRequest) -> list[Path]:
     """Make images of one kind out of images of another: each a file, and a picture of before and after."""
-    technique = order.run.technique
+    technique = request.run.technique
     assert isinstance(technique, CanTranslate)
     written: list[Path] = []
-    with order.run.looking("translations", seed=order.seed):
-        for way in technique.translations():
-            if order.input is None:
-                written += _translated_examples(order, way)
+    with request.run.looking("translations", seed=request.seed):
+        for translation in technique.translations():
+            if request.input_path is None:
+                written += _translate_examples(request, translation)
             else:
-                shape = order.run.dataset.spec.shape(way.source_stream)
-                written += _changed_inputs(order, way.name, shape, way.translate)
+                shape = request.run.dataset.spec.shape(translation.source_stream)
+                written += _transform_inputs(request, translation.name, shape, translation.translate)
     return written
 
 
-def _translated_examples(order: Order, way: Translation) -> list[Path]:
-    run, folder = order.run, order.folder / way.name
-    batch = run.examples(order.count or CHANGED)
-    results = torch.cat([way.translate(part) for part in batch[way.source_stream].split(READ_AT_ONCE)])
+def _translate_examples(request: GenerationRequest, translation: Translation) -> list[Path]:
+    run, folder = request.run, request.output_dir / translation.name
+    batch = run.examples(request.count or DEFAULT_EXAMPLES)
+    results = torch.cat([translation.translate(part) for part in batch[translation.source_stream].split(INPUT_BATCH_SIZE)])
     for index, image in enumerate(results):
         write_image(folder / f"{index:05d}.png", image)
-    truth = [batch[way.target_stream]] if run.dataset.test.is_aligned and way.target_stream in batch else []
-    picture = changes(batch[way.source_stream], results, *truth)
-    return [write_picture(order.folder / f"{way.name}.png", picture), folder]
+    truth = [batch[translation.target_stream]] if run.dataset.test.is_aligned and translation.target_stream in batch else []
+    grid = make_comparison_grid(batch[translation.source_stream], results, *truth)
+    return [write_enlarged_image(request.output_dir / f"{translation.name}.png", grid), folder]
 
 
-def _changed_inputs(
-    order: Order, name: str, shape: Sequence[int], change: Callable[[Tensor], Tensor]
+def _transform_inputs(
+    request: GenerationRequest, name: str, shape: Sequence[int], transform: Callable[[Tensor], Tensor]
 ) -> list[Path]:
     """Write what `change` makes of each of the user's images, and a picture of the first of them."""
-    assert order.input is not None
-    names = find_inputs(order.input)
-    before: list[Tensor] = []
-    after: list[Tensor] = []
-    for files, images in read_inputs(list(names)[: order.count], tuple(shape), READ_AT_ONCE):
-        results = change(images.to(order.run.device)).cpu()
+    assert request.input_path is not None
+    names = find_input_images(request.input_path)
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    for files, images in read_input_images(list(names)[: request.count], tuple(shape), INPUT_BATCH_SIZE):
+        results = transform(images.to(request.run.device)).cpu()
         for file, image in zip(files, results, strict=True):
-            write_image(order.folder / name / f"{names[file]}.png", image)
-        if sum(len(part) for part in before) < SHOWN_CHANGES:
-            before.append(images)
-            after.append(results)
-    picture = changes(torch.cat(before), torch.cat(after))
-    return [write_picture(order.folder / f"{name}.png", picture), order.folder / name]
+            write_image(request.output_dir / name / f"{names[file]}.png", image)
+        if sum(len(part) for part in inputs) < MAX_COMPARED_IMAGES:
+            inputs.append(images)
+            outputs.append(results)
+    grid = make_comparison_grid(torch.cat(inputs), torch.cat(outputs))
+    return [write_enlarged_image(request.output_dir / f"{name}.png", grid), request.output_dir / name]
 
 
-PRODUCTS: Mapping[str, Product] = {
-    "samples": Product(CanSample, samples),
-    "reconstructions": Product(CanReconstruct, reconstructions, takes_input=True),
-    "interpolation": Product(CanInterpolate, interpolation, takes_input=True),
-    "traversal": Product(CanTraverse, traversal, takes_input=True),
-    "clusters": Product(CanCluster, clusters),
-    "stylised": Product(CanStylize, stylised),
-    "translations": Product(CanTranslate, translations, takes_input=True),
+OUTPUT_TYPES: Mapping[str, OutputType] = {
+    "samples": OutputType(CanSample, generate_samples),
+    "reconstructions": OutputType(CanReconstruct, generate_reconstructions, can_use_input=True),
+    "interpolation": OutputType(CanInterpolate, generate_interpolation, can_use_input=True),
+    "traversal": OutputType(CanTraverse, generate_traversal, can_use_input=True),
+    "clusters": OutputType(CanCluster, generate_cluster_table),
+    "stylised": OutputType(CanStylize, generate_stylized_image),
+    "translations": OutputType(CanTranslate, generate_translations, can_use_input=True),
 }
 
 
-def products_of(technique: type[Technique]) -> list[str]:
+def list_output_types(technique: type[Technique]) -> list[str]:
     """Return what can be made with a technique."""
-    return [name for name, product in PRODUCTS.items() if issubclass(technique, product.ability)]
+    return [name for name, product in OUTPUT_TYPES.items() if issubclass(technique, product.capability)]

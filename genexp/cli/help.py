@@ -12,28 +12,28 @@ import yaml
 
 from genexp.config import CONFIG_GROUPS, find_config_dir
 
-WIDTH = 100  # columns
-PAGE = Path("hydra", "help", "genexp.yaml")  # Hydra's own place for it
+LINE_WIDTH = 100  # columns
+TEMPLATE_PATH = Path("hydra", "help", "genexp.yaml")  # Hydra's own place for it
 
 
-def help_page(arguments: Sequence[str]) -> str | None:
+def build_help_page(arguments: Sequence[str]) -> str | None:
     """Return the page, with what a user's --config-dir adds; None where `arguments` do not ask for it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--config-dir", "-cd", type=Path)
-    asked, _ = parser.parse_known_args(arguments)
-    if not asked.help:
+    options, _ = parser.parse_known_args(arguments)
+    if not options.help:
         return None
-    folders = [folder for folder in (find_config_dir(), asked.config_dir) if folder is not None]
-    choices = [_entry(group, _choices(group, folders)) for group in CONFIG_GROUPS]
-    template = yaml.safe_load((find_config_dir() / PAGE).read_text(encoding="utf-8"))["template"]
+    config_dirs = [folder for folder in (find_config_dir(), options.config_dir) if folder is not None]
+    choices = [_format_group(group, _list_choices(group, config_dirs)) for group in CONFIG_GROUPS]
+    template = yaml.safe_load((find_config_dir() / TEMPLATE_PATH).read_text(encoding="utf-8"))["template"]
     return Template(template).substitute(APP_CONFIG_GROUPS="".join(choices))
 
 
-def _entry(group: str, choices: Sequence[str]) -> str:
+def _format_group(group: str, choices: Sequence[str]) -> str:
     text = f"  {group + ':':<12}{', '.join(choices)}"
-    return textwrap.fill(text, WIDTH, subsequent_indent=" " * 14) + "\n"
+    return textwrap.fill(text, LINE_WIDTH, subsequent_indent=" " * 14) + "\n"
 
 
-def _choices(group: str, folders: Sequence[Path]) -> list[str]:
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+def _list_choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
+    return sorted({path.stem for folder in config_dirs for path in (folder / group).glob("*.yaml")})

@@ -18,7 +18,7 @@ from genexp.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 
-def find_inputs(path: Path) -> dict[Path, str]:
+def find_input_images(path: Path) -> dict[Path, str]:
     """Return the picture files that `path`, a file or a folder, stands for, each with a name of its own.
 
     A name is the file's path below the folder, less its extension where that leaves it unique. Raises DataError.
@@ -30,16 +30,16 @@ def find_inputs(path: Path) -> dict[Path, str]:
     files = find_image_files(path)
     if not files:
         raise DataError(f"--input {path} holds no pictures; give a folder that does")
-    short = [file.relative_to(path).with_suffix("").as_posix() for file in files]
-    uses = Counter(short)
+    stems = [file.relative_to(path).with_suffix("").as_posix() for file in files]
+    counts = Counter(stems)
     return {
-        file: name if uses[name] == 1 else file.relative_to(path).as_posix()
-        for file, name in zip(files, short, strict=True)
+        file: name if counts[name] == 1 else file.relative_to(path).as_posix()
+        for file, name in zip(files, stems, strict=True)
     }
 
 
-def read_inputs(
-    files: Sequence[Path], shape: tuple[int, ...], at_once: int
+def read_input_images(
+    files: Sequence[Path], shape: tuple[int, ...], batch_size: int
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Yield files and their images (at most `at_once`, *shape), float in [0, 1].
 
@@ -50,11 +50,11 @@ def read_inputs(
     if height != width:
         raise ConfigError(f"--input gives square images, and this run's are {width}×{height}; leave it out")
     broken: list[UnreadableImageError] = []
-    readable = _readable(files, height, channels, broken)
+    readable = _read_valid_images(files, height, channels, broken)
     count = 0
-    while portion := list(islice(readable, at_once)):
-        count += len(portion)
-        yield [file for file, _ in portion], convert_dtype(torch.stack([image for _, image in portion]))
+    while batch := list(islice(readable, batch_size)):
+        count += len(batch)
+        yield [file for file, _ in batch], convert_dtype(torch.stack([image for _, image in batch]))
     if not count:
         others = f", nor can the {len(broken) - 1} others" if len(broken) > 1 else ""
         raise DataError(f"--input: {broken[0]}{others}")
@@ -62,7 +62,7 @@ def read_inputs(
         log.warning("left out: %s", error)
 
 
-def _readable(
+def _read_valid_images(
     files: Sequence[Path], size: int, channels: int, broken: list[UnreadableImageError]
 ) -> Iterator[tuple[Path, Tensor]]:
     for file in files:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.cli.common import Parser, add_run_options, at_least, in_one_line, run_command
+from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_error, run_command
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.paths import format_path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from genexp.technique import Technique
 
 PROGRAM = "genexp-sample"
-CHOICES = {
+OUTPUT_TYPE_HELP = {
     "samples": "new images, each a PNG, and a picture of them",
     "reconstructions": "images beside what comes back of them",
     "interpolation": "images that turn into each other, PNG and GIF",
@@ -30,12 +30,12 @@ CHOICES = {
 
 def main() -> NoReturn:
     """Make what the command line asks for."""
-    run_command(PROGRAM, lambda: _work(sys.argv[1:]))
+    run_command(PROGRAM, lambda: _run(sys.argv[1:]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    choices = "\n".join(f"  {name:16} {meaning}" for name, meaning in CHOICES.items())
-    parser = Parser(
+def _build_parser() -> argparse.ArgumentParser:
+    choices = "\n".join(f"  {name:16} {description}" for name, description in OUTPUT_TYPE_HELP.items())
+    parser = CommandParser(
         PROGRAM,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Make what the technique of a finished run can make. WHAT is one of these; without it, all\n"
@@ -43,9 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("what", nargs="?", metavar="WHAT", help="what to make")
-    parser.add_argument("--count", type=at_least(1), metavar="N", help="how many (default: what suits)")
+    parser.add_argument("--count", type=build_int_type(1), metavar="N", help="how many (default: what suits)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/made")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--seed", type=build_int_type(0), default=0, metavar="S", help="default: %(default)s")
     parser.add_argument(
         "--input",
         type=Path,
@@ -56,49 +56,49 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
-    if given.what is not None and given.what not in CHOICES:
-        raise ConfigError(f"{given.what} is nothing that can be made; {suggest_choice(given.what, CHOICES)}")
+def _run(arguments: Sequence[str]) -> int:
+    args = _build_parser().parse_args(arguments)
+    if args.what is not None and args.what not in OUTPUT_TYPE_HELP:
+        raise ConfigError(f"{args.what} is nothing that can be made; {suggest_choice(args.what, OUTPUT_TYPE_HELP)}")
 
-    from genexp.cli.generate import PRODUCTS, Order
-    from genexp.cli.input_images import find_inputs
+    from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest
+    from genexp.cli.input_images import find_input_images
     from genexp.runs.load import open_run, read_config, technique_of  # torch: only now
 
-    config = read_config(given.run)
-    wanted = _wanted(technique_of(config), given.what, takes_input=given.input is not None)
-    if given.input is not None:
-        find_inputs(given.input)  # before the run is opened: a wrong path need not wait
-    run = open_run(given.run, config, which=given.checkpoint, device=given.device)
-    order = Order(run, given.output or given.run / "made", given.seed, given.count, given.input)
-    failures = 0
-    for name in wanted:
+    config = read_config(args.run)
+    output_types = _select_output_types(technique_of(config), args.what, has_input=args.input is not None)
+    if args.input is not None:
+        find_input_images(args.input)  # before the run is opened: a wrong path need not wait
+    run = open_run(args.run, config, which=args.checkpoint, device=args.device)
+    request = GenerationRequest(run, args.output or args.run / "made", args.seed, args.count, args.input)
+    exit_code = 0
+    for name in output_types:
         try:
-            for path in PRODUCTS[name].make(order):
+            for path in OUTPUT_TYPES[name].generate(request):
                 print(format_path(path))
         except GenexpError as error:
-            if len(wanted) == 1:
+            if len(output_types) == 1:
                 raise
-            print(f"{PROGRAM}: {name}: {in_one_line(error)}", file=sys.stderr)
-            failures = 1
-    return failures
+            print(f"{PROGRAM}: {name}: {format_error(error)}", file=sys.stderr)
+            exit_code = 1
+    return exit_code
 
 
-def _wanted(technique: type[Technique], what: str | None, *, takes_input: bool) -> list[str]:
+def _select_output_types(technique: type[Technique], output_type: str | None, *, has_input: bool) -> list[str]:
     """Return what to make. Raises ConfigError for what the technique cannot, or not of the user's images."""
-    from genexp.cli.generate import PRODUCTS, products_of
+    from genexp.cli.generate import OUTPUT_TYPES, list_output_types
 
-    possible = products_of(technique)
-    if not possible:
+    supported = list_output_types(technique)
+    if not supported:
         raise ConfigError(f"model={technique.name} makes nothing of its own; see the figures of its run")
-    if what is not None and what not in possible:
-        raise ConfigError(f"{what}: model={technique.name} cannot make that; it can make: {', '.join(possible)}")
-    fitting = [name for name in possible if PRODUCTS[name].takes_input] if takes_input else possible
-    if what is None and fitting:
-        return fitting
-    if what in fitting:
-        return [what]
-    raise ConfigError(f"{what or technique.name}: nothing of that is made from images; leave out --input")
+    if output_type is not None and output_type not in supported:
+        raise ConfigError(f"{output_type}: model={technique.name} cannot make that; it can make: {', '.join(supported)}")
+    selectable = [name for name in supported if OUTPUT_TYPES[name].can_use_input] if has_input else supported
+    if output_type is None and selectable:
+        return selectable
+    if output_type in selectable:
+        return [output_type]
+    raise ConfigError(f"{output_type or technique.name}: nothing of that is made from images; leave out --input")
 
 
 if __name__ == "__main__":

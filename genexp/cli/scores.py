@@ -27,14 +27,14 @@ from genexp.runs.build import EVALUATION_BATCH
 from genexp.runs.load import FinishedRun
 from genexp.technique import Batch, Batches
 
-FILE_NAME = "evaluation.json"
-PROBE_SAMPLES = 10_000  # training codes that the probes learn from, and test codes that judge them, at most
-NEIGHBOURS = 10
-AT_ONCE = 500
+EVALUATION_FILE = "evaluation.json"
+MAX_PROBE_SAMPLES = 10_000  # training codes that the probes learn from, and test codes that judge them, at most
+NEIGHBORS = 10
+GENERATION_BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """What a user can choose."""
 
     nll_samples: int  # of each image; 0 leaves the likelihood out
@@ -46,10 +46,10 @@ class Evaluation:
 
     run: FinishedRun
     scores: Mapping[str, float]
-    left_out: Mapping[str, str]  # measure → why
+    skip_reasons: Mapping[str, str]  # measure → why
     options: Mapping[str, Any]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values; null for a NaN or an infinity, which JSON does not know."""
         run = self.run
         return {
@@ -61,67 +61,67 @@ class Evaluation:
             "checkpoint": os.path.relpath(run.checkpoint, run.folder),
             "step": run.step,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.scores.items()},
-            "left_out": dict(self.left_out),
+            "left_out": dict(self.skip_reasons),
             "options": dict(self.options),
             "environment": describe_environment(run.device),
         }
 
 
 @dataclass
-class _Work:
+class _EvaluationState:
     """An evaluation that is going on."""
 
     run: FinishedRun
-    options: Options
+    options: EvaluationOptions
     scores: dict[str, float] = field(default_factory=dict)
-    used: dict[str, Any] = field(default_factory=dict)  # settings that the scores depend on
+    used_options: dict[str, Any] = field(default_factory=dict)  # settings that the scores depend on
 
 
-def evaluate(run: FinishedRun, options: Options, tell: Callable[[str], None]) -> Evaluation:
+def evaluate(run: FinishedRun, options: EvaluationOptions, on_measure_start: Callable[[str], None]) -> Evaluation:
     """Return every score that makes sense for the technique. `tell` hears what is being measured.
 
     Raises GenexpError where the technique's own evaluation does; other measures are then left out.
     """
-    work = _Work(run, options)
-    left_out: dict[str, str] = {}
+    state = _EvaluationState(run, options)
+    skip_reasons: dict[str, str] = {}
     for name, measure in MEASURES.items():
-        tell(name)
+        on_measure_start(name)
         try:
             # The seed of evaluations during training: the technique's own scores are those it had then.
             with run.looking("evaluate"):
-                work.scores |= measure(work)
+                state.scores |= measure(state)
         except GenexpError as error:
-            if measure is own_scores:
+            if measure is technique_scores:
                 raise
-            left_out[name] = str(error)
-    return Evaluation(run, work.scores, left_out, work.used)
+            skip_reasons[name] = str(error)
+    return Evaluation(run, state.scores, skip_reasons, state.used_options)
 
 
-def own_scores(work: _Work) -> dict[str, float]:
+def technique_scores(state: _EvaluationState) -> dict[str, float]:
     """Return what the technique is judged by in training."""
-    return work.run.technique.evaluate(work.run.test())
+    return state.run.technique.evaluate(state.run.test())
 
 
-def latent_scores(work: _Work) -> dict[str, float]:
+def latent_scores(state: _EvaluationState) -> dict[str, float]:
     """Return how well labels can be told from latent codes."""
-    run = work.run
-    few = subset(run.dataset, PROBE_SAMPLES).train
-    train = codes_and_labels(run, SplitBatches(make_loader(few, run.device), EVALUATION_BATCH))
+    run = state.run
+    probe_split = subset(run.dataset, MAX_PROBE_SAMPLES).train
+    train = encode_with_labels(run, SplitBatches(make_loader(probe_split, run.device), EVALUATION_BATCH))
     if train is None:
         return {}
-    test = codes_and_labels(run, SplitBatches(run.held_out, EVALUATION_BATCH, limit=PROBE_SAMPLES))
+    test = encode_with_labels(run, SplitBatches(run.held_out, EVALUATION_BATCH, limit=MAX_PROBE_SAMPLES))
     assert test is not None
-    work.used |= {"probe_train_samples": len(few), "probe_test_samples": len(test[0]), "neighbours": NEIGHBOURS}
+    state.used_options |= {"probe_train_samples": len(probe_split), "probe_test_samples": len(test[0]), "neighbours": NEIGHBORS}
     return {
-        "knn_accuracy": knn_accuracy(*train, *test, neighbors=NEIGHBOURS),
+        "knn_accuracy": knn_accuracy(*train, *test, neighbors=NEIGHBORS),
         "linear_probe_accuracy": linear_probe_accuracy(*train, *test),
     }
 
 
-def codes_and_labels(run: FinishedRun, samples: Batches) -> tuple[Tensor, Tensor] | None:
+def encode_with_labels(run: FinishedRun, batches: Batches) -> tuple[Tensor, Tensor] | None:
     """Return codes (samples, features) and labels (samples,) on the CPU; None where there are no such things."""
     codes, labels = [], []
-    for batch in samples:
+    for batch in batches:
         code = run.technique.encode(batch) if "label" in batch else None
         if code is None:
             return None
@@ -130,58 +130,58 @@ def codes_and_labels(run: FinishedRun, samples: Batches) -> tuple[Tensor, Tensor
     return torch.cat(codes), torch.cat(labels)
 
 
-def cluster_scores(work: _Work) -> dict[str, float]:
+def cluster_scores(state: _EvaluationState) -> dict[str, float]:
     """Return how well clusters agree with labels: "train_acc", ... of the training split, and the test split's.
 
     The latter only where the technique has not said so itself.
     """
-    run = work.run
+    run = state.run
     technique = run.technique
     if not isinstance(technique, CanCluster) or "label" not in run.dataset.test.streams:
         return {}
     train = SplitBatches(make_loader(run.dataset.train, run.device), EVALUATION_BATCH)
-    learned = {f"train_{name}": score for name, score in agreement(technique, train).items()}
-    return learned if "acc" in work.scores else {**agreement(technique, run.test()), **learned}
+    train_scores = {f"train_{name}": score for name, score in evaluate_clusters(technique, train).items()}
+    return train_scores if "acc" in state.scores else {**evaluate_clusters(technique, run.test()), **train_scores}
 
 
-def agreement(technique: CanCluster, samples: Batches) -> dict[str, float]:
+def evaluate_clusters(technique: CanCluster, batches: Batches) -> dict[str, float]:
     """Return "acc", "nmi" and "ari" of a technique's clusters."""
-    pairs = [(batch["label"].cpu(), technique.assign(batch).cpu()) for batch in samples]
+    pairs = [(batch["label"].cpu(), technique.assign(batch).cpu()) for batch in batches]
     labels, clusters = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return clustering_scores(labels, clusters)
 
 
-def generation_scores(work: _Work) -> dict[str, float]:
+def generation_scores(state: _EvaluationState) -> dict[str, float]:
     """Return how like held-out images new ones are, unless the technique has said so itself."""
-    technique = work.run.technique
-    if not isinstance(technique, CanSample) or "frechet" in work.scores:
+    technique = state.run.technique
+    if not isinstance(technique, CanSample) or "frechet" in state.scores:
         return {}
-    judge = GenerationMetrics(work.run.dataset)
+    metrics = GenerationMetrics(state.run.dataset)
     # As many as there are real ones to compare with, as for the GANs: these scores depend on the number.
-    count = min(len(work.run.held_out), MAX_REAL_IMAGES)
-    features = [judge.extract_features(technique.sample(AT_ONCE)[: count - done]) for done in range(0, count, AT_ONCE)]
-    work.used["generated"] = count
-    return judge.compute_scores(work.run.test(), features)
+    count = min(len(state.run.held_out), MAX_REAL_IMAGES)
+    features = [metrics.extract_features(technique.sample(GENERATION_BATCH_SIZE)[: count - start]) for start in range(0, count, GENERATION_BATCH_SIZE)]
+    state.used_options["generated"] = count
+    return metrics.compute_scores(state.run.test(), features)
 
 
-def likelihood_scores(work: _Work) -> dict[str, float]:
+def likelihood_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the negative log-likelihood of binary images, in nats.
 
     Each pixel is drawn with its brightness as the probability (Salakhutdinov & Murray 2008).
     """
-    technique, samples = work.run.technique, work.options.nll_samples
+    technique, samples = state.run.technique, state.options.nll_samples
     if not isinstance(technique, CanEstimateLikelihood) or not samples:
         return {}
 
     def score(batch: Batch) -> dict[str, Tensor]:
         return {f"nll_{samples}": -technique.log_likelihood(batch["image"].bernoulli(), samples)}
 
-    work.used |= {"nll_samples": samples, "nll_pixels": "drawn, with brightness as the probability"}
-    return mean_scores(work.run.test(), score)
+    state.used_options |= {"nll_samples": samples, "nll_pixels": "drawn, with brightness as the probability"}
+    return mean_scores(state.run.test(), score)
 
 
-MEASURES: Mapping[str, Callable[[_Work], dict[str, float]]] = {
-    "technique": own_scores,
+MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {
+    "technique": technique_scores,
     "latent": latent_scores,
     "clusters": cluster_scores,
     "generation": generation_scores,
@@ -191,13 +191,13 @@ MEASURES: Mapping[str, Callable[[_Work], dict[str, float]]] = {
 
 def write_evaluation(evaluation: Evaluation) -> Path:
     """Write `evaluation.json` into the run's folder, whole or not at all. Raises OSError."""
-    path = evaluation.run.folder / FILE_NAME
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path = evaluation.run.folder / EVALUATION_FILE
+    temporary_path = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(
-            json.dumps(evaluation.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        temporary_path.write_text(
+            json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        unfinished.replace(path)
+        temporary_path.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
     return path

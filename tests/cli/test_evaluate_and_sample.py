@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from genexp.cli import evaluate, sample
-from genexp.cli.generate import PRODUCTS, Order, products_of
+from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest, list_output_types
 from genexp.data.loading import make_loader
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import build_technique
@@ -216,8 +216,8 @@ def test_every_technique_makes_what_it_declares(name: str, tmp_path: Path) -> No
     technique, dataset = build_technique(config, device, 0)
     run = FinishedRun(tmp_path, technique, dataset, make_loader(dataset.test, device), device, 0, tmp_path / "best.pt", 0)
     before = {key: value.clone() for key, value in technique.state_dict().items()}
-    for product in products_of(type(technique)):
-        paths = PRODUCTS[product].make(Order(run, tmp_path / product, seed=0, count=3))
+    for product in list_output_types(type(technique)):
+        paths = OUTPUT_TYPES[product].generate(GenerationRequest(run, tmp_path / product, seed=0, count=3))
         assert paths
         assert all(path.exists() for path in paths)
         for path in paths:
@@ -238,10 +238,10 @@ def test_translations_of_a_folder_have_the_names_and_the_size_of_the_inputs(
 
 
 def test_help_names_all_that_can_be_made_and_does_not_wait_for_torch() -> None:
-    assert sample.CHOICES.keys() == PRODUCTS.keys()
+    assert sample.OUTPUT_TYPE_HELP.keys() == OUTPUT_TYPES.keys()
     code = "import sys; from genexp.tools import evaluate, sample; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert all(name in command(sample.main, "--help").out for name in PRODUCTS)
+    assert all(name in command(sample.main, "--help").out for name in OUTPUT_TYPES)
 
 
 @pytest.mark.parametrize(
