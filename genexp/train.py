@@ -64,12 +64,12 @@ def main() -> None:
 
 def _run_rank_process() -> None:
     """Be one of several processes of a run; the first one reads the command line and writes all records."""
-    from genexp.runs.run import follow
+    from genexp.runs.run import run_rank_process
 
     logging.disable()  # the first one says all that there is to say
     warnings.simplefilter("ignore")
     try:
-        follow()
+        run_rank_process()
     except Exception:
         if SHOW_TRACEBACKS:
             raise

@@ -64,9 +64,9 @@ def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
     from rich.console import Console
 
     from genexp.cli.scores import EvaluationOptions, evaluate, write_evaluation  # torch: only now
-    from genexp.runs.load import open_run, read_config
+    from genexp.runs.load import load_run, read_config
 
-    run = open_run(run_dir, read_config(run_dir), which=args.checkpoint, device=args.device)
+    run = load_run(run_dir, read_config(run_dir), checkpoint_name=args.checkpoint, device=args.device)
     with Console(stderr=True).status(str(run_dir)) as status:
         evaluation = evaluate(
             run, EvaluationOptions(args.nll_samples), on_measure_start=lambda measure: status.update(f"{run_dir}: {measure}")
@@ -90,7 +90,7 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
         console.print(_build_table(evaluations))
         for evaluation in evaluations:
             console.print(
-                f"written to {evaluation.run.folder / 'evaluation.json'}", soft_wrap=True, highlight=False
+                f"written to {evaluation.run.run_dir / 'evaluation.json'}", soft_wrap=True, highlight=False
             )
 
 
@@ -103,8 +103,8 @@ def _build_table(evaluations: Sequence[Evaluation]) -> Table:
     for evaluation in evaluations:
         run = evaluation.run
         task = f"{run.technique.name} on {run.dataset.name}"
-        origin = f"{run.checkpoint.name}, step {run.step:,}"
-        table.add_column(f"{task}\n{run.folder.name}\n{origin}", justify="right", overflow="fold")
+        origin = f"{run.checkpoint_path.name}, step {run.step:,}"
+        table.add_column(f"{task}\n{run.run_dir.name}\n{origin}", justify="right", overflow="fold")
     names = dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores)
     for name in names:
         values = [evaluation.scores.get(name) for evaluation in evaluations]

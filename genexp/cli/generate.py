@@ -25,7 +25,7 @@ from genexp.cli.outputs import MAX_COMPARED_IMAGES, make_comparison_grid, write_
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import WALK_FRAMES
-from genexp.runs.load import FinishedRun
+from genexp.runs.load import LoadedRun
 from genexp.technique import Batch, Technique
 
 SAMPLE_BATCH_SIZE = 100
@@ -39,7 +39,7 @@ DEFAULT_PATHS, TRAVERSAL_EXAMPLES = 8, 500  # ways in an interpolation; samples 
 class GenerationRequest:
     """What a user asks for."""
 
-    run: FinishedRun
+    run: LoadedRun
     output_dir: Path  # where to
     seed: int
     count: int | None = None  # None: as many as suit the product
@@ -48,7 +48,7 @@ class GenerationRequest:
     def load_batch(self, count: int) -> Batch:
         """Return at most `count` of the user's images, or held-out samples. Raises GenexpError."""
         if self.input_path is None:
-            return self.run.examples(count)
+            return self.run.get_examples(count)
         files = list(find_input_images(self.input_path))[:count]
         shape = self.run.dataset.spec.image_shape
         parts = [images for _, images in read_input_images(files, shape, INPUT_BATCH_SIZE)]
@@ -73,7 +73,7 @@ def generate_samples(request: GenerationRequest) -> list[Path]:
     assert isinstance(technique, CanSample)
     grid_samples: list[Tensor] = []
     for start in range(0, count, SAMPLE_BATCH_SIZE):
-        with request.run.looking("samples", start, seed=request.seed):
+        with request.run.seeded_eval_mode("samples", start, seed=request.seed):
             images = technique.sample(SAMPLE_BATCH_SIZE)[: count - start].cpu()
         if start < MAX_GRID_SAMPLES:
             grid_samples.append(images)
@@ -88,11 +88,11 @@ def generate_reconstructions(request: GenerationRequest) -> list[Path]:
     run = request.run
     technique = run.technique
     assert isinstance(technique, CanReconstruct)
-    with run.looking("reconstructions", seed=request.seed):
+    with run.seeded_eval_mode("reconstructions", seed=request.seed):
         if request.input_path is not None:  # taken as they are: it is the user who knows of their noise
             shape = run.dataset.spec.image_shape
             return _transform_inputs(request, "reconstructions", shape, technique.reconstruct)
-        images = run.examples(request.count or DEFAULT_EXAMPLES)["image"]
+        images = run.get_examples(request.count or DEFAULT_EXAMPLES)["image"]
         corrupted = technique.corrupt(images)
         rows = [images, technique.reconstruct(corrupted)]
         if corrupted is not images:
@@ -107,7 +107,7 @@ def generate_interpolation(request: GenerationRequest) -> list[Path]:
     batch = request.load_batch(count)
     if len(next(iter(batch.values()))) < 2:
         raise ConfigError("an interpolation needs two images or more: raise --count, or give a folder as --input")
-    with run.looking("interpolation", seed=request.seed):
+    with run.seeded_eval_mode("interpolation", seed=request.seed):
         images = run.technique.interpolate(batch, WALK_FRAMES)
     return write_latent_walk(request.output_dir, "interpolation", images)
 
@@ -116,8 +116,8 @@ def generate_traversal(request: GenerationRequest) -> list[Path]:
     """Make walks on which one unit of a code moves and the others stay, begun at the first image."""
     run = request.run
     assert isinstance(run.technique, CanTraverse)
-    with run.looking("traversal", seed=request.seed):
-        batch = run.examples(TRAVERSAL_EXAMPLES)
+    with run.seeded_eval_mode("traversal", seed=request.seed):
+        batch = run.get_examples(TRAVERSAL_EXAMPLES)
         if request.input_path is not None:
             batch = {"image": torch.cat([request.load_batch(1)["image"], batch["image"]])}
         images = run.technique.traverse(batch, WALK_FRAMES)
@@ -132,8 +132,8 @@ def generate_cluster_table(request: GenerationRequest) -> list[Path]:
     has_labels = "label" in run.dataset.test.streams
     assignments: list[Tensor] = []
     labels: list[Tensor] = []
-    with run.looking("clusters", seed=request.seed):
-        for batch in run.test():
+    with run.seeded_eval_mode("clusters", seed=request.seed):
+        for batch in run.get_test_batches():
             assignments.append(technique.assign(batch).cpu())
             labels += [batch["label"].cpu()] if has_labels else []
     columns = [torch.cat(parts).tolist()[: request.count] for parts in (assignments, labels) if parts]
@@ -150,7 +150,7 @@ def generate_stylized_image(request: GenerationRequest) -> list[Path]:
     """Make the image that was learned, pixel for pixel."""
     technique = request.run.technique
     assert isinstance(technique, CanStylize)
-    with request.run.looking("stylised", seed=request.seed):
+    with request.run.seeded_eval_mode("stylised", seed=request.seed):
         image = technique.stylize()[0]
     return [write_image(request.output_dir / "stylised.png", image)]
 
@@ -160,7 +160,7 @@ def generate_translations(request: GenerationRequest) -> list[Path]:
     technique = request.run.technique
     assert isinstance(technique, CanTranslate)
     written: list[Path] = []
-    with request.run.looking("translations", seed=request.seed):
+    with request.run.seeded_eval_mode("translations", seed=request.seed):
         for translation in technique.translations():
             if request.input_path is None:
                 written += _translate_examples(request, translation)
@@ -172,7 +172,7 @@ def generate_translations(request: GenerationRequest) -> list[Path]:
 
 def _translate_examples(request: GenerationRequest, translation: Translation) -> list[Path]:
     run, folder = request.run, request.output_dir / translation.name
-    batch = run.examples(request.count or DEFAULT_EXAMPLES)
+    batch = run.get_examples(request.count or DEFAULT_EXAMPLES)
     results = torch.cat([translation.translate(part) for part in batch[translation.source_stream].split(INPUT_BATCH_SIZE)])
     for index, image in enumerate(results):
         write_image(folder / f"{index:05d}.png", image)

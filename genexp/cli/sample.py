@@ -63,13 +63,13 @@ def _run(arguments: Sequence[str]) -> int:
 
     from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest
     from genexp.cli.input_images import find_input_images
-    from genexp.runs.load import open_run, read_config, technique_of  # torch: only now
+    from genexp.runs.load import load_run, read_config, get_technique_class  # torch: only now
 
     config = read_config(args.run)
-    output_types = _select_output_types(technique_of(config), args.what, has_input=args.input is not None)
+    output_types = _select_output_types(get_technique_class(config), args.what, has_input=args.input is not None)
     if args.input is not None:
         find_input_images(args.input)  # before the run is opened: a wrong path need not wait
-    run = open_run(args.run, config, which=args.checkpoint, device=args.device)
+    run = load_run(args.run, config, checkpoint_name=args.checkpoint, device=args.device)
     request = GenerationRequest(run, args.output or args.run / "made", args.seed, args.count, args.input)
     exit_code = 0
     for name in output_types:

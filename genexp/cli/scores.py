@@ -23,8 +23,8 @@ from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.generation import MAX_REAL_IMAGES, GenerationMetrics
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.run_dir.environment import describe_environment
-from genexp.runs.build import EVALUATION_BATCH
-from genexp.runs.load import FinishedRun
+from genexp.runs.build import EVALUATION_BATCH_SIZE
+from genexp.runs.load import LoadedRun
 from genexp.technique import Batch, Batches
 
 EVALUATION_FILE = "evaluation.json"
@@ -44,7 +44,7 @@ class EvaluationOptions:
 class Evaluation:
     """What was measured, and how."""
 
-    run: FinishedRun
+    run: LoadedRun
     scores: Mapping[str, float]
     skip_reasons: Mapping[str, str]  # measure → why
     options: Mapping[str, Any]
@@ -53,12 +53,12 @@ class Evaluation:
         """Return all of it as plain values; null for a NaN or an infinity, which JSON does not know."""
         run = self.run
         return {
-            "run": str(run.folder),
+            "run": str(run.run_dir),
             "model": run.technique.name,
             "dataset": run.dataset.name,
             "split": "test",
-            "samples": len(run.held_out),
-            "checkpoint": os.path.relpath(run.checkpoint, run.folder),
+            "samples": len(run.test_loader),
+            "checkpoint": os.path.relpath(run.checkpoint_path, run.run_dir),
             "step": run.step,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.scores.items()},
             "left_out": dict(self.skip_reasons),
@@ -71,13 +71,13 @@ class Evaluation:
 class _EvaluationState:
     """An evaluation that is going on."""
 
-    run: FinishedRun
+    run: LoadedRun
     options: EvaluationOptions
     scores: dict[str, float] = field(default_factory=dict)
     used_options: dict[str, Any] = field(default_factory=dict)  # settings that the scores depend on
 
 
-def evaluate(run: FinishedRun, options: EvaluationOptions, on_measure_start: Callable[[str], None]) -> Evaluation:
+def evaluate(run: LoadedRun, options: EvaluationOptions, on_measure_start: Callable[[str], None]) -> Evaluation:
     """Return every score that makes sense for the technique. `tell` hears what is being measured.
 
     Raises GenexpError where the technique's own evaluation does; other measures are then left out.
@@ -88,7 +88,7 @@ def evaluate(run: FinishedRun, options: EvaluationOptions, on_measure_start: Cal
         on_measure_start(name)
         try:
             # The seed of evaluations during training: the technique's own scores are those it had then.
-            with run.looking("evaluate"):
+            with run.seeded_eval_mode("evaluate"):
                 state.scores |= measure(state)
         except GenexpError as error:
             if measure is technique_scores:
@@ -99,17 +99,17 @@ def evaluate(run: FinishedRun, options: EvaluationOptions, on_measure_start: Cal
 
 def technique_scores(state: _EvaluationState) -> dict[str, float]:
     """Return what the technique is judged by in training."""
-    return state.run.technique.evaluate(state.run.test())
+    return state.run.technique.evaluate(state.run.get_test_batches())
 
 
 def latent_scores(state: _EvaluationState) -> dict[str, float]:
     """Return how well labels can be told from latent codes."""
     run = state.run
     probe_split = subset(run.dataset, MAX_PROBE_SAMPLES).train
-    train = encode_with_labels(run, SplitBatches(make_loader(probe_split, run.device), EVALUATION_BATCH))
+    train = encode_with_labels(run, SplitBatches(make_loader(probe_split, run.device), EVALUATION_BATCH_SIZE))
     if train is None:
         return {}
-    test = encode_with_labels(run, SplitBatches(run.held_out, EVALUATION_BATCH, limit=MAX_PROBE_SAMPLES))
+    test = encode_with_labels(run, SplitBatches(run.test_loader, EVALUATION_BATCH_SIZE, limit=MAX_PROBE_SAMPLES))
     assert test is not None
     state.used_options |= {"probe_train_samples": len(probe_split), "probe_test_samples": len(test[0]), "neighbours": NEIGHBORS}
     return {
@@ -118,7 +118,7 @@ def latent_scores(state: _EvaluationState) -> dict[str, float]:
     }
 
 
-def encode_with_labels(run: FinishedRun, batches: Batches) -> tuple[Tensor, Tensor] | None:
+def encode_with_labels(run: LoadedRun, batches: Batches) -> tuple[Tensor, Tensor] | None:
     """Return codes (samples, features) and labels (samples,) on the CPU; None where there are no such things."""
     codes, labels = [], []
     for batch in batches:
@@ -139,9 +139,9 @@ def cluster_scores(state: _EvaluationState) -> dict[str, float]:
     technique = run.technique
     if not isinstance(technique, CanCluster) or "label" not in run.dataset.test.streams:
         return {}
-    train = SplitBatches(make_loader(run.dataset.train, run.device), EVALUATION_BATCH)
+    train = SplitBatches(make_loader(run.dataset.train, run.device), EVALUATION_BATCH_SIZE)
     train_scores = {f"train_{name}": score for name, score in evaluate_clusters(technique, train).items()}
-    return train_scores if "acc" in state.scores else {**evaluate_clusters(technique, run.test()), **train_scores}
+    return train_scores if "acc" in state.scores else {**evaluate_clusters(technique, run.get_test_batches()), **train_scores}
 
 
 def evaluate_clusters(technique: CanCluster, batches: Batches) -> dict[str, float]:
@@ -158,10 +158,10 @@ def generation_scores(state: _EvaluationState) -> dict[str, float]:
         return {}
     metrics = GenerationMetrics(state.run.dataset)
     # As many as there are real ones to compare with, as for the GANs: these scores depend on the number.
-    count = min(len(state.run.held_out), MAX_REAL_IMAGES)
+    count = min(len(state.run.test_loader), MAX_REAL_IMAGES)
     features = [metrics.extract_features(technique.sample(GENERATION_BATCH_SIZE)[: count - start]) for start in range(0, count, GENERATION_BATCH_SIZE)]
     state.used_options["generated"] = count
-    return metrics.compute_scores(state.run.test(), features)
+    return metrics.compute_scores(state.run.get_test_batches(), features)
 
 
 def likelihood_scores(state: _EvaluationState) -> dict[str, float]:
@@ -177,7 +177,7 @@ def likelihood_scores(state: _EvaluationState) -> dict[str, float]:
         return {f"nll_{samples}": -technique.log_likelihood(batch["image"].bernoulli(), samples)}
 
     state.used_options |= {"nll_samples": samples, "nll_pixels": "drawn, with brightness as the probability"}
-    return mean_scores(state.run.test(), score)
+    return mean_scores(state.run.get_test_batches(), score)
 
 
 MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {
@@ -191,7 +191,7 @@ MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {
 
 def write_evaluation(evaluation: Evaluation) -> Path:
     """Write `evaluation.json` into the run's folder, whole or not at all. Raises OSError."""
-    path = evaluation.run.folder / EVALUATION_FILE
+    path = evaluation.run.run_dir / EVALUATION_FILE
     temporary_path = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary_path.write_text(

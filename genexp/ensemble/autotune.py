@@ -44,11 +44,11 @@ def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> Tim
     """
     with _preserve_states(members):
         clock = Clock(
-            members[0].context.start, members[0].run.total_steps, members[0].run.material.feed.steps_per_epoch
+            members[0].context.start_step, members[0].run.total_steps, members[0].run.data.feed.steps_per_epoch
         )
         for row in members:
             if clock.step == 0:
-                begin(row.run.learner, row.run.material.train, row.run.seed)
+                begin(row.run.learner, row.run.data.train, row.run.seed)
         ensemble_step = build_step(members)
         batches, is_shared = make_batches(members, clock.step + 1)
         batch = next(batches)
@@ -69,7 +69,7 @@ def _check_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, cl
 
 
 def _time_steps(members: Sequence[EnsembleMember], ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock) -> TimingResult:
-    first, train_batches = members[0].run, members[0].run.material.train
+    first, train_batches = members[0].run, members[0].run.data.train
     member_batch = batch if is_shared else {name: stream[0] for name, stream in batch.items()}
     ensemble_times, sequential_times = [], []
     for count in range(1, TIMING_ROUNDS + 1):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from genexp.runs.build import technique_config
-from genexp.runs.resume import flatten
+from genexp.runs.build import bind_technique_config
+from genexp.runs.resume import flatten_items
 from genexp.sweep.job import Job
 from genexp.sweep.manifest import BESIDE, plain
 from genexp.training.optimizers import is_elementwise
@@ -35,7 +35,7 @@ def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
 
 def find_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
     """Return the keys, apart from seeds and numbers, in which groups differ."""
-    configs = [dict(flatten(_fixed_config(group[0]))) for group in groups]
+    configs = [dict(flatten_items(_fixed_config(group[0]))) for group in groups]
     keys = sorted({key for config in configs for key in config})
     return ", ".join(key for key in keys if len({json.dumps(form.get(key)) for form in configs}) > 1)
 
@@ -43,7 +43,7 @@ def find_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
 def _fixed_config(job: Job) -> dict[str, Any]:
     """Return a job's configuration without what may differ between rows."""
     config = {key: value for key, value in plain(job.config).items() if key not in (*BESIDE, "seed")}
-    _, settings = technique_config(config["model"])
+    _, settings = bind_technique_config(config["model"])
     float_names = {field.name for field in fields(settings) if isinstance(getattr(settings, field.name), float)}
     model = {key: FLOAT_PLACEHOLDER if key in float_names else value for key, value in config["model"].items() if key != "recipe"}
     return {**config, "model": model, "optimizer": {"name": config["optimizer"]["name"]}}

@@ -15,8 +15,8 @@ from genexp.training.stopping import StopRequest
 def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None:
     """Run rows that stand at the same step to their ends. A row that fails leaves the others alone."""
     first = members[0].run
-    steps_per_epoch = first.material.feed.steps_per_epoch
-    clock = Clock(members[0].context.start, first.total_steps, steps_per_epoch)
+    steps_per_epoch = first.data.feed.steps_per_epoch
+    clock = Clock(members[0].context.start_step, first.total_steps, steps_per_epoch)
     active = _apply_to_members(members, lambda row: row.open())
     active = _apply_to_members(active, lambda row: row.initialize(clock))
     if clock.is_last_step or (clock.step > 0 and stop.interrupts(clock.completed_epochs)):
@@ -38,9 +38,9 @@ def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
 
 def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
     """Return the rows' batches, and whether these are the same for all of them."""
-    feeds = [row.run.material.feed for row in members]
+    feeds = [row.run.data.feed for row in members]
     streams = [feed for feed in feeds if isinstance(feed, BatchStream)]
-    if len(streams) < len(feeds) or members[0].run.trainer.batch_size is None:
+    if len(streams) < len(feeds) or members[0].run.trainer_config.batch_size is None:
         return feeds[0].batches(first_step), True
     return stack_batches(streams, first_step), False
 
@@ -48,7 +48,7 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
 def _train_until_exit(members: Sequence[EnsembleMember], clock: Clock, stop: StopRequest) -> tuple[Clock, list[EnsembleMember]]:
     """Step all rows until one leaves; return where they stand, and those that go on."""
     step = build_step(members)
-    train_batches = members[0].run.material.train
+    train_batches = members[0].run.data.train
     batches, is_shared = make_batches(members, clock.step + 1)
     for batch in batches:
         clock = Clock(clock.step + 1, clock.total_steps, clock.steps_per_epoch)

@@ -10,7 +10,7 @@ from typing import Any
 
 from genexp.distributed.process_group import Team
 from genexp.runs.build import Run
-from genexp.runs.run import Sitting, failure
+from genexp.runs.run import RunContext, build_failed_outcome
 from genexp.snapshot import Snapshot
 from genexp.sweep.job import note_failure
 from genexp.technique import Clock
@@ -22,7 +22,7 @@ class EnsembleMember:
     """A job whose run is built, and perhaps under way. Its folder stays claimed until `leave`."""
 
     job_number: int  # the job's
-    context: Sitting
+    context: RunContext
     exit_stack: ExitStack
     log_handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))  # its log's
 
@@ -32,43 +32,43 @@ class EnsembleMember:
 
     @property
     def run(self) -> Run:
-        return self.context.built
+        return self.context.run
 
     def open(self) -> None:
         """Begin to write to the folder. Raises GenexpError."""
         built = self.run
-        self.recorders = self.context.recorders()
-        self.snapshot_builder = Observer(built.learner, built.material, built.trainer, built.seed, Team())
-        self.recorders.open(self.context.describe())
+        self.recorders = self.context.prepare_recorders()
+        self.snapshot_builder = Observer(built.learner, built.data, built.trainer_config, built.seed, Team())
+        self.recorders.open(self.context.build_info())
 
     def initialize(self, clock: Clock) -> None:
         """Do what comes before the first step of a fresh run."""
         built = self.run
-        if self.context.start == 0:
-            begin(built.learner, built.material.train, built.seed)
+        if self.context.start_step == 0:
+            begin(built.learner, built.data.train, built.seed)
             self.recorders.record(self.snapshot_builder.first(clock))
 
     def record(self, clock: Clock) -> None:
         """Write down where the run stands; and its end, where it is `ending`."""
         self.recorders.record(self.snapshot_builder.snapshot(clock, done=self.is_finished, ending=self.is_ending))
         if self.is_ending:
-            self.context.conclude(self.recorders, clock)
+            self.context.close_recorders(self.recorders, clock)
 
     def record_final_snapshot(self, clock: Clock) -> None:
         """Write down the end of a run that had come to it, and was killed before it could."""
         snapshot: Snapshot = self.snapshot_builder.last(clock)
         self.recorders.record(snapshot)
-        self.context.conclude(self.recorders, clock)
+        self.context.close_recorders(self.recorders, clock)
 
     def close(self, error: BaseException) -> None:
         """Tell the recorders of an error that ends the run."""
         if self.recorders is not None:
-            self.recorders.close(failure(self.recorders, error))
+            self.recorders.close(build_failed_outcome(self.recorders, error))
 
     def record_failure(self, error: Exception) -> None:
         """Write down that the run ends here."""
         self.close(error)
-        note_failure(dict(self.context.config), self.context.folder, error)
+        note_failure(dict(self.context.config), self.context.run_dir, error)
 
     @contextmanager
     def redirect_logging(self) -> Iterator[None]:

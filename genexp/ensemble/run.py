@@ -17,7 +17,7 @@ from genexp.ensemble.grouping import find_differing_keys, group_jobs, find_ensem
 from genexp.ensemble.loop import train_ensemble
 from genexp.ensemble.member import EnsembleMember
 from genexp.runs.build import Run
-from genexp.runs.run import sitting_down
+from genexp.runs.run import open_run_context
 from genexp.sweep.job import Job, in_hydra, quiet_console, run_job
 from genexp.training.stopping import stop_on_signals
 
@@ -65,13 +65,13 @@ def _run_ensemble(jobs: Sequence[Job], print_line: MessageCallback, *, should_me
     remaining: list[Sequence[Job]] = []
     with _open_members(jobs) as all_members:
         for _, same_start in groupby(
-            sorted(all_members, key=lambda row: row.context.start), key=lambda row: row.context.start
+            sorted(all_members, key=lambda row: row.context.start_step), key=lambda row: row.context.start_step
         ):
             members = list(same_start)
             if not _should_run_ensemble(members, print_line, should_measure=should_measure):
                 remaining.append([job for job in jobs if job.number in {row.job_number for row in members}])
                 continue
-            trainer_config, until_epoch = members[0].run.trainer, jobs[0].until_epoch
+            trainer_config, until_epoch = members[0].run.trainer_config, jobs[0].until_epoch
             with stop_on_signals(trainer_config.time_budget, until_epoch=until_epoch) as stop:
                 train_ensemble(members, stop)
             if stop.signal is not None:
@@ -117,7 +117,7 @@ def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
 def _build_member(job: Job, template: Run | None) -> EnsembleMember | None:
     def build(config: DictConfig, folder: Path) -> EnsembleMember:
         with ExitStack() as exit_stack:
-            context = exit_stack.enter_context(sitting_down(config, folder, template))
+            context = exit_stack.enter_context(open_run_context(config, folder, template))
             return EnsembleMember(job.number, context, exit_stack.pop_all())
         raise AssertionError
 

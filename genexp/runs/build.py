@@ -20,7 +20,7 @@ from genexp.device import DeviceConfig, choose_device, move_to_device, use_deter
 from genexp.distributed.rank import Place, check_rows
 from genexp.errors import ConfigError
 from genexp.metrics.direction import infer_direction
-from genexp.runs.resume import flatten
+from genexp.runs.resume import flatten_items
 from genexp.seeding import seed_generators
 from genexp.sharding import Shard
 from genexp.technique import Batch, ClosedFormPhase, Technique, find_technique
@@ -29,9 +29,9 @@ from genexp.training.optimizers import plan_optimizers
 from genexp.training.trainer import Feed, Material, TrainerConfig
 
 log = logging.getLogger(__name__)
-GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
-EVALUATION_BATCH = 500  # held-out samples at a time
-WHOLE_FEATURES, WHOLE_BATCH = 2**23, 2**14  # of the training split at a time: enough to keep all cores busy
+REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
+EVALUATION_BATCH_SIZE = 500  # held-out samples at a time
+MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = 2**23, 2**14  # of the training split at a time: enough to keep all cores busy
 
 
 @dataclass
@@ -48,16 +48,16 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Splits:
+class DatasetLoaders:
     """A data set within reach of the device."""
 
     train: SplitLoader
     test: SplitLoader
 
 
-def hold_splits(dataset: Dataset, device: torch.device, gb: float) -> Splits:
+def make_loaders(dataset: Dataset, device: torch.device, resident_gb: float) -> DatasetLoaders:
     """Bring a data set within reach of `device`."""
-    return Splits(make_loader(dataset.train, device, gb), make_loader(dataset.test, device, gb))
+    return DatasetLoaders(make_loader(dataset.train, device, resident_gb), make_loader(dataset.test, device, resident_gb))
 
 
 @dataclass(frozen=True)
@@ -65,83 +65,83 @@ class Run:
     """A run that is ready to begin."""
 
     learner: Learner
-    material: Material
+    data: Material
     dataset: Dataset
-    splits: Splits
-    trainer: TrainerConfig
+    loaders: DatasetLoaders
+    trainer_config: TrainerConfig
     seed: int
 
     @property
     def total_steps(self) -> int:
-        return self.trainer.total_steps(self.material.feed.steps_per_epoch)
+        return self.trainer_config.total_steps(self.data.feed.steps_per_epoch)
 
 
 def build_run(
     config: Mapping[str, Any],
-    previous: Mapping[str, Any] | None,
-    place: Place | None = None,
-    like: Run | None = None,
+    resume_state: Mapping[str, Any] | None,
+    rank_info: Place | None = None,
+    template: Run | None = None,
 ) -> Run:
     """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError.
 
     `place` is this process's among those of the run. A run `like` it, on the same data, shares these with it.
     """
-    place = place or Place()
-    run = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
-    trainer = _trainer_config(config)
+    rank_info = rank_info or Place()
+    run_config = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
+    trainer_config = _bind_trainer_config(config)
     plan = plan_optimizers(config["optimizer"])
-    settings = bind(DeviceConfig, config["device"], "device")
-    device = choose_device(settings, local_rank=place.local_rank, local_world_size=place.local_processes)
-    use_deterministic_algorithms(trainer.deterministic)
-    technique, dataset = build_technique(config, device, run.seed, like.dataset if like else None)
-    learner = Learner(technique, plan, trainer.step_settings, device)
-    if previous is not None:
-        learner.restore(previous)
-    splits = like.splits if like else hold_splits(dataset, device, config["dataset"]["resident_gb"])
-    material = _material(dataset, splits, learner, trainer, place, seed=run.seed)
-    return Run(learner, material, dataset, splits, trainer, run.seed)
+    device_config = bind(DeviceConfig, config["device"], "device")
+    device = choose_device(device_config, local_rank=rank_info.local_rank, local_world_size=rank_info.local_processes)
+    use_deterministic_algorithms(trainer_config.deterministic)
+    technique, dataset = build_technique(config, device, run_config.seed, template.dataset if template else None)
+    learner = Learner(technique, plan, trainer_config.step_settings, device)
+    if resume_state is not None:
+        learner.restore(resume_state)
+    loaders = template.loaders if template else make_loaders(dataset, device, config["dataset"]["resident_gb"])
+    data = _build_run_data(dataset, loaders, learner, trainer_config, rank_info, seed=run_config.seed)
+    return Run(learner, data, dataset, loaders, trainer_config, run_config.seed)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where a plain, resolved configuration is wrong in itself, whatever the data."""
-    refuse_other_keys(config)
+    check_top_level_keys(config)
     bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
-    batch_size = _trainer_config(config).batch_size
+    batch_size = _bind_trainer_config(config).batch_size
     plan_optimizers(config["optimizer"])
     processes = bind(DeviceConfig, config["device"], "device").processes
     if batch_size is not None:
         check_rows(batch_size, processes, f"trainer.batch_size={batch_size}")
     bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
-    technique_config(config["model"])
+    bind_technique_config(config["model"])
 
 
-def _trainer_config(config: Mapping[str, Any]) -> TrainerConfig:
+def _bind_trainer_config(config: Mapping[str, Any]) -> TrainerConfig:
     trainer = bind(TrainerConfig, config["trainer"], "trainer")
-    better = infer_direction(trainer.objective.removeprefix("test/"))
-    if better not in (None, trainer.direction):
+    expected_direction = infer_direction(trainer.objective.removeprefix("test/"))
+    if expected_direction not in (None, trainer.direction):
         raise ConfigError(
             f"trainer.direction={trainer.direction} contradicts trainer.objective={trainer.objective}, of which "
-            f"{'more' if better == 'max' else 'less'} is better; set trainer.direction={better}"
+            f"{'more' if expected_direction == 'max' else 'less'} is better; set trainer.direction={expected_direction}"
         )
     return trainer
 
 
-def technique_config(model: Mapping[str, Any]) -> tuple[type[Technique], Any]:
+def bind_technique_config(model: Mapping[str, Any]) -> tuple[type[Technique], Any]:
     """Return the technique that a `model` node names, and its settings. Raises ConfigError."""
     cls = find_technique(model["name"])
-    settings = {key: value for key, value in model.items() if key not in ("name", "recipe")}
-    return cls, bind(cls.Config, settings, "model")
+    values = {key: value for key, value in model.items() if key not in ("name", "recipe")}
+    return cls, bind(cls.Config, values, "model")
 
 
-def refuse_other_keys(config: Mapping[str, Any]) -> None:
+def check_top_level_keys(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where a group is missing, or something stands at the top that nothing reads."""
-    for key in GROUPS:
+    for key in REQUIRED_GROUPS:
         if key not in config:
             raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
-    known = [*GROUPS, *(field.name for field in fields(RunConfig))]
+    known = [*REQUIRED_GROUPS, *(field.name for field in fields(RunConfig))]
     for key in config:
         if key not in known:
-            choices = {*known, *(name for name, _ in flatten(config))} - {key}
+            choices = {*known, *(name for name, _ in flatten_items(config))} - {key}
             raise ConfigError(f"{key} is no key of this configuration; {suggest_choice(key, choices)}")
 
 
@@ -152,7 +152,7 @@ def build_technique(
 
     The data set is not loaded where it is given.
     """
-    cls, settings = technique_config(config["model"])
+    cls, settings = bind_technique_config(config["model"])
     dataset = dataset or load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
@@ -162,34 +162,34 @@ def build_technique(
     return technique, dataset
 
 
-def _material(
-    dataset: Dataset, splits: Splits, learner: Learner, trainer: TrainerConfig, place: Place, *, seed: int
+def _build_run_data(
+    dataset: Dataset, loaders: DatasetLoaders, learner: Learner, trainer_config: TrainerConfig, rank_info: Place, *, seed: int
 ) -> Material:
     # Phases that take the whole split have no use for batches: none is made.
-    idle = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)
-    feed: Feed = _NoBatches()
-    if not idle:
-        size = trainer.batch_size
-        what = f"trainer.batch_size={'null' if size is None else size}"
-        of = "" if size is not None else f" ({len(splits.train)} samples)"
-        check_rows(size or len(splits.train), place.processes, what + of)
-        part = Shard(place.rank, place.processes)
-        feed = BatchStream(splits.train, size, seed=seed, dataset_name=dataset.name, shard=part)
+    needs_no_batches = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)
+    batch_source: Feed = _EmptyBatchSource()
+    if not needs_no_batches:
+        batch_size = trainer_config.batch_size
+        batch_label = f"trainer.batch_size={'null' if batch_size is None else batch_size}"
+        size_note = "" if batch_size is not None else f" ({len(loaders.train)} samples)"
+        check_rows(batch_size or len(loaders.train), rank_info.processes, batch_label + size_note)
+        shard = Shard(rank_info.rank, rank_info.processes)
+        batch_source = BatchStream(loaders.train, batch_size, seed=seed, dataset_name=dataset.name, shard=shard)
     return Material(
-        feed=feed,
-        train=SplitBatches(splits.train, _whole_batch(dataset)),
-        test=SplitBatches(splits.test, EVALUATION_BATCH),
-        examples=select_examples(splits.test, learner.technique.example_count),
+        feed=batch_source,
+        train=SplitBatches(loaders.train, _choose_split_batch_size(dataset)),
+        test=SplitBatches(loaders.test, EVALUATION_BATCH_SIZE),
+        examples=select_examples(loaders.test, learner.technique.example_count),
     )
 
 
-def _whole_batch(dataset: Dataset) -> int:
+def _choose_split_batch_size(dataset: Dataset) -> int:
     """Return how many samples to take at a time where all of them are passed over."""
     features = max(prod(shape) for shape in dataset.spec.shapes.values())
-    return min(WHOLE_BATCH, max(1, WHOLE_FEATURES // max(1, features)))
+    return min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // max(1, features)))
 
 
-class _NoBatches:
+class _EmptyBatchSource:
     steps_per_epoch = 1
 
     def close(self) -> None:

@@ -22,67 +22,67 @@ from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
 from genexp.run_dir import checkpoint
 from genexp.run_dir.paths import format_path
-from genexp.runs.build import EVALUATION_BATCH, build_technique
+from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
 from genexp.training.trainer import evaluating
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class LoadedRun:
     """What a run has left behind, ready to be used."""
 
-    folder: Path
+    run_dir: Path
     technique: Technique
     dataset: Dataset
-    held_out: SplitLoader  # the test split
+    test_loader: SplitLoader  # the test split
     device: torch.device
     seed: int
-    checkpoint: Path
+    checkpoint_path: Path
     step: int
 
-    def test(self) -> SplitBatches:
+    def get_test_batches(self) -> SplitBatches:
         """Return the test split in order."""
-        return SplitBatches(self.held_out, EVALUATION_BATCH)
+        return SplitBatches(self.test_loader, EVALUATION_BATCH_SIZE)
 
-    def examples(self, count: int) -> Batch:
+    def get_examples(self, count: int) -> Batch:
         """Return `count` held-out samples, the classes in turn; fewer where there are fewer."""
-        return select_examples(self.held_out, count)
+        return select_examples(self.test_loader, count)
 
     @contextmanager
-    def looking(self, *purpose: int | str, seed: int | None = None) -> Iterator[None]:
+    def seeded_eval_mode(self, *purpose: int | str, seed: int | None = None) -> Iterator[None]:
         """Evaluate: no gradients, and the generators seeded from `seed` (else the run's) and `purpose`."""
         seed_generators(self.device, self.seed if seed is None else seed, *purpose)
         with evaluating(self.technique):
             yield
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(run_dir: Path) -> dict[str, Any]:
     """Return the plain, resolved configuration of the run in `folder`. Raises CheckpointError."""
-    path = folder / "config.yaml"
+    path = run_dir / "config.yaml"
     if not path.is_file():
-        raise CheckpointError(f"{format_path(folder)} is no run's folder (it has no config.yaml); give one that is")
+        raise CheckpointError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise CheckpointError(f"{format_path(path)} is damaged ({str(error).splitlines()[0]})") from None
-    wanted = {"model", "dataset", "device", "seed"}
-    if not isinstance(config, dict) or not wanted <= config.keys():
+    required_keys = {"model", "dataset", "device", "seed"}
+    if not isinstance(config, dict) or not required_keys <= config.keys():
         raise CheckpointError(f"{format_path(path)} is not the configuration of a run; give a run's folder")
     return {str(key): value for key, value in config.items()}
 
 
-def technique_of(config: Mapping[str, Any]) -> type[Technique]:
+def get_technique_class(config: Mapping[str, Any]) -> type[Technique]:
     """Return the class that a run's configuration names. Raises ConfigError."""
     return find_technique(config["model"]["name"])
 
 
-def open_run(folder: Path, config: Mapping[str, Any], *, which: str, device: str) -> FinishedRun:
+def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, device: str) -> LoadedRun:
     """Return the run in `folder` with the weights of checkpoint `which`. Raises GenexpError."""
-    path = find_checkpoint(folder, which)
+    path = find_checkpoint(run_dir, checkpoint_name)
     content = checkpoint.load(path)
-    chosen = choose_device(bind(DeviceConfig, {**config["device"], "name": device, "index": 0}, "device"))
-    technique, dataset = build_technique(config, chosen, config["seed"])
+    torch_device = choose_device(bind(DeviceConfig, {**config["device"], "name": device, "index": 0}, "device"))
+    technique, dataset = build_technique(config, torch_device, config["seed"])
     # best.pt holds the weights that were judged; of a checkpoint to resume from these are the averaged ones.
     weights = content.get("average") or content["technique"]
     try:
@@ -91,30 +91,30 @@ def open_run(folder: Path, config: Mapping[str, Any], *, which: str, device: str
         lines = [line.strip() for line in str(error).splitlines()]
         reason = textwrap.shorten(lines[min(1, len(lines) - 1)], 100, placeholder=" ...")
         raise CheckpointError(
-            f"{format_path(path)} does not fit model={technique.name} of {format_path(folder)} ({reason}); "
+            f"{format_path(path)} does not fit model={technique.name} of {format_path(run_dir)} ({reason}); "
             f"name a checkpoint of this run, or take the version of genexp that made it"
         ) from None
-    held_out = make_loader(dataset.test, chosen, config["dataset"]["resident_gb"])
-    return FinishedRun(folder, technique, dataset, held_out, chosen, config["seed"], path, content["step"])
+    test_loader = make_loader(dataset.test, torch_device, config["dataset"]["resident_gb"])
+    return LoadedRun(run_dir, technique, dataset, test_loader, torch_device, config["seed"], path, content["step"])
 
 
-def find_checkpoint(folder: Path, which: str) -> Path:
+def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
     """Return the file that "best", "newest" or a file's name means. Raises CheckpointError."""
-    kept, shown = folder / checkpoint.CHECKPOINTS_DIR, format_path(folder)
-    numbered = checkpoint.list_checkpoints(folder)
-    best = kept / checkpoint.BEST_FILE
-    if which in ("best", "newest") and not numbered and not best.is_file():
-        raise CheckpointError(f"{shown} has no checkpoint: it was stopped before its first; start the run anew")
-    if which == "best":
+    checkpoint_dir, run_path = run_dir / checkpoint.CHECKPOINTS_DIR, format_path(run_dir)
+    checkpoints = checkpoint.list_checkpoints(run_dir)
+    best = checkpoint_dir / checkpoint.BEST_FILE
+    if checkpoint_name in ("best", "newest") and not checkpoints and not best.is_file():
+        raise CheckpointError(f"{run_path} has no checkpoint: it was stopped before its first; start the run anew")
+    if checkpoint_name == "best":
         if not best.is_file():
-            raise CheckpointError(f"{shown} has no best.pt: nothing was evaluated; use --checkpoint newest")
+            raise CheckpointError(f"{run_path} has no best.pt: nothing was evaluated; use --checkpoint newest")
         return best
-    if which == "newest":
-        if not numbered:
-            raise CheckpointError(f"{shown} has no checkpoint but best.pt; use --checkpoint best")
-        return numbered[0]
-    for path in (kept / which, Path(which).expanduser()):
+    if checkpoint_name == "newest":
+        if not checkpoints:
+            raise CheckpointError(f"{run_path} has no checkpoint but best.pt; use --checkpoint best")
+        return checkpoints[0]
+    for path in (checkpoint_dir / checkpoint_name, Path(checkpoint_name).expanduser()):
         if path.is_file():
             return path
-    names = ", ".join(["best", "newest", *(path.name for path in numbered)])
-    raise CheckpointError(f"--checkpoint {which} is no file, and none in {shown}; choose one of: {names}")
+    names = ", ".join(["best", "newest", *(path.name for path in checkpoints)])
+    raise CheckpointError(f"--checkpoint {checkpoint_name} is no file, and none in {run_path}; choose one of: {names}")

@@ -32,8 +32,8 @@ from genexp.recorders.tensorboard import TensorBoard
 from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.paths import format_command, format_path
-from genexp.runs.build import Run, build_run, refuse_other_keys
-from genexp.runs.resume import claimed, refuse_if_finished, state_to_resume
+from genexp.runs.build import Run, build_run, check_top_level_keys
+from genexp.runs.resume import lock_run_dir, check_not_finished, load_resume_state
 from genexp.snapshot import RunOutcome, RunInfo, Snapshot
 from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals
@@ -41,186 +41,186 @@ from genexp.training.trainer import TrainerConfig, train
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What a finished command has to say."""
 
     exit_code: int
     objective: float | None  # the last value of trainer.objective
 
 
-def run_experiment(cfg: DictConfig, folder: Path, until_epoch: int | None = None) -> Result:
+def run_experiment(cfg: DictConfig, run_dir: Path, until_epoch: int | None = None) -> RunResult:
     """Run what `cfg` says in `folder`; halt behind `until_epoch`, where it is given. Raises GenexpError."""
     flush_denormals()  # before torch begins its other threads
-    with claimed(folder):
-        plain, previous = _to_run(cfg, folder)
-        settings = bind(DeviceConfig, plain["device"], "device")
-        place = chosen_place(settings.processes)
-        built = build_run(plain, previous, place)  # first: what cannot be built starts no other process
-        with closing(built.material.feed), gathering(place, settings.threads) as others:
-            return _execute(Sitting(built, plain, folder, previous), others, until_epoch)
+    with lock_run_dir(run_dir):
+        config, resume_state = _load_config_and_state(cfg, run_dir)
+        device_config = bind(DeviceConfig, config["device"], "device")
+        rank_info = chosen_place(device_config.processes)
+        run = build_run(config, resume_state, rank_info)  # first: what cannot be built starts no other process
+        with closing(run.data.feed), gathering(rank_info, device_config.threads) as launcher:
+            return _train_and_record(RunContext(run, config, run_dir, resume_state), launcher, until_epoch)
 
 
-def _to_run(cfg: DictConfig, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _load_config_and_state(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return a configuration, plain and resolved, and the state to go on from. Raises GenexpError."""
-    previous = state_to_resume(cfg, folder)
+    resume_state = load_resume_state(cfg, run_dir)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    plain = {str(key): value for key, value in config.items()} | {"resume": None}
-    refuse_other_keys(plain)
-    return plain, previous
+    plain_config = {str(key): value for key, value in config.items()} | {"resume": None}
+    check_top_level_keys(plain_config)
+    return plain_config, resume_state
 
 
-def follow() -> None:
+def run_rank_process() -> None:
     """Do this process's part of runs that another process leads. Raises what keeps it from that."""
-    follower = Follower()
+    rank_process = Follower()
     try:
-        for task in follower.tasks():
-            _follow(follower, task)
+        for task in rank_process.tasks():
+            _run_rank_task(rank_process, task)
     except Exception as error:
-        follower.explain(error)
+        rank_process.explain(error)
         raise
 
 
-def _follow(follower: Follower, task: Task) -> None:
+def _run_rank_task(rank_process: Follower, task: Task) -> None:
     flush_denormals()
     torch.set_default_dtype(getattr(torch, task.precision))
-    built = build_run(task.config, None, follower.place)
+    run = build_run(task.config, None, rank_process.place)
     # The first process looks, judges and saves.
-    blind = replace(built.trainer, evaluate_every=0, preview_every=0, checkpoint_every=0)
+    trainer_config = replace(run.trainer_config, evaluate_every=0, preview_every=0, checkpoint_every=0)
     with (
-        closing(built.material.feed),
+        closing(run.data.feed),
         stop_on_signals(None) as stop,
-        follower.at_work(built.learner.device) as team,
+        rank_process.at_work(run.learner.device) as group,
     ):
-        train(built.learner, built.material, _Nobody(), blind, stop, seed=built.seed, start=task.start, team=team)
+        train(run.learner, run.data, _NullSink(), trainer_config, stop, seed=run.seed, start=task.start, team=group)
 
 
-class _Nobody:
+class _NullSink:
     def record(self, snapshot: Snapshot) -> None:
         """Write nothing."""
 
 
 @dataclass(frozen=True)
-class Sitting:
+class RunContext:
     """A run and its folder, from its beginning, or where it goes on, to where it ends or stops."""
 
-    built: Run
+    run: Run
     config: Mapping[str, Any]  # plain and resolved
-    folder: Path
-    previous: Mapping[str, Any] | None  # the state that it goes on from
+    run_dir: Path
+    resume_state: Mapping[str, Any] | None  # the state that it goes on from
 
     @property
-    def start(self) -> int:
-        return self.previous["step"] if self.previous is not None else 0
+    def start_step(self) -> int:
+        return self.resume_state["step"] if self.resume_state is not None else 0
 
-    def recorders(self) -> RecorderGroup:
+    def prepare_recorders(self) -> RecorderGroup:
         """Make the folder ready and return what writes to it, to be opened. Raises GenexpError."""
-        built, folder = self.built, self.folder
-        if self.previous is not None:
-            if self.start >= built.total_steps or built.learner.technique.has_converged:
-                refuse_if_finished(folder)
-            truncate_logs(folder, self.previous["ledger"])
-        _write_config(self.config, folder)  # not before: a refused command leaves a run as it was
-        return run_recorders(built.trainer, self.previous)
+        run, run_dir = self.run, self.run_dir
+        if self.resume_state is not None:
+            if self.start_step >= run.total_steps or run.learner.technique.has_converged:
+                check_not_finished(run_dir)
+            truncate_logs(run_dir, self.resume_state["ledger"])
+        _write_config(self.config, run_dir)  # not before: a refused command leaves a run as it was
+        return build_recorders(run.trainer_config, self.resume_state)
 
-    def describe(self, processes: int = 1) -> RunInfo:
+    def build_info(self, world_size: int = 1) -> RunInfo:
         """Return what recorders are told when they open."""
-        return describe_run(self.built, self.config, self.folder, self.start, processes)
+        return build_run_info(self.run, self.config, self.run_dir, self.start_step, world_size)
 
-    def conclude(self, recorders: RecorderGroup, clock: Clock) -> bool:
+    def close_recorders(self, recorders: RecorderGroup, clock: Clock) -> bool:
         """Write down how the run stands now that it has come to `clock`; return whether nothing is left to do."""
-        done = clock.is_last_step or self.built.learner.technique.has_converged
-        again = None if done else self.command_to_go_on
-        recorders.close(RunOutcome("finished" if done else "stopped", clock.step, resume_command=again))
-        return done
+        is_finished = clock.is_last_step or self.run.learner.technique.has_converged
+        resume_command = None if is_finished else self.resume_command
+        recorders.close(RunOutcome("finished" if is_finished else "stopped", clock.step, resume_command=resume_command))
+        return is_finished
 
     @property
-    def command_to_go_on(self) -> str:
-        return format_command("genexp", f"resume={format_path(self.folder)}")
+    def resume_command(self) -> str:
+        return format_command("genexp", f"resume={format_path(self.run_dir)}")
 
 
 @contextmanager
-def sitting_down(cfg: DictConfig, folder: Path, like: Run | None = None) -> Iterator[Sitting]:
+def open_run_context(cfg: DictConfig, run_dir: Path, template: Run | None = None) -> Iterator[RunContext]:
     """Build what `cfg` says, for a loop in this process, and keep other processes from the folder.
 
     A run `like` it, on the same data, shares these with it. Raises GenexpError.
     """
     flush_denormals()
-    with claimed(folder):
-        plain, previous = _to_run(cfg, folder)
-        built = build_run(plain, previous, like=like)
-        with closing(built.material.feed):
-            yield Sitting(built, plain, folder, previous)
+    with lock_run_dir(run_dir):
+        config, resume_state = _load_config_and_state(cfg, run_dir)
+        run = build_run(config, resume_state, template=template)
+        with closing(run.data.feed):
+            yield RunContext(run, config, run_dir, resume_state)
 
 
-def _execute(sitting: Sitting, others: Gathering, until_epoch: int | None) -> Result:
-    built, recorders = sitting.built, sitting.recorders()
-    task = Task(sitting.config, sitting.start, str(torch.get_default_dtype()).removeprefix("torch."))
-    with stop_on_signals(built.trainer.time_budget, until_epoch=until_epoch) as stop:
+def _train_and_record(context: RunContext, launcher: Gathering, until_epoch: int | None) -> RunResult:
+    run, recorders = context.run, context.prepare_recorders()
+    task = Task(context.config, context.start_step, str(torch.get_default_dtype()).removeprefix("torch."))
+    with stop_on_signals(run.trainer_config.time_budget, until_epoch=until_epoch) as stop:
         try:
-            recorders.open(sitting.describe(others.place.processes))
-            with others.at_work(task, built.learner.device, sitting.command_to_go_on) as team:
+            recorders.open(context.build_info(launcher.place.processes))
+            with launcher.at_work(task, run.learner.device, context.resume_command) as group:
                 clock = train(
-                    *(built.learner, built.material, recorders, built.trainer, stop),
-                    seed=built.seed,
-                    start=sitting.start,
-                    team=team,
+                    *(run.learner, run.data, recorders, run.trainer_config, stop),
+                    seed=run.seed,
+                    start=context.start_step,
+                    team=group,
                 )
-        except BaseException as raised:
-            error = translate_worker_error(raised)
-            recorders.close(failure(recorders, error))
-            if error is raised:
+        except BaseException as original_error:
+            error = translate_worker_error(original_error)
+            recorders.close(build_failed_outcome(recorders, error))
+            if error is original_error:
                 raise
-            raise error from raised
-        done = sitting.conclude(recorders, clock)
-    exit_code = 128 + stop.signal if stop.signal is not None and not done else 0
-    return Result(exit_code, recorders.test_metrics.get(built.trainer.objective.removeprefix("test/")))
+            raise error from original_error
+        is_finished = context.close_recorders(recorders, clock)
+    exit_code = 128 + stop.signal if stop.signal is not None and not is_finished else 0
+    return RunResult(exit_code, recorders.test_metrics.get(run.trainer_config.objective.removeprefix("test/")))
 
 
-def failure(recorders: RecorderGroup, error: BaseException) -> RunOutcome:
+def build_failed_outcome(recorders: RecorderGroup, error: BaseException) -> RunOutcome:
     """Return what recorders are told of an error that ends their run."""
-    return RunOutcome("failed", recorders.last_step, error=_in_words(error))
+    return RunOutcome("failed", recorders.last_step, error=_format_error(error))
 
 
-def _in_words(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     """Return an error for the records. What is no Exception asks to exit: rich does where its reader has gone."""
     return str(error) if isinstance(error, Exception) and str(error) else type(error).__name__
 
 
-def run_recorders(trainer: TrainerConfig, previous: Mapping[str, Any] | None) -> RecorderGroup:
+def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, Any] | None) -> RecorderGroup:
     """Return the recorders that a run has by default."""
     # TensorBoard and the report show the pictures, and the console names the files, that those before them write.
     report = Report(write_run_report)
-    others: Sequence[Recorder] = (MetricsLog(), PreviewGifs(), Figures(), TensorBoard(), StatusFile(), report, Console())
-    best = previous["best"] if previous else None
-    return RecorderGroup([*others, Checkpoints(others, max_to_keep=trainer.keep_checkpoints, best=best)])
+    log_recorders: Sequence[Recorder] = (MetricsLog(), PreviewGifs(), Figures(), TensorBoard(), StatusFile(), report, Console())
+    best = resume_state["best"] if resume_state else None
+    return RecorderGroup([*log_recorders, Checkpoints(log_recorders, max_to_keep=trainer_config.keep_checkpoints, best=best)])
 
 
-def describe_run(built: Run, config: Mapping[str, Any], folder: Path, start: int, processes: int = 1) -> RunInfo:
+def build_run_info(run: Run, config: Mapping[str, Any], run_dir: Path, start_step: int, world_size: int = 1) -> RunInfo:
     """Return what recorders are told of a run."""
-    technique, material = built.learner.technique, built.material
+    technique, data = run.learner.technique, run.data
     return RunInfo(
-        run_dir=folder,
+        run_dir=run_dir,
         model=technique.name,
-        dataset=built.dataset.name,
+        dataset=run.dataset.name,
         config=config,
-        total_steps=built.total_steps,
-        steps_per_epoch=material.feed.steps_per_epoch,
-        batch_size=built.trainer.batch_size or len(built.dataset.train),
+        total_steps=run.total_steps,
+        steps_per_epoch=data.feed.steps_per_epoch,
+        batch_size=run.trainer_config.batch_size or len(run.dataset.train),
         num_parameters=sum(weight.numel() for weight in technique.parameters() if weight.requires_grad),
-        objective=built.trainer.objective.removeprefix("test/"),
-        direction="max" if built.trainer.direction == "max" else "min",
-        class_names=built.dataset.class_names,
+        objective=run.trainer_config.objective.removeprefix("test/"),
+        direction="max" if run.trainer_config.direction == "max" else "min",
+        class_names=run.dataset.class_names,
         environment={
-            **describe_environment(built.learner.device, processes),
-            "precision": built.learner.precision,
+            **describe_environment(run.learner.device, world_size),
+            "precision": run.learner.precision,
         },
-        data_fingerprints=fingerprint(built.dataset),
-        start_step=start,
+        data_fingerprints=fingerprint(run.dataset),
+        start_step=start_step,
     )
 
 
-def _write_config(config: Mapping[str, Any], folder: Path) -> None:
-    temporary = folder / "config.yaml.tmp"
-    OmegaConf.save(OmegaConf.create(dict(config)), temporary)
-    temporary.replace(folder / "config.yaml")
+def _write_config(config: Mapping[str, Any], run_dir: Path) -> None:
+    temporary_path = run_dir / "config.yaml.tmp"
+    OmegaConf.save(OmegaConf.create(dict(config)), temporary_path)
+    temporary_path.replace(run_dir / "config.yaml")

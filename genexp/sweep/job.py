@@ -95,14 +95,14 @@ def in_hydra(job: Job, task: Task) -> Any:
 
 def _guarded(task: Task, config: DictConfig) -> Any:
     from genexp.recorders.checkpoints import truncate_logs
-    from genexp.runs.resume import claimed
+    from genexp.runs.resume import lock_run_dir
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(config):
         del config.sweep
     try:
         if config.resume is None:
-            with claimed(folder):
+            with lock_run_dir(folder):
                 truncate_logs(folder, {})  # what a job that was killed before its first checkpoint has left
         return task(config, folder)
     except RunDirInUseError as error:

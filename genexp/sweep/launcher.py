@@ -70,14 +70,14 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs to their ends. Raises GenexpError before any begins where one cannot be."""
-        from genexp.runs.resume import claimed  # with torch: every start imports this module
+        from genexp.runs.resume import lock_run_dir  # with torch: every start imports this module
 
         setup_globals()
         jobs = self._planned(job_overrides, initial_job_idx)
         different = list({job.number: job for job in jobs}.values())
         halving = Halving(bind(HalvingConfig, self.settings.halving, "sweep.halving"), different)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with claimed(self.folder):
+        with lock_run_dir(self.folder):
             self.gate.open()
             OmegaConf.save(self.config, self.folder / "multirun.yaml")
             self.ledger.write()

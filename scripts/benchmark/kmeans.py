@@ -22,7 +22,7 @@ from benchmark.isolated_process import run_in_new_process
 from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, run_paired_rounds
 from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit, lloyd_step, assign
-from genexp.runs.build import WHOLE_BATCH, WHOLE_FEATURES
+from genexp.runs.build import MAX_SPLIT_BATCH_SIZE, MAX_SPLIT_BATCH_ELEMENTS
 
 ITERATIONS = 25  # what faiss does by default
 INERTIA_TOLERANCE = 1e-3  # of the inertia
@@ -41,7 +41,7 @@ class FitResult:
 class _TensorBlocks:
     def __init__(self, points: Tensor) -> None:
         self._points = points
-        self._rows = min(WHOLE_BATCH, max(1, WHOLE_FEATURES // points.shape[1]))
+        self._rows = min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // points.shape[1]))
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._points.split(self._rows))

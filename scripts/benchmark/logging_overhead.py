@@ -81,7 +81,7 @@ def _mean_pause(timer: StepTimer, is_counted: Callable[[Snapshot], bool]) -> flo
 
 def _measure_evaluation_seconds(run: Run, *, times: int = 3) -> float:
     """Return how long an evaluation and a preview take by themselves."""
-    learner, material = run.learner, run.material
+    learner, material = run.learner, run.data
     started_at = read_seconds()
     for _ in range(times):
         seed_generators(learner.device, run.seed, "look")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from benchmark.clock import read_seconds
 from genexp.device import flush_denormals
 from genexp.runs.build import Run, build_run
-from genexp.runs.run import describe_run, run_recorders
+from genexp.runs.run import build_run_info, build_recorders
 from genexp.snapshot import RunOutcome, Snapshot
 from genexp.technique import Batch, Metrics
 from genexp.training.stopping import StopRequest
@@ -37,12 +37,12 @@ class StepTimer:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.run.material.feed.steps_per_epoch
+        return self.run.data.feed.steps_per_epoch
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yield batches. The next one is asked for when all is recorded."""
         self._started_at = read_seconds()
-        for batch in self.run.material.feed.batches(first_step):
+        for batch in self.run.data.feed.batches(first_step):
             snapshot_count = len(self.snapshots)
             yield batch
             snapshot = self.snapshots[-1] if len(self.snapshots) > snapshot_count else None
@@ -65,13 +65,13 @@ def time_run(config: Mapping[str, Any]) -> StepTimer:
     """Run what a plain, resolved configuration says, with all that a run records, in a folder that goes again."""
     flush_denormals()
     run = build_run(config, None)
-    recorders = run_recorders(run.trainer, None)
+    recorders = build_recorders(run.trainer_config, None)
     timer: Any = StepTimer(run, recorders)
-    data = replace(run.material, feed=timer)
+    data = replace(run.data, feed=timer)
     with tempfile.TemporaryDirectory() as name:
         OmegaConf.save(OmegaConf.create(dict(config)), Path(name) / "config.yaml")
-        recorders.open(describe_run(run, config, Path(name), 0))
-        clock = train(timer, data, timer, run.trainer, StopRequest(), seed=run.seed)
+        recorders.open(build_run_info(run, config, Path(name), 0))
+        clock = train(timer, data, timer, run.trainer_config, StopRequest(), seed=run.seed)
         recorders.close(RunOutcome("finished" if clock.is_last_step else "stopped", clock.step))
-    run.material.feed.close()
+    run.data.feed.close()
     return timer

@@ -65,7 +65,7 @@ def _prepare_run(size: int, precision: str) -> Run:
         "device=cpu",
     ]
     built = build_run(compose_config(*overrides), None)
-    begin(built.learner, built.material.train, built.seed)
+    begin(built.learner, built.data.train, built.seed)
     return built
 
 
@@ -74,10 +74,10 @@ def _measure_genexp(size: int, precision: str) -> float:
 
 
 def _measure_steps(run: Run) -> float:
-    batch = next(iter(run.material.feed.batches(1)))
+    batch = next(iter(run.data.feed.batches(1)))
     started_at = read_seconds()
     for step in range(1, CLOSURE_CALLS + 1):
-        run.learner.step(batch, run.material.train, Clock(step, 300, 1))
+        run.learner.step(batch, run.data.train, Clock(step, 300, 1))
     return CLOSURE_CALLS / (read_seconds() - started_at)
 
 
@@ -107,7 +107,7 @@ def _gram(features: Tensor) -> Tensor:
 def _build_tutorial_network(run: Run) -> tuple[nn.Sequential, list[_FeatureLoss], list[_FeatureLoss], Tensor]:
     """Return the tutorials' network on copies of our filters, its losses, and the content."""
     technique: Any = run.learner.technique
-    (photographs,) = run.material.train
+    (photographs,) = run.data.train
     network, content_losses, style_losses = nn.Sequential(Normalization()), list[_FeatureLoss](), list[_FeatureLoss]()
     for name, layer in technique.features.layers.items():
         if isinstance(layer, nn.Conv2d):

@@ -81,13 +81,13 @@ def _time_worker_job(config: Config, clock_name: str) -> float:
 
 def _time_single_run(run: Run) -> tuple[float, float]:
     """Return the seconds of a run's steps, and the last loss."""
-    batches = run.material.feed.batches(1)
+    batches = run.data.feed.batches(1)
     for step in range(1, WARMUP_STEPS + STEPS + 1):
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()
         batch = next(batches)
         seed_generators(run.learner.device, run.seed, step)
-        metrics = run.learner.step(batch, run.material.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
+        metrics = run.learner.step(batch, run.data.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
     return clock.read_seconds() - started_at, float(metrics["loss"])
 
 
@@ -95,12 +95,12 @@ def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
     """Return the seconds of the runs' steps as one computation, and the last losses."""
     runs: list[Run] = []
     for config in configs:
-        runs.append(build_run(config, None, like=runs[0] if runs else None))
+        runs.append(build_run(config, None, template=runs[0] if runs else None))
     ensemble_step = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
-    batches = stack_batches([feed for run in runs if isinstance(feed := run.material.feed, BatchStream)], 1)
+    batches = stack_batches([feed for run in runs if isinstance(feed := run.data.feed, BatchStream)], 1)
     for step in range(1, WARMUP_STEPS + STEPS + 1):
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()
         batch = next(batches)
-        metrics = ensemble_step.step(batch, False, runs[0].material.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
+        metrics = ensemble_step.step(batch, False, runs[0].data.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
     return clock.read_seconds() - started_at, metrics["loss"].tolist()

@@ -84,8 +84,8 @@ def list_precisions(task: TrainingTask) -> list[str]:
 def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
     """Compare the losses of each phase on one batch, with the same weights and the same noise."""
     run, reference_phases = _build_both(config, task)
-    batch = next(iter(run.material.feed.batches(1)))
-    clock = Clock(1, task.steps, run.material.feed.steps_per_epoch)
+    batch = next(iter(run.data.feed.batches(1)))
+    clock = Clock(1, task.steps, run.data.feed.steps_per_epoch)
     phases = [phase for phase in run.learner.phases if isinstance(phase, GradientPhase)]
     for phase, reference_phase in zip(phases, reference_phases, strict=True):
         seed_generators(CPU, 0)

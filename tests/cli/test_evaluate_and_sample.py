@@ -24,7 +24,7 @@ from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest, list_output_typ
 from genexp.data.loading import make_loader
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import build_technique
-from genexp.runs.load import FinishedRun, find_checkpoint
+from genexp.runs.load import LoadedRun, find_checkpoint
 from genexp.technique import list_techniques
 from tests.support.command import Ended, genexp, in_folder, metrics, status
 from tests.support.compose import composed, tiny
@@ -214,7 +214,7 @@ def test_every_technique_makes_what_it_declares(name: str, tmp_path: Path) -> No
     config = {str(key): value for key, value in cfg.items()}
     device = torch.device("cpu")
     technique, dataset = build_technique(config, device, 0)
-    run = FinishedRun(tmp_path, technique, dataset, make_loader(dataset.test, device), device, 0, tmp_path / "best.pt", 0)
+    run = LoadedRun(tmp_path, technique, dataset, make_loader(dataset.test, device), device, 0, tmp_path / "best.pt", 0)
     before = {key: value.clone() for key, value in technique.state_dict().items()}
     for product in list_output_types(type(technique)):
         paths = OUTPUT_TYPES[product].generate(GenerationRequest(run, tmp_path / product, seed=0, count=3))

@@ -79,10 +79,10 @@ def learnt(team: Gathering, *words: str) -> tuple[dict[str, list[float]], dict[s
     plain = {str(key): value for key, value in config.items()}
     built, curves = build_run(plain, None, team.place), Curves()
     with (
-        closing(built.material.feed),
+        closing(built.data.feed),
         team.at_work(Task(plain, 0, "float64"), built.learner.device, "") as all_of_us,
     ):
-        train(built.learner, built.material, curves, built.trainer, StopRequest(), seed=0, team=all_of_us)
+        train(built.learner, built.data, curves, built.trainer_config, StopRequest(), seed=0, team=all_of_us)
     return curves.values, built.learner.state()
 
 
