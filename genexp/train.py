@@ -28,7 +28,7 @@ from genexp.cli.help import build_help_page
 from genexp.config import CONFIG_GROUPS, find_config_dir
 from genexp.distributed.rank import follows, given_place
 from genexp.errors import CheckpointError, ConfigError, GenexpError
-from genexp.sweep.config import resumed_sweep
+from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -83,7 +83,7 @@ def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
         if f"{group}=null" in arguments:
             raise ConfigError(f"{group}=null chooses nothing; leave it out")
     run_dir = parse_resume_dir(arguments)
-    sweep_dir = resumed_sweep(arguments)
+    sweep_dir = parse_sweep_resume_dir(arguments)
     if sweep_dir is not None:
         if not any(argument in MULTIRUN_FLAGS for argument in arguments):
             raise ConfigError(f"sweep.resume={sweep_dir} goes on with a sweep; add -m")

@@ -10,7 +10,7 @@ from typing import Any
 from genexp.runs.build import bind_technique_config
 from genexp.runs.resume import flatten_items
 from genexp.sweep.job import Job
-from genexp.sweep.manifest import BESIDE, plain
+from genexp.sweep.manifest import METADATA_KEYS, to_plain_config
 from genexp.training.optimizers import is_elementwise
 
 FLOAT_PLACEHOLDER = "a number"  # stands for any float
@@ -26,7 +26,7 @@ def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
     """Return why a group cannot be one computation, or None where that is not known."""
-    config = plain(group[0].config)
+    config = to_plain_config(group[0].config)
     name, processes = config["optimizer"]["name"], config["device"]["processes"]
     if processes > 1:
         return f"device.processes={processes} divides each run by itself"
@@ -42,7 +42,7 @@ def find_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
 
 def _fixed_config(job: Job) -> dict[str, Any]:
     """Return a job's configuration without what may differ between rows."""
-    config = {key: value for key, value in plain(job.config).items() if key not in (*BESIDE, "seed")}
+    config = {key: value for key, value in to_plain_config(job.config).items() if key not in (*METADATA_KEYS, "seed")}
     _, settings = bind_technique_config(config["model"])
     float_names = {field.name for field in fields(settings) if isinstance(getattr(settings, field.name), float)}
     model = {key: FLOAT_PLACEHOLDER if key in float_names else value for key, value in config["model"].items() if key != "recipe"}
@@ -50,4 +50,4 @@ def _fixed_config(job: Job) -> dict[str, Any]:
 
 
 def _optimizer_key(job: Job) -> str:
-    return json.dumps(plain(job.config)["optimizer"], sort_keys=True)
+    return json.dumps(to_plain_config(job.config)["optimizer"], sort_keys=True)

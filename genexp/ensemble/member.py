@@ -12,7 +12,7 @@ from genexp.distributed.process_group import Team
 from genexp.runs.build import Run
 from genexp.runs.run import RunContext, build_failed_outcome
 from genexp.snapshot import Snapshot
-from genexp.sweep.job import note_failure
+from genexp.sweep.job import log_failure
 from genexp.technique import Clock
 from genexp.training.trainer import Observer, begin
 
@@ -68,7 +68,7 @@ class EnsembleMember:
     def record_failure(self, error: Exception) -> None:
         """Write down that the run ends here."""
         self.close(error)
-        note_failure(dict(self.context.config), self.context.run_dir, error)
+        log_failure(dict(self.context.config), self.context.run_dir, error)
 
     @contextmanager
     def redirect_logging(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from genexp.ensemble.loop import train_ensemble
 from genexp.ensemble.member import EnsembleMember
 from genexp.runs.build import Run
 from genexp.runs.run import open_run_context
-from genexp.sweep.job import Job, in_hydra, quiet_console, run_job
+from genexp.sweep.job import Job, run_hydra_task, silence_console, run_job
 from genexp.training.stopping import stop_on_signals
 
 MessageCallback = Callable[[str], None]
@@ -100,7 +100,7 @@ def _should_run_ensemble(members: Sequence[EnsembleMember], print_line: MessageC
 def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
     """Build jobs that differ in numbers only, on one data set; one that cannot be built is left out."""
     members: list[EnsembleMember] = []
-    with quiet_console(), warnings.catch_warnings():
+    with silence_console(), warnings.catch_warnings():
         # Where vmap has no rule for an operation it calls it row by row, which is what a run alone does.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
@@ -121,7 +121,7 @@ def _build_member(job: Job, template: Run | None) -> EnsembleMember | None:
             return EnsembleMember(job.number, context, exit_stack.pop_all())
         raise AssertionError
 
-    row = in_hydra(job, build)
+    row = run_hydra_task(job, build)
     return row if isinstance(row, EnsembleMember) else None
 
 

@@ -12,9 +12,9 @@ from genexp.config import require
 from genexp.errors import ConfigError
 from genexp.run_dir.status import read_status
 from genexp.sweep.job import Job
-from genexp.sweep.manifest import digest
+from genexp.sweep.manifest import hash_config
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass
@@ -34,11 +34,11 @@ class Rung:
     """Where some configurations stop."""
 
     epoch: int
-    enter: int  # configurations
-    leave: int
+    n_candidates: int  # configurations
+    n_survivors: int
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch}: the best {self.leave} of {self.enter} configurations go on"
+        return f"epoch {self.epoch}: the best {self.n_survivors} of {self.n_candidates} configurations go on"
 
 
 class Halving:
@@ -47,68 +47,68 @@ class Halving:
     Who goes on follows from what the jobs' logs say of the rung's epoch: after a kill it is the same again.
     """
 
-    def __init__(self, settings: HalvingConfig, jobs: Sequence[Job]) -> None:
+    def __init__(self, config: HalvingConfig, jobs: Sequence[Job]) -> None:
         """Plan the rungs. Raises ConfigError where jobs cannot be judged by one metric, or not at a rung."""
-        self._settings = settings
-        self._configurations = {job.number: digest(job.config, but=("seed",)) for job in jobs}
+        self._config = config
+        self._config_digests = {job.number: hash_config(job.config, exclude=("seed",)) for job in jobs}
         self._jobs = list(jobs)
-        self.rungs = list(self._plan()) if settings.factor is not None and jobs else []
+        self.rungs = list(self._plan()) if config.factor is not None and jobs else []
         if self.rungs:
-            self._refuse_what_cannot_be_judged()
+            self._check_comparable()
 
     @property
-    def expected(self) -> float | None:
+    def expected_jobs(self) -> float | None:
         """Return how many whole jobs the parts of all jobs will come to; None for all of them."""
         if not self.rungs:
             return None
-        seeds = len(self._jobs) / self.rungs[0].enter
-        parts, before = 0.0, 0
+        n_seeds = len(self._jobs) / self.rungs[0].n_candidates
+        epochs, previous_epoch = 0.0, 0
         for rung in self.rungs:
-            parts += rung.enter * (rung.epoch - before)
-            before = rung.epoch
-        return seeds * (parts + self.rungs[-1].leave * (self._epochs - before)) / self._epochs
+            epochs += rung.n_candidates * (rung.epoch - previous_epoch)
+            previous_epoch = rung.epoch
+        return n_seeds * (epochs + self.rungs[-1].n_survivors * (self._max_epochs - previous_epoch)) / self._max_epochs
 
-    def reached(self, job: Job, rung: Rung) -> bool:
+    def has_reached(self, job: Job, rung: Rung) -> bool:
         """Return whether a job has come to a rung, and rests there or further on."""
-        state = read_status(job.folder).state
+        state = read_status(job.run_dir).state
         return state == "finished" or (
-            state == "stopped" and self._judgement(job, rung, at_least=rung.epoch) is not None
+            state == "stopped" and self._find_objective(job, rung, min_epoch=rung.epoch) is not None
         )
 
-    def better(self, jobs: Sequence[Job], rung: Rung) -> list[Job]:
+    def select_survivors(self, jobs: Sequence[Job], rung: Rung) -> list[Job]:
         """Return the jobs that go on behind a rung."""
         costs: dict[str, list[float]] = {}
         for job in jobs:
-            costs.setdefault(self._configurations[job.number], []).append(self._cost(job, rung))
-        means = {configuration: sum(each) / len(each) for configuration, each in costs.items()}
-        kept = sorted(means, key=lambda configuration: means[configuration])[
-            : rung.leave
+            costs.setdefault(self._config_digests[job.number], []).append(self._cost(job, rung))
+        means = {configuration: sum(values) / len(values) for configuration, values in costs.items()}
+        survivors = sorted(means, key=lambda configuration: means[configuration])[
+            : rung.n_survivors
         ]  # the first of equal ones
-        return [job for job in jobs if self._configurations[job.number] in kept]
+        return [job for job in jobs if self._config_digests[job.number] in survivors]
 
     @property
-    def _epochs(self) -> int:
+    def _max_epochs(self) -> int:
         return max(job.config.trainer.epochs for job in self._jobs)
 
     def _plan(self) -> Iterator[Rung]:
-        factor = self._settings.factor
+        factor = self._config.factor
         assert factor is not None
-        epoch, count = self._settings.epochs, len(set(self._configurations.values()))
-        while epoch < self._epochs and count > 1:
+        epoch, count = self._config.epochs, len(set(self._config_digests.values()))
+        while epoch < self._max_epochs and count > 1:
             yield Rung(epoch, count, max(1, count // factor))
             epoch, count = epoch * factor, max(1, count // factor)
 
-    def _refuse_what_cannot_be_judged(self) -> None:
-        aims = {f"{job.config.trainer.objective} ({job.config.trainer.direction})" for job in self._jobs}
-        if len(aims) > 1:
+    def _check_comparable(self) -> None:
+        objectives = {f"{job.config.trainer.objective} ({job.config.trainer.direction})" for job in self._jobs}
+        if len(objectives) > 1:
             raise ConfigError(
-                f"sweep.halving judges all jobs by one metric, not by {' and '.join(sorted(aims))}; "
+                f"sweep.halving judges all jobs by one metric, not by {' and '.join(sorted(objectives))}; "
                 f"set trainer.objective and trainer.direction"
             )
         for job in self._jobs:
             every = job.config.trainer.evaluate_every
-            if every == 0 or self._settings.epochs % every:
-                first = self._settings.epochs
+            if every == 0 or self._config.epochs % every:
+                first = self._config.epochs
                 raise ConfigError(
                     f"sweep.halving.epochs={first} is no multiple of trainer.evaluate_every={every}: "
                     f"nothing is judged there; set one of them"
@@ -116,22 +116,22 @@ class Halving:
 
     def _cost(self, job: Job, rung: Rung) -> float:
         """Return a number that is lower for a better job, and highest for one that failed."""
-        value = None if read_status(job.folder).state == "failed" else self._judgement(job, rung)
+        value = None if read_status(job.run_dir).state == "failed" else self._find_objective(job, rung)
         if value is None or not math.isfinite(value):
             return math.inf
         return -value if job.config.trainer.direction == "max" else value
 
-    def _judgement(self, job: Job, rung: Rung, at_least: int = 0) -> float | None:
+    def _find_objective(self, job: Job, rung: Rung, min_epoch: int = 0) -> float | None:
         """Return a job's objective as it was judged last up to a rung, or None."""
         objective = job.config.trainer.objective.removeprefix("test/")
-        found = None
-        for row in _test_rows(job.folder / METRICS):
-            if at_least <= row["epoch"] <= rung.epoch and row.get(objective) is not None:
-                found = float(row[objective])
-        return found
+        value = None
+        for row in _read_test_rows(job.run_dir / METRICS_FILE):
+            if min_epoch <= row["epoch"] <= rung.epoch and row.get(objective) is not None:
+                value = float(row[objective])
+        return value
 
 
-def _test_rows(path: Path) -> Iterator[dict[str, float]]:
+def _read_test_rows(path: Path) -> Iterator[dict[str, float]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

@@ -10,16 +10,16 @@ from genexp.errors import ConfigError
 from genexp.sweep.launcher import SweepLauncher
 
 
-def overrides_of(sweeper: BasicSweeper, arguments: list[str]) -> list[Override]:
+def parse_sweep_overrides(sweeper: BasicSweeper, arguments: list[str]) -> list[Override]:
     """Return what is swept over and what is fixed: `hydra.sweeper.params`, then the command line's."""
     assert sweeper.hydra_context is not None
-    words = [*(f"{key}={value}" for key, value in sweeper.params.items()), *arguments]
+    lines = [*(f"{key}={value}" for key, value in sweeper.params.items()), *arguments]
     parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
-    last = {override.get_key_element(): override for override in parser.parse_overrides(words)}
-    return list(last.values())
+    by_key = {override.get_key_element(): override for override in parser.parse_overrides(lines)}
+    return list(by_key.values())
 
 
-def launcher_of(sweeper: BasicSweeper) -> SweepLauncher:
+def get_sweep_launcher(sweeper: BasicSweeper) -> SweepLauncher:
     """Return the sweeper's launcher. Raises ConfigError where another package's has taken the name of ours."""
     launcher = sweeper.launcher
     if not isinstance(launcher, SweepLauncher):

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
-SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
-NAME = "genexp"
+SAMPLER_CLASSES = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
+STUDY_NAME = "genexp"
 
 
-class Search:
+class OptunaStudy:
     """An Optuna study in a file.
 
     What it proposes as trial n is a function of its sampler's seed, of n, and of the trials that are known.
@@ -32,9 +32,9 @@ class Search:
     def __init__(
         self,
         path: Path,
-        space: Mapping[str, BaseDistribution],
-        sampler: Mapping[str, Any],
-        facts: Mapping[str, str],
+        search_space: Mapping[str, BaseDistribution],
+        sampler_options: Mapping[str, Any],
+        user_attrs: Mapping[str, str],
     ) -> None:
         """Open the study in `path`, or begin it. `facts` are words about what is searched, its direction too.
 
@@ -44,40 +44,40 @@ class Search:
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self._space, self._sampler = optuna, dict(space), dict(sampler)
+        self._optuna, self._search_space, self._sampler_options = optuna, dict(search_space), dict(sampler_options)
         self._direction: Literal["maximize", "minimize"] = (
-            "maximize" if facts["direction"] == "max" else "minimize"
+            "maximize" if user_attrs["direction"] == "max" else "minimize"
         )
-        _cut_torn_line(path)
-        backend = JournalFileBackend(str(path), lock_obj=_Claimed())  # type: ignore[arg-type]
+        _truncate_partial_line(path)
+        backend = JournalFileBackend(str(path), lock_obj=_NoOpLock())  # type: ignore[arg-type]
         storage = optuna.storages.JournalStorage(backend)
         self._study = optuna.create_study(
-            study_name=NAME, storage=storage, direction=self._direction, load_if_exists=True
+            study_name=STUDY_NAME, storage=storage, direction=self._direction, load_if_exists=True
         )
-        for name, value in facts.items():
-            known = self._study.user_attrs.get(name, value)
-            if known != value:
-                raise ConfigError(f"{path} holds another search: its {name} was {known}, not {value}")
+        for name, value in user_attrs.items():
+            stored = self._study.user_attrs.get(name, value)
+            if stored != value:
+                raise ConfigError(f"{path} holds another search: its {name} was {stored}, not {value}")
             self._study.set_user_attr(name, value)
-        self._draw(0)  # a sampler that cannot be is refused before any job begins
+        self._build_sampler(0)  # a sampler that cannot be is refused before any job begins
 
     @property
     def trials(self) -> list[FrozenTrial]:
         """Return all trials so far."""
         return self._study.get_trials(deepcopy=False)
 
-    def batch(self, size: int, most: int) -> list[FrozenTrial]:
+    def ask_batch(self, batch_size: int, n_trials: int) -> list[FrozenTrial]:
         """Return the trials to run next, `size` at a time and `most` in all; nothing when the search is over.
 
         Those of a batch that was cut short come again. Batches begin at multiples of `size`, so that each
         knows the outcomes of all before it, and of no other.
         """
         running = self._optuna.trial.TrialState.RUNNING
-        open_numbers = [trial.number for trial in self.trials if trial.state == running]
-        first = min(open_numbers, default=len(self.trials))
-        end = min(most, size * (first // size + 1))
+        running_numbers = [trial.number for trial in self.trials if trial.state == running]
+        first = min(running_numbers, default=len(self.trials))
+        end = min(n_trials, batch_size * (first // batch_size + 1))
         while len(self.trials) < end:
-            self._propose(len(self.trials))
+            self._add_trial(len(self.trials))
         return [trial for trial in self.trials[first:] if trial.state == running]
 
     def tell(self, number: int, value: float | None) -> None:
@@ -88,46 +88,46 @@ class Search:
         else:
             self._study.tell(number, value)
 
-    def _propose(self, number: int) -> None:
+    def _add_trial(self, number: int) -> None:
         # Drawn in memory and written down whole: a search that is killed knows a trial or does not.
-        copy = self._optuna.create_study(direction=self._direction, sampler=self._draw(number))
-        copy.add_trials(self.trials)
+        in_memory_study = self._optuna.create_study(direction=self._direction, sampler=self._build_sampler(number))
+        in_memory_study.add_trials(self.trials)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parts of Optuna that may yet change
-            drawn = copy.ask(self._space)
+            proposal = in_memory_study.ask(self._search_space)
         trial = self._optuna.trial.create_trial(
-            state=self._optuna.trial.TrialState.RUNNING, params=drawn.params, distributions=self._space
+            state=self._optuna.trial.TrialState.RUNNING, params=proposal.params, distributions=self._search_space
         )
         self._study.add_trial(trial)
 
-    def _draw(self, number: int) -> BaseSampler:
+    def _build_sampler(self, number: int) -> BaseSampler:
         """Return the sampler that draws one trial. Raises ConfigError."""
         import numpy as np
 
-        options = {**self._sampler}
+        options = {**self._sampler_options}
         name, seed = options.pop("name"), options.pop("seed")
-        if name not in SAMPLERS:
-            raise ConfigError(f"hydra.sweeper.sampler.name={name}: choose one of {', '.join(SAMPLERS)}")
+        if name not in SAMPLER_CLASSES:
+            raise ConfigError(f"hydra.sweeper.sampler.name={name}: choose one of {', '.join(SAMPLER_CLASSES)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-                return getattr(self._optuna.samplers, SAMPLERS[name])(seed=own_seed, **options)
+                trial_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+                return getattr(self._optuna.samplers, SAMPLER_CLASSES[name])(seed=trial_seed, **options)
             except (TypeError, ValueError, ImportError) as error:
                 raise ConfigError(f"hydra.sweeper.sampler={name}: {error}") from None
 
 
-def distribution(override: Override) -> BaseDistribution:
+def build_distribution(override: Override) -> BaseDistribution:
     """Return the distribution that a swept value of the command line means."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
     log = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep):
-        whole = "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int))
+        is_int = "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int))
         assert value.start is not None
         assert value.end is not None
-        if whole:
+        if is_int:
             return IntDistribution(int(value.start), int(value.end), log=log)
         return FloatDistribution(value.start, value.end, log=log)
     if isinstance(value, RangeSweep) and not value.shuffle:
@@ -138,7 +138,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 @contextmanager
-def claimed_file(path: Path) -> Iterator[None]:
+def lock_study_file(path: Path) -> Iterator[None]:
     """Keep other searches from a file while the block runs. Raises FolderInUseError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -149,7 +149,7 @@ def claimed_file(path: Path) -> Iterator[None]:
         yield
 
 
-class _Claimed:
+class _NoOpLock:
     """Optuna's lock of a file that is claimed already: its own would outlive a search that is killed."""
 
     def acquire(self) -> bool:
@@ -159,11 +159,11 @@ class _Claimed:
         """Nothing is held."""
 
 
-def _cut_torn_line(path: Path) -> None:
+def _truncate_partial_line(path: Path) -> None:
     """Cut off what a search that was killed had written half."""
     if path.exists():
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        complete_lines = content[: content.rfind(b"\n") + 1]
+        if complete_lines != content:
             with path.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(len(complete_lines))

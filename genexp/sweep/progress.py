@@ -16,127 +16,127 @@ from rich.text import Text
 
 from genexp.run_dir.paths import format_path
 from genexp.run_dir.status import RunStatus, read_status
-from genexp.sweep.manifest import Entry, Ledger
-from genexp.sweep.picture import Picture, in_words
+from genexp.sweep.manifest import JobEntry, SweepManifest
+from genexp.sweep.picture import SweepSummary, format_job
 
 REFRESH_SECONDS = 0.5
-LISTED = 8  # running jobs, and failed ones, at most
+MAX_LISTED_JOBS = 8  # running jobs, and failed ones, at most
 BAR_WIDTH = 40
 
 
-class Overview:
+class SweepProgress:
     """Shows the jobs of a sweep while a block runs: redrawn on a terminal, elsewhere a line a job that ends.
 
     A sweep in several batches enters it for each; `expected` then says how many jobs there will be in all.
     One that ends jobs early says with `expected` how many whole jobs their parts will come to.
     """
 
-    expected: float | None = None
+    expected_jobs: float | None = None
 
-    def __init__(self, ledger: Ledger, begun: float) -> None:
-        self._ledger, self._begun = ledger, begun
+    def __init__(self, manifest: SweepManifest, started_at: float) -> None:
+        self._manifest, self._started_at = manifest, started_at
         console = Console()  # not rich's shared one, which the jobs of this process keep silent
-        self._view: _Moving | _Lines = _Moving(console) if console.is_terminal else _Lines(console, ledger.folder)
-        self._settled: dict[Entry, RunStatus] = {}
-        self._start = time.monotonic()
-        self._parts_before: float | None = None
+        self._view: _LiveJobView | _PlainJobView = _LiveJobView(console) if console.is_terminal else _PlainJobView(console, manifest.sweep_dir)
+        self._finished_statuses: dict[JobEntry, RunStatus] = {}
+        self._monotonic_start = time.monotonic()
+        self._initial_jobs_done: float | None = None
 
     def __enter__(self) -> None:
-        if self._parts_before is None:
-            self._parts_before = sum(standing.fraction_done for standing in self._standings().values())
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="overview", daemon=True)
-        self._view.begin(self._picture())
+        if self._initial_jobs_done is None:
+            self._initial_jobs_done = sum(status.fraction_done for status in self._read_statuses().values())
+        self._stop_event = threading.Event()
+        self._thread = threading.Thread(target=self._refresh_periodically, name="overview", daemon=True)
+        self._view.start(self._build_summary())
         self._thread.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._stop_event.set()
         self._thread.join()
-        self._view.show(self._picture())
-        self._view.end()
+        self._view.update(self._build_summary())
+        self._view.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above all others."""
-        self._view.say(text)
+        self._view.print_line(text)
 
-    def _follow(self) -> None:
-        while not self._over.wait(REFRESH_SECONDS):
-            self._view.show(self._picture())
+    def _refresh_periodically(self) -> None:
+        while not self._stop_event.wait(REFRESH_SECONDS):
+            self._view.update(self._build_summary())
 
-    def _picture(self) -> Picture:
-        standings = self._standings()
-        picture = Picture(standings, self.expected)
-        gained = sum(standing.fraction_done for standing in standings.values()) - (self._parts_before or 0.0)
-        if gained <= 0:
-            return picture
-        elapsed = time.monotonic() - self._start
-        return replace(picture, seconds_left=elapsed * picture.ahead / gained)
+    def _build_summary(self) -> SweepSummary:
+        statuses = self._read_statuses()
+        summary = SweepSummary(statuses, self.expected_jobs)
+        jobs_done = sum(status.fraction_done for status in statuses.values()) - (self._initial_jobs_done or 0.0)
+        if jobs_done <= 0:
+            return summary
+        elapsed = time.monotonic() - self._monotonic_start
+        return replace(summary, seconds_left=elapsed * summary.remaining_jobs / jobs_done)
 
-    def _standings(self) -> dict[Entry, RunStatus]:
-        standings = {}
-        for entry in self._ledger.entries:
-            since = 0.0 if entry.number in self._ledger.halted else self._begun
-            standing = self._settled.get(entry) or read_status(self._ledger.run_folder(entry), since)
-            if standing.state == "finished":
-                self._settled[entry] = standing  # nothing more will come: hundreds need not be read each time
-            standings[entry] = standing
-        return standings
+    def _read_statuses(self) -> dict[JobEntry, RunStatus]:
+        statuses = {}
+        for entry in self._manifest.entries:
+            min_mtime = 0.0 if entry.number in self._manifest.halted_jobs else self._started_at
+            status = self._finished_statuses.get(entry) or read_status(self._manifest.get_run_dir(entry), min_mtime)
+            if status.state == "finished":
+                self._finished_statuses[entry] = status  # nothing more will come: hundreds need not be read each time
+            statuses[entry] = status
+        return statuses
 
 
-class _Moving:
+class _LiveJobView:
     """A few lines on a terminal that are drawn over."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def begin(self, picture: Picture) -> None:
+    def start(self, summary: SweepSummary) -> None:
         self._live.start()
-        self.show(picture)
+        self.update(summary)
 
-    def show(self, picture: Picture) -> None:
-        running, failed = picture.having("running"), picture.having("failed")
-        lines = ["  ".join(part for part in (picture.counts, picture.left) if part), *picture.best]
-        lines += _some(running) + _some(failed)
-        bar = ProgressBar(total=picture.total, completed=picture.total - picture.ahead, width=BAR_WIDTH)
+    def update(self, summary: SweepSummary) -> None:
+        running, failed = summary.filter_by_state("running"), summary.filter_by_state("failed")
+        lines = ["  ".join(part for part in (summary.counts_text, summary.eta_text) if part), *summary.best_lines]
+        lines += _format_jobs(running) + _format_jobs(failed)
+        bar = ProgressBar(total=summary.total_jobs, completed=summary.total_jobs - summary.remaining_jobs, width=BAR_WIDTH)
         texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         self._live.update(Group(Padding(bar, 0), *texts), refresh=True)  # padded, it is a line by itself
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._live.console.print(text, markup=False, highlight=False)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._live.stop()
 
 
-def _some(standings: dict[Entry, RunStatus]) -> list[str]:
-    lines = [f"  {in_words(entry, standing)}" for entry, standing in standings.items()]
-    return lines if len(lines) <= LISTED else [*lines[:LISTED], f"  … and {len(lines) - LISTED} more"]
+def _format_jobs(statuses: dict[JobEntry, RunStatus]) -> list[str]:
+    lines = [f"  {format_job(entry, status)}" for entry, status in statuses.items()]
+    return lines if len(lines) <= MAX_LISTED_JOBS else [*lines[:MAX_LISTED_JOBS], f"  … and {len(lines) - MAX_LISTED_JOBS} more"]
 
 
-class _Lines:
+class _PlainJobView:
     """A line a job that has ended."""
 
-    def __init__(self, console: Console, folder: Path) -> None:
-        self._console, self._folder = console, folder
-        self._said: set[Entry] = set()
-        self._begun = False
+    def __init__(self, console: Console, sweep_dir: Path) -> None:
+        self._console, self._sweep_dir = console, sweep_dir
+        self._printed_entries: set[JobEntry] = set()
+        self._has_started = False
 
-    def begin(self, picture: Picture) -> None:
-        if not self._begun:
-            self._said |= picture.having("finished").keys()
-            self.say(f"{picture.counts} → {format_path(self._folder)}")
-        self._begun = True
+    def start(self, summary: SweepSummary) -> None:
+        if not self._has_started:
+            self._printed_entries |= summary.filter_by_state("finished").keys()
+            self.print_line(f"{summary.counts_text} → {format_path(self._sweep_dir)}")
+        self._has_started = True
 
-    def show(self, picture: Picture) -> None:
-        for entry, standing in picture.standings.items():
-            if standing.state in ("finished", "failed") and entry not in self._said:
-                self._said.add(entry)
-                self.say("  ".join(part for part in (in_words(entry, standing), picture.left) if part))
+    def update(self, summary: SweepSummary) -> None:
+        for entry, status in summary.statuses.items():
+            if status.state in ("finished", "failed") and entry not in self._printed_entries:
+                self._printed_entries.add(entry)
+                self.print_line("  ".join(part for part in (format_job(entry, status), summary.eta_text) if part))
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Nothing is left to say."""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

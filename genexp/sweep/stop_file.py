@@ -5,37 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from genexp.sweep.manifest import Ledger
+from genexp.sweep.manifest import SweepManifest
 
-STOP = ".stop"
+STOP_FILE = ".stop"
 
 
 @dataclass(frozen=True)
-class Gate:
+class StopFile:
     """The gate that every job of a sweep comes through. It can be sent to another process."""
 
-    folder: Path  # the sweep's
-    begun: float  # when, as files bear it: what is older is from an earlier try
+    sweep_dir: Path  # the sweep's
+    started_at: float  # when, as files bear it: what is older is from an earlier try
     fail_fast: bool
 
     @property
-    def stops(self) -> bool:
+    def should_stop(self) -> bool:
         """Return whether running jobs are to save and end."""
-        return (self.folder / STOP).exists()
+        return (self.sweep_dir / STOP_FILE).exists()
 
     @property
-    def is_open(self) -> bool:
+    def allows_new_jobs(self) -> bool:
         """Return whether one more job may begin."""
-        return not self.stops and not (self.fail_fast and self._has_failed())
+        return not self.should_stop and not (self.fail_fast and self._has_failed_job())
 
-    def stop(self) -> None:
+    def create(self) -> None:
         """Let no job begin or go on."""
-        (self.folder / STOP).touch()
+        (self.sweep_dir / STOP_FILE).touch()
 
-    def open(self) -> None:
+    def remove(self) -> None:
         """Forget that the sweep was stopped before."""
-        (self.folder / STOP).unlink(missing_ok=True)
+        (self.sweep_dir / STOP_FILE).unlink(missing_ok=True)
 
-    def _has_failed(self) -> bool:
-        standings = Ledger(self.folder).standings(self.begun)
-        return any(standing.state == "failed" for standing in standings.values())
+    def _has_failed_job(self) -> bool:
+        statuses = SweepManifest(self.sweep_dir).read_statuses(self.started_at)
+        return any(status.state == "failed" for status in statuses.values())

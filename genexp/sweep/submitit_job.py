@@ -9,30 +9,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from genexp.sweep.job import Job
-from genexp.sweep.stop_file import Gate
-from genexp.sweep.worker_job import run_elsewhere
+from genexp.sweep.stop_file import StopFile
+from genexp.sweep.worker_job import run_in_worker
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 
 @dataclass(frozen=True, eq=False)
-class Submitted:
+class SubmititJob:
     """What submitit pickles and calls; with its method `checkpoint` it puts a job back into the queue."""
 
     job: Job
-    gate: Gate
+    stop_file: StopFile
 
     def __call__(self) -> None:
         """Run the job. One that its scheduler stops has saved; it goes on when it is started again."""
-        stopped = run_elsewhere(self.job, self.gate)
-        if stopped is None or self.gate.stops:
+        stop_signal = run_in_worker(self.job, self.stop_file)
+        if stop_signal is None or self.stop_file.should_stop:
             return
-        if stopped == _announcement():
+        if stop_signal == _get_preemption_signal():
             # Submitit's handler, in whose place ours was: it asks for `checkpoint`, queues, and does not return.
-            os.kill(os.getpid(), stopped)
+            os.kill(os.getpid(), stop_signal)
         # Without a result: the scheduler knows whether the job was cancelled or is to start again.
-        sys.exit(128 + stopped)
+        sys.exit(128 + stop_signal)
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what is to be called when the job starts again: it goes on from what its folder holds."""
@@ -41,9 +41,9 @@ class Submitted:
         return DelayedSubmission(self)
 
 
-def _announcement() -> signal.Signals:
+def _get_preemption_signal() -> signal.Signals:
     """Return the signal by which submitit has the scheduler announce a job's end."""
     from submitit.core.job_environment import JobEnvironment
 
-    announced: signal.Signals = JobEnvironment._usr_sig()
-    return announced
+    preemption_signal: signal.Signals = JobEnvironment._usr_sig()
+    return preemption_signal

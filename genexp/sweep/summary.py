@@ -12,68 +12,68 @@ from rich.console import Console
 
 from genexp.errors import DataError, GenexpError
 from genexp.run_dir.paths import format_command, format_path
-from genexp.sweep.manifest import Ledger
-from genexp.sweep.picture import Picture
+from genexp.sweep.manifest import SweepManifest
+from genexp.sweep.picture import SweepSummary
 
-REPORT = "report.html"
+REPORT_FILE = "report.html"
 
 
-class SweepFailed(GenexpError):
+class SweepFailedError(GenexpError):
     """Jobs of a sweep have failed."""
 
 
 @contextmanager
-def concluded(folder: Path, begun: float) -> Iterator[None]:
+def report_on_exit(sweep_dir: Path, started_at: float) -> Iterator[None]:
     """Run a sweep in the block; say afterwards what came of it. Raises SweepFailed where jobs have failed."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        if Ledger(folder).entries:
-            _say(folder, begun)
+        if SweepManifest(sweep_dir).entries:
+            _print_summary(sweep_dir, started_at)
         raise
-    picture = _say(folder, begun)
-    failed = picture.having("failed")
+    summary = _print_summary(sweep_dir, started_at)
+    failed = summary.filter_by_state("failed")
     if failed:
-        entry, standing = next(iter(failed.items()))
-        raise SweepFailed(
-            f"{len(failed)} of {len(picture.standings)} jobs failed, first {entry.name}: {standing.error}"
+        entry, status = next(iter(failed.items()))
+        raise SweepFailedError(
+            f"{len(failed)} of {len(summary.statuses)} jobs failed, first {entry.name}: {status.error}"
         )
 
 
-def _say(folder: Path, begun: float) -> Picture:
-    ledger = Ledger(folder)
-    picture = Picture(ledger.standings(begun))
+def _print_summary(sweep_dir: Path, started_at: float) -> SweepSummary:
+    manifest = SweepManifest(sweep_dir)
+    summary = SweepSummary(manifest.read_statuses(started_at))
     console = Console()
-    _compare(folder, console)
-    place = shlex.quote(format_path(folder))
-    lines = [picture.counts, *picture.best]
+    _write_comparison(sweep_dir, console)
+    quoted_dir = shlex.quote(format_path(sweep_dir))
+    lines = [summary.counts_text, *summary.best_lines]
     lines += [
-        f"  sweep     {place}",
-        f"  scalars   {format_command('tensorboard', '--logdir', format_path(folder))}",
+        f"  sweep     {quoted_dir}",
+        f"  scalars   {format_command('tensorboard', '--logdir', format_path(sweep_dir))}",
     ]
-    if (folder / REPORT).is_file():
-        lines.append(f"  report    {shlex.quote(format_path(folder / REPORT))}")
-    over = {entry.number for entry in picture.having("finished")} | ledger.halted
-    if len(over) < len(picture.standings):
-        lines.append(f"  to go on  {_command(folder)}")
+    if (sweep_dir / REPORT_FILE).is_file():
+        lines.append(f"  report    {shlex.quote(format_path(sweep_dir / REPORT_FILE))}")
+    done = {entry.number for entry in summary.filter_by_state("finished")} | manifest.halted_jobs
+    if len(done) < len(summary.statuses):
+        lines.append(f"  to go on  {_format_resume_command(sweep_dir)}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return picture
+    return summary
 
 
-def _compare(folder: Path, console: Console) -> None:
+def _write_comparison(sweep_dir: Path, console: Console) -> None:
     """Print what `genexp-compare` says of the sweep, and write it as a page with curves and pictures."""
     from genexp.reports import compare, print_comparison, write_sweep_report  # slow to import: not at every start
 
     try:
-        comparison = compare([folder])
+        comparison = compare([sweep_dir])
     except DataError:
         return  # stopped before any job had begun
     print_comparison(comparison, console)
-    write_sweep_report(comparison, folder / REPORT)
+    write_sweep_report(comparison, sweep_dir / REPORT_FILE)
 
 
-def _command(folder: Path) -> str:
+def _format_resume_command(sweep_dir: Path) -> str:
     """Return the command that goes on with this sweep."""
-    words = [word for word in sys.argv[1:] if not word.startswith(("sweep.resume=", "hydra.sweep.dir="))]
-    return format_command("genexp", *words, f"sweep.resume={format_path(folder)}")
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(("sweep.resume=", "hydra.sweep.dir="))]
+    return format_command("genexp", *arguments, f"sweep.resume={format_path(sweep_dir)}")

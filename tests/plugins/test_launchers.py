@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from genexp.sweep.worker_job import THREADS, thread_settings
+from genexp.sweep.worker_job import THREAD_VARIABLES, build_thread_env
 from tests.support.command import background, genexp, metrics, status
 from tests.support.sweeps import BREAKS, SHORT, states, sweep
 
@@ -89,11 +89,11 @@ def test_jobs_elsewhere_do_what_they_do_here(words: str, in_turn: Path, tmp_path
 
 
 def test_cores_are_divided_where_the_user_has_not_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in THREADS:
+    for name in THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
-    assert thread_settings(4) == {"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
-    assert thread_settings(0)["OMP_NUM_THREADS"] == "1"  # more jobs than cores
+    assert build_thread_env(4) == {"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
+    assert build_thread_env(0)["OMP_NUM_THREADS"] == "1"  # more jobs than cores
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

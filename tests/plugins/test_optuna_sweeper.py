@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from genexp.sweep.optuna_study import Search, distribution
+from genexp.sweep.optuna_study import OptunaStudy, build_distribution
 from tests.support.command import background, genexp, metrics, status
 from tests.support.sweeps import SHORT, states, sweep
 
@@ -37,7 +37,7 @@ def words_of(folder: Path) -> list[list[str]]:
 )
 def test_the_command_line_s_values_are_distributions(word: str, expected: object) -> None:
     (override,) = OverridesParser.create().parse_overrides([word])
-    assert distribution(override) == expected
+    assert build_distribution(override) == expected
 
 
 def searched(path: Path, batches: tuple[tuple[int, int], ...]) -> list[float]:
@@ -45,8 +45,8 @@ def searched(path: Path, batches: tuple[tuple[int, int], ...]) -> list[float]:
     facts = {"objective": "y", "direction": "min"}
     for size, most in batches:
         sampler = {"name": "tpe", "seed": 0, "n_startup_trials": 3, "constant_liar": True}
-        search = Search(path, {"x": FloatDistribution(-1, 1)}, sampler, facts)
-        while batch := search.batch(size, most):
+        search = OptunaStudy(path, {"x": FloatDistribution(-1, 1)}, sampler, facts)
+        while batch := search.ask_batch(size, most):
             for trial in batch:
                 search.tell(trial.number, trial.params["x"] ** 2)
     return [trial.params["x"] for trial in search.trials]

@@ -27,16 +27,16 @@ def jobs_with(folder: Path, values: dict[tuple[float, int], list[float | None]],
         rows = [{"split": "test", "epoch": epoch, "psnr": value} for epoch, value in enumerate(by_epoch, 1)]
         (folder / str(number)).mkdir()
         (folder / str(number) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        jobs.append(Job(number, folder / str(number), config, context=None))  # type: ignore[arg-type]
+        jobs.append(Job(number, folder / str(number), config, hydra_context=None))  # type: ignore[arg-type]
     return jobs
 
 
 def test_each_rung_is_factor_times_as_far_until_one_configuration_is_left(tmp_path: Path) -> None:
     jobs = jobs_with(tmp_path, {(0.1 * n, seed): [] for n in range(9) for seed in (0, 1)})
     halving = Halving(HalvingConfig(factor=2, epochs=2), jobs)
-    assert [(rung.epoch, rung.enter, rung.leave) for rung in halving.rungs] == [(2, 9, 4), (4, 4, 2), (8, 2, 1)]
+    assert [(rung.epoch, rung.n_candidates, rung.n_survivors) for rung in halving.rungs] == [(2, 9, 4), (4, 4, 2), (8, 2, 1)]
     # Two seeds each: 9 to epoch 2, 4 to epoch 4, 2 to epoch 8, 1 to epoch 20.
-    assert halving.expected == pytest.approx(2 * (9 * 2 + 4 * 2 + 2 * 4 + 1 * 12) / 20)
+    assert halving.expected_jobs == pytest.approx(2 * (9 * 2 + 4 * 2 + 2 * 4 + 1 * 12) / 20)
     assert Halving(HalvingConfig(factor=None, epochs=1), jobs).rungs == []
 
 
@@ -51,7 +51,7 @@ def test_seeds_are_judged_together_by_what_was_known_at_the_rung(tmp_path: Path)
     }
     jobs = jobs_with(tmp_path, values)
     halving = Halving(HalvingConfig(factor=3, epochs=1), jobs)
-    better = halving.better(jobs, halving.rungs[0])
+    better = halving.select_survivors(jobs, halving.rungs[0])
     assert [job.config.optimizer.lr for job in better] == [0.2, 0.2]
 
 

@@ -17,11 +17,11 @@ class BasicLauncher(SweepLauncher):
     def execute(self, jobs: Sequence[Job]) -> None:
         """Run the jobs; a signal that stops one ends the sweep."""
         for job in jobs:
-            if not self.may_begin():
+            if not self.can_start_job():
                 return
-            stopped = run_job(job)
-            if stopped is not None:
-                sys.exit(128 + stopped)
+            stop_signal = run_job(job)
+            if stop_signal is not None:
+                sys.exit(128 + stop_signal)
 
 
 # Not a file in conf/, which Hydra would hold against its own launcher's schema.

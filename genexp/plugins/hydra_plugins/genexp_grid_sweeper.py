@@ -5,8 +5,8 @@ from __future__ import annotations
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 
-from genexp.sweep.hydra_overrides import launcher_of, overrides_of
-from genexp.sweep.summary import concluded
+from genexp.sweep.hydra_overrides import get_sweep_launcher, parse_sweep_overrides
+from genexp.sweep.summary import report_on_exit
 
 
 class GridSweeper(BasicSweeper):
@@ -17,9 +17,9 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all combinations. Raises GenexpError."""
-        launcher = launcher_of(self)
-        (batch,) = self.split_arguments(overrides_of(self, arguments), max_batch_size=None)
-        with concluded(launcher.folder, launcher.begun):
+        launcher = get_sweep_launcher(self)
+        (batch,) = self.split_arguments(parse_sweep_overrides(self, arguments), max_batch_size=None)
+        with report_on_exit(launcher.sweep_dir, launcher.started_at):
             launcher.launch(batch, initial_job_idx=0)
 
 

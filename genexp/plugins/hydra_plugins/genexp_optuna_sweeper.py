@@ -12,15 +12,15 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 
 from genexp.errors import ConfigError
-from genexp.sweep.config import require_positive
-from genexp.sweep.hydra_overrides import launcher_of, overrides_of
+from genexp.sweep.config import require_positive_int
+from genexp.sweep.hydra_overrides import get_sweep_launcher, parse_sweep_overrides
 from genexp.sweep.launcher import require_extra
-from genexp.sweep.manifest import digest, plain
-from genexp.sweep.optuna_study import Search, claimed_file, distribution
-from genexp.sweep.summary import concluded
+from genexp.sweep.manifest import hash_config, to_plain_config
+from genexp.sweep.optuna_study import OptunaStudy, lock_study_file, build_distribution
+from genexp.sweep.summary import report_on_exit
 
 DIRECTIONS = {"minimize": "min", "maximize": "max", "min": "min", "max": "max"}
-FILE = "optuna.log"
+STUDY_FILE = "optuna.log"
 
 
 class OptunaSweeper(BasicSweeper):
@@ -42,67 +42,67 @@ class OptunaSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Search. Raises GenexpError."""
         require_extra("hydra/sweeper=optuna", "optuna")
-        require_positive("hydra.sweeper.n_trials", self.n_trials)
-        require_positive("hydra.sweeper.n_jobs", self.n_jobs)
-        launcher = launcher_of(self)
-        if launcher.settings.halving["factor"] is not None:
+        require_positive_int("hydra.sweeper.n_trials", self.n_trials)
+        require_positive_int("hydra.sweeper.n_jobs", self.n_jobs)
+        launcher = get_sweep_launcher(self)
+        if launcher.sweep_config.halving["factor"] is not None:
             raise ConfigError(
                 "sweep.halving judges all jobs at once, a search chooses one after the other; leave it out"
             )
-        overrides = overrides_of(self, arguments)
-        swept = [override for override in overrides if override.is_sweep_override()]
-        fixed = [
-            f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in overrides if one not in swept
+        overrides = parse_sweep_overrides(self, arguments)
+        sweep_overrides = [override for override in overrides if override.is_sweep_override()]
+        fixed_overrides = [
+            f"{override.get_key_element()}={override.get_value_element_as_str()}" for override in overrides if override not in sweep_overrides
         ]
-        space = {override.get_key_element(): distribution(override) for override in swept}
-        facts = self._facts(fixed, swept, space)
-        path = Path(self.storage).absolute() if self.storage else launcher.folder / FILE
-        launcher.overview.expected = self.n_trials
-        with claimed_file(path):
-            search = Search(path, space, dict(self.sampler), facts)
-            with concluded(launcher.folder, launcher.begun):
-                while batch := search.batch(self.n_jobs or launcher.at_once, self.n_trials):
-                    words = [
-                        [*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in batch
+        search_space = {override.get_key_element(): build_distribution(override) for override in sweep_overrides}
+        user_attrs = self._build_user_attrs(fixed_overrides, sweep_overrides, search_space)
+        path = Path(self.storage).absolute() if self.storage else launcher.sweep_dir / STUDY_FILE
+        launcher.progress.expected_jobs = self.n_trials
+        with lock_study_file(path):
+            study = OptunaStudy(path, search_space, dict(self.sampler), user_attrs)
+            with report_on_exit(launcher.sweep_dir, launcher.started_at):
+                while batch := study.ask_batch(self.n_jobs or launcher.max_parallel_jobs, self.n_trials):
+                    job_overrides = [
+                        [*fixed_overrides, *(f"{key}={value}" for key, value in trial.params.items())] for trial in batch
                     ]
-                    for trial, job in zip(batch, launcher.launch(words, batch[0].number), strict=True):
+                    for trial, job in zip(batch, launcher.launch(job_overrides, batch[0].number), strict=True):
                         if job.status == JobStatus.FAILED:
-                            search.tell(trial.number, None)
+                            study.tell(trial.number, None)
                         elif job.return_value is not None:
-                            search.tell(trial.number, job.return_value)
-                    if not launcher.may_begin():
+                            study.tell(trial.number, job.return_value)
+                    if not launcher.can_start_job():
                         break
 
-    def _facts(self, fixed: list[str], swept: list[Override], space: dict[str, Any]) -> dict[str, str]:
+    def _build_user_attrs(self, fixed_overrides: list[str], sweep_overrides: list[Override], search_space: dict[str, Any]) -> dict[str, str]:
         """Return in words what is searched. Raises GenexpError where that cannot be, or contradicts itself."""
         from genexp.runs.build import check_config  # with torch
 
         assert self.config is not None
         assert self.hydra_context is not None
-        if not space:
+        if not search_space:
             raise ConfigError(
                 "hydra/sweeper=optuna has nothing to search; give a range, such as "
                 "optimizer.lr='tag(log, interval(1e-5, 1e-2))'"
             )
         compose = self.hydra_context.config_loader.load_sweep_config
-        check_config(plain(compose(self.config, [*fixed, *map(one_of, swept)])))
-        config = compose(self.config, fixed)
+        check_config(to_plain_config(compose(self.config, [*fixed_overrides, *map(pick_first_value, sweep_overrides)])))
+        config = compose(self.config, fixed_overrides)
         trainer = config.trainer
         if self.direction is not None and DIRECTIONS.get(self.direction) != trainer.direction:
             raise ConfigError(
                 f"hydra.sweeper.direction={self.direction} contradicts trainer.direction={trainer.direction} of "
                 f"trainer.objective={trainer.objective}; leave it out"
             )
-        words = sorted("".join(str(override.input_line).split()) for override in swept)
+        input_lines = sorted("".join(str(override.input_line).split()) for override in sweep_overrides)
         return {
             "objective": trainer.objective,
             "direction": trainer.direction,
-            "space": " ".join(words),
-            "configuration": digest(config),
+            "space": " ".join(input_lines),
+            "configuration": hash_config(config),
         }
 
 
-def one_of(override: Override) -> str:
+def pick_first_value(override: Override) -> str:
     """Return a swept value's override with the first of its values."""
     value = override.value()
     first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
@@ -126,12 +126,12 @@ STORE.store(
     provider="genexp",
 )
 # Further keys are handed to the sampler's class in Optuna.
-SAMPLERS = {
+SAMPLER_OPTIONS = {
     "tpe": {"n_startup_trials": 10, "constant_liar": True},  # the trials of a batch keep apart
     "gp": {"n_startup_trials": 10},
     "random": {},
 }
-for name, options in SAMPLERS.items():
+for name, options in SAMPLER_OPTIONS.items():
     STORE.store(
         group="hydra/sweeper/sampler", name=name, node={"name": name, "seed": 0, **options}, provider="genexp"
     )

@@ -13,65 +13,65 @@ from hydra.core.config_store import ConfigStore
 from genexp.errors import ConfigError
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
-from genexp.sweep.worker_job import run_elsewhere
+from genexp.sweep.worker_job import run_in_worker
 
 POLL_SECONDS = 0.5
-CONNECT_SECONDS = 10
+CONNECT_TIMEOUT_SECONDS = 10
 # On this machine alone nothing large is ever handed over: the data set is read where it is needed.
-HERE = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+LOCAL_RAY_OPTIONS = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
 class RayLauncher(SweepLauncher):
     """Ray starts a job wherever the cores and GPUs that it asks for are free."""
 
-    package = "ray"
-    counts = ("n_jobs", "cpus_per_job")
+    required_package = "ray"
+    positive_int_keys = ("n_jobs", "cpus_per_job")
 
     def __init__(self, address: str | None, n_jobs: int | None, cpus_per_job: int, gpus_per_job: float) -> None:
         self.address, self.n_jobs = address, n_jobs
         self.cpus_per_job, self.gpus_per_job = cpus_per_job, gpus_per_job
 
-    def setup(self, **given: Any) -> None:
+    def setup(self, **kwargs: Any) -> None:
         """Prepare for `launch`. Raises ConfigError."""
-        super().setup(**given)
+        super().setup(**kwargs)
         if self.address is not None and ":" in self.address:
-            _refuse_unreachable(self.address)
+            _check_reachable(self.address)
 
     @property
-    def at_once(self) -> int:
+    def max_parallel_jobs(self) -> int:
         """Return how many jobs run at a time."""
         if self.n_jobs is not None:
             return self.n_jobs
         self._connect()
         import ray
 
-        have, each = ray.cluster_resources(), {"CPU": self.cpus_per_job, "GPU": self.gpus_per_job}
-        return max(1, min(int(have.get(kind, 0) / share) for kind, share in each.items() if share))
+        available, required = ray.cluster_resources(), {"CPU": self.cpus_per_job, "GPU": self.gpus_per_job}
+        return max(1, min(int(available.get(resource, 0) / amount) for resource, amount in required.items() if amount))
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Hand the jobs to Ray as there is room for them. One whose process dies costs the others nothing."""
         import ray
 
-        with self.stoppable():
+        with self.forward_stop_signal():
             self._connect()
-            call = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(run_elsewhere)
-            waiting = list(jobs)
-            calls: dict[Any, Job] = {}
-            while calls or (waiting and self.may_begin()):
-                while waiting and len(calls) < self.at_once and self.may_begin():
-                    job = waiting.pop(0)
-                    calls[call.remote(job, self.gate)] = job
-                over, _ = ray.wait(list(calls), timeout=POLL_SECONDS)
-                for reference in over:
-                    self._conclude(reference, calls.pop(reference))
+            remote_run = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(run_in_worker)
+            pending = list(jobs)
+            running: dict[Any, Job] = {}
+            while running or (pending and self.can_start_job()):
+                while pending and len(running) < self.max_parallel_jobs and self.can_start_job():
+                    job = pending.pop(0)
+                    running[remote_run.remote(job, self.stop_file)] = job
+                ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+                for reference in ready:
+                    self._check_result(reference, running.pop(reference))
 
-    def _conclude(self, reference: Any, job: Job) -> None:
+    def _check_result(self, reference: Any, job: Job) -> None:
         import ray
 
         try:
             ray.get(reference)
         except ray.exceptions.RayError as error:
-            self.record_death(job, f"its process ended early ({type(error).__name__})")
+            self.record_crash(job, f"its process ended early ({type(error).__name__})")
 
     def _connect(self) -> None:
         """Connect to Ray, once. Raises ConfigError."""
@@ -80,19 +80,19 @@ class RayLauncher(SweepLauncher):
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        settings = HERE if self.address is None else {"address": self.address}
+        options = LOCAL_RAY_OPTIONS if self.address is None else {"address": self.address}
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            said = str(error).splitlines()[0]
-            raise ConfigError(f"hydra.launcher.address={self.address}: {said}") from None
+            message = str(error).splitlines()[0]
+            raise ConfigError(f"hydra.launcher.address={self.address}: {message}") from None
 
 
-def _refuse_unreachable(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise ConfigError where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"hydra.launcher.address={address} does not answer ({error}); give the address of a cluster's head, "

@@ -21,9 +21,9 @@ class VectorizedLauncher(SweepLauncher):
         """Run the jobs; a signal that stops them ends the sweep."""
         from genexp.ensemble.run import run_jobs  # with torch: every start imports this module
 
-        stopped = run_jobs(jobs, self.may_begin, self.overview.say, should_measure=self.measure)
-        if stopped is not None:
-            sys.exit(128 + stopped)
+        stop_signal = run_jobs(jobs, self.can_start_job, self.progress.print_line, should_measure=self.measure)
+        if stop_signal is not None:
+            sys.exit(128 + stop_signal)
 
 
 # Not a file in conf/, which Hydra would hold against a launcher's schema.
