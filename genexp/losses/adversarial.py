@@ -17,7 +17,7 @@ class AdversarialLoss:
     discriminator: Callable[[Tensor, Tensor], Tensor]  # real scores, fake scores → scalar
     generator: Callable[[Tensor], Tensor]  # fake scores → scalar
     # Scores → the probability of being real that the discriminator gives each; None where it gives none.
-    belief: Callable[[Tensor], Tensor] | None
+    real_probability: Callable[[Tensor], Tensor] | None
 
 
 def _non_saturating(real: Tensor, fake: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tens
 
     The penalty can be back-propagated into the scorer: its gradient is one through a gradient.
     """
-    part = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
-    between = torch.lerp(fake.detach(), real, part)
-    slope = torch.func.grad(lambda images: score(images).sum())(
-        between
+    mix = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
+    interpolates = torch.lerp(fake.detach(), real, mix)
+    gradients = torch.func.grad(lambda images: score(images).sum())(
+        interpolates
     )  # a function of functions, as vmap wants it
-    norms = slope.flatten(1).norm(dim=1)  # (batch,)
+    norms = gradients.flatten(1).norm(dim=1)  # (batch,)
     return (norms - 1).square().mean(), norms.mean()

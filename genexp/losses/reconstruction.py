@@ -32,6 +32,6 @@ def bernoulli_log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
     return -F.binary_cross_entropy_with_logits(logits, images, reduction="none").flatten(1).sum(1)
 
 
-def gaussian_sample(mean: Tensor, log_variance: Tensor) -> Tensor:
+def reparameterize(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Return a differentiable sample of N(mean, variance) (Kingma & Welling 2014, section 2.4)."""
     return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)

@@ -137,7 +137,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
         Where scores say nothing of probabilities, return how far apart they are.
         """
-        real_probability = self.adversarial_loss.belief
+        real_probability = self.adversarial_loss.real_probability
         if real_probability is None:
             return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
         return detach_metrics(d_real=real_probability(real_scores).mean(), d_fake=real_probability(fake_scores).mean())
@@ -186,7 +186,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
                 f"the generator has collapsed: its images vary less than {COLLAPSE_THRESHOLD} times as much as real "
                 f"ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
             )
-        if self.adversarial_loss.belief is None:
+        if self.adversarial_loss.real_probability is None:
             return None
         if metrics["d_real"] > SATURATION_THRESHOLD and metrics["d_fake"] < 1 - SATURATION_THRESHOLD:
             return (

@@ -12,7 +12,7 @@ from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import make_row_grid, make_grid
 from genexp.images.latent_walks import WALK_FRAMES, traverse_units, interpolate_codes, decode_frames, make_animation
-from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
+from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, reparameterize
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
@@ -76,7 +76,7 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
         mean, log_variance = self.posterior(images)
-        logits = self.decoder(gaussian_sample(mean, log_variance))
+        logits = self.decoder(reparameterize(mean, log_variance))
         reconstruction = -bernoulli_log_likelihood(logits, images).mean()
         kl_per_unit = batch_mean(gaussian_kl(mean, log_variance))  # (latent,)
         clamped_kl = kl_per_unit.clamp(min=self.config.free_bits) if self.has_free_bits else kl_per_unit
@@ -115,7 +115,7 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
     def _score_batch(self, images: Tensor, means: list[Tensor]) -> dict[str, Tensor]:
         mean, log_variance = self.posterior(images)
         means.append(mean.float())
-        reconstruction = -bernoulli_log_likelihood(self.decoder(gaussian_sample(mean, log_variance)), images)
+        reconstruction = -bernoulli_log_likelihood(self.decoder(reparameterize(mean, log_variance)), images)
         kl = gaussian_kl(mean, log_variance).sum(1)
         reconstructed = self.decode(mean).float()
         return {

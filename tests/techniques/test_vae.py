@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
-from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, gaussian_sample
+from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, reparameterize
 from genexp.technique import Clock
 from genexp.techniques.vae import VAEConfig, VariationalAutoencoder
 from tests.support.command import assert_same
@@ -124,7 +124,7 @@ def test_pure_functions_are_torchs(images: Tensor) -> None:
         bernoulli_log_likelihood(logits, binary), Bernoulli(logits=logits).log_prob(binary).flatten(1).sum(1)
     )
     torch.manual_seed(0)
-    drawn = gaussian_sample(mean.expand(20_000, 5, 3), log_variance.expand(20_000, 5, 3))
+    drawn = reparameterize(mean.expand(20_000, 5, 3), log_variance.expand(20_000, 5, 3))
     torch.testing.assert_close(drawn.mean(0), mean, rtol=0, atol=0.1)
     torch.testing.assert_close(drawn.var(0).log(), log_variance, rtol=0, atol=0.1)
 
