@@ -7,44 +7,44 @@ import math
 import torch
 from torch import Tensor, nn
 
-FIRST_WIDTH, WIDEST = 32, 128
-SIDE_SEEN = 64  # larger images are first averaged down to a shorter side of 64 to 127
-LAST_SIDE = 4  # stages halve the image until its shorter side is at most this
+FIRST_WIDTH, MAX_WIDTH = 32, 128
+POOLED_SIDE_PIXELS = 64  # larger images are first averaged down to a shorter side of 64 to 127
+FINAL_SIDE_PIXELS = 4  # stages halve the image until its shorter side is at most this
 
 
 class Classifier(nn.Module):
     """Convolution, batch norm, ReLU and 2x2 max pooling, repeated; then a layer of features and the logits."""
 
-    def __init__(self, image_shape: tuple[int, int, int], classes: int, *, features: int = 64) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, num_features: int = 64) -> None:
         """`image_shape` is (channels, height, width); a side must be 2 or more."""
         super().__init__()
         channels, height, width = image_shape
-        shrinkage = max(1, min(height, width) // SIDE_SEEN)
-        height, width = height // shrinkage, width // shrinkage
-        stages = max(1, math.ceil(math.log2(min(height, width) / LAST_SIDE)))
+        pool_size = max(1, min(height, width) // POOLED_SIDE_PIXELS)
+        height, width = height // pool_size, width // pool_size
+        stages = max(1, math.ceil(math.log2(min(height, width) / FINAL_SIDE_PIXELS)))
         layers: list[nn.Module] = []
         for stage in range(stages):
-            wider = min(FIRST_WIDTH * 2**stage, WIDEST)
+            out_channels = min(FIRST_WIDTH * 2**stage, MAX_WIDTH)
             layers += [
-                nn.Conv2d(channels, wider, 3, padding=1, bias=False),
-                nn.BatchNorm2d(wider),
+                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             ]
-            channels = wider
+            channels = out_channels
         flat = channels * (height >> stages) * (width >> stages)
-        self.shrink = nn.AvgPool2d(shrinkage)
+        self.downsample = nn.AvgPool2d(pool_size)
         self.stages = nn.Sequential(*layers)
         # Batch norm before the ReLU keeps every feature alive: a dead one would say nothing about any image.
         self.to_features = nn.Sequential(
-            nn.Flatten(), nn.Linear(flat, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()
+            nn.Flatten(), nn.Linear(flat, num_features, bias=False), nn.BatchNorm1d(num_features), nn.ReLU()
         )
-        self.to_logits = nn.Linear(features, classes)
+        self.to_logits = nn.Linear(num_features, num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def extract_features(self, images: Tensor) -> Tensor:
         """Return the penultimate activations: (batch, channels, height, width) in [0, 1] → (batch, features)."""
-        return torch.as_tensor(self.to_features(self.stages(self.shrink(2 * images - 1))))
+        return torch.as_tensor(self.to_features(self.stages(self.downsample(2 * images - 1))))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits: (batch, channels, height, width) in [0, 1] → (batch, classes)."""
-        return torch.as_tensor(self.to_logits(self.features(images)))
+        return torch.as_tensor(self.to_logits(self.extract_features(images)))

@@ -10,7 +10,7 @@ from torch import nn
 
 from genexp.errors import ConfigError
 from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.mlp import dense
+from genexp.networks.mlp import build_mlp
 
 Size = tuple[int, int]  # height, width
 
@@ -20,27 +20,27 @@ class ConvLayer:
     """One convolution with a square kernel; its mirror undoes its change of size."""
 
     channels: int
-    kernel: int
+    kernel_size: int
     stride: int
     padding: int
-    norm: bool = False  # batch normalisation behind it
+    has_batch_norm: bool = False  # batch normalisation behind it
 
-    def shrink(self, size: Size) -> Size:
+    def output_size(self, size: Size) -> Size:
         """Return the size behind the convolution."""
-        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in size)
+        height, width = ((side + 2 * self.padding - self.kernel_size) // self.stride + 1 for side in size)
         return height, width
 
-    def lost(self, size: Size) -> Size:
+    def output_padding(self, size: Size) -> Size:
         """Return the rows and columns that the mirror has to add to arrive at `size` again."""
-        height, width = ((side + 2 * self.padding - self.kernel) % self.stride for side in size)
+        height, width = ((side + 2 * self.padding - self.kernel_size) % self.stride for side in size)
         return height, width
 
 
-def sizes(size: Size, layers: Sequence[ConvLayer]) -> list[Size]:
+def feature_map_sizes(size: Size, layers: Sequence[ConvLayer]) -> list[Size]:
     """Return the size before the first layer and behind each. Raises ConfigError where nothing is left."""
     result = [size]
     for layer in layers:
-        result.append(layer.shrink(result[-1]))
+        result.append(layer.output_size(result[-1]))
         if min(result[-1]) < 1:
             raise ConfigError(
                 f"images of {size[0]}×{size[1]} pixels are too small for this convolutional model: "
@@ -50,56 +50,56 @@ def sizes(size: Size, layers: Sequence[ConvLayer]) -> list[Size]:
     return result
 
 
-def conv_encoder(
+def build_conv_encoder(
     shape: tuple[int, int, int],
     layers: Sequence[ConvLayer],
     widths: Sequence[int],
     *,
-    between: str = "relu",
-    last: str = "linear",
+    activation: str = "relu",
+    last_activation: str = "linear",
 ) -> nn.Sequential:
     """Return a network from images (batch, *shape) to (batch, widths[-1])."""
     channels, *size = shape
-    final = sizes((size[0], size[1]), layers)[-1]
+    final_size = feature_map_sizes((size[0], size[1]), layers)[-1]
     modules: list[nn.Module] = []
     for layer in layers:
-        modules.append(nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding))
-        modules += _finish(layer.channels, norm=layer.norm, activation=between)
+        modules.append(nn.Conv2d(channels, layer.channels, layer.kernel_size, layer.stride, layer.padding))
+        modules += _build_norm_and_activation(layer.channels, has_batch_norm=layer.has_batch_norm, activation=activation)
         channels = layer.channels
-    flat = channels * final[0] * final[1]
-    return nn.Sequential(*modules, nn.Flatten(), *dense([flat, *widths], between=between, last=last))
+    flat = channels * final_size[0] * final_size[1]
+    return nn.Sequential(*modules, nn.Flatten(), *build_mlp([flat, *widths], activation=activation, last_activation=last_activation))
 
 
-def conv_decoder(
+def build_conv_decoder(
     shape: tuple[int, int, int],
     layers: Sequence[ConvLayer],
     widths: Sequence[int],
     *,
-    norms: Sequence[bool],
-    between: str = "relu",
+    batch_norms: Sequence[bool],
+    activation: str = "relu",
 ) -> nn.Sequential:
     """Return the mirror of `conv_encoder`: from (batch, widths[0]) to image logits (batch, *shape).
 
     `norms` says for each of its convolutions but the last whether batch normalisation follows.
     """
-    before = sizes((shape[1], shape[2]), layers)
-    channels, final = layers[-1].channels, before[-1]
+    layer_sizes = feature_map_sizes((shape[1], shape[2]), layers)
+    channels, final_size = layers[-1].channels, layer_sizes[-1]
     modules: list[nn.Module] = [
-        *dense([*widths, channels * final[0] * final[1]], between=between, last=between),
-        nn.Unflatten(1, (channels, *final)),
+        *build_mlp([*widths, channels * final_size[0] * final_size[1]], activation=activation, last_activation=activation),
+        nn.Unflatten(1, (channels, *final_size)),
     ]
-    outputs = [shape[0], *(layer.channels for layer in layers)]
-    mirrored = list(zip(reversed(layers), reversed(before[:-1]), pairwise(reversed(outputs)), strict=True))
-    for index, (layer, size, (inputs, output)) in enumerate(mirrored):
+    channel_counts = [shape[0], *(layer.channels for layer in layers)]
+    mirrored = list(zip(reversed(layers), reversed(layer_sizes[:-1]), pairwise(reversed(channel_counts)), strict=True))
+    for index, (layer, size, (in_channels, out_channels)) in enumerate(mirrored):
         modules.append(
             nn.ConvTranspose2d(
-                inputs, output, layer.kernel, layer.stride, layer.padding, output_padding=layer.lost(size)
+                in_channels, out_channels, layer.kernel_size, layer.stride, layer.padding, output_padding=layer.output_padding(size)
             )
         )
         if index < len(mirrored) - 1:
-            modules += _finish(output, norm=norms[index], activation=between)
+            modules += _build_norm_and_activation(out_channels, has_batch_norm=batch_norms[index], activation=activation)
     return nn.Sequential(*modules)
 
 
-def _finish(channels: int, *, norm: bool, activation: str) -> list[nn.Module]:
-    return [*([nn.BatchNorm2d(channels)] if norm else []), ACTIVATIONS[activation]()]
+def _build_norm_and_activation(channels: int, *, has_batch_norm: bool, activation: str) -> list[nn.Module]:
+    return [*([nn.BatchNorm2d(channels)] if has_batch_norm else []), ACTIVATIONS[activation]()]

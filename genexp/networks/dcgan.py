@@ -9,19 +9,19 @@ from torch import nn
 
 from genexp.errors import ConfigError
 from genexp.networks.dropout import Dropout
-from genexp.networks.gan import NORMS, SLOPE, bounded
+from genexp.networks.gan import DISCRIMINATOR_NORMS, LEAKY_RELU_SLOPE, apply_spectral_norm
 
 Shape = tuple[int, int, int]  # channels, height, width
 
-LAST_KERNELS = {0: (2, 1), 1: (3, 1), 2: (4, 1), 3: (3, 0), 4: (4, 0)}  # kernel less twice padding → both
+FINAL_KERNEL_AND_PADDING = {0: (2, 1), 1: (3, 1), 2: (4, 1), 3: (3, 0), 4: (4, 0)}  # kernel less twice padding → both
 
 
 @dataclass(frozen=True)
-class Conv:
+class ConvSpec:
     """One (transposed) convolution with a square kernel."""
 
     channels: int
-    kernel: int
+    kernel_size: int
     stride: int = 1
     padding: int = 0
 
@@ -30,11 +30,11 @@ class Conv:
 class Layout:
     """How images of a shape are built up from 1×1, and taken down to 1×1, at a width."""
 
-    up: Callable[[Shape, int], list[Conv]]  # transposed convolutions; the last one gives the image
-    down: Callable[[Shape, int], list[Conv]]  # convolutions; the last one, of one channel, gives the score
+    generator_layers: Callable[[Shape, int], list[ConvSpec]]  # transposed convolutions; the last one gives the image
+    discriminator_layers: Callable[[Shape, int], list[ConvSpec]]  # convolutions; the last one, of one channel, gives the score
 
 
-def _halvings(side: int) -> list[int]:
+def _compute_halved_sides(side: int) -> list[int]:
     """Return the sides from `side` down to at most 4 pixels, each half of the one before, rounded up."""
     sides = [side]
     while sides[-1] > 4:
@@ -46,88 +46,88 @@ def _halvings(side: int) -> list[int]:
     return sides
 
 
-def _kernel(larger: int) -> int:
+def _compute_kernel_size(side: int) -> int:
     """Return the kernel that, with stride 2 and padding 1, goes between a side and its half, rounded up."""
-    return 4 if larger % 2 == 0 else 3
+    return 4 if side % 2 == 0 else 3
 
 
-def _doubling_up(shape: Shape, width: int) -> list[Conv]:
-    *larger, base = _halvings(_side(shape))
+def _plan_doubling_generator(shape: Shape, width: int) -> list[ConvSpec]:
+    *larger, base = _compute_halved_sides(_get_square_side(shape))
     widths = [width * min(8, 2**level) for level in reversed(range(len(larger)))]
     channels = [*widths[1:], shape[0]]
     ups = zip(channels, reversed(larger), strict=True)
-    return [Conv(widths[0], base), *(Conv(each, _kernel(side), 2, 1) for each, side in ups)]
+    return [ConvSpec(widths[0], base), *(ConvSpec(out_channels, _compute_kernel_size(side), 2, 1) for out_channels, side in ups)]
 
 
-def _doubling_down(shape: Shape, width: int) -> list[Conv]:
-    *larger, base = _halvings(_side(shape))
+def _plan_doubling_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
+    *larger, base = _compute_halved_sides(_get_square_side(shape))
     downs = enumerate(larger)
-    return [*(Conv(width * min(8, 2**level), _kernel(side), 2, 1) for level, side in downs), Conv(1, base)]
+    return [*(ConvSpec(width * min(8, 2**level), _compute_kernel_size(side), 2, 1) for level, side in downs), ConvSpec(1, base)]
 
 
-def _valid_up(shape: Shape, width: int) -> list[Conv]:
+def _plan_valid_generator(shape: Shape, width: int) -> list[ConvSpec]:
     """Go 1→3→7→15→28: each side is twice the one before and one, but the last, which is the image's."""
-    side, sides = _halvings(_side(shape))[0], [3]
+    side, sides = _compute_halved_sides(_get_square_side(shape))[0], [3]
     while 2 * sides[-1] + 2 < side:
         sides.append(2 * sides[-1] + 1)
     excess = side - 2 * (sides[-1] - 1)  # kernel less twice the padding
-    if excess not in LAST_KERNELS:
+    if excess not in FINAL_KERNEL_AND_PADDING:
         raise ConfigError(
             f"images of {side}×{side} pixels are out of reach of the valid layout, which makes sides of "
             f"5 to 8, 12 to 16, 28 to 32 or 60 to 64; choose another size, or model.layout=doubling"
         )
     widths = [width * 2**level for level in reversed(range(len(sides)))]
-    kernel, padding = LAST_KERNELS[excess]
-    return [Conv(widths[0], 3), *(Conv(each, 3, 2) for each in widths[1:]), Conv(shape[0], kernel, 2, padding)]
+    kernel, padding = FINAL_KERNEL_AND_PADDING[excess]
+    return [ConvSpec(widths[0], 3), *(ConvSpec(out_channels, 3, 2) for out_channels in widths[1:]), ConvSpec(shape[0], kernel, 2, padding)]
 
 
-def _valid_down(shape: Shape, width: int) -> list[Conv]:
+def _plan_valid_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
     """Halve, rounding up, until a kernel of 3 with stride 2 leaves one pixel: 28→14→7→4→1."""
-    *larger, _ = _halvings(_side(shape))
-    return [*(Conv(width * min(2, 2**level), 3, 2, 1) for level in range(len(larger))), Conv(1, 3, 2)]
+    *larger, _ = _compute_halved_sides(_get_square_side(shape))
+    return [*(ConvSpec(width * min(2, 2**level), 3, 2, 1) for level in range(len(larger))), ConvSpec(1, 3, 2)]
 
 
 LAYOUTS = {
-    "doubling": Layout(_doubling_up, _doubling_down),  # kernels that the stride divides: no checkerboards
-    "valid": Layout(_valid_up, _valid_down),  # the source's: kernels of 3 without padding
+    "doubling": Layout(_plan_doubling_generator, _plan_doubling_discriminator),  # kernels that the stride divides: no checkerboards
+    "valid": Layout(_plan_valid_generator, _plan_valid_discriminator),  # the source's: kernels of 3 without padding
 }
 
 
-def conv_generator(latent: int, layers: Sequence[Conv], *, batch_norm: bool) -> nn.Sequential:
+def build_conv_generator(latent: int, layers: Sequence[ConvSpec], *, batch_norm: bool) -> nn.Sequential:
     """Return a network from noise (batch, latent) to images in [-1, 1]: ReLU between, tanh at the end."""
     modules: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
-    inputs = latent
+    in_channels = latent
     for layer in layers:
         modules.append(
-            nn.ConvTranspose2d(inputs, layer.channels, layer.kernel, layer.stride, layer.padding, bias=False)
+            nn.ConvTranspose2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
         )
-        inputs = layer.channels
+        in_channels = layer.channels
         if layer is not layers[-1]:
-            modules += [*([nn.BatchNorm2d(inputs)] if batch_norm else []), nn.ReLU()]
+            modules += [*([nn.BatchNorm2d(in_channels)] if batch_norm else []), nn.ReLU()]
     return nn.Sequential(*modules, nn.Tanh())
 
 
-def conv_discriminator(
-    image_channels: int, layers: Sequence[Conv], *, norm: str, dropout: float, outputs: int = 1
+def build_conv_discriminator(
+    image_channels: int, layers: Sequence[ConvSpec], *, norm: str, dropout: float, out_channels: int = 1
 ) -> nn.Sequential:
     """Return a network from images in [-1, 1] to scores (batch, outputs): leaky ReLU and dropout between."""
     modules: list[nn.Module] = []
-    inputs = image_channels
+    in_channels = image_channels
     for index, layer in enumerate(layers[:-1]):
-        modules.append(nn.Conv2d(inputs, layer.channels, layer.kernel, layer.stride, layer.padding, bias=False))
-        inputs = layer.channels
+        modules.append(nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False))
+        in_channels = layer.channels
         if index:  # the first layer sees the images' own distribution (Radford et al. 2016)
-            modules.append(NORMS[norm](inputs))
-        modules.append(nn.LeakyReLU(SLOPE))
+            modules.append(DISCRIMINATOR_NORMS[norm](in_channels))
+        modules.append(nn.LeakyReLU(LEAKY_RELU_SLOPE))
         if dropout:
             modules.append(Dropout(dropout))
     last = layers[-1]
-    modules += [nn.Conv2d(inputs, outputs, last.kernel, last.stride, last.padding, bias=False), nn.Flatten()]
+    modules += [nn.Conv2d(in_channels, out_channels, last.kernel_size, last.stride, last.padding, bias=False), nn.Flatten()]
     network = nn.Sequential(*(module for module in modules if not isinstance(module, nn.Identity)))
-    return bounded(network) if norm == "spectral" else network
+    return apply_spectral_norm(network) if norm == "spectral" else network
 
 
-def _side(shape: Shape) -> int:
+def _get_square_side(shape: Shape) -> int:
     _, height, width = shape
     if height != width:
         raise ConfigError(

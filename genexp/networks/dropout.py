@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-LEVELS = 2**16  # a rate is met to half of one part in as many; each number wants 16 random bits
+MASK_LEVELS = 2**16  # a rate is met to half of one part in as many; each number wants 16 random bits
 
 
 class Dropout(nn.Dropout):
@@ -22,24 +22,24 @@ class Dropout(nn.Dropout):
 def dropout(values: Tensor, p: float, training: bool) -> Tensor:
     """Do what torch.nn.functional.dropout does."""
     if has_torch_function_unary(values):  # someone who draws otherwise: see processes/loss.py, vectorized/draws.py
-        drawn: Tensor = handle_torch_function(dropout, (values,), values, p, training)
-        return drawn
+        result: Tensor = handle_torch_function(dropout, (values,), values, p, training)
+        return result
     if not training or not p:
         return values
     return values * dropout_mask(values, p) if values.device.type == "cpu" else F.dropout(values, p)
 
 
-def dropout_mask(like: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+def dropout_mask(reference: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
     """Return what to multiply values `like` these with on a processor: 0 with probability `p`, else 1 / (1 - p).
 
     It lies in memory as they do, and is a function of the state of `generator`, which is torch's own if None.
     """
-    kept = round((1 - p) * LEVELS)
-    if kept in (0, LEVELS):
-        return torch.full_like(like, kept / LEVELS)
+    keep_levels = round((1 - p) * MASK_LEVELS)
+    if keep_levels in (0, MASK_LEVELS):
+        return torch.full_like(reference, keep_levels / MASK_LEVELS)
     seed = torch.randint(2**62, (), generator=generator).item()
-    words = np.random.SFC64(int(seed)).random_raw(-(-like.numel() // 4))
-    levels = torch.from_numpy(words.view(np.int16))
-    mask = torch.empty_like(like)
-    torch.lt(levels.as_strided(mask.shape, mask.stride()), kept - LEVELS // 2, out=mask)
-    return mask.mul_(LEVELS / kept)
+    random_uint64 = np.random.SFC64(int(seed)).random_raw(-(-reference.numel() // 4))
+    levels = torch.from_numpy(random_uint64.view(np.int16))
+    mask = torch.empty_like(reference)
+    torch.lt(levels.as_strided(mask.shape, mask.stride()), keep_levels - MASK_LEVELS // 2, out=mask)
+    return mask.mul_(MASK_LEVELS / keep_levels)

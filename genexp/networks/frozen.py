@@ -15,17 +15,17 @@ class FrozenConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (batch, outputs, height, width) of images (batch, inputs, height, width)."""
-        return torch.as_tensor(_Filtered.apply(images, self.weight, self.bias, self._how()))
+        return torch.as_tensor(_FrozenConv2dFunction.apply(images, self.weight, self.bias, self._get_conv_args()))
 
-    def _how(self) -> tuple[Any, ...]:
+    def _get_conv_args(self) -> tuple[Any, ...]:
         assert self.padding_mode == "zeros", "images are padded with zeros only"
         return self.stride, self.padding, self.dilation, self.groups
 
 
-class _Filtered(torch.autograd.Function):
+class _FrozenConv2dFunction(torch.autograd.Function):
     @staticmethod
-    def forward(images: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
-        return F.conv2d(images, weight, bias, *how)
+    def forward(images: Tensor, weight: Tensor, bias: Tensor | None, conv_args: tuple[Any, ...]) -> Tensor:
+        return F.conv2d(images, weight, bias, *conv_args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -36,5 +36,5 @@ class _Filtered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors  # in autocast the gradient may be of another type
-        given = conv2d_input(ctx.size, weight.to(gradient.dtype), gradient, *ctx.how)
-        return given, None, None, None
+        input_gradient = conv2d_input(ctx.size, weight.to(gradient.dtype), gradient, *ctx.how)
+        return input_gradient, None, None, None

@@ -11,11 +11,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from genexp.networks.dropout import Dropout
 
-SLOPE = 0.2  # of a leaky ReLU below zero (Radford et al. 2016)
+LEAKY_RELU_SLOPE = 0.2  # of a leaky ReLU below zero (Radford et al. 2016)
 
 # How a discriminator's hidden layers, each with so many channels, may be normalised. Spectral norm is
 # none of these: it bounds weights, not activations.
-NORMS: dict[str, Callable[[int], nn.Module]] = {
+DISCRIMINATOR_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "batch": nn.BatchNorm2d,
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over channels and pixels of each sample
@@ -23,33 +23,33 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def dense_generator(
+def build_dense_generator(
     latent: int, hidden: Sequence[int], shape: tuple[int, int, int], *, batch_norm: bool = False
 ) -> nn.Sequential:
     """Return a network from noise (batch, latent) to images (batch, *shape) in [-1, 1]."""
     modules: list[nn.Module] = []
-    for inputs, outputs in pairwise([latent, *hidden]):
-        modules.append(nn.Linear(inputs, outputs, bias=not batch_norm))
+    for in_features, out_features in pairwise([latent, *hidden]):
+        modules.append(nn.Linear(in_features, out_features, bias=not batch_norm))
         if batch_norm:
-            modules.append(nn.BatchNorm1d(outputs))
-        modules.append(nn.LeakyReLU(SLOPE))
+            modules.append(nn.BatchNorm1d(out_features))
+        modules.append(nn.LeakyReLU(LEAKY_RELU_SLOPE))
     return nn.Sequential(*modules, nn.Linear(hidden[-1], math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape))
 
 
-def dense_discriminator(
-    shape: tuple[int, int, int], hidden: Sequence[int], *, dropout: float = 0.0, spectral: bool = False
+def build_dense_discriminator(
+    shape: tuple[int, int, int], hidden: Sequence[int], *, dropout: float = 0.0, has_spectral_norm: bool = False
 ) -> nn.Sequential:
     """Return a network from images (batch, *shape) in [-1, 1] to scores (batch, 1)."""
     modules: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in pairwise([math.prod(shape), *hidden]):
-        modules += [nn.Linear(inputs, outputs), nn.LeakyReLU(SLOPE)]
+    for in_features, out_features in pairwise([math.prod(shape), *hidden]):
+        modules += [nn.Linear(in_features, out_features), nn.LeakyReLU(LEAKY_RELU_SLOPE)]
         if dropout:
             modules.append(Dropout(dropout))
     network = nn.Sequential(*modules, nn.Linear(hidden[-1], 1))
-    return bounded(network) if spectral else network
+    return apply_spectral_norm(network) if has_spectral_norm else network
 
 
-def bounded(network: nn.Sequential) -> nn.Sequential:
+def apply_spectral_norm(network: nn.Sequential) -> nn.Sequential:
     """Divide each layer's weights by their largest singular value (Miyato et al. 2018)."""
     for layer in network:
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -57,13 +57,13 @@ def bounded(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
-def initialise(network: nn.Module, deviation: float) -> None:
+def init_weights(network: nn.Module, std: float) -> None:
     """Draw weights from N(0, deviation²), and scales of norms from N(1, deviation²); biases become 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, 0.0, deviation)
+            nn.init.normal_(module.weight, 0.0, std)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
-            nn.init.normal_(module.weight, 1.0, deviation)
+            nn.init.normal_(module.weight, 1.0, std)
         else:
             continue
         if module.bias is not None:

@@ -11,22 +11,22 @@ from torch import nn
 from genexp.networks.activations import ACTIVATIONS
 
 
-def dense(widths: Sequence[int], *, between: str, last: str = "linear") -> nn.Sequential:
+def build_mlp(widths: Sequence[int], *, activation: str, last_activation: str = "linear") -> nn.Sequential:
     """Return linear layers of `widths`, with activation `between` them and `last` at the end."""
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), ACTIVATIONS[between]()]
-    layers[-1] = ACTIVATIONS[last]()
+    for in_features, out_features in pairwise(widths):
+        layers += [nn.Linear(in_features, out_features), ACTIVATIONS[activation]()]
+    layers[-1] = ACTIVATIONS[last_activation]()
     return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
 
 
-def image_encoder(
-    shape: tuple[int, int, int], widths: Sequence[int], *, between: str, last: str = "linear"
+def build_dense_encoder(
+    shape: tuple[int, int, int], widths: Sequence[int], *, activation: str, last_activation: str = "linear"
 ) -> nn.Sequential:
     """Return a dense network from images (batch, *shape) to (batch, widths[-1])."""
-    return nn.Sequential(nn.Flatten(), *dense([math.prod(shape), *widths], between=between, last=last))
+    return nn.Sequential(nn.Flatten(), *build_mlp([math.prod(shape), *widths], activation=activation, last_activation=last_activation))
 
 
-def image_decoder(shape: tuple[int, int, int], widths: Sequence[int], *, between: str) -> nn.Sequential:
+def build_dense_decoder(shape: tuple[int, int, int], widths: Sequence[int], *, activation: str) -> nn.Sequential:
     """Return a dense network from (batch, widths[0]) to image logits (batch, *shape)."""
-    return nn.Sequential(*dense([*widths, math.prod(shape)], between=between), nn.Unflatten(1, shape))
+    return nn.Sequential(*build_mlp([*widths, math.prod(shape)], activation=activation), nn.Unflatten(1, shape))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-BLOCKS = ((256, 9), (128, 6), (0, 3))  # from so many pixels a side: so many residual blocks
-HALVED_FROM = 16  # pixels a side; smaller images are halved once, not twice
+BLOCKS_BY_MIN_SIDE = ((256, 9), (128, 6), (0, 3))  # from so many pixels a side: so many residual blocks
+TWO_HALVINGS_MIN_PIXELS = 16  # pixels a side; smaller images are halved once, not twice
 
 
 class ResidualBlock(nn.Module):
@@ -26,8 +26,8 @@ class ResidualBlock(nn.Module):
         return features + self.change(features)
 
 
-def resnet_generator(
-    inputs: int, outputs: int, size: tuple[int, int], *, width: int, blocks: int | None
+def build_resnet_generator(
+    in_channels: int, out_channels: int, size: tuple[int, int], *, width: int, blocks: int | None
 ) -> nn.Sequential:
     """Return a network from images (batch, inputs, *size) to (batch, outputs, *size), all in [-1, 1].
 
@@ -36,18 +36,18 @@ def resnet_generator(
     """
     side = min(size)
     if blocks is None:
-        blocks = next(count for pixels, count in BLOCKS if side >= pixels)
-    halvings = 2 if side >= HALVED_FROM else 1
-    layers = [nn.Conv2d(inputs, width, 7, 1, 3, bias=False), nn.InstanceNorm2d(width), nn.ReLU()]
+        blocks = next(count for pixels, count in BLOCKS_BY_MIN_SIDE if side >= pixels)
+    halvings = 2 if side >= TWO_HALVINGS_MIN_PIXELS else 1
+    layers = [nn.Conv2d(in_channels, width, 7, 1, 3, bias=False), nn.InstanceNorm2d(width), nn.ReLU()]
     sizes = [size]
     for _ in range(halvings):
         layers += [nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.InstanceNorm2d(2 * width), nn.ReLU()]
         width *= 2
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
     layers += [ResidualBlock(width) for _ in range(blocks)]
-    for height, breadth in reversed(sizes[:-1]):
-        even = 1 - height % 2, 1 - breadth % 2  # the row and the column that halving cannot tell
-        layers.append(nn.ConvTranspose2d(width, width // 2, 3, 2, 1, output_padding=even, bias=False))
+    for height, image_width in reversed(sizes[:-1]):
+        output_padding = 1 - height % 2, 1 - image_width % 2  # the row and the column that halving cannot tell
+        layers.append(nn.ConvTranspose2d(width, width // 2, 3, 2, 1, output_padding=output_padding, bias=False))
         width //= 2
         layers += [nn.InstanceNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(width, outputs, 7, 1, 3), nn.Tanh())
+    return nn.Sequential(*layers, nn.Conv2d(width, out_channels, 7, 1, 3), nn.Tanh())

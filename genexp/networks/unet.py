@@ -9,73 +9,73 @@ from torch import Tensor, nn
 
 from genexp.errors import ConfigError
 from genexp.networks.dropout import Dropout
-from genexp.networks.gan import SLOPE
-from genexp.networks.patchgan import NORMS
+from genexp.networks.gan import LEAKY_RELU_SLOPE
+from genexp.networks.patchgan import PATCHGAN_NORMS
 
-LEVELS = 8  # at most; 256 pixels become one
-WIDEST = 8  # times the first width
-DROPOUTS = 3  # innermost levels that drop channels
+MAX_LEVELS = 8  # at most; 256 pixels become one
+MAX_WIDTH_FACTOR = 8  # times the first width
+DROPOUT_LEVELS = 3  # innermost levels that drop channels
 
 
 class UNet(nn.Module):
     """From images (batch, inputs, height, width) to images (batch, outputs, height, width), all in [-1, 1]."""
 
     def __init__(
-        self, inputs: int, outputs: int, size: tuple[int, int], *, width: int, norm: str, dropout: float
+        self, in_channels: int, out_channels: int, size: tuple[int, int], *, width: int, norm: str, dropout: float
     ) -> None:
         """`size` is (height, width), at least 4 pixels each: each level halves it, down to 1 or 2 pixels."""
         super().__init__()
-        sizes = _halved(size)
+        sizes = _compute_level_sizes(size)
         levels = len(sizes) - 1
-        widths = [width * min(WIDEST, 2**level) for level in range(levels)]
+        widths = [width * min(MAX_WIDTH_FACTOR, 2**level) for level in range(levels)]
         self.downs = nn.ModuleList()
-        for level, (before, after) in enumerate(pairwise([inputs, *widths])):
+        for level, (level_in_channels, level_out_channels) in enumerate(pairwise([in_channels, *widths])):
             # The first level sees the pixels' own distribution; the last may have but one pixel to normalise.
-            inner = 0 < level < levels - 1
-            self.downs.append(_down(before, after, norm=norm if inner else "none", active=level > 0))
+            is_inner = 0 < level < levels - 1
+            self.downs.append(_build_down_block(level_in_channels, level_out_channels, norm=norm if is_inner else "none", has_activation=level > 0))
         self.ups = nn.ModuleList()
         for level in reversed(range(levels)):
-            after = widths[level - 1] if level else outputs
-            before = widths[level] * (1 if level == levels - 1 else 2)  # with what comes across
-            odd = sizes[level][0] % 2, sizes[level][1] % 2
-            drops = dropout if levels - 1 - DROPOUTS < level and level else 0.0
-            self.ups.append(_up(before, after, odd, norm=norm if level else None, dropout=drops))
+            level_out_channels = widths[level - 1] if level else out_channels
+            level_in_channels = widths[level] * (1 if level == levels - 1 else 2)  # with what comes across
+            output_padding = sizes[level][0] % 2, sizes[level][1] % 2
+            level_dropout = dropout if levels - 1 - DROPOUT_LEVELS < level and level else 0.0
+            self.ups.append(_build_up_block(level_in_channels, level_out_channels, output_padding, norm=norm if level else None, dropout=level_dropout))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the translated images."""
-        across: list[Tensor] = []
+        skips: list[Tensor] = []
         features = images
         for down in self.downs:
             features = down(features)
-            across.append(features)
-        features = self.ups[0](across.pop())
+            skips.append(features)
+        features = self.ups[0](skips.pop())
         for up in list(self.ups)[1:]:
-            features = up(torch.cat([features, across.pop()], dim=1))
+            features = up(torch.cat([features, skips.pop()], dim=1))
         return features.tanh()
 
 
-def _halved(size: tuple[int, int]) -> list[tuple[int, int]]:
+def _compute_level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
     """Return the size at each level, the image's own first."""
     sizes = [size]
-    while min(sizes[-1]) >= 2 and len(sizes) <= LEVELS:
+    while min(sizes[-1]) >= 2 and len(sizes) <= MAX_LEVELS:
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
     if len(sizes) < 3:
         raise ConfigError(f"images of {size[0]}×{size[1]} pixels are too small for a U-Net; use 4 or more a side")
     return sizes
 
 
-def _down(before: int, after: int, *, norm: str, active: bool) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.LeakyReLU(SLOPE)] if active else []
-    layers += [nn.Conv2d(before, after, 4, 2, 1, bias=norm == "none"), NORMS[norm](after)]
+def _build_down_block(in_channels: int, out_channels: int, *, norm: str, has_activation: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.LeakyReLU(LEAKY_RELU_SLOPE)] if has_activation else []
+    layers += [nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=norm == "none"), PATCHGAN_NORMS[norm](out_channels)]
     return nn.Sequential(*layers)
 
 
-def _up(before: int, after: int, odd: tuple[int, int], *, norm: str | None, dropout: float) -> nn.Sequential:
+def _build_up_block(in_channels: int, out_channels: int, output_padding: tuple[int, int], *, norm: str | None, dropout: float) -> nn.Sequential:
     """Return a level that doubles the size, and adds the row and the column that halving lost."""
     layers: list[nn.Module] = [
         nn.ReLU(),
-        nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=odd, bias=norm is None),
+        nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, output_padding=output_padding, bias=norm is None),
     ]
     if norm is not None:
-        layers += [NORMS[norm](after), Dropout(dropout)]
+        layers += [PATCHGAN_NORMS[norm](out_channels), Dropout(dropout)]
     return nn.Sequential(*layers)

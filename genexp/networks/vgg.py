@@ -16,57 +16,57 @@ from torch import Tensor, nn
 from genexp.errors import ConfigError
 from genexp.networks.frozen import FrozenConv2d
 
-BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels and number of convolutions
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
+CONV_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels and number of convolutions
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
 POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "max": lambda: nn.MaxPool2d(2),
     "average": lambda: nn.AvgPool2d(2),  # lets gradients reach each pixel (Gatys et al. 2016)
 }
-URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
-PATIENCE = 30  # seconds without a byte from the network
-WAYS_OUT = "set model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
+WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
+DOWNLOAD_TIMEOUT_SECONDS = 30  # seconds without a byte from the network
+WEIGHTS_REMEDY = "set model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
 
 
-def _all_layers() -> Iterator[tuple[str, int]]:
+def _iterate_layers() -> Iterator[tuple[str, int]]:
     number = 0
-    for channels, convolutions in BLOCKS:
-        for _ in range(convolutions):
+    for channels, num_convs in CONV_BLOCKS:
+        for _ in range(num_convs):
             number += 1
             yield f"conv_{number}", channels
             yield f"relu_{number}", channels
         yield f"pool_{number}", channels
 
 
-LAYERS = dict(_all_layers())  # name → channels, in order: the nth is features.n of torchvision's network
+LAYER_CHANNELS = dict(_iterate_layers())  # name → channels, in order: the nth is features.n of torchvision's network
 
 
-class Vgg19(nn.Module):
+class VGG19(nn.Module):
     """Frozen features of images. A convolution is looked at before its ReLU."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(self, layers: Sequence[str], *, pooling: str = "max") -> None:
         """`layers` are the names of those looked at, for example conv_4, relu_4 or pool_4."""
         super().__init__()
-        names = list(LAYERS)
-        self.looked_at = frozenset(layers)
+        names = list(LAYER_CHANNELS)
+        self.output_layers = frozenset(layers)
         channels = 3
         self.layers = nn.ModuleDict()
         for name in names[: 1 + max(names.index(layer) for layer in layers)]:
             kind = name.partition("_")[0]
             if kind == "conv":
-                self.layers[name] = FrozenConv2d(channels, LAYERS[name], 3, padding=1)
-                channels = LAYERS[name]
+                self.layers[name] = FrozenConv2d(channels, LAYER_CHANNELS[name], 3, padding=1)
+                channels = LAYER_CHANNELS[name]
             elif kind == "relu":
                 # One in place would spoil the convolution's output where that is looked at, and so is there
                 # anyway: then this is a ReLU that keeps its input for the gradient, not its output.
-                kept = f"conv_{name.partition('_')[2]}" in self.looked_at
-                self.layers[name] = nn.Threshold(0, 0) if kept else nn.ReLU(inplace=True)
+                is_output = f"conv_{name.partition('_')[2]}" in self.output_layers
+                self.layers[name] = nn.Threshold(0, 0) if is_output else nn.ReLU(inplace=True)
             else:
                 self.layers[name] = POOLINGS[pooling]()
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -75,13 +75,13 @@ class Vgg19(nn.Module):
         What is computed of some features before the next are asked for has its gradient when theirs is due, and
         not ahead of all: gradients go the way back.
         """
-        features = (images - self.mean) / self.deviation
+        features = (images - self.mean) / self.std
         for name, layer in self.layers.items():
             features = layer(features)
-            if name in self.looked_at:
+            if name in self.output_layers:
                 yield name, features
 
-    def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
+    def compute_feature_shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
         """Return layer → (channels, height, width) of the features of images of `size`. Raises ConfigError."""
         height, width = size
         shapes = {}
@@ -93,87 +93,87 @@ class Vgg19(nn.Module):
                     f"an image of {size[0]}×{size[1]} pixels vanishes at layer {name}; raise dataset.size "
                     f"(or the smallest of model.scales), or look at earlier layers only"
                 )
-            shapes[name] = (LAYERS[name], height, width)
-        return {name: shapes[name] for name in shapes if name in self.looked_at}
+            shapes[name] = (LAYER_CHANNELS[name], height, width)
+        return {name: shapes[name] for name in shapes if name in self.output_layers}
 
     def load(self, weights: Mapping[str, Tensor], *, origin: str) -> None:
         """Take over the convolutions of torchvision's vgg19. Raises ConfigError naming `origin`."""
-        indices = {name: index for index, name in enumerate(LAYERS)}
+        indices = {name: index for index, name in enumerate(LAYER_CHANNELS)}
         for name, layer in self.layers.items():
-            for part, own in layer.named_parameters():
-                key = f"features.{indices[name]}.{part}"
-                given = weights.get(key)
-                if not isinstance(given, Tensor):
-                    raise ConfigError(f"model.weights={origin} lacks {key}; {WAYS_OUT}")
-                if given.shape != own.shape:
-                    sizes = f"{list(given.shape)}, not {list(own.shape)}"
-                    raise ConfigError(f"model.weights={origin}: {key} is {sizes}; {WAYS_OUT}")
-                if not torch.isfinite(given).all():
-                    raise ConfigError(f"model.weights={origin}: {key} is not finite; {WAYS_OUT}")
-                own.copy_(given)
+            for parameter_name, parameter in layer.named_parameters():
+                key = f"features.{indices[name]}.{parameter_name}"
+                value = weights.get(key)
+                if not isinstance(value, Tensor):
+                    raise ConfigError(f"model.weights={origin} lacks {key}; {WEIGHTS_REMEDY}")
+                if value.shape != parameter.shape:
+                    sizes = f"{list(value.shape)}, not {list(parameter.shape)}"
+                    raise ConfigError(f"model.weights={origin}: {key} is {sizes}; {WEIGHTS_REMEDY}")
+                if not torch.isfinite(value).all():
+                    raise ConfigError(f"model.weights={origin}: {key} is not finite; {WEIGHTS_REMEDY}")
+                parameter.copy_(value)
 
     @torch.no_grad()
-    def randomise(self, images: Sequence[Tensor]) -> None:
+    def init_random_weights(self, images: Sequence[Tensor]) -> None:
         """Draw orthogonal filters and let each have responses of mean 0 and variance 1 to `images`.
 
         The filters suit any images; the scale and the bias from data (Salimans & Kingma 2016, section 3) keep
         features from vanishing or blowing up, and each ReLU open for about half of the places.
         """
-        maps = [(image - self.mean) / self.deviation for image in images]
+        feature_maps = [(image - self.mean) / self.std for image in images]
         for layer in self.layers.values():
             if isinstance(layer, nn.Conv2d):
                 assert layer.bias is not None
                 layer.weight.copy_(nn.init.orthogonal_(torch.empty(layer.weight.shape)))
                 layer.bias.zero_()
-                responses = torch.cat([layer(features).flatten(2) for features in maps], dim=2)
-                deviation, mean = torch.std_mean(responses, dim=(0, 2))
-                scale = 1 / deviation.clamp_min(1e-6)
+                responses = torch.cat([layer(features).flatten(2) for features in feature_maps], dim=2)
+                std, mean = torch.std_mean(responses, dim=(0, 2))
+                scale = 1 / std.clamp_min(1e-6)
                 layer.weight.mul_(scale.view(-1, 1, 1, 1))
                 layer.bias.copy_(-mean * scale)
-            maps = [layer(features) for features in maps]
+            feature_maps = [layer(features) for features in feature_maps]
 
 
-def trained_weights(name: str) -> Mapping[str, Tensor]:
+def load_weights(name: str) -> Mapping[str, Tensor]:
     """Return the weights called "imagenet", or those in the file of that name. Raises ConfigError."""
-    return imagenet_weights() if name == "imagenet" else weights_from(Path(name).expanduser())
+    return load_imagenet_weights() if name == "imagenet" else load_weight_file(Path(name).expanduser())
 
 
-def imagenet_weights() -> Mapping[str, Tensor]:
+def load_imagenet_weights() -> Mapping[str, Tensor]:
     """Return the weights in torchvision's cache, after downloading them there if need be. Raises ConfigError."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
-    if file.is_file():
-        return weights_from(file)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS_URL).name
+    if path.is_file():
+        return load_weight_file(path)
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         # It arrives under another name and its checksum is compared: no half of it is ever taken for the whole.
-        torch.hub.load_state_dict_from_url(URL, map_location="cpu", check_hash=True, weights_only=True)
+        torch.hub.load_state_dict_from_url(WEIGHTS_URL, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"model.weights=imagenet: {file} is absent and its download failed ({reason}); {WAYS_OUT}"
+            f"model.weights=imagenet: {path} is absent and its download failed ({reason}); {WEIGHTS_REMEDY}"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
-    return weights_from(file)
+    return load_weight_file(path)
 
 
-def weights_from(file: Path) -> Mapping[str, Tensor]:
+def load_weight_file(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in a weight file, by name, without executing what it may hold. Raises ConfigError."""
-    if not file.is_file():
-        raise ConfigError(f"model.weights={file} is no file; {WAYS_OUT}")
+    if not path.is_file():
+        raise ConfigError(f"model.weights={path} is no file; {WEIGHTS_REMEDY}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's doubts about a file that it then refuses
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ConfigError(
-            f"model.weights={file} is no weight file, or holds more than tensors, possibly code: not loaded; "
-            f"{WAYS_OUT}"
+            f"model.weights={path} is no weight file, or holds more than tensors, possibly code: not loaded; "
+            f"{WEIGHTS_REMEDY}"
         ) from None
     except Exception as error:  # a damaged file can make torch and zipfile raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"model.weights={file} cannot be read ({reason}); {WAYS_OUT}") from None
+        raise ConfigError(f"model.weights={path} cannot be read ({reason}); {WEIGHTS_REMEDY}") from None
     if not isinstance(content, Mapping):
-        raise ConfigError(f"model.weights={file} holds no weights by name; {WAYS_OUT}")
+        raise ConfigError(f"model.weights={path} holds no weights by name; {WEIGHTS_REMEDY}")
     return content

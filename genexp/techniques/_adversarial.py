@@ -18,8 +18,8 @@ from genexp.images.grid import make_grid
 from genexp.images.latent_walks import make_animation
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.generation import GenerationMetrics
-from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
-from genexp.networks.gan import NORMS, initialise
+from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_generator
+from genexp.networks.gan import DISCRIMINATOR_NORMS, init_weights
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics
 
@@ -62,7 +62,7 @@ class ConvGANConfig(BaseGANConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, table in (("layout", LAYOUTS), ("discriminator_norm", NORMS)):
+        for key, table in (("layout", LAYOUTS), ("discriminator_norm", DISCRIMINATOR_NORMS)):
             value = getattr(self, key)
             require(value in table, key, value, f"choose one of {', '.join(table)}")
         for key in ("generator_width", "discriminator_width"):
@@ -88,7 +88,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
         self.generator, self.discriminator = self.build(spec)
         if config.init_std is not None:
-            initialise(self, config.init_std)
+            init_weights(self, config.init_std)
         self.register_buffer("fixed_noise", torch.randn(PREVIEW_SAMPLES, config.latent))
         self.generation_metrics: GenerationMetrics | None = None
 
@@ -205,17 +205,17 @@ class BaseConvGAN(BaseGAN):
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape
         layout = LAYOUTS[config.layout]
-        generator = conv_generator(
+        generator = build_conv_generator(
             config.latent + self.condition_size,
-            layout.up(shape, config.generator_width),
+            layout.generator_layers(shape, config.generator_width),
             batch_norm=config.generator_batch_norm,
         )
-        discriminator = conv_discriminator(
+        discriminator = build_conv_discriminator(
             shape[0],
-            layout.down(shape, config.discriminator_width),
+            layout.discriminator_layers(shape, config.discriminator_width),
             norm=config.discriminator_norm,
             dropout=config.dropout,
-            outputs=self.discriminator_outputs,
+            out_channels=self.discriminator_outputs,
         )
         return generator, discriminator
 

@@ -17,7 +17,7 @@ from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.mlp import image_decoder, image_encoder
+from genexp.networks.mlp import build_dense_decoder, build_dense_encoder
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique
 
 
@@ -118,8 +118,8 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
 def build_dense_autoencoder(shape: tuple[int, int, int], config: DenseAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
     """Return a dense encoder and the decoder that mirrors it."""
     activation = config.activation
-    encoder = image_encoder(shape, config.widths, between=activation, last=config.latent_activation)
-    return encoder, image_decoder(shape, config.widths[::-1], between=activation)
+    encoder = build_dense_encoder(shape, config.widths, activation=activation, last_activation=config.latent_activation)
+    return encoder, build_dense_decoder(shape, config.widths[::-1], activation=activation)
 
 
 class DenoisingAutoencoder(Autoencoder):

@@ -8,7 +8,7 @@ from torch import nn
 
 from genexp.config import require
 from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.conv import ConvLayer, conv_decoder, conv_encoder
+from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder
 from genexp.techniques._autoencoder import AutoencoderConfig
 
 STRIDES = (2, 2, 1)  # 28→13→6→4
@@ -36,10 +36,10 @@ class ConvAutoencoderConfig(AutoencoderConfig):
 def build_conv_autoencoder(shape: tuple[int, int, int], config: ConvAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
     """Return a convolutional encoder and the decoder that mirrors it."""
     layers = [
-        ConvLayer(channels, kernel=3, stride=stride, padding=0)
+        ConvLayer(channels, kernel_size=3, stride=stride, padding=0)
         for channels, stride in zip(config.channels, STRIDES, strict=True)
     ]
     activation = config.activation
-    encoder = conv_encoder(shape, layers, [config.latent], between=activation, last=config.latent_activation)
-    decoder = conv_decoder(shape, layers, [config.latent], norms=[False, False], between=activation)
+    encoder = build_conv_encoder(shape, layers, [config.latent], activation=activation, last_activation=config.latent_activation)
+    decoder = build_conv_decoder(shape, layers, [config.latent], batch_norms=[False, False], activation=activation)
     return encoder, decoder

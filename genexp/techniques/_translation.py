@@ -9,7 +9,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.images.grid import make_row_grid
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss
-from genexp.networks.patchgan import NORMS
+from genexp.networks.patchgan import PATCHGAN_NORMS
 from genexp.technique import Metrics, detach_metrics
 
 
@@ -26,7 +26,7 @@ class TranslationConfig:
     def __post_init__(self) -> None:
         choices = ", ".join(ADVERSARIAL_LOSSES)
         require(self.loss in ADVERSARIAL_LOSSES, "loss", self.loss, f"choose one of {choices}")
-        require(self.norm in NORMS, "norm", self.norm, f"choose one of {', '.join(NORMS)}")
+        require(self.norm in PATCHGAN_NORMS, "norm", self.norm, f"choose one of {', '.join(PATCHGAN_NORMS)}")
         for key in ("generator_width", "discriminator_width"):
             require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
         require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genexp.config import require
 from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.conv import ConvLayer, conv_decoder, conv_encoder
+from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder
 from genexp.technique import register
 from genexp.techniques._autoencoder import AutoencoderConfig, DenoisingAutoencoder
 
@@ -48,13 +48,13 @@ class ConvDenoisingAutoencoder(DenoisingAutoencoder):
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         config = self.config
         layers = [
-            ConvLayer(config.channels[0], kernel=3, stride=2, padding=1),
-            ConvLayer(config.channels[1], kernel=3, stride=2, padding=1, norm=True),
-            ConvLayer(config.channels[2], kernel=3, stride=2, padding=0),
+            ConvLayer(config.channels[0], kernel_size=3, stride=2, padding=1),
+            ConvLayer(config.channels[1], kernel_size=3, stride=2, padding=1, has_batch_norm=True),
+            ConvLayer(config.channels[2], kernel_size=3, stride=2, padding=0),
         ]
         widths, activation = [config.hidden, config.latent], config.activation
-        encoder = conv_encoder(shape, layers, widths, between=activation)
-        decoder = conv_decoder(shape, layers, widths[::-1], norms=[True, True], between=activation)
+        encoder = build_conv_encoder(shape, layers, widths, activation=activation)
+        decoder = build_conv_decoder(shape, layers, widths[::-1], batch_norms=[True, True], activation=activation)
         return encoder, decoder
 
     def corrupt(self, images: Tensor) -> Tensor:

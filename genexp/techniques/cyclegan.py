@@ -18,9 +18,9 @@ from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import ssim
 from genexp.metrics.sliced_wasserstein import sliced_wasserstein
-from genexp.networks.gan import initialise
-from genexp.networks.patchgan import patchgan
-from genexp.networks.resnet import resnet_generator
+from genexp.networks.gan import init_weights
+from genexp.networks.patchgan import build_patchgan
+from genexp.networks.resnet import build_resnet_generator
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 from genexp.techniques._image_history import ImageHistory
 from genexp.techniques._translation import TranslationConfig, make_comparison_grid, discriminator_metrics, to_signed_range, to_unit_range
@@ -67,14 +67,14 @@ class CycleGAN(Technique, CanTranslate):
         shape = (size[0], size[1])
         width, blocks = config.generator_width, config.blocks
         self.generators = nn.ModuleDict(
-            {direction: resnet_generator(channels, channels, shape, width=width, blocks=blocks) for direction in ("ab", "ba")}
+            {direction: build_resnet_generator(channels, channels, shape, width=width, blocks=blocks) for direction in ("ab", "ba")}
         )
         width, norm = config.discriminator_width, config.norm
         self.discriminators = nn.ModuleDict(
-            {domain: patchgan(channels, shape, width=width, norm=norm) for domain in ("a", "b")}
+            {domain: build_patchgan(channels, shape, width=width, norm=norm) for domain in ("a", "b")}
         )
         if config.init_std is not None:
-            initialise(self, config.init_std)
+            init_weights(self, config.init_std)
         self.history_a, self.history_b = ImageHistory(config.history, a), ImageHistory(config.history, b)
 
     def phases(self) -> tuple[GradientPhase, ...]:

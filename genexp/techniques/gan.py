@@ -8,7 +8,7 @@ from torch import nn
 
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.networks.gan import dense_discriminator, dense_generator
+from genexp.networks.gan import build_dense_discriminator, build_dense_generator
 from genexp.technique import register
 from genexp.techniques._adversarial import BaseGAN, BaseGANConfig
 
@@ -37,8 +37,8 @@ class GAN(BaseGAN):
 
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape
-        generator = dense_generator(config.latent, config.hidden, shape, batch_norm=config.generator_batch_norm)
-        discriminator = dense_discriminator(
-            shape, config.hidden[::-1], dropout=config.dropout, spectral=config.spectral_norm
+        generator = build_dense_generator(config.latent, config.hidden, shape, batch_norm=config.generator_batch_norm)
+        discriminator = build_dense_discriminator(
+            shape, config.hidden[::-1], dropout=config.dropout, has_spectral_norm=config.spectral_norm
         )
         return generator, discriminator

@@ -15,8 +15,8 @@ from genexp.data.dataset import DataSpec
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import psnr, ssim
-from genexp.networks.gan import initialise
-from genexp.networks.patchgan import patchgan
+from genexp.networks.gan import init_weights
+from genexp.networks.patchgan import build_patchgan
 from genexp.networks.unet import UNet
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 from genexp.techniques._translation import TranslationConfig, make_comparison_grid, discriminator_metrics, to_signed_range, to_unit_range
@@ -54,9 +54,9 @@ class Pix2Pix(Technique, CanTranslate):
         self.generator = UNet(
             in_channels, out_channels, size, width=config.generator_width, norm=norm, dropout=config.dropout
         )
-        self.discriminator = patchgan(in_channels + out_channels, size, width=config.discriminator_width, norm=norm)
+        self.discriminator = build_patchgan(in_channels + out_channels, size, width=config.discriminator_width, norm=norm)
         if config.init_std is not None:
-            initialise(self, config.init_std)
+            init_weights(self, config.init_std)
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (

@@ -17,7 +17,7 @@ from genexp.data.dataset import DataSpec
 from genexp.images.color import COLOR_MODES
 from genexp.images.grid import PAD_VALUE, PADDING_PIXELS
 from genexp.images.resize import resize
-from genexp.networks.vgg import LAYERS, POOLINGS, Vgg19, trained_weights
+from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG19, load_weights
 from genexp.precision import promote_to_float32
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
 
@@ -39,7 +39,7 @@ class StyleTransferConfig:
     def __post_init__(self) -> None:
         for key in ("content_layers", "style_layers"):
             layers = getattr(self, key)
-            is_known = bool(layers) and set(layers) <= set(LAYERS)
+            is_known = bool(layers) and set(layers) <= set(LAYER_CHANNELS)
             require(is_known, key, layers, "name layers such as conv_4, relu_4 or pool_4, up to 16")
         for key in ("content_weight", "style_weight", "variation_weight"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
@@ -55,18 +55,18 @@ class StyleTransferConfig:
 class ScaleLoss(nn.Module):
     """One size at which images are compared, and what the features should be there."""
 
-    def __init__(self, size: tuple[int, int], features: Vgg19, config: StyleTransferConfig) -> None:
+    def __init__(self, size: tuple[int, int], features: VGG19, config: StyleTransferConfig) -> None:
         """`size` is (height, width), of which the content's and the style's features are taken."""
         super().__init__()
         self.size = size
-        shapes = features.shapes(size)
+        shapes = features.compute_feature_shapes(size)
         for layer in config.content_layers:
             self.register_buffer(f"content_{layer}", torch.zeros(1, *shapes[layer]))
         for layer in config.style_layers:
-            self.register_buffer(f"style_{layer}", torch.zeros(1, LAYERS[layer], LAYERS[layer]))
+            self.register_buffer(f"style_{layer}", torch.zeros(1, LAYER_CHANNELS[layer], LAYER_CHANNELS[layer]))
         self.content_layers, self.style_layers = config.content_layers, config.style_layers
 
-    def set_targets(self, features: Vgg19, content: Tensor, style: Tensor) -> None:
+    def set_targets(self, features: VGG19, content: Tensor, style: Tensor) -> None:
         """Take the targets from two images (1, 3, height, width)."""
         for layer, layer_features in features(content):
             if layer in self.content_layers:
@@ -75,7 +75,7 @@ class ScaleLoss(nn.Module):
             if layer in self.style_layers:
                 self.get_buffer(f"style_{layer}").copy_(gram_matrix(layer_features))
 
-    def losses(self, features: Vgg19, image: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, features: VGG19, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far the content and the style of `image` are from the targets, summed over layers."""
         content, style = [], []
         for layer, layer_features in features(resize(image, self.size)):
@@ -114,12 +114,12 @@ class StyleTransfer(Technique, CanStylize):
         self.config = config
         _, height, width = spec.shape("content")
         _, *style_size = spec.shape("style")
-        self.features = Vgg19([*config.content_layers, *config.style_layers], pooling=config.pooling)
+        self.features = VGG19([*config.content_layers, *config.style_layers], pooling=config.pooling)
         self.color_mode = COLOR_MODES[config.preserve_color]
         self.canvas = ImageParameter((self.color_mode.channels, height, width))
         self.scales = nn.ModuleList()
         for fraction in config.scales:
-            self.features.shapes(_scale_size((style_size[0], style_size[1]), fraction))  # raises where it is too small
+            self.features.compute_feature_shapes(_scale_size((style_size[0], style_size[1]), fraction))  # raises where it is too small
             self.scales.append(ScaleLoss(_scale_size((height, width), fraction), self.features, config))
         self.register_buffer("content", torch.zeros(1, 3, height, width))
         self._metric_suffix = "_random" if config.weights == "random" else ""
@@ -146,9 +146,9 @@ class StyleTransfer(Technique, CanStylize):
         (photographs,) = samples
         content, style = self.color_mode.preprocess(photographs["content"], photographs["style"])
         if self.config.weights == "random":
-            self.features.randomise([content, style])
+            self.features.init_random_weights([content, style])
         else:
-            self.features.load(trained_weights(self.config.weights), origin=self.config.weights)
+            self.features.load(load_weights(self.config.weights), origin=self.config.weights)
         self.content.copy_(photographs["content"])
         self.canvas.image.copy_(content[:, : self.color_mode.channels])
         for fraction, scale in zip(self.config.scales, self._get_scales(), strict=True):

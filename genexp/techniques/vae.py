@@ -17,7 +17,7 @@ from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.mlp import image_decoder, image_encoder
+from genexp.networks.mlp import build_dense_decoder, build_dense_encoder
 from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
@@ -59,10 +59,10 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
         super().__init__()
         self.config, self.has_free_bits = config, config.free_bits > 0
         shape, hidden, activation = spec.image_shape, config.hidden, config.activation
-        self.encoder = image_encoder(shape, hidden, between=activation, last=activation)
+        self.encoder = build_dense_encoder(shape, hidden, activation=activation, last_activation=activation)
         self.mean = nn.Linear(hidden[-1], config.latent)
         self.log_variance = nn.Linear(hidden[-1], config.latent)
-        self.decoder = image_decoder(shape, [config.latent, *hidden[::-1]], between=activation)
+        self.decoder = build_dense_decoder(shape, [config.latent, *hidden[::-1]], activation=activation)
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (GradientPhase("vae", self, self.loss),)

@@ -15,7 +15,7 @@ from benchmark.clock import read_seconds
 from benchmark.compose import compose_config
 from benchmark.isolated_process import run_in_new_process
 from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, run_paired_rounds
-from genexp.networks.vgg import DEVIATION, MEAN
+from genexp.networks.vgg import IMAGENET_STD, IMAGENET_MEAN
 from genexp.runs.build import Run, build_run
 from genexp.technique import Clock, GradientPhase
 from genexp.training.trainer import begin
@@ -83,7 +83,7 @@ def _measure_steps(run: Run) -> float:
 
 class Normalization(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
-        return (image - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(DEVIATION).view(-1, 1, 1)
+        return (image - torch.tensor(IMAGENET_MEAN).view(-1, 1, 1)) / torch.tensor(IMAGENET_STD).view(-1, 1, 1)
 
 
 class _FeatureLoss(nn.Module):

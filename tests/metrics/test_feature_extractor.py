@@ -167,6 +167,6 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 48), (3, 128, 200), (1, 2, 5)], ids=str)
 def test_the_classifier_fits_images_of_any_size(shape: tuple[int, int, int]) -> None:
-    classifier = Classifier(shape, classes=4).eval()
-    assert classifier.features(torch.rand(2, *shape)).shape == (2, 64)
+    classifier = Classifier(shape, num_classes=4).eval()
+    assert classifier.extract_features(torch.rand(2, *shape)).shape == (2, 64)
     assert classifier(torch.rand(2, *shape)).shape == (2, 4)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from genexp.errors import ConfigError
 from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.conv import ConvLayer, conv_decoder, conv_encoder, sizes
-from genexp.networks.mlp import dense, image_decoder, image_encoder
+from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder, feature_map_sizes
+from genexp.networks.mlp import build_mlp, build_dense_decoder, build_dense_encoder
 from tests.support.compose import technique
 
 Shape = tuple[int, int, int]
@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 DENSE = ("stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder", "vae")
 CONVOLUTIONAL = ("conv_autoencoder", "conv_denoising_autoencoder")
 VALID = [ConvLayer(16, 3, 2, 0), ConvLayer(32, 3, 2, 0), ConvLayer(64, 3, 1, 0)]
-PADDED = [ConvLayer(8, 3, 2, 1), ConvLayer(16, 3, 2, 1, norm=True), ConvLayer(32, 3, 2, 0)]
+PADDED = [ConvLayer(8, 3, 2, 1), ConvLayer(16, 3, 2, 1, has_batch_norm=True), ConvLayer(32, 3, 2, 0)]
 
 
 def passed(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
@@ -126,8 +126,8 @@ LARGE: list[Shape] = [(3, 48, 48), (3, 64, 40), (3, 96, 96)]
 @pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
 @pytest.mark.parametrize("layers", [VALID, PADDED], ids=["valid", "padded"])
 def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayer]) -> None:
-    encoder = conv_encoder(shape, layers, [7])
-    decoder = conv_decoder(shape, layers, [7], norms=[False] * 2)
+    encoder = build_conv_encoder(shape, layers, [7])
+    decoder = build_conv_decoder(shape, layers, [7], batch_norms=[False] * 2)
     down = passed(encoder, torch.zeros(2, *shape))
     up = passed(decoder, torch.zeros(2, 7))
     assert up[-1] == shape
@@ -152,9 +152,9 @@ def test_a_technique_fits_the_images_it_is_given(name: str, shape: Shape) -> Non
 @pytest.mark.parametrize(("side", "smallest"), [(1, 15), (2, 15), (10, 15), (14, 15)])
 def test_images_too_small_for_the_convolutions_are_refused(side: int, smallest: int) -> None:
     with pytest.raises(ConfigError, match=f"images of {side}×40 pixels are too small") as caught:
-        conv_encoder((1, side, 40), VALID, [10])
+        build_conv_encoder((1, side, 40), VALID, [10])
     assert "model=stacked_autoencoder" in str(caught.value)
-    assert conv_encoder((1, smallest, 40), VALID, [10])(torch.zeros(2, 1, smallest, 40)).shape == (2, 10)
+    assert build_conv_encoder((1, smallest, 40), VALID, [10])(torch.zeros(2, 1, smallest, 40)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
@@ -169,26 +169,26 @@ def test_sizes_are_those_of_torch() -> None:
             images = torch.zeros(1, 1, side, side + 5)
             expected = [(side, side + 5)]
             for layer in layers:
-                images = nn.Conv2d(1, 1, layer.kernel, layer.stride, layer.padding).forward(images)
+                images = nn.Conv2d(1, 1, layer.kernel_size, layer.stride, layer.padding).forward(images)
                 expected.append((images.shape[2], images.shape[3]))
-            assert sizes((side, side + 5), layers) == expected
+            assert feature_map_sizes((side, side + 5), layers) == expected
 
 
 # --- Dense networks.
 
 
 def test_dense_layers_have_activations_between_and_one_last() -> None:
-    network = dense([5, 4, 3], between="relu", last="tanh")
+    network = build_mlp([5, 4, 3], activation="relu", last_activation="tanh")
     assert [type(layer).__name__ for layer in network] == ["Linear", "ReLU", "Linear", "Tanh"]
-    network = dense([5, 4, 3], between="linear")
+    network = build_mlp([5, 4, 3], activation="linear")
     assert [type(layer).__name__ for layer in network] == ["Linear", "Linear"]
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 9)], ids=str)
 @pytest.mark.parametrize("widths", [[6], [16, 6]])
 def test_dense_images_go_in_and_come_out(shape: Shape, widths: Sequence[int]) -> None:
-    encoder = image_encoder(shape, widths, between="silu")
-    decoder = image_decoder(shape, widths[::-1], between="silu")
+    encoder = build_dense_encoder(shape, widths, activation="silu")
+    decoder = build_dense_decoder(shape, widths[::-1], activation="silu")
     assert encoder(torch.rand(4, *shape)).shape == (4, 6)
     assert decoder(torch.rand(4, 6)).shape == (4, *shape)
 

@@ -20,8 +20,8 @@ from genexp.data.dataset import Dataset, DataSpec, Split
 from genexp.errors import ConfigError
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
 from genexp.metrics.generation import GenerationMetrics
-from genexp.networks.dcgan import LAYOUTS, conv_discriminator, conv_generator
-from genexp.networks.gan import dense_discriminator, dense_generator
+from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_generator
+from genexp.networks.gan import build_dense_discriminator, build_dense_generator
 from genexp.technique import Clock, Technique, find_technique
 from genexp.techniques._adversarial import BaseGAN, slerp
 from genexp.techniques.cgan import ConditionalGAN
@@ -94,8 +94,8 @@ def kinds(network: nn.Sequential) -> list[str]:
 
 
 def test_dense_networks_are_the_references() -> None:
-    generator = dense_generator(128, [256, 512, 1024], GREY)
-    discriminator = dense_discriminator(GREY, [1024, 512, 256], dropout=0.3)
+    generator = build_dense_generator(128, [256, 512, 1024], GREY)
+    discriminator = build_dense_discriminator(GREY, [1024, 512, 256], dropout=0.3)
     widths = [(layer.in_features, layer.out_features) for layer in generator if isinstance(layer, nn.Linear)]
     assert widths == [(128, 256), (256, 512), (512, 1024), (1024, 784)]
     widths = [(layer.in_features, layer.out_features) for layer in discriminator if isinstance(layer, nn.Linear)]
@@ -106,8 +106,8 @@ def test_dense_networks_are_the_references() -> None:
 
 def test_convolutional_networks_are_the_references() -> None:
     layout = LAYOUTS["valid"]
-    generator = conv_generator(128, layout.up(GREY, 64), batch_norm=False)
-    discriminator = conv_discriminator(1, layout.down(GREY, 128), norm="none", dropout=0.5)
+    generator = build_conv_generator(128, layout.generator_layers(GREY, 64), batch_norm=False)
+    discriminator = build_conv_discriminator(1, layout.discriminator_layers(GREY, 128), norm="none", dropout=0.5)
     up = sides(generator, torch.randn(2, 128), nn.ConvTranspose2d)
     assert up == [(256, 3), (128, 7), (64, 15), (1, 28)]
     down = sides(discriminator, torch.randn(2, *GREY), nn.Conv2d)
@@ -125,8 +125,8 @@ def test_convolutional_networks_are_the_references() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
     shape = (channels, side, side)
-    generator = conv_generator(5, LAYOUTS[layout].up(shape, 2), batch_norm=True)
-    discriminator = conv_discriminator(channels, LAYOUTS[layout].down(shape, 2), norm="layer", dropout=0.1)
+    generator = build_conv_generator(5, LAYOUTS[layout].generator_layers(shape, 2), batch_norm=True)
+    discriminator = build_conv_discriminator(channels, LAYOUTS[layout].discriminator_layers(shape, 2), norm="layer", dropout=0.1)
     images = generator(torch.randn(3, 5))
     assert images.shape == (3, *shape)
     assert images.abs().max() <= 1
@@ -135,7 +135,7 @@ def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
 
 def test_doubling_reaches_every_size() -> None:
     for side in range(5, 70):
-        generator = conv_generator(3, LAYOUTS["doubling"].up((1, side, side), 1), batch_norm=False)
+        generator = build_conv_generator(3, LAYOUTS["doubling"].generator_layers((1, side, side), 1), batch_norm=False)
         assert generator(torch.randn(1, 3)).shape == (1, 1, side, side)
 
 
@@ -152,7 +152,7 @@ def test_doubling_reaches_every_size() -> None:
 )
 def test_sizes_that_cannot_work_are_named(layout: str, shape: tuple[int, int, int], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        LAYOUTS[layout].up(shape, 4)
+        LAYOUTS[layout].generator_layers(shape, 4)
 
 
 @pytest.mark.parametrize("name", MODELS)

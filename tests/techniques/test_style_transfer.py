@@ -20,7 +20,7 @@ from genexp.images.color import COLOR_MODES, luminance
 from genexp.images.resize import resize
 from genexp.images.vision import torchvision
 from genexp.networks.frozen import FrozenConv2d
-from genexp.networks.vgg import LAYERS, URL, Vgg19, imagenet_weights, weights_from
+from genexp.networks.vgg import LAYER_CHANNELS, WEIGHTS_URL, VGG19, load_imagenet_weights, load_weight_file
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix
@@ -67,30 +67,30 @@ def losses(taught: Learner, data: list[dict[str, Tensor]], steps: int) -> list[f
 
 def test_layers_are_those_of_torchvision() -> None:
     reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:7])
-    network = Vgg19(["conv_3", "relu_3", "pool_4", "conv_5"])
+    network = VGG19(["conv_3", "relu_3", "pool_4", "conv_5"])
     weights = {f"features.{name}": weight for name, weight in reference.state_dict().items()}
     network.load(weights, origin="test")
     images = torch.rand(1, 3, 20, 24)
-    features = (images - network.mean) / network.deviation
+    features = (images - network.mean) / network.std
     seen = dict(network(images))
-    for name, layer in zip(LAYERS, reference, strict=False):
+    for name, layer in zip(LAYER_CHANNELS, reference, strict=False):
         features = layer(features.clone())
         if name in seen:
             torch.testing.assert_close(seen[name], features)
-            assert network.shapes((20, 24))[name] == tuple(features.shape[1:])
+            assert network.compute_feature_shapes((20, 24))[name] == tuple(features.shape[1:])
     assert list(seen) == ["conv_3", "relu_3", "pool_4", "conv_5"]
 
 
 def test_gradients_are_those_of_torchvision() -> None:
     reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:7])
-    network = Vgg19(["conv_2", "relu_4"])
+    network = VGG19(["conv_2", "relu_4"])
     weights = {f"features.{name}": weight for name, weight in reference.state_dict().items()}
     network.load(weights, origin="test")
     image = torch.rand(1, 3, 20, 24, requires_grad=True)
-    features, expected = (image - network.mean) / network.deviation, torch.zeros(())
-    for name, layer in zip(LAYERS, reference, strict=False):
+    features, expected = (image - network.mean) / network.std, torch.zeros(())
+    for name, layer in zip(LAYER_CHANNELS, reference, strict=False):
         features = layer(features.clone())
-        if name in network.looked_at:
+        if name in network.output_layers:
             expected = expected + features.square().sum()
     found = torch.stack([features.square().sum() for _, features in network(image)]).sum()
     (one,), (other,) = torch.autograd.grad(expected, image), torch.autograd.grad(found, image)
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_torchvision() -> None:
 
 def test_of_two_layers_looked_at_only_the_convolution_is_kept_for_gradients() -> None:
     """Neither a ReLU's result, nor what goes into a frozen convolution."""
-    network = Vgg19(["conv_1", "conv_2"])
+    network = VGG19(["conv_1", "conv_2"])
     kept: set[int] = set()
 
     def keep(tensor: Tensor) -> Tensor:
@@ -125,15 +125,15 @@ def test_a_frozen_convolution_passes_gradients_in_autocast() -> None:
 
 
 def test_network_ends_at_the_last_layer_looked_at() -> None:
-    network = Vgg19(["conv_2", "conv_3"])
+    network = VGG19(["conv_2", "conv_3"])
     assert list(network.layers) == ["conv_1", "relu_1", "conv_2", "relu_2", "pool_2", "conv_3"]
     assert not any(weight.requires_grad for weight in network.parameters())
 
 
 def test_random_features_neither_vanish_nor_blow_up() -> None:
-    network = Vgg19(["conv_1", "conv_5", "conv_9"])
+    network = VGG19(["conv_1", "conv_5", "conv_9"])
     images = torch.rand(1, 3, 64, 64)
-    network.randomise([images])
+    network.init_random_weights([images])
     for _, features in network(images):
         deviation, mean = torch.std_mean(features)
         assert abs(float(mean)) < 0.01
@@ -182,7 +182,7 @@ def test_wrong_weight_files_are_one_clear_line(weight_file: Path, tmp_path: Path
     }
     for file, fault in faults.items():
         with pytest.raises(ConfigError) as caught:
-            Vgg19(["conv_2"]).load(weights_from(file), origin=str(file))
+            VGG19(["conv_2"]).load(load_weight_file(file), origin=str(file))
         message = str(caught.value)
         assert fault in message
         assert message.startswith(f"model.weights={file}")
@@ -200,11 +200,11 @@ def test_weights_come_from_the_cache_before_the_network(
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     with pytest.raises(ConfigError, match=r"no network.*model\.weights=FILE.*model\.weights=random"):
-        imagenet_weights()
-    cached = tmp_path / "hub" / "checkpoints" / Path(URL).name
+        load_imagenet_weights()
+    cached = tmp_path / "hub" / "checkpoints" / Path(WEIGHTS_URL).name
     cached.parent.mkdir(parents=True)
     weight_file.rename(cached)
-    assert set(imagenet_weights()) == {"features.0.weight", "features.0.bias"}
+    assert set(load_imagenet_weights()) == {"features.0.weight", "features.0.bias"}
 
 
 def test_random_weights_are_labelled(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from genexp.data.sources.domains import TRANSFORMS
 from genexp.data.sources.edges import sobel_edges
 from genexp.errors import ConfigError, DataError
 from genexp.metrics.sliced_wasserstein import sliced_wasserstein
-from genexp.networks.patchgan import patchgan
-from genexp.networks.resnet import resnet_generator
+from genexp.networks.patchgan import build_patchgan
+from genexp.networks.resnet import build_resnet_generator
 from genexp.networks.unet import UNet
 from genexp.technique import find_technique
 from genexp.techniques._image_history import ImageHistory
@@ -193,18 +193,18 @@ def test_networks_fit_any_size(size: tuple[int, int]) -> None:
     images = torch.randn(2, 1, *size)
     for network in (
         UNet(1, 3, size, width=4, norm="batch", dropout=0.5),
-        resnet_generator(1, 3, size, width=4, blocks=None),
+        build_resnet_generator(1, 3, size, width=4, blocks=None),
     ):
         made = network(images)
         assert made.shape == (2, 3, *size)
         assert made.abs().max() <= 1
-    assert patchgan(1, size, width=4, norm="batch")(images).shape[:2] == (2, 1)
+    assert build_patchgan(1, size, width=4, norm="batch")(images).shape[:2] == (2, 1)
 
 
 @pytest.mark.parametrize(("side", "patch"), [(8, 1), (28, 16), (64, 34), (256, 70)])
 def test_a_score_sees_one_patch(side: int, patch: int) -> None:
     images = torch.randn(1, 1, side, side, requires_grad=True)
-    scores = patchgan(1, (side, side), width=4, norm="none")(images)
+    scores = build_patchgan(1, (side, side), width=4, norm="none")(images)
     middle = scores.shape[-1] // 2
     scores[0, 0, middle, middle].backward()
     assert images.grad is not None
