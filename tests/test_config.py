@@ -51,7 +51,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def test_an_optimizers_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "optimizer" / f"{name}.yaml").read_text())
     assert node["name"] == name
-    assert set(node) == keys(OPTIMIZERS[name].config)
+    assert set(node) == keys(OPTIMIZERS[name].config_class)
 
 
 def test_every_optimizer_has_a_file() -> None:
@@ -201,23 +201,23 @@ def test_the_nearest_choice_is_offered_or_else_all() -> None:
 def test_a_phase_has_its_own_settings_over_the_shared_ones() -> None:
     plan = plan_optimizers(plain(composed("model=gan", "optimizer.discriminator.lr=1e-4"))["optimizer"])
     shared = composed("model=gan").optimizer.lr
-    assert plan.for_phase("discriminator").lr == 1e-4
-    assert plan.for_phase("generator").lr == shared != 1e-4
-    assert plan.for_phase("discriminator").name == plan.for_phase("generator").name == "adam"
+    assert plan.bind_phase_config("discriminator").lr == 1e-4
+    assert plan.bind_phase_config("generator").lr == shared != 1e-4
+    assert plan.bind_phase_config("discriminator").name == plan.bind_phase_config("generator").name == "adam"
     plan.check_phases(["discriminator", "generator"])
 
 
 def test_phases_follow_the_shared_value_until_they_are_told_otherwise() -> None:
     plan = plan_optimizers(plain(composed("model=gan", "optimizer=sgd", "optimizer.lr=0.3"))["optimizer"])
-    assert plan.for_phase("discriminator").lr == plan.for_phase("generator").lr == 0.3
+    assert plan.bind_phase_config("discriminator").lr == plan.bind_phase_config("generator").lr == 0.3
 
 
 def test_any_setting_may_be_a_phases_own() -> None:
     words = ("model=gan", "+optimizer.generator.betas=[0.1,0.2]", "+optimizer.generator.schedule=linear")
     plan = plan_optimizers(plain(composed(*words))["optimizer"])
-    assert plan.for_phase("generator").arguments()["betas"] == (0.1, 0.2)
-    assert plan.for_phase("generator").schedule == "linear"
-    assert plan.for_phase("discriminator").schedule == "constant"
+    assert plan.bind_phase_config("generator").to_kwargs()["betas"] == (0.1, 0.2)
+    assert plan.bind_phase_config("generator").schedule == "linear"
+    assert plan.bind_phase_config("discriminator").schedule == "constant"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_any_setting_may_be_a_phases_own() -> None:
 )
 def test_a_phases_wrong_setting_is_named(word: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan_optimizers(plain(composed("model=gan", word))["optimizer"]).for_phase("generator")
+        plan_optimizers(plain(composed("model=gan", word))["optimizer"]).bind_phase_config("generator")
     assert said in str(caught.value)
 
 
@@ -287,7 +287,7 @@ def bound(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
     bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
     technique: Any = bind(find_technique(config["model"]["name"]).Config, model, "model")
     trainer = bind(TrainerConfig, config["trainer"], "trainer")
-    return technique, trainer, plan_optimizers(config["optimizer"]).for_phase("")
+    return technique, trainer, plan_optimizers(config["optimizer"]).bind_phase_config("")
 
 
 @pytest.mark.parametrize("name", choices("experiment"))

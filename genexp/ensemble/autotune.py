@@ -18,7 +18,7 @@ from genexp.ensemble.member import EnsembleMember
 from genexp.ensemble.step import EnsembleStep
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Clock, GradientPhase
-from genexp.training.trainer import begin
+from genexp.training.trainer import initialize_technique
 
 TIMING_ROUNDS = 5  # of which the first is not counted
 STEPS_PER_ROUND = 4  # of one run alone in a round
@@ -44,11 +44,11 @@ def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> Tim
     """
     with _preserve_states(members):
         clock = Clock(
-            members[0].context.start_step, members[0].run.total_steps, members[0].run.data.feed.steps_per_epoch
+            members[0].context.start_step, members[0].run.total_steps, members[0].run.data.batch_source.steps_per_epoch
         )
         for row in members:
             if clock.step == 0:
-                begin(row.run.learner, row.run.data.train, row.run.seed)
+                initialize_technique(row.run.learner, row.run.data.train, row.run.seed)
         ensemble_step = build_step(members)
         batches, is_shared = make_batches(members, clock.step + 1)
         batch = next(batches)
@@ -98,12 +98,12 @@ def _time_call(function: Callable[[], None], device: torch.device) -> float:
 @contextmanager
 def _preserve_states(members: Sequence[EnsembleMember]) -> Iterator[None]:
     learners = [row.run.learner for row in members]
-    states = [copy.deepcopy(learner.state()) for learner in learners]
+    states = [copy.deepcopy(learner.state_dict()) for learner in learners]
     try:
         yield
     finally:
         for learner, state in zip(learners, states, strict=True):
-            learner.restore(state)
+            learner.load_state_dict(state)
 
 
 def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:

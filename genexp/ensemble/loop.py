@@ -15,11 +15,11 @@ from genexp.training.stopping import StopRequest
 def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None:
     """Run rows that stand at the same step to their ends. A row that fails leaves the others alone."""
     first = members[0].run
-    steps_per_epoch = first.data.feed.steps_per_epoch
+    steps_per_epoch = first.data.batch_source.steps_per_epoch
     clock = Clock(members[0].context.start_step, first.total_steps, steps_per_epoch)
     active = _apply_to_members(members, lambda row: row.open())
     active = _apply_to_members(active, lambda row: row.initialize(clock))
-    if clock.is_last_step or (clock.step > 0 and stop.interrupts(clock.completed_epochs)):
+    if clock.is_last_step or (clock.step > 0 and stop.should_interrupt(clock.completed_epochs)):
         _apply_to_members(active, lambda row: row.record_final_snapshot(clock))
         return
     try:
@@ -38,7 +38,7 @@ def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
 
 def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
     """Return the rows' batches, and whether these are the same for all of them."""
-    feeds = [row.run.data.feed for row in members]
+    feeds = [row.run.data.batch_source for row in members]
     streams = [feed for feed in feeds if isinstance(feed, BatchStream)]
     if len(streams) < len(feeds) or members[0].run.trainer_config.batch_size is None:
         return feeds[0].batches(first_step), True
@@ -55,9 +55,9 @@ def _train_until_exit(members: Sequence[EnsembleMember], clock: Clock, stop: Sto
         metrics = step.step(batch, is_shared, train_batches, clock)
         member_metrics = {name: values.unbind() for name, values in metrics.items()}
         for position, row in enumerate(members):
-            row.snapshot_builder.keep({name: values[position] for name, values in member_metrics.items()})
-        is_over = clock.is_last_step or stop.out_of_time
-        is_interrupted = stop.interrupts(clock.completed_epochs)
+            row.snapshot_builder.add_metrics({name: values[position] for name, values in member_metrics.items()})
+        is_over = clock.is_last_step or stop.is_out_of_time
+        is_interrupted = stop.should_interrupt(clock.completed_epochs)
         for row in members:
             row.is_finished = is_over or (clock.is_epoch_end and row.run.learner.technique.has_converged)
             row.is_ending = row.is_finished or is_interrupted

@@ -14,7 +14,7 @@ from genexp.runs.run import RunContext, build_failed_outcome
 from genexp.snapshot import Snapshot
 from genexp.sweep.job import log_failure
 from genexp.technique import Clock
-from genexp.training.trainer import Observer, begin
+from genexp.training.trainer import SnapshotBuilder, initialize_technique
 
 
 @dataclass
@@ -38,25 +38,25 @@ class EnsembleMember:
         """Begin to write to the folder. Raises GenexpError."""
         built = self.run
         self.recorders = self.context.prepare_recorders()
-        self.snapshot_builder = Observer(built.learner, built.data, built.trainer_config, built.seed, Team())
+        self.snapshot_builder = SnapshotBuilder(built.learner, built.data, built.trainer_config, built.seed, Team())
         self.recorders.open(self.context.build_info())
 
     def initialize(self, clock: Clock) -> None:
         """Do what comes before the first step of a fresh run."""
         built = self.run
         if self.context.start_step == 0:
-            begin(built.learner, built.data.train, built.seed)
-            self.recorders.record(self.snapshot_builder.first(clock))
+            initialize_technique(built.learner, built.data.train, built.seed)
+            self.recorders.record(self.snapshot_builder.build_initial(clock))
 
     def record(self, clock: Clock) -> None:
         """Write down where the run stands; and its end, where it is `ending`."""
-        self.recorders.record(self.snapshot_builder.snapshot(clock, done=self.is_finished, ending=self.is_ending))
+        self.recorders.record(self.snapshot_builder.build(clock, is_finished=self.is_finished, is_ending=self.is_ending))
         if self.is_ending:
             self.context.close_recorders(self.recorders, clock)
 
     def record_final_snapshot(self, clock: Clock) -> None:
         """Write down the end of a run that had come to it, and was killed before it could."""
-        snapshot: Snapshot = self.snapshot_builder.last(clock)
+        snapshot: Snapshot = self.snapshot_builder.build_final(clock)
         self.recorders.record(snapshot)
         self.context.close_recorders(self.recorders, clock)
 

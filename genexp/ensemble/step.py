@@ -38,7 +38,7 @@ class EnsembleStep:
         self.hyperparameters = VaryingHyperparameters(techniques)
         self._hyperparameter_values = self.hyperparameters.stack_values(self.device)
         self._parameters, self._buffers = stack_shared_state(techniques)
-        self._ema_tensors = stack_shared_state([learner.shown for learner in learners]) if first.average is not None else None
+        self._ema_tensors = stack_shared_state([learner.eval_technique for learner in learners]) if first.ema is not None else None
         self._function_module = _FunctionModule(first.technique)
         self._member_indices = torch.arange(len(learners), device=self.device)
         self._parameter_names = {id(weight): name for name, weight in first.technique.named_parameters()}
@@ -54,7 +54,7 @@ class EnsembleStep:
         member_parameters = [dict(learner.technique.named_parameters()) for learner in self.learners]
         self._leaves[phase.name] = leaves
         self._optimizers[phase.name] = EnsembleOptimizer(
-            [learner.configs[phase.name] for learner in self.learners],
+            [learner.optimizer_configs[phase.name] for learner in self.learners],
             [learner.optimizers[phase.name] for learner in self.learners],
             leaves,
             member_parameters,
@@ -112,7 +112,7 @@ class EnsembleStep:
         learner, leaves = self.learners[0], self._leaves[phase.name]
         for leaf in leaves.values():
             leaf.grad = None
-        with learner.arithmetic():
+        with learner.matmul_context():
             with learner.autocast():
                 losses, extra = self.compute_losses(phase, batch, is_shared, clock)
             # Row i of the gradient of the sum is the gradient of row i: nothing else depends on its weights.
@@ -145,12 +145,12 @@ class EnsembleStep:
     def _update_ema(self, clock: Clock) -> None:
         if self._ema_tensors is None:
             return
-        average = self.learners[0].average
+        average = self.learners[0].ema
         assert average is not None
         parameters, buffers = self._ema_tensors
         if parameters:
             targets = list(self._parameters.values())
-            torch._foreach_lerp_(list(parameters.values()), targets, 1 - average.decay_at(clock))
+            torch._foreach_lerp_(list(parameters.values()), targets, 1 - average.compute_decay(clock))
         if buffers:
             torch._foreach_copy_(list(buffers.values()), list(self._buffers.values()))
 

@@ -26,7 +26,7 @@ from genexp.sharding import Shard
 from genexp.technique import Batch, ClosedFormPhase, Technique, find_technique
 from genexp.training.learner import Learner
 from genexp.training.optimizers import plan_optimizers
-from genexp.training.trainer import Feed, Material, TrainerConfig
+from genexp.training.trainer import BatchSource, RunData, TrainerConfig
 
 log = logging.getLogger(__name__)
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
@@ -65,7 +65,7 @@ class Run:
     """A run that is ready to begin."""
 
     learner: Learner
-    data: Material
+    data: RunData
     dataset: Dataset
     loaders: DatasetLoaders
     trainer_config: TrainerConfig
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        return self.trainer_config.total_steps(self.data.feed.steps_per_epoch)
+        return self.trainer_config.compute_total_steps(self.data.batch_source.steps_per_epoch)
 
 
 def build_run(
@@ -96,7 +96,7 @@ def build_run(
     technique, dataset = build_technique(config, device, run_config.seed, template.dataset if template else None)
     learner = Learner(technique, plan, trainer_config.step_settings, device)
     if resume_state is not None:
-        learner.restore(resume_state)
+        learner.load_state_dict(resume_state)
     loaders = template.loaders if template else make_loaders(dataset, device, config["dataset"]["resident_gb"])
     data = _build_run_data(dataset, loaders, learner, trainer_config, rank_info, seed=run_config.seed)
     return Run(learner, data, dataset, loaders, trainer_config, run_config.seed)
@@ -164,10 +164,10 @@ def build_technique(
 
 def _build_run_data(
     dataset: Dataset, loaders: DatasetLoaders, learner: Learner, trainer_config: TrainerConfig, rank_info: Place, *, seed: int
-) -> Material:
+) -> RunData:
     # Phases that take the whole split have no use for batches: none is made.
     needs_no_batches = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)
-    batch_source: Feed = _EmptyBatchSource()
+    batch_source: BatchSource = _EmptyBatchSource()
     if not needs_no_batches:
         batch_size = trainer_config.batch_size
         batch_label = f"trainer.batch_size={'null' if batch_size is None else batch_size}"
@@ -175,8 +175,8 @@ def _build_run_data(
         check_rows(batch_size or len(loaders.train), rank_info.processes, batch_label + size_note)
         shard = Shard(rank_info.rank, rank_info.processes)
         batch_source = BatchStream(loaders.train, batch_size, seed=seed, dataset_name=dataset.name, shard=shard)
-    return Material(
-        feed=batch_source,
+    return RunData(
+        batch_source=batch_source,
         train=SplitBatches(loaders.train, _choose_split_batch_size(dataset)),
         test=SplitBatches(loaders.test, EVALUATION_BATCH_SIZE),
         examples=select_examples(loaders.test, learner.technique.example_count),

@@ -25,7 +25,7 @@ from genexp.run_dir.paths import format_path
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
-from genexp.training.trainer import evaluating
+from genexp.training.trainer import eval_mode
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LoadedRun:
     def seeded_eval_mode(self, *purpose: int | str, seed: int | None = None) -> Iterator[None]:
         """Evaluate: no gradients, and the generators seeded from `seed` (else the run's) and `purpose`."""
         seed_generators(self.device, self.seed if seed is None else seed, *purpose)
-        with evaluating(self.technique):
+        with eval_mode(self.technique):
             yield
 
 

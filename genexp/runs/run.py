@@ -56,7 +56,7 @@ def run_experiment(cfg: DictConfig, run_dir: Path, until_epoch: int | None = Non
         device_config = bind(DeviceConfig, config["device"], "device")
         rank_info = chosen_place(device_config.processes)
         run = build_run(config, resume_state, rank_info)  # first: what cannot be built starts no other process
-        with closing(run.data.feed), gathering(rank_info, device_config.threads) as launcher:
+        with closing(run.data.batch_source), gathering(rank_info, device_config.threads) as launcher:
             return _train_and_record(RunContext(run, config, run_dir, resume_state), launcher, until_epoch)
 
 
@@ -88,11 +88,11 @@ def _run_rank_task(rank_process: Follower, task: Task) -> None:
     # The first process looks, judges and saves.
     trainer_config = replace(run.trainer_config, evaluate_every=0, preview_every=0, checkpoint_every=0)
     with (
-        closing(run.data.feed),
+        closing(run.data.batch_source),
         stop_on_signals(None) as stop,
         rank_process.at_work(run.learner.device) as group,
     ):
-        train(run.learner, run.data, _NullSink(), trainer_config, stop, seed=run.seed, start=task.start, team=group)
+        train(run.learner, run.data, _NullSink(), trainer_config, stop, seed=run.seed, start_step=task.start, group=group)
 
 
 class _NullSink:
@@ -149,7 +149,7 @@ def open_run_context(cfg: DictConfig, run_dir: Path, template: Run | None = None
     with lock_run_dir(run_dir):
         config, resume_state = _load_config_and_state(cfg, run_dir)
         run = build_run(config, resume_state, template=template)
-        with closing(run.data.feed):
+        with closing(run.data.batch_source):
             yield RunContext(run, config, run_dir, resume_state)
 
 
@@ -163,8 +163,8 @@ def _train_and_record(context: RunContext, launcher: Gathering, until_epoch: int
                 clock = train(
                     *(run.learner, run.data, recorders, run.trainer_config, stop),
                     seed=run.seed,
-                    start=context.start_step,
-                    team=group,
+                    start_step=context.start_step,
+                    group=group,
                 )
         except BaseException as original_error:
             error = translate_worker_error(original_error)
@@ -205,7 +205,7 @@ def build_run_info(run: Run, config: Mapping[str, Any], run_dir: Path, start_ste
         dataset=run.dataset.name,
         config=config,
         total_steps=run.total_steps,
-        steps_per_epoch=data.feed.steps_per_epoch,
+        steps_per_epoch=data.batch_source.steps_per_epoch,
         batch_size=run.trainer_config.batch_size or len(run.dataset.train),
         num_parameters=sum(weight.numel() for weight in technique.parameters() if weight.requires_grad),
         objective=run.trainer_config.objective.removeprefix("test/"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genexp.config import bind, suggest_choice, require
 from genexp.errors import ConfigError
 from genexp.technique import Clock
-from genexp.training.eager import eager
+from genexp.training.eager import remove_dynamo_wrappers
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay in [0, 1] → factor of the rate
     "constant": lambda progress: 1.0,
@@ -40,14 +40,14 @@ class OptimizerConfig:
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
         require(0 <= self.decay_start < 1, "decay_start", self.decay_start, "use a part of the run, 0 <= x < 1")
 
-    def arguments(self) -> dict[str, Any]:
+    def to_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments of the torch optimizer."""
-        shared = {"name", "schedule", "warmup_steps", "decay_start"}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared}
+        excluded_keys = {"name", "schedule", "warmup_steps", "decay_start"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in excluded_keys}
 
 
 @dataclass
-class DecayConfig(OptimizerConfig):
+class WeightDecayConfig(OptimizerConfig):
     """An optimizer with weight decay."""
 
     weight_decay: float
@@ -58,7 +58,7 @@ class DecayConfig(OptimizerConfig):
 
 
 @dataclass
-class AdamConfig(DecayConfig):
+class AdamConfig(WeightDecayConfig):
     """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019)."""
 
     betas: tuple[float, float]
@@ -73,7 +73,7 @@ class AdamConfig(DecayConfig):
 
 
 @dataclass
-class SGDConfig(DecayConfig):
+class SGDConfig(WeightDecayConfig):
     """Stochastic gradient descent."""
 
     momentum: float
@@ -82,12 +82,12 @@ class SGDConfig(DecayConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.momentum >= 0, "momentum", self.momentum, "use 0 or more")
-        possible = self.momentum > 0 or not self.nesterov
-        require(possible, "nesterov", self.nesterov, "use false, or a positive momentum")
+        is_valid = self.momentum > 0 or not self.nesterov
+        require(is_valid, "nesterov", self.nesterov, "use false, or a positive momentum")
 
 
 @dataclass
-class RMSpropConfig(DecayConfig):
+class RMSpropConfig(WeightDecayConfig):
     """RMSprop (Tieleman & Hinton 2012)."""
 
     alpha: float
@@ -102,7 +102,7 @@ class RMSpropConfig(DecayConfig):
 
 
 @dataclass
-class AdadeltaConfig(DecayConfig):
+class AdadeltaConfig(WeightDecayConfig):
     """Adadelta (Zeiler 2012)."""
 
     rho: float
@@ -126,26 +126,26 @@ class LBFGSConfig(OptimizerConfig):
         super().__post_init__()
         require(self.max_iter > 0, "max_iter", self.max_iter, "use at least 1")
         require(self.history_size > 0, "history_size", self.history_size, "use at least 1")
-        known = (None, "strong_wolfe")
-        require(self.line_search_fn in known, "line_search_fn", self.line_search_fn, "use null or strong_wolfe")
+        choices = (None, "strong_wolfe")
+        require(self.line_search_fn in choices, "line_search_fn", self.line_search_fn, "use null or strong_wolfe")
 
 
 @dataclass(frozen=True)
-class _Kind:
-    config: type[OptimizerConfig]
-    optimizer: Callable[..., torch.optim.Optimizer]
+class _OptimizerSpec:
+    config_class: type[OptimizerConfig]
+    optimizer_class: Callable[..., torch.optim.Optimizer]
     fused: bool = False  # has one kernel for all parameters
     capturable: bool = False  # can be part of a CUDA graph
     elementwise: bool = True  # each number moves as its own gradients say, whatever the others do
 
 
 OPTIMIZERS = {
-    "adam": _Kind(AdamConfig, eager(torch.optim.Adam), fused=True, capturable=True),
-    "adamw": _Kind(AdamConfig, eager(torch.optim.AdamW), fused=True, capturable=True),
-    "sgd": _Kind(SGDConfig, eager(torch.optim.SGD), fused=True),
-    "rmsprop": _Kind(RMSpropConfig, eager(torch.optim.RMSprop)),
-    "adadelta": _Kind(AdadeltaConfig, eager(torch.optim.Adadelta)),
-    "lbfgs": _Kind(LBFGSConfig, eager(torch.optim.LBFGS), elementwise=False),
+    "adam": _OptimizerSpec(AdamConfig, remove_dynamo_wrappers(torch.optim.Adam), fused=True, capturable=True),
+    "adamw": _OptimizerSpec(AdamConfig, remove_dynamo_wrappers(torch.optim.AdamW), fused=True, capturable=True),
+    "sgd": _OptimizerSpec(SGDConfig, remove_dynamo_wrappers(torch.optim.SGD), fused=True),
+    "rmsprop": _OptimizerSpec(RMSpropConfig, remove_dynamo_wrappers(torch.optim.RMSprop)),
+    "adadelta": _OptimizerSpec(AdadeltaConfig, remove_dynamo_wrappers(torch.optim.Adadelta)),
+    "lbfgs": _OptimizerSpec(LBFGSConfig, remove_dynamo_wrappers(torch.optim.LBFGS), elementwise=False),
 }
 
 
@@ -153,23 +153,23 @@ OPTIMIZERS = {
 class OptimizerPlan:
     """The optimizer of every phase: the shared settings, and each phase's own."""
 
-    shared: Mapping[str, Any]
-    phases: Mapping[str, Mapping[str, Any]]
+    defaults: Mapping[str, Any]
+    phase_overrides: Mapping[str, Mapping[str, Any]]
 
-    def for_phase(self, name: str) -> OptimizerConfig:
+    def bind_phase_config(self, name: str) -> OptimizerConfig:
         """Return the settings of phase `name`. Raises ConfigError."""
-        own = self.phases.get(name, {})
-        kind = OPTIMIZERS[self.shared["name"]]
-        group = f"optimizer.{name}" if own else "optimizer"
-        if "name" in own:
+        overrides = self.phase_overrides.get(name, {})
+        spec = OPTIMIZERS[self.defaults["name"]]
+        group = f"optimizer.{name}" if overrides else "optimizer"
+        if "name" in overrides:
             raise ConfigError(
-                f"{group}.name={own['name']}: all phases have the one of optimizer=NAME; leave it out"
+                f"{group}.name={overrides['name']}: all phases have the one of optimizer=NAME; leave it out"
             )
-        return bind(kind.config, {**self.shared, **own}, group)
+        return bind(spec.config_class, {**self.defaults, **overrides}, group)
 
     def check_phases(self, names: list[str]) -> None:
         """Raise ConfigError where settings are given to a phase that does not exist."""
-        for phase in self.phases:
+        for phase in self.phase_overrides:
             if phase not in names:
                 raise ConfigError(f"optimizer.{phase} names no phase of this model; {suggest_choice(phase, names)}")
 
@@ -181,50 +181,50 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     name = values["name"]
     if name not in OPTIMIZERS:
         raise ConfigError(f"optimizer.name={name} is no optimizer; {suggest_choice(str(name), OPTIMIZERS)}")
-    phases = {str(key): value for key, value in values.items() if isinstance(value, dict)}
-    plan = OptimizerPlan({str(k): v for k, v in values.items() if k not in phases}, phases)
-    plan.for_phase("")  # the shared settings must be right by themselves
+    phase_overrides = {str(key): value for key, value in values.items() if isinstance(value, dict)}
+    plan = OptimizerPlan({str(k): v for k, v in values.items() if k not in phase_overrides}, phase_overrides)
+    plan.bind_phase_config("")  # the shared settings must be right by themselves
     return plan
 
 
-def capture_obstacle(config: OptimizerConfig) -> str | None:
+def find_capture_obstacle(config: OptimizerConfig) -> str | None:
     """Return why a graph cannot hold this optimizer, or None where it can."""
     if OPTIMIZERS[config.name].capturable:
         return None
-    able = " or ".join(name for name, kind in OPTIMIZERS.items() if kind.capturable)
-    return f"optimizer={config.name} cannot be part of a graph; choose {able}"
+    capturable_names = " or ".join(name for name, spec in OPTIMIZERS.items() if spec.capturable)
+    return f"optimizer={config.name} cannot be part of a graph; choose {capturable_names}"
 
 
 def build_optimizer(
-    config: OptimizerConfig, learner: nn.Module, *, captured: bool = False
+    config: OptimizerConfig, module: nn.Module, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
     """Return the optimizer of `learner`'s trainable parameters, fused where torch has it.
 
     One that is to be `captured` in a graph counts its steps on the device.
     """
-    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not is_elementwise(config.name):
         for parameter in parameters:  # they are seen as one vector, and not in a layout that convolutions like
             parameter.data = parameter.data.contiguous()
-    return build_joint_optimizer([config], [parameters], captured=captured)
+    return build_joint_optimizer([config], [parameters], capturable=capturable)
 
 
 def build_joint_optimizer(
-    configs: Sequence[OptimizerConfig], groups: Sequence[Sequence[Tensor]], *, captured: bool = False
+    configs: Sequence[OptimizerConfig], param_groups: Sequence[Sequence[Tensor]], *, capturable: bool = False
 ) -> torch.optim.Optimizer:
     """Return one optimizer of several groups of tensors, each with its own settings of the same optimizer."""
-    kind = OPTIMIZERS[configs[0].name]
-    on_fused_device = all(tensor.device.type in ("cpu", "cuda", "mps") for group in groups for tensor in group)
-    extra = {"fused": True} if kind.fused and on_fused_device else {}
-    if captured:
-        extra["capturable"] = True
-    return kind.optimizer(
+    spec = OPTIMIZERS[configs[0].name]
+    on_fused_device = all(tensor.device.type in ("cpu", "cuda", "mps") for group in param_groups for tensor in group)
+    flags = {"fused": True} if spec.fused and on_fused_device else {}
+    if capturable:
+        flags["capturable"] = True
+    return spec.optimizer_class(
         [
-            {"params": list(group), **config.arguments(), **extra}
-            for config, group in zip(configs, groups, strict=True)
+            {"params": list(group), **config.to_kwargs(), **flags}
+            for config, group in zip(configs, param_groups, strict=True)
         ],
-        **configs[0].arguments(),
-        **extra,
+        **configs[0].to_kwargs(),
+        **flags,
     )
 
 
@@ -237,6 +237,6 @@ def learning_rate(config: OptimizerConfig, clock: Clock) -> float:
     """Return the learning rate of step `clock.step`."""
     if clock.step < config.warmup_steps:
         return config.lr * clock.step / config.warmup_steps
-    begin = max(config.decay_start * clock.total_steps, config.warmup_steps)
-    progress = max(0.0, clock.step - 1 - begin) / max(1.0, clock.total_steps - begin)
+    decay_start_step = max(config.decay_start * clock.total_steps, config.warmup_steps)
+    progress = max(0.0, clock.step - 1 - decay_start_step) / max(1.0, clock.total_steps - decay_start_step)
     return config.lr * SCHEDULES[config.schedule](min(1.0, progress))

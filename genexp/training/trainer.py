@@ -18,12 +18,12 @@ from genexp.errors import DivergenceError
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from genexp.technique import Batch, Batches, Clock, Metrics, Technique
-from genexp.training.learner import CHOSEN, PRECISIONS, Learner, StepSettings
+from genexp.training.learner import AUTO_PRECISIONS, PRECISIONS, Learner, StepSettings
 from genexp.training.stopping import StopRequest
 
-BLOCK_STEPS = 50  # metrics leave the device in blocks: no step waits for it
-BLOCK_SECONDS = 1.0
-FINALE_SAMPLES = 2000  # latent codes kept for figures and the projector
+METRICS_FLUSH_STEPS = 50  # metrics leave the device in blocks: no step waits for it
+METRICS_FLUSH_SECONDS = 1.0
+MAX_LATENT_SAMPLES = 2000  # latent codes kept for figures and the projector
 
 
 @dataclass
@@ -56,7 +56,7 @@ class TrainerConfig:
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "keep at least 1")
         require(0 <= self.ema < 1, "ema", self.ema, "use a decay in [0, 1); 0 keeps no average")
-        precisions = (*CHOSEN, *PRECISIONS)
+        precisions = (*AUTO_PRECISIONS, *PRECISIONS)
         require(
             self.precision in precisions, "precision", self.precision, f"choose one of {', '.join(precisions)}"
         )
@@ -66,13 +66,13 @@ class TrainerConfig:
     def step_settings(self) -> StepSettings:
         return StepSettings(self.precision, self.gradient_clip, self.ema, self.capture)
 
-    def total_steps(self, steps_per_epoch: int) -> int:
+    def compute_total_steps(self, steps_per_epoch: int) -> int:
         """Return the last step of the run."""
         steps = self.epochs * steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """Where batches come from."""
 
     @property
@@ -90,16 +90,16 @@ class Feed(Protocol):
 
 
 @dataclass(frozen=True)
-class Material:
+class RunData:
     """What a run learns from and is judged by."""
 
-    feed: Feed
+    batch_source: BatchSource
     train: Batches  # the training split in order
     test: Batches  # the test split in order
     examples: Batch  # a few fixed held-out samples
 
 
-class Listener(Protocol):
+class SnapshotSink(Protocol):
     """Who is told."""
 
     def record(self, snapshot: Snapshot) -> None:
@@ -109,67 +109,67 @@ class Listener(Protocol):
 
 def train(
     learner: Learner,
-    material: Material,
-    listener: Listener,
+    data: RunData,
+    sink: SnapshotSink,
     config: TrainerConfig,
     stop: StopRequest,
     *,
     seed: int,
-    start: int = 0,
-    team: Team | None = None,
+    start_step: int = 0,
+    group: Team | None = None,
 ) -> Clock:
     """Run steps `start` + 1 to the last, and return where the run stands when it ends.
 
     Step n is a function of the learner's state, `seed` and n alone. Of a `team` all members come here, and each
     has its rows of the batches; the first one's state is everyone's. Raises DivergenceError.
     """
-    team = team or Team()
-    learner.share(team)
-    per_epoch = material.feed.steps_per_epoch
-    clock = Clock(start, config.total_steps(per_epoch), per_epoch)
-    observer = Observer(learner, material, config, seed, team)
-    if start == 0:
-        if team.leads:
-            begin(learner, material.train, seed)
-        listener.record(observer.first(clock))
-    team.align(learner)
+    group = group or Team()
+    learner.set_process_group(group)
+    steps_per_epoch = data.batch_source.steps_per_epoch
+    clock = Clock(start_step, config.compute_total_steps(steps_per_epoch), steps_per_epoch)
+    builder = SnapshotBuilder(learner, data, config, seed, group)
+    if start_step == 0:
+        if group.leads:
+            initialize_technique(learner, data.train, seed)
+        sink.record(builder.build_initial(clock))
+    group.align(learner)
     # Killed between its last checkpoint and its last picture, or halted there before.
-    (complete,) = team.agree(clock, clock.is_last_step or (start > 0 and stop.interrupts(clock.completed_epochs)))
-    if complete:
-        listener.record(observer.last(clock))
+    (already_finished,) = group.agree(clock, clock.is_last_step or (start_step > 0 and stop.should_interrupt(clock.completed_epochs)))
+    if already_finished:
+        sink.record(builder.build_final(clock))
         return clock
-    for batch in material.feed.batches(start + 1):
-        clock = Clock(clock.step + 1, clock.total_steps, per_epoch)
+    for batch in data.batch_source.batches(start_step + 1):
+        clock = Clock(clock.step + 1, clock.total_steps, steps_per_epoch)
         seed_generators(learner.device, seed, clock.step)
-        observer.keep(learner.step(batch, material.train, clock))
-        if not team.meets(clock):
+        builder.add_metrics(learner.step(batch, data.train, clock))
+        if not group.meets(clock):
             continue
-        done, halts, due, signal = team.agree(
+        is_finished, is_interrupted, is_snapshot_due, signum = group.agree(
             clock,
-            clock.is_last_step or stop.out_of_time or (clock.is_epoch_end and learner.technique.has_converged),
-            stop.interrupts(clock.completed_epochs),
-            observer.is_due(clock),
+            clock.is_last_step or stop.is_out_of_time or (clock.is_epoch_end and learner.technique.has_converged),
+            stop.should_interrupt(clock.completed_epochs),
+            builder.is_due(clock),
             stop.signal or 0,
         )
-        stop.hear(signal)
-        ending = bool(done or halts)
-        if ending or due:
-            listener.record(observer.snapshot(clock, done=bool(done), ending=ending))
-        if ending:
+        stop.set_signal(signum)
+        is_ending = bool(is_finished or is_interrupted)
+        if is_ending or is_snapshot_due:
+            sink.record(builder.build(clock, is_finished=bool(is_finished), is_ending=is_ending))
+        if is_ending:
             break
     return clock
 
 
-def begin(learner: Learner, samples: Batches, seed: int) -> None:
+def initialize_technique(learner: Learner, samples: Batches, seed: int) -> None:
     """Initialise the technique of a fresh run from the training split."""
     seed_generators(learner.device, seed, "begin")
     with torch.no_grad():
         learner.technique.initialize(samples)
-    learner.reset_average()
+    learner.reset_ema()
 
 
 @contextmanager
-def evaluating(technique: Technique) -> Iterator[None]:
+def eval_mode(technique: Technique) -> Iterator[None]:
     """Put a technique in evaluation mode without gradients, and back."""
     modes = {module: module.training for module in technique.modules()}
     technique.eval()
@@ -181,91 +181,91 @@ def evaluating(technique: Technique) -> Iterator[None]:
             module.training = mode
 
 
-class Observer:
+class SnapshotBuilder:
     """Makes snapshots. Nothing it does can change a step: every step seeds itself."""
 
-    def __init__(self, learner: Learner, material: Material, config: TrainerConfig, seed: int, team: Team) -> None:
-        self.learner, self.material, self.config, self.seed, self.team = learner, material, config, seed, team
-        self._rows: list[Metrics] = []
+    def __init__(self, learner: Learner, material: RunData, config: TrainerConfig, seed: int, team: Team) -> None:
+        self.learner, self.data, self.config, self.seed, self.group = learner, material, config, seed, team
+        self._step_metrics: list[Metrics] = []
         self._epoch = 0
-        self._of_epoch: dict[str, list[np.ndarray]] = {}  # metrics since this epoch began
-        self._last_block = self._last_checkpoint = time.monotonic()
+        self._epoch_values: dict[str, list[np.ndarray]] = {}  # metrics since this epoch began
+        self._last_snapshot_time = self._last_checkpoint_time = time.monotonic()
 
-    def keep(self, metrics: Metrics) -> None:
+    def add_metrics(self, metrics: Metrics) -> None:
         """Keep a step's metrics on the device until the next snapshot."""
-        self._rows.append(metrics)
+        self._step_metrics.append(metrics)
 
-    def first(self, clock: Clock) -> Snapshot:
+    def build_initial(self, clock: Clock) -> Snapshot:
         """Return the snapshot before the first step; with its checkpoint a run resumes from its first moment."""
         return Snapshot(
             clock,
-            images=self._preview() if self.config.preview_every else {},
-            checkpoint=self._checkpoint(clock) if self.config.checkpoint_every else None,
+            images=self._render_preview() if self.config.preview_every else {},
+            checkpoint=self._build_checkpoint(clock) if self.config.checkpoint_every else None,
         )
 
-    def last(self, clock: Clock) -> Snapshot:
+    def build_final(self, clock: Clock) -> Snapshot:
         """Return what is looked at once at the end of a run that is otherwise complete."""
-        return Snapshot(clock, final_artifacts=self._finale())
+        return Snapshot(clock, final_artifacts=self._build_final_artifacts())
 
     def is_due(self, clock: Clock) -> bool:
         """Return whether a snapshot should be made at `clock`."""
-        if len(self._rows) >= BLOCK_STEPS or time.monotonic() - self._last_block >= BLOCK_SECONDS:
+        if len(self._step_metrics) >= METRICS_FLUSH_STEPS or time.monotonic() - self._last_snapshot_time >= METRICS_FLUSH_SECONDS:
             return True
         intervals = (self.config.preview_every, self.config.evaluate_every)
-        return any(self._ends_every(every, clock) for every in intervals) or self._checkpoint_is_due(clock)
+        return any(self._is_interval_end(every, clock) for every in intervals) or self._is_checkpoint_due(clock)
 
-    def snapshot(self, clock: Clock, *, done: bool, ending: bool) -> Snapshot:
+    def build(self, clock: Clock, *, is_finished: bool, is_ending: bool) -> Snapshot:
         """Return what happened since the last snapshot, and whatever is due now.
 
         A run that is `done` is judged once more; one that is only `ending`, interrupted, is not: it will be
         resumed, and must then hold the same records as a run that was never stopped. Raises DivergenceError.
         """
         config, technique = self.config, self.learner.technique
-        train = self._drain(clock)
-        judged = bool(config.evaluate_every) and (done or self._ends_every(config.evaluate_every, clock))
-        shown = bool(config.preview_every) and (done or self._ends_every(config.preview_every, clock))
-        means = self._epoch_means(train, clock)
+        train = self._collect_curves(clock)
+        should_evaluate = bool(config.evaluate_every) and (is_finished or self._is_interval_end(config.evaluate_every, clock))
+        should_preview = bool(config.preview_every) and (is_finished or self._is_interval_end(config.preview_every, clock))
+        means = self._compute_epoch_means(train, clock)
         warning = technique.diagnose(means) if means else None
-        self._last_block = time.monotonic()
+        self._last_snapshot_time = time.monotonic()
         return Snapshot(
             clock,
             train,
-            test=self._evaluate() if judged else {},
-            images=self._preview() if shown else {},
+            test=self._evaluate() if should_evaluate else {},
+            images=self._render_preview() if should_preview else {},
             warnings=(warning,) if warning else (),
-            checkpoint=self._checkpoint(clock) if ending or self._checkpoint_is_due(clock) else None,
-            weights=dict(self.learner.shown.state_dict()) if judged else None,
-            final_artifacts=self._finale() if ending else None,
+            checkpoint=self._build_checkpoint(clock) if is_ending or self._is_checkpoint_due(clock) else None,
+            weights=dict(self.learner.eval_technique.state_dict()) if should_evaluate else None,
+            final_artifacts=self._build_final_artifacts() if is_ending else None,
         )
 
-    def _drain(self, clock: Clock) -> dict[str, Curve]:
-        first = clock.step - len(self._rows) + 1
+    def _collect_curves(self, clock: Clock) -> dict[str, Curve]:
+        first_step = clock.step - len(self._step_metrics) + 1
         steps: dict[str, list[int]] = {}
         values: dict[str, list[Tensor]] = {}
-        for offset, metrics in enumerate(self._rows):
+        for offset, metrics in enumerate(self._step_metrics):
             for name, value in metrics.items():
-                steps.setdefault(name, []).append(first + offset)
+                steps.setdefault(name, []).append(first_step + offset)
                 values.setdefault(name, []).append(value)
-        self._rows.clear()
-        means = {name: self.team.mean(torch.stack(values[name])) for name in values}
+        self._step_metrics.clear()
+        means = {name: self.group.mean(torch.stack(values[name])) for name in values}
         curves = {
             name: Curve(np.array(steps[name]), values.float().cpu().numpy()) for name, values in means.items()
         }
         self._check_finite(curves)
         return curves
 
-    def _epoch_means(self, train: Mapping[str, Curve], clock: Clock) -> dict[str, float]:
+    def _compute_epoch_means(self, train: Mapping[str, Curve], clock: Clock) -> dict[str, float]:
         """Return the mean metrics of the epoch that ends at `clock`, however many blocks it had; else nothing."""
         if clock.epoch != self._epoch:
-            self._epoch, self._of_epoch = clock.epoch, {}
-        begin = (clock.epoch - 1) * clock.steps_per_epoch
+            self._epoch, self._epoch_values = clock.epoch, {}
+        start_step = (clock.epoch - 1) * clock.steps_per_epoch
         for name, curve in train.items():
-            self._of_epoch.setdefault(name, []).append(curve.values[curve.steps > begin])
+            self._epoch_values.setdefault(name, []).append(curve.values[curve.steps > start_step])
         if not clock.is_epoch_end:
             return {}
         return {
             name: float(values.mean())
-            for name, parts in self._of_epoch.items()
+            for name, parts in self._epoch_values.items()
             if len(values := np.concatenate(parts))
         }
 
@@ -274,18 +274,18 @@ class Observer:
             curve = curves.get(loss)
             if curve is None or np.isfinite(curve.values).all():
                 continue
-            worst = int(np.flatnonzero(~np.isfinite(curve.values))[0])
+            first_nonfinite = int(np.flatnonzero(~np.isfinite(curve.values))[0])
             raise DivergenceError(
-                f"the {loss} of phase {phase} became {curve.values[worst]} at step {curve.steps[worst]}; "
+                f"the {loss} of phase {phase} became {curve.values[first_nonfinite]} at step {curve.steps[first_nonfinite]}; "
                 f"lower optimizer.lr or set trainer.gradient_clip=1"
             )
 
-    def _checkpoint_is_due(self, clock: Clock) -> bool:
-        rested = time.monotonic() - self._last_checkpoint >= self.config.checkpoint_spacing
-        return rested and self._ends_every(self.config.checkpoint_every, clock)
+    def _is_checkpoint_due(self, clock: Clock) -> bool:
+        is_spaced = time.monotonic() - self._last_checkpoint_time >= self.config.checkpoint_spacing
+        return is_spaced and self._is_interval_end(self.config.checkpoint_every, clock)
 
-    def _checkpoint(self, clock: Clock) -> dict[str, Any]:
-        self._last_checkpoint = time.monotonic()
+    def _build_checkpoint(self, clock: Clock) -> dict[str, Any]:
+        self._last_checkpoint_time = time.monotonic()
         for name, weight in self.learner.technique.state_dict().items():
             # A step can have a finite loss and still leave unusable weights behind.
             if weight.is_floating_point() and not torch.isfinite(weight).all():
@@ -293,32 +293,32 @@ class Observer:
                     f"{name} became NaN or infinite by step {clock.step}; "
                     f"lower optimizer.lr or set trainer.gradient_clip=1"
                 )
-        return {"step": clock.step, "epoch": clock.epoch, **self.learner.state()}
+        return {"step": clock.step, "epoch": clock.epoch, **self.learner.state_dict()}
 
     def _evaluate(self) -> dict[str, float]:
-        with self._looking("evaluate") as technique:
-            return technique.evaluate(self.material.test)
+        with self._seeded_eval_mode("evaluate") as technique:
+            return technique.evaluate(self.data.test)
 
-    def _preview(self) -> dict[str, Tensor]:
-        with self._looking("preview") as technique:
-            return {name: to_uint8(image) for name, image in technique.preview(self.material.examples).items()}
+    def _render_preview(self) -> dict[str, Tensor]:
+        with self._seeded_eval_mode("preview") as technique:
+            return {name: to_uint8(image) for name, image in technique.preview(self.data.examples).items()}
 
-    def _finale(self) -> FinalArtifacts | None:
-        if not self.team.leads:
+    def _build_final_artifacts(self) -> FinalArtifacts | None:
+        if not self.group.leads:
             return None
-        with self._looking("finale") as technique:
-            gallery = {name: to_uint8(image) for name, image in technique.render_gallery(self.material.examples).items()}
-            return FinalArtifacts(gallery, **_latents(technique, self.material.test))
+        with self._seeded_eval_mode("finale") as technique:
+            gallery = {name: to_uint8(image) for name, image in technique.render_gallery(self.data.examples).items()}
+            return FinalArtifacts(gallery, **_collect_latents(technique, self.data.test))
 
     @contextmanager
-    def _looking(self, purpose: str) -> Iterator[Technique]:
+    def _seeded_eval_mode(self, purpose: str) -> Iterator[Technique]:
         # The same seed each time: noise and prior samples are the same from one look to the next.
         seed_generators(self.learner.device, self.seed, purpose)
-        with evaluating(self.learner.shown):
-            yield self.learner.shown
+        with eval_mode(self.learner.eval_technique):
+            yield self.learner.eval_technique
 
     @staticmethod
-    def _ends_every(interval: int, clock: Clock) -> bool:
+    def _is_interval_end(interval: int, clock: Clock) -> bool:
         return bool(interval) and clock.is_epoch_end and clock.epoch % interval == 0
 
 
@@ -327,7 +327,7 @@ def to_uint8(image: Tensor) -> Tensor:
     return image.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-def _latents(technique: Technique, samples: Batches) -> dict[str, Tensor]:
+def _collect_latents(technique: Technique, samples: Batches) -> dict[str, Tensor]:
     codes, labels, thumbnails = [], [], []
     count = 0
     for batch in samples:
@@ -340,7 +340,7 @@ def _latents(technique: Technique, samples: Batches) -> dict[str, Tensor]:
         if "image" in batch:
             thumbnails.append(to_uint8(batch["image"]))
         count += len(code)
-        if count >= FINALE_SAMPLES:
+        if count >= MAX_LATENT_SAMPLES:
             break
     parts = {"codes": codes, "labels": labels, "thumbnails": thumbnails}
-    return {name: torch.cat(part)[:FINALE_SAMPLES] for name, part in parts.items() if part}
+    return {name: torch.cat(part)[:MAX_LATENT_SAMPLES] for name, part in parts.items() if part}

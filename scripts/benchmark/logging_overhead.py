@@ -15,7 +15,7 @@ from benchmark.step_timer import StepTimer, time_run
 from genexp.runs.build import Run
 from genexp.seeding import seed_generators
 from genexp.snapshot import Snapshot
-from genexp.training.trainer import evaluating
+from genexp.training.trainer import eval_mode
 
 CHECKPOINT_SPACING_SECONDS = 30.0  # seconds between two checkpoints at least, by default
 EVALUATION_OVERRIDES = ("trainer.evaluate_every=1", "trainer.preview_every=1")
@@ -85,9 +85,9 @@ def _measure_evaluation_seconds(run: Run, *, times: int = 3) -> float:
     started_at = read_seconds()
     for _ in range(times):
         seed_generators(learner.device, run.seed, "look")
-        with evaluating(learner.shown):
-            learner.shown.evaluate(material.test)
-            learner.shown.preview(material.examples)
+        with eval_mode(learner.eval_technique):
+            learner.eval_technique.evaluate(material.test)
+            learner.eval_technique.preview(material.examples)
     return (read_seconds() - started_at) / times
 
 

@@ -37,12 +37,12 @@ class StepTimer:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.run.data.feed.steps_per_epoch
+        return self.run.data.batch_source.steps_per_epoch
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yield batches. The next one is asked for when all is recorded."""
         self._started_at = read_seconds()
-        for batch in self.run.data.feed.batches(first_step):
+        for batch in self.run.data.batch_source.batches(first_step):
             snapshot_count = len(self.snapshots)
             yield batch
             snapshot = self.snapshots[-1] if len(self.snapshots) > snapshot_count else None
@@ -73,5 +73,5 @@ def time_run(config: Mapping[str, Any]) -> StepTimer:
         recorders.open(build_run_info(run, config, Path(name), 0))
         clock = train(timer, data, timer, run.trainer_config, StopRequest(), seed=run.seed)
         recorders.close(RunOutcome("finished" if clock.is_last_step else "stopped", clock.step))
-    run.data.feed.close()
+    run.data.batch_source.close()
     return timer

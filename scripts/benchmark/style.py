@@ -18,7 +18,7 @@ from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, ru
 from genexp.networks.vgg import IMAGENET_STD, IMAGENET_MEAN
 from genexp.runs.build import Run, build_run
 from genexp.technique import Clock, GradientPhase
-from genexp.training.trainer import begin
+from genexp.training.trainer import initialize_technique
 
 CLOSURE_CALLS = 6  # of the closure in a round
 IMAGE_SIZES = (256, 512)
@@ -65,7 +65,7 @@ def _prepare_run(size: int, precision: str) -> Run:
         "device=cpu",
     ]
     built = build_run(compose_config(*overrides), None)
-    begin(built.learner, built.data.train, built.seed)
+    initialize_technique(built.learner, built.data.train, built.seed)
     return built
 
 
@@ -74,7 +74,7 @@ def _measure_genexp(size: int, precision: str) -> float:
 
 
 def _measure_steps(run: Run) -> float:
-    batch = next(iter(run.data.feed.batches(1)))
+    batch = next(iter(run.data.batch_source.batches(1)))
     started_at = read_seconds()
     for step in range(1, CLOSURE_CALLS + 1):
         run.learner.step(batch, run.data.train, Clock(step, 300, 1))

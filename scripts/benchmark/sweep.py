@@ -81,7 +81,7 @@ def _time_worker_job(config: Config, clock_name: str) -> float:
 
 def _time_single_run(run: Run) -> tuple[float, float]:
     """Return the seconds of a run's steps, and the last loss."""
-    batches = run.data.feed.batches(1)
+    batches = run.data.batch_source.batches(1)
     for step in range(1, WARMUP_STEPS + STEPS + 1):
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()
@@ -97,7 +97,7 @@ def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
     for config in configs:
         runs.append(build_run(config, None, template=runs[0] if runs else None))
     ensemble_step = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
-    batches = stack_batches([feed for run in runs if isinstance(feed := run.data.feed, BatchStream)], 1)
+    batches = stack_batches([feed for run in runs if isinstance(feed := run.data.batch_source, BatchStream)], 1)
     for step in range(1, WARMUP_STEPS + STEPS + 1):
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()

@@ -26,7 +26,7 @@ from genexp.images.vision import torchvision
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock, GradientPhase
-from genexp.training.learner import chosen_precision
+from genexp.training.learner import resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -78,14 +78,14 @@ def compose_task_config(task: TrainingTask, *extra_overrides: str) -> dict[str, 
 def list_precisions(task: TrainingTask) -> list[str]:
     """Return fp32, and what the model's recipe chooses on this processor."""
     recipe_precision = compose_task_config(task)["model"]["recipe"].get("precision", "fp32")
-    return list(dict.fromkeys(["fp32", chosen_precision(recipe_precision, CPU)]))
+    return list(dict.fromkeys(["fp32", resolve_precision(recipe_precision, CPU)]))
 
 
 def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
     """Compare the losses of each phase on one batch, with the same weights and the same noise."""
     run, reference_phases = _build_both(config, task)
-    batch = next(iter(run.data.feed.batches(1)))
-    clock = Clock(1, task.steps, run.data.feed.steps_per_epoch)
+    batch = next(iter(run.data.batch_source.batches(1)))
+    clock = Clock(1, task.steps, run.data.batch_source.steps_per_epoch)
     phases = [phase for phase in run.learner.phases if isinstance(phase, GradientPhase)]
     for phase, reference_phase in zip(phases, reference_phases, strict=True):
         seed_generators(CPU, 0)

@@ -79,11 +79,11 @@ def learnt(team: Gathering, *words: str) -> tuple[dict[str, list[float]], dict[s
     plain = {str(key): value for key, value in config.items()}
     built, curves = build_run(plain, None, team.place), Curves()
     with (
-        closing(built.data.feed),
+        closing(built.data.batch_source),
         team.at_work(Task(plain, 0, "float64"), built.learner.device, "") as all_of_us,
     ):
-        train(built.learner, built.data, curves, built.trainer_config, StopRequest(), seed=0, team=all_of_us)
-    return curves.values, built.learner.state()
+        train(built.learner, built.data, curves, built.trainer_config, StopRequest(), seed=0, group=all_of_us)
+    return curves.values, built.learner.state_dict()
 
 
 def assert_close(left: Any, right: Any, rel: float = 1e-6, where: str = "") -> None:

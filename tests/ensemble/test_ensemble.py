@@ -22,7 +22,7 @@ from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.training.learner import Learner
-from genexp.training.trainer import begin
+from genexp.training.trainer import initialize_technique
 from tests.support.command import background, genexp, last_state, metrics, status
 from tests.support.compose import composed, tiny
 
@@ -58,30 +58,30 @@ def built(*words: str, like: Run | None = None) -> Run:
     config = OmegaConf.to_container(composed(*words, *looks), resolve=True)
     assert isinstance(config, dict)
     run = build_run({str(key): value for key, value in config.items()}, None, template=like)
-    begin(run.learner, run.data.train, run.seed)
+    initialize_technique(run.learner, run.data.train, run.seed)
     return run
 
 
 def alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
     """Return the state of a run after so many steps."""
-    batches = run.data.feed.batches(1)
+    batches = run.data.batch_source.batches(1)
     for step in range(1, steps + 1):
         seed_generators(run.learner.device, run.seed, step)
-        run.learner.step(next(batches), run.data.train, Clock(step, steps, run.data.feed.steps_per_epoch))
-    return copy.deepcopy(run.learner.state())
+        run.learner.step(next(batches), run.data.train, Clock(step, steps, run.data.batch_source.steps_per_epoch))
+    return copy.deepcopy(run.learner.state_dict())
 
 
 def together(runs: list[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """Return the states of runs that learn as one."""
     stack = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
-    feeds = [run.data.feed.batches(1) for run in runs]
+    feeds = [run.data.batch_source.batches(1) for run in runs]
     for step in range(1, steps + 1):
         each = [next(feed) for feed in feeds]
         batch = {name: torch.stack([part[name] for part in each]) for name in each[0]}
-        clock = Clock(step, steps, runs[0].data.feed.steps_per_epoch)
+        clock = Clock(step, steps, runs[0].data.batch_source.steps_per_epoch)
         stack.step(batch, False, runs[0].data.train, clock)
     stack.update_members()
-    return [run.learner.state() for run in runs]
+    return [run.learner.state_dict() for run in runs]
 
 
 def assert_close(left: Any, right: Any, tolerance: float, where: str = "state") -> None:
@@ -199,17 +199,17 @@ def test_rows_that_go_on_together_need_not_have_begun_together() -> None:
     words = [[*tiny("gan"), f"seed={seed}"] for seed in (1, 2, 3)]
     expected = [alone(built(*each), 8) for each in words]
     runs = [built(*each) for each in words]
-    batches = [run.data.feed.batches(1) for run in runs]
+    batches = [run.data.batch_source.batches(1) for run in runs]
     for first, last, rows in ((1, 4, [0, 1, 2]), (5, 8, [0, 2])):
         stack = EnsembleStep([runs[row].learner for row in rows], [runs[row].seed for row in rows])
         for step in range(first, last + 1):
             parts = [next(batches[row]) for row in rows]
             batch = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-            clock = Clock(step, 8, runs[0].data.feed.steps_per_epoch)
+            clock = Clock(step, 8, runs[0].data.batch_source.steps_per_epoch)
             stack.step(batch, False, runs[0].data.train, clock)
         stack.update_members()
     for row in (0, 2):
-        assert_close(runs[row].learner.state(), expected[row], 1e-9)
+        assert_close(runs[row].learner.state_dict(), expected[row], 1e-9)
 
 
 def test_an_unknown_random_function_is_refused() -> None:

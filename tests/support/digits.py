@@ -15,7 +15,7 @@ from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
-from genexp.training.trainer import evaluating
+from genexp.training.trainer import eval_mode
 from tests.support.compose import composed, technique
 
 
@@ -51,7 +51,7 @@ def trained(name: str, steps: int, *words: str) -> Learner:
 
 def scored(learner: Learner, seed: int = 0) -> dict[str, float]:
     """Return a learner's scores on a part of the digits' test split."""
-    with evaluating(learner.technique):
+    with eval_mode(learner.technique):
         seed_generators(CPU, seed, "evaluate")
         return learner.technique.evaluate(SplitBatches(make_loader(digits().test, CPU), 300, limit=300))
 

@@ -16,7 +16,7 @@ from genexp.data.stream import select_examples
 from genexp.errors import ConfigError
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.technique import Clock
-from genexp.training.trainer import evaluating
+from genexp.training.trainer import eval_mode
 from tests.support.compose import technique
 from tests.support.digits import CPU, digits, mean_image_mse, scored, trained
 
@@ -148,7 +148,7 @@ def test_scores_of_noisy_images_are_fixed_by_the_seed(name: str) -> None:
 def test_pictures_are_rows_of_what_goes_in_and_comes_out(name: str) -> None:
     model = trained(name, steps=0).technique
     shown = select_examples(make_loader(digits().test, CPU), model.example_count)
-    with evaluating(model):
+    with eval_mode(model):
         (picture,) = model.preview(shown).values()
     columns, lines = (10, 2) if name in ("stacked_autoencoder", "conv_autoencoder") else (5, 2)
     if name in DENOISING:

@@ -427,8 +427,8 @@ def check_shared_reference(cfg: dict[str, Any]) -> None:
 def test_each_player_has_a_rate_of_its_own() -> None:
     cfg = composed("model=dcgan", "optimizer.lr=1e-3", "optimizer.discriminator.lr=5e-4")
     plan = plan_optimizers(cfg["optimizer"])
-    assert plan.for_phase("discriminator").lr == 5e-4
-    assert plan.for_phase("generator").lr == 1e-3
+    assert plan.bind_phase_config("discriminator").lr == 5e-4
+    assert plan.bind_phase_config("generator").lr == 1e-3
 
 
 def test_a_run_writes_its_samples_and_both_losses(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from genexp.technique import Batch, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique
 from genexp.training import learner as learner_module
-from genexp.training.cuda_graphs import WARM_UP, graphs_on
+from genexp.training.cuda_graphs import WARMUP_STEPS, get_graph_factory
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 
@@ -116,8 +116,8 @@ def run(learner: Learner, steps: range) -> list[Metrics]:
 
 
 def assert_same(one: Learner, other: Learner) -> None:
-    torch.testing.assert_close(one.state()["technique"], other.state()["technique"])
-    torch.testing.assert_close(one.state()["average"], other.state()["average"])
+    torch.testing.assert_close(one.state_dict()["technique"], other.state_dict()["technique"])
+    torch.testing.assert_close(one.state_dict()["average"], other.state_dict()["average"])
 
 
 def test_captured_steps_equal_those_that_are_not(fake: type[FakeGraph]) -> None:
@@ -125,7 +125,7 @@ def test_captured_steps_equal_those_that_are_not(fake: type[FakeGraph]) -> None:
     torch.testing.assert_close(run(captured, range(1, 16)), run(plain, range(1, 16)))
     assert_same(plain, captured)
     # Of 15 steps 8 have one phase and 7 have two: a graph for each kind, after its warm-up.
-    assert [graph.replays for graph in fake.made] == [8 - WARM_UP, 7 - WARM_UP]
+    assert [graph.replays for graph in fake.made] == [8 - WARMUP_STEPS, 7 - WARMUP_STEPS]
 
 
 def test_metrics_of_a_step_are_not_those_of_the_next(fake: type[FakeGraph]) -> None:
@@ -136,7 +136,7 @@ def test_metrics_of_a_step_are_not_those_of_the_next(fake: type[FakeGraph]) -> N
 def test_a_resumed_captured_run_equals_the_straight_one(fake: type[FakeGraph]) -> None:
     straight, resumed = taught(capture=True), taught(capture=True)
     run(straight, range(1, 10))
-    resumed.restore(copy.deepcopy(straight.state()))
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
     for learner in (straight, resumed):
         run(learner, range(10, 20))
     assert_same(straight, resumed)
@@ -212,4 +212,4 @@ def test_captured_steps_equal_those_that_are_not_on_a_gpu(loss: Loss) -> None:
 
 
 def test_only_a_gpu_has_graphs() -> None:
-    assert graphs_on(CPU) is None
+    assert get_graph_factory(CPU) is None

@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 
 from genexp.device import move_to_device
 from genexp.technique import Clock
-from genexp.training.eager import eager
+from genexp.training.eager import remove_dynamo_wrappers
 from genexp.training.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
@@ -30,7 +30,7 @@ TORCHS_OWN = (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adadelta,
 
 def configured(name: str, **changes: Any) -> OptimizerConfig:
     """Return an optimizer's settings as its file has them, but for `changes`."""
-    return plan_optimizers({**settings_of(name), **changes}).for_phase("")
+    return plan_optimizers({**settings_of(name), **changes}).bind_phase_config("")
 
 
 class Bowl(nn.Module):
@@ -93,10 +93,10 @@ def test_what_needs_no_gradient_is_no_ones_to_move(name: str) -> None:
 )
 def test_every_setting_reaches_the_optimizer(name: str, changes: dict[str, Any]) -> None:
     optimizer = build_optimizer(configured(name, **changes), Bowl())
-    assert type(optimizer) is OPTIMIZERS[name].optimizer
+    assert type(optimizer) is OPTIMIZERS[name].optimizer_class
     (group,) = optimizer.param_groups
     assert {key: group[key] for key in changes} == {**changes, **_tuples(changes)}
-    assert set(changes) == set(configured(name).arguments())
+    assert set(changes) == set(configured(name).to_kwargs())
 
 
 def _tuples(changes: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -193,7 +193,7 @@ def test_lbfgs_moves_filters_whatever_their_layout() -> None:
 @pytest.mark.parametrize("kind", TORCHS_OWN)
 def test_what_is_eager_moves_as_torchs_own(kind: type[torch.optim.Optimizer]) -> None:
     ended = []
-    for variant in (kind, eager(kind)):
+    for variant in (kind, remove_dynamo_wrappers(kind)):
         bowl = Bowl()
         optimizer = variant([bowl.place], lr=0.01)  # type: ignore[call-arg]
         calls = descend(optimizer, bowl, 5)

@@ -19,10 +19,10 @@ from genexp.run_dir.checkpoint import load, save
 from genexp.snapshot import Snapshot
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique, detach_metrics
 from genexp.training import trainer as trainer_module
-from genexp.training.learner import Average, Learner, StepSettings, chosen_precision
+from genexp.training.learner import EMA, Learner, StepSettings, resolve_precision
 from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan
 from genexp.training.stopping import StopRequest, stop_on_signals
-from genexp.training.trainer import Material, TrainerConfig, evaluating, train
+from genexp.training.trainer import RunData, TrainerConfig, eval_mode, train
 from tests.support.command import assert_same, genexp, in_folder, metrics
 from tests.support.compose import tiny
 from tests.support.optimizers import RATES, settings_of
@@ -166,8 +166,8 @@ def go_on(
 ) -> tuple[Heard, Clock]:
     heard = Heard()
     samples: list[Batch] = [{"point": torch.zeros(2, 1)}] * 3
-    material = Material(Values(), samples, samples, samples[0])
-    clock = train(learner, material, heard, config, stop or StopRequest(), seed=seed, start=start)
+    material = RunData(Values(), samples, samples, samples[0])
+    clock = train(learner, material, heard, config, stop or StopRequest(), seed=seed, start_step=start)
     return heard, clock
 
 
@@ -197,7 +197,7 @@ def test_without_clipping_no_norm_is_computed() -> None:
 def test_the_average_is_the_one_computed_by_hand() -> None:
     toy = Toy()
     learner = taught(toy, ema=0.9)
-    shown = learner.shown
+    shown = learner.eval_technique
     assert isinstance(shown, Toy)
     expected = toy.point.weight.detach().clone()
     for step in range(1, 101):
@@ -212,15 +212,15 @@ def test_the_average_is_the_one_computed_by_hand() -> None:
 
 def test_without_an_average_the_technique_itself_is_shown() -> None:
     toy = Toy()
-    assert taught(toy).shown is toy
+    assert taught(toy).eval_technique is toy
 
 
 def test_the_average_begins_where_the_technique_was_initialised() -> None:
     learner = taught(Toy(), ema=0.999)
     with torch.no_grad():
         next(learner.technique.parameters()).fill_(100.0)
-    learner.reset_average()
-    assert next(learner.shown.parameters()).mean() == 100.0
+    learner.reset_ema()
+    assert next(learner.eval_technique.parameters()).mean() == 100.0
 
 
 def test_a_technique_without_parameters_can_be_averaged() -> None:
@@ -237,7 +237,7 @@ def test_a_technique_without_parameters_can_be_averaged() -> None:
             return (ClosedFormPhase("count", lambda batch, clock: {"count": self.count.add_(1)}),)
 
     counter = Counter()
-    average = Average(counter, 0.9)
+    average = EMA(counter, 0.9)
     taught(counter).step({}, [], Clock(1, 2, 1))
     average.update(counter, Clock(1, 2, 1))
     assert average.technique.get_buffer("count") == 1
@@ -314,9 +314,9 @@ def test_the_precision_suits_the_processor(
     assert taught(Toy(), precision="amx").precision == amx
     assert taught(Toy(), precision="bf32").precision == bf32
     assert taught(Toy(), precision="fp32").precision == "fp32"
-    assert chosen_precision("auto", torch.device("cuda")) == "fp32"
+    assert resolve_precision("auto", torch.device("cuda")) == "fp32"
     monkeypatch.setattr("torch.get_default_dtype", lambda: torch.float64)
-    assert chosen_precision("auto", CPU) == "fp32", "who asks for doubles wants them"
+    assert resolve_precision("auto", CPU) == "fp32", "who asks for doubles wants them"
 
 
 class Pair(Technique):
@@ -393,7 +393,7 @@ def test_a_phase_leaves_gradients_in_its_learner_only() -> None:
 def test_phases_have_optimizers_of_their_own() -> None:
     learner = taught(Pair(), {"right": {"lr": 0.0625}, "late": {"momentum": 0.5}})
     stepped(learner, 2)
-    groups = {name: state["param_groups"][0] for name, state in learner.state()["optimizers"].items()}
+    groups = {name: state["param_groups"][0] for name, state in learner.state_dict()["optimizers"].items()}
     assert {name: group["lr"] for name, group in groups.items()} == {"left": 0.1, "right": 0.0625, "late": 0.1}
     assert {name: group["momentum"] for name, group in groups.items()} == {"left": 0, "right": 0, "late": 0.5}
 
@@ -418,22 +418,22 @@ def test_a_learner_becomes_what_its_state_says() -> None:
     first, second = taught(Toy(), ema=0.5), taught(Toy(), ema=0.5)
     for step in range(1, 4):
         stepped(first, step)
-    second.restore(copied(first.state()))
+    second.load_state_dict(copied(first.state_dict()))
     stepped(first, 4)
     stepped(second, 4)
-    first_state, second_state = first.state(), second.state()
+    first_state, second_state = first.state_dict(), second.state_dict()
     assert_same(first_state["optimizers"], second_state["optimizers"])
     assert_same(first_state["technique"]["point.weight"], second_state["technique"]["point.weight"])
     assert_same(first_state["average"], second_state["average"])
 
 
 def test_the_state_of_another_model_is_refused_in_a_line() -> None:
-    state = taught(Toy(size=4)).state()
+    state = taught(Toy(size=4)).state_dict()
     with pytest.raises(CheckpointError, match="not one of this model and optimizer") as caught:
-        taught(Toy(size=3)).restore(state)
+        taught(Toy(size=3)).load_state_dict(state)
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError):
-        taught(Toy(size=4), ema=0.5).restore(state)
+        taught(Toy(size=4), ema=0.5).load_state_dict(state)
 
 
 # --- The loop.
@@ -523,7 +523,7 @@ def test_going_on_from_any_checkpoint_is_the_same_run(ema: float) -> None:
         if snapshot.checkpoint is None or not snapshot.clock.step:
             continue
         learner = taught(Toy(), ema=ema)
-        learner.restore(snapshot.checkpoint)
+        learner.load_state_dict(snapshot.checkpoint)
         resumed, _ = go_on(learner, config, start=snapshot.clock.step)
         assert_same(copied(resumed.snapshots[-1].checkpoint), straight.snapshots[-1].checkpoint)
         assert resumed.snapshots[-1].test == straight.snapshots[-1].test
@@ -546,7 +546,7 @@ def test_every_optimizer_goes_on_from_a_file_as_if_it_had_never_stopped(name: st
     assert middle is not None
     save(tmp_path / "state.pt", middle)
     resumed = learner()
-    resumed.restore(load(tmp_path / "state.pt"))
+    resumed.load_state_dict(load(tmp_path / "state.pt"))
     heard, _ = go_on(resumed, config, start=8)
     assert_same(copied(heard.snapshots[-1].checkpoint), straight.snapshots[-1].checkpoint)
     steps, losses = straight.column("loss")
@@ -581,7 +581,7 @@ def test_a_signal_ends_the_run_after_the_step_and_saves_it_unjudged() -> None:
     class Interrupted(Toy):
         def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
             if clock.step == 6:
-                stop.receive(signal.SIGTERM, None)
+                stop.handle_signal(signal.SIGTERM, None)
             return super().loss(batch, clock)
 
     stop = StopRequest()
@@ -647,7 +647,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_phase(value: str, 
     heard = Heard()
     learner = taught(Explosive(step, float(value)))
     samples: list[Batch] = [{"point": torch.zeros(2, 1)}]
-    material = Material(Values(), samples, samples, samples[0])
+    material = RunData(Values(), samples, samples, samples[0])
     with pytest.raises(DivergenceError, match=rf"the loss of phase fall became {value} at step {step};"):
         train(learner, material, heard, CONFIG, StopRequest(), seed=0)
     saved = [snapshot.checkpoint for snapshot in heard.snapshots if snapshot.checkpoint is not None]
@@ -685,12 +685,12 @@ def test_looking_leaves_every_module_in_its_mode() -> None:
     toy = Toy()
     assert toy.training
     assert not toy.frozen.training
-    with evaluating(toy):
+    with eval_mode(toy):
         assert not any(module.training for module in toy.modules())
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
     assert {name for name, module in toy.named_modules() if not module.training} == {"frozen"}
-    with pytest.raises(ZeroDivisionError), evaluating(toy):
+    with pytest.raises(ZeroDivisionError), eval_mode(toy):
         raise ZeroDivisionError
     assert toy.training
     run(toy)
@@ -723,9 +723,9 @@ def test_only_a_second_interruption_by_hand_is_obeyed_at_once(monkeypatch: pytes
 
 
 def test_a_time_budget_is_spent_when_its_seconds_are_over() -> None:
-    assert not StopRequest().out_of_time
-    assert not StopRequest(time_budget=3600).out_of_time
-    assert StopRequest(time_budget=0).out_of_time
+    assert not StopRequest().is_out_of_time
+    assert not StopRequest(time_budget=3600).is_out_of_time
+    assert StopRequest(time_budget=0).is_out_of_time
 
 
 def test_deterministic_algorithms_are_asked_for_and_let_go_of() -> None:
