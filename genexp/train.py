@@ -26,7 +26,7 @@ from yaml import YAMLError
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page
 from genexp.config import CONFIG_GROUPS, find_config_dir
-from genexp.distributed.rank import follows, given_place
+from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
 from genexp.sweep.config import parse_sweep_resume_dir
 
@@ -37,7 +37,7 @@ MULTIRUN_FLAGS = ("-m", "--multirun")
 
 def main() -> None:
     """Run the command line. An error that the user can mend ends in one line and exit code 1."""
-    if follows():
+    if is_nonzero_rank():
         with _exit_on_signal():
             _run_rank_process()
         return
@@ -56,10 +56,10 @@ def main() -> None:
             raise
         sys.exit(f"genexp: {format_error(error, sys.argv[1:])}")
     finally:
-        if given_place() is not None:
-            from genexp.distributed.rank_process import dismiss
+        if read_rank_info() is not None:
+            from genexp.distributed.rank_process import release_ranks
 
-            dismiss()
+            release_ranks()
 
 
 def _run_rank_process() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from genexp.data.dataset import Split
 from genexp.data.loading import make_loader
 from genexp.data.stream import BatchStream
-from genexp.distributed.global_batch import AsOfTheWhole
-from genexp.distributed.rank import Place, given_place
+from genexp.distributed.global_batch import GlobalBatchMode
+from genexp.distributed.rank import RankInfo, read_rank_info
 from genexp.networks.dropout import Dropout
 from genexp.sharding import Shard, batch_mean, local_rows, gather_rows
 
@@ -46,7 +46,7 @@ def test_a_draw_for_rows_is_these_rows_of_the_whole_batchs(what: str, index: int
     torch.manual_seed(1)
     all_drawn, next_number = draw(samples), torch.rand(())
     torch.manual_seed(1)
-    with AsOfTheWhole(part, ROWS, True):
+    with GlobalBatchMode(part, ROWS, True):
         drawn, following = draw(samples[part.row_slice(len(samples))]), torch.rand(())
     assert torch.equal(drawn, all_drawn[part.row_slice(len(samples))])
     assert torch.equal(following, next_number), "and the generator is where it would be"
@@ -56,7 +56,7 @@ def test_a_draw_that_is_not_for_rows_is_left_as_it_is() -> None:
     torch.manual_seed(1)
     expected = torch.randn(7, ROWS), torch.randperm(ROWS), torch.rand(2)
     torch.manual_seed(1)
-    with AsOfTheWhole(Shard(1, PARTS), ROWS, True):
+    with GlobalBatchMode(Shard(1, PARTS), ROWS, True):
         drawn = torch.randn(7, ROWS), torch.randperm(ROWS), torch.rand(2)
     assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
 
@@ -73,7 +73,7 @@ def test_batch_norm_of_the_whole_is_torchs(shape: tuple[int, ...]) -> None:
         nn.init.uniform_(layer.weight)
         with torch.no_grad():
             layer.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
-        with AsOfTheWhole(Shard(), len(values), mode):
+        with GlobalBatchMode(Shard(), len(values), mode):
             result = layer(values)
         (slope,) = torch.autograd.grad(result.pow(3).sum(), values, create_graph=True)
         (second,) = torch.autograd.grad(slope.square().sum(), values)
@@ -103,6 +103,6 @@ def test_alone_a_part_is_the_whole() -> None:
 
 def test_a_place_is_what_torchrun_says() -> None:
     said = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node", "MASTER_PORT": "1"}
-    assert given_place({**said, "LOCAL_WORLD_SIZE": "2"}) == Place(3, 4, local_rank=1, local_processes=2)
-    assert given_place({**said, "WORLD_SIZE": "1", "RANK": "0"}) is None
-    assert given_place({"RANK": "3"}) is None, "a cluster's variable alone is no torchrun"
+    assert read_rank_info({**said, "LOCAL_WORLD_SIZE": "2"}) == RankInfo(3, 4, local_rank=1, local_world_size=2)
+    assert read_rank_info({**said, "WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert read_rank_info({"RANK": "3"}) is None, "a cluster's variable alone is no torchrun"

@@ -21,110 +21,110 @@ from genexp.precision import promote_to_float32
 from genexp.sharding import Shard, batch_mean, shard_context, current_shard
 from genexp.technique import Batch, Clock, GradientPhase, Metrics
 
-Loss = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
+LossFunction = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
 
 # Functions that draw numbers of a shape given, and those that draw as many as their argument has.
-DRAWN_BY_SHAPE = {torch.rand, torch.randn, torch.randint}
-DRAWN_BY_EXAMPLE = {
+RANDOM_BY_SHAPE = {torch.rand, torch.randn, torch.randint}
+RANDOM_BY_INPUT = {
     *(torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.normal, torch.multinomial),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
     *(dropout, F.gumbel_softmax, F.rrelu),
 }
-DRAWN_IN_PLACE = {
+RANDOM_IN_PLACE = {
     getattr(Tensor, f"{name}_")
     for name in ("normal", "uniform", "bernoulli", "exponential", "random", "log_normal")
 }
 
 
-def shared_loss(phase: GradientPhase, part: Shard, *, synchronised: bool) -> Loss:
+def build_distributed_loss(phase: GradientPhase, shard: Shard, *, sync_batch_norm: bool) -> LossFunction:
     """Return the loss of `phase` for the `part` of the batch that is here.
 
     Gradients are averaged over all parts while they are computed. `synchronised` is the technique's.
     """
-    loss: Loss = DistributedDataParallel(_Loss(phase, part, synchronised), find_unused_parameters=True)
+    loss: LossFunction = DistributedDataParallel(_LossModule(phase, shard, sync_batch_norm), find_unused_parameters=True)
     return loss
 
 
-class _Loss(nn.Module):
+class _LossModule(nn.Module):
     """A phase's loss as the forward pass of its learner, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, phase: GradientPhase, part: Shard, synchronised: bool) -> None:
+    def __init__(self, phase: GradientPhase, shard: Shard, sync_batch_norm: bool) -> None:
         super().__init__()
         # Not the learner: its buffers are equal everywhere by themselves, and would be sent at each step.
         self.weights = nn.ParameterList(weight for weight in phase.module.parameters() if weight.requires_grad)
         # Some losses leave weights out for a while. Where none is, torch warns that it looked for some in vain.
-        self.left_out = nn.Parameter(torch.zeros((), device=self.weights[0].device))
-        self._loss, self._part, self._synchronised = phase.loss, part, synchronised
+        self.unused_parameter = nn.Parameter(torch.zeros((), device=self.weights[0].device))
+        self._loss, self._shard, self._sync_batch_norm = phase.loss, shard, sync_batch_norm
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the loss of the part, and metrics of it."""
-        rows = len(next(iter(batch.values())))
-        with shard_context(self._part), AsOfTheWhole(self._part, rows, self._synchronised):
+        local_batch_size = len(next(iter(batch.values())))
+        with shard_context(self._shard), GlobalBatchMode(self._shard, local_batch_size, self._sync_batch_norm):
             return self._loss(batch, clock)
 
 
-class AsOfTheWhole(TorchFunctionMode):
+class GlobalBatchMode(TorchFunctionMode):
     """Computes what depends on the whole batch as if it were here.
 
     A draw with a row for each sample is made for all of the batch. Any other is left as it is: the generators are
     seeded alike, and so it is the same in all processes.
     """
 
-    def __init__(self, part: Shard, rows: int, synchronised: bool) -> None:
+    def __init__(self, shard: Shard, local_batch_size: int, sync_batch_norm: bool) -> None:
         super().__init__()
-        self._part, self._rows, self._synchronised = part, rows, synchronised
+        self._shard, self._local_batch_size, self._sync_batch_norm = shard, local_batch_size, sync_batch_norm
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        if function in DRAWN_BY_SHAPE:
-            return self._by_shape(function, args, options)
-        if function in DRAWN_BY_EXAMPLE:
-            return self._by_example(function, args, options)
-        if function in DRAWN_IN_PLACE:
-            return self._in_place(function, args, options)
-        if function is F.batch_norm and self._synchronised:
-            return _batch_norm(*args, **options)
+        if function in RANDOM_BY_SHAPE:
+            return self._draw_by_shape(function, args, options)
+        if function in RANDOM_BY_INPUT:
+            return self._draw_by_input(function, args, options)
+        if function in RANDOM_IN_PLACE:
+            return self._draw_in_place(function, args, options)
+        if function is F.batch_norm and self._sync_batch_norm:
+            return _global_batch_norm(*args, **options)
         return function(*args, **options)
 
-    def _by_shape(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        bounds, shape = _shape(function, args, options)
-        if not shape or shape[0] != self._rows:
+    def _draw_by_shape(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        leading_args, shape = _split_shape_argument(function, args, options)
+        if not shape or shape[0] != self._local_batch_size:
             return function(*args, **options)
         options.pop("size", None)
-        drawn = function(*bounds, (self._rows * self._part.count, *shape[1:]), **options)
-        return self._own(drawn)
+        global_draw = function(*leading_args, (self._local_batch_size * self._shard.count, *shape[1:]), **options)
+        return self._select_local_rows(global_draw)
 
-    def _by_example(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        examples = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
-        if not examples:  # torch.normal(0, 1, shape)
-            return self._by_shape(function, args, options)
-        if not any(self._has_rows(value) for value in examples):
+    def _draw_by_input(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        tensor_args = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
+        if not tensor_args:  # torch.normal(0, 1, shape)
+            return self._draw_by_shape(function, args, options)
+        if not any(self._is_batched(value) for value in tensor_args):
             return function(*args, **options)
-        drawn = function(*map(self._filled, args), **{key: self._filled(value) for key, value in options.items()})
-        return self._own(drawn)
+        global_draw = function(*map(self._expand_to_global_batch, args), **{key: self._expand_to_global_batch(value) for key, value in options.items()})
+        return self._select_local_rows(global_draw)
 
-    def _in_place(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        target, *others = args
-        if not self._has_rows(target):
+    def _draw_in_place(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        target, *other_args = args
+        if not self._is_batched(target):
             return function(*args, **options)
-        drawn = function(self._filled(target), *map(self._filled, others), **options)
-        return target.copy_(self._own(drawn))
+        global_draw = function(self._expand_to_global_batch(target), *map(self._expand_to_global_batch, other_args), **options)
+        return target.copy_(self._select_local_rows(global_draw))
 
-    def _has_rows(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self._rows
+    def _is_batched(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self._local_batch_size
 
-    def _filled(self, value: Any) -> Any:
+    def _expand_to_global_batch(self, value: Any) -> Any:
         """Return the part's rows in their place among those of the whole batch, whose values do not matter."""
         # Not by repeat(), which forgets how numbers lie (channels last, say): they are drawn in that order.
-        return torch.cat([value] * self._part.count) if self._has_rows(value) else value
+        return torch.cat([value] * self._shard.count) if self._is_batched(value) else value
 
-    def _own(self, drawn: Tensor) -> Tensor:
-        return drawn[self._part.row_slice(len(drawn))]
+    def _select_local_rows(self, global_draw: Tensor) -> Tensor:
+        return global_draw[self._shard.row_slice(len(global_draw))]
 
 
-def _shape(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[list[Any], tuple[int, ...]]:
+def _split_shape_argument(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[list[Any], tuple[int, ...]]:
     """Return what stands before the shape among the arguments of a draw, and the shape."""
     if "size" in options:
         return list(args), tuple(options["size"])
@@ -133,7 +133,7 @@ def _shape(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> 
     return [], tuple(args) if function is not torch.randint else ()
 
 
-def _batch_norm(
+def _global_batch_norm(
     values: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -146,16 +146,16 @@ def _batch_norm(
     """Return what `F.batch_norm` would for the part's rows if it saw the whole batch (rows, channels, ...)."""
     if not training:
         return F.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
-    wide = promote_to_float32(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, places)
-    mean = batch_mean(wide.mean(2))
-    centred = wide - mean[:, None]
-    variance = batch_mean(centred.square().mean(2))
+    features = promote_to_float32(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, places)
+    mean = batch_mean(features.mean(2))
+    centered = features - mean[:, None]
+    variance = batch_mean(centered.square().mean(2))
     with torch.no_grad():
         if running_mean is not None and running_var is not None:
-            count = wide[:, 0].numel() * current_shard().count  # samples of each channel
+            count = features[:, 0].numel() * current_shard().count  # samples of each channel
             running_mean.lerp_(mean.to(running_mean), momentum)
             running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
     scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
-    normed = centred * scale[:, None] if bias is None else centred * scale[:, None] + bias[:, None]
+    normalized = centered * scale[:, None] if bias is None else centered * scale[:, None] + bias[:, None]
     # They lie as F.batch_norm leaves them: a dropout behind it draws in that order.
-    return torch.empty_like(values).copy_(normed.reshape(values.shape))
+    return torch.empty_like(values).copy_(normalized.reshape(values.shape))

@@ -16,125 +16,125 @@ from pathlib import Path
 
 import torch
 
-from genexp.distributed.process_group import Team, is_of_connection, joined
-from genexp.distributed.rank import Place, given_place
-from genexp.distributed.store import LOCAL, Task, given_board, own_board
+from genexp.distributed.process_group import ProcessGroup, is_connection_error, join_process_group
+from genexp.distributed.rank import RankInfo, read_rank_info
+from genexp.distributed.store import LOCALHOST, RankTask, connect_rank_store, create_rank_store
 from genexp.errors import RankFailedError
 
-TO_SHOW = 5.0  # seconds in which the death of a process shows, once something sent to it did not arrive
-TO_END = 20.0  # seconds for a process that has nothing left to do
-POLL = 0.01  # seconds
+FAILURE_DETECTION_SECONDS = 5.0  # seconds in which the death of a process shows, once something sent to it did not arrive
+SHUTDOWN_SECONDS = 20.0  # seconds for a process that has nothing left to do
+POLL_SECONDS = 0.01  # seconds
 
 
-class Gathering:
+class ProcessLauncher:
     """The processes of a run, from when they are started until they have ended, as their first one sees them."""
 
-    def __init__(self, place: Place, threads: int | None) -> None:
+    def __init__(self, place: RankInfo, threads: int | None) -> None:
         """Start the others, unless torchrun has; each is given so many threads, or its share of them."""
-        self.place = place
-        self._helpers: list[subprocess.Popen[bytes]] = []
-        self._threads = torch.get_num_threads()
-        if place.processes == 1:
+        self.rank_info = place
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._previous_threads = torch.get_num_threads()
+        if place.world_size == 1:
             return
-        if given_place() is not None:
-            self._board = given_board()
+        if read_rank_info() is not None:
+            self._store = connect_rank_store()
             return
-        self._board, port = own_board()
-        share = threads or max(1, self._threads // place.processes)
-        torch.set_num_threads(share)
-        self._helpers = [_started(rank, place.processes, port, share) for rank in range(1, place.processes)]
+        self._store, port = create_rank_store()
+        threads_per_process = threads or max(1, self._previous_threads // place.world_size)
+        torch.set_num_threads(threads_per_process)
+        self._children = [_start_process(rank, place.world_size, port, threads_per_process) for rank in range(1, place.world_size)]
 
     @contextmanager
-    def at_work(self, task: Task, device: torch.device, again: str) -> Iterator[Team]:
+    def dispatch_task(self, task: RankTask, device: torch.device, resume_command: str) -> Iterator[ProcessGroup]:
         """Give all processes their task, and yield their team. Raises ProcessError where one is lost.
 
         `again` is the command that goes on with the run.
         """
-        if self.place.processes == 1:
-            yield Team()
+        if self.rank_info.world_size == 1:
+            yield ProcessGroup()
             return
-        self._board.announce(task)
-        self._await()
+        self._store.publish_task(task)
+        self._wait_until_ready()
         try:
-            with joined(self._board, self.place, device) as team:
-                yield team
+            with join_process_group(self._store, self.rank_info, device) as group:
+                yield group
         except RuntimeError as error:
-            if not is_of_connection(error):
+            if not is_connection_error(error):
                 raise
-            raise RankFailedError(f"{self._lost(TO_SHOW)}; go on with: {again}") from None
+            raise RankFailedError(f"{self._wait_for_failure(FAILURE_DETECTION_SECONDS)}; go on with: {resume_command}") from None
 
     def close(self, *, failed: bool) -> None:
         """Let the others end; where the run has `failed`, at once."""
-        if self._helpers:
-            self._board.announce(None)
-        for helper in self._helpers:
+        if self._children:
+            self._store.publish_task(None)
+        for child in self._children:
             try:
-                helper.wait(0 if failed else TO_END)
+                child.wait(0 if failed else SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
-                helper.kill()
-                helper.wait()
-        torch.set_num_threads(self._threads)
+                child.kill()
+                child.wait()
+        torch.set_num_threads(self._previous_threads)
 
-    def _await(self) -> None:
+    def _wait_until_ready(self) -> None:
         """Wait until all are ready. Raises ProcessError where one will not be."""
-        while any(self._board.noted(f"ready/{rank}") is None for rank in range(1, self.place.processes)):
-            fate = self._fate()
-            if fate is not None:
-                raise RankFailedError(f"{fate}, before the first step; start the run again")
-            time.sleep(POLL)
+        while any(self._store.read_message(f"ready/{rank}") is None for rank in range(1, self.rank_info.world_size)):
+            failure = self._describe_failure()
+            if failure is not None:
+                raise RankFailedError(f"{failure}, before the first step; start the run again")
+            time.sleep(POLL_SECONDS)
 
-    def _lost(self, seconds: float) -> str:
+    def _wait_for_failure(self, timeout_seconds: float) -> str:
         """Return in words which process is gone, and why, as far as that shows within some seconds."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout_seconds
         while True:
-            fate = self._fate()
-            if fate is not None or time.monotonic() >= deadline:
-                return fate or f"one of {self.place.processes} processes is gone"
-            time.sleep(POLL)
+            failure = self._describe_failure()
+            if failure is not None or time.monotonic() >= deadline:
+                return failure or f"one of {self.rank_info.world_size} processes is gone"
+            time.sleep(POLL_SECONDS)
 
-    def _fate(self) -> str | None:
+    def _describe_failure(self) -> str | None:
         """Return in words what became of a process that is gone, if one is known to be."""
-        for rank in range(1, self.place.processes):
-            error = self._board.noted(f"failed/{rank}")
+        for rank in range(1, self.rank_info.world_size):
+            error = self._store.read_message(f"failed/{rank}")
             if error is not None:
-                return f"process {rank} of {self.place.processes} failed ({error})"
-        for rank, helper in enumerate(self._helpers, 1):
-            code = helper.poll()
+                return f"process {rank} of {self.rank_info.world_size} failed ({error})"
+        for rank, child in enumerate(self._children, 1):
+            code = child.poll()
             if code is not None:
-                how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                return f"process {rank} of {self.place.processes} {how}"
+                reason = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                return f"process {rank} of {self.rank_info.world_size} {reason}"
         return None
 
 
 @contextmanager
-def gathering(place: Place, threads: int | None) -> Iterator[Gathering]:
+def launch_processes(rank_info: RankInfo, threads: int | None) -> Iterator[ProcessLauncher]:
     """Yield the processes of a run; all that it started have ended when the block ends."""
-    gathered = Gathering(place, threads)
+    launcher = ProcessLauncher(rank_info, threads)
     failed = True
     try:
-        yield gathered
+        yield launcher
         failed = False
     finally:
-        gathered.close(failed=failed)
+        launcher.close(failed=failed)
 
 
-def _started(rank: int, processes: int, port: int, threads: int) -> subprocess.Popen[bytes]:
-    package = str(Path(__file__).resolve().parent.parent.parent)
-    inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # no traces
+def _start_process(rank: int, world_size: int, port: int, threads: int) -> subprocess.Popen[bytes]:
+    import_root = str(Path(__file__).resolve().parent.parent.parent)
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # no traces
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
-        "WORLD_SIZE": processes,
-        "LOCAL_WORLD_SIZE": processes,
-        "MASTER_ADDR": LOCAL,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": LOCALHOST,
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": threads,
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # torch would print where in its code it noticed the end of another
-        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (import_root, os.environ.get("PYTHONPATH")))),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "genexp.train"],
-        env={**inherited, **{name: str(value) for name, value in variables.items()}},
+        env={**environment, **{name: str(value) for name, value in variables.items()}},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is the first process's to answer: it tells the others when to stop

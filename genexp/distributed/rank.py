@@ -9,59 +9,59 @@ from dataclasses import dataclass
 from genexp.errors import ConfigError
 
 # What torchrun tells each process that it starts, and what a run tells those that it starts itself.
-RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+RENDEZVOUS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """A process among those of a run."""
 
     rank: int = 0
-    processes: int = 1
+    world_size: int = 1
     local_rank: int = 0  # on its machine
-    local_processes: int = 1
+    local_world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Return whether this process keeps the records, judges and saves."""
         return self.rank == 0
 
 
-def given_place(environment: Mapping[str, str] = os.environ) -> Place | None:
+def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo | None:
     """Return the place that torchrun, or the run that started this process, has given it; None for any other."""
-    if any(name not in environment for name in RENDEZVOUS) or int(environment["WORLD_SIZE"]) < 2:
+    if any(name not in environment for name in RENDEZVOUS_VARIABLES) or int(environment["WORLD_SIZE"]) < 2:
         return None
-    rank, processes, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Place(rank, processes, local, int(environment.get("LOCAL_WORLD_SIZE", processes)))
+    rank, world_size, local_rank = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return RankInfo(rank, world_size, local_rank, int(environment.get("LOCAL_WORLD_SIZE", world_size)))
 
 
-def follows() -> bool:
+def is_nonzero_rank() -> bool:
     """Return whether this process waits to be told what to do, instead of reading its command line."""
-    place = given_place()
-    return place is not None and not place.leads
+    rank_info = read_rank_info()
+    return rank_info is not None and not rank_info.is_rank_zero
 
 
-def chosen_place(processes: int) -> Place:
+def resolve_rank_info(processes: int) -> RankInfo:
     """Return the place of the process that reads the command line. Raises ConfigError."""
-    place = given_place()
-    if place is None:
-        return Place(processes=processes, local_processes=processes)
+    rank_info = read_rank_info()
+    if rank_info is None:
+        return RankInfo(world_size=processes, local_world_size=processes)
     if processes > 1:
         raise ConfigError(
-            f"device.processes={processes}: torchrun has started {place.processes} processes already; "
+            f"device.processes={processes}: torchrun has started {rank_info.world_size} processes already; "
             f"set device.processes=1, or start the run without torchrun"
         )
-    return place
+    return rank_info
 
 
-def check_rows(rows: int, processes: int, what: str) -> None:
+def check_divisible_batch(batch_size: int, world_size: int, batch_label: str) -> None:
     """Raise ConfigError where `rows` of a batch have no equal part for each process; `what` names the batch."""
-    if rows < processes:
+    if batch_size < world_size:
         raise ConfigError(
-            f"{what} is less than one sample for each of {processes} processes; raise it, or use fewer processes"
+            f"{batch_label} is less than one sample for each of {world_size} processes; raise it, or use fewer processes"
         )
-    if rows % processes:
-        below = rows - rows % processes
+    if batch_size % world_size:
+        lower_size = batch_size - batch_size % world_size
         raise ConfigError(
-            f"{what} cannot be divided among {processes} processes; use {below} or {below + processes}"
+            f"{batch_label} cannot be divided among {world_size} processes; use {lower_size} or {lower_size + world_size}"
         )

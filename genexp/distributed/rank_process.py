@@ -10,46 +10,46 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from genexp.distributed.process_group import Team, is_of_connection, joined
-from genexp.distributed.rank import given_place
-from genexp.distributed.store import Task, given_board
+from genexp.distributed.process_group import ProcessGroup, is_connection_error, join_process_group
+from genexp.distributed.rank import read_rank_info
+from genexp.distributed.store import RankTask, connect_rank_store
 from genexp.errors import GenexpError
 
 
-class Follower:
+class RankProcess:
     """A process that another one leads."""
 
     def __init__(self) -> None:
-        place = given_place()
-        assert place is not None
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-        self.place, self._board = place, given_board()
+        rank_info = read_rank_info()
+        assert rank_info is not None
+        threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+        self.rank_info, self._store = rank_info, connect_rank_store()
 
-    def tasks(self) -> Iterator[Task]:
+    def receive_tasks(self) -> Iterator[RankTask]:
         """Yield what there is to do until there is nothing more."""
-        while (task := self._board.next_task()) is not None:
+        while (task := self._store.wait_for_task()) is not None:
             yield task
 
-    def at_work(self, device: torch.device) -> AbstractContextManager[Team]:
+    def join_group(self, device: torch.device) -> AbstractContextManager[ProcessGroup]:
         """Say that all is ready, and return the team."""
-        self._board.note(f"ready/{self.place.rank}")
-        return joined(self._board, self.place, device)
+        self._store.write_message(f"ready/{self.rank_info.rank}")
+        return join_process_group(self._store, self.rank_info, device)
 
-    def explain(self, error: Exception) -> None:
+    def report_error(self, error: Exception) -> None:
         """Leave word of an error that ends this process, unless it is that another one has ended."""
-        if is_of_connection(error):
+        if is_connection_error(error):
             return
-        words = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
-        self._board.note(f"failed/{self.place.rank}", words.splitlines()[0])
+        message = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
+        self._store.write_message(f"failed/{self.rank_info.rank}", message.splitlines()[0])
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent_pid: int) -> None:
     """End this process when who started it has ended, whatever it is doing or waiting for."""
-    while os.getppid() == parent:
+    while os.getppid() == parent_pid:
         time.sleep(1)
     os._exit(1)
 
 
-def dismiss() -> None:
+def release_ranks() -> None:
     """Tell those that torchrun has started to follow this process that nothing more is to do."""
-    given_board().announce(None)
+    connect_rank_store().publish_task(None)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from genexp.distributed.process_group import Team
+from genexp.distributed.process_group import ProcessGroup
 from genexp.runs.build import Run
 from genexp.runs.run import RunContext, build_failed_outcome
 from genexp.snapshot import Snapshot
@@ -38,7 +38,7 @@ class EnsembleMember:
         """Begin to write to the folder. Raises GenexpError."""
         built = self.run
         self.recorders = self.context.prepare_recorders()
-        self.snapshot_builder = SnapshotBuilder(built.learner, built.data, built.trainer_config, built.seed, Team())
+        self.snapshot_builder = SnapshotBuilder(built.learner, built.data, built.trainer_config, built.seed, ProcessGroup())
         self.recorders.open(self.context.build_info())
 
     def initialize(self, clock: Clock) -> None:

@@ -17,7 +17,7 @@ from genexp.data.dataset import Dataset
 from genexp.data.loading import SplitLoader, make_loader
 from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device, move_to_device, use_deterministic_algorithms
-from genexp.distributed.rank import Place, check_rows
+from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics.direction import infer_direction
 from genexp.runs.resume import flatten_items
@@ -79,19 +79,19 @@ class Run:
 def build_run(
     config: Mapping[str, Any],
     resume_state: Mapping[str, Any] | None,
-    rank_info: Place | None = None,
+    rank_info: RankInfo | None = None,
     template: Run | None = None,
 ) -> Run:
     """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError.
 
     `place` is this process's among those of the run. A run `like` it, on the same data, shares these with it.
     """
-    rank_info = rank_info or Place()
+    rank_info = rank_info or RankInfo()
     run_config = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
     trainer_config = _bind_trainer_config(config)
     plan = plan_optimizers(config["optimizer"])
     device_config = bind(DeviceConfig, config["device"], "device")
-    device = choose_device(device_config, local_rank=rank_info.local_rank, local_world_size=rank_info.local_processes)
+    device = choose_device(device_config, local_rank=rank_info.local_rank, local_world_size=rank_info.local_world_size)
     use_deterministic_algorithms(trainer_config.deterministic)
     technique, dataset = build_technique(config, device, run_config.seed, template.dataset if template else None)
     learner = Learner(technique, plan, trainer_config.step_settings, device)
@@ -110,7 +110,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     plan_optimizers(config["optimizer"])
     processes = bind(DeviceConfig, config["device"], "device").processes
     if batch_size is not None:
-        check_rows(batch_size, processes, f"trainer.batch_size={batch_size}")
+        check_divisible_batch(batch_size, processes, f"trainer.batch_size={batch_size}")
     bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
     bind_technique_config(config["model"])
 
@@ -163,7 +163,7 @@ def build_technique(
 
 
 def _build_run_data(
-    dataset: Dataset, loaders: DatasetLoaders, learner: Learner, trainer_config: TrainerConfig, rank_info: Place, *, seed: int
+    dataset: Dataset, loaders: DatasetLoaders, learner: Learner, trainer_config: TrainerConfig, rank_info: RankInfo, *, seed: int
 ) -> RunData:
     # Phases that take the whole split have no use for batches: none is made.
     needs_no_batches = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)
@@ -172,8 +172,8 @@ def _build_run_data(
         batch_size = trainer_config.batch_size
         batch_label = f"trainer.batch_size={'null' if batch_size is None else batch_size}"
         size_note = "" if batch_size is not None else f" ({len(loaders.train)} samples)"
-        check_rows(batch_size or len(loaders.train), rank_info.processes, batch_label + size_note)
-        shard = Shard(rank_info.rank, rank_info.processes)
+        check_divisible_batch(batch_size or len(loaders.train), rank_info.world_size, batch_label + size_note)
+        shard = Shard(rank_info.rank, rank_info.world_size)
         batch_source = BatchStream(loaders.train, batch_size, seed=seed, dataset_name=dataset.name, shard=shard)
     return RunData(
         batch_source=batch_source,

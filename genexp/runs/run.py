@@ -15,10 +15,10 @@ from genexp.config import bind
 from genexp.data.fingerprint import fingerprint
 from genexp.data.loading import translate_worker_error
 from genexp.device import DeviceConfig, flush_denormals
-from genexp.distributed.launch import Gathering, gathering
-from genexp.distributed.rank import chosen_place
-from genexp.distributed.rank_process import Follower
-from genexp.distributed.store import Task
+from genexp.distributed.launch import ProcessLauncher, launch_processes
+from genexp.distributed.rank import resolve_rank_info
+from genexp.distributed.rank_process import RankProcess
+from genexp.distributed.store import RankTask
 from genexp.recorders.checkpoints import Checkpoints, truncate_logs
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures
@@ -54,9 +54,9 @@ def run_experiment(cfg: DictConfig, run_dir: Path, until_epoch: int | None = Non
     with lock_run_dir(run_dir):
         config, resume_state = _load_config_and_state(cfg, run_dir)
         device_config = bind(DeviceConfig, config["device"], "device")
-        rank_info = chosen_place(device_config.processes)
+        rank_info = resolve_rank_info(device_config.processes)
         run = build_run(config, resume_state, rank_info)  # first: what cannot be built starts no other process
-        with closing(run.data.batch_source), gathering(rank_info, device_config.threads) as launcher:
+        with closing(run.data.batch_source), launch_processes(rank_info, device_config.threads) as launcher:
             return _train_and_record(RunContext(run, config, run_dir, resume_state), launcher, until_epoch)
 
 
@@ -72,27 +72,27 @@ def _load_config_and_state(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, An
 
 def run_rank_process() -> None:
     """Do this process's part of runs that another process leads. Raises what keeps it from that."""
-    rank_process = Follower()
+    rank_process = RankProcess()
     try:
-        for task in rank_process.tasks():
+        for task in rank_process.receive_tasks():
             _run_rank_task(rank_process, task)
     except Exception as error:
-        rank_process.explain(error)
+        rank_process.report_error(error)
         raise
 
 
-def _run_rank_task(rank_process: Follower, task: Task) -> None:
+def _run_rank_task(rank_process: RankProcess, task: RankTask) -> None:
     flush_denormals()
-    torch.set_default_dtype(getattr(torch, task.precision))
-    run = build_run(task.config, None, rank_process.place)
+    torch.set_default_dtype(getattr(torch, task.default_dtype))
+    run = build_run(task.config, None, rank_process.rank_info)
     # The first process looks, judges and saves.
     trainer_config = replace(run.trainer_config, evaluate_every=0, preview_every=0, checkpoint_every=0)
     with (
         closing(run.data.batch_source),
         stop_on_signals(None) as stop,
-        rank_process.at_work(run.learner.device) as group,
+        rank_process.join_group(run.learner.device) as group,
     ):
-        train(run.learner, run.data, _NullSink(), trainer_config, stop, seed=run.seed, start_step=task.start, group=group)
+        train(run.learner, run.data, _NullSink(), trainer_config, stop, seed=run.seed, start_step=task.start_step, group=group)
 
 
 class _NullSink:
@@ -153,13 +153,13 @@ def open_run_context(cfg: DictConfig, run_dir: Path, template: Run | None = None
             yield RunContext(run, config, run_dir, resume_state)
 
 
-def _train_and_record(context: RunContext, launcher: Gathering, until_epoch: int | None) -> RunResult:
+def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoch: int | None) -> RunResult:
     run, recorders = context.run, context.prepare_recorders()
-    task = Task(context.config, context.start_step, str(torch.get_default_dtype()).removeprefix("torch."))
+    task = RankTask(context.config, context.start_step, str(torch.get_default_dtype()).removeprefix("torch."))
     with stop_on_signals(run.trainer_config.time_budget, until_epoch=until_epoch) as stop:
         try:
-            recorders.open(context.build_info(launcher.place.processes))
-            with launcher.at_work(task, run.learner.device, context.resume_command) as group:
+            recorders.open(context.build_info(launcher.rank_info.world_size))
+            with launcher.dispatch_task(task, run.learner.device, context.resume_command) as group:
                 clock = train(
                     *(run.learner, run.data, recorders, run.trainer_config, stop),
                     seed=run.seed,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.device import has_bf16_arithmetic, has_bf16_matmul, use_bf16_matmul
-from genexp.distributed.process_group import Team
+from genexp.distributed.process_group import ProcessGroup
 from genexp.errors import CheckpointError
 from genexp.sharding import shard_context, gather_rows
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique
@@ -103,15 +103,15 @@ class Learner:
             p.name: [weight for weight in p.module.parameters() if weight.requires_grad] for p in gradient_phases
         }
         self.ema = EMA(technique, settings.ema) if settings.ema else None
-        self.set_process_group(Team())
+        self.set_process_group(ProcessGroup())
 
-    def set_process_group(self, group: Team) -> None:
+    def set_process_group(self, group: ProcessGroup) -> None:
         """Do from now on one member's part of each step; every member ends it with the same weights."""
         self._group = group
-        if self._graph_factory is not None and not group.alone:
+        if self._graph_factory is not None and not group.is_single_process:
             log.warning("trainer.capture=true has no effect: several processes share each step")
         self._loss_functions = {
-            phase.name: group.share(phase, synchronised=self.technique.should_sync_batch_norm)
+            phase.name: group.wrap_loss(phase, sync_batch_norm=self.technique.should_sync_batch_norm)
             for phase in self.phases
             if isinstance(phase, GradientPhase)
         }
@@ -132,7 +132,7 @@ class Learner:
         for phase in due_phases:
             if isinstance(phase, GradientPhase):
                 self._set_learning_rate(phase, clock)
-        if self._graph_factory is None or not self._group.alone:
+        if self._graph_factory is None or not self._group.is_single_process:
             metrics = self._run_phases(due_phases, batch, train_batches, clock)
         else:
             metrics = self._get_captured_step(due_phases, self._graph_factory)(batch, clock)
@@ -177,7 +177,7 @@ class Learner:
     @torch.no_grad()
     def _run_closed_form(self, phase: ClosedFormPhase, batch: Batch, train_batches: Batches, clock: Clock) -> Metrics:
         """Hand `phase` all that there is, wherever it is, also where several processes may divide the work."""
-        with shard_context(self._group.part):
+        with shard_context(self._group.shard):
             samples = train_batches if phase.is_full_batch else {name: gather_rows(rows) for name, rows in batch.items()}
             return phase.update(samples, clock)  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ class Learner:
                 if is_first_call:
                     metrics[f"{phase.name}_gradient_norm"] = norm
             # L-BFGS is led by the loss's value, which must lead every member the same way.
-            return self._group.mean(loss) if isinstance(optimizer, torch.optim.LBFGS) else loss
+            return self._group.all_reduce_mean(loss) if isinstance(optimizer, torch.optim.LBFGS) else loss
 
         with self.matmul_context():
             optimizer.step(closure)  # type: ignore[arg-type]

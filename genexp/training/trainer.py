@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genexp.config import require
-from genexp.distributed.process_group import Team
+from genexp.distributed.process_group import ProcessGroup
 from genexp.errors import DivergenceError
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
@@ -116,25 +116,25 @@ def train(
     *,
     seed: int,
     start_step: int = 0,
-    group: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> Clock:
     """Run steps `start` + 1 to the last, and return where the run stands when it ends.
 
     Step n is a function of the learner's state, `seed` and n alone. Of a `team` all members come here, and each
     has its rows of the batches; the first one's state is everyone's. Raises DivergenceError.
     """
-    group = group or Team()
+    group = group or ProcessGroup()
     learner.set_process_group(group)
     steps_per_epoch = data.batch_source.steps_per_epoch
     clock = Clock(start_step, config.compute_total_steps(steps_per_epoch), steps_per_epoch)
     builder = SnapshotBuilder(learner, data, config, seed, group)
     if start_step == 0:
-        if group.leads:
+        if group.is_rank_zero:
             initialize_technique(learner, data.train, seed)
         sink.record(builder.build_initial(clock))
-    group.align(learner)
+    group.broadcast_state(learner)
     # Killed between its last checkpoint and its last picture, or halted there before.
-    (already_finished,) = group.agree(clock, clock.is_last_step or (start_step > 0 and stop.should_interrupt(clock.completed_epochs)))
+    (already_finished,) = group.all_reduce_max(clock, clock.is_last_step or (start_step > 0 and stop.should_interrupt(clock.completed_epochs)))
     if already_finished:
         sink.record(builder.build_final(clock))
         return clock
@@ -142,9 +142,9 @@ def train(
         clock = Clock(clock.step + 1, clock.total_steps, steps_per_epoch)
         seed_generators(learner.device, seed, clock.step)
         builder.add_metrics(learner.step(batch, data.train, clock))
-        if not group.meets(clock):
+        if not group.should_sync(clock):
             continue
-        is_finished, is_interrupted, is_snapshot_due, signum = group.agree(
+        is_finished, is_interrupted, is_snapshot_due, signum = group.all_reduce_max(
             clock,
             clock.is_last_step or stop.is_out_of_time or (clock.is_epoch_end and learner.technique.has_converged),
             stop.should_interrupt(clock.completed_epochs),
@@ -184,7 +184,7 @@ def eval_mode(technique: Technique) -> Iterator[None]:
 class SnapshotBuilder:
     """Makes snapshots. Nothing it does can change a step: every step seeds itself."""
 
-    def __init__(self, learner: Learner, material: RunData, config: TrainerConfig, seed: int, team: Team) -> None:
+    def __init__(self, learner: Learner, material: RunData, config: TrainerConfig, seed: int, team: ProcessGroup) -> None:
         self.learner, self.data, self.config, self.seed, self.group = learner, material, config, seed, team
         self._step_metrics: list[Metrics] = []
         self._epoch = 0
@@ -247,7 +247,7 @@ class SnapshotBuilder:
                 steps.setdefault(name, []).append(first_step + offset)
                 values.setdefault(name, []).append(value)
         self._step_metrics.clear()
-        means = {name: self.group.mean(torch.stack(values[name])) for name in values}
+        means = {name: self.group.all_reduce_mean(torch.stack(values[name])) for name in values}
         curves = {
             name: Curve(np.array(steps[name]), values.float().cpu().numpy()) for name, values in means.items()
         }
@@ -304,7 +304,7 @@ class SnapshotBuilder:
             return {name: to_uint8(image) for name, image in technique.preview(self.data.examples).items()}
 
     def _build_final_artifacts(self) -> FinalArtifacts | None:
-        if not self.group.leads:
+        if not self.group.is_rank_zero:
             return None
         with self._seeded_eval_mode("finale") as technique:
             gallery = {name: to_uint8(image) for name, image in technique.render_gallery(self.data.examples).items()}

@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 from genexp.device import AVAILABILITY_CHECKS, DeviceConfig, choose_device
 from genexp.distributed import launch as starting
-from genexp.distributed.launch import Gathering, gathering
-from genexp.distributed.rank import Place
-from genexp.distributed.store import Task, given_board
+from genexp.distributed.launch import ProcessLauncher, launch_processes
+from genexp.distributed.rank import RankInfo
+from genexp.distributed.store import RankTask, connect_rank_store
 from genexp.errors import ConfigError
 from genexp.run_dir.checkpoint import load_newest, list_checkpoints
 from genexp.runs.build import build_run
@@ -43,13 +43,13 @@ from tests.support.compose import composed, tiny
 
 STEPS = 6
 BLIND = ("trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.checkpoint_every=0")
-ALONE = Gathering(Place(), 1)
+ALONE = ProcessLauncher(RankInfo(), 1)
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Gathering]:
+def pair() -> Iterator[ProcessLauncher]:
     """Return this process and one that follows it through all runs of this file."""
-    with gathering(Place(processes=2, local_processes=2), threads=1) as both:
+    with launch_processes(RankInfo(world_size=2, local_world_size=2), threads=1) as both:
         yield both
 
 
@@ -72,15 +72,15 @@ class Curves:
             self.values.setdefault(name, []).extend(curve.values.tolist())
 
 
-def learnt(team: Gathering, *words: str) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def learnt(team: ProcessLauncher, *words: str) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Return the training metrics and the last state of a run of a few steps."""
     config = OmegaConf.to_container(composed(*words, *BLIND, f"trainer.max_steps={STEPS}"), resolve=True)
     assert isinstance(config, dict)
     plain = {str(key): value for key, value in config.items()}
-    built, curves = build_run(plain, None, team.place), Curves()
+    built, curves = build_run(plain, None, team.rank_info), Curves()
     with (
         closing(built.data.batch_source),
-        team.at_work(Task(plain, 0, "float64"), built.learner.device, "") as all_of_us,
+        team.dispatch_task(RankTask(plain, 0, "float64"), built.learner.device, "") as all_of_us,
     ):
         train(built.learner, built.data, curves, built.trainer_config, StopRequest(), seed=0, group=all_of_us)
     return curves.values, built.learner.state_dict()
@@ -124,7 +124,7 @@ RUNS = {
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("what", RUNS)
-def test_two_processes_compute_what_one_does(what: str, pair: Gathering) -> None:
+def test_two_processes_compute_what_one_does(what: str, pair: ProcessLauncher) -> None:
     (curves, state), (shared_curves, shared_state) = learnt(ALONE, *RUNS[what]), learnt(pair, *RUNS[what])
     assert_close(shared_curves, curves)
     assert_close(shared_state, state)
@@ -179,14 +179,14 @@ def test_two_processes_resumed_are_two_that_went_through(tmp_path: Path) -> None
 
 def note_started(file: Path) -> None:
     """Let this process write down the number of a process that it starts."""
-    start = starting._started
+    start = starting._start_process
 
     def noted(*arguments: Any) -> subprocess.Popen[bytes]:
         process = start(*arguments)
         file.write_text(str(process.pid))
         return process
 
-    starting._started = noted  # type: ignore[assignment]
+    starting._start_process = noted  # type: ignore[assignment]
 
 
 def endless(folder: Path) -> list[str]:
@@ -285,7 +285,7 @@ def test_torchrun_and_processes_of_the_runs_own_are_refused(
     for name, value in given.items():
         monkeypatch.setenv(name, str(value))
     ended = genexp(*tiny("vae"), "device.processes=2", in_folder(tmp_path / "run"))
-    given_board.cache_clear()
+    connect_rank_store.cache_clear()
     assert ended.code == 1
     assert "torchrun has started 2 processes already; set device.processes=1" in ended.err
 
