@@ -14,9 +14,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genexp.errors import ConfigError
 
-CONFIG_GROUPS = ("model", "dataset", "optimizer", "trainer", "device", "experiment")  # folders of conf/ to choose from
-ConfigT = TypeVar("Bound")
-TYPE_DESCRIPTIONS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
+CONFIG_GROUPS = (
+    "model",
+    "dataset",
+    "optimizer",
+    "trainer",
+    "device",
+    "experiment",
+)  # folders of conf/ to choose from
+ConfigT = TypeVar("ConfigT")
+TYPE_DESCRIPTIONS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    NoneType: "null",
+}
 PLURAL_TYPE_DESCRIPTIONS = {int: "whole numbers", float: "numbers", str: "words"}
 
 
@@ -56,7 +69,9 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
             structured_config.merge_with({key: value})
         except OmegaConfBaseException:
             value_text = "null" if value is None else value
-            raise ConfigError(f"{_join_key(group, key)}={value_text}: give {_describe_type(get_type_hints(cls)[key])}") from None
+            raise ConfigError(
+                f"{_join_key(group, key)}={value_text}: give {_describe_type(get_type_hints(cls)[key])}"
+            ) from None
     try:
         instance = OmegaConf.to_object(structured_config)
     except FieldError as error:
@@ -90,4 +105,8 @@ def _describe_type(annotation: Any) -> str:
     type_args = get_args(annotation)
     if get_origin(annotation) in (list, tuple):
         return f"a list of {PLURAL_TYPE_DESCRIPTIONS[type_args[0]]}"
-    return " or ".join(map(_describe_type, type_args)) if get_origin(annotation) in (Union, UnionType) else "a value of its type"
+    return (
+        " or ".join(map(_describe_type, type_args))
+        if get_origin(annotation) in (Union, UnionType)
+        else "a value of its type"
+    )

@@ -20,7 +20,7 @@ AVAILABILITY_CHECKS: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
 }
 DEVICE_CHOICES = ("auto", *AVAILABILITY_CHECKS)
-ModuleT = TypeVar("Module", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass

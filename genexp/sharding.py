@@ -51,7 +51,11 @@ def current_shard() -> Shard:
 def batch_mean(values: Tensor) -> Tensor:
     """Return the mean of values (rows, ...) over the rows of the whole batch. Gradients pass through it."""
     mean = values.mean(0)
-    return mean if current_shard() == SINGLE_SHARD else torch.as_tensor(_AllReduceMean.apply(mean, current_shard().count))
+    return (
+        mean
+        if current_shard() == SINGLE_SHARD
+        else torch.as_tensor(_AllReduceMean.apply(mean, current_shard().count))
+    )
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -144,7 +144,9 @@ def register(cls: type[Technique]) -> type[Technique]:
 def list_techniques() -> list[str]:
     """Return the names of all techniques, the project's own and those installed by third parties."""
     package = importlib.import_module("genexp.techniques")
-    builtin_names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    builtin_names = [
+        module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
+    ]
     return sorted({*builtin_names, *(entry.name for entry in entry_points(group="genexp.techniques"))})
 
 

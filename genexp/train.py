@@ -111,7 +111,9 @@ def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
 
 def parse_resume_dir(arguments: list[str]) -> Path | None:
     """Return the folder in `resume=FOLDER`, or None. Raises ConfigError where it is empty."""
-    values = [argument.removeprefix("resume=").strip("'\"") for argument in arguments if argument.startswith("resume=")]
+    values = [
+        argument.removeprefix("resume=").strip("'\"") for argument in arguments if argument.startswith("resume=")
+    ]
     if not values or values[-1] == "null":
         return None
     if not values[-1]:

@@ -59,7 +59,9 @@ def read_first_line(module: Path) -> str:
 def main() -> None:
     """Replace the tree in README.md."""
     readme = ROOT / "README.md"
-    readme.write_text(TREE_PATTERN.sub(lambda match: build_tree(), readme.read_text(encoding="utf-8")), encoding="utf-8")
+    readme.write_text(
+        TREE_PATTERN.sub(lambda match: build_tree(), readme.read_text(encoding="utf-8")), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

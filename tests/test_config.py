@@ -12,7 +12,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from genexp.config import bind, find_config_dir, suggest_choice, require
+from genexp.config import bind, find_config_dir, require, suggest_choice
 from genexp.data.dataset import DataSpec
 from genexp.data.registry import find_dataset, list_datasets
 from genexp.device import DeviceConfig

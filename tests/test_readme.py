@@ -19,8 +19,8 @@ def test_its_tree_is_the_tree() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (written,) = module.FENCE.findall(README)
-    assert written == module.tree(), "run python scripts/readme_tree.py"
+    (written,) = module.TREE_PATTERN.findall(README)
+    assert written == module.build_tree(), "run python scripts/readme_tree.py"
 
 
 def test_it_names_every_technique_and_data_set() -> None:

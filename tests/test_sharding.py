@@ -15,7 +15,7 @@ from genexp.data.stream import BatchStream
 from genexp.distributed.global_batch import GlobalBatchMode
 from genexp.distributed.rank import RankInfo, read_rank_info
 from genexp.networks.dropout import Dropout
-from genexp.sharding import Shard, batch_mean, local_rows, gather_rows
+from genexp.sharding import Shard, batch_mean, gather_rows, local_rows
 
 ROWS, PARTS = 4, 3
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
@@ -86,7 +86,8 @@ def test_parts_of_batches_are_disjoint_and_make_up_the_batches() -> None:
     numbers = make_loader(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
     whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").batches(1)
     streams = [
-        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).batches(1) for index in range(3)
+        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).batches(1)
+        for index in range(3)
     ]
     for _ in range(7):
         parts = [next(stream)["point"] for stream in streams]

@@ -31,7 +31,9 @@ def _build_parser() -> argparse.ArgumentParser:
         "folder", nargs="+", type=Path, metavar="FOLDER", help="a run's, a sweep's, or one that holds some"
     )
     output_format = parser.add_mutually_exclusive_group()
-    output_format.add_argument("--csv", action="store_true", help="print a line of CSV for each run, with all metrics")
+    output_format.add_argument(
+        "--csv", action="store_true", help="print a line of CSV for each run, with all metrics"
+    )
     output_format.add_argument("--json", action="store_true", help="print all of it as JSON")
     parser.add_argument(
         "--html",

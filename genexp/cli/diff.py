@@ -56,7 +56,9 @@ def _print_diff(difference: RunDiff) -> None:
     for name, pairs in _build_sections(difference).items():
         _print_section(console, name, pairs, difference)
     differing_metrics = [metric for metric in difference.metric_differences if metric.is_different]
-    lines = [f"  {metric.metric} from step {metric.step:,}" for metric in differing_metrics[1 : MAX_LISTED_METRICS + 1]]
+    lines = [
+        f"  {metric.metric} from step {metric.step:,}" for metric in differing_metrics[1 : MAX_LISTED_METRICS + 1]
+    ]
     for line in [difference.summary, *lines]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

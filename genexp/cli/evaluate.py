@@ -69,7 +69,9 @@ def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
     run = load_run(run_dir, read_config(run_dir), checkpoint_name=args.checkpoint, device=args.device)
     with Console(stderr=True).status(str(run_dir)) as status:
         evaluation = evaluate(
-            run, EvaluationOptions(args.nll_samples), on_measure_start=lambda measure: status.update(f"{run_dir}: {measure}")
+            run,
+            EvaluationOptions(args.nll_samples),
+            on_measure_start=lambda measure: status.update(f"{run_dir}: {measure}"),
         )
     for measure, reason in evaluation.skip_reasons.items():
         print(f"{run_dir}: {measure} scores are left out: {reason}", file=sys.stderr)

@@ -17,11 +17,17 @@ from genexp.capabilities import (
     CanSample,
     CanStylize,
     CanTranslate,
-    Translation,
     CanTraverse,
+    Translation,
 )
 from genexp.cli.input_images import find_input_images, read_input_images
-from genexp.cli.outputs import MAX_COMPARED_IMAGES, make_comparison_grid, write_image, write_enlarged_image, write_latent_walk
+from genexp.cli.outputs import (
+    MAX_COMPARED_IMAGES,
+    make_comparison_grid,
+    write_enlarged_image,
+    write_image,
+    write_latent_walk,
+)
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import WALK_FRAMES
@@ -60,7 +66,9 @@ class OutputType:
     """Something that can be made."""
 
     capability: type
-    generate: Callable[[GenerationRequest], list[Path]]  # returns the files, and folders of files, that it has written
+    generate: Callable[
+        [GenerationRequest], list[Path]
+    ]  # returns the files, and folders of files, that it has written
     can_use_input: bool = False
 
 
@@ -173,10 +181,16 @@ def generate_translations(request: GenerationRequest) -> list[Path]:
 def _translate_examples(request: GenerationRequest, translation: Translation) -> list[Path]:
     run, folder = request.run, request.output_dir / translation.name
     batch = run.get_examples(request.count or DEFAULT_EXAMPLES)
-    results = torch.cat([translation.translate(part) for part in batch[translation.source_stream].split(INPUT_BATCH_SIZE)])
+    results = torch.cat(
+        [translation.translate(part) for part in batch[translation.source_stream].split(INPUT_BATCH_SIZE)]
+    )
     for index, image in enumerate(results):
         write_image(folder / f"{index:05d}.png", image)
-    truth = [batch[translation.target_stream]] if run.dataset.test.is_aligned and translation.target_stream in batch else []
+    truth = (
+        [batch[translation.target_stream]]
+        if run.dataset.test.is_aligned and translation.target_stream in batch
+        else []
+    )
     grid = make_comparison_grid(batch[translation.source_stream], results, *truth)
     return [write_enlarged_image(request.output_dir / f"{translation.name}.png", grid), folder]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from genexp.images.grid import PAD_VALUE, make_grid
 from genexp.images.latent_walks import make_animation, make_filmstrip
 from genexp.recorders.growing_gif import write_gif
-from genexp.recorders.images import enlarge_small_image, encode_png, to_pil_image
+from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
 from genexp.training.trainer import to_uint8
 
 MAX_COMPARED_IMAGES, GRID_COLUMNS = 50, 10  # images in a picture of before and after, and in a row of it

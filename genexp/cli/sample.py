@@ -59,11 +59,13 @@ def _build_parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
     if args.what is not None and args.what not in OUTPUT_TYPE_HELP:
-        raise ConfigError(f"{args.what} is nothing that can be made; {suggest_choice(args.what, OUTPUT_TYPE_HELP)}")
+        raise ConfigError(
+            f"{args.what} is nothing that can be made; {suggest_choice(args.what, OUTPUT_TYPE_HELP)}"
+        )
 
     from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest
     from genexp.cli.input_images import find_input_images
-    from genexp.runs.load import load_run, read_config, get_technique_class  # torch: only now
+    from genexp.runs.load import get_technique_class, load_run, read_config  # torch: only now
 
     config = read_config(args.run)
     output_types = _select_output_types(get_technique_class(config), args.what, has_input=args.input is not None)
@@ -92,7 +94,9 @@ def _select_output_types(technique: type[Technique], output_type: str | None, *,
     if not supported:
         raise ConfigError(f"model={technique.name} makes nothing of its own; see the figures of its run")
     if output_type is not None and output_type not in supported:
-        raise ConfigError(f"{output_type}: model={technique.name} cannot make that; it can make: {', '.join(supported)}")
+        raise ConfigError(
+            f"{output_type}: model={technique.name} cannot make that; it can make: {', '.join(supported)}"
+        )
     selectable = [name for name in supported if OUTPUT_TYPES[name].can_use_input] if has_input else supported
     if output_type is None and selectable:
         return selectable

@@ -111,7 +111,11 @@ def latent_scores(state: _EvaluationState) -> dict[str, float]:
         return {}
     test = encode_with_labels(run, SplitBatches(run.test_loader, EVALUATION_BATCH_SIZE, limit=MAX_PROBE_SAMPLES))
     assert test is not None
-    state.used_options |= {"probe_train_samples": len(probe_split), "probe_test_samples": len(test[0]), "neighbours": NEIGHBORS}
+    state.used_options |= {
+        "probe_train_samples": len(probe_split),
+        "probe_test_samples": len(test[0]),
+        "neighbours": NEIGHBORS,
+    }
     return {
         "knn_accuracy": knn_accuracy(*train, *test, neighbors=NEIGHBORS),
         "linear_probe_accuracy": linear_probe_accuracy(*train, *test),
@@ -141,7 +145,11 @@ def cluster_scores(state: _EvaluationState) -> dict[str, float]:
         return {}
     train = SplitBatches(make_loader(run.dataset.train, run.device), EVALUATION_BATCH_SIZE)
     train_scores = {f"train_{name}": score for name, score in evaluate_clusters(technique, train).items()}
-    return train_scores if "acc" in state.scores else {**evaluate_clusters(technique, run.get_test_batches()), **train_scores}
+    return (
+        train_scores
+        if "acc" in state.scores
+        else {**evaluate_clusters(technique, run.get_test_batches()), **train_scores}
+    )
 
 
 def evaluate_clusters(technique: CanCluster, batches: Batches) -> dict[str, float]:
@@ -159,7 +167,10 @@ def generation_scores(state: _EvaluationState) -> dict[str, float]:
     metrics = GenerationMetrics(state.run.dataset)
     # As many as there are real ones to compare with, as for the GANs: these scores depend on the number.
     count = min(len(state.run.test_loader), MAX_REAL_IMAGES)
-    features = [metrics.extract_features(technique.sample(GENERATION_BATCH_SIZE)[: count - start]) for start in range(0, count, GENERATION_BATCH_SIZE)]
+    features = [
+        metrics.extract_features(technique.sample(GENERATION_BATCH_SIZE)[: count - start])
+        for start in range(0, count, GENERATION_BATCH_SIZE)
+    ]
     state.used_options["generated"] = count
     return metrics.compute_scores(state.run.get_test_batches(), features)
 

@@ -119,7 +119,10 @@ class StreamingLoader(SplitLoader):
             for batch in loader:
                 if isinstance(batch, DataError):
                     raise batch
-                yield {name: convert_dtype(tensor.to(self.device, non_blocking=True)) for name, tensor in batch.items()}
+                yield {
+                    name: convert_dtype(tensor.to(self.device, non_blocking=True))
+                    for name, tensor in batch.items()
+                }
         except (EOFError, ConnectionError):  # it was killed while it handed a batch over
             raise DataError(WORKER_KILLED_MESSAGE) from None
 

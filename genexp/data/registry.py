@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig
 
-from genexp.config import bind, suggest_choice, require
+from genexp.config import bind, require, suggest_choice
 from genexp.data.dataset import Dataset
 from genexp.data.subset import subset
 from genexp.errors import ConfigError

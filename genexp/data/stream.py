@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from genexp.data.loading import Batch, SplitLoader, Indices, StreamingLoader
-from genexp.data.sampling import round_robin, permutation
+from genexp.data.loading import Batch, Indices, SplitLoader, StreamingLoader
+from genexp.data.sampling import permutation, round_robin
 from genexp.errors import ConfigError
 from genexp.sharding import SINGLE_SHARD, Shard
 
@@ -25,7 +25,15 @@ class BatchStream:
     given. Raises ConfigError for a batch that `held` cannot fill; `name` is the data set's, for that message.
     """
 
-    def __init__(self, loader: SplitLoader, batch_size: int | None, *, seed: int, dataset_name: str, shard: Shard = SINGLE_SHARD) -> None:
+    def __init__(
+        self,
+        loader: SplitLoader,
+        batch_size: int | None,
+        *,
+        seed: int,
+        dataset_name: str,
+        shard: Shard = SINGLE_SHARD,
+    ) -> None:
         assert batch_size is None or batch_size > 0
         assert (batch_size or len(loader)) % shard.count == 0, "parts are equal"
         if batch_size is not None and batch_size > len(loader):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, LazyStream, Split, Stream
-from genexp.data.sampling import round_robin, permutation
+from genexp.data.sampling import permutation, round_robin
 
 
 class LazySubset(LazyStream):
@@ -36,7 +36,9 @@ def subset(dataset: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= train_size:
         return dataset
     test_limit = math.ceil(test_size * limit / train_size)
-    return replace(dataset, train=_subset_split(dataset.train, limit), test=_subset_split(dataset.test, test_limit))
+    return replace(
+        dataset, train=_subset_split(dataset.train, limit), test=_subset_split(dataset.test, test_limit)
+    )
 
 
 def take(stream: Stream, indices: Tensor) -> Stream:
@@ -47,7 +49,9 @@ def take(stream: Stream, indices: Tensor) -> Stream:
 def _subset_split(split: Split, limit: int) -> Split:
     labels = split.streams.get("label")
     if split.is_aligned:
-        order = round_robin(labels, "limit") if isinstance(labels, torch.Tensor) else permutation(len(split), "limit")
+        order = (
+            round_robin(labels, "limit") if isinstance(labels, torch.Tensor) else permutation(len(split), "limit")
+        )
         orders = dict.fromkeys(split.streams, order)
     else:
         orders = {name: permutation(len(stream), "limit", name) for name, stream in split.streams.items()}

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from genexp.networks.dropout import dropout
 from genexp.precision import promote_to_float32
-from genexp.sharding import Shard, batch_mean, shard_context, current_shard
+from genexp.sharding import Shard, batch_mean, current_shard, shard_context
 from genexp.technique import Batch, Clock, GradientPhase, Metrics
 
 LossFunction = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
@@ -41,7 +41,9 @@ def build_distributed_loss(phase: GradientPhase, shard: Shard, *, sync_batch_nor
 
     Gradients are averaged over all parts while they are computed. `synchronised` is the technique's.
     """
-    loss: LossFunction = DistributedDataParallel(_LossModule(phase, shard, sync_batch_norm), find_unused_parameters=True)
+    loss: LossFunction = DistributedDataParallel(
+        _LossModule(phase, shard, sync_batch_norm), find_unused_parameters=True
+    )
     return loss
 
 
@@ -102,14 +104,19 @@ class GlobalBatchMode(TorchFunctionMode):
             return self._draw_by_shape(function, args, options)
         if not any(self._is_batched(value) for value in tensor_args):
             return function(*args, **options)
-        global_draw = function(*map(self._expand_to_global_batch, args), **{key: self._expand_to_global_batch(value) for key, value in options.items()})
+        global_draw = function(
+            *map(self._expand_to_global_batch, args),
+            **{key: self._expand_to_global_batch(value) for key, value in options.items()},
+        )
         return self._select_local_rows(global_draw)
 
     def _draw_in_place(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         target, *other_args = args
         if not self._is_batched(target):
             return function(*args, **options)
-        global_draw = function(self._expand_to_global_batch(target), *map(self._expand_to_global_batch, other_args), **options)
+        global_draw = function(
+            self._expand_to_global_batch(target), *map(self._expand_to_global_batch, other_args), **options
+        )
         return target.copy_(self._select_local_rows(global_draw))
 
     def _is_batched(self, value: Any) -> bool:
@@ -124,7 +131,9 @@ class GlobalBatchMode(TorchFunctionMode):
         return global_draw[self._shard.row_slice(len(global_draw))]
 
 
-def _split_shape_argument(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[list[Any], tuple[int, ...]]:
+def _split_shape_argument(
+    function: Any, args: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[list[Any], tuple[int, ...]]:
     """Return what stands before the shape among the arguments of a draw, and the shape."""
     if "size" in options:
         return list(args), tuple(options["size"])

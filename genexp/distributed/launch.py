@@ -21,7 +21,9 @@ from genexp.distributed.rank import RankInfo, read_rank_info
 from genexp.distributed.store import LOCALHOST, RankTask, connect_rank_store, create_rank_store
 from genexp.errors import RankFailedError
 
-FAILURE_DETECTION_SECONDS = 5.0  # seconds in which the death of a process shows, once something sent to it did not arrive
+FAILURE_DETECTION_SECONDS = (
+    5.0  # seconds in which the death of a process shows, once something sent to it did not arrive
+)
 SHUTDOWN_SECONDS = 20.0  # seconds for a process that has nothing left to do
 POLL_SECONDS = 0.01  # seconds
 
@@ -42,7 +44,10 @@ class ProcessLauncher:
         self._store, port = create_rank_store()
         threads_per_process = threads or max(1, self._previous_threads // place.world_size)
         torch.set_num_threads(threads_per_process)
-        self._children = [_start_process(rank, place.world_size, port, threads_per_process) for rank in range(1, place.world_size)]
+        self._children = [
+            _start_process(rank, place.world_size, port, threads_per_process)
+            for rank in range(1, place.world_size)
+        ]
 
     @contextmanager
     def dispatch_task(self, task: RankTask, device: torch.device, resume_command: str) -> Iterator[ProcessGroup]:
@@ -61,7 +66,9 @@ class ProcessLauncher:
         except RuntimeError as error:
             if not is_connection_error(error):
                 raise
-            raise RankFailedError(f"{self._wait_for_failure(FAILURE_DETECTION_SECONDS)}; go on with: {resume_command}") from None
+            raise RankFailedError(
+                f"{self._wait_for_failure(FAILURE_DETECTION_SECONDS)}; go on with: {resume_command}"
+            ) from None
 
     def close(self, *, failed: bool) -> None:
         """Let the others end; where the run has `failed`, at once."""
@@ -77,7 +84,9 @@ class ProcessLauncher:
 
     def _wait_until_ready(self) -> None:
         """Wait until all are ready. Raises ProcessError where one will not be."""
-        while any(self._store.read_message(f"ready/{rank}") is None for rank in range(1, self.rank_info.world_size)):
+        while any(
+            self._store.read_message(f"ready/{rank}") is None for rank in range(1, self.rank_info.world_size)
+        ):
             failure = self._describe_failure()
             if failure is not None:
                 raise RankFailedError(f"{failure}, before the first step; start the run again")

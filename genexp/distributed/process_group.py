@@ -60,11 +60,20 @@ class ProcessGroup:
 
     def wrap_loss(self, phase: GradientPhase, *, sync_batch_norm: bool) -> LossFunction:
         """Return the loss of `phase` for this process's rows; its gradients are those of the whole batch."""
-        return phase.loss if self.is_single_process else build_distributed_loss(phase, self.shard, sync_batch_norm=sync_batch_norm)
+        return (
+            phase.loss
+            if self.is_single_process
+            else build_distributed_loss(phase, self.shard, sync_batch_norm=sync_batch_norm)
+        )
 
     def should_sync(self, clock: Clock) -> bool:
         """Return whether the team agrees on how to go on after this step: alone always, else every few steps."""
-        return self.is_single_process or clock.is_epoch_end or clock.is_last_step or clock.step >= self._next_sync_step
+        return (
+            self.is_single_process
+            or clock.is_epoch_end
+            or clock.is_last_step
+            or clock.step >= self._next_sync_step
+        )
 
     def all_reduce_max(self, clock: Clock, *values: int) -> list[int]:
         """Return for each wish the greatest that any member has. Only at steps where the team `meets`."""

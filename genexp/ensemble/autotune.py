@@ -13,7 +13,7 @@ import torch
 
 from genexp.device import synchronize
 from genexp.ensemble.compatibility import IncompatibleRunsError
-from genexp.ensemble.loop import make_batches, build_step
+from genexp.ensemble.loop import build_step, make_batches
 from genexp.ensemble.member import EnsembleMember
 from genexp.ensemble.step import EnsembleStep
 from genexp.seeding import seed_generators
@@ -22,7 +22,13 @@ from genexp.training.trainer import initialize_technique
 
 TIMING_ROUNDS = 5  # of which the first is not counted
 STEPS_PER_ROUND = 4  # of one run alone in a round
-CHECKED_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a run, at which its losses are tried: schedules may take another branch
+CHECKED_FRACTIONS = (
+    0.0,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+)  # of a run, at which its losses are tried: schedules may take another branch
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> Tim
     """
     with _preserve_states(members):
         clock = Clock(
-            members[0].context.start_step, members[0].run.total_steps, members[0].run.data.batch_source.steps_per_epoch
+            members[0].context.start_step,
+            members[0].run.total_steps,
+            members[0].run.data.batch_source.steps_per_epoch,
         )
         for row in members:
             if clock.step == 0:
@@ -68,7 +76,9 @@ def _check_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, cl
                 ensemble_step.compute_losses(phase, batch, is_shared, later_clock)
 
 
-def _time_steps(members: Sequence[EnsembleMember], ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock) -> TimingResult:
+def _time_steps(
+    members: Sequence[EnsembleMember], ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock
+) -> TimingResult:
     first, train_batches = members[0].run, members[0].run.data.train
     member_batch = batch if is_shared else {name: stream[0] for name, stream in batch.items()}
     ensemble_times, sequential_times = [], []
@@ -108,8 +118,12 @@ def _preserve_states(members: Sequence[EnsembleMember]) -> Iterator[None]:
 
 def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:
     # Python wants a value where vmap has one a row.
-    needs_python_value = isinstance(error, TypeError) or any(word in str(error) for word in ("control flow", "item()"))
-    names = ", ".join(f"model.{number.name.removeprefix('config.')}" for number in ensemble_step.hyperparameters.entries)
+    needs_python_value = isinstance(error, TypeError) or any(
+        word in str(error) for word in ("control flow", "item()")
+    )
+    names = ", ".join(
+        f"model.{number.name.removeprefix('config.')}" for number in ensemble_step.hyperparameters.entries
+    )
     if needs_python_value:
         return f"what is computed depends on {names or 'a value'}"
     return " ".join(str(error).split())[:200]

@@ -36,7 +36,9 @@ class VaryingHyperparameters:
         if not techniques:
             return
         names = [[name for name, _ in technique.named_modules()] for technique in techniques]
-        _require(all(technique_names == names[0] for technique_names in names), "the layers of their networks differ")
+        _require(
+            all(technique_names == names[0] for technique_names in names), "the layers of their networks differ"
+        )
         for modules in zip(*(technique.named_modules() for technique in techniques), strict=True):
             (path, first), rows = modules[0], [module for _, module in modules]
             _require(all(type(row) is type(first) for row in rows), f"{path or 'model'} is of different kinds")

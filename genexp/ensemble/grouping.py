@@ -20,7 +20,9 @@ def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
     """Return jobs that differ in seeds and numbers only, together; those of equal optimizers are neighbours."""
     jobs_by_config: dict[str, list[Job]] = {}
     for job in jobs:
-        jobs_by_config.setdefault(json.dumps([job.until_epoch, _fixed_config(job)], sort_keys=True), []).append(job)
+        jobs_by_config.setdefault(json.dumps([job.until_epoch, _fixed_config(job)], sort_keys=True), []).append(
+            job
+        )
     return [sorted(group, key=_optimizer_key) for group in jobs_by_config.values()]
 
 
@@ -42,10 +44,16 @@ def find_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
 
 def _fixed_config(job: Job) -> dict[str, Any]:
     """Return a job's configuration without what may differ between rows."""
-    config = {key: value for key, value in to_plain_config(job.config).items() if key not in (*METADATA_KEYS, "seed")}
+    config = {
+        key: value for key, value in to_plain_config(job.config).items() if key not in (*METADATA_KEYS, "seed")
+    }
     _, settings = bind_technique_config(config["model"])
     float_names = {field.name for field in fields(settings) if isinstance(getattr(settings, field.name), float)}
-    model = {key: FLOAT_PLACEHOLDER if key in float_names else value for key, value in config["model"].items() if key != "recipe"}
+    model = {
+        key: FLOAT_PLACEHOLDER if key in float_names else value
+        for key, value in config["model"].items()
+        if key != "recipe"
+    }
     return {**config, "model": model, "optimizer": {"name": config["optimizer"]["name"]}}
 
 

@@ -45,7 +45,9 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
     return stack_batches(streams, first_step), False
 
 
-def _train_until_exit(members: Sequence[EnsembleMember], clock: Clock, stop: StopRequest) -> tuple[Clock, list[EnsembleMember]]:
+def _train_until_exit(
+    members: Sequence[EnsembleMember], clock: Clock, stop: StopRequest
+) -> tuple[Clock, list[EnsembleMember]]:
     """Step all rows until one leaves; return where they stand, and those that go on."""
     step = build_step(members)
     train_batches = members[0].run.data.train
@@ -63,13 +65,19 @@ def _train_until_exit(members: Sequence[EnsembleMember], clock: Clock, stop: Sto
             row.is_ending = row.is_finished or is_interrupted
         if any(row.is_ending for row in members) or members[0].snapshot_builder.is_due(clock):
             step.update_members()
-            active = [row for row in _apply_to_members(members, partial(EnsembleMember.record, clock=clock)) if not row.is_ending]
+            active = [
+                row
+                for row in _apply_to_members(members, partial(EnsembleMember.record, clock=clock))
+                if not row.is_ending
+            ]
             if len(active) < len(members):
                 return clock, active
     raise AssertionError("batches have no end")
 
 
-def _apply_to_members(members: Sequence[EnsembleMember], action: Callable[[EnsembleMember], None]) -> list[EnsembleMember]:
+def _apply_to_members(
+    members: Sequence[EnsembleMember], action: Callable[[EnsembleMember], None]
+) -> list[EnsembleMember]:
     """Do something for each row; return those that it did not end."""
     succeeded = []
     for row in members:

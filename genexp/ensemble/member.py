@@ -38,7 +38,9 @@ class EnsembleMember:
         """Begin to write to the folder. Raises GenexpError."""
         built = self.run
         self.recorders = self.context.prepare_recorders()
-        self.snapshot_builder = SnapshotBuilder(built.learner, built.data, built.trainer_config, built.seed, ProcessGroup())
+        self.snapshot_builder = SnapshotBuilder(
+            built.learner, built.data, built.trainer_config, built.seed, ProcessGroup()
+        )
         self.recorders.open(self.context.build_info())
 
     def initialize(self, clock: Clock) -> None:
@@ -50,7 +52,9 @@ class EnsembleMember:
 
     def record(self, clock: Clock) -> None:
         """Write down where the run stands; and its end, where it is `ending`."""
-        self.recorders.record(self.snapshot_builder.build(clock, is_finished=self.is_finished, is_ending=self.is_ending))
+        self.recorders.record(
+            self.snapshot_builder.build(clock, is_finished=self.is_finished, is_ending=self.is_ending)
+        )
         if self.is_ending:
             self.context.close_recorders(self.recorders, clock)
 

@@ -27,18 +27,30 @@ class EnsembleOptimizer:
         member_parameters: Sequence[Mapping[str, Tensor]],
     ) -> None:
         """Take each row's settings, optimizer and parameters, and the common `leaves` (rows, ...) of these."""
-        self._configs, self._member_optimizers, self._leaves, self._member_parameters = configs, member_optimizers, leaves, member_parameters
-        self._group_members = [list(rows) for _, rows in groupby(range(len(configs)), key=lambda row: configs[row])]
+        self._configs, self._member_optimizers, self._leaves, self._member_parameters = (
+            configs,
+            member_optimizers,
+            leaves,
+            member_parameters,
+        )
+        self._group_members = [
+            list(rows) for _, rows in groupby(range(len(configs)), key=lambda row: configs[row])
+        ]
         self._group_slices = [
-            {name: leaf.detach()[rows[0] : rows[-1] + 1] for name, leaf in leaves.items()} for rows in self._group_members
+            {name: leaf.detach()[rows[0] : rows[-1] + 1] for name, leaf in leaves.items()}
+            for rows in self._group_members
         ]
         parameter_groups = [list(slices.values()) for slices in self._group_slices]
-        self._optimizer = build_joint_optimizer([configs[rows[0]] for rows in self._group_members], parameter_groups)
+        self._optimizer = build_joint_optimizer(
+            [configs[rows[0]] for rows in self._group_members], parameter_groups
+        )
         self._load_member_states()
 
     def step(self, clock: Clock) -> None:
         """Move all rows along the gradients of the leaves."""
-        for rows, slices, group in zip(self._group_members, self._group_slices, self._optimizer.param_groups, strict=True):
+        for rows, slices, group in zip(
+            self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
+        ):
             group["lr"] = learning_rate(self._configs[rows[0]], clock)
             for name, part in slices.items():
                 gradient = self._leaves[name].grad
@@ -47,24 +59,32 @@ class EnsembleOptimizer:
 
     def update_members(self) -> None:
         """Make every row's own optimizer what it would be had it stepped alone."""
-        for rows, slices, group in zip(self._group_members, self._group_slices, self._optimizer.param_groups, strict=True):
+        for rows, slices, group in zip(
+            self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
+        ):
             for position, row in enumerate(rows):
                 for member_group in self._member_optimizers[row].param_groups:
                     member_group["lr"] = group["lr"]
                 for name, part in slices.items():
                     if part in self._optimizer.state:
                         self._member_optimizers[row].state[self._member_parameters[row][name]] = {
-                            key: _select_member(value, part, position) for key, value in self._optimizer.state[part].items()
+                            key: _select_member(value, part, position)
+                            for key, value in self._optimizer.state[part].items()
                         }
 
     def _load_member_states(self) -> None:
         """Begin with the state of the rows' own optimizers."""
         for rows, slices in zip(self._group_members, self._group_slices, strict=True):
             for name, part in slices.items():
-                states = [self._member_optimizers[row].state.get(self._member_parameters[row][name]) for row in rows]
+                states = [
+                    self._member_optimizers[row].state.get(self._member_parameters[row][name]) for row in rows
+                ]
                 first = states[0]
                 if first:
-                    self._optimizer.state[part] = {key: _stack_states([s[key] for s in states], part) for key in first}  # type: ignore[index]
+                    self._optimizer.state[part] = {
+                        key: _stack_states([state[key] for state in states], part)  # type: ignore[index]
+                        for key in first
+                    }
 
 
 def _select_member(value: object, parameter: Tensor, position: int) -> object:

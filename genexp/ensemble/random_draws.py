@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRunsError
+from genexp.ensemble.compatibility import IncompatibleRunsError, VaryingHyperparameters
 from genexp.ensemble.linear import linear
 from genexp.networks.dropout import dropout, dropout_mask
 from genexp.seeding import derive_seed
@@ -62,7 +62,9 @@ class MemberRandomMode(TorchFunctionMode):
     A random function that is not among them is left to vmap, which refuses it.
     """
 
-    def __init__(self, generators: Sequence[MemberGenerators], hyperparameters: VaryingHyperparameters, member_index: Tensor) -> None:
+    def __init__(
+        self, generators: Sequence[MemberGenerators], hyperparameters: VaryingHyperparameters, member_index: Tensor
+    ) -> None:
         super().__init__()
         self._generators, self._hyperparameters, self._member_index = generators, hyperparameters, member_index
 
@@ -70,7 +72,11 @@ class MemberRandomMode(TorchFunctionMode):
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         replacement = REPLACEMENTS.get(function)
-        return function(*args, **(kwargs or {})) if replacement is None else replacement(self, *args, **(kwargs or {}))
+        return (
+            function(*args, **(kwargs or {}))
+            if replacement is None
+            else replacement(self, *args, **(kwargs or {}))
+        )
 
     def draw_per_member(self, shape: Sequence[int], like: Tensor, fill: FillFunction) -> Tensor:
         """Return what `fill` writes for each row, in the view that the vmapped function has: `shape`."""
@@ -91,7 +97,9 @@ class MemberRandomMode(TorchFunctionMode):
             return values
         if values.dim() == 4 and values.device.type == "cpu":
             # A run alone draws there in the order in which numbers lie: channels last, unlike here.
-            raise IncompatibleRunsError("dropout between convolutions would draw other numbers than in a run alone")
+            raise IncompatibleRunsError(
+                "dropout between convolutions would draw other numbers than in a run alone"
+            )
 
         def fill(row: int, mask: Tensor, generator: torch.Generator) -> None:
             mask.copy_(make_mask(mask, rates[row], generator))
@@ -130,7 +138,9 @@ def _wrap_sized(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def draw_sized(draws: MemberRandomMode, *size: Any, **options: Any) -> Tensor:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
         like = torch.empty(0, dtype=options.get("dtype"), device=options.get("device"))
-        return draws.draw_per_member(shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator))
+        return draws.draw_per_member(
+            shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator)
+        )
 
     return draw_sized
 
@@ -143,12 +153,16 @@ def _wrap_like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             0, dtype=options.get("dtype", values.dtype), device=options.get("device", values.device)
         )
         shape = values.shape
-        return draws.draw_per_member(shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator))
+        return draws.draw_per_member(
+            shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator)
+        )
 
     return draw_like
 
 
-def _fill_in_place(out: Tensor, function: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator) -> None:
+def _fill_in_place(
+    out: Tensor, function: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator
+) -> None:
     function(shape, generator=generator, out=out)
 
 
@@ -156,16 +170,25 @@ def _draw_randint(mode: MemberRandomMode, *bounds: Any, **options: Any) -> Tenso
     *low_high, size = bounds
     low, high = low_high if len(low_high) == 2 else (0, low_high[0])
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
-    return mode.draw_per_member(size, like, lambda row, out, gen: torch.randint(low, high, size, generator=gen, out=out))
+    return mode.draw_per_member(
+        size, like, lambda row, out, gen: torch.randint(low, high, size, generator=gen, out=out)
+    )
 
 
 def _draw_randperm(mode: MemberRandomMode, count: int, **options: Any) -> Tensor:
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
-    return mode.draw_per_member((count,), like, lambda row, out, gen: torch.randperm(count, generator=gen, out=out))
+    return mode.draw_per_member(
+        (count,), like, lambda row, out, gen: torch.randperm(count, generator=gen, out=out)
+    )
 
 
 def _normalize(
-    mode: MemberRandomMode, values: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+    mode: MemberRandomMode,
+    values: Tensor,
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Under vmap there is no `out`; spectral normalisation asks for it."""
     result = F.normalize(values, p, dim, eps)
@@ -192,7 +215,9 @@ class _AffineGrid(torch.autograd.Function):
         return grid.unflatten(0, rows.shape[:2]), 0
 
 
-def _affine_grid(mode: MemberRandomMode, theta: Tensor, size: list[int], align_corners: bool | None = None) -> Tensor:
+def _affine_grid(
+    mode: MemberRandomMode, theta: Tensor, size: list[int], align_corners: bool | None = None
+) -> Tensor:
     result: Tensor = _AffineGrid.apply(theta, size, align_corners)
     return result
 

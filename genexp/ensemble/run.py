@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 
 from genexp.ensemble.autotune import time_both
 from genexp.ensemble.compatibility import IncompatibleRunsError
-from genexp.ensemble.grouping import find_differing_keys, group_jobs, find_ensemble_obstacle
+from genexp.ensemble.grouping import find_differing_keys, find_ensemble_obstacle, group_jobs
 from genexp.ensemble.loop import train_ensemble
 from genexp.ensemble.member import EnsembleMember
 from genexp.runs.build import Run
 from genexp.runs.run import open_run_context
-from genexp.sweep.job import Job, run_hydra_task, silence_console, run_job
+from genexp.sweep.job import Job, run_hydra_task, run_job, silence_console
 from genexp.training.stopping import stop_on_signals
 
 MessageCallback = Callable[[str], None]
@@ -60,7 +60,9 @@ def run_jobs(
     return None
 
 
-def _run_ensemble(jobs: Sequence[Job], print_line: MessageCallback, *, should_measure: bool) -> tuple[signal.Signals | None, list[Sequence[Job]]]:
+def _run_ensemble(
+    jobs: Sequence[Job], print_line: MessageCallback, *, should_measure: bool
+) -> tuple[signal.Signals | None, list[Sequence[Job]]]:
     """Run jobs as one computation; return the signal that stopped them, and the jobs that are left."""
     remaining: list[Sequence[Job]] = []
     with _open_members(jobs) as all_members:
@@ -79,7 +81,9 @@ def _run_ensemble(jobs: Sequence[Job], print_line: MessageCallback, *, should_me
     return None, remaining
 
 
-def _should_run_ensemble(members: Sequence[EnsembleMember], print_line: MessageCallback, *, should_measure: bool) -> bool:
+def _should_run_ensemble(
+    members: Sequence[EnsembleMember], print_line: MessageCallback, *, should_measure: bool
+) -> bool:
     names = _format_job_numbers([row.job_number for row in members])
     if len(members) == 1:
         return False
@@ -92,7 +96,9 @@ def _should_run_ensemble(members: Sequence[EnsembleMember], print_line: MessageC
         print_line(f"{names} as one computation")
         return True
     times = f"{timing.ensemble_seconds * 1000:.3g} ms a step of all, one after the other {timing.sequential_seconds * 1000:.3g} ms"
-    print_line(f"{names} {'as one computation' if timing.is_ensemble_faster else 'one after the other'}: as one {times}")
+    print_line(
+        f"{names} {'as one computation' if timing.is_ensemble_faster else 'one after the other'}: as one {times}"
+    )
     return timing.is_ensemble_faster
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRunsError
+from genexp.ensemble.compatibility import IncompatibleRunsError, VaryingHyperparameters
 from genexp.ensemble.optimizer import EnsembleOptimizer
-from genexp.ensemble.random_draws import MemberRandomMode, MemberGenerators
+from genexp.ensemble.random_draws import MemberGenerators, MemberRandomMode
 from genexp.ensemble.tensors import stack_shared_state
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, ClosedFormPhase
+from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics
 from genexp.training.learner import Learner
 
 MemberMetrics = dict[str, Tensor]  # name → detached (rows,)
@@ -38,7 +38,9 @@ class EnsembleStep:
         self.hyperparameters = VaryingHyperparameters(techniques)
         self._hyperparameter_values = self.hyperparameters.stack_values(self.device)
         self._parameters, self._buffers = stack_shared_state(techniques)
-        self._ema_tensors = stack_shared_state([learner.eval_technique for learner in learners]) if first.ema is not None else None
+        self._ema_tensors = (
+            stack_shared_state([learner.eval_technique for learner in learners]) if first.ema is not None else None
+        )
         self._function_module = _FunctionModule(first.technique)
         self._member_indices = torch.arange(len(learners), device=self.device)
         self._parameter_names = {id(weight): name for name, weight in first.technique.named_parameters()}
@@ -83,7 +85,9 @@ class EnsembleStep:
         for optimizer in self._optimizers.values():
             optimizer.update_members()
 
-    def compute_losses(self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock) -> tuple[Tensor, MemberMetrics]:
+    def compute_losses(
+        self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock
+    ) -> tuple[Tensor, MemberMetrics]:
         """Return each row's loss (rows,) and metrics. Raises UnlikeError where vmap cannot compute them."""
         leaves = self._leaves[phase.name]
         parameters = {name: leaves.get(name, weight) for name, weight in self._parameters.items()}
@@ -96,19 +100,32 @@ class EnsembleStep:
             row: Tensor,
         ) -> tuple[Tensor, MemberMetrics, dict[str, Tensor]]:
             state = {f"technique.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
-            with self.hyperparameters.substitute(numbers), MemberRandomMode(self._generators, self.hyperparameters, row):
+            with (
+                self.hyperparameters.substitute(numbers),
+                MemberRandomMode(self._generators, self.hyperparameters, row),
+            ):
                 loss, metrics = functional_call(self._function_module, state, (phase.loss, batch, clock))
             # What was changed in place has changed the common tensor; what was replaced is handed out.
             new_buffers = {name: state[f"technique.{name}"] for name in buffers}
-            return loss, metrics, {name: buffer for name, buffer in new_buffers.items() if buffer is not buffers[name]}
+            return (
+                loss,
+                metrics,
+                {name: buffer for name, buffer in new_buffers.items() if buffer is not buffers[name]},
+            )
 
-        compute_all_losses = torch.vmap(compute_member_loss, in_dims=(0, 0, 0, None if is_shared else 0, 0), randomness="error")
-        loss, extra, replaced = compute_all_losses(parameters, self._buffers, self._hyperparameter_values, batch, self._member_indices)
+        compute_all_losses = torch.vmap(
+            compute_member_loss, in_dims=(0, 0, 0, None if is_shared else 0, 0), randomness="error"
+        )
+        loss, extra, replaced = compute_all_losses(
+            parameters, self._buffers, self._hyperparameter_values, batch, self._member_indices
+        )
         for name, buffer in replaced.items():
             self._buffers[name].copy_(buffer)
         return loss, extra
 
-    def _run_gradient_step(self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock) -> MemberMetrics:
+    def _run_gradient_step(
+        self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock
+    ) -> MemberMetrics:
         learner, leaves = self.learners[0], self._leaves[phase.name]
         for leaf in leaves.values():
             leaf.grad = None
@@ -120,11 +137,15 @@ class EnsembleStep:
         metrics = {learner.loss_names[phase.name]: losses.detach(), **extra}
         if learner.settings.gradient_clip is not None:
             gradients = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
-            metrics[f"{phase.name}_gradient_norm"] = clip_grad_norm_per_member(gradients, learner.settings.gradient_clip)
+            metrics[f"{phase.name}_gradient_norm"] = clip_grad_norm_per_member(
+                gradients, learner.settings.gradient_clip
+            )
         self._optimizers[phase.name].step(clock)
         return metrics
 
-    def _run_closed_form(self, phase_index: int, batch: Batch, is_shared: bool, train_batches: Batches, clock: Clock) -> MemberMetrics:
+    def _run_closed_form(
+        self, phase_index: int, batch: Batch, is_shared: bool, train_batches: Batches, clock: Clock
+    ) -> MemberMetrics:
         """Refit row by row, each on its own technique: closed forms differ in how many passes they take."""
         member_metrics: list[Metrics] = []
         for row, (learner, generators) in enumerate(zip(self.learners, self._generators, strict=True)):
@@ -138,7 +159,9 @@ class EnsembleStep:
     def _is_due(self, phase_index: int, clock: Clock) -> bool:
         due = {learner.phases[phase_index].is_active(clock) for learner in self.learners}
         if len(due) > 1:
-            raise IncompatibleRunsError(f"phase {self.learners[0].phases[phase_index].name} is due at different steps")
+            raise IncompatibleRunsError(
+                f"phase {self.learners[0].phases[phase_index].name} is due at different steps"
+            )
         return due.pop()
 
     @torch.no_grad()

@@ -30,7 +30,9 @@ def luminance(images: Tensor) -> Tensor:
 def _match_luminance(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
     """Return both without colour, the style's mean and deviation brought to the content's (section 3.2)."""
     content_luminance, style_luminance = luminance(content), luminance(style)
-    matched = (style_luminance - style_luminance.mean()) / style_luminance.std().clamp_min(1e-6) * content_luminance.std() + content_luminance.mean()
+    matched = (style_luminance - style_luminance.mean()) / style_luminance.std().clamp_min(
+        1e-6
+    ) * content_luminance.std() + content_luminance.mean()
     return content_luminance.expand(-1, 3, -1, -1), matched.expand(-1, 3, -1, -1)
 
 

@@ -61,7 +61,9 @@ def draw_clusters(
     coords, label_indices = points.numpy(force=True), labels.numpy(force=True)
     num_clusters = len(centers) if centers is not None else max(int(label_indices.max()) + 1, len(cluster_names))
     colors = _pick_colors(num_clusters)
-    figure = Figure(figsize=(FIGURE_INCHES + (1.4 if cluster_names else 0), FIGURE_INCHES), dpi=DPI, layout="constrained")
+    figure = Figure(
+        figsize=(FIGURE_INCHES + (1.4 if cluster_names else 0), FIGURE_INCHES), dpi=DPI, layout="constrained"
+    )
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     size = float(np.clip(12000 / len(coords), 6, 40))
@@ -70,7 +72,14 @@ def draw_clusters(
         center_coords = centers.numpy(force=True)
         star_size = 420 if num_clusters <= 20 else 120
         axes.scatter(
-            center_coords[:, 0], center_coords[:, 1], s=star_size, c=colors, marker="*", edgecolors="black", linewidths=1.2, zorder=3
+            center_coords[:, 0],
+            center_coords[:, 1],
+            s=star_size,
+            c=colors,
+            marker="*",
+            edgecolors="black",
+            linewidths=1.2,
+            zorder=3,
         )
     for name, color in zip(cluster_names, colors, strict=False):
         axes.scatter([], [], color=color, label=name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from genexp.kmeans.blocks import get_chunk_rows
 from genexp.kmeans.hints import AssignmentBounds
 from genexp.kmeans.totals import UNASSIGNED, ClusterSums
-from genexp.sharding import SINGLE_SHARD, current_shard, all_reduce_sum
+from genexp.sharding import SINGLE_SHARD, all_reduce_sum, current_shard
 
 UPDATE_CHUNK_ELEMENTS = 2**17  # of points that change their cluster, which are copied, so many at a time
 
@@ -46,12 +46,20 @@ class ClusterUpdate:
         if not was_assigned and len(old_clusters) == labels.numel():
             self._add_unassigned(points, labels)
             return
-        target_keys, source_keys = reassignments.starts * clusters + reassignments.clusters, reassignments.starts * clusters + old_clusters
+        target_keys, source_keys = (
+            reassignments.starts * clusters + reassignments.clusters,
+            reassignments.starts * clusters + old_clusters,
+        )
         self._add_counts(target_keys, 1)
         if was_assigned:
             self._add_counts(source_keys, -1)
         sums, chunk_rows = self._sums.flatten(0, 1), self._point_buffer.shape[0]
-        for rows, targets, sources in zip(reassignments.rows.split(chunk_rows), target_keys.split(chunk_rows), source_keys.split(chunk_rows), strict=True):
+        for rows, targets, sources in zip(
+            reassignments.rows.split(chunk_rows),
+            target_keys.split(chunk_rows),
+            source_keys.split(chunk_rows),
+            strict=True,
+        ):
             moved = self._cast(torch.index_select(points, 0, rows, out=self._point_buffer[: rows.numel()]))
             sums.index_add_(0, targets, moved)
             if was_assigned:

@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import CHUNK_ELEMENTS, get_chunk_rows
-from genexp.kmeans.cluster_sums import Reassignments, ClusterUpdate
+from genexp.kmeans.cluster_sums import ClusterUpdate, Reassignments
 from genexp.kmeans.distances import CenterScores, argmin_rows
 from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
 from genexp.kmeans.point_buffer import PointBuffer
 from genexp.kmeans.totals import UNASSIGNED, ClusterSums
 
-MAX_GATHERED_FRACTION = 0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
-MAX_COPIED_FRACTION = 0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more
+MAX_GATHERED_FRACTION = (
+    0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
+)
+MAX_COPIED_FRACTION = (
+    0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more
+)
 CHUNK_SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
 BUFFER_ELEMENTS = 2**18  # features of points that are gathered before they are compared
 
@@ -21,12 +25,17 @@ BUFFER_ELEMENTS = 2**18  # features of points that are gathered before they are 
 class ExhaustiveAssignment:
     """Compares points with `centres`, and tells `update` which of them move."""
 
-    def __init__(self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterUpdate) -> None:
+    def __init__(
+        self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterUpdate
+    ) -> None:
         self._update = update
         self._center_scores = CenterScores(centers)
         self._max_squared_norms = centers.square().sum(2).amax(1)  # (starts,)
         starts, clusters, features = centers.shape
-        self._chunk_rows = min(get_chunk_rows(CHUNK_SCORES, starts * clusters, centers), get_chunk_rows(CHUNK_ELEMENTS, features, centers))
+        self._chunk_rows = min(
+            get_chunk_rows(CHUNK_SCORES, starts * clusters, centers),
+            get_chunk_rows(CHUNK_ELEMENTS, features, centers),
+        )
         # Scores are written to the same place: memory stays in one piece.
         self._scores = centers.new_empty(self._chunk_rows, starts * clusters)
         self.bounds = previous.bounds if isinstance(previous.bounds, HamerlyBounds) else None
@@ -72,7 +81,9 @@ class ExhaustiveAssignment:
         scores = self._center_scores(points, self._scores)  # (points, starts, clusters)
         self._update.reassign(points, labels, self._find_reassignments(scores, labels.T.long()))
         if bounds is not None:  # norms are computed anew: kept, they would take as much memory as the margins
-            bounds.set_from_scores(scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._max_squared_norms)
+            bounds.set_from_scores(
+                scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._max_squared_norms
+            )
 
     def _find_reassignments(self, scores: Tensor, old_labels: Tensor) -> Reassignments:
         """Return which points move to the nearest centre, by their scores, from those `known` (points, starts)."""
@@ -83,5 +94,7 @@ class ExhaustiveAssignment:
             has_moved = row_scores.amin(1) < row_scores.gather(1, old_labels.reshape(-1, 1)).squeeze(1)
             keys = has_moved.nonzero().squeeze(1)
             should_scan_all = len(keys) > MAX_COPIED_FRACTION * len(row_scores)
-            new_clusters = argmin_rows(row_scores)[keys] if should_scan_all else argmin_rows(row_scores.index_select(0, keys))
+            new_clusters = (
+                argmin_rows(row_scores)[keys] if should_scan_all else argmin_rows(row_scores.index_select(0, keys))
+            )
         return Reassignments(keys // old_labels.shape[1], keys % old_labels.shape[1], new_clusters)

@@ -34,7 +34,9 @@ class HamerlyBounds:
 
     def select(self, index: slice | Tensor) -> HamerlyBounds:
         """Return the bounds of the points at `place`: a view at a slice, and a copy at indices."""
-        return HamerlyBounds(self.margins[index] if isinstance(index, slice) else self.margins.index_select(0, index))
+        return HamerlyBounds(
+            self.margins[index] if isinstance(index, slice) else self.margins.index_select(0, index)
+        )
 
     def invalidate(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
@@ -55,11 +57,15 @@ class HamerlyBounds:
         """
         starts, clusters = shift_norms.shape
         offsets = torch.arange(0, starts * clusters, clusters, device=shift_norms.device).unsqueeze(1)
-        decrease = shift_norms + shift_norms.amax(1, keepdim=True)  # the own centre may have gone, and another have come
+        decrease = shift_norms + shift_norms.amax(
+            1, keepdim=True
+        )  # the own centre may have gone, and another have come
         self.margins.mul_(1 - FLOAT32_EPSILON).sub_(decrease.flatten()[(labels + offsets).T])
         return (self.margins < 0).any(1).nonzero().squeeze(1)
 
-    def set_from_scores(self, scores: Tensor, labels: Tensor, squared_norms: Tensor, max_squared_norm: Tensor) -> None:
+    def set_from_scores(
+        self, scores: Tensor, labels: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
+    ) -> None:
         """Note what is known of points that were just compared with all centres and have got `labels`.
 
         `scores` (points, starts, clusters) are halved squared distances less the points' own squared `norms`
@@ -68,18 +74,33 @@ class HamerlyBounds:
         """
         own_index = labels.T.long().unsqueeze(2)
         own_scores = scores.gather(2, own_index).squeeze(2)
-        self.set_all_bounds(own_scores, scores.scatter_(2, own_index, torch.inf).amin(2), squared_norms, max_squared_norm)
+        self.set_all_bounds(
+            own_scores, scores.scatter_(2, own_index, torch.inf).amin(2), squared_norms, max_squared_norm
+        )
 
-    def set_all_bounds(self, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor) -> None:
+    def set_all_bounds(
+        self, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
+    ) -> None:
         """Note that own centres are at most so far, and `others` at least: scores (points, starts) both.
 
         Where `own` is -inf it is not known yet: `settle` is to follow.
         """
         point_squared_norms = squared_norms.unsqueeze(1)
         rounding = RELATIVE_ROUNDING * (point_squared_norms + max_squared_norm)
-        torch.sub(_distances_from_scores(other_scores, point_squared_norms - rounding), _distances_from_scores(own_scores, point_squared_norms + rounding), out=self.margins)
+        torch.sub(
+            _distances_from_scores(other_scores, point_squared_norms - rounding),
+            _distances_from_scores(own_scores, point_squared_norms + rounding),
+            out=self.margins,
+        )
 
-    def set_bounds(self, keys: Tensor, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor) -> None:
+    def set_bounds(
+        self,
+        keys: Tensor,
+        own_scores: Tensor,
+        other_scores: Tensor,
+        squared_norms: Tensor,
+        max_squared_norm: Tensor,
+    ) -> None:
         """Note how far own centres are which were not known, and that `others` are no nearer than so.
 
         Both are scores (keys,); `keys` number points, with their `norms` (keys,), and starts together.

@@ -49,16 +49,22 @@ class _PlusPlusState:
     squared_norms: Tensor  # (count,) squared norm
 
 
-def _evaluate_candidates(blocks: Blocks, state: _PlusPlusState, new_centers: Tensor, candidates: Tensor, n_local_trials: int) -> tuple[Tensor, Tensor]:
+def _evaluate_candidates(
+    blocks: Blocks, state: _PlusPlusState, new_centers: Tensor, candidates: Tensor, n_local_trials: int
+) -> tuple[Tensor, Tensor]:
     """Add the centres `chosen` (starts, features) to what is `seen`, and compare candidates for the next ones.
 
     Returns the inertia (starts, candidates) that each candidate would leave, and the points
     (starts, candidates, draws, features) that would be the candidates after it.
     """
-    centers_and_candidates = torch.cat([new_centers.unsqueeze(1), candidates], 1)  # (starts, 1 + candidates, features)
+    centers_and_candidates = torch.cat(
+        [new_centers.unsqueeze(1), candidates], 1
+    )  # (starts, 1 + candidates, features)
     rows = centers_and_candidates.flatten(0, 1)
     potential = candidates.new_zeros(candidates.shape[:2])
-    next_candidates = candidates.unsqueeze(2).repeat(1, 1, n_local_trials, 1)  # stays where all points are duplicates
+    next_candidates = candidates.unsqueeze(2).repeat(
+        1, 1, n_local_trials, 1
+    )  # stays where all points are duplicates
     first = 0
     for block in blocks:
         index = slice(first, first + len(block))
@@ -75,7 +81,9 @@ def _squared_distances(rows: Tensor, points: Tensor, squared_norms: Tensor) -> T
     """Return the squared distances (rows, points) of `rows` to `points`, whose squared `norms` are known."""
     dist_sq, row_squared_norms = points.new_empty(len(rows), len(points)), rows.square().sum(1, keepdim=True)
     chunk_rows = get_chunk_rows(CHUNK_ELEMENTS, points.shape[1], points)
-    for chunk, chunk_squared_norms, out in zip(points.split(chunk_rows), squared_norms.split(chunk_rows), dist_sq.split(chunk_rows, 1), strict=True):
+    for chunk, chunk_squared_norms, out in zip(
+        points.split(chunk_rows), squared_norms.split(chunk_rows), dist_sq.split(chunk_rows, 1), strict=True
+    ):
         torch.addmm(row_squared_norms + chunk_squared_norms, rows, chunk.T, alpha=-2, out=out)
     return dist_sq.clamp_(min=0)
 
@@ -89,6 +97,8 @@ def _update_reservoir(block: Tensor, cumulative_mass: Tensor, previous_mass: Ten
     total = cumulative_mass[..., -1]
     thresholds = torch.rand(*reservoir.shape[:3], device=block.device) * total.unsqueeze(2)
     positions = torch.searchsorted(cumulative_mass, thresholds, right=True).clamp(max=len(block) - 1)
-    is_replaced = torch.rand(positions.shape, device=block.device) * (previous_mass + total).unsqueeze(2) < total.unsqueeze(2)
+    is_replaced = torch.rand(positions.shape, device=block.device) * (previous_mass + total).unsqueeze(
+        2
+    ) < total.unsqueeze(2)
     reservoir[is_replaced] = block[positions[is_replaced]]
     return total

@@ -16,7 +16,7 @@ from genexp.kmeans.distances import CenterScores
 from genexp.kmeans.exhaustive_assignment import ExhaustiveAssignment
 from genexp.kmeans.projection_bounds import ProjectionBounds
 from genexp.kmeans.pruned_assignment import PrunedAssignment
-from genexp.kmeans.small_problem import is_small_problem, fit_small, assign_small
+from genexp.kmeans.small_problem import assign_small, fit_small, is_small_problem
 from genexp.kmeans.totals import ClusterSums
 from genexp.sharding import current_shard
 
@@ -36,7 +36,9 @@ def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tu
     relocated = relocate_empty_clusters(cluster_sums, centers, blocks)
     means = relocated.means(centers)
     is_small = is_small_problem(centers, relocated.labels.shape[1])
-    return means, assign_small(blocks, means, relocated) if is_small else _update_assignment(blocks, means, relocated, centers)
+    return means, assign_small(blocks, means, relocated) if is_small else _update_assignment(
+        blocks, means, relocated, centers
+    )
 
 
 def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
@@ -57,7 +59,9 @@ def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Ten
     return centers[best], cluster_sums.labels[best]
 
 
-def _update_assignment(blocks: Blocks, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None) -> ClusterSums:
+def _update_assignment(
+    blocks: Blocks, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None
+) -> ClusterSums:
     """Return the totals of `centres`, into which those that are `known` of the centres `before` are turned."""
     update = ClusterUpdate(previous, centers)
     assignment: ExhaustiveAssignment | PrunedAssignment
@@ -86,11 +90,17 @@ def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: 
     max_empty = int(is_empty.sum(1).max())
     indices, is_found = _find_farthest_points(blocks, centers, max_empty)  # (starts, most) each
     points = take(blocks, indices.flatten().cpu()).unflatten(0, indices.shape)
-    empty_clusters = is_empty.byte().argsort(dim=1, descending=True, stable=True)[:, :max_empty]  # the empty clusters first
+    empty_clusters = is_empty.byte().argsort(dim=1, descending=True, stable=True)[
+        :, :max_empty
+    ]  # the empty clusters first
     # A start may have fewer empty clusters than another, and a small batch fewer points than that.
     is_relocated = is_found & is_empty.gather(1, empty_clusters)
     start, column = is_relocated.nonzero(as_tuple=True)
-    point_index, new_cluster, point = indices[start, column], empty_clusters[start, column], points[start, column].to(cluster_sums.sums)
+    point_index, new_cluster, point = (
+        indices[start, column],
+        empty_clusters[start, column],
+        points[start, column].to(cluster_sums.sums),
+    )
     old_cluster = cluster_sums.labels[start, point_index].long()
     sums, counts, labels = cluster_sums.sums.clone(), cluster_sums.counts.clone(), cluster_sums.labels.clone()
     sums.index_put_((start, old_cluster), -point, accumulate=True)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PointChunks = Iterator[tuple[Tensor, Tensor]]  # points, which stay only until the next are asked for, and their places
+PointChunks = Iterator[
+    tuple[Tensor, Tensor]
+]  # points, which stay only until the next are asked for, and their places
 
 
 class PointBuffer:

@@ -15,7 +15,10 @@ from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows
 from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
 
 FEATURES_PER_DIMENSION = 16  # features of a point for each dimension of the subspace
-DIMENSION_MULTIPLE, MAX_DIMENSIONS = 16, 64  # dimensions: a multiple of this, which a matrix product takes half as long for, and so many
+DIMENSION_MULTIPLE, MAX_DIMENSIONS = (
+    16,
+    64,
+)  # dimensions: a multiple of this, which a matrix product takes half as long for, and so many
 MIN_ELEMENTS = 2**20  # features of all points: below there is nothing to gain
 SAMPLE_POINTS, SUBSPACE_ITERATIONS = 1024, 2  # points that the subspace is fitted to, and how often
 QUANTIZATION_LEVELS = 2**15 - 1  # whole numbers that coordinates of points of length 1 are rounded to
@@ -40,7 +43,9 @@ class ProjectionBounds:
     basis: Tensor  # (features, dimensions), orthonormal
     coordinates: Tensor  # int16 (points, dimensions), in units of `_unit`
     residual_norms: Tensor  # (points,) of what lies outside, at least
-    residual_products: Tensor  # (points, starts): those outside, inner, with points' own centres are at least so large
+    residual_products: (
+        Tensor  # (points, starts): those outside, inner, with points' own centres are at least so large
+    )
     squared_norms: Tensor  # (points,) squared norms
     hamerly_bounds: HamerlyBounds  # which spare even the look at coordinates
 
@@ -55,13 +60,27 @@ class ProjectionBounds:
         """Return room for the projections of the `count` points in `blocks`, which are still to be filled in."""
         dimensions, features = _subspace_dimensions(centers), centers.shape[2]
         coordinates = centers.new_empty(count, dimensions, dtype=torch.int16)
-        sample_buffer = coordinates.view(centers.dtype).flatten()  # to be filled later: until then it holds the sample
+        sample_buffer = coordinates.view(
+            centers.dtype
+        ).flatten()  # to be filled later: until then it holds the sample
         if len(sample_buffer) < SAMPLE_POINTS * features:
             sample_buffer = centers.new_empty(SAMPLE_POINTS * features)
-        sample = _sample_points(blocks, count, sample_buffer[: SAMPLE_POINTS * features].view(SAMPLE_POINTS, features))
-        basis, residual_products = _fit_basis(sample, dimensions), centers.new_full((count, len(centers)), -torch.inf)
+        sample = _sample_points(
+            blocks, count, sample_buffer[: SAMPLE_POINTS * features].view(SAMPLE_POINTS, features)
+        )
+        basis, residual_products = (
+            _fit_basis(sample, dimensions),
+            centers.new_full((count, len(centers)), -torch.inf),
+        )
         residual_norms, squared_norms = centers.new_empty(2, count)
-        return cls(basis, coordinates, residual_norms, residual_products, squared_norms, HamerlyBounds.allocate(centers, count))
+        return cls(
+            basis,
+            coordinates,
+            residual_norms,
+            residual_products,
+            squared_norms,
+            HamerlyBounds.allocate(centers, count),
+        )
 
     def select(self, index: slice | Tensor) -> ProjectionBounds:
         """Return those of the points at `place`: views at a slice, and copies at indices."""
@@ -71,7 +90,14 @@ class ProjectionBounds:
 
         coordinates, residual_norms = select_rows(self.coordinates), select_rows(self.residual_norms)
         residual_products, squared_norms = select_rows(self.residual_products), select_rows(self.squared_norms)
-        return ProjectionBounds(self.basis, coordinates, residual_norms, residual_products, squared_norms, self.hamerly_bounds.select(index))
+        return ProjectionBounds(
+            self.basis,
+            coordinates,
+            residual_norms,
+            residual_products,
+            squared_norms,
+            self.hamerly_bounds.select(index),
+        )
 
     def invalidate(self, starts: Tensor, points: Tensor) -> None:
         """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
@@ -80,7 +106,11 @@ class ProjectionBounds:
 
     def select_starts(self, starts: Tensor) -> ProjectionBounds:
         """Return what concerns `starts` (indices) alone."""
-        return replace(self, products=self.residual_products[:, starts], bounds=self.hamerly_bounds.select_starts(starts))
+        return replace(
+            self,
+            residual_products=self.residual_products[:, starts],
+            hamerly_bounds=self.hamerly_bounds.select_starts(starts),
+        )
 
     def measure_shift(self, old_centers: Tensor, new_centers: Tensor) -> CenterShift:
         """Return how far centres moved."""
@@ -90,7 +120,9 @@ class ProjectionBounds:
     def shift_bounds(self, shift: CenterShift, labels: Tensor) -> Tensor:
         """Follow centres that moved, for points with `labels` (starts, points); return which to compare anew."""
         for start, residual_norms in enumerate(shift.residual_norms):
-            self.residual_products[:, start].addcmul_(self.residual_norms, residual_norms[labels[start].int()], value=-1)
+            self.residual_products[:, start].addcmul_(
+                self.residual_norms, residual_norms[labels[start].int()], value=-1
+            )
         return self.hamerly_bounds.shift_bounds(shift.norms, labels)
 
     def slack(self, center_residual_norms: Tensor) -> Tensor:
@@ -98,7 +130,9 @@ class ProjectionBounds:
 
         Distances are halved squares; those that seem are with all that lies outside in the same direction.
         """
-        max_products = self.residual_norms.unsqueeze(1) * center_residual_norms  # (points, starts): the inner product at most
+        max_products = (
+            self.residual_norms.unsqueeze(1) * center_residual_norms
+        )  # (points, starts): the inner product at most
         return max_products - torch.maximum(self.residual_products, -max_products)
 
     def fill(self, points: Tensor) -> None:
@@ -130,17 +164,29 @@ class ProjectionBounds:
         projected = points.new_empty(len(points), self.basis.shape[1] + 1)
         inside = torch.mm(points, self.basis, out=projected[:, :-1])
         inside_norms = torch.linalg.vector_norm(inside, dim=1)
-        projected[:, -1] = (squared_norms * (1 + SQUARED_RESIDUAL_SLACK)).addcmul_(inside_norms, inside_norms, value=-1).clamp_(min=0).sqrt_()
+        projected[:, -1] = (
+            (squared_norms * (1 + SQUARED_RESIDUAL_SLACK))
+            .addcmul_(inside_norms, inside_norms, value=-1)
+            .clamp_(min=0)
+            .sqrt_()
+        )
         return projected
 
 
 def _quantization_step(squared_norms: Tensor) -> Tensor:
     """Return what one step of each point's coordinates is, (points, 1), from squared `norms`."""
-    return squared_norms.sqrt().mul_(1 / QUANTIZATION_LEVELS).clamp_(min=torch.finfo(squared_norms.dtype).tiny).unsqueeze(1)
+    return (
+        squared_norms.sqrt()
+        .mul_(1 / QUANTIZATION_LEVELS)
+        .clamp_(min=torch.finfo(squared_norms.dtype).tiny)
+        .unsqueeze(1)
+    )
 
 
 def _subspace_dimensions(centers: Tensor) -> int:
-    return min(MAX_DIMENSIONS, centers.shape[2] // FEATURES_PER_DIMENSION // DIMENSION_MULTIPLE * DIMENSION_MULTIPLE)
+    return min(
+        MAX_DIMENSIONS, centers.shape[2] // FEATURES_PER_DIMENSION // DIMENSION_MULTIPLE * DIMENSION_MULTIPLE
+    )
 
 
 def _sample_points(blocks: Blocks, count: int, out: Tensor) -> Tensor:

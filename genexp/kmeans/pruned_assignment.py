@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows
-from genexp.kmeans.cluster_sums import Reassignments, ClusterUpdate
+from genexp.kmeans.cluster_sums import ClusterUpdate, Reassignments
 from genexp.kmeans.hamerly_bounds import RELATIVE_ROUNDING
 from genexp.kmeans.projection_bounds import CenterShift, ProjectionBounds
 from genexp.kmeans.totals import ClusterSums
@@ -21,7 +21,10 @@ CHUNK_SCORES = 2**20  # bounds that are handled at a time: so many stay in the c
 CHUNK_COORDINATES = 3 * 2**16  # that are copied at a time
 CHUNK_PAIRS = 2**15  # pairs
 LOOKAHEAD_POINTS = 2**15  # points that are screened together, where most are expected to stay
-MAX_PAIR_FRACTION, PAIR_ALLOWANCE = 0.1, 2  # a part of all centres, and more than so many: it is cheaper to compare with each of them
+MAX_PAIR_FRACTION, PAIR_ALLOWANCE = (
+    0.1,
+    2,
+)  # a part of all centres, and more than so many: it is cheaper to compare with each of them
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class CandidatePairs:
     def select_points(self, first: int, last: int) -> CandidatePairs:
         """Return the pairs of the points from `first` to before `last`, which are counted from there."""
         pair_slice = slice(*np.searchsorted(self.rows.numpy(), (first, last)))  # in half the time that torch takes
-        return CandidatePairs(self.rows[pair_slice] - first, self.columns[pair_slice], self.lower_scores[pair_slice])
+        return CandidatePairs(
+            self.rows[pair_slice] - first, self.columns[pair_slice], self.lower_scores[pair_slice]
+        )
 
 
 class PrunedAssignment:
@@ -45,7 +50,9 @@ class PrunedAssignment:
     is always decided by the same sums over all features: what was ruled out before makes no difference.
     """
 
-    def __init__(self, centers: Tensor, previous: ClusterSums, old_centers: Tensor, update: ClusterUpdate, blocks: Blocks) -> None:
+    def __init__(
+        self, centers: Tensor, previous: ClusterSums, old_centers: Tensor, update: ClusterUpdate, blocks: Blocks
+    ) -> None:
         self._update = update
         self._shape = centers.shape[:2]
         self._centers = centers.flatten(0, 1)
@@ -56,12 +63,19 @@ class PrunedAssignment:
             self.bounds = previous.bounds
             self._center_shift: CenterShift | None = previous.bounds.measure_shift(old_centers, centers)
         else:
-            self.bounds, self._center_shift = ProjectionBounds.allocate(blocks, centers, update.labels.shape[1]), None
-        self._chunk_rows = max(1, min(CHUNK_SCORES // len(self._centers), CHUNK_COORDINATES // self.bounds.basis.shape[1]))
+            self.bounds, self._center_shift = (
+                ProjectionBounds.allocate(blocks, centers, update.labels.shape[1]),
+                None,
+            )
+        self._chunk_rows = max(
+            1, min(CHUNK_SCORES // len(self._centers), CHUNK_COORDINATES // self.bounds.basis.shape[1])
+        )
         # Scores, and those of points in doubt, are written to the same place: memory stays in one piece.
         self._scores, self._uncertain_scores = centers.new_empty(2, self._chunk_rows, len(self._centers))
         self._center_projections = self.bounds.project(self._centers)  # (starts · clusters, dimensions + 1)
-        self._pruned_slice = slice(0, 0)  # points for which it is known which centres may be nearer than their own:
+        self._pruned_slice = slice(
+            0, 0
+        )  # points for which it is known which centres may be nearer than their own:
         self._pairs: list[CandidatePairs] | None = None  # these; None: too many of them
 
     def assign_block(self, block: Tensor, index: slice) -> None:
@@ -72,8 +86,12 @@ class PrunedAssignment:
             self.bounds.select(index).fill(block)
         if index.stop > self._pruned_slice.stop:
             self._prune(index)
-        for pairs in self._compare_all(block, index) if self._pairs is None else self._select_pairs(self._pairs, index):
-            self._update.reassign(block, self._update.labels[:, index], self._find_reassignments(block, index, pairs))
+        for pairs in (
+            self._compare_all(block, index) if self._pairs is None else self._select_pairs(self._pairs, index)
+        ):
+            self._update.reassign(
+                block, self._update.labels[:, index], self._find_reassignments(block, index, pairs)
+            )
 
     def finish(self) -> None:
         """Nothing is left to do once all blocks were added."""
@@ -81,8 +99,14 @@ class PrunedAssignment:
     def _prune(self, index: slice) -> None:
         """Find out which centres may be nearer than their own to the points at `place` and some behind."""
         length = index.stop - index.start
-        lookahead_blocks = 1 if self._center_shift is None or current_shard() != SINGLE_SHARD else max(1, LOOKAHEAD_POINTS // length)
-        self._pruned_slice = slice(index.start, min(index.start + lookahead_blocks * length, self._update.labels.shape[1]))
+        lookahead_blocks = (
+            1
+            if self._center_shift is None or current_shard() != SINGLE_SHARD
+            else max(1, LOOKAHEAD_POINTS // length)
+        )
+        self._pruned_slice = slice(
+            index.start, min(index.start + lookahead_blocks * length, self._update.labels.shape[1])
+        )
         self._pairs = []
         for chunk in self._find_uncertain(self._pruned_slice):
             pairs = self._prune_chunk(chunk)
@@ -95,7 +119,9 @@ class PrunedAssignment:
         """Return which centres may be nearer than their own to these points; None: too many of them."""
         bounds, own_columns = self.bounds.select(index), self._own_columns(index)
         slack = bounds.slack(self._center_projections[:, -1][own_columns]) + self._rounding_error(bounds)
-        pairs = self._find_candidates(bounds.dequantize(), self._center_projections, own_columns, slack, bounds, MAX_PAIR_FRACTION)
+        pairs = self._find_candidates(
+            bounds.dequantize(), self._center_projections, own_columns, slack, bounds, MAX_PAIR_FRACTION
+        )
         if pairs is None:
             return None
         if isinstance(index, slice):
@@ -120,10 +146,12 @@ class PrunedAssignment:
         projections = self.bounds.select(index).dequantize()
         for pairs in _merge_pairs(self._compare_chunks(block, index)):
             inner_products = pair_products(projections, self._center_projections, pairs)
-            yield replace(pairs, seem=self._half_norms[pairs.columns] - inner_products)
+            yield replace(pairs, lower_scores=self._half_norms[pairs.columns] - inner_products)
 
     def _compare_chunks(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
-        for chunk in _split_slice(index, min(self._chunk_rows, get_chunk_rows(CHUNK_ELEMENTS, block.shape[1], block))):
+        for chunk in _split_slice(
+            index, min(self._chunk_rows, get_chunk_rows(CHUNK_ELEMENTS, block.shape[1], block))
+        ):
             begin = chunk.start - index.start
             bounds, own_columns = self.bounds.select(chunk), self._own_columns(chunk)
             points = block[begin : chunk.stop - index.start]
@@ -141,7 +169,13 @@ class PrunedAssignment:
         return RELATIVE_ROUNDING * (previous.squared_norms + self._max_squared_norm).unsqueeze(1)
 
     def _find_candidates(
-        self, points: Tensor, centers: Tensor, own_columns: Tensor, slack: Tensor, bounds: ProjectionBounds, max_fraction: float
+        self,
+        points: Tensor,
+        centers: Tensor,
+        own_columns: Tensor,
+        slack: Tensor,
+        bounds: ProjectionBounds,
+        max_fraction: float,
     ) -> CandidatePairs | None:
         """Return which centres seem nearer to points than their own and a gap; None if more than `most`.
 
@@ -167,7 +201,12 @@ class PrunedAssignment:
         uncertain_scores[positions, columns] = torch.inf
         pruned_minima = uncertain_scores.unflatten(1, self._shape).amin(2)
         other_scores[rows] = torch.where(is_uncertain[rows], pruned_minima, other_scores[rows])
-        bounds.hamerly_bounds.set_all_bounds(limits.masked_fill_(is_uncertain, -torch.inf), other_scores, bounds.squared_norms, self._max_squared_norm)
+        bounds.hamerly_bounds.set_all_bounds(
+            limits.masked_fill_(is_uncertain, -torch.inf),
+            other_scores,
+            bounds.squared_norms,
+            self._max_squared_norm,
+        )
         return pairs
 
     def _find_reassignments(self, points: Tensor, index: slice, pairs: CandidatePairs) -> Reassignments:
@@ -180,9 +219,13 @@ class PrunedAssignment:
         best = _argmin_by_key(scores, keys, is_own, own_columns.numel())
         rows, columns = pairs.rows[best], pairs.columns[best]
         other_scores = scores.index_fill(0, best, torch.inf)
-        second_scores = scores.new_full((own_columns.numel(),), torch.inf).scatter_reduce_(0, keys, other_scores, "amin")
+        second_scores = scores.new_full((own_columns.numel(),), torch.inf).scatter_reduce_(
+            0, keys, other_scores, "amin"
+        )
         squared_norms = bounds.squared_norms[rows]
-        bounds.hamerly_bounds.set_bounds(keys[best], scores[best], second_scores[keys[best]], squared_norms, self._max_squared_norm)
+        bounds.hamerly_bounds.set_bounds(
+            keys[best], scores[best], second_scores[keys[best]], squared_norms, self._max_squared_norm
+        )
         residual_products = bounds.residual_norms[rows] * self._center_projections[:, -1][columns]
         bounds.residual_products.view(-1)[keys[best]] = pairs.lower_scores[best] - scores[best] + residual_products
         moved = best[~is_own[best]]

@@ -48,7 +48,11 @@ def is_small_problem(centers: Tensor, count: int) -> bool:
 
 def assign_small(blocks: Blocks, centers: Tensor, previous: ClusterSums | None) -> ClusterSums:
     """Assign each point to its nearest centre. What is `known` of centres before spares gathering the points."""
-    matrix = previous.bounds if previous is not None and isinstance(previous.bounds, PointMatrix) else PointMatrix.from_blocks(blocks)
+    matrix = (
+        previous.bounds
+        if previous is not None and isinstance(previous.bounds, PointMatrix)
+        else PointMatrix.from_blocks(blocks)
+    )
     return _SmallAssignment.compute(matrix, centers.numpy()).to_cluster_sums(matrix)
 
 

@@ -33,7 +33,9 @@ class FeatureExtractor:
         """
         classifier = self.classifier.to(images.device).eval()
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([classifier.extract_features(convert_dtype(part).float()).cpu() for part in images.split(500)])
+            return torch.cat(
+                [classifier.extract_features(convert_dtype(part).float()).cpu() for part in images.split(500)]
+            )
 
 
 def save_extractor(extractor: FeatureExtractor, path: Path) -> None:

@@ -89,7 +89,9 @@ def _fit(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int) ->
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
         for indices in torch.randperm(len(labels))[: batches * batch_size].split(batch_size):
-            loss = F.cross_entropy(classifier(convert_dtype(images[indices].to(device))), labels[indices].to(device))
+            loss = F.cross_entropy(
+                classifier(convert_dtype(images[indices].to(device))), labels[indices].to(device)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -103,7 +105,9 @@ def classifier_accuracy(classifier: Classifier, split: Split) -> float:
     """Return the share of `split` that `classifier` labels rightly, in [0, 1]."""
     images, labels = _load_labeled_images(split)
     device = next(classifier.parameters()).device
-    predictions = torch.cat([classifier(convert_dtype(part.to(device))).argmax(1).cpu() for part in images.split(500)])
+    predictions = torch.cat(
+        [classifier(convert_dtype(part.to(device))).argmax(1).cpu() for part in images.split(500)]
+    )
     return float((predictions == labels).double().mean())
 
 

@@ -82,5 +82,7 @@ class GenerationMetrics:
     def _get_extractor(self, device: torch.device) -> FeatureExtractor | PixelFeatures:
         if self._extractor is None:
             has_labels = "label" in self._dataset.train.streams
-            self._extractor = load_or_train_extractor(self._dataset, device=device) if has_labels else PixelFeatures()
+            self._extractor = (
+                load_or_train_extractor(self._dataset, device=device) if has_labels else PixelFeatures()
+            )
         return self._extractor

@@ -23,7 +23,9 @@ def knn_accuracy(
     neighbors = min(neighbors, len(references))
     classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
     correct = 0
-    for codes, truth in zip(test_codes.flatten(1).float().split(BLOCK_ROWS), test_labels.split(BLOCK_ROWS), strict=True):
+    for codes, truth in zip(
+        test_codes.flatten(1).float().split(BLOCK_ROWS), test_labels.split(BLOCK_ROWS), strict=True
+    ):
         nearest = torch.cdist(codes, references).topk(neighbors, largest=False).indices  # (block, neighbours)
         voters = train_labels[nearest]
         votes = torch.zeros(len(codes), classes, device=codes.device)

@@ -38,7 +38,9 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     x, y = images.to(vertical_filter.dtype), targets.to(vertical_filter.dtype)
     moments = torch.stack((x, y, x * x + y * y, x * y))  # (4, batch, channels, height, width)
     # The Gaussian is separable: two small matrix products take a twentieth of the time of a 2-D convolution.
-    smoothed = (moments @ horizontal_filter.T).transpose(-1, -2) @ vertical_filter.T  # transposed, which no mean below can see
+    smoothed = (moments @ horizontal_filter.T).transpose(
+        -1, -2
+    ) @ vertical_filter.T  # transposed, which no mean below can see
     mean_x, mean_y, mean_of_squares, mean_of_product = smoothed.unbind()
     square_of_means = mean_x.square() + mean_y.square()
     product_of_means = mean_x * mean_y

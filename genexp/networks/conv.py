@@ -64,10 +64,14 @@ def build_conv_encoder(
     modules: list[nn.Module] = []
     for layer in layers:
         modules.append(nn.Conv2d(channels, layer.channels, layer.kernel_size, layer.stride, layer.padding))
-        modules += _build_norm_and_activation(layer.channels, has_batch_norm=layer.has_batch_norm, activation=activation)
+        modules += _build_norm_and_activation(
+            layer.channels, has_batch_norm=layer.has_batch_norm, activation=activation
+        )
         channels = layer.channels
     flat = channels * final_size[0] * final_size[1]
-    return nn.Sequential(*modules, nn.Flatten(), *build_mlp([flat, *widths], activation=activation, last_activation=last_activation))
+    return nn.Sequential(
+        *modules, nn.Flatten(), *build_mlp([flat, *widths], activation=activation, last_activation=last_activation)
+    )
 
 
 def build_conv_decoder(
@@ -85,19 +89,30 @@ def build_conv_decoder(
     layer_sizes = feature_map_sizes((shape[1], shape[2]), layers)
     channels, final_size = layers[-1].channels, layer_sizes[-1]
     modules: list[nn.Module] = [
-        *build_mlp([*widths, channels * final_size[0] * final_size[1]], activation=activation, last_activation=activation),
+        *build_mlp(
+            [*widths, channels * final_size[0] * final_size[1]], activation=activation, last_activation=activation
+        ),
         nn.Unflatten(1, (channels, *final_size)),
     ]
     channel_counts = [shape[0], *(layer.channels for layer in layers)]
-    mirrored = list(zip(reversed(layers), reversed(layer_sizes[:-1]), pairwise(reversed(channel_counts)), strict=True))
+    mirrored = list(
+        zip(reversed(layers), reversed(layer_sizes[:-1]), pairwise(reversed(channel_counts)), strict=True)
+    )
     for index, (layer, size, (in_channels, out_channels)) in enumerate(mirrored):
         modules.append(
             nn.ConvTranspose2d(
-                in_channels, out_channels, layer.kernel_size, layer.stride, layer.padding, output_padding=layer.output_padding(size)
+                in_channels,
+                out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                output_padding=layer.output_padding(size),
             )
         )
         if index < len(mirrored) - 1:
-            modules += _build_norm_and_activation(out_channels, has_batch_norm=batch_norms[index], activation=activation)
+            modules += _build_norm_and_activation(
+                out_channels, has_batch_norm=batch_norms[index], activation=activation
+            )
     return nn.Sequential(*modules)
 
 

@@ -13,7 +13,13 @@ from genexp.networks.gan import DISCRIMINATOR_NORMS, LEAKY_RELU_SLOPE, apply_spe
 
 Shape = tuple[int, int, int]  # channels, height, width
 
-FINAL_KERNEL_AND_PADDING = {0: (2, 1), 1: (3, 1), 2: (4, 1), 3: (3, 0), 4: (4, 0)}  # kernel less twice padding → both
+FINAL_KERNEL_AND_PADDING = {
+    0: (2, 1),
+    1: (3, 1),
+    2: (4, 1),
+    3: (3, 0),
+    4: (4, 0),
+}  # kernel less twice padding → both
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,12 @@ class ConvSpec:
 class Layout:
     """How images of a shape are built up from 1×1, and taken down to 1×1, at a width."""
 
-    generator_layers: Callable[[Shape, int], list[ConvSpec]]  # transposed convolutions; the last one gives the image
-    discriminator_layers: Callable[[Shape, int], list[ConvSpec]]  # convolutions; the last one, of one channel, gives the score
+    generator_layers: Callable[
+        [Shape, int], list[ConvSpec]
+    ]  # transposed convolutions; the last one gives the image
+    discriminator_layers: Callable[
+        [Shape, int], list[ConvSpec]
+    ]  # convolutions; the last one, of one channel, gives the score
 
 
 def _compute_halved_sides(side: int) -> list[int]:
@@ -56,13 +66,19 @@ def _plan_doubling_generator(shape: Shape, width: int) -> list[ConvSpec]:
     widths = [width * min(8, 2**level) for level in reversed(range(len(larger)))]
     channels = [*widths[1:], shape[0]]
     ups = zip(channels, reversed(larger), strict=True)
-    return [ConvSpec(widths[0], base), *(ConvSpec(out_channels, _compute_kernel_size(side), 2, 1) for out_channels, side in ups)]
+    return [
+        ConvSpec(widths[0], base),
+        *(ConvSpec(out_channels, _compute_kernel_size(side), 2, 1) for out_channels, side in ups),
+    ]
 
 
 def _plan_doubling_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
     *larger, base = _compute_halved_sides(_get_square_side(shape))
     downs = enumerate(larger)
-    return [*(ConvSpec(width * min(8, 2**level), _compute_kernel_size(side), 2, 1) for level, side in downs), ConvSpec(1, base)]
+    return [
+        *(ConvSpec(width * min(8, 2**level), _compute_kernel_size(side), 2, 1) for level, side in downs),
+        ConvSpec(1, base),
+    ]
 
 
 def _plan_valid_generator(shape: Shape, width: int) -> list[ConvSpec]:
@@ -78,7 +94,11 @@ def _plan_valid_generator(shape: Shape, width: int) -> list[ConvSpec]:
         )
     widths = [width * 2**level for level in reversed(range(len(sides)))]
     kernel, padding = FINAL_KERNEL_AND_PADDING[excess]
-    return [ConvSpec(widths[0], 3), *(ConvSpec(out_channels, 3, 2) for out_channels in widths[1:]), ConvSpec(shape[0], kernel, 2, padding)]
+    return [
+        ConvSpec(widths[0], 3),
+        *(ConvSpec(out_channels, 3, 2) for out_channels in widths[1:]),
+        ConvSpec(shape[0], kernel, 2, padding),
+    ]
 
 
 def _plan_valid_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
@@ -88,8 +108,12 @@ def _plan_valid_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
 
 
 LAYOUTS = {
-    "doubling": Layout(_plan_doubling_generator, _plan_doubling_discriminator),  # kernels that the stride divides: no checkerboards
-    "valid": Layout(_plan_valid_generator, _plan_valid_discriminator),  # the source's: kernels of 3 without padding
+    "doubling": Layout(
+        _plan_doubling_generator, _plan_doubling_discriminator
+    ),  # kernels that the stride divides: no checkerboards
+    "valid": Layout(
+        _plan_valid_generator, _plan_valid_discriminator
+    ),  # the source's: kernels of 3 without padding
 }
 
 
@@ -99,7 +123,9 @@ def build_conv_generator(latent: int, layers: Sequence[ConvSpec], *, batch_norm:
     in_channels = latent
     for layer in layers:
         modules.append(
-            nn.ConvTranspose2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
+            nn.ConvTranspose2d(
+                in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False
+            )
         )
         in_channels = layer.channels
         if layer is not layers[-1]:
@@ -114,7 +140,9 @@ def build_conv_discriminator(
     modules: list[nn.Module] = []
     in_channels = image_channels
     for index, layer in enumerate(layers[:-1]):
-        modules.append(nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False))
+        modules.append(
+            nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
+        )
         in_channels = layer.channels
         if index:  # the first layer sees the images' own distribution (Radford et al. 2016)
             modules.append(DISCRIMINATOR_NORMS[norm](in_channels))
@@ -122,7 +150,10 @@ def build_conv_discriminator(
         if dropout:
             modules.append(Dropout(dropout))
     last = layers[-1]
-    modules += [nn.Conv2d(in_channels, out_channels, last.kernel_size, last.stride, last.padding, bias=False), nn.Flatten()]
+    modules += [
+        nn.Conv2d(in_channels, out_channels, last.kernel_size, last.stride, last.padding, bias=False),
+        nn.Flatten(),
+    ]
     network = nn.Sequential(*(module for module in modules if not isinstance(module, nn.Identity)))
     return apply_spectral_norm(network) if norm == "spectral" else network
 

@@ -24,7 +24,10 @@ def build_dense_encoder(
     shape: tuple[int, int, int], widths: Sequence[int], *, activation: str, last_activation: str = "linear"
 ) -> nn.Sequential:
     """Return a dense network from images (batch, *shape) to (batch, widths[-1])."""
-    return nn.Sequential(nn.Flatten(), *build_mlp([math.prod(shape), *widths], activation=activation, last_activation=last_activation))
+    return nn.Sequential(
+        nn.Flatten(),
+        *build_mlp([math.prod(shape), *widths], activation=activation, last_activation=last_activation),
+    )
 
 
 def build_dense_decoder(shape: tuple[int, int, int], widths: Sequence[int], *, activation: str) -> nn.Sequential:

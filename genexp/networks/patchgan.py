@@ -23,7 +23,11 @@ def build_patchgan(channels: int, size: tuple[int, int], *, width: int, norm: st
 
     Patches have 70 pixels a side where the image leaves room for that, and fewer on small images.
     """
-    halvings = max(n for n, patch in enumerate(RECEPTIVE_FIELD_PIXELS) if patch == 1 or patch <= MAX_PATCH_FRACTION * min(size))
+    halvings = max(
+        n
+        for n, patch in enumerate(RECEPTIVE_FIELD_PIXELS)
+        if patch == 1 or patch <= MAX_PATCH_FRACTION * min(size)
+    )
     if not halvings:
         return _build_pixelgan(channels, width)
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(LEAKY_RELU_SLOPE)]
@@ -31,7 +35,10 @@ def build_patchgan(channels: int, size: tuple[int, int], *, width: int, norm: st
     for level in range(1, halvings + 1):
         out_channels = width * min(MAX_WIDTH_FACTOR, 2**level)
         stride = 2 if level < halvings else 1
-        layers += [nn.Conv2d(in_channels, out_channels, 4, stride, 1, bias=norm == "none"), PATCHGAN_NORMS[norm](out_channels)]
+        layers += [
+            nn.Conv2d(in_channels, out_channels, 4, stride, 1, bias=norm == "none"),
+            PATCHGAN_NORMS[norm](out_channels),
+        ]
         layers.append(nn.LeakyReLU(LEAKY_RELU_SLOPE))
         in_channels = out_channels
     return nn.Sequential(*layers, nn.Conv2d(in_channels, 1, 4, 1, 1))

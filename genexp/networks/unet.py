@@ -32,14 +32,29 @@ class UNet(nn.Module):
         for level, (level_in_channels, level_out_channels) in enumerate(pairwise([in_channels, *widths])):
             # The first level sees the pixels' own distribution; the last may have but one pixel to normalise.
             is_inner = 0 < level < levels - 1
-            self.downs.append(_build_down_block(level_in_channels, level_out_channels, norm=norm if is_inner else "none", has_activation=level > 0))
+            self.downs.append(
+                _build_down_block(
+                    level_in_channels,
+                    level_out_channels,
+                    norm=norm if is_inner else "none",
+                    has_activation=level > 0,
+                )
+            )
         self.ups = nn.ModuleList()
         for level in reversed(range(levels)):
             level_out_channels = widths[level - 1] if level else out_channels
             level_in_channels = widths[level] * (1 if level == levels - 1 else 2)  # with what comes across
             output_padding = sizes[level][0] % 2, sizes[level][1] % 2
             level_dropout = dropout if levels - 1 - DROPOUT_LEVELS < level and level else 0.0
-            self.ups.append(_build_up_block(level_in_channels, level_out_channels, output_padding, norm=norm if level else None, dropout=level_dropout))
+            self.ups.append(
+                _build_up_block(
+                    level_in_channels,
+                    level_out_channels,
+                    output_padding,
+                    norm=norm if level else None,
+                    dropout=level_dropout,
+                )
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the translated images."""
@@ -66,11 +81,16 @@ def _compute_level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 def _build_down_block(in_channels: int, out_channels: int, *, norm: str, has_activation: bool) -> nn.Sequential:
     layers: list[nn.Module] = [nn.LeakyReLU(LEAKY_RELU_SLOPE)] if has_activation else []
-    layers += [nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=norm == "none"), PATCHGAN_NORMS[norm](out_channels)]
+    layers += [
+        nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=norm == "none"),
+        PATCHGAN_NORMS[norm](out_channels),
+    ]
     return nn.Sequential(*layers)
 
 
-def _build_up_block(in_channels: int, out_channels: int, output_padding: tuple[int, int], *, norm: str | None, dropout: float) -> nn.Sequential:
+def _build_up_block(
+    in_channels: int, out_channels: int, output_padding: tuple[int, int], *, norm: str | None, dropout: float
+) -> nn.Sequential:
     """Return a level that doubles the size, and adds the row and the column that halving lost."""
     layers: list[nn.Module] = [
         nn.ReLU(),

@@ -37,7 +37,9 @@ def _iterate_layers() -> Iterator[tuple[str, int]]:
         yield f"pool_{number}", channels
 
 
-LAYER_CHANNELS = dict(_iterate_layers())  # name → channels, in order: the nth is features.n of torchvision's network
+LAYER_CHANNELS = dict(
+    _iterate_layers()
+)  # name → channels, in order: the nth is features.n of torchvision's network
 
 
 class VGG19(nn.Module):
@@ -66,7 +68,7 @@ class VGG19(nn.Module):
             else:
                 self.layers[name] = POOLINGS[pooling]()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:

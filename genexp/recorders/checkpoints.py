@@ -16,7 +16,9 @@ from genexp.snapshot import RunInfo, Snapshot
 class Checkpoints(Recorder):
     """Writes `checkpoints/`. Must be told last: its ledger speaks of what the `others` have written."""
 
-    def __init__(self, recorders: Sequence[Recorder], *, max_to_keep: int, best: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, recorders: Sequence[Recorder], *, max_to_keep: int, best: Mapping[str, Any] | None = None
+    ) -> None:
         self._recorders = recorders
         self._max_to_keep = max_to_keep
         self._best: dict[str, Any] = dict(best) if best else {"value": None, "step": None}
@@ -56,7 +58,9 @@ class Checkpoints(Recorder):
         if self._unsaved_best is not None:
             save(folder / CHECKPOINTS_DIR / BEST_FILE, self._unsaved_best)
             self._unsaved_best = None
-        log_offsets = measure_file_sizes(folder, [path for other in self._recorders for path in other.append_only_files()])
+        log_offsets = measure_file_sizes(
+            folder, [path for other in self._recorders for path in other.append_only_files()]
+        )
         save(checkpoint_path(folder, state["step"]), {**state, "best": self._best, "ledger": log_offsets})
         for old in list_checkpoints(folder)[self._max_to_keep :]:
             old.unlink()
@@ -79,7 +83,11 @@ def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
             raise CheckpointError(f"{path} is shorter than its checkpoint notes: a part of the run is lost")
         with path.open("r+b") as file:
             file.truncate(size)
-    log_files = [*run_dir.glob("metrics.jsonl"), *run_dir.glob("*.gif"), *(run_dir / "tensorboard").glob("events.*")]
+    log_files = [
+        *run_dir.glob("metrics.jsonl"),
+        *run_dir.glob("*.gif"),
+        *(run_dir / "tensorboard").glob("events.*"),
+    ]
     for path in log_files:
         if path.relative_to(run_dir).as_posix() not in log_offsets:
             path.unlink()

@@ -11,11 +11,17 @@ from typing import final
 
 import rich
 
-from genexp.recorders.progress_bar import ProgressDisplay, LiveProgressBar, ProgressLines, ProgressState, print_plain
+from genexp.recorders.progress_bar import (
+    LiveProgressBar,
+    ProgressDisplay,
+    ProgressLines,
+    ProgressState,
+    print_plain,
+)
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.paths import format_command, format_path
-from genexp.snapshot import RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 log = logging.getLogger("genexp")
 SPEED_SMOOTHING = 0.7  # of the shown speed, from one block to the next
@@ -89,7 +95,11 @@ class Console(Recorder):
         now = time.monotonic()
         if step > self._step:
             speed = (step - self._step) / max(now - self._last_record_time, 1e-9)
-            self._steps_per_second = SPEED_SMOOTHING * self._steps_per_second + (1 - SPEED_SMOOTHING) * speed if self._steps_per_second else speed
+            self._steps_per_second = (
+                SPEED_SMOOTHING * self._steps_per_second + (1 - SPEED_SMOOTHING) * speed
+                if self._steps_per_second
+                else speed
+            )
         self._step, self._last_record_time = step, now
 
     def _update_test_metrics(self, snapshot: Snapshot) -> None:

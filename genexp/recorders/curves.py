@@ -25,7 +25,9 @@ LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.85, 0.15, 0.55, 0.15
 TITLE_INCHES = 0.4  # inches
 
 
-def draw_curves(path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], title: str, steps_per_epoch: int) -> None:
+def draw_curves(
+    path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], title: str, steps_per_epoch: int
+) -> None:
     """Write a picture with a panel for each metric, or group of metrics, of the splits "train" and "test"."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -79,7 +79,9 @@ def _masked_crc32c(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _pack_event(prefix: str, names: tuple[str, ...], wall_time: float, step: int, values: tuple[float, ...]) -> bytes:
+def _pack_event(
+    prefix: str, names: tuple[str, ...], wall_time: float, step: int, values: tuple[float, ...]
+) -> bytes:
     """Return Event(wall_time, step, Summary of one Value(tag, simple_value) for each name), serialised."""
     step_bytes = _encode_varint(step)
     layout, keys = _build_event_layout(prefix, names, len(step_bytes))
@@ -90,7 +92,9 @@ def _pack_event(prefix: str, names: tuple[str, ...], wall_time: float, step: int
 
 
 @lru_cache(maxsize=64)
-def _build_event_layout(prefix: str, names: tuple[str, ...], step_length: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
+def _build_event_layout(
+    prefix: str, names: tuple[str, ...], step_length: int
+) -> tuple[struct.Struct, tuple[bytes, ...]]:
     """Return where the numbers go, and the bytes in front of each metric's value."""
     keys = []
     for name in names:

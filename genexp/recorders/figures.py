@@ -10,12 +10,12 @@ from torch import Tensor
 
 from genexp.recorders.curves import draw_curves
 from genexp.recorders.growing_gif import write_gif
-from genexp.recorders.images import enlarge_small_image, encode_png, to_pil_image
+from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
 from genexp.recorders.latent_plots import draw_latent_scatter, write_latents_html
 from genexp.recorders.metrics_log import METRICS_FILE as METRICS
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.metrics import read_metrics
-from genexp.snapshot import FinalArtifacts, RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 FIGURES_DIR = "figures"
 
@@ -68,7 +68,9 @@ class Figures(Recorder):
             if pixels.ndim == 4:
                 write_gif(self._figures_dir / f"{name}.gif", pixels, self._duration)
             else:
-                (self._figures_dir / f"{name}.png").write_bytes(encode_png(enlarge_small_image(to_pil_image(pixels))))
+                (self._figures_dir / f"{name}.png").write_bytes(
+                    encode_png(enlarge_small_image(to_pil_image(pixels)))
+                )
 
     def _write_latent_plots(self, artifacts: FinalArtifacts) -> None:
         if artifacts.codes is None or artifacts.codes.shape[1] not in (2, 3):

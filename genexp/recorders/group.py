@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from genexp.errors import GenexpError
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 log = logging.getLogger(__name__)
 

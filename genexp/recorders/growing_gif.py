@@ -40,7 +40,13 @@ class _SingleFrameGif:
         table_end = _HEADER_BYTES + _color_table_bytes(content[10])
         descriptor_start = content.index(_IMAGE_SEPARATOR, table_end)
         data_start = descriptor_start + _DESCRIPTOR_BYTES
-        return cls(content[:_HEADER_BYTES], content[_HEADER_BYTES:table_end], content[table_end:descriptor_start], content[descriptor_start:data_start], content[data_start:-1])
+        return cls(
+            content[:_HEADER_BYTES],
+            content[_HEADER_BYTES:table_end],
+            content[table_end:descriptor_start],
+            content[descriptor_start:data_start],
+            content[data_start:-1],
+        )
 
     def build_frame(self, global_color_table: bytes) -> bytes:
         """Return the frame, with its own table of colours unless that is the file's."""
@@ -58,13 +64,17 @@ def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
     image = to_pil_image(pixels)
     if not path.exists():
         gif = _SingleFrameGif.encode(_quantize(enlarge_small_image(image)), duration)
-        path.write_bytes(gif.header + gif.color_table + _LOOP_EXTENSION + gif.build_frame(gif.color_table) + _TRAILER)
+        path.write_bytes(
+            gif.header + gif.color_table + _LOOP_EXTENSION + gif.build_frame(gif.color_table) + _TRAILER
+        )
         return
     with path.open("r+b") as file:
         header = file.read(_HEADER_BYTES)
         global_color_table = file.read(_color_table_bytes(header[10]))
         size = int.from_bytes(header[6:8], "little"), int.from_bytes(header[8:10], "little")
-        frame = _SingleFrameGif.encode(_quantize(fit_to_size(image, size)), duration).build_frame(global_color_table)
+        frame = _SingleFrameGif.encode(_quantize(fit_to_size(image, size)), duration).build_frame(
+            global_color_table
+        )
         # The byte that makes the new frame count is written last: a kill in between leaves the GIF as it was.
         trailer_position = file.seek(-1, io.SEEK_END)
         file.seek(trailer_position + 1)

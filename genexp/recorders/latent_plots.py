@@ -60,7 +60,9 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
         marker = {"size": 3 if is_3d else 6, "color": _format_css_color(color), "opacity": 0.8}
         scatter = graph_objects.Scatter3d if is_3d else graph_objects.Scatter
         figure.add_trace(
-            scatter(**coordinates, mode="markers", marker=marker, name=name, hovertemplate=f"{name}<extra></extra>")
+            scatter(
+                **coordinates, mode="markers", marker=marker, name=name, hovertemplate=f"{name}<extra></extra>"
+            )
         )
     axes = {f"{axis}axis": {"title": {"text": f"code {position}"}} for position, axis in enumerate("xyz", start=1)}
     camera = {"camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
@@ -71,7 +73,9 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
     io.write_html(figure, path, include_plotlyjs=True, default_height="96vh", auto_open=False)
 
 
-def _iter_classes(artifacts: FinalArtifacts, class_names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
+def _iter_classes(
+    artifacts: FinalArtifacts, class_names: Sequence[str]
+) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
     """Yield (name, colour, points) of each class; without labels all samples are one."""
     from matplotlib import colormaps
 
@@ -92,7 +96,12 @@ def _label_points(axes: Any, artifacts: FinalArtifacts, class_names: Sequence[st
         num_labeled = round(MAX_LABELED_POINTS * len(points) / len(artifacts.labels))
         for point in points[:num_labeled]:
             axes.text(
-                *point, name, color=tuple(0.75 * channel for channel in color[:3]), fontsize=7, ha="center", va="center"
+                *point,
+                name,
+                color=tuple(0.75 * channel for channel in color[:3]),
+                fontsize=7,
+                ha="center",
+                va="center",
             )
 
 

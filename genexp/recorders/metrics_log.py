@@ -11,7 +11,7 @@ import numpy as np
 
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import iter_step_rows
-from genexp.snapshot import RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -46,14 +46,14 @@ class ProgressState:
 
 
 class ProgressDisplay(Protocol):
-    """Shows standings, not all of them, but always the last."""
+    """Show the progress of a run: some states, and always the last one."""
 
     def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
-        """Show a standing, unless one was shown just before."""
+        """Show a state, unless another was shown just before."""
         ...
 
     def stop(self) -> None:
-        """Show the last standing."""
+        """Show the last state."""
         ...
 
 
@@ -78,12 +78,14 @@ class LiveProgressBar:
         )
         self._state = initial_state
         self._last_draw_time = time.monotonic()
-        self._task_id = self._progress.add_task("", total=initial_state.total_steps, completed=initial_state.step, **_format_fields(initial_state))
+        self._task_id = self._progress.add_task(
+            "", total=initial_state.total_steps, completed=initial_state.step, **_format_fields(initial_state)
+        )
         self._progress.start()
 
-    def show(self, standing: ProgressState, *, epoch_ended: bool) -> None:
+    def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
         """Redraw the line, at most twice a second."""
-        self._state = standing
+        self._state = state
         if time.monotonic() - self._last_draw_time >= REFRESH_SECONDS:
             self._draw()
 
@@ -106,10 +108,10 @@ class ProgressLines:
         self._state = self._printed_state = initial_state
         self._last_print_time = -math.inf
 
-    def show(self, standing: ProgressState, *, epoch_ended: bool) -> None:
+    def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
         """Print a line when an epoch has ended and the line before is old enough."""
-        self._state = standing
-        if epoch_ended and time.monotonic() - self._last_print_time >= self._interval:
+        self._state = state
+        if is_epoch_end and time.monotonic() - self._last_print_time >= self._interval:
             self._print()
 
     def stop(self) -> None:
@@ -134,7 +136,11 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 def _format_fields(state: ProgressState) -> dict[str, Any]:
     metrics_text = "  ".join(part for part in (format_metrics(state.train), state.best_text) if part)
-    return {"epoch": f"epoch {state.epoch:,}/{state.total_epochs:,}", "speed": state.speed_text, "numbers": metrics_text}
+    return {
+        "epoch": f"epoch {state.epoch:,}/{state.total_epochs:,}",
+        "speed": state.speed_text,
+        "numbers": metrics_text,
+    }
 
 
 def _format_rate(value: float) -> str:

@@ -23,7 +23,9 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
     projector_dir = log_dir / PROJECTOR_DIR
     projector_dir.mkdir(exist_ok=True)
     np.savetxt(projector_dir / "codes.tsv", artifacts.codes[:MAX_SAMPLES].numpy(), fmt="%.6g", delimiter="\t")
-    projector_config = f'embeddings {{\n  tensor_name: "latent codes"\n  tensor_path: "{PROJECTOR_DIR}/codes.tsv"\n'
+    projector_config = (
+        f'embeddings {{\n  tensor_name: "latent codes"\n  tensor_path: "{PROJECTOR_DIR}/codes.tsv"\n'
+    )
     if artifacts.labels is not None:
         names = [get_class_name(label, class_names) for label in artifacts.labels[:MAX_SAMPLES].tolist()]
         (projector_dir / "classes.tsv").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -31,7 +33,9 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
     if artifacts.thumbnails is not None:
         _write_sprite(projector_dir / "thumbnails.png", artifacts.thumbnails[:MAX_SAMPLES])
         projector_config += f'  sprite {{\n    image_path: "{PROJECTOR_DIR}/thumbnails.png"\n'
-        projector_config += f"    single_image_dim: {THUMBNAIL_PIXELS}\n    single_image_dim: {THUMBNAIL_PIXELS}\n  }}\n"
+        projector_config += (
+            f"    single_image_dim: {THUMBNAIL_PIXELS}\n    single_image_dim: {THUMBNAIL_PIXELS}\n  }}\n"
+        )
     (log_dir / "projector_config.pbtxt").write_text(projector_config + "}\n", encoding="utf-8")
 
 

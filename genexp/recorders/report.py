@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 
 @final

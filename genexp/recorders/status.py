@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 STATUS_FILE = "status.json"
 
@@ -101,7 +101,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _replace_non_finite(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return `facts` with null for each NaN or infinity, which JSON does not know."""
     return {
-        key: _replace_non_finite(value) if isinstance(value, Mapping) else _none_if_non_finite(value) for key, value in status.items()
+        key: _replace_non_finite(value) if isinstance(value, Mapping) else _none_if_non_finite(value)
+        for key, value in status.items()
     }
 
 

@@ -13,7 +13,7 @@ from genexp.recorders.events import EventFileWriter
 from genexp.recorders.images import encode_png, to_pil_image
 from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import FinalArtifacts, RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 TENSORBOARD_DIR = "tensorboard"
 
@@ -40,8 +40,16 @@ class TensorBoard(Recorder):
         step = snapshot.clock.step
         self._file.add_curves("train", snapshot.train)
         if not self._run.has_recorded(step):
-            encoded_images = {f"preview/{name}": encode_png(to_pil_image(pixels)) for name, pixels in snapshot.images.items()}
-            self._file.add_summaries([*_build_scalar_summaries("test", snapshot.test), *map(_build_image_summary, encoded_images.items())], step)
+            encoded_images = {
+                f"preview/{name}": encode_png(to_pil_image(pixels)) for name, pixels in snapshot.images.items()
+            }
+            self._file.add_summaries(
+                [
+                    *_build_scalar_summaries("test", snapshot.test),
+                    *map(_build_image_summary, encoded_images.items()),
+                ],
+                step,
+            )
         if snapshot.final_artifacts is not None:
             self._write_final_artifacts(snapshot.final_artifacts, step)
 
@@ -55,7 +63,9 @@ class TensorBoard(Recorder):
 
         gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted(self._run.run_dir.glob("figures/*.gif"))]
         for path in gifs:
-            self._file.add_summaries([_build_image_summary((f"animation/{path.stem}", path.read_bytes()))], outcome.step)
+            self._file.add_summaries(
+                [_build_image_summary((f"animation/{path.stem}", path.read_bytes()))], outcome.step
+            )
         if outcome.state == "finished":
             *_, session_end = hparams({}, {})
             self._file.add_summaries([session_end], outcome.step)
@@ -63,7 +73,9 @@ class TensorBoard(Recorder):
 
     def _write_final_artifacts(self, artifacts: FinalArtifacts, step: int) -> None:
         still_images = {name: pixels for name, pixels in artifacts.gallery.items() if pixels.ndim == 3}
-        encoded_images = {f"gallery/{name}": encode_png(to_pil_image(pixels)) for name, pixels in still_images.items()}
+        encoded_images = {
+            f"gallery/{name}": encode_png(to_pil_image(pixels)) for name, pixels in still_images.items()
+        }
         self._file.add_summaries(map(_build_image_summary, encoded_images.items()), step)
         if artifacts.codes is not None:
             write_projector(self._log_dir, artifacts, self._run.class_names)

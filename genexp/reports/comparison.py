@@ -67,7 +67,11 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
     def get_sort_key(run: RunRecord) -> tuple[bool, str, float]:
         run_objective = objective or Objective(run.objective or "", run.direction)
         value = run.scores.get(run_objective.metric)
-        return run.state == "failed" or value is None, "" if objective else run_objective.metric, run_objective.cost(value)
+        return (
+            run.state == "failed" or value is None,
+            "" if objective else run_objective.metric,
+            run_objective.cost(value),
+        )
 
     sorted_runs = sorted(runs, key=get_sort_key)
     groups = build_seed_groups(sorted_runs, parameters)
@@ -101,7 +105,9 @@ def _select_objective(runs: Sequence[RunRecord]) -> tuple[Objective | None, list
         return None, ["no run has a score yet: nothing to sort by"]
     objectives = dict.fromkeys((run.objective, run.direction) for run in scored_runs if run.objective)
     # A run that was killed before its first evaluation has training metrics only: it need not be sorted.
-    evaluated_runs = [run for run in scored_runs if not all(name.startswith("train/") for name in run.scores)] or scored_runs
+    evaluated_runs = [
+        run for run in scored_runs if not all(name.startswith("train/") for name in run.scores)
+    ] or scored_runs
     common_metrics = set.intersection(*(set(run.scores) for run in evaluated_runs))
     for prefix in ("", "train/"):
         for metric, direction in objectives:
@@ -114,5 +120,7 @@ def _select_objective(runs: Sequence[RunRecord]) -> tuple[Objective | None, list
 def _select_metrics(runs: Sequence[RunRecord], objective: Objective | None) -> tuple[str, ...]:
     names = list(dict.fromkeys(name for run in runs for name in run.scores))
     test_metrics = [name for name in names if not name.startswith("train/")]
-    objective_metrics = [objective.metric] if objective else list(dict.fromkeys(run.objective for run in runs if run.objective))
+    objective_metrics = (
+        [objective.metric] if objective else list(dict.fromkeys(run.objective for run in runs if run.objective))
+    )
     return tuple(dict.fromkeys([name for name in objective_metrics if name in names] + (test_metrics or names)))

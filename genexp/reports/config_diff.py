@@ -39,7 +39,10 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     for each in settings_list:
         by_choices.setdefault(tuple(each.get(choice) for choice in GROUP_CHOICE_KEYS), []).append(each)
     implied_keys = [
-        key for key in differing_keys if key not in GROUP_CHOICE_KEYS and not any(_is_varying(same_choices, key) for same_choices in by_choices.values())
+        key
+        for key in differing_keys
+        if key not in GROUP_CHOICE_KEYS
+        and not any(_is_varying(same_choices, key) for same_choices in by_choices.values())
     ]
     if implied_keys:
         overridden_keys = {key for run in runs if run.config for key in find_overridden_defaults(run)}
@@ -51,7 +54,11 @@ def find_overridden_defaults(run: RunRecord) -> dict[str, Any]:
     """Return the settings of a run that differ from the defaults of its choices → the default."""
     defaults = load_default_settings(run.config)
     settings = get_settings(run)
-    return {key: defaults[key] for key in settings if key in defaults and format_setting(settings[key]) != format_setting(defaults[key])}
+    return {
+        key: defaults[key]
+        for key in settings
+        if key in defaults and format_setting(settings[key]) != format_setting(defaults[key])
+    }
 
 
 def format_setting(value: Any) -> str:
@@ -81,7 +88,9 @@ def describe_settings(run: RunRecord, keys: Iterable[str]) -> str:
     """Return the run's values of keys: "optimizer.lr=0.001 model=vae"."""
     settings = get_settings(run)
     names = shorten_keys(keys)
-    return " ".join(f"{name}={format_setting_short(settings[key])}" for key, name in names.items() if key in settings)
+    return " ".join(
+        f"{name}={format_setting_short(settings[key])}" for key, name in names.items() if key in settings
+    )
 
 
 def _is_varying(settings_list: Sequence[Mapping[str, Any]], key: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genexp.recorders.curves import PALETTE, LOG_AXIS_RATIO, group_metrics, smooth_curve
+from genexp.recorders.curves import LOG_AXIS_RATIO, PALETTE, group_metrics, smooth_curve
 from genexp.reports.comparison import Comparison
 from genexp.reports.seed_statistics import SeedGroup
 from genexp.run_dir.metrics import LoggedCurve
@@ -44,7 +44,9 @@ def build_run_charts(metrics: MetricColumns) -> list[Chart]:
                     "showlegend": False,
                 }
                 traces.append(_build_trace(*downsample_min_max(column), f"{name}, each step", **raw_style))
-                traces.append(_build_trace(steps, means, label, line={"color": color, "width": 2}, legendgroup=label))
+                traces.append(
+                    _build_trace(steps, means, label, line={"color": color, "width": 2}, legendgroup=label)
+                )
             if name in test:
                 column = test[name]
                 y_values.append(column.values)
@@ -147,7 +149,11 @@ def _build_overlay_chart(
         traces, edges = _build_curve(steps, group_values, groups[rank].label, rank)
         y_values += edges
         (colored_traces if rank < MAX_COLORED_GROUPS else gray_traces).extend(traces)
-    return {"title": escape_plotly(f"{name}, {split}"), "traces": gray_traces + colored_traces, "layout": _build_axes(y_values)}
+    return {
+        "title": escape_plotly(f"{name}, {split}"),
+        "traces": gray_traces + colored_traces,
+        "layout": _build_axes(y_values),
+    }
 
 
 def _select_drawn_runs(group: SeedGroup) -> list[RunRecord]:
@@ -175,13 +181,24 @@ def _build_curve(
     errors = np.sqrt(deviations / np.maximum(counts - 1, 1) / counts)
     edge_style: dict[str, Any] = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "meta": label}
     low = _build_trace(steps, means - errors, label, **edge_style)
-    high = _build_trace(steps, means + errors, label, fill="tonexty", fillcolor=_make_transparent(color), **edge_style)
+    high = _build_trace(
+        steps, means + errors, label, fill="tonexty", fillcolor=_make_transparent(color), **edge_style
+    )
     return [low, high, line], [means - errors, means + errors]
 
 
-def _build_trace(steps: np.ndarray, values: np.ndarray, name: str, mode: str = "lines", **style: Any) -> dict[str, Any]:
+def _build_trace(
+    steps: np.ndarray, values: np.ndarray, name: str, mode: str = "lines", **style: Any
+) -> dict[str, Any]:
     x = steps.round().astype(int).tolist()
-    return {"type": "scatter", "mode": mode, "name": escape_plotly(name), "x": x, "y": round_for_json(values), **style}
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": escape_plotly(name),
+        "x": x,
+        "y": round_for_json(values),
+        **style,
+    }
 
 
 def _build_axes(y_values: Sequence[np.ndarray]) -> dict[str, Any]:

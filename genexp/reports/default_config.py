@@ -32,9 +32,17 @@ def _load_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
 
     config_dir = find_config_dir()
     primary_config = OmegaConf.load(config_dir / "train.yaml")
-    defaults_list = _parse_defaults_list(primary_config) | _parse_defaults_list(_load_group_option(config_dir, "model", model))
-    configs = [_load_group_option(config_dir, group, name) for group, name in zip(CONFIG_GROUPS, names, strict=True)]
-    configs += [_load_group_option(config_dir, "trainer", defaults_list.get("trainer", "")), _load_group_option(config_dir, "model", model), primary_config]
+    defaults_list = _parse_defaults_list(primary_config) | _parse_defaults_list(
+        _load_group_option(config_dir, "model", model)
+    )
+    configs = [
+        _load_group_option(config_dir, group, name) for group, name in zip(CONFIG_GROUPS, names, strict=True)
+    ]
+    configs += [
+        _load_group_option(config_dir, "trainer", defaults_list.get("trainer", "")),
+        _load_group_option(config_dir, "model", model),
+        primary_config,
+    ]
     for layer in configs:
         layer.pop("defaults", None)
         layer.pop("hydra", None)

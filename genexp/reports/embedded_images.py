@@ -40,7 +40,11 @@ def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
     """Return the pictures of a run, animations first, and the names of those left out for their weight."""
     animations = [*sorted(run_dir.glob("*.gif")), *sorted((run_dir / "figures").glob("*.gif"))]
     animated_names = {path.stem for path in animations}
-    still_images = [path for path in sorted((run_dir / "figures").glob("*.png")) if path.stem not in animated_names | {CURVES_FIGURE}]
+    still_images = [
+        path
+        for path in sorted((run_dir / "figures").glob("*.png"))
+        if path.stem not in animated_names | {CURVES_FIGURE}
+    ]
     images, omitted_files, total_bytes = [], [], 0
     for path in [*animations, *still_images]:
         data = _read_compressed(path)
@@ -50,7 +54,9 @@ def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
         total_bytes += len(data)
         page = path.with_suffix(".html")
         images.append(
-            EmbeddedImage(path.stem, _build_data_uri(data), str(page.relative_to(run_dir)) if page.is_file() else None)
+            EmbeddedImage(
+                path.stem, _build_data_uri(data), str(page.relative_to(run_dir)) if page.is_file() else None
+            )
         )
     return images, omitted_files
 

@@ -10,8 +10,14 @@ import numpy as np
 
 from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
-from genexp.reports.config_diff import format_setting_short, find_differing_keys, get_settings, shorten_keys, format_setting
-from genexp.reports.curves import Chart, round_for_json, escape_plotly
+from genexp.reports.config_diff import (
+    find_differing_keys,
+    format_setting,
+    format_setting_short,
+    get_settings,
+    shorten_keys,
+)
+from genexp.reports.curves import Chart, escape_plotly, round_for_json
 from genexp.run_dir.record import RunRecord
 
 LOG_SCALE_RATIO = 10  # settings that span more are drawn on a logarithmic axis
@@ -37,7 +43,9 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
     metric = comparison.objective.metric
     scores = [run.scores[metric] for run in runs]
     settings_list = [get_settings(run) for run in runs]
-    axis_values = {name: [settings.get(key) for settings in settings_list] for key, name in shorten_keys(parameters).items()}
+    axis_values = {
+        name: [settings.get(key) for settings in settings_list] for key, name in shorten_keys(parameters).items()
+    }
     parallel_axes = [_ParallelAxis(values) for values in axis_values.values()] + [_ParallelAxis(scores)]
     axis_names = [*axis_values, metric]
     columns = [*axis_values.values(), scores]
@@ -46,7 +54,9 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
             "type": "scatter",
             "mode": "lines",
             "x": list(range(len(axis_names))),
-            "y": round_for_json(np.array([axis.normalize(cell) for axis, cell in zip(parallel_axes, cells, strict=True)])),
+            "y": round_for_json(
+                np.array([axis.normalize(cell) for axis, cell in zip(parallel_axes, cells, strict=True)])
+            ),
             "line": {
                 "color": _interpolate_color(rank / max(1, len(runs) - 1)),
                 "width": 1.5,
@@ -54,7 +64,10 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
                 "smoothing": 0.6,
             },
             "name": escape_plotly(run.name),
-            "text": [escape_plotly(f"{axis_name}={format_setting_short(cell)}") for axis_name, cell in zip(axis_names, cells, strict=True)],
+            "text": [
+                escape_plotly(f"{axis_name}={format_setting_short(cell)}")
+                for axis_name, cell in zip(axis_names, cells, strict=True)
+            ],
             "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
             "showlegend": False,
         }
@@ -62,7 +75,14 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
     ]
     traces.reverse()  # the best on top
     annotations = [
-        {"x": index, "y": height, "text": escape_plotly(text), "showarrow": False, "xanchor": "right", "xshift": -4}
+        {
+            "x": index,
+            "y": height,
+            "text": escape_plotly(text),
+            "showarrow": False,
+            "xanchor": "right",
+            "xshift": -4,
+        }
         for index, scale in enumerate(parallel_axes)
         for height, text in scale.get_ticks()
     ]
@@ -89,7 +109,9 @@ class _ParallelAxis:
         self._categories = list(dict.fromkeys(map(format_setting, values)))
         numbers = [self._to_number(value) for value in values]
         self._low, self._high = min(numbers), max(numbers)
-        self._tick_values = list(dict.fromkeys(values)) if self.is_numeric and len(set(values)) <= MAX_DISTINCT_VALUES else []
+        self._tick_values = (
+            list(dict.fromkeys(values)) if self.is_numeric and len(set(values)) <= MAX_DISTINCT_VALUES else []
+        )
 
     def normalize(self, value: Any) -> float:
         """Return 0 for the lowest value, 1 for the highest, 0.5 where there is only one."""
@@ -134,7 +156,8 @@ def _build_effect_chart(key: str, name: str, metric: str, runs: Sequence[RunReco
     distinct = sorted(set(x)) if is_numeric else list(dict.fromkeys(x))
     if len(distinct) <= MAX_DISTINCT_VALUES:
         means = [
-            float(scores[[index for index, value in enumerate(x) if value == distinct_value]].mean()) for distinct_value in distinct
+            float(scores[[index for index, value in enumerate(x) if value == distinct_value]].mean())
+            for distinct_value in distinct
         ]
         line = {"color": PALETTE[1], "width": 2}
         traces.append(
@@ -150,7 +173,9 @@ def _build_effect_chart(key: str, name: str, metric: str, runs: Sequence[RunReco
         )
     axis_type = "category" if not is_numeric else "log" if _should_use_log_scale(values) else "linear"
     ticks = (
-        {"tickvals": distinct, "ticktext": list(map(format_setting_short, distinct))} if is_numeric and len(distinct) <= MAX_DISTINCT_VALUES else {}
+        {"tickvals": distinct, "ticktext": list(map(format_setting_short, distinct))}
+        if is_numeric and len(distinct) <= MAX_DISTINCT_VALUES
+        else {}
     )
     layout = {
         "xaxis": {"type": axis_type, **ticks},

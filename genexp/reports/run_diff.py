@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genexp.reports.config_diff import get_settings, format_setting
+from genexp.reports.config_diff import format_setting, get_settings
 from genexp.run_dir.metrics import LoggedCurve
 from genexp.run_dir.record import RunRecord, read_run
 
@@ -100,18 +100,28 @@ def _diff_metrics(left: RunRecord, right: RunRecord) -> Iterator[MetricDifferenc
 def _diff_metric(name: str, left: LoggedCurve, right: LoggedCurve) -> MetricDifference:
     steps, left_rows, right_rows = np.intersect1d(left.steps, right.steps, return_indices=True)
     left_values, right_values = left.values[left_rows], right.values[right_rows]
-    different_rows = np.flatnonzero(~np.equal(left_values, right_values) & ~(np.isnan(left_values) & np.isnan(right_values)))
+    different_rows = np.flatnonzero(
+        ~np.equal(left_values, right_values) & ~(np.isnan(left_values) & np.isnan(right_values))
+    )
     if not len(different_rows):
         return MetricDifference(name, None, None, len(steps))
     first = int(different_rows[0])
-    return MetricDifference(name, int(steps[first]), (float(left_values[first]), float(right_values[first])), len(steps))
+    return MetricDifference(
+        name, int(steps[first]), (float(left_values[first]), float(right_values[first])), len(steps)
+    )
 
 
 def _diff_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, ValuePair]:
     """Return the keys whose values differ, in order."""
     keys = dict.fromkeys([*left, *right])
-    pairs = {key: tuple(format_setting(side[key]) if key in side else None for side in (left, right)) for key in keys}
-    return {key: (left_value, right_value) for key, (left_value, right_value) in pairs.items() if left_value != right_value}
+    pairs = {
+        key: tuple(format_setting(side[key]) if key in side else None for side in (left, right)) for key in keys
+    }
+    return {
+        key: (left_value, right_value)
+        for key, (left_value, right_value) in pairs.items()
+        if left_value != right_value
+    }
 
 
 def _describe_metrics(run: RunRecord) -> str:

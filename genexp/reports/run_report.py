@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from genexp.errors import DataError
-from genexp.reports.config_diff import find_overridden_defaults, get_settings, format_setting
+from genexp.reports.config_diff import find_overridden_defaults, format_setting, get_settings
 from genexp.reports.curves import build_run_charts
 from genexp.reports.embedded_images import embed_run_images
 from genexp.reports.html_page import TableCell, write_page
@@ -44,7 +44,10 @@ def write_run_report(run_dir: Path) -> Path:
         scores=_build_score_rows(run),
         configuration=group_config_entries(run),
         command=_read_command(run_dir),
-        environment={**run.environment, **{f"{split} data": fingerprint for split, fingerprint in run.data_fingerprints.items()}},
+        environment={
+            **run.environment,
+            **{f"{split} data": fingerprint for split, fingerprint in run.data_fingerprints.items()},
+        },
     )
     return path
 
@@ -68,8 +71,14 @@ def _build_facts(run: RunRecord) -> dict[str, str]:
     if run.objective in run.scores:
         facts[str(run.objective)] = format_score(run.scores[str(run.objective)])
     if run.best_value is not None:
-        facts[f"best {run.objective}"] = f"{format_score(run.best_value)} at step {run.status['best'].get('step', 0):,}"
-    facts |= {"steps": f"{run.step:,}{total}", "time": format_duration(run.seconds), "seed": format_setting(run.seed)}
+        facts[f"best {run.objective}"] = (
+            f"{format_score(run.best_value)} at step {run.status['best'].get('step', 0):,}"
+        )
+    facts |= {
+        "steps": f"{run.step:,}{total}",
+        "time": format_duration(run.seconds),
+        "seed": format_setting(run.seed),
+    }
     facts["device"] = run.environment.get("device", "")
     return {name: value for name, value in facts.items() if value}
 
@@ -80,7 +89,9 @@ def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
     for split in ("test", "train"):
         for name, value in dict(run.status.get(split) or {}).items():
             mark = "objective" if split == "test" and name == run.objective else ""
-            rows.append([TableCell(name), TableCell(split), TableCell(format_score(value), value), TableCell(mark)])
+            rows.append(
+                [TableCell(name), TableCell(split), TableCell(format_score(value), value), TableCell(mark)]
+            )
     return rows
 
 

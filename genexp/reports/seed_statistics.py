@@ -70,7 +70,10 @@ def build_seed_groups(runs: Iterable[RunRecord], parameters: Sequence[str]) -> l
     members: dict[object, list[RunRecord]] = {}
     for run in runs:
         members.setdefault(get_experiment_key(run) if run.config else run.run_dir, []).append(run)
-    return [SeedGroup(tuple(group), describe_settings(group[0], parameters) or group[0].model) for group in members.values()]
+    return [
+        SeedGroup(tuple(group), describe_settings(group[0], parameters) or group[0].model)
+        for group in members.values()
+    ]
 
 
 def paired_t_test(first: SeedGroup, second: SeedGroup, metric: str) -> TTestResult:

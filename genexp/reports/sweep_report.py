@@ -13,11 +13,18 @@ from genexp.recorders.curves import PALETTE
 from genexp.reports import run_report
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import format_setting_short, get_settings, shorten_keys
-from genexp.reports.curves import MAX_COLORED_GROUPS, GRAY, MetricColumns, build_sweep_charts
+from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, MetricColumns, build_sweep_charts
 from genexp.reports.embedded_images import build_thumbnails
 from genexp.reports.html_page import TableCell, build_relative_url, write_page
 from genexp.reports.parameter_effects import build_effect_charts, build_parallel_coordinates
-from genexp.reports.table import format_seed_count, format_duration, format_score, format_sort_order, format_state, format_mean
+from genexp.reports.table import (
+    format_duration,
+    format_mean,
+    format_score,
+    format_seed_count,
+    format_sort_order,
+    format_state,
+)
 from genexp.run_dir.record import RunRecord
 
 
@@ -96,7 +103,8 @@ def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
         for warning in run.warnings:
             run_names.setdefault(warning, []).append(run.name)
     return [
-        (warning, ", ".join(names[:10]) + (" …" if len(names) > 10 else "")) for warning, names in run_names.items()
+        (warning, ", ".join(names[:10]) + (" …" if len(names) > 10 else ""))
+        for warning, names in run_names.items()
     ]
 
 
@@ -111,7 +119,14 @@ def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[T
     scores = [_build_score_cell(run.scores.get(metric)) for metric in comparison.metrics]
     result_cells = [_build_score_cell(run.best_value), TableCell(format_duration(run.seconds), run.seconds)]
     state = TableCell(format_state(run), state=run.state, tooltip=run.error)
-    return [name, *_build_setting_cells(run, comparison), _build_setting_cell(run.seed), *scores, *result_cells, state]
+    return [
+        name,
+        *_build_setting_cells(run, comparison),
+        _build_setting_cell(run.seed),
+        *scores,
+        *result_cells,
+        state,
+    ]
 
 
 def _build_group_header(comparison: Comparison) -> list[str]:
@@ -128,7 +143,9 @@ def _build_group_row(index: int, comparison: Comparison) -> list[TableCell]:
 
 def _build_setting_cells(run: RunRecord, comparison: Comparison) -> list[TableCell]:
     settings = get_settings(run)
-    return [_build_setting_cell(settings[key]) if key in settings else TableCell("") for key in comparison.parameters]
+    return [
+        _build_setting_cell(settings[key]) if key in settings else TableCell("") for key in comparison.parameters
+    ]
 
 
 def _build_setting_cell(value: Any) -> TableCell:
@@ -160,7 +177,9 @@ def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, li
 def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, Any]]]:
     """Return the configuration that all runs share, with what differs from the defaults."""
     differing_keys = {*comparison.parameters, "seed"}
-    config_entries = run_report.group_config_entries(next((run for run in comparison.runs if run.config), comparison.runs[0]))
+    config_entries = run_report.group_config_entries(
+        next((run for run in comparison.runs if run.config), comparison.runs[0])
+    )
     common_entries = {
         group: [entry for entry in entries if _join_key(group, entry["key"]) not in differing_keys]
         for group, entries in config_entries.items()

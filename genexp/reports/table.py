@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
 
 from genexp.reports.comparison import Comparison
-from genexp.reports.config_diff import format_setting_short, get_settings, shorten_keys, format_setting
-from genexp.reports.seed_statistics import SeedGroup, MeanScore
+from genexp.reports.config_diff import format_setting, format_setting_short, get_settings, shorten_keys
+from genexp.reports.seed_statistics import MeanScore, SeedGroup
 from genexp.run_dir.record import RunRecord
 
 if TYPE_CHECKING:

@@ -30,7 +30,9 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Return a run's resumable checkpoints, the newest first."""
-    files = [file for file in (run_dir / CHECKPOINTS_DIR).glob("step-*.pt") if _STEP_FILE_PATTERN.fullmatch(file.name)]
+    files = [
+        file for file in (run_dir / CHECKPOINTS_DIR).glob("step-*.pt") if _STEP_FILE_PATTERN.fullmatch(file.name)
+    ]
     return sorted(files, reverse=True)
 
 

@@ -76,7 +76,9 @@ class RunRecord:
     def scores(self) -> dict[str, float]:
         """Return the last value of each metric: those of the test split, else those of the training."""
         test = _filter_finite(self.status.get("test", {}))
-        return test or {f"train/{name}": value for name, value in _filter_finite(self.status.get("train", {})).items()}
+        return test or {
+            f"train/{name}": value for name, value in _filter_finite(self.status.get("train", {})).items()
+        }
 
     @property
     def best_value(self) -> float | None:
@@ -121,7 +123,9 @@ def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
     run_dirs: dict[Path, Path] = {}  # run → the folder it was found in
     for directory in directories:
         if not directory.is_dir():
-            raise DataError(f"{format_path(directory)} is no folder; give a run's, a sweep's, or one that holds some")
+            raise DataError(
+                f"{format_path(directory)} is no folder; give a run's, a sweep's, or one that holds some"
+            )
         runs = list(_find_run_dirs(directory))
         if not runs:
             raise DataError(
@@ -130,7 +134,10 @@ def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
             )
         for run_dir in runs:
             run_dirs.setdefault(run_dir.resolve(), run_dir)
-    return [read_run(path, name) for path, name in zip(run_dirs.values(), _build_unique_names(list(run_dirs.values())), strict=True)]
+    return [
+        read_run(path, name)
+        for path, name in zip(run_dirs.values(), _build_unique_names(list(run_dirs.values())), strict=True)
+    ]
 
 
 def read_run(run_dir: Path, name: str | None = None) -> RunRecord:

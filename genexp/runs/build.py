@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from genexp.config import bind, suggest_choice, require
+from genexp.config import bind, require, suggest_choice
 from genexp.data import find_dataset, load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.loading import SplitLoader, make_loader
@@ -31,7 +31,10 @@ from genexp.training.trainer import BatchSource, RunData, TrainerConfig
 log = logging.getLogger(__name__)
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 EVALUATION_BATCH_SIZE = 500  # held-out samples at a time
-MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = 2**23, 2**14  # of the training split at a time: enough to keep all cores busy
+MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = (
+    2**23,
+    2**14,
+)  # of the training split at a time: enough to keep all cores busy
 
 
 @dataclass
@@ -57,7 +60,9 @@ class DatasetLoaders:
 
 def make_loaders(dataset: Dataset, device: torch.device, resident_gb: float) -> DatasetLoaders:
     """Bring a data set within reach of `device`."""
-    return DatasetLoaders(make_loader(dataset.train, device, resident_gb), make_loader(dataset.test, device, resident_gb))
+    return DatasetLoaders(
+        make_loader(dataset.train, device, resident_gb), make_loader(dataset.test, device, resident_gb)
+    )
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ def build_run(
     trainer_config = _bind_trainer_config(config)
     plan = plan_optimizers(config["optimizer"])
     device_config = bind(DeviceConfig, config["device"], "device")
-    device = choose_device(device_config, local_rank=rank_info.local_rank, local_world_size=rank_info.local_world_size)
+    device = choose_device(
+        device_config, local_rank=rank_info.local_rank, local_world_size=rank_info.local_world_size
+    )
     use_deterministic_algorithms(trainer_config.deterministic)
     technique, dataset = build_technique(config, device, run_config.seed, template.dataset if template else None)
     learner = Learner(technique, plan, trainer_config.step_settings, device)
@@ -163,7 +170,13 @@ def build_technique(
 
 
 def _build_run_data(
-    dataset: Dataset, loaders: DatasetLoaders, learner: Learner, trainer_config: TrainerConfig, rank_info: RankInfo, *, seed: int
+    dataset: Dataset,
+    loaders: DatasetLoaders,
+    learner: Learner,
+    trainer_config: TrainerConfig,
+    rank_info: RankInfo,
+    *,
+    seed: int,
 ) -> RunData:
     # Phases that take the whole split have no use for batches: none is made.
     needs_no_batches = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)

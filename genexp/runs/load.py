@@ -61,7 +61,9 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """Return the plain, resolved configuration of the run in `folder`. Raises CheckpointError."""
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise CheckpointError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
+        raise CheckpointError(
+            f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is"
+        )
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -117,4 +119,6 @@ def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
         if path.is_file():
             return path
     names = ", ".join(["best", "newest", *(path.name for path in checkpoints)])
-    raise CheckpointError(f"--checkpoint {checkpoint_name} is no file, and none in {run_path}; choose one of: {names}")
+    raise CheckpointError(
+        f"--checkpoint {checkpoint_name} is no file, and none in {run_path}; choose one of: {names}"
+    )

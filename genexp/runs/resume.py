@@ -57,7 +57,9 @@ def _check_no_existing_run(run_dir: Path) -> None:
 
 def _check_resumable_changes(cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError where a key differs that would make it another run."""
-    stored_config = dict(flatten_items(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True)))
+    stored_config = dict(
+        flatten_items(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True))
+    )
     new_config = dict(flatten_items(OmegaConf.to_container(cfg, resolve=True)))
     changes = [
         f"{key}={new_config.get(key)} (was {stored_config.get(key)})"

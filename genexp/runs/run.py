@@ -33,8 +33,8 @@ from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.paths import format_command, format_path
 from genexp.runs.build import Run, build_run, check_top_level_keys
-from genexp.runs.resume import lock_run_dir, check_not_finished, load_resume_state
-from genexp.snapshot import RunOutcome, RunInfo, Snapshot
+from genexp.runs.resume import check_not_finished, load_resume_state, lock_run_dir
+from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals
 from genexp.training.trainer import TrainerConfig, train
@@ -92,7 +92,16 @@ def _run_rank_task(rank_process: RankProcess, task: RankTask) -> None:
         stop_on_signals(None) as stop,
         rank_process.join_group(run.learner.device) as group,
     ):
-        train(run.learner, run.data, _NullSink(), trainer_config, stop, seed=run.seed, start_step=task.start_step, group=group)
+        train(
+            run.learner,
+            run.data,
+            _NullSink(),
+            trainer_config,
+            stop,
+            seed=run.seed,
+            start_step=task.start_step,
+            group=group,
+        )
 
 
 class _NullSink:
@@ -131,7 +140,9 @@ class RunContext:
         """Write down how the run stands now that it has come to `clock`; return whether nothing is left to do."""
         is_finished = clock.is_last_step or self.run.learner.technique.has_converged
         resume_command = None if is_finished else self.resume_command
-        recorders.close(RunOutcome("finished" if is_finished else "stopped", clock.step, resume_command=resume_command))
+        recorders.close(
+            RunOutcome("finished" if is_finished else "stopped", clock.step, resume_command=resume_command)
+        )
         return is_finished
 
     @property
@@ -191,12 +202,24 @@ def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, An
     """Return the recorders that a run has by default."""
     # TensorBoard and the report show the pictures, and the console names the files, that those before them write.
     report = Report(write_run_report)
-    log_recorders: Sequence[Recorder] = (MetricsLog(), PreviewGifs(), Figures(), TensorBoard(), StatusFile(), report, Console())
+    log_recorders: Sequence[Recorder] = (
+        MetricsLog(),
+        PreviewGifs(),
+        Figures(),
+        TensorBoard(),
+        StatusFile(),
+        report,
+        Console(),
+    )
     best = resume_state["best"] if resume_state else None
-    return RecorderGroup([*log_recorders, Checkpoints(log_recorders, max_to_keep=trainer_config.keep_checkpoints, best=best)])
+    return RecorderGroup(
+        [*log_recorders, Checkpoints(log_recorders, max_to_keep=trainer_config.keep_checkpoints, best=best)]
+    )
 
 
-def build_run_info(run: Run, config: Mapping[str, Any], run_dir: Path, start_step: int, world_size: int = 1) -> RunInfo:
+def build_run_info(
+    run: Run, config: Mapping[str, Any], run_dir: Path, start_step: int, world_size: int = 1
+) -> RunInfo:
     """Return what recorders are told of a run."""
     technique, data = run.learner.technique, run.data
     return RunInfo(

@@ -29,12 +29,20 @@ def require_positive_int(key: str, value: object) -> None:
 
 def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
     """Return the folder in `sweep.resume=FOLDER`, or None. Raises ConfigError where it is no sweep's."""
-    values = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("sweep.resume=")]
+    values = [
+        argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("sweep.resume=")
+    ]
     if not values or values[-1] == "null":
         return None
     sweep_dir = Path(values[-1])
     # A sweep that was killed before it had written down its jobs has begun none.
     file_names = {path.name for path in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
-    if not values[-1] or not sweep_dir.is_dir() or (MANIFEST_FILE not in file_names and file_names - PRE_JOB_FILES):
-        raise ConfigError(f"sweep.resume={values[-1]} is no sweep's folder (it has no {MANIFEST_FILE}); give one that is")
+    if (
+        not values[-1]
+        or not sweep_dir.is_dir()
+        or (MANIFEST_FILE not in file_names and file_names - PRE_JOB_FILES)
+    ):
+        raise ConfigError(
+            f"sweep.resume={values[-1]} is no sweep's folder (it has no {MANIFEST_FILE}); give one that is"
+        )
     return sweep_dir

@@ -66,7 +66,11 @@ class Halving:
         for rung in self.rungs:
             epochs += rung.n_candidates * (rung.epoch - previous_epoch)
             previous_epoch = rung.epoch
-        return n_seeds * (epochs + self.rungs[-1].n_survivors * (self._max_epochs - previous_epoch)) / self._max_epochs
+        return (
+            n_seeds
+            * (epochs + self.rungs[-1].n_survivors * (self._max_epochs - previous_epoch))
+            / self._max_epochs
+        )
 
     def has_reached(self, job: Job, rung: Rung) -> bool:
         """Return whether a job has come to a rung, and rests there or further on."""

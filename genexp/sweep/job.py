@@ -20,7 +20,7 @@ from hydra.core.utils import run_job as run_in_hydra
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from genexp.errors import RunDirInUseError, GenexpError
+from genexp.errors import GenexpError, RunDirInUseError
 from genexp.run_dir.status import can_resume, read_status, record_failure
 
 log = logging.getLogger(__name__)

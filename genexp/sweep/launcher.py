@@ -34,13 +34,17 @@ from genexp.training.stopping import StopRequest, stop_on_signals
 class SweepLauncher(Launcher):
     """Runs the jobs of a sweep somewhere. Where, a subclass in `hydra_plugins` says with `execute`."""
 
-    required_package: ClassVar[str | None] = None  # what it needs beside the program itself: an extra of the same name
+    required_package: ClassVar[str | None] = (
+        None  # what it needs beside the program itself: an extra of the same name
+    )
     positive_int_keys: ClassVar[tuple[str, ...]] = ()  # which of its settings are whole numbers, or null
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Prepare for `launch`. Raises ConfigError."""
         if self.required_package is not None:
-            require_extra(f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}", self.required_package)
+            require_extra(
+                f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}", self.required_package
+            )
         for name in self.positive_int_keys:
             require_positive_int(f"hydra.launcher.{name}", getattr(self, name))
         self.hydra_context, self.config = hydra_context, config
@@ -93,7 +97,7 @@ class SweepLauncher(Launcher):
     @contextmanager
     def forward_stop_signal(self) -> Iterator[StopRequest]:
         """Let a signal stop the jobs that run elsewhere while the block waits for them; then exit as it asks."""
-        with stop_on_signals(then=self.stop_file.create) as stop:
+        with stop_on_signals(on_signal=self.stop_file.create) as stop:
             yield stop
         if stop.signal is not None:
             sys.exit(128 + stop.signal)
@@ -135,7 +139,9 @@ class SweepLauncher(Launcher):
             HydraConfig.instance().set_config(config)  # ${hydra:...} means this job's
             check_config(to_plain_config(config))
             own_overrides = tuple(override for override in overrides if override not in task_overrides)
-            entry = self.manifest.register(JobEntry(first_number + index, hash_config(config), own_overrides, config.trainer.direction))
+            entry = self.manifest.register(
+                JobEntry(first_number + index, hash_config(config), own_overrides, config.trainer.direction)
+            )
             run_dir = self.manifest.get_run_dir(entry)
             with read_write(config.hydra):
                 config.hydra.sweep.subdir = run_dir.name

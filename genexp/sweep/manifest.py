@@ -24,7 +24,11 @@ START_DEPENDENT_PATTERN = re.compile(r"\$\{\s*(now|hydra)\s*:")
 def hash_config(config: DictConfig, exclude: tuple[str, ...] = ()) -> str:
     """Return a hash of what a job computes, `but` some of it. What depends on its start is left out."""
     raw = to_plain_config(config, resolve=False)
-    hashed = {key: _mask_start_dependent(raw[key], value) for key, value in to_plain_config(config).items() if key not in METADATA_KEYS + exclude}
+    hashed = {
+        key: _mask_start_dependent(raw[key], value)
+        for key, value in to_plain_config(config).items()
+        if key not in METADATA_KEYS + exclude
+    }
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -102,7 +106,11 @@ class SweepManifest:
         existing = self._entries.get(new_entry.number)
         if existing is not None:
             old_overrides, new_overrides = " ".join(existing.overrides), " ".join(new_entry.overrides)
-            difference = f"is {old_overrides}, not {new_overrides}" if old_overrides != new_overrides else "had other settings"
+            difference = (
+                f"is {old_overrides}, not {new_overrides}"
+                if old_overrides != new_overrides
+                else "had other settings"
+            )
             raise ConfigError(
                 f"sweep.resume={self.sweep_dir} is another sweep's: its job {new_entry.number} {difference}; "
                 f"give the command that it was started with"
@@ -115,6 +123,10 @@ class SweepManifest:
     def write(self) -> None:
         """Write down all jobs; to be done before they begin."""
         tmp_path = self._path.with_suffix(".json.tmp")
-        content = {"format": 1, "jobs": [asdict(entry) for entry in self.entries], "halted": sorted(self.halted_jobs)}
+        content = {
+            "format": 1,
+            "jobs": [asdict(entry) for entry in self.entries],
+            "halted": sorted(self.halted_jobs),
+        }
         tmp_path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         tmp_path.replace(self._path)

@@ -36,7 +36,9 @@ class SweepProgress:
     def __init__(self, manifest: SweepManifest, started_at: float) -> None:
         self._manifest, self._started_at = manifest, started_at
         console = Console()  # not rich's shared one, which the jobs of this process keep silent
-        self._view: _LiveJobView | _PlainJobView = _LiveJobView(console) if console.is_terminal else _PlainJobView(console, manifest.sweep_dir)
+        self._view: _LiveJobView | _PlainJobView = (
+            _LiveJobView(console) if console.is_terminal else _PlainJobView(console, manifest.sweep_dir)
+        )
         self._finished_statuses: dict[JobEntry, RunStatus] = {}
         self._monotonic_start = time.monotonic()
         self._initial_jobs_done: float | None = None
@@ -78,9 +80,13 @@ class SweepProgress:
         statuses = {}
         for entry in self._manifest.entries:
             min_mtime = 0.0 if entry.number in self._manifest.halted_jobs else self._started_at
-            status = self._finished_statuses.get(entry) or read_status(self._manifest.get_run_dir(entry), min_mtime)
+            status = self._finished_statuses.get(entry) or read_status(
+                self._manifest.get_run_dir(entry), min_mtime
+            )
             if status.state == "finished":
-                self._finished_statuses[entry] = status  # nothing more will come: hundreds need not be read each time
+                self._finished_statuses[entry] = (
+                    status  # nothing more will come: hundreds need not be read each time
+                )
             statuses[entry] = status
         return statuses
 
@@ -99,7 +105,9 @@ class _LiveJobView:
         running, failed = summary.filter_by_state("running"), summary.filter_by_state("failed")
         lines = ["  ".join(part for part in (summary.counts_text, summary.eta_text) if part), *summary.best_lines]
         lines += _format_jobs(running) + _format_jobs(failed)
-        bar = ProgressBar(total=summary.total_jobs, completed=summary.total_jobs - summary.remaining_jobs, width=BAR_WIDTH)
+        bar = ProgressBar(
+            total=summary.total_jobs, completed=summary.total_jobs - summary.remaining_jobs, width=BAR_WIDTH
+        )
         texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         self._live.update(Group(Padding(bar, 0), *texts), refresh=True)  # padded, it is a line by itself
 
@@ -112,7 +120,11 @@ class _LiveJobView:
 
 def _format_jobs(statuses: dict[JobEntry, RunStatus]) -> list[str]:
     lines = [f"  {format_job(entry, status)}" for entry, status in statuses.items()]
-    return lines if len(lines) <= MAX_LISTED_JOBS else [*lines[:MAX_LISTED_JOBS], f"  … and {len(lines) - MAX_LISTED_JOBS} more"]
+    return (
+        lines
+        if len(lines) <= MAX_LISTED_JOBS
+        else [*lines[:MAX_LISTED_JOBS], f"  … and {len(lines) - MAX_LISTED_JOBS} more"]
+    )
 
 
 class _PlainJobView:

@@ -75,5 +75,7 @@ def _write_comparison(sweep_dir: Path, console: Console) -> None:
 
 def _format_resume_command(sweep_dir: Path) -> str:
     """Return the command that goes on with this sweep."""
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith(("sweep.resume=", "hydra.sweep.dir="))]
+    arguments = [
+        argument for argument in sys.argv[1:] if not argument.startswith(("sweep.resume=", "hydra.sweep.dir="))
+    ]
     return format_command("genexp", *arguments, f"sweep.resume={format_path(sweep_dir)}")

@@ -28,7 +28,9 @@ INTERPOLATION_KEYPOINTS = 4  # noise vectors that each image of the interpolatio
 FRAMES_PER_SEGMENT = 15  # from one of them to the next, both included
 GENERATION_BATCH_SIZE = 500
 
-SATURATION_THRESHOLD = 0.99  # belief in real images above which, with as little in fakes, there is nothing left to learn
+SATURATION_THRESHOLD = (
+    0.99  # belief in real images above which, with as little in fakes, there is nothing left to learn
+)
 COLLAPSE_THRESHOLD = 0.2  # diversity of the generated images, relative to that of the real ones
 
 
@@ -125,7 +127,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         real_scores, fake_scores = self.score(real, batch), self.score(fake, batch)
         penalty, penalty_metrics = self.discriminator_penalty(real, fake, batch)
         loss = self.adversarial_loss.discriminator(real_scores, fake_scores) + penalty
-        metrics = {**self.discriminator_metrics(real_scores, fake_scores), **detach_metrics(diversity=diversity(fake, real))}
+        metrics = {
+            **self.discriminator_metrics(real_scores, fake_scores),
+            **detach_metrics(diversity=diversity(fake, real)),
+        }
         return loss, {**metrics, **penalty_metrics}
 
     def discriminator_penalty(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -140,7 +145,9 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         real_probability = self.adversarial_loss.real_probability
         if real_probability is None:
             return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
-        return detach_metrics(d_real=real_probability(real_scores).mean(), d_fake=real_probability(fake_scores).mean())
+        return detach_metrics(
+            d_real=real_probability(real_scores).mean(), d_fake=real_probability(fake_scores).mean()
+        )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         return self.adversarial_loss.generator(self.score(self.generate(batch), batch)), {}
@@ -158,7 +165,12 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
     def _interpolate_noise(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
         """Return images (frames, count, c, h, w) on the way from some noise to other, (count, latent) each."""
-        return torch.stack([self.generate_from_noise(slerp(start, end, fraction)) for fraction in torch.linspace(0, 1, frames).tolist()])
+        return torch.stack(
+            [
+                self.generate_from_noise(slerp(start, end, fraction))
+                for fraction in torch.linspace(0, 1, frames).tolist()
+            ]
+        )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         return {"samples": make_grid(self.generate_from_noise(self.fixed_noise), columns=8)}
@@ -171,7 +183,9 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare() comes first"
-        generated = [self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()]
+        generated = [
+            self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()
+        ]
         return self.generation_metrics.compute_scores(samples, generated)
 
     def generate_evaluation_images(self) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from genexp.capabilities import CanInterpolate, CanReconstruct, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.images.grid import make_row_grid
-from genexp.images.latent_walks import traverse_units, interpolate_codes, decode_frames
+from genexp.images.latent_walks import decode_frames, interpolate_codes, traverse_units
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
@@ -96,7 +96,11 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]
         reconstructed = self.reconstruct(images).float()
-        return {"mse": mse(reconstructed, images), "psnr": psnr(reconstructed, images), "ssim": ssim(reconstructed, images)}
+        return {
+            "mse": mse(reconstructed, images),
+            "psnr": psnr(reconstructed, images),
+            "ssim": ssim(reconstructed, images),
+        }
 
     def encode(self, batch: Batch) -> Tensor:
         return self.encoder(batch["image"])
@@ -115,10 +119,14 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         return decode_frames(self.decode, traverse_units(codes[0], units, low, high, frames))
 
 
-def build_dense_autoencoder(shape: tuple[int, int, int], config: DenseAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
+def build_dense_autoencoder(
+    shape: tuple[int, int, int], config: DenseAutoencoderConfig
+) -> tuple[nn.Module, nn.Module]:
     """Return a dense encoder and the decoder that mirrors it."""
     activation = config.activation
-    encoder = build_dense_encoder(shape, config.widths, activation=activation, last_activation=config.latent_activation)
+    encoder = build_dense_encoder(
+        shape, config.widths, activation=activation, last_activation=config.latent_activation
+    )
     return encoder, build_dense_decoder(shape, config.widths[::-1], activation=activation)
 
 

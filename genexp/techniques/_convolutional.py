@@ -33,13 +33,17 @@ class ConvAutoencoderConfig(AutoencoderConfig):
             require(value in ACTIVATIONS, key, value, f"choose one of {', '.join(ACTIVATIONS)}")
 
 
-def build_conv_autoencoder(shape: tuple[int, int, int], config: ConvAutoencoderConfig) -> tuple[nn.Module, nn.Module]:
+def build_conv_autoencoder(
+    shape: tuple[int, int, int], config: ConvAutoencoderConfig
+) -> tuple[nn.Module, nn.Module]:
     """Return a convolutional encoder and the decoder that mirrors it."""
     layers = [
         ConvLayer(channels, kernel_size=3, stride=stride, padding=0)
         for channels, stride in zip(config.channels, STRIDES, strict=True)
     ]
     activation = config.activation
-    encoder = build_conv_encoder(shape, layers, [config.latent], activation=activation, last_activation=config.latent_activation)
+    encoder = build_conv_encoder(
+        shape, layers, [config.latent], activation=activation, last_activation=config.latent_activation
+    )
     decoder = build_conv_decoder(shape, layers, [config.latent], batch_norms=[False, False], activation=activation)
     return encoder, decoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genexp.sharding import local_rows, gather_rows
+from genexp.sharding import gather_rows, local_rows
 
 
 class ImageHistory(nn.Module):

@@ -52,4 +52,7 @@ def discriminator_metrics(adversarial_loss: AdversarialLoss, real_scores: Tensor
     """Return how real the discriminator takes real and translated images to be, where its scores say that."""
     if adversarial_loss.real_probability is None:
         return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
-    return detach_metrics(d_real=adversarial_loss.real_probability(real_scores).mean(), d_fake=adversarial_loss.real_probability(fake_scores).mean())
+    return detach_metrics(
+        d_real=adversarial_loss.real_probability(real_scores).mean(),
+        d_fake=adversarial_loss.real_probability(fake_scores).mean(),
+    )

@@ -56,13 +56,22 @@ class ConditionalGAN(BaseConvGAN):
         rows = min(self.num_classes, MAX_CLASSES)
         noise = self.fixed_noise[:IMAGES_PER_CLASS].repeat(rows, 1)
         labels = torch.arange(rows, device=noise.device).repeat_interleave(IMAGES_PER_CLASS)
-        return {"samples": make_grid(super().generate_from_noise(self.concat_noise_and_labels(noise, labels)), columns=IMAGES_PER_CLASS)}
+        return {
+            "samples": make_grid(
+                super().generate_from_noise(self.concat_noise_and_labels(noise, labels)), columns=IMAGES_PER_CLASS
+            )
+        }
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare() comes first"
-        features = [self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()]
+        features = [
+            self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()
+        ]
         labels = torch.cat([self._cycle_labels(len(batch_features)) for batch_features in features])
-        return {**self.generation_metrics.compute_scores(samples, features), **self.generation_metrics.label_accuracy(torch.cat(features), labels)}
+        return {
+            **self.generation_metrics.compute_scores(samples, features),
+            **self.generation_metrics.label_accuracy(torch.cat(features), labels),
+        }
 
     def _cycle_labels(self, count: int) -> Tensor:
         return torch.arange(count, device=self.fixed_noise.device) % self.num_classes

@@ -60,5 +60,5 @@ class ConvDenoisingAutoencoder(DenoisingAutoencoder):
     def corrupt(self, images: Tensor) -> Tensor:
         return (images + self.config.noise * torch.randn_like(images)).clamp(0, 1)
 
-    def select_target(self, images: Tensor, seen: Tensor) -> Tensor:
-        return seen if self.config.target == "noisy" else images
+    def select_target(self, images: Tensor, corrupted: Tensor) -> Tensor:
+        return corrupted if self.config.target == "noisy" else images

@@ -21,9 +21,15 @@ from genexp.metrics.sliced_wasserstein import sliced_wasserstein
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan
 from genexp.networks.resnet import build_resnet_generator
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 from genexp.techniques._image_history import ImageHistory
-from genexp.techniques._translation import TranslationConfig, make_comparison_grid, discriminator_metrics, to_signed_range, to_unit_range
+from genexp.techniques._translation import (
+    TranslationConfig,
+    discriminator_metrics,
+    make_comparison_grid,
+    to_signed_range,
+    to_unit_range,
+)
 
 MAX_COMPARED_PIXELS = 32  # pixels a side at most, of the images whose distributions are compared
 
@@ -67,7 +73,10 @@ class CycleGAN(Technique, CanTranslate):
         shape = (size[0], size[1])
         width, blocks = config.generator_width, config.blocks
         self.generators = nn.ModuleDict(
-            {direction: build_resnet_generator(channels, channels, shape, width=width, blocks=blocks) for direction in ("ab", "ba")}
+            {
+                direction: build_resnet_generator(channels, channels, shape, width=width, blocks=blocks)
+                for direction in ("ab", "ba")
+            }
         )
         width, norm = config.discriminator_width, config.norm
         self.discriminators = nn.ModuleDict(
@@ -91,9 +100,9 @@ class CycleGAN(Technique, CanTranslate):
         fake_a, identity_a = generator_ba(torch.cat([b, a])).split([len(b), len(a)])
         cycle = F.l1_loss(generator_ba(fake_b), a) + F.l1_loss(generator_ab(fake_a), b)
         identity = F.l1_loss(identity_a, a) + F.l1_loss(identity_b, b)
-        adversarial = self.adversarial_loss.generator(self.discriminators["a"](fake_a)) + self.adversarial_loss.generator(
-            self.discriminators["b"](fake_b)
-        )
+        adversarial = self.adversarial_loss.generator(
+            self.discriminators["a"](fake_a)
+        ) + self.adversarial_loss.generator(self.discriminators["b"](fake_b))
         loss = adversarial + self.config.cycle_weight * cycle + self.config.identity_weight * identity
         return loss, detach_metrics(adversarial=adversarial, cycle=cycle, identity=identity)
 
@@ -106,7 +115,11 @@ class CycleGAN(Technique, CanTranslate):
         scores = (discriminator_a(a), discriminator_a(fake_a)), (discriminator_b(b), discriminator_b(fake_b))
         loss = torch.stack([self.adversarial_loss.discriminator(real, fake) for real, fake in scores]).sum()
         (real_scores_a, fake_scores_a), (real_scores_b, fake_scores_b) = scores
-        return loss, discriminator_metrics(self.adversarial_loss, torch.cat([real_scores_a, real_scores_b]), torch.cat([fake_scores_a, fake_scores_b]))
+        return loss, discriminator_metrics(
+            self.adversarial_loss,
+            torch.cat([real_scores_a, real_scores_b]),
+            torch.cat([fake_scores_a, fake_scores_b]),
+        )
 
     def translate_to_b(self, images: Tensor) -> Tensor:
         """Return images of domain a (batch, channels, height, width) in [0, 1] as domain b would have them."""
@@ -117,7 +130,10 @@ class CycleGAN(Technique, CanTranslate):
         return to_unit_range(self.generators["ba"](to_signed_range(images)))
 
     def translations(self) -> Sequence[Translation]:
-        return (Translation("a_to_b", "a", "b", self.translate_to_b), Translation("b_to_a", "b", "a", self.translate_to_a))
+        return (
+            Translation("a_to_b", "a", "b", self.translate_to_b),
+            Translation("b_to_a", "b", "a", self.translate_to_a),
+        )
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         thumbnails: dict[str, list[Tensor]] = {"a": [], "b": [], "fake_a": [], "fake_b": []}
@@ -132,7 +148,9 @@ class CycleGAN(Technique, CanTranslate):
         fake_a, fake_b = self.translate_to_a(b), self.translate_to_b(a)
         for name, images in (("a", a), ("b", b), ("fake_a", fake_a), ("fake_b", fake_b)):
             height, width = images.shape[-2:]
-            thumbnails[name].append(resize(images, (min(height, MAX_COMPARED_PIXELS), min(width, MAX_COMPARED_PIXELS))))
+            thumbnails[name].append(
+                resize(images, (min(height, MAX_COMPARED_PIXELS), min(width, MAX_COMPARED_PIXELS)))
+            )
         scores = {
             "cycle_l1": (_l1(self.translate_to_a(fake_b), a) + _l1(self.translate_to_b(fake_a), b)) / 2,
             "identity_l1": (_l1(self.translate_to_a(a), a) + _l1(self.translate_to_b(b), b)) / 2,

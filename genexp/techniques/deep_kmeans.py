@@ -24,7 +24,17 @@ from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
 from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, register, detach_metrics
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    ClosedFormPhase,
+    GradientPhase,
+    Metrics,
+    Phase,
+    detach_metrics,
+    register,
+)
 from genexp.techniques._autoencoder import Autoencoder
 from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv_autoencoder
 
@@ -131,7 +141,9 @@ class DeepKMeans(Autoencoder, CanCluster):
 
     def phases(self) -> tuple[Phase, ...]:
         return (
-            ClosedFormPhase("centres", self.fit_centers, is_full_batch=True, is_active=self.is_pretraining_finished),
+            ClosedFormPhase(
+                "centres", self.fit_centers, is_full_batch=True, is_active=self.is_pretraining_finished
+            ),
             GradientPhase("deep_kmeans", self, self.loss),
         )
 
@@ -193,13 +205,13 @@ class DeepKMeans(Autoencoder, CanCluster):
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         pairs: list[tuple[Tensor, Tensor]] = []  # of labels and clusters
-        scores = mean_scores(samples, lambda batch: self._score_batch(batch, pairs))
+        scores = mean_scores(samples, lambda batch: self._score_with_clusters(batch, pairs))
         if not pairs:
             return scores
         labels, clusters = (torch.cat(part) for part in zip(*pairs, strict=True))
         return {**scores, **clustering_scores(labels, clusters)}
 
-    def _score_batch(self, batch: Batch, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _score_with_clusters(self, batch: Batch, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         images = batch["image"]
         codes = self.encode(batch)
         clusters = nearest_center(codes, self.centers)
@@ -234,5 +246,7 @@ class DeepKMeans(Autoencoder, CanCluster):
             return {}
         groups = examples.get("label", nearest_center(codes, self.centers))
         return {
-            "tsne": draw_clusters(embed_tsne(codes), groups, cluster_names=self.class_names if "label" in examples else ())
+            "tsne": draw_clusters(
+                embed_tsne(codes), groups, cluster_names=self.class_names if "label" in examples else ()
+            )
         }

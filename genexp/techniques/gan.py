@@ -37,7 +37,9 @@ class GAN(BaseGAN):
 
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape
-        generator = build_dense_generator(config.latent, config.hidden, shape, batch_norm=config.generator_batch_norm)
+        generator = build_dense_generator(
+            config.latent, config.hidden, shape, batch_norm=config.generator_batch_norm
+        )
         discriminator = build_dense_discriminator(
             shape, config.hidden[::-1], dropout=config.dropout, has_spectral_norm=config.spectral_norm
         )

@@ -20,10 +20,10 @@ from genexp.kmeans.blocks import PointBlocks, moments, take
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.hints import AssignmentBounds
 from genexp.kmeans.init import kmeans_plusplus, random_points
-from genexp.kmeans.lloyd import lloyd_step, relocate_empty_clusters, assign
+from genexp.kmeans.lloyd import assign, lloyd_step, relocate_empty_clusters
 from genexp.kmeans.totals import ClusterSums, label_dtype
 from genexp.metrics.clustering import clustering_scores
-from genexp.technique import Batch, Batches, Clock, Metrics, ClosedFormPhase, Technique, register, detach_metrics
+from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
 
 INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # initial centres
 MAX_OFFSET_RATIO = 4.0  # points are far from 0 where their mean's squared norm is so many times their variance
@@ -49,7 +49,9 @@ class KMeansConfig:
         require(is_known, "init", self.init, choices)
         require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
         is_enough = self.init_samples is None or self.init_samples >= self.clusters
-        require(is_enough, "init_samples", self.init_samples, "use at least model.clusters, or null for all points")
+        require(
+            is_enough, "init_samples", self.init_samples, "use at least model.clusters, or null for all points"
+        )
         require(self.tolerance >= 0, "tolerance", self.tolerance, "use 0 or more")
 
 
@@ -96,19 +98,19 @@ class KMeans(Technique, CanCluster):
         self._bounds: _StoredBounds | None = None
         self.file_centers = _load_centers(config, features) if config.init.endswith(".npy") else None
         starts = config.n_init if self.file_centers is None else 1
-        self.register_buffer("centres", torch.zeros(starts, config.clusters, features))
+        self.register_buffer("centers", torch.zeros(starts, config.clusters, features))
         if config.batch_size is None:
             self.register_buffer("sums", torch.zeros(starts, config.clusters, features, dtype=torch.float64))
             labels = torch.zeros(starts, spec.train_size, dtype=label_dtype(config.clusters))
             self.register_buffer("labels", labels)
         else:
-            self.register_buffer("epoch_began", torch.zeros_like(self.centers))
+            self.register_buffer("epoch_start_centers", torch.zeros_like(self.centers))
         self.register_buffer("counts", torch.zeros(starts, config.clusters, dtype=torch.long))
         self.register_buffer("inertia", torch.zeros(starts))
-        self.register_buffer("moving", torch.ones(starts, dtype=torch.bool))
+        self.register_buffer("active", torch.ones(starts, dtype=torch.bool))
         self.register_buffer("origin", torch.zeros(features))
-        self.register_buffer("norm", torch.zeros(()))
-        self.register_buffer("still", torch.zeros(()))
+        self.register_buffer("squared_norm_sum", torch.zeros(()))
+        self.register_buffer("tolerance_squared", torch.zeros(()))
 
     def phases(self) -> tuple[ClosedFormPhase]:
         if self.config.batch_size is None:
@@ -119,14 +121,18 @@ class KMeans(Technique, CanCluster):
         statistics = moments(PointBlocks(samples, self.stream))
         if statistics.mean.square().sum() > MAX_OFFSET_RATIO * statistics.scatter / statistics.count:
             self.origin.copy_(statistics.mean)
-        self.squared_norm_sum.copy_(statistics.scatter + statistics.count * (statistics.mean - self.origin).square().sum())
+        self.squared_norm_sum.copy_(
+            statistics.scatter + statistics.count * (statistics.mean - self.origin).square().sum()
+        )
         self.tolerance_squared.copy_(self.config.tolerance * statistics.variance)
         points = self._build_points(samples)
         self.centers.copy_(self._init_centers(points, statistics.count))
         if self.config.batch_size is None:
             centers = self.centers - self.origin
             self._store(
-                torch.arange(len(centers), device=centers.device), centers, assign(points, centers, statistics.count)
+                torch.arange(len(centers), device=centers.device),
+                centers,
+                assign(points, centers, statistics.count),
             )
         else:
             self.epoch_start_centers.copy_(self.centers)
@@ -171,11 +177,17 @@ class KMeans(Technique, CanCluster):
         bounds = self._bounds.bounds
         if bounds is not None and len(positions) < len(self._bounds.starts):
             bounds = bounds.select_starts(positions)
-        return replace(cluster_sums, changed=self._bounds.changed_fraction, hints=bounds)
+        return replace(cluster_sums, changed_fraction=self._bounds.changed_fraction, bounds=bounds)
 
     def _store(self, starts: Tensor, centers: Tensor, cluster_sums: ClusterSums) -> None:
-        self.sums[starts], self.counts[starts], self.labels[starts] = cluster_sums.sums, cluster_sums.counts, cluster_sums.labels
-        self.inertia[starts] = (cluster_sums.partial_inertia(centers) + self.squared_norm_sum).clamp(min=0).to(self.inertia)
+        self.sums[starts], self.counts[starts], self.labels[starts] = (
+            cluster_sums.sums,
+            cluster_sums.counts,
+            cluster_sums.labels,
+        )
+        self.inertia[starts] = (
+            (cluster_sums.partial_inertia(centers) + self.squared_norm_sum).clamp(min=0).to(self.inertia)
+        )
         self._bounds = _StoredBounds(starts, centers, cluster_sums.changed_fraction, cluster_sums.bounds)
 
     def minibatch_step(self, batch: Batch, clock: Clock) -> Metrics:
@@ -248,7 +260,9 @@ class KMeans(Technique, CanCluster):
         """Return a picture with a row for each cluster: its centre, and the images nearest to it that it has."""
         centers = self.best_centers[:MAX_FIGURE_CLUSTERS]
         distances = torch.cdist(images.flatten(1), centers)  # (images, clusters)
-        is_other_cluster = self.assign({"image": images}).unsqueeze(1) != torch.arange(len(centers), device=images.device)
+        is_other_cluster = self.assign({"image": images}).unsqueeze(1) != torch.arange(
+            len(centers), device=images.device
+        )
         nearest_first = distances.masked_fill(is_other_cluster, torch.inf).sort(0)
         member_indices = nearest_first.indices[: FIGURE_COLUMNS - 1].T  # (clusters, members)
         is_blank = nearest_first.values[: FIGURE_COLUMNS - 1].T.isinf()

@@ -18,8 +18,14 @@ from genexp.metrics.reconstruction import psnr, ssim
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan
 from genexp.networks.unet import UNet
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
-from genexp.techniques._translation import TranslationConfig, make_comparison_grid, discriminator_metrics, to_signed_range, to_unit_range
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
+from genexp.techniques._translation import (
+    TranslationConfig,
+    discriminator_metrics,
+    make_comparison_grid,
+    to_signed_range,
+    to_unit_range,
+)
 
 
 @dataclass
@@ -54,7 +60,9 @@ class Pix2Pix(Technique, CanTranslate):
         self.generator = UNet(
             in_channels, out_channels, size, width=config.generator_width, norm=norm, dropout=config.dropout
         )
-        self.discriminator = build_patchgan(in_channels + out_channels, size, width=config.discriminator_width, norm=norm)
+        self.discriminator = build_patchgan(
+            in_channels + out_channels, size, width=config.discriminator_width, norm=norm
+        )
         if config.init_std is not None:
             init_weights(self, config.init_std)
 
@@ -69,7 +77,9 @@ class Pix2Pix(Technique, CanTranslate):
         fake = self.generator(inputs)
         adversarial = self.adversarial_loss.generator(self.score(inputs, fake))
         distance = F.l1_loss(fake, target)
-        return adversarial + self.config.l1_weight * distance, detach_metrics(adversarial=adversarial, l1=distance / 2)
+        return adversarial + self.config.l1_weight * distance, detach_metrics(
+            adversarial=adversarial, l1=distance / 2
+        )
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
@@ -77,7 +87,9 @@ class Pix2Pix(Technique, CanTranslate):
             fake = self.generator(inputs)
         # Apart: batch norm over a mixture would tell the two by its statistics.
         real_scores, fake_scores = self.score(inputs, target), self.score(inputs, fake)
-        return self.adversarial_loss.discriminator(real_scores, fake_scores), discriminator_metrics(self.adversarial_loss, real_scores, fake_scores)
+        return self.adversarial_loss.discriminator(real_scores, fake_scores), discriminator_metrics(
+            self.adversarial_loss, real_scores, fake_scores
+        )
 
     def score(self, inputs: Tensor, images: Tensor) -> Tensor:
         """Return how real each patch of `images` is for its input: (batch, 1, rows, columns)."""

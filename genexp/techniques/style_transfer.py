@@ -19,7 +19,7 @@ from genexp.images.grid import PAD_VALUE, PADDING_PIXELS
 from genexp.images.resize import resize
 from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG19, load_weights
 from genexp.precision import promote_to_float32
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 
 
 @dataclass
@@ -119,7 +119,9 @@ class StyleTransfer(Technique, CanStylize):
         self.canvas = ImageParameter((self.color_mode.channels, height, width))
         self.scales = nn.ModuleList()
         for fraction in config.scales:
-            self.features.compute_feature_shapes(_scale_size((style_size[0], style_size[1]), fraction))  # raises where it is too small
+            self.features.compute_feature_shapes(
+                _scale_size((style_size[0], style_size[1]), fraction)
+            )  # raises where it is too small
             self.scales.append(ScaleLoss(_scale_size((height, width), fraction), self.features, config))
         self.register_buffer("content", torch.zeros(1, 3, height, width))
         self._metric_suffix = "_random" if config.weights == "random" else ""
@@ -245,10 +247,14 @@ def total_variation(image: Tensor) -> Tensor:
 def concat_horizontally(*images: Tensor) -> Tensor:
     """Return images (1, 3, height, width) in one row (3, height, width), brought to the first one's height."""
     height = images[0].shape[2]
-    scaled = [
-        resize(image, (height, max(1, round(image.shape[3] * height / image.shape[2])))) for image in images
-    ]
-    return torch.cat([F.pad(image[0], (PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS), value=PAD_VALUE) for image in scaled], dim=2)
+    scaled = [resize(image, (height, max(1, round(image.shape[3] * height / image.shape[2])))) for image in images]
+    return torch.cat(
+        [
+            F.pad(image[0], (PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS), value=PAD_VALUE)
+            for image in scaled
+        ],
+        dim=2,
+    )
 
 
 def _scale_size(size: tuple[int, int], fraction: float) -> tuple[int, int]:

@@ -10,8 +10,14 @@ from torch import Tensor, nn
 from genexp.capabilities import CanEstimateLikelihood, CanInterpolate, CanReconstruct, CanSample, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.images.grid import make_row_grid, make_grid
-from genexp.images.latent_walks import WALK_FRAMES, traverse_units, interpolate_codes, decode_frames, make_animation
+from genexp.images.grid import make_grid, make_row_grid
+from genexp.images.latent_walks import (
+    WALK_FRAMES,
+    decode_frames,
+    interpolate_codes,
+    make_animation,
+    traverse_units,
+)
 from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, reparameterize
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
@@ -20,7 +26,7 @@ from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.mlp import build_dense_decoder, build_dense_encoder
 from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register, detach_metrics
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 
 PREVIEW_SAMPLES = 64  # prior samples in a picture
 LATENTS_PER_CHUNK = 20  # latents of each image that the likelihood's estimate decodes together
@@ -47,7 +53,9 @@ class VAEConfig:
 
 
 @register
-class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood):
+class VariationalAutoencoder(
+    Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood
+):
     """Encodes an image to a Gaussian over latents, and decodes latents to Bernoulli pixels."""
 
     Config = VAEConfig
@@ -105,7 +113,9 @@ class VariationalAutoencoder(Technique, CanSample, CanReconstruct, CanInterpolat
         def decoder_log_likelihood(images: Tensor, latents: Tensor) -> Tensor:
             return bernoulli_log_likelihood(self.decoder(latents), images)
 
-        return importance_log_likelihood(self.posterior, decoder_log_likelihood, images, samples=samples, chunk=LATENTS_PER_CHUNK)
+        return importance_log_likelihood(
+            self.posterior, decoder_log_likelihood, images, samples=samples, chunk=LATENTS_PER_CHUNK
+        )
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
         means: list[Tensor] = []

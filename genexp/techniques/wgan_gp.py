@@ -9,7 +9,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.losses.adversarial import gradient_penalty
-from genexp.technique import Batch, Metrics, register, detach_metrics
+from genexp.technique import Batch, Metrics, detach_metrics, register
 from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 
@@ -26,7 +26,12 @@ class WassersteinGANConfig(ConvGANConfig):
         require(self.critic_steps > 0, "critic_steps", self.critic_steps, "use at least 1")
         # The penalty is on the slope at each image, which a norm over the batch would mix with the others'.
         is_per_sample_norm = self.discriminator_norm != "batch"
-        require(is_per_sample_norm, "discriminator_norm", self.discriminator_norm, "choose one of none, layer, spectral")
+        require(
+            is_per_sample_norm,
+            "discriminator_norm",
+            self.discriminator_norm,
+            "choose one of none, layer, spectral",
+        )
 
 
 @register

@@ -70,7 +70,7 @@ class _TrackingClock(Clock):
 
     def __getattribute__(self, name: str) -> Any:
         if name == "step":
-            object.__setattr__(self, "was_read", True)
+            object.__setattr__(self, "is_step_read", True)
         return super().__getattribute__(name)
 
 
@@ -111,7 +111,7 @@ class CapturedStep:
         metrics: Metrics = {}
         self._graph.warm_up(lambda: metrics.update(self._step_function(batch, tracking_clock)))
         self._warmup_count += 1
-        if vars(tracking_clock).get("was_read"):
+        if vars(tracking_clock).get("is_step_read"):
             self._fall_back_to_eager("the loss depends on the step")
         elif not torch.equal(rng_state, torch.default_generator.get_state()):
             self._fall_back_to_eager("it draws random numbers on the processor")
@@ -123,7 +123,9 @@ class CapturedStep:
         try:
             self._graph.capture(lambda: self._static_metrics.update(self._step_function(static_batch, clock)))
         except RuntimeError as error:
-            self._fall_back_to_eager(f"CUDA cannot record it ({next(iter(str(error).splitlines()), type(error).__name__)})")
+            self._fall_back_to_eager(
+                f"CUDA cannot record it ({next(iter(str(error).splitlines()), type(error).__name__)})"
+            )
             return None
         return static_batch
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from genexp.device import has_bf16_arithmetic, has_bf16_matmul, use_bf16_matmul
 from genexp.distributed.process_group import ProcessGroup
 from genexp.errors import CheckpointError
-from genexp.sharding import shard_context, gather_rows
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique
+from genexp.sharding import gather_rows, shard_context
+from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics, Phase, Technique
 from genexp.training.cuda_graphs import CapturedStep, StepGraph, get_graph_factory
 from genexp.training.optimizers import (
     OptimizerConfig,
@@ -48,7 +48,9 @@ def resolve_precision(requested_precision: str, device: torch.device) -> str:
     "bf32" is itself. Elsewhere they are fp32.
     """
     is_supported = has_bf16_arithmetic if requested_precision == "auto" else has_bf16_matmul
-    if requested_precision in (*AUTO_PRECISIONS, "bf32") and not (is_supported(device) and torch.get_default_dtype() == torch.float32):
+    if requested_precision in (*AUTO_PRECISIONS, "bf32") and not (
+        is_supported(device) and torch.get_default_dtype() == torch.float32
+    ):
         return "fp32"
     return "bf16" if requested_precision in AUTO_PRECISIONS else requested_precision
 
@@ -91,12 +93,18 @@ class Learner:
         self.loss_names = {
             phase.name: "loss" if len(gradient_phases) == 1 else f"{phase.name}_loss" for phase in gradient_phases
         }
-        self.optimizer_configs: dict[str, OptimizerConfig] = {p.name: plan.bind_phase_config(p.name) for p in gradient_phases}
+        self.optimizer_configs: dict[str, OptimizerConfig] = {
+            p.name: plan.bind_phase_config(p.name) for p in gradient_phases
+        }
         self._graph_factory = self._select_graph_factory() if settings.capture else None
         self._captured_steps: dict[tuple[str, ...], CapturedStep] = {}  # names of the phases of a step → it
-        self._learning_rates = {p.name: torch.zeros((), device=device) for p in gradient_phases}  # that graphs read
+        self._learning_rates = {
+            p.name: torch.zeros((), device=device) for p in gradient_phases
+        }  # that graphs read
         self.optimizers = {
-            p.name: build_optimizer(self.optimizer_configs[p.name], p.module, capturable=self._graph_factory is not None)
+            p.name: build_optimizer(
+                self.optimizer_configs[p.name], p.module, capturable=self._graph_factory is not None
+            )
             for p in gradient_phases
         }
         self._parameters = {
@@ -140,7 +148,9 @@ class Learner:
             self.ema.update(self.technique, clock)
         return metrics
 
-    def _run_phases(self, due_phases: tuple[Phase, ...], batch: Batch, train_batches: Batches, clock: Clock) -> Metrics:
+    def _run_phases(
+        self, due_phases: tuple[Phase, ...], batch: Batch, train_batches: Batches, clock: Clock
+    ) -> Metrics:
         metrics: Metrics = {}
         for phase in due_phases:
             if isinstance(phase, ClosedFormPhase):
@@ -155,12 +165,16 @@ class Learner:
         obstacle = None if factory else f"device={self.device.type} has no graphs"
         if any(isinstance(phase, ClosedFormPhase) for phase in self.phases):
             obstacle = "a phase of this model refits, and is no chain of kernels"
-        obstacle = obstacle or next(filter(None, map(find_capture_obstacle, self.optimizer_configs.values())), None)
+        obstacle = obstacle or next(
+            filter(None, map(find_capture_obstacle, self.optimizer_configs.values())), None
+        )
         if obstacle:
             log.warning("trainer.capture=true has no effect: %s", obstacle)
         return None if obstacle else factory
 
-    def _get_captured_step(self, due_phases: tuple[Phase, ...], graph_factory: Callable[[], StepGraph]) -> CapturedStep:
+    def _get_captured_step(
+        self, due_phases: tuple[Phase, ...], graph_factory: Callable[[], StepGraph]
+    ) -> CapturedStep:
         """Return the step that has these phases, which has a graph of its own."""
         names = tuple(phase.name for phase in due_phases)
         if names not in self._captured_steps:
@@ -175,10 +189,14 @@ class Learner:
             group["lr"] = lr if self._graph_factory is None else self._learning_rates[phase.name].fill_(lr)
 
     @torch.no_grad()
-    def _run_closed_form(self, phase: ClosedFormPhase, batch: Batch, train_batches: Batches, clock: Clock) -> Metrics:
+    def _run_closed_form(
+        self, phase: ClosedFormPhase, batch: Batch, train_batches: Batches, clock: Clock
+    ) -> Metrics:
         """Hand `phase` all that there is, wherever it is, also where several processes may divide the work."""
         with shard_context(self._group.shard):
-            samples = train_batches if phase.is_full_batch else {name: gather_rows(rows) for name, rows in batch.items()}
+            samples = (
+                train_batches if phase.is_full_batch else {name: gather_rows(rows) for name, rows in batch.items()}
+            )
             return phase.update(samples, clock)  # type: ignore[arg-type]
 
     def _run_gradient_step(self, phase: GradientPhase, batch: Batch, clock: Clock) -> Metrics:

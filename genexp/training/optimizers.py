@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genexp.config import bind, suggest_choice, require
+from genexp.config import bind, require, suggest_choice
 from genexp.errors import ConfigError
 from genexp.technique import Clock
 from genexp.training.eager import remove_dynamo_wrappers
@@ -171,7 +171,9 @@ class OptimizerPlan:
         """Raise ConfigError where settings are given to a phase that does not exist."""
         for phase in self.phase_overrides:
             if phase not in names:
-                raise ConfigError(f"optimizer.{phase} names no phase of this model; {suggest_choice(phase, names)}")
+                raise ConfigError(
+                    f"optimizer.{phase} names no phase of this model; {suggest_choice(phase, names)}"
+                )
 
 
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
@@ -214,7 +216,9 @@ def build_joint_optimizer(
 ) -> torch.optim.Optimizer:
     """Return one optimizer of several groups of tensors, each with its own settings of the same optimizer."""
     spec = OPTIMIZERS[configs[0].name]
-    on_fused_device = all(tensor.device.type in ("cpu", "cuda", "mps") for group in param_groups for tensor in group)
+    on_fused_device = all(
+        tensor.device.type in ("cpu", "cuda", "mps") for group in param_groups for tensor in group
+    )
     flags = {"fused": True} if spec.fused and on_fused_device else {}
     if capturable:
         flags["capturable"] = True

@@ -55,7 +55,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(
-    time_budget: float | None = None, *, until_epoch: int | None = None, on_signal: Callable[[], None] | None = None
+    time_budget: float | None = None,
+    *,
+    until_epoch: int | None = None,
+    on_signal: Callable[[], None] | None = None,
 ) -> Iterator[StopRequest]:
     """Turn signals into a request while the block runs (only the main thread may do so)."""
     request = StopRequest(time_budget, until_epoch, on_signal)

@@ -134,7 +134,9 @@ def train(
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
     # Killed between its last checkpoint and its last picture, or halted there before.
-    (already_finished,) = group.all_reduce_max(clock, clock.is_last_step or (start_step > 0 and stop.should_interrupt(clock.completed_epochs)))
+    (already_finished,) = group.all_reduce_max(
+        clock, clock.is_last_step or (start_step > 0 and stop.should_interrupt(clock.completed_epochs))
+    )
     if already_finished:
         sink.record(builder.build_final(clock))
         return clock
@@ -184,7 +186,9 @@ def eval_mode(technique: Technique) -> Iterator[None]:
 class SnapshotBuilder:
     """Makes snapshots. Nothing it does can change a step: every step seeds itself."""
 
-    def __init__(self, learner: Learner, material: RunData, config: TrainerConfig, seed: int, team: ProcessGroup) -> None:
+    def __init__(
+        self, learner: Learner, material: RunData, config: TrainerConfig, seed: int, team: ProcessGroup
+    ) -> None:
         self.learner, self.data, self.config, self.seed, self.group = learner, material, config, seed, team
         self._step_metrics: list[Metrics] = []
         self._epoch = 0
@@ -209,7 +213,10 @@ class SnapshotBuilder:
 
     def is_due(self, clock: Clock) -> bool:
         """Return whether a snapshot should be made at `clock`."""
-        if len(self._step_metrics) >= METRICS_FLUSH_STEPS or time.monotonic() - self._last_snapshot_time >= METRICS_FLUSH_SECONDS:
+        if (
+            len(self._step_metrics) >= METRICS_FLUSH_STEPS
+            or time.monotonic() - self._last_snapshot_time >= METRICS_FLUSH_SECONDS
+        ):
             return True
         intervals = (self.config.preview_every, self.config.evaluate_every)
         return any(self._is_interval_end(every, clock) for every in intervals) or self._is_checkpoint_due(clock)
@@ -222,8 +229,12 @@ class SnapshotBuilder:
         """
         config, technique = self.config, self.learner.technique
         train = self._collect_curves(clock)
-        should_evaluate = bool(config.evaluate_every) and (is_finished or self._is_interval_end(config.evaluate_every, clock))
-        should_preview = bool(config.preview_every) and (is_finished or self._is_interval_end(config.preview_every, clock))
+        should_evaluate = bool(config.evaluate_every) and (
+            is_finished or self._is_interval_end(config.evaluate_every, clock)
+        )
+        should_preview = bool(config.preview_every) and (
+            is_finished or self._is_interval_end(config.preview_every, clock)
+        )
         means = self._compute_epoch_means(train, clock)
         warning = technique.diagnose(means) if means else None
         self._last_snapshot_time = time.monotonic()
@@ -307,7 +318,9 @@ class SnapshotBuilder:
         if not self.group.is_rank_zero:
             return None
         with self._seeded_eval_mode("finale") as technique:
-            gallery = {name: to_uint8(image) for name, image in technique.render_gallery(self.data.examples).items()}
+            gallery = {
+                name: to_uint8(image) for name, image in technique.render_gallery(self.data.examples).items()
+            }
             return FinalArtifacts(gallery, **_collect_latents(technique, self.data.test))
 
     @contextmanager

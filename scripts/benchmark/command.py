@@ -44,7 +44,9 @@ def main() -> None:
         "--clock", choices=clock.CLOCKS, default="wall", help="processor: of one thread, where the machine is busy"
     )
     parser.add_argument("--json", type=_parse_output_path, help="also write the figures to this file")
-    parser.add_argument("--figure", type=_parse_output_path, help="also draw what the scaling suite found to this file")
+    parser.add_argument(
+        "--figure", type=_parse_output_path, help="also draw what the scaling suite found to this file"
+    )
     options = parser.parse_args()
     if options.figure and "scaling" not in options.suite:
         parser.error("--figure draws what the suite scaling finds; add scaling")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from benchmark.clock import select_clock, get_selected_clock
+from benchmark.clock import get_selected_clock, select_clock
 
-P = ParamSpec("Arguments")
-T = TypeVar("Result")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def run_in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

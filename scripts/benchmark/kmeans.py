@@ -19,10 +19,10 @@ from benchmark import memory
 from benchmark.clock import read_seconds
 from benchmark.compose import load_training_stream
 from benchmark.isolated_process import run_in_new_process
-from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, run_paired_rounds
+from benchmark.paired_rounds import PairedComparison, compare, run_in_thread, run_paired_rounds
 from genexp.kmeans.init import kmeans_plusplus
-from genexp.kmeans.lloyd import fit, lloyd_step, assign
-from genexp.runs.build import MAX_SPLIT_BATCH_SIZE, MAX_SPLIT_BATCH_ELEMENTS
+from genexp.kmeans.lloyd import assign, fit, lloyd_step
+from genexp.runs.build import MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE
 
 ITERATIONS = 25  # what faiss does by default
 INERTIA_TOLERANCE = 1e-3  # of the inertia
@@ -60,7 +60,9 @@ def run(rounds: int) -> list[PairedComparison]:
         }
         run_in_thread(partial(_check_inertias, points, contenders))
         timers = {rival: partial(_measure_fits_per_second, fit) for rival, fit in contenders.items()}
-        rows += run_paired_rounds(f"k-means {name} k={clusters}", timers.pop(""), timers, rounds=rounds, unit="fits/s")
+        rows += run_paired_rounds(
+            f"k-means {name} k={clusters}", timers.pop(""), timers, rounds=rounds, unit="fits/s"
+        )
     return rows + _compare_init_counts(rounds) + _compare_memory()
 
 
@@ -90,7 +92,9 @@ def _fit_genexp(points: np.ndarray, initial_centers: np.ndarray) -> FitResult:
 
 
 def _fit_sklearn(points: np.ndarray, initial_centers: np.ndarray, algorithm: str) -> FitResult:
-    model = KMeans(len(initial_centers), init=initial_centers, n_init=1, max_iter=ITERATIONS, tol=0, algorithm=algorithm)
+    model = KMeans(
+        len(initial_centers), init=initial_centers, n_init=1, max_iter=ITERATIONS, tol=0, algorithm=algorithm
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it did not converge: no more is asked of it
         model.fit(points)
@@ -110,7 +114,9 @@ def _check_inertias(points: np.ndarray, contenders: dict[str, Callable[[], FitRe
     """Compare the inertias in float64, each about the fit's own centres."""
     inertias = {name: _inertia(points, fit()) for name, fit in contenders.items()}
     for name, inertia in inertias.items():
-        assert abs(inertia - inertias[""]) < INERTIA_TOLERANCE * inertia, f"{name}: not the same clusters: {inertias}"
+        assert abs(inertia - inertias[""]) < INERTIA_TOLERANCE * inertia, (
+            f"{name}: not the same clusters: {inertias}"
+        )
 
 
 def _inertia(points: np.ndarray, result: FitResult) -> float:
@@ -142,7 +148,9 @@ def _compare_init_counts(rounds: int) -> list[PairedComparison]:
         return 1 / (read_seconds() - started_at)
 
     task = f"k-means++ and {iterations} iterations, {count:,}×784 k=10, 10 starts"
-    return run_paired_rounds(task, partial(time_fit, 10), {"1 start": partial(time_fit, 1)}, rounds=rounds, unit="fits/s")
+    return run_paired_rounds(
+        task, partial(time_fit, 10), {"1 start": partial(time_fit, 1)}, rounds=rounds, unit="fits/s"
+    )
 
 
 def _compare_memory() -> list[PairedComparison]:
@@ -151,7 +159,9 @@ def _compare_memory() -> list[PairedComparison]:
     for index, (name, points, clusters) in enumerate(_generate_tasks() if memory.can_measure() else ()):
         if points.nbytes > MIN_POINT_BYTES:
             task, size = f"k-means {name} k={clusters}, memory", [points.nbytes / 1e6]
-            rows.append(compare(task, "the points", [run_in_new_process(_measure_fit_memory, index)], size, unit="MB"))
+            rows.append(
+                compare(task, "the points", [run_in_new_process(_measure_fit_memory, index)], size, unit="MB")
+            )
     return rows
 
 

@@ -59,7 +59,9 @@ class _FitTimer(lightning.Callback):
     started_at = ended_at = 0.0
 
 
-def measure_lightning(phases: list[ReferencePhase], images: Tensor, batch_size: int, steps: int, folder: Path) -> float:
+def measure_lightning(
+    phases: list[ReferencePhase], images: Tensor, batch_size: int, steps: int, folder: Path
+) -> float:
     """Return the images/s of `steps` steps with the Trainer's defaults, its files going to `folder`."""
     loader = DataLoader(TensorDataset(images.float() / 255), batch_size=batch_size, shuffle=True, drop_last=True)
     timer = _FitTimer()

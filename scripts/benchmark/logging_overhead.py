@@ -46,11 +46,15 @@ def run(rounds: int, tasks: tuple[LoggingTask, ...] = TASKS) -> list[PairedCompa
         _check_unchanged(task)
         short_epochs = (f"dataset.limit={task.images}", f"trainer.max_steps={task.steps // 2}")
         plain_timers = [_time_task(task, *NO_EVALUATION_OVERRIDES) for _ in range(rounds)]
-        checkpoint_timers = [_time_task(task, *NO_EVALUATION_OVERRIDES, *short_epochs, "trainer.checkpoint_spacing=0") for _ in range(rounds)]
+        checkpoint_timers = [
+            _time_task(task, *NO_EVALUATION_OVERRIDES, *short_epochs, "trainer.checkpoint_spacing=0")
+            for _ in range(rounds)
+        ]
         evaluation_timers = [_time_task(task, *EVALUATION_OVERRIDES, *short_epochs) for _ in range(rounds)]
         training_seconds = [timer.seconds - sum(seconds for seconds, _ in timer.pauses) for timer in plain_timers]
         checkpoint_speeds = [
-            1 / (1 + _mean_pause(watch, lambda shot: shot.checkpoint is not None) / CHECKPOINT_SPACING_SECONDS) for watch in checkpoint_timers
+            1 / (1 + _mean_pause(watch, lambda shot: shot.checkpoint is not None) / CHECKPOINT_SPACING_SECONDS)
+            for watch in checkpoint_timers
         ]
         recorded_seconds = [_mean_pause(watch, lambda shot: bool(shot.test)) for watch in evaluation_timers]
         computed_seconds = [_measure_evaluation_seconds(watch.run) for watch in evaluation_timers]
@@ -63,9 +67,19 @@ def run(rounds: int, tasks: tuple[LoggingTask, ...] = TASKS) -> list[PairedCompa
                 unit="steps/s",
             ),
             compare(
-                f"{task.model}, a checkpoint every {CHECKPOINT_SPACING_SECONDS:.0f} s", "none", checkpoint_speeds, [1.0] * rounds, unit="speed"
+                f"{task.model}, a checkpoint every {CHECKPOINT_SPACING_SECONDS:.0f} s",
+                "none",
+                checkpoint_speeds,
+                [1.0] * rounds,
+                unit="speed",
             ),
-            compare(f"{task.model}, a look recorded", "its computation alone", recorded_seconds, computed_seconds, unit="s"),
+            compare(
+                f"{task.model}, a look recorded",
+                "its computation alone",
+                recorded_seconds,
+                computed_seconds,
+                unit="s",
+            ),
         ]
     return rows
 
@@ -76,7 +90,9 @@ def _time_task(task: LoggingTask, *overrides: str) -> StepTimer:
 
 
 def _mean_pause(timer: StepTimer, is_counted: Callable[[Snapshot], bool]) -> float:
-    return statistics.mean(seconds for seconds, snapshot in timer.pauses if snapshot is not None and is_counted(snapshot))
+    return statistics.mean(
+        seconds for seconds, snapshot in timer.pauses if snapshot is not None and is_counted(snapshot)
+    )
 
 
 def _measure_evaluation_seconds(run: Run, *, times: int = 3) -> float:
@@ -103,5 +119,6 @@ def _check_unchanged(task: LoggingTask) -> None:
 def _join_curves(timer: StepTimer) -> dict[str, np.ndarray]:
     names = timer.snapshots[-1].train
     return {
-        name: np.concatenate([snapshot.train[name].values for snapshot in timer.snapshots if snapshot.train]) for name in names
+        name: np.concatenate([snapshot.train[name].values for snapshot in timer.snapshots if snapshot.train])
+        for name in names
     }

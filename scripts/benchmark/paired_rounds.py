@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
-T = TypeVar("Result")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def run_in_thread(function: Callable[[], T]) -> T:
         return thread.submit(function).result()
 
 
-def compare(task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str) -> PairedComparison:
+def compare(
+    task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str
+) -> PairedComparison:
     """Return the comparison of figures that belong together in pairs."""
     ratios = [our_value / their_value for our_value, their_value in zip(ours, theirs, strict=True)]
     return PairedComparison(

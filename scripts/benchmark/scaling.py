@@ -20,7 +20,12 @@ from benchmark.step_timer import time_run
 
 IMAGE_COUNT = 2500  # pictures on disk, of which nine in ten are learned from
 FASHION_OVERRIDES = ("model=conv_autoencoder", "dataset=fashion_mnist", "trainer.max_steps=60")
-IMAGE_FOLDER_OVERRIDES = ("model=conv_autoencoder", "dataset=image_folder", "dataset.channels=1", "trainer.max_steps=30")
+IMAGE_FOLDER_OVERRIDES = (
+    "model=conv_autoencoder",
+    "dataset=image_folder",
+    "dataset.channels=1",
+    "trainer.max_steps=30",
+)
 COMMON_OVERRIDES = ("device=cpu", "trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.epochs=1000000")
 
 
@@ -34,7 +39,11 @@ class ScalingAxis:
 
 
 AXES = (
-    ScalingAxis("images in memory", (1000, 4000, 15_000, 60_000), lambda count: (*FASHION_OVERRIDES, f"dataset.limit={count}")),
+    ScalingAxis(
+        "images in memory",
+        (1000, 4000, 15_000, 60_000),
+        lambda count: (*FASHION_OVERRIDES, f"dataset.limit={count}"),
+    ),
     ScalingAxis(
         "images streamed",
         (1000, 4000, 15_000, 60_000),
@@ -43,11 +52,20 @@ AXES = (
     ScalingAxis(
         "picture files streamed",
         (500, 2000),
-        lambda count: (*IMAGE_FOLDER_OVERRIDES, "dataset.size=28", f"dataset.limit={count}", "dataset.resident_gb=0"),
+        lambda count: (
+            *IMAGE_FOLDER_OVERRIDES,
+            "dataset.size=28",
+            f"dataset.limit={count}",
+            "dataset.resident_gb=0",
+        ),
     ),
     ScalingAxis("pixels a side", (16, 32, 64), lambda side: (*IMAGE_FOLDER_OVERRIDES, f"dataset.size={side}")),
-    ScalingAxis("images in a batch", (10, 50, 200, 500), lambda size: (*FASHION_OVERRIDES, f"trainer.batch_size={size}")),
-    ScalingAxis("steps", (500, 2000, 4000), lambda steps: ("model=stacked_autoencoder", f"trainer.max_steps={steps}")),
+    ScalingAxis(
+        "images in a batch", (10, 50, 200, 500), lambda size: (*FASHION_OVERRIDES, f"trainer.batch_size={size}")
+    ),
+    ScalingAxis(
+        "steps", (500, 2000, 4000), lambda steps: ("model=stacked_autoencoder", f"trainer.max_steps={steps}")
+    ),
 )
 
 
@@ -57,7 +75,10 @@ def run(rounds: int, axes: tuple[ScalingAxis, ...] = AXES) -> list[PairedCompari
     with tempfile.TemporaryDirectory() as name:
         _write_images(Path(name))
         for axis in axes:
-            measurements = [[_measure_in_new_process(axis.make_overrides(value), name) for value in axis.values] for _ in range(rounds)]
+            measurements = [
+                [_measure_in_new_process(axis.make_overrides(value), name) for value in axis.values]
+                for _ in range(rounds)
+            ]
             for number, unit in enumerate(("ms/step", "MB")):
                 first = [measurement[0][number] for measurement in measurements]
                 for index, place in enumerate(axis.values):

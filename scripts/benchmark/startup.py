@@ -21,7 +21,9 @@ POLL_SECONDS = 0.005  # seconds
 def run(rounds: int) -> list[PairedComparison]:
     """Measure seconds. Raises AssertionError where a command fails."""
     rivals = {"import torch": partial(_time_command, *IMPORT_TORCH_COMMAND)}
-    rows = run_paired_rounds("genexp --help", partial(_time_command, *GENEXP_COMMAND, "--help"), rivals, rounds=rounds, unit="s")
+    rows = run_paired_rounds(
+        "genexp --help", partial(_time_command, *GENEXP_COMMAND, "--help"), rivals, rounds=rounds, unit="s"
+    )
     return rows + run_paired_rounds(
         "genexp, first steps recorded", _time_to_first_steps, rivals, rounds=rounds, unit="s"
     )

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from benchmark.clock import read_seconds
 from genexp.device import flush_denormals
 from genexp.runs.build import Run, build_run
-from genexp.runs.run import build_run_info, build_recorders
+from genexp.runs.run import build_recorders, build_run_info
 from genexp.snapshot import RunOutcome, Snapshot
 from genexp.technique import Batch, Metrics
 from genexp.training.stopping import StopRequest
@@ -67,7 +67,7 @@ def time_run(config: Mapping[str, Any]) -> StepTimer:
     run = build_run(config, None)
     recorders = build_recorders(run.trainer_config, None)
     timer: Any = StepTimer(run, recorders)
-    data = replace(run.data, feed=timer)
+    data = replace(run.data, batch_source=timer)
     with tempfile.TemporaryDirectory() as name:
         OmegaConf.save(OmegaConf.create(dict(config)), Path(name) / "config.yaml")
         recorders.open(build_run_info(run, config, Path(name), 0))

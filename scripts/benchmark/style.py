@@ -14,8 +14,8 @@ from benchmark import memory
 from benchmark.clock import read_seconds
 from benchmark.compose import compose_config
 from benchmark.isolated_process import run_in_new_process
-from benchmark.paired_rounds import PairedComparison, run_in_thread, compare, run_paired_rounds
-from genexp.networks.vgg import IMAGENET_STD, IMAGENET_MEAN
+from benchmark.paired_rounds import PairedComparison, compare, run_in_thread, run_paired_rounds
+from genexp.networks.vgg import IMAGENET_MEAN, IMAGENET_STD
 from genexp.runs.build import Run, build_run
 from genexp.technique import Clock, GradientPhase
 from genexp.training.trainer import initialize_technique
@@ -36,7 +36,9 @@ def run(rounds: int) -> list[PairedComparison]:
         rivals = {rival: partial(_measure_tutorial, reference_run)}
         for precision in PRECISIONS:
             task = f"style transfer, {size} pixels, {precision}"
-            rows += run_paired_rounds(task, partial(_measure_genexp, size, precision), rivals, rounds=rounds, unit="it/s")
+            rows += run_paired_rounds(
+                task, partial(_measure_genexp, size, precision), rivals, rounds=rounds, unit="it/s"
+            )
         if memory.can_measure():
             rows += [_compare_memory(size, precision, rival) for precision in PRECISIONS]
     return rows
@@ -108,7 +110,11 @@ def _build_tutorial_network(run: Run) -> tuple[nn.Sequential, list[_FeatureLoss]
     """Return the tutorials' network on copies of our filters, its losses, and the content."""
     technique: Any = run.learner.technique
     (photographs,) = run.data.train
-    network, content_losses, style_losses = nn.Sequential(Normalization()), list[_FeatureLoss](), list[_FeatureLoss]()
+    network, content_losses, style_losses = (
+        nn.Sequential(Normalization()),
+        list[_FeatureLoss](),
+        list[_FeatureLoss](),
+    )
     for name, layer in technique.features.layers.items():
         if isinstance(layer, nn.Conv2d):
             copy = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
@@ -155,5 +161,7 @@ def _check_losses(run: Run) -> None:
         network(content)
         (phase,) = (phase for phase in run.learner.phases if isinstance(phase, GradientPhase))
         ours = float(phase.loss({}, Clock(1, 300, 1))[0])
-    theirs = float(STYLE_WEIGHT * sum(each.loss for each in style_losses) + sum(each.loss for each in content_losses))
+    theirs = float(
+        STYLE_WEIGHT * sum(each.loss for each in style_losses) + sum(each.loss for each in content_losses)
+    )
     assert abs(ours - theirs) < 1e-3 * theirs, f"not the same work: {ours} and {theirs}"

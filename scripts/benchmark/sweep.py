@@ -34,7 +34,10 @@ def run(rounds: int) -> list[PairedComparison]:
     """Measure steps of single jobs a second. Raises AssertionError where losses differ."""
     rows = []
     for batch_size in BATCH_SIZES:
-        configs = [compose_config(*BASE_OVERRIDES, f"trainer.batch_size={batch_size}", f"seed={n}") for n in range(SEED_COUNT)]
+        configs = [
+            compose_config(*BASE_OVERRIDES, f"trainer.batch_size={batch_size}", f"seed={n}")
+            for n in range(SEED_COUNT)
+        ]
         run_in_thread(partial(_check_losses, configs))
         rows += run_paired_rounds(
             f"{SEED_COUNT} seeds of the stacked autoencoder, batch {batch_size}",
@@ -53,7 +56,9 @@ def _check_losses(configs: Sequence[Config]) -> None:
     _, losses = _time_ensemble(configs)
     for config, loss in zip(configs[:SEQUENTIAL_JOBS], losses, strict=False):
         _, single_loss = _time_single_run(build_run(config, None))
-        assert abs(single_loss - loss) <= LOSS_TOLERANCE * single_loss, f"not the same work: {loss} as one, {single_loss} alone"
+        assert abs(single_loss - loss) <= LOSS_TOLERANCE * single_loss, (
+            f"not the same work: {loss} as one, {single_loss} alone"
+        )
 
 
 def _measure_ensemble(configs: Sequence[Config]) -> float:
@@ -61,7 +66,11 @@ def _measure_ensemble(configs: Sequence[Config]) -> float:
 
 
 def _measure_sequential(configs: Sequence[Config]) -> float:
-    return STEPS * SEQUENTIAL_JOBS / sum(_time_single_run(build_run(config, None))[0] for config in configs[:SEQUENTIAL_JOBS])
+    return (
+        STEPS
+        * SEQUENTIAL_JOBS
+        / sum(_time_single_run(build_run(config, None))[0] for config in configs[:SEQUENTIAL_JOBS])
+    )
 
 
 def _measure_joblib(configs: Sequence[Config]) -> float:

@@ -42,9 +42,13 @@ class TrainingTask:
 
 
 TASKS = {
-    "stacked autoencoder": TrainingTask("stacked_autoencoder_reference", 50, 1000, reference_loops.build_autoencoder_phases),
+    "stacked autoencoder": TrainingTask(
+        "stacked_autoencoder_reference", 50, 1000, reference_loops.build_autoencoder_phases
+    ),
     "VAE": TrainingTask("vae_reference", 100, 400, reference_loops.build_vae_phases),
-    "convolutional autoencoder": TrainingTask("conv_autoencoder_reference", 128, 150, reference_loops.build_autoencoder_phases),
+    "convolutional autoencoder": TrainingTask(
+        "conv_autoencoder_reference", 128, 150, reference_loops.build_autoencoder_phases
+    ),
     "GAN": TrainingTask("gan_reference", 100, 100, reference_loops.build_gan_phases),
     "DCGAN": TrainingTask("dcgan_reference", 100, 12, reference_loops.build_gan_phases),
 }
@@ -153,7 +157,9 @@ def _measure_tutorial_loop(config: dict[str, Any], task: TrainingTask) -> float:
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Adam(phase.network.parameters(), lr=phase.lr) for phase in phases
     ]
-    loader = DataLoader(_PillowImages(_load_images(config)), batch_size=task.batch_size, shuffle=True, drop_last=True)
+    loader = DataLoader(
+        _PillowImages(_load_images(config)), batch_size=task.batch_size, shuffle=True, drop_last=True
+    )
     losses: list[list[float]] = []
     started_at = read_seconds()
     while len(losses) < task.steps:

@@ -214,7 +214,9 @@ def test_every_technique_makes_what_it_declares(name: str, tmp_path: Path) -> No
     config = {str(key): value for key, value in cfg.items()}
     device = torch.device("cpu")
     technique, dataset = build_technique(config, device, 0)
-    run = LoadedRun(tmp_path, technique, dataset, make_loader(dataset.test, device), device, 0, tmp_path / "best.pt", 0)
+    run = LoadedRun(
+        tmp_path, technique, dataset, make_loader(dataset.test, device), device, 0, tmp_path / "best.pt", 0
+    )
     before = {key: value.clone() for key, value in technique.state_dict().items()}
     for product in list_output_types(type(technique)):
         paths = OUTPUT_TYPES[product].generate(GenerationRequest(run, tmp_path / product, seed=0, count=3))

@@ -199,12 +199,15 @@ def test_what_exceeds_the_budget_is_streamed_and_equal(tmp_path: Path) -> None:
     assert isinstance(lazy.train.streams["image"], LazyStream)
     assert lazy.spec == eager.spec
     resident = BatchStream(make_loader(eager.train, "cpu"), 4, seed=1, dataset_name="album")
-    with BatchStream(make_loader(lazy.train, "cpu", 0, num_workers=2), 4, seed=1, dataset_name="album") as streamed:
+    with BatchStream(
+        make_loader(lazy.train, "cpu", 0, num_workers=2), 4, seed=1, dataset_name="album"
+    ) as streamed:
         for left, right in islice(zip(resident.batches(2), streamed.batches(2), strict=True), 7):
             assert torch.equal(left["image"], right["image"])
     assert not multiprocessing.active_children()
     for left, right in zip(
-        *(SplitBatches(make_loader(d.test, "cpu", gb, num_workers=0), 2) for d, gb in ((eager, 4), (lazy, 0))), strict=True
+        *(SplitBatches(make_loader(d.test, "cpu", gb, num_workers=0), 2) for d, gb in ((eager, 4), (lazy, 0))),
+        strict=True,
     ):
         assert torch.equal(left["image"], right["image"])
 

@@ -32,9 +32,9 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test an empty cache, no variable, no system folder and no network; return the cache."""
     cache = tmp_path / "cache"
     monkeypatch.delenv("GENEXP_DATA", raising=False)
-    monkeypatch.setattr(_mnist, "user_cache", lambda: cache)
+    monkeypatch.setattr(_mnist, "get_cache_dir", lambda: cache)
     debian = _mnist.IDX_DATASETS["fashion_mnist"]
-    nowhere = replace(debian, system_folders=(tmp_path / "debian",))
+    nowhere = replace(debian, system_dirs=(tmp_path / "debian",))
     monkeypatch.setitem(_mnist.IDX_DATASETS, "fashion_mnist", nowhere)
     monkeypatch.setattr("urllib.request.urlopen", _no_network)
     return cache
@@ -174,7 +174,7 @@ def test_no_network_gives_one_line_with_the_places_and_the_ways_out(isolated: Pa
 
 def test_an_unwritable_cache_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(_mnist, "user_cache", lambda: tmp_path / "file" / "cache")
+    monkeypatch.setattr(_mnist, "get_cache_dir", lambda: tmp_path / "file" / "cache")
     with pytest.raises(DataError, match="its download failed"):
         load()
 
@@ -232,7 +232,7 @@ def test_a_download_is_complete_when_another_process_was_faster(
         write_set(target / "raw")
         move(source, target)
 
-    monkeypatch.setattr(_mnist, "_move", overtaken)
+    monkeypatch.setattr(_mnist, "_move_into_place", overtaken)
     assert sizes(load()) == (TRAIN, TEST)
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from genexp.config import find_config_dir
-from genexp.data import load_dataset, list_datasets
+from genexp.data import list_datasets, load_dataset
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import find_dataset
 from genexp.data.sources import mnist_5k
@@ -140,7 +140,7 @@ def test_a_damaged_mnist_5k_is_a_data_error(
     path = path.with_suffix(".csv.gz") if content == b"no gzip" else path
     if content is not None:
         path.write_bytes(content)
-    monkeypatch.setattr(mnist_5k, "table_path", lambda: path)
+    monkeypatch.setattr(mnist_5k, "find_csv", lambda: path)
     with pytest.raises(DataError, match=r"mnist_5k.csv(.gz)? cannot be read .*; reinstall it"):
         load_dataset(node("mnist_5k"))
 

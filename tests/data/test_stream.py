@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import LazyStream, Split
-from genexp.data.loading import Batch, SplitLoader, InMemoryLoader, StreamingLoader, make_loader, translate_worker_error, convert_dtype
-from genexp.data.sampling import round_robin, permutation
+from genexp.data.loading import (
+    Batch,
+    InMemoryLoader,
+    SplitLoader,
+    StreamingLoader,
+    convert_dtype,
+    make_loader,
+    translate_worker_error,
+)
+from genexp.data.sampling import permutation, round_robin
 from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.errors import ConfigError, DataError
 

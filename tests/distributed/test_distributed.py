@@ -23,7 +23,7 @@ from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import RankInfo
 from genexp.distributed.store import RankTask, connect_rank_store
 from genexp.errors import ConfigError
-from genexp.run_dir.checkpoint import load_newest, list_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints, load_newest
 from genexp.runs.build import build_run
 from genexp.snapshot import Snapshot
 from genexp.training.stopping import StopRequest
@@ -265,7 +265,7 @@ def test_torchrun_starts_them_too(tmp_path: Path) -> None:
 def test_what_cannot_be_shared_is_refused_in_one_line_before_any_process_starts(
     words: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(starting, "_started", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(starting, "_start_process", lambda *_: pytest.fail("a process was started"))
     folders = [in_folder(tmp_path / "run"), f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
     ended = genexp("model=stacked_autoencoder", *TINY, *words, *folders)
     assert ended.code == 1

@@ -14,8 +14,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from genexp.ensemble.compatibility import VaryingHyperparameters, IncompatibleRunsError
-from genexp.ensemble.random_draws import MemberRandomMode, MemberGenerators
+from genexp.ensemble.compatibility import IncompatibleRunsError, VaryingHyperparameters
+from genexp.ensemble.random_draws import MemberGenerators, MemberRandomMode
 from genexp.ensemble.step import EnsembleStep, clip_grad_norm_per_member
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import Run, build_run
@@ -156,7 +156,7 @@ def test_rows_multiply_as_the_runs_alone_do(monkeypatch: pytest.MonkeyPatch) -> 
 
         return call
 
-    monkeypatch.setattr(EnsembleStep, "losses", noticing(EnsembleStep.compute_losses))
+    monkeypatch.setattr(EnsembleStep, "compute_losses", noticing(EnsembleStep.compute_losses))
     monkeypatch.setattr(torch.Tensor, "backward", noticing(torch.Tensor.backward))
     words = [[*each, "trainer.precision=bf32"] for each in variants("vae")]
     first = built(*words[0])

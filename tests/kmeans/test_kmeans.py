@@ -20,7 +20,7 @@ from genexp.kmeans.blocks import get_chunk_rows, moments, take
 from genexp.kmeans.cluster_sums import ClusterUpdate
 from genexp.kmeans.distances import CenterScores, nearest_center
 from genexp.kmeans.init import kmeans_plusplus, random_points
-from genexp.kmeans.lloyd import fit, lloyd_step, relocate_empty_clusters, assign
+from genexp.kmeans.lloyd import assign, fit, lloyd_step, relocate_empty_clusters
 from genexp.kmeans.projection_bounds import ProjectionBounds
 from genexp.kmeans.small_problem import is_small_problem
 from genexp.kmeans.totals import ClusterSums
@@ -102,7 +102,7 @@ def test_bounds_spare_comparisons_and_change_nothing(
     for _ in range(40):
         here, bounded = lloyd_step([points], here, bounded)
         spent = sum(compared)
-        there, plain = lloyd_step([points], there, replace(plain, changed=1.0, hints=None))
+        there, plain = lloyd_step([points], there, replace(plain, changed_fraction=1.0, bounds=None))
         compared[:] = [spent]
         assert torch.equal(here, there)
         assert torch.equal(bounded.labels, plain.labels)
@@ -126,7 +126,9 @@ def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     centres = random_points([points], len(points), starts=1, clusters=10)
     totals = assign([points], centres, len(points))
-    looked = counted(monkeypatch, pruned_assignment.PrunedAssignment, "_possible", lambda _, some, *others: len(some))
+    looked = counted(
+        monkeypatch, pruned_assignment.PrunedAssignment, "_possible", lambda _, some, *others: len(some)
+    )
     for _ in range(30):
         centres, totals = lloyd_step([points], centres, totals)
     assert len(points) < sum(looked) < 0.6 * 30 * len(points)
@@ -136,7 +138,9 @@ def test_what_no_subspace_shows_is_compared_with_all_centres(monkeypatch: pytest
     points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     centres = random_points([points], 3000, starts=1, clusters=50)
-    wholly = counted(monkeypatch, pruned_assignment.PrunedAssignment, "_of_all", lambda _, block, place: len(block))
+    wholly = counted(
+        monkeypatch, pruned_assignment.PrunedAssignment, "_of_all", lambda _, block, place: len(block)
+    )
     screened_as_if_all_were_compared(points, centres, 6)
     assert sum(wholly) > 0.9 * 2 * 6 * 3000
 
@@ -208,7 +212,7 @@ def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyP
     centres[-1, :2] = 1e3  # these clusters run empty
     assert is_small_problem(centres, 400)
     here, few = lloyd_step(blocks, centres, assign(blocks, centres, 400))
-    monkeypatch.setattr("genexp.kmeans.lloyd.are_few", lambda *_: False)
+    monkeypatch.setattr("genexp.kmeans.lloyd.is_small_problem", lambda *_: False)
     there, many = lloyd_step(blocks, centres, assign(blocks, centres, 400))
     torch.testing.assert_close(here, there)
     torch.testing.assert_close(few.sums, many.sums)
@@ -228,7 +232,7 @@ def test_a_fit_of_few_points_ends_where_one_of_many_does(
     centres = random_points([points], 400, starts=3, clusters=6)
     centres[-1, :empty] = 1e3  # these clusters run empty
     here, few = fit(points.split(150), 400, centres, iterations)
-    monkeypatch.setattr("genexp.kmeans.lloyd.are_few", lambda *_: False)
+    monkeypatch.setattr("genexp.kmeans.lloyd.is_small_problem", lambda *_: False)
     there, many = fit(points.split(150), 400, centres, iterations)
     torch.testing.assert_close(here, there)
     assert torch.equal(few, many)
@@ -239,7 +243,7 @@ def test_few_points_are_gathered_once() -> None:
     centres = random_points([points], 90, starts=2, clusters=4)
     totals = assign([points], centres, 90)
     nothing_read, known = lloyd_step((), centres, totals)
-    read, anew = lloyd_step([points], centres, replace(totals, hints=None))
+    read, anew = lloyd_step([points], centres, replace(totals, bounds=None))
     assert torch.equal(nothing_read, read)
     assert torch.equal(known.sums, anew.sums)
     assert torch.equal(known.labels, anew.labels)
@@ -272,7 +276,7 @@ def screened_as_if_all_were_compared(points: Tensor, centres: Tensor, iterations
     here = there = centres
     for _ in range(iterations):
         here, known = lloyd_step(blocks, here, known)
-        there, anew = lloyd_step(blocks, there, replace(anew, hints=None))
+        there, anew = lloyd_step(blocks, there, replace(anew, bounds=None))
         assert isinstance(known.bounds, ProjectionBounds)
         assert torch.equal(here, there)
         assert torch.equal(known.labels, anew.labels)
@@ -335,7 +339,9 @@ def test_blocks_do_not_matter() -> None:
     whole, parts = assign([points], centres, 1000), assign(points.split(37), centres, 1000)
     assert torch.equal(whole.counts, parts.counts)
     torch.testing.assert_close(whole.sums, parts.sums, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(whole.partial_inertia(centres), parts.partial_inertia(centres), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(
+        whole.partial_inertia(centres), parts.partial_inertia(centres), rtol=1e-5, atol=1e-2
+    )
 
 
 def test_starts_do_not_touch_each_other() -> None:
@@ -498,7 +504,9 @@ def test_many_features_are_flattened_to_their_widest_plane() -> None:
 
 
 def test_a_scatter_is_a_picture() -> None:
-    picture = draw_clusters(torch.randn(30, 2), torch.arange(30) % 3, torch.zeros(3, 2), cluster_names=("a", "b", "c"))
+    picture = draw_clusters(
+        torch.randn(30, 2), torch.arange(30) % 3, torch.zeros(3, 2), cluster_names=("a", "b", "c")
+    )
     assert picture.shape[0] == 3
     assert 0 <= float(picture.min()) < float(picture.max()) <= 1
 

@@ -11,7 +11,12 @@ from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.errors import ConfigError
 from genexp.metrics import feature_extractor as extractor_module
 from genexp.metrics.extractor import load_extractor, save_extractor
-from genexp.metrics.feature_extractor import WEIGHTS_DIR, classifier_accuracy, load_or_train_extractor, train_classifier
+from genexp.metrics.feature_extractor import (
+    WEIGHTS_DIR,
+    classifier_accuracy,
+    load_or_train_extractor,
+    train_classifier,
+)
 from genexp.networks.classifier import Classifier
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,8 +35,8 @@ def _bars(name: str = "bars", *, samples: int = 300, seed: int = 0) -> Dataset:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(extractor_module, "_cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(extractor_module, "SAMPLES_SEEN", 3000)
+    monkeypatch.setattr(extractor_module, "_cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(extractor_module, "TRAINING_SAMPLES", 3000)
     return tmp_path
 
 
@@ -105,7 +110,7 @@ def test_a_damaged_cache_is_trained_anew(cache: Path) -> None:
 def test_a_cache_that_cannot_be_written_costs_no_more_than_time(cache: Path) -> None:
     (cache / "classifiers").write_text("in the way")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extractor_module, "_cache_folder", lambda: cache / "classifiers")
+        patch.setattr(extractor_module, "_cache_dir", lambda: cache / "classifiers")
         assert load_or_train_extractor(_bars()).accuracy > 0.9
 
 

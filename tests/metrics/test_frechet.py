@@ -71,7 +71,7 @@ def test_identical_sets_are_at_no_distance_and_score_one() -> None:
 
 @pytest.mark.parametrize("block", [7, 500])
 def test_neighbourhood_scores_equal_the_naive_ones(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frechet, "BLOCK", block)
+    monkeypatch.setattr(frechet, "BLOCK_ROWS", block)
     torch.manual_seed(0)
     real = torch.randn(40, 3, dtype=torch.float64)
     fake = 0.7 * torch.randn(30, 3, dtype=torch.float64) + 0.8

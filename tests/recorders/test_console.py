@@ -12,7 +12,7 @@ import rich
 from rich.console import Console as RichConsole
 
 from genexp.recorders.console import Console
-from genexp.snapshot import RunOutcome, RunInfo
+from genexp.snapshot import RunInfo, RunOutcome
 from tests.support.snapshots import recording, run_info, snapshot
 
 

@@ -32,7 +32,9 @@ def finale(dimensions: int, *, labelled: bool = True) -> FinalArtifacts:
     return FinalArtifacts({}, codes, torch.arange(400) % 10 if labelled else None)
 
 
-@pytest.mark.parametrize("outcome", [FINISHED, RunOutcome("stopped", 20), RunOutcome("failed", 20, error="disk full")])
+@pytest.mark.parametrize(
+    "outcome", [FINISHED, RunOutcome("stopped", 20), RunOutcome("failed", 20, error="disk full")]
+)
 def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, outcome: RunOutcome) -> None:
     run = run_info(tmp_path)
     with recording(MetricsLog(), run) as log, recording(Figures(), run, outcome) as figures:
@@ -61,7 +63,7 @@ def test_the_gallery_is_pictures_and_gifs(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     gallery = {"grid": picture(1, channels=3), "walk": torch.stack([picture(1), picture(2), picture(3)])}
     with recording(Figures(), run) as figures:
-        figures.record(snapshot(40, run, finale=FinalArtifacts(gallery)))
+        figures.record(snapshot(40, run, final_artifacts=FinalArtifacts(gallery)))
     assert colours_of(tmp_path / "figures/grid.png") == 64
     with Image.open(tmp_path / "figures/walk.gif") as gif:
         assert gif.n_frames == 3  # type: ignore[attr-defined]
@@ -72,7 +74,7 @@ def test_the_gallery_is_pictures_and_gifs(tmp_path: Path) -> None:
 def test_flat_and_solid_codes_are_drawn(tmp_path: Path, dimensions: int, labelled: bool) -> None:
     run = run_info(tmp_path)
     with recording(Figures(), run) as figures:
-        figures.record(snapshot(40, run, finale=finale(dimensions, labelled=labelled)))
+        figures.record(snapshot(40, run, final_artifacts=finale(dimensions, labelled=labelled)))
     assert colours_of(tmp_path / "figures/latents.png") > 100
     page = (tmp_path / "figures/latents.html").read_text()
     assert "Plotly.newPlot" in page
@@ -82,7 +84,7 @@ def test_flat_and_solid_codes_are_drawn(tmp_path: Path, dimensions: int, labelle
 def test_codes_of_many_dimensions_are_left_to_the_projector(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     with recording(Figures(), run) as figures:
-        figures.record(snapshot(40, run, finale=finale(5)))
+        figures.record(snapshot(40, run, final_artifacts=finale(5)))
     assert list((tmp_path / "figures").iterdir()) == []
 
 
@@ -120,7 +122,7 @@ def test_values_that_are_no_numbers_do_not_stop_the_drawing(tmp_path: Path) -> N
 def test_a_browser_shows_the_latent_codes(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     with recording(Figures(), run) as figures:
-        figures.record(snapshot(40, run, finale=finale(3)))
+        figures.record(snapshot(40, run, final_artifacts=finale(3)))
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
     command += ["--window-size=800,600", f"--user-data-dir={tmp_path / 'browser'}"]
     command += [f"--screenshot={tmp_path / 'shown.png'}", (tmp_path / "figures/latents.html").as_uri()]

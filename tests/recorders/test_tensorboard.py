@@ -117,7 +117,7 @@ def test_pictures_settings_gifs_and_hyperparameters_are_there(tmp_path: Path) ->
     run = run_info(tmp_path)
     write_gif(tmp_path / "samples.gif", [picture(1), picture(2)], duration=100)
     with recording(TensorBoard(), run) as board:
-        board.record(snapshot(40, run, images={"samples": picture(1, channels=3)}, finale=finale()))
+        board.record(snapshot(40, run, images={"samples": picture(1, channels=3)}, final_artifacts=finale()))
     events = read(tmp_path)
     assert set(events.Tags()["images"]) == {"preview/samples", "gallery/grid", "animation/samples"}
     [gif] = events.Images("animation/samples")
@@ -132,7 +132,7 @@ def test_pictures_settings_gifs_and_hyperparameters_are_there(tmp_path: Path) ->
 def test_the_projector_has_a_line_for_each_sample(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     with recording(TensorBoard(), run) as board:
-        board.record(snapshot(40, run, finale=finale()))
+        board.record(snapshot(40, run, final_artifacts=finale()))
     folder = tmp_path / "tensorboard"
     assert np.loadtxt(folder / "projector/codes.tsv").shape == (30, 3)
     assert (folder / "projector/classes.tsv").read_text().split() == [str(number % 10) for number in range(30)]
@@ -149,7 +149,7 @@ def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
         noted = sizes(killed)
         record_blocks(killed, broken, (30,))
     cut_back(noted)
-    resumed_run = run_info(tmp_path / "broken", resumed_at=20)
+    resumed_run = run_info(tmp_path / "broken", start_step=20)
     with recording(TensorBoard(), resumed_run) as resumed:
         record_blocks(resumed, resumed_run, (30, 40))
         assert len(resumed.append_only_files()) == 2
@@ -166,7 +166,7 @@ def test_a_tensorboard_that_watches_forgets_the_steps_that_were_cut(tmp_path: Pa
         record_blocks(killed, run, (30,))
         watcher = read(tmp_path)
     cut_back(noted)
-    resumed_run = run_info(tmp_path, resumed_at=20)
+    resumed_run = run_info(tmp_path, start_step=20)
     with recording(TensorBoard(), resumed_run) as resumed:
         record_blocks(resumed, resumed_run, (30, 40))
     watcher.Reload()
@@ -177,7 +177,7 @@ def test_the_real_server_shows_scalars_and_hyperparameters(tmp_path: Path) -> No
     run = run_info(tmp_path / "run")
     with recording(TensorBoard(), run) as board:
         record_blocks(board, run, (0, 10, 20))
-        board.record(snapshot(40, run, test={"psnr": 14.0}, finale=finale()))
+        board.record(snapshot(40, run, test={"psnr": 14.0}, final_artifacts=finale()))
     with tensorboard_server(tmp_path) as address:
         data = f"{address}/data/plugin"
         assert set(ask(f"{data}/scalars/tags")["run/tensorboard"]) == {"train/loss", "train/kl", "test/psnr"}

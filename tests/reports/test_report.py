@@ -15,8 +15,8 @@ import yaml
 from PIL import Image, ImageSequence
 
 from genexp.recorders.growing_gif import append_frame
-from genexp.reports import compare, write_sweep_report, write_run_report
-from genexp.reports.curves import resample_to_grid, downsample_min_max
+from genexp.reports import compare, write_run_report, write_sweep_report
+from genexp.reports.curves import downsample_min_max, resample_to_grid
 from genexp.reports.embedded_images import drop_gif_frames
 from genexp.run_dir.metrics import LoggedCurve
 from tests.support.browser import Browser, browser, needs_browser

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genexp.run_dir.checkpoint import load, list_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints, load
 from tests.support.command import TINY, genexp, in_folder, metrics, status
 from tests.support.tensorboard import ask, tensorboard_server
 

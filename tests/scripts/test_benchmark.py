@@ -36,7 +36,9 @@ def test_rivals_are_compared_within_a_round_and_the_first_round_does_not_count()
 
 @pytest.mark.skipif(not memory.can_measure(), reason="the system does not tell how much memory was held")
 def test_memory_is_what_the_work_took_at_most() -> None:
-    assert 195 < run_in_new_process(hold_and_drop, 50) < 220  # 50 million numbers in float32; the system counts roughly
+    assert (
+        195 < run_in_new_process(hold_and_drop, 50) < 220
+    )  # 50 million numbers in float32; the system counts roughly
 
 
 def hold_and_drop(millions: int) -> float:
@@ -80,7 +82,7 @@ def test_other_work_is_refused() -> None:
         return [replace(player, loss=lambda images: 1.001 * player.loss(images))]
 
     with pytest.raises(AssertionError, match="not the same work"):
-        check_losses(compose_task_config(work), replace(work, players=others))
+        check_losses(compose_task_config(work), replace(work, build_phases=others))
 
 
 def test_a_watch_sees_every_pause_between_steps() -> None:
@@ -104,7 +106,7 @@ def test_the_logging_suite_says_what_records_cost() -> None:
 
 def test_figures_go_to_the_console_and_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = PairedComparison("60 images", "6", 3.0, 2.0, 1.5, 1.5, 1.5, "MB")
-    monkeypatch.setattr(command, "_run", lambda suite, rounds: [row])
+    monkeypatch.setattr(command, "_run_suite", lambda suite, rounds: [row])
     ended = called(
         "benchmark",
         command.main,
@@ -151,7 +153,7 @@ def test_the_figure_has_a_column_an_axis(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_refused_before_it_begins(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_run", lambda suite, rounds: pytest.fail("it began"))
+    monkeypatch.setattr(command, "_run_suite", lambda suite, rounds: pytest.fail("it began"))
     ended = called("benchmark", command.main, *words)
     assert ended.code == 2
     assert ended.err.splitlines()[-1].startswith("benchmark: error: ")

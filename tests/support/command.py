@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from genexp.run_dir.checkpoint import load, list_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints, load
 from genexp.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]

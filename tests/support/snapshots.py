@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genexp.recorders.recorder import Recorder
-from genexp.snapshot import Curve, RunOutcome, RunInfo, Snapshot
+from genexp.snapshot import Curve, RunInfo, RunOutcome, Snapshot
 from genexp.technique import Clock
 
 AnyRecorder = TypeVar("AnyRecorder", bound=Recorder)

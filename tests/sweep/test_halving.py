@@ -34,7 +34,11 @@ def jobs_with(folder: Path, values: dict[tuple[float, int], list[float | None]],
 def test_each_rung_is_factor_times_as_far_until_one_configuration_is_left(tmp_path: Path) -> None:
     jobs = jobs_with(tmp_path, {(0.1 * n, seed): [] for n in range(9) for seed in (0, 1)})
     halving = Halving(HalvingConfig(factor=2, epochs=2), jobs)
-    assert [(rung.epoch, rung.n_candidates, rung.n_survivors) for rung in halving.rungs] == [(2, 9, 4), (4, 4, 2), (8, 2, 1)]
+    assert [(rung.epoch, rung.n_candidates, rung.n_survivors) for rung in halving.rungs] == [
+        (2, 9, 4),
+        (4, 4, 2),
+        (8, 2, 1),
+    ]
     # Two seeds each: 9 to epoch 2, 4 to epoch 4, 2 to epoch 8, 1 to epoch 20.
     assert halving.expected_jobs == pytest.approx(2 * (9 * 2 + 4 * 2 + 2 * 4 + 1 * 12) / 20)
     assert Halving(HalvingConfig(factor=None, epochs=1), jobs).rungs == []

@@ -15,7 +15,7 @@ from genexp.data.dataset import DataSpec
 from genexp.images.augment import random_affine
 from genexp.images.scatter import embed_tsne
 from genexp.technique import Batch, Clock
-from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, soft_assignment, sharpened_assignment_loss
+from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, sharpened_assignment_loss, soft_assignment
 from tests.support.command import genexp, in_folder, metrics, status
 from tests.support.compose import composed
 
@@ -59,20 +59,20 @@ def test_without_a_ramp_alpha_is_there_once_pretraining_is_over() -> None:
 
 def test_centres_are_placed_once_when_pretraining_is_over() -> None:
     deep = technique("model=deep_kmeans", "model.pretrain=0.5")
-    placed = [step for step in range(1, 101) if deep.pretraining_ended(Clock(step, 100, 10))]
+    placed = [step for step in range(1, 101) if deep.is_pretraining_finished(Clock(step, 100, 10))]
     assert placed == [51]
     never = technique("model=deep_kmeans", "model.pretrain=0")
-    assert not any(never.pretraining_ended(Clock(step, 100, 10)) for step in range(1, 101))
+    assert not any(never.is_pretraining_finished(Clock(step, 100, 10)) for step in range(1, 101))
 
 
 def test_placed_centres_lie_among_the_latents() -> None:
     deep = technique("model=deep_kmeans", "model.clusters=3")
     samples = split()
     with torch.no_grad():
-        deep.place_centres(samples, Clock(1, 2, 1))
-        codes = torch.cat([deep.settled(batch["image"]) for batch in samples])
+        deep.fit_centers(samples, Clock(1, 2, 1))
+        codes = torch.cat([deep.encode_in_eval_mode(batch["image"]) for batch in samples])
     means = torch.stack([codes[torch.arange(60) % 3 == kind].mean(0) for kind in range(3)])
-    torch.testing.assert_close(torch.cdist(deep.centres, means).amin(1), torch.zeros(3), rtol=0, atol=0.5)
+    torch.testing.assert_close(torch.cdist(deep.centers, means).amin(1), torch.zeros(3), rtol=0, atol=0.5)
 
 
 def test_the_assignment_is_no_part_of_the_gradient() -> None:
@@ -85,10 +85,10 @@ def test_the_assignment_is_no_part_of_the_gradient() -> None:
     with torch.no_grad():
         codes = deep.encode(batch)
         clusters = deep.assign(batch)
-        expected = torch.zeros_like(deep.centres)
-        expected.index_add_(0, clusters, (deep.centres[clusters] - codes) * 2 / codes.numel())
-    assert deep.centres.grad is not None
-    torch.testing.assert_close(deep.centres.grad, 1e-3 * expected)
+        expected = torch.zeros_like(deep.centers)
+        expected.index_add_(0, clusters, (deep.centers[clusters] - codes) * 2 / codes.numel())
+    assert deep.centers.grad is not None
+    torch.testing.assert_close(deep.centers.grad, 1e-3 * expected)
     assert float(extra["centres_used"]) == len(clusters.unique())
 
 
@@ -114,7 +114,7 @@ def test_a_sharpened_pull_leads_to_the_nearer_centre_and_spares_the_smaller_clus
 def test_evaluation_agrees_with_settled_latents() -> None:
     deep = technique("model=deep_kmeans").eval()
     images = split()[0]["image"]
-    torch.testing.assert_close(deep.settled(images), deep.encode({"image": images}))
+    torch.testing.assert_close(deep.encode_in_eval_mode(images), deep.encode({"image": images}))
 
 
 def test_scores_do_not_depend_on_the_batches() -> None:

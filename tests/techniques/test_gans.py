@@ -126,7 +126,9 @@ def test_convolutional_networks_are_the_references() -> None:
 def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
     shape = (channels, side, side)
     generator = build_conv_generator(5, LAYOUTS[layout].generator_layers(shape, 2), batch_norm=True)
-    discriminator = build_conv_discriminator(channels, LAYOUTS[layout].discriminator_layers(shape, 2), norm="layer", dropout=0.1)
+    discriminator = build_conv_discriminator(
+        channels, LAYOUTS[layout].discriminator_layers(shape, 2), norm="layer", dropout=0.1
+    )
     images = generator(torch.randn(3, 5))
     assert images.shape == (3, *shape)
     assert images.abs().max() <= 1
@@ -135,7 +137,9 @@ def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
 
 def test_doubling_reaches_every_size() -> None:
     for side in range(5, 70):
-        generator = build_conv_generator(3, LAYOUTS["doubling"].generator_layers((1, side, side), 1), batch_norm=False)
+        generator = build_conv_generator(
+            3, LAYOUTS["doubling"].generator_layers((1, side, side), 1), batch_norm=False
+        )
         assert generator(torch.randn(1, 3)).shape == (1, 1, side, side)
 
 

@@ -20,7 +20,7 @@ from genexp.images.color import COLOR_MODES, luminance
 from genexp.images.resize import resize
 from genexp.images.vision import torchvision
 from genexp.networks.frozen import FrozenConv2d
-from genexp.networks.vgg import LAYER_CHANNELS, WEIGHTS_URL, VGG19, load_imagenet_weights, load_weight_file
+from genexp.networks.vgg import LAYER_CHANNELS, VGG19, WEIGHTS_URL, load_imagenet_weights, load_weight_file
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix
@@ -108,7 +108,10 @@ def test_of_two_layers_looked_at_only_the_convolution_is_kept_for_gradients() ->
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        seen = [(name, gram_matrix(features)) for name, features in network(torch.rand(1, 3, 20, 24, requires_grad=True))]
+        seen = [
+            (name, gram_matrix(features))
+            for name, features in network(torch.rand(1, 3, 20, 24, requires_grad=True))
+        ]
     assert [name for name, _ in seen] == ["conv_1", "conv_2"]
     assert len(kept) == 2
 
@@ -255,9 +258,9 @@ def test_loss_falls_and_stays_low(optimizer: dict[str, Any]) -> None:
 def test_image_begins_as_the_content() -> None:
     taught, data = learner(LBFGS)
     assert isinstance(taught.technique, StyleTransfer)
-    assert torch.equal(taught.technique.stylised(), data[0]["content"])
+    assert torch.equal(taught.technique.stylize(), data[0]["content"])
     assert losses(taught, data, 1)[0] > 0
-    assert not torch.equal(taught.technique.stylised(), data[0]["content"])
+    assert not torch.equal(taught.technique.stylize(), data[0]["content"])
 
 
 def test_each_scale_has_its_part_of_the_run() -> None:
@@ -284,7 +287,7 @@ def test_luminance_keeps_the_colours_of_the_content() -> None:
     taught, data = learner(LBFGS, preserve_colour="luminance")
     losses(taught, data, 5)
     assert isinstance(taught.technique, StyleTransfer)
-    image, content = taught.technique.stylised(), data[0]["content"]
+    image, content = taught.technique.stylize(), data[0]["content"]
     inside = ((image > 0) & (image < 1)).all(1, keepdim=True)
     colour, before = image - luminance(image), content - luminance(content)
     torch.testing.assert_close((colour * inside), (before * inside), atol=1e-5, rtol=0)

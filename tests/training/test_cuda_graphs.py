@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genexp.technique import Batch, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique
+from genexp.technique import Batch, Clock, ClosedFormPhase, GradientPhase, Metrics, Phase, Technique
 from genexp.training import learner as learner_module
 from genexp.training.cuda_graphs import WARMUP_STEPS, get_graph_factory
 from genexp.training.learner import Learner, StepSettings
@@ -65,7 +65,10 @@ class Toy(Technique):
         self._loss = loss
 
     def phases(self) -> tuple[Phase, ...]:
-        return (GradientPhase("first", self.first, self.loss), GradientPhase("second", self.second, self.loss_2, every=2))
+        return (
+            GradientPhase("first", self.first, self.loss),
+            GradientPhase("second", self.second, self.loss_2, every=2),
+        )
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         loss = self._loss(self, self.first(batch["point"]), clock)
@@ -97,7 +100,7 @@ def noisy(toy: Toy, out: Tensor, clock: Clock) -> Tensor:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
     FakeGraph.made = []
-    monkeypatch.setattr(learner_module, "graphs_on", lambda device: FakeGraph)
+    monkeypatch.setattr(learner_module, "get_graph_factory", lambda device: FakeGraph)
     return FakeGraph
 
 
@@ -160,7 +163,7 @@ def test_what_cuda_cannot_record_is_done_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     FakeGraph.made = []
-    monkeypatch.setattr(learner_module, "graphs_on", lambda device: BrokenGraph)
+    monkeypatch.setattr(learner_module, "get_graph_factory", lambda device: BrokenGraph)
     plain, captured = taught(capture=False), taught(capture=True)
     run(plain, range(1, 12)), run(captured, range(1, 12))
     assert_same(plain, captured)

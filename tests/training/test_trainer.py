@@ -17,7 +17,17 @@ from genexp.device import has_bf16_matmul, use_bf16_matmul, use_deterministic_al
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
 from genexp.run_dir.checkpoint import load, save
 from genexp.snapshot import Snapshot
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, ClosedFormPhase, Technique, detach_metrics
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    ClosedFormPhase,
+    GradientPhase,
+    Metrics,
+    Phase,
+    Technique,
+    detach_metrics,
+)
 from genexp.training import trainer as trainer_module
 from genexp.training.learner import EMA, Learner, StepSettings, resolve_precision
 from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan
@@ -444,7 +454,7 @@ def test_the_state_of_another_model_is_refused_in_a_line() -> None:
 def test_blocks_of_metrics_cover_every_step_once(
     block: int, evaluate: int, checkpoint: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "BLOCK_STEPS", block)
+    monkeypatch.setattr(trainer_module, "METRICS_FLUSH_STEPS", block)
     heard, clock = run(Toy(), evaluate_every=evaluate, checkpoint_every=checkpoint, max_steps=11)
     steps, values = heard.column("value")
     assert clock.step == 11
@@ -463,7 +473,7 @@ def test_a_phase_that_rests_leaves_its_steps_out() -> None:
 
 @pytest.mark.parametrize("block", [1, 3, 50])
 def test_a_diagnosis_is_made_of_the_whole_epoch(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "BLOCK_STEPS", block)
+    monkeypatch.setattr(trainer_module, "METRICS_FLUSH_STEPS", block)
 
     class Patient(Toy):
         def diagnose(self, metrics: Mapping[str, float]) -> str | None:
@@ -476,7 +486,7 @@ def test_a_diagnosis_is_made_of_the_whole_epoch(block: int, monkeypatch: pytest.
 
 
 def test_a_block_does_not_last_longer_than_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(trainer_module, "METRICS_FLUSH_SECONDS", 0.0)
     heard, _ = run(Toy(), evaluate_every=0, preview_every=0, checkpoint_every=0, max_steps=5)
     assert [list(snapshot.train["loss"].steps) for snapshot in heard.snapshots[1:]] == [[1], [2], [3], [4], [5]]
 
@@ -713,7 +723,7 @@ def test_only_a_second_interruption_by_hand_is_obeyed_at_once(monkeypatch: pytes
     exits: list[int] = []
     monkeypatch.setattr("os._exit", exits.append)
     told: list[str] = []
-    with stop_on_signals(then=lambda: told.append("once")) as stop:
+    with stop_on_signals(on_signal=lambda: told.append("once")) as stop:
         signal.raise_signal(signal.SIGUSR2)
         signal.raise_signal(signal.SIGTERM)
         assert (stop.signal, exits) == (signal.SIGUSR2, [])

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from genexp.config import find_config_dir, suggest_choice
 from genexp.data.dataset import Dataset, LazyStream, Stream
-from genexp.data.registry import DatasetConfig, load_dataset, list_datasets
+from genexp.data.registry import DatasetConfig, list_datasets, load_dataset
 from genexp.errors import ConfigError
 
 BLOCK_IMAGES = 1000  # images changed at a time
-Transform = Callable[[Tensor], Tensor]  # uint8 images (batch, ...) → (batch, ...); known to worker processes by name
+Transform = Callable[
+    [Tensor], Tensor
+]  # uint8 images (batch, ...) → (batch, ...); known to worker processes by name
 
 
 @dataclass

@@ -14,7 +14,13 @@ from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.data.loading import split_bytes
 from genexp.data.registry import DatasetConfig
-from genexp.data.sources._image_files import PIL_MODES, format_unreadable_warning, find_image_files, read_all_images, partition_readable
+from genexp.data.sources._image_files import (
+    PIL_MODES,
+    find_image_files,
+    format_unreadable_warning,
+    partition_readable,
+    read_all_images,
+)
 from genexp.data.subset import subset
 from genexp.errors import DataError
 from genexp.seeding import derive_seed
@@ -62,7 +68,9 @@ def scan_directory(directory: str, key: str) -> ImageDirectory:
     return ImageDirectory(root, readable, format_unreadable_warning(broken, len(files), root))
 
 
-def split_by_hash(items: Sequence[Item], get_name: Callable[[Item], str], fraction: float) -> tuple[list[Item], list[Item]]:
+def split_by_hash(
+    items: Sequence[Item], get_name: Callable[[Item], str], fraction: float
+) -> tuple[list[Item], list[Item]]:
     """Return (train, test). An item's side depends on its name alone, but for a few: it stays as others come.
 
     Neither is empty where there are two items.

@@ -43,4 +43,6 @@ def load(config: BlobsConfig) -> Dataset:
         config.n_samples, centers=centers, cluster_std=config.cluster_std, random_state=config.test_seed
     )
     names = tuple(f"blob {number}" for number in range(config.centers))
-    return Dataset(config.name, make_point_split(points, labels), make_point_split(test_points, test_labels), names)
+    return Dataset(
+        config.name, make_point_split(points, labels), make_point_split(test_points, test_labels), names
+    )

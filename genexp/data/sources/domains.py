@@ -11,7 +11,7 @@ from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
 from genexp.data.sampling import permutation
-from genexp.data.sources._derived import Transform, DerivedConfig, transform_stream
+from genexp.data.sources._derived import DerivedConfig, Transform, transform_stream
 from genexp.data.subset import take
 
 DARK_COLOR, LIGHT_COLOR = (24.0, 32.0, 80.0), (255.0, 160.0, 40.0)  # RGB of what was black and white
@@ -74,7 +74,8 @@ def load(config: DomainsConfig) -> Dataset:
     images = base.train.streams["image"]
     first, second = permutation(len(images), "domains").tensor_split(2)
     train = Split(
-        {"a": transform_stream(take(images, first), to_a), "b": transform_stream(take(images, second), to_b)}, is_aligned=False
+        {"a": transform_stream(take(images, first), to_a), "b": transform_stream(take(images, second), to_b)},
+        is_aligned=False,
     )
     test_streams = base.test.streams
     a, b = transform_stream(test_streams["image"], to_a), transform_stream(test_streams["image"], to_b)

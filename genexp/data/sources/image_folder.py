@@ -15,10 +15,10 @@ from genexp.data.registry import DatasetConfig, register_dataset
 from genexp.data.sources._image_files import (
     PIL_MODES,
     ImageFiles,
-    format_unreadable_warning,
     find_image_files,
-    read_all_images,
+    format_unreadable_warning,
     partition_readable,
+    read_all_images,
 )
 from genexp.data.subset import subset
 from genexp.errors import DataError
@@ -59,7 +59,9 @@ def load(config: ImageFolderConfig) -> Dataset:
         )
     names, files_by_class, stray_warnings = _group_by_class(readable, root)
     train, test = _split_by_hash(files_by_class, root, config.test_fraction)
-    dataset = Dataset(config.name, _build_lazy_split(train, names, config), _build_lazy_split(test, names, config), names)
+    dataset = Dataset(
+        config.name, _build_lazy_split(train, names, config), _build_lazy_split(test, names, config), names
+    )
     # Cut before reading: a small limit must not wait for the whole folder.
     dataset = subset(dataset, config.limit)
     train_split, test_split = dataset.train, dataset.test
@@ -68,8 +70,16 @@ def load(config: ImageFolderConfig) -> Dataset:
         test_split, broken_test = _load_split(test_split)
         broken += broken_train + broken_test
         if not len(train_split) or not len(test_split):
-            raise DataError(f"{format_unreadable_warning(broken, len(files), root)[0]}; too few are left: add pictures")
-    return Dataset(config.name, train_split, test_split, names, (*format_unreadable_warning(broken, len(files), root), *stray_warnings))
+            raise DataError(
+                f"{format_unreadable_warning(broken, len(files), root)[0]}; too few are left: add pictures"
+            )
+    return Dataset(
+        config.name,
+        train_split,
+        test_split,
+        names,
+        (*format_unreadable_warning(broken, len(files), root), *stray_warnings),
+    )
 
 
 def _find_images(root: Path) -> list[Path]:
@@ -81,7 +91,9 @@ def _find_images(root: Path) -> list[Path]:
     return found
 
 
-def _group_by_class(paths: Sequence[Path], root: Path) -> tuple[tuple[str, ...], list[list[Path]], tuple[str, ...]]:
+def _group_by_class(
+    paths: Sequence[Path], root: Path
+) -> tuple[tuple[str, ...], list[list[Path]], tuple[str, ...]]:
     """Return the class names, the files of each class, and a warning about files outside any class.
 
     Without sub-folders there are no names, and one group of files.
@@ -101,7 +113,9 @@ def _group_by_class(paths: Sequence[Path], root: Path) -> tuple[tuple[str, ...],
 LabeledPaths = list[tuple[Path, int]]  # file, class
 
 
-def _split_by_hash(files_by_class: list[list[Path]], root: Path, test_fraction: float) -> tuple[LabeledPaths, LabeledPaths]:
+def _split_by_hash(
+    files_by_class: list[list[Path]], root: Path, test_fraction: float
+) -> tuple[LabeledPaths, LabeledPaths]:
     """Return the files of train and test. A file's side hardly changes when others are added.
 
     Within each class the files are ranked by a hash of their path below `root`, and the first go to test.

@@ -8,11 +8,13 @@ from pathlib import Path
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
-from genexp.data.sources._directories import ImageDirectoriesConfig, split_by_hash, subset_and_load, scan_directory
+from genexp.data.sources._directories import ImageDirectoriesConfig, scan_directory, split_by_hash, subset_and_load
 from genexp.data.sources._image_files import FULL_WIDTH, CropRange, ImageFiles
 from genexp.errors import DataError
 
-CROPS_BY_INPUT_SIDE: dict[str, tuple[CropRange, CropRange]] = {  # where the input is → the parts of the input and of the target
+CROPS_BY_INPUT_SIDE: dict[
+    str, tuple[CropRange, CropRange]
+] = {  # where the input is → the parts of the input and of the target
     "left": ((0.0, 0.5), (0.5, 1.0)),
     "right": ((0.5, 1.0), (0.0, 0.5)),
 }
@@ -33,7 +35,12 @@ class PairsConfig(ImageDirectoriesConfig):
         has_root, has_directories = self.root is not None, self.input is not None and self.target is not None
         remedy = "set it to a folder of pictures side by side, or set dataset.input and dataset.target instead"
         require(has_root != has_directories, "root", self.root or "null", remedy)
-        require(self.input_side in CROPS_BY_INPUT_SIDE, "input_side", self.input_side, f"choose one of {', '.join(CROPS_BY_INPUT_SIDE)}")
+        require(
+            self.input_side in CROPS_BY_INPUT_SIDE,
+            "input_side",
+            self.input_side,
+            f"choose one of {', '.join(CROPS_BY_INPUT_SIDE)}",
+        )
 
 
 @register_dataset("pairs", PairsConfig)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
-from genexp.data.sources._directories import ImageDirectoriesConfig, split_by_hash, subset_and_load, scan_directory
+from genexp.data.sources._directories import ImageDirectoriesConfig, scan_directory, split_by_hash, subset_and_load
 from genexp.data.sources._image_files import ImageFiles
 from genexp.errors import DataError
 
@@ -41,5 +41,7 @@ def load(config: UnpairedConfig) -> Dataset:
         train[key] = ImageFiles(train_paths, config.size, config.channels)
         test[key] = ImageFiles(test_paths, config.size, config.channels)
         warnings += folder.warnings
-    dataset = Dataset(config.name, Split(train, is_aligned=False), Split(test, is_aligned=False), warnings=warnings)
+    dataset = Dataset(
+        config.name, Split(train, is_aligned=False), Split(test, is_aligned=False), warnings=warnings
+    )
     return subset_and_load(dataset, config)

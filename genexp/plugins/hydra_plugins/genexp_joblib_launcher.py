@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from genexp.run_dir.status import read_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
-from genexp.sweep.worker_job import ignore_sigint, run_in_worker, build_thread_env
+from genexp.sweep.worker_job import build_thread_env, ignore_sigint, run_in_worker
 
 
 class JoblibLauncher(SweepLauncher):

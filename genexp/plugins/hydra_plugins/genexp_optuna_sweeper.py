@@ -16,7 +16,7 @@ from genexp.sweep.config import require_positive_int
 from genexp.sweep.hydra_overrides import get_sweep_launcher, parse_sweep_overrides
 from genexp.sweep.launcher import require_extra
 from genexp.sweep.manifest import hash_config, to_plain_config
-from genexp.sweep.optuna_study import OptunaStudy, lock_study_file, build_distribution
+from genexp.sweep.optuna_study import OptunaStudy, build_distribution, lock_study_file
 from genexp.sweep.summary import report_on_exit
 
 DIRECTIONS = {"minimize": "min", "maximize": "max", "min": "min", "max": "max"}
@@ -52,7 +52,9 @@ class OptunaSweeper(BasicSweeper):
         overrides = parse_sweep_overrides(self, arguments)
         sweep_overrides = [override for override in overrides if override.is_sweep_override()]
         fixed_overrides = [
-            f"{override.get_key_element()}={override.get_value_element_as_str()}" for override in overrides if override not in sweep_overrides
+            f"{override.get_key_element()}={override.get_value_element_as_str()}"
+            for override in overrides
+            if override not in sweep_overrides
         ]
         search_space = {override.get_key_element(): build_distribution(override) for override in sweep_overrides}
         user_attrs = self._build_user_attrs(fixed_overrides, sweep_overrides, search_space)
@@ -63,7 +65,8 @@ class OptunaSweeper(BasicSweeper):
             with report_on_exit(launcher.sweep_dir, launcher.started_at):
                 while batch := study.ask_batch(self.n_jobs or launcher.max_parallel_jobs, self.n_trials):
                     job_overrides = [
-                        [*fixed_overrides, *(f"{key}={value}" for key, value in trial.params.items())] for trial in batch
+                        [*fixed_overrides, *(f"{key}={value}" for key, value in trial.params.items())]
+                        for trial in batch
                     ]
                     for trial, job in zip(batch, launcher.launch(job_overrides, batch[0].number), strict=True):
                         if job.status == JobStatus.FAILED:
@@ -73,7 +76,9 @@ class OptunaSweeper(BasicSweeper):
                     if not launcher.can_start_job():
                         break
 
-    def _build_user_attrs(self, fixed_overrides: list[str], sweep_overrides: list[Override], search_space: dict[str, Any]) -> dict[str, str]:
+    def _build_user_attrs(
+        self, fixed_overrides: list[str], sweep_overrides: list[Override], search_space: dict[str, Any]
+    ) -> dict[str, str]:
         """Return in words what is searched. Raises GenexpError where that cannot be, or contradicts itself."""
         from genexp.runs.build import check_config  # with torch
 
@@ -85,7 +90,9 @@ class OptunaSweeper(BasicSweeper):
                 "optimizer.lr='tag(log, interval(1e-5, 1e-2))'"
             )
         compose = self.hydra_context.config_loader.load_sweep_config
-        check_config(to_plain_config(compose(self.config, [*fixed_overrides, *map(pick_first_value, sweep_overrides)])))
+        check_config(
+            to_plain_config(compose(self.config, [*fixed_overrides, *map(pick_first_value, sweep_overrides)]))
+        )
         config = compose(self.config, fixed_overrides)
         trainer = config.trainer
         if self.direction is not None and DIRECTIONS.get(self.direction) != trainer.direction:

@@ -46,7 +46,9 @@ class RayLauncher(SweepLauncher):
         import ray
 
         available, required = ray.cluster_resources(), {"CPU": self.cpus_per_job, "GPU": self.gpus_per_job}
-        return max(1, min(int(available.get(resource, 0) / amount) for resource, amount in required.items() if amount))
+        return max(
+            1, min(int(available.get(resource, 0) / amount) for resource, amount in required.items() if amount)
+        )
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Hand the jobs to Ray as there is room for them. One whose process dies costs the others nothing."""
@@ -54,7 +56,9 @@ class RayLauncher(SweepLauncher):
 
         with self.forward_stop_signal():
             self._connect()
-            remote_run = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(run_in_worker)
+            remote_run = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(
+                run_in_worker
+            )
             pending = list(jobs)
             running: dict[Any, Job] = {}
             while running or (pending and self.can_start_job()):

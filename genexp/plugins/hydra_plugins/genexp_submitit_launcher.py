@@ -82,7 +82,9 @@ class SubmititLauncher(SweepLauncher):
         error = handle.exception()
         if error is not None and not self.stop_file.should_stop:
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            self.record_crash(job, f"its process ended early ({lines[-1].strip()}); see {self.sweep_dir / SUBMITIT_DIR}")
+            self.record_crash(
+                job, f"its process ended early ({lines[-1].strip()}); see {self.sweep_dir / SUBMITIT_DIR}"
+            )
         return True
 
 
