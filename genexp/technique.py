@@ -25,7 +25,7 @@ Batches = Iterable[Batch]  # a whole split, in order; can be iterated again
 class Clock:
     """Where the run stands. Schedules are pure functions of it."""
 
-    step: int  # 1-based; 0 is initialisation
+    step: int  # 1-based; 0 is initialization
     total_steps: int
     steps_per_epoch: int
 
@@ -74,7 +74,7 @@ Phase = GradientPhase | ClosedFormPhase
 
 
 class Technique(nn.Module, ABC):
-    """A way of learning from unlabelled data, as the phases of one step.
+    """A way of learning from unlabeled data, as the phases of one step.
 
     Subclasses are final, registered by `@register`, and built as `cls(config, spec)`. What must survive
     a resume is a parameter, a buffer or an optimizer's state; nothing else crosses steps. Randomness
@@ -86,7 +86,7 @@ class Technique(nn.Module, ABC):
     objective: ClassVar[str]  # the test metric by which checkpoints and sweeps are judged
     direction: ClassVar[Literal["min", "max"]] = "min"
     example_count: ClassVar[int] = 10  # how many held-out samples `preview` and `gallery` are given
-    # Batch normalisation sees the whole batch where several processes share it; if not, each sees its own part.
+    # Batch normalization sees the whole batch where several processes share it; if not, each sees its own part.
     should_sync_batch_norm: ClassVar[bool] = True
 
     @abstractmethod
@@ -100,7 +100,7 @@ class Technique(nn.Module, ABC):
         """
 
     def initialize(self, samples: Batches) -> None:
-        """Initialise from the training split. Called on fresh runs only, before step 1."""
+        """Initialize from the training split. Called on fresh runs only, before step 1."""
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         """Return the pictures worth looking at now: name → (channels, height, width) in [0, 1].

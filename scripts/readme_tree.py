@@ -23,7 +23,7 @@ DIRECTORY_COMMENTS = {
     "genexp/techniques": "one file a technique; the folder finds its files by itself",
     "genexp/tools": "",
     "scripts": "the commands, and the tools of the project, a few lines each",
-    "tests": "they state behaviour; test_contract.py runs on every technique",
+    "tests": "they state behavior; test_contract.py runs on every technique",
     "outputs": "runs (ignored by git); gallery/ holds the README's pictures",
 }
 

@@ -68,7 +68,7 @@ def test_batch_norm_of_the_whole_is_torchs(shape: tuple[int, ...]) -> None:
     values = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     kinds = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
     seen = []
-    for mode in (True, False):  # False: not synchronised, torch's own
+    for mode in (True, False):  # False: not synchronized, torch's own
         layer = kinds[len(shape)](3, dtype=torch.float64)
         nn.init.uniform_(layer.weight)
         with torch.no_grad():

@@ -158,9 +158,9 @@ def generate_stylized_image(request: GenerationRequest) -> list[Path]:
     """Make the image that was learned, pixel for pixel."""
     technique = request.run.technique
     assert isinstance(technique, CanStylize)
-    with request.run.seeded_eval_mode("stylised", seed=request.seed):
+    with request.run.seeded_eval_mode("stylized", seed=request.seed):
         image = technique.stylize()[0]
-    return [write_image(request.output_dir / "stylised.png", image)]
+    return [write_image(request.output_dir / "stylized.png", image)]
 
 
 def generate_translations(request: GenerationRequest) -> list[Path]:
@@ -220,7 +220,7 @@ OUTPUT_TYPES: Mapping[str, OutputType] = {
     "interpolation": OutputType(CanInterpolate, generate_interpolation, can_use_input=True),
     "traversal": OutputType(CanTraverse, generate_traversal, can_use_input=True),
     "clusters": OutputType(CanCluster, generate_cluster_table),
-    "stylised": OutputType(CanStylize, generate_stylized_image),
+    "stylized": OutputType(CanStylize, generate_stylized_image),
     "translations": OutputType(CanTranslate, generate_translations, can_use_input=True),
 }
 

@@ -43,7 +43,7 @@ def read_input_images(
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Yield files and their images (at most `at_once`, *shape), float in [0, 1].
 
-    Pictures are cut to their centre square where they are not square. One that cannot be read is left out with a
+    Pictures are cut to their center square where they are not square. One that cannot be read is left out with a
     warning. Raises DataError where none can be read, and ConfigError for a `shape` that is not square.
     """
     channels, height, width = shape

@@ -23,7 +23,7 @@ OUTPUT_TYPE_HELP = {
     "interpolation": "images that turn into each other, PNG and GIF",
     "traversal": "single latent units that move, PNG and GIF",
     "clusters": "CSV of index, cluster and label of the test split",
-    "stylised": "the stylised image at full quality",
+    "stylized": "the stylized image at full quality",
     "translations": "images of one kind made of another, each a PNG, and a picture of before and after",
 }
 

@@ -114,7 +114,7 @@ def latent_scores(state: _EvaluationState) -> dict[str, float]:
     state.used_options |= {
         "probe_train_samples": len(probe_split),
         "probe_test_samples": len(test[0]),
-        "neighbours": NEIGHBORS,
+        "neighbors": NEIGHBORS,
     }
     return {
         "knn_accuracy": knn_accuracy(*train, *test, neighbors=NEIGHBORS),

@@ -1,7 +1,7 @@
 """The loss of a part of the batch, such that the parts' mean is what one process would compute of the whole.
 
 Techniques are written for a batch and know of no parts. While a part's loss is computed, random numbers are
-therefore drawn for the whole batch, of which the part's rows are kept, and batch normalisation takes its
+therefore drawn for the whole batch, of which the part's rows are kept, and batch normalization takes its
 statistics from the whole batch.
 """
 
@@ -39,7 +39,7 @@ RANDOM_IN_PLACE = {
 def build_distributed_loss(phase: GradientPhase, shard: Shard, *, sync_batch_norm: bool) -> LossFunction:
     """Return the loss of `phase` for the `part` of the batch that is here.
 
-    Gradients are averaged over all parts while they are computed. `synchronised` is the technique's.
+    Gradients are averaged over all parts while they are computed. `synchronized` is the technique's.
     """
     loss: LossFunction = DistributedDataParallel(
         _LossModule(phase, shard, sync_batch_norm), find_unused_parameters=True

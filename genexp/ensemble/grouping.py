@@ -17,7 +17,7 @@ FLOAT_PLACEHOLDER = "a number"  # stands for any float
 
 
 def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Return jobs that differ in seeds and numbers only, together; those of equal optimizers are neighbours."""
+    """Return jobs that differ in seeds and numbers only, together; those of equal optimizers are neighbors."""
     jobs_by_config: dict[str, list[Job]] = {}
     for job in jobs:
         jobs_by_config.setdefault(json.dumps([job.until_epoch, _fixed_config(job)], sort_keys=True), []).append(

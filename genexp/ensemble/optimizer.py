@@ -13,7 +13,7 @@ from genexp.training.optimizers import OptimizerConfig, build_joint_optimizer, l
 
 
 class EnsembleOptimizer:
-    """Steps all rows at once; neighbours of equal settings share a group of torch's optimizer.
+    """Steps all rows at once; neighbors of equal settings share a group of torch's optimizer.
 
     The rows' own optimizers never step. `publish` gives them their part of the state: from it a row's checkpoint
     is made, and it is what another stack of these rows begins with.

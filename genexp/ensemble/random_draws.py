@@ -190,7 +190,7 @@ def _normalize(
     eps: float = 1e-12,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Under vmap there is no `out`; spectral normalisation asks for it."""
+    """Under vmap there is no `out`; spectral normalization asks for it."""
     result = F.normalize(values, p, dim, eps)
     return result if out is None else out.copy_(result)
 

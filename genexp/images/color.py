@@ -1,4 +1,4 @@
-"""Keeping a photograph's colours while its style changes.
+"""Keeping a photograph's colors while its style changes.
 
 Gatys, Bethge, Hertzmann & Shechtman 2016, "Preserving Color in Neural Artistic Style Transfer".
 """
@@ -28,7 +28,7 @@ def luminance(images: Tensor) -> Tensor:
 
 
 def _match_luminance(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both without colour, the style's mean and deviation brought to the content's (section 3.2)."""
+    """Return both without color, the style's mean and deviation brought to the content's (section 3.2)."""
     content_luminance, style_luminance = luminance(content), luminance(style)
     matched = (style_luminance - style_luminance.mean()) / style_luminance.std().clamp_min(
         1e-6
@@ -42,7 +42,7 @@ def _restore_color(learned_luminance: Tensor, content: Tensor) -> Tensor:
 
 
 def _match_color_statistics(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the style with the content's mean colour and covariance of colours (section 3.1)."""
+    """Return the style with the content's mean color and covariance of colors (section 3.1)."""
     mean, root = _compute_color_statistics(content, 0.5)
     style_mean, inverse_root = _compute_color_statistics(style, -0.5)
     pixels = style.flatten(2) - style_mean  # (1, 3, places)
@@ -50,7 +50,7 @@ def _match_color_statistics(content: Tensor, style: Tensor) -> tuple[Tensor, Ten
 
 
 def _compute_color_statistics(image: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Return the mean colour (3, 1) of an image (1, 3, height, width), and a power of the covariance (3, 3)."""
+    """Return the mean color (3, 1) of an image (1, 3, height, width), and a power of the covariance (3, 3)."""
     pixels = image[0].flatten(1).double().cpu()  # not every device has eigenvectors, or doubles
     values, vectors = torch.linalg.eigh(pixels.cov())
     root = vectors * values.clamp_min(1e-5) ** power @ vectors.T

@@ -49,9 +49,9 @@ def embed_tsne(codes: Tensor) -> Tensor:
 def draw_clusters(
     points: Tensor, labels: Tensor, centers: Tensor | None = None, cluster_names: Sequence[str] = ()
 ) -> Tensor:
-    """Return points (n, 2) coloured by group (n,) as a picture (3, height, width) in [0, 1].
+    """Return points (n, 2) colored by group (n,) as a picture (3, height, width) in [0, 1].
 
-    `centres` (groups, 2) are drawn as stars; `names` of the groups make a legend. The frame depends on the
+    `centers` (groups, 2) are drawn as stars; `names` of the groups make a legend. The frame depends on the
     points alone, so that pictures of the same points make an animation.
     """
     # The object interface: pyplot would keep the figure, and may open a window.
@@ -104,7 +104,7 @@ def _set_axes_frame(axes: Any, coords: np.ndarray) -> None:
 
 
 def _pick_colors(count: int) -> np.ndarray:
-    """Return `count` colours (count, 4) that are told apart as easily as so many can be."""
+    """Return `count` colors (count, 4) that are told apart as easily as so many can be."""
     from matplotlib import colormaps
 
     if count <= 10:

@@ -1,4 +1,4 @@
-"""What is known of the points, brought from some centres to the next in place."""
+"""What is known of the points, brought from some centers to the next in place."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ClusterUpdate:
         self._counts += sign * keys.bincount(minlength=self._counts.numel()).view_as(self._counts)
 
     def build_cluster_sums(self, indices: list[slice], bounds: AssignmentBounds | None) -> ClusterSums:
-        """Return what is known once the points at the places `seen` were compared with all centres."""
+        """Return what is known once the points at the places `seen` were compared with all centers."""
         sums, counts = all_reduce_sum(self._sums), all_reduce_sum(self._counts)
         sums.masked_fill_(counts.unsqueeze(2) == 0, 0)  # and not what rounding left of points that came and went
         moved = int(all_reduce_sum(torch.tensor(self._moved_count, device=counts.device)))

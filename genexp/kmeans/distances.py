@@ -1,6 +1,6 @@
-"""Squared distances of points to fixed centres, each less the point's own squared norm, halved.
+"""Squared distances of points to fixed centers, each less the point's own squared norm, halved.
 
-What is left out is the same for all centres, so that matrix products find the nearest.
+What is left out is the same for all centers, so that matrix products find the nearest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ MIN_NUMPY_COLUMNS = 32  # columns
 
 
 class CenterScores:
-    """The distances of points to `centres` (starts, clusters, features)."""
+    """The distances of points to `centers` (starts, clusters, features)."""
 
     def __init__(self, centers: Tensor) -> None:
         self._shape = centers.shape[:2]
@@ -20,7 +20,7 @@ class CenterScores:
         self._half_norms = self._rows.square().sum(1) / 2
 
     def __call__(self, points: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the distances of points (points, features) to all centres: (points, starts, clusters).
+        """Return the distances of points (points, features) to all centers: (points, starts, clusters).
 
         They are written to the first of `room` (at least as many points, starts · clusters) where it is given.
         """
@@ -30,7 +30,7 @@ class CenterScores:
 
 
 def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
-    """Return the index of the nearest of centres (clusters, features) for each point: int64 (points,)."""
+    """Return the index of the nearest of centers (clusters, features) for each point: int64 (points,)."""
     return argmin_rows(CenterScores(centers.unsqueeze(0))(points).squeeze(1))
 
 

@@ -1,4 +1,4 @@
-"""Nearest centres by matrix products with all of them, for the points that may have another than before."""
+"""Nearest centers by matrix products with all of them, for the points that may have another than before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUFFER_ELEMENTS = 2**18  # features of points that are gathered before they are 
 
 
 class ExhaustiveAssignment:
-    """Compares points with `centres`, and tells `update` which of them move."""
+    """Compares points with `centers`, and tells `update` which of them move."""
 
     def __init__(
         self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterUpdate
@@ -39,7 +39,7 @@ class ExhaustiveAssignment:
         # Scores are written to the same place: memory stays in one piece.
         self._scores = centers.new_empty(self._chunk_rows, starts * clusters)
         self.bounds = previous.bounds if isinstance(previous.bounds, HamerlyBounds) else None
-        self._center_shift: Tensor | None = None  # of the centres, if bounds know of those before
+        self._center_shift: Tensor | None = None  # of the centers, if bounds know of those before
         if self.bounds is None and HamerlyBounds.is_worthwhile(previous.changed_fraction):
             self.bounds = HamerlyBounds.allocate(centers, update.labels.shape[1])
         elif self.bounds is not None and old_centers is not None:
@@ -67,7 +67,7 @@ class ExhaustiveAssignment:
         return self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
 
     def _assign(self, points: Tensor, index: slice | Tensor) -> None:
-        """Note the nearest centre of each point at `place`, and what spares comparisons with the others."""
+        """Note the nearest center of each point at `place`, and what spares comparisons with the others."""
         labels, bounds = self._update.labels[:, index], None if self.bounds is None else self.bounds.select(index)
         for first in range(0, len(points), self._chunk_rows):
             chunk = slice(first, first + self._chunk_rows)
@@ -86,7 +86,7 @@ class ExhaustiveAssignment:
             )
 
     def _find_reassignments(self, scores: Tensor, old_labels: Tensor) -> Reassignments:
-        """Return which points move to the nearest centre, by their scores, from those `known` (points, starts)."""
+        """Return which points move to the nearest center, by their scores, from those `known` (points, starts)."""
         row_scores = scores.flatten(0, 1)  # of a point and a start in each row
         if len(old_labels) and old_labels[0, 0] == UNASSIGNED:  # then no point was assigned yet
             keys, new_clusters = torch.arange(len(row_scores), device=scores.device), argmin_rows(row_scores)

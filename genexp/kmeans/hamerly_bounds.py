@@ -1,6 +1,6 @@
-"""Bounds that spare comparisons: a point stays in its cluster while no other centre can have come nearer.
+"""Bounds that spare comparisons: a point stays in its cluster while no other center can have come nearer.
 
-Each point has a margin by which any other centre is farther than its own, at least: the difference of the two
+Each point has a margin by which any other center is farther than its own, at least: the difference of the two
 distances that Hamerly (2010) keeps.
 """
 
@@ -20,7 +20,7 @@ FLOAT32_EPSILON = 2**-23  # of a float32: more than it loses by one operation
 class HamerlyBounds:
     """What is known of each point."""
 
-    margins: Tensor  # (points, starts) distances; below 0: another centre may be nearer
+    margins: Tensor  # (points, starts) distances; below 0: another center may be nearer
 
     @staticmethod
     def is_worthwhile(changed_fraction: float) -> bool:
@@ -29,7 +29,7 @@ class HamerlyBounds:
 
     @classmethod
     def allocate(cls, centers: Tensor, count: int) -> HamerlyBounds:
-        """Return room for the bounds of `count` points that were not compared with `centres` yet."""
+        """Return room for the bounds of `count` points that were not compared with `centers` yet."""
         return cls(centers.new_zeros(count, len(centers)))
 
     def select(self, index: slice | Tensor) -> HamerlyBounds:
@@ -51,7 +51,7 @@ class HamerlyBounds:
         self.margins.index_copy_(0, index, bounds.margins)
 
     def shift_bounds(self, shift_norms: Tensor, labels: Tensor) -> Tensor:
-        """Follow centres that moved so far (starts, clusters), for points with `labels` (starts, points).
+        """Follow centers that moved so far (starts, clusters), for points with `labels` (starts, points).
 
         Returns which points are to be compared anew.
         """
@@ -59,18 +59,18 @@ class HamerlyBounds:
         offsets = torch.arange(0, starts * clusters, clusters, device=shift_norms.device).unsqueeze(1)
         decrease = shift_norms + shift_norms.amax(
             1, keepdim=True
-        )  # the own centre may have gone, and another have come
+        )  # the own center may have gone, and another have come
         self.margins.mul_(1 - FLOAT32_EPSILON).sub_(decrease.flatten()[(labels + offsets).T])
         return (self.margins < 0).any(1).nonzero().squeeze(1)
 
     def set_from_scores(
         self, scores: Tensor, labels: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
     ) -> None:
-        """Note what is known of points that were just compared with all centres and have got `labels`.
+        """Note what is known of points that were just compared with all centers and have got `labels`.
 
         `scores` (points, starts, clusters) are halved squared distances less the points' own squared `norms`
-        (points,); those to the points' own centres are lost in here. `largest` is the largest squared norm of a
-        centre, (starts,).
+        (points,); those to the points' own centers are lost in here. `largest` is the largest squared norm of a
+        center, (starts,).
         """
         own_index = labels.T.long().unsqueeze(2)
         own_scores = scores.gather(2, own_index).squeeze(2)
@@ -81,7 +81,7 @@ class HamerlyBounds:
     def set_all_bounds(
         self, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
     ) -> None:
-        """Note that own centres are at most so far, and `others` at least: scores (points, starts) both.
+        """Note that own centers are at most so far, and `others` at least: scores (points, starts) both.
 
         Where `own` is -inf it is not known yet: `settle` is to follow.
         """
@@ -101,7 +101,7 @@ class HamerlyBounds:
         squared_norms: Tensor,
         max_squared_norm: Tensor,
     ) -> None:
-        """Note how far own centres are which were not known, and that `others` are no nearer than so.
+        """Note how far own centers are which were not known, and that `others` are no nearer than so.
 
         Both are scores (keys,); `keys` number points, with their `norms` (keys,), and starts together.
         """
@@ -112,7 +112,7 @@ class HamerlyBounds:
 
 
 def center_shift(old_centers: Tensor, new_centers: Tensor) -> Tensor:
-    """Return how far centres (starts, clusters, features) moved at most: (starts, clusters)."""
+    """Return how far centers (starts, clusters, features) moved at most: (starts, clusters)."""
     return torch.linalg.vector_norm(new_centers - old_centers, dim=2).mul_(1 + 1e-5)
 
 

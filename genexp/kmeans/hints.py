@@ -1,4 +1,4 @@
-"""What Lloyd's algorithm may keep of the points besides their clusters, to compare them with fewer centres."""
+"""What Lloyd's algorithm may keep of the points besides their clusters, to compare them with fewer centers."""
 
 from __future__ import annotations
 

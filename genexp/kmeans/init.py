@@ -1,4 +1,4 @@
-"""Where k-means begins: initial centres (starts, clusters, features) for several starts at once."""
+"""Where k-means begins: initial centers (starts, clusters, features) for several starts at once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def random_points(blocks: Blocks, count: int, starts: int, clusters: int) -> Ten
 
 
 def kmeans_plusplus(blocks: Blocks, count: int, starts: int, clusters: int) -> Tensor:
-    """Return centres by greedy k-means++ (Arthur & Vassilvitskii 2007), as scikit-learn draws them.
+    """Return centers by greedy k-means++ (Arthur & Vassilvitskii 2007), as scikit-learn draws them.
 
-    Each next centre is the best of 2 + log(clusters) candidates, which are drawn in proportion to the squared
-    distance to the centres so far. One pass a centre: while the candidates are compared, those of the next
-    centre are drawn already, for each way in which the comparison can end.
+    Each next center is the best of 2 + log(clusters) candidates, which are drawn in proportion to the squared
+    distance to the centers so far. One pass a center: while the candidates are compared, those of the next
+    center are drawn already, for each way in which the comparison can end.
     """
     n_local_trials = 2 + int(math.log(clusters))
     new_centers = take(blocks, torch.randint(count, (starts,)))
@@ -45,14 +45,14 @@ def kmeans_plusplus(blocks: Blocks, count: int, starts: int, clusters: int) -> T
 class _PlusPlusState:
     """What is known of each point."""
 
-    closest_dist_sq: Tensor  # (starts, count) squared distance to the nearest of the centres so far
+    closest_dist_sq: Tensor  # (starts, count) squared distance to the nearest of the centers so far
     squared_norms: Tensor  # (count,) squared norm
 
 
 def _evaluate_candidates(
     blocks: Blocks, state: _PlusPlusState, new_centers: Tensor, candidates: Tensor, n_local_trials: int
 ) -> tuple[Tensor, Tensor]:
-    """Add the centres `chosen` (starts, features) to what is `seen`, and compare candidates for the next ones.
+    """Add the centers `chosen` (starts, features) to what is `seen`, and compare candidates for the next ones.
 
     Returns the inertia (starts, candidates) that each candidate would leave, and the points
     (starts, candidates, draws, features) that would be the candidates after it.

@@ -1,8 +1,8 @@
 """Lloyd's iteration for several starts at once (Lloyd 1982).
 
-Centres are (starts, clusters, features) throughout: the starts differ in their centres and share the points.
+Centers are (starts, clusters, features) throughout: the starts differ in their centers and share the points.
 Only what changes is computed: a point that stays in its cluster leaves the sums as they are, and after the first
-passes those that provably stay are not compared with any centre.
+passes those that provably stay are not compared with any center.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from genexp.sharding import current_shard
 
 
 def assign(blocks: Blocks, centers: Tensor, count: int) -> ClusterSums:
-    """Assign each of `count` points to its nearest centre."""
+    """Assign each of `count` points to its nearest center."""
     if is_small_problem(centers, count):
         return assign_small(blocks, centers, None)
     return _update_assignment(blocks, centers, ClusterSums.zeros(centers, count), None)
 
 
 def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tuple[Tensor, ClusterSums]:
-    """Move `centres` to the means of their clusters, and assign all points anew.
+    """Move `centers` to the means of their clusters, and assign all points anew.
 
-    Takes the `totals` that belong to the centres, and turns them into those of the new centres: both are returned.
+    Takes the `totals` that belong to the centers, and turns them into those of the new centers: both are returned.
     """
     relocated = relocate_empty_clusters(cluster_sums, centers, blocks)
     means = relocated.means(centers)
@@ -42,9 +42,9 @@ def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tu
 
 
 def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
-    """Do at most so many iterations, fewer where centres stay where they are.
+    """Do at most so many iterations, fewer where centers stay where they are.
 
-    Returns the best start's centres (clusters, features), and the cluster of each of the `count` points (points,).
+    Returns the best start's centers (clusters, features), and the cluster of each of the `count` points (points,).
     """
     if is_small_problem(centers, count):
         centers, cluster_sums, max_iter = fit_small(blocks, centers, max_iter)
@@ -62,7 +62,7 @@ def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Ten
 def _update_assignment(
     blocks: Blocks, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None
 ) -> ClusterSums:
-    """Return the totals of `centres`, into which those that are `known` of the centres `before` are turned."""
+    """Return the totals of `centers`, into which those that are `known` of the centers `before` are turned."""
     update = ClusterUpdate(previous, centers)
     assignment: ExhaustiveAssignment | PrunedAssignment
     if old_centers is not None and ProjectionBounds.is_worthwhile(centers, update.labels.shape[1]):
@@ -80,7 +80,7 @@ def _update_assignment(
 
 
 def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: Blocks) -> ClusterSums:
-    """Give each empty cluster one of the points farthest from their centres, which its old cluster loses.
+    """Give each empty cluster one of the points farthest from their centers, which its old cluster loses.
 
     This is scikit-learn's rule. It costs two passes, and nothing where no cluster is empty.
     """
@@ -113,7 +113,7 @@ def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: 
 
 
 def _find_farthest_points(blocks: Blocks, centers: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` points farthest from their centres, int64 (starts, count), and which of these exist."""
+    """Return the `count` points farthest from their centers, int64 (starts, count), and which of these exist."""
     center_scores = CenterScores(centers)
     farthest = centers.new_full((len(centers), count), -torch.inf)
     indices = torch.zeros_like(farthest, dtype=torch.long)

@@ -1,7 +1,7 @@
-"""Points as a subspace shows them, which rules out most centres without reading the points themselves.
+"""Points as a subspace shows them, which rules out most centers without reading the points themselves.
 
 Where data has few directions in which it varies much, distances in these and the lengths of what lies outside
-leave few centres that may be the nearest (Bottesch et al. 2016 bound distances in this way from block sums).
+leave few centers that may be the nearest (Bottesch et al. 2016 bound distances in this way from block sums).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SQUARED_RESIDUAL_SLACK = 1.4e-4
 
 @dataclass(frozen=True)
 class CenterShift:
-    """How far centres moved."""
+    """How far centers moved."""
 
     norms: Tensor  # (starts, clusters) lengths, at most
     residual_norms: Tensor  # (starts, clusters) those of their parts outside the subspace
@@ -44,7 +44,7 @@ class ProjectionBounds:
     coordinates: Tensor  # int16 (points, dimensions), in units of `_unit`
     residual_norms: Tensor  # (points,) of what lies outside, at least
     residual_products: (
-        Tensor  # (points, starts): those outside, inner, with points' own centres are at least so large
+        Tensor  # (points, starts): those outside, inner, with points' own centers are at least so large
     )
     squared_norms: Tensor  # (points,) squared norms
     hamerly_bounds: HamerlyBounds  # which spare even the look at coordinates
@@ -113,12 +113,12 @@ class ProjectionBounds:
         )
 
     def measure_shift(self, old_centers: Tensor, new_centers: Tensor) -> CenterShift:
-        """Return how far centres moved."""
+        """Return how far centers moved."""
         residual_norms = self.project((new_centers - old_centers).flatten(0, 1))[:, -1]
         return CenterShift(center_shift(old_centers, new_centers), residual_norms.view(new_centers.shape[:2]))
 
     def shift_bounds(self, shift: CenterShift, labels: Tensor) -> Tensor:
-        """Follow centres that moved, for points with `labels` (starts, points); return which to compare anew."""
+        """Follow centers that moved, for points with `labels` (starts, points); return which to compare anew."""
         for start, residual_norms in enumerate(shift.residual_norms):
             self.residual_products[:, start].addcmul_(
                 self.residual_norms, residual_norms[labels[start].int()], value=-1
@@ -126,7 +126,7 @@ class ProjectionBounds:
         return self.hamerly_bounds.shift_bounds(shift.norms, labels)
 
     def slack(self, center_residual_norms: Tensor) -> Tensor:
-        """Return how much farther own centres may be than they seem, whose parts outside have these `lengths`.
+        """Return how much farther own centers may be than they seem, whose parts outside have these `lengths`.
 
         Distances are halved squares; those that seem are with all that lies outside in the same direction.
         """
@@ -146,7 +146,7 @@ class ProjectionBounds:
             residual_norms.copy_(projected[:, -1])
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the coordinates (points, dimensions + 1) of points, or centres, (points, features).
+        """Return the coordinates (points, dimensions + 1) of points, or centers, (points, features).
 
         The last is the length of what lies outside, at least.
         """

@@ -1,4 +1,4 @@
-"""Nearest centres by comparing a point only with those that its projection does not rule out."""
+"""Nearest centers by comparing a point only with those that its projection does not rule out."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ LOOKAHEAD_POINTS = 2**15  # points that are screened together, where most are ex
 MAX_PAIR_FRACTION, PAIR_ALLOWANCE = (
     0.1,
     2,
-)  # a part of all centres, and more than so many: it is cheaper to compare with each of them
+)  # a part of all centers, and more than so many: it is cheaper to compare with each of them
 
 
 @dataclass(frozen=True)
 class CandidatePairs:
-    """Points with centres that may be the nearest, their own among them; sorted by point and start."""
+    """Points with centers that may be the nearest, their own among them; sorted by point and start."""
 
     rows: Tensor  # int64 (pairs,) which point
-    columns: Tensor  # which centre of all starts together
+    columns: Tensor  # which center of all starts together
     lower_scores: Tensor  # the least that the distance may be
 
     def select_points(self, first: int, last: int) -> CandidatePairs:
@@ -44,9 +44,9 @@ class CandidatePairs:
 
 
 class PrunedAssignment:
-    """Compares points with `centres` (starts, clusters, features), which come after others `before`.
+    """Compares points with `centers` (starts, clusters, features), which come after others `before`.
 
-    Distances are halved squares that lack the points' own squared norms. Whether a centre is nearer than another
+    Distances are halved squares that lack the points' own squared norms. Whether a center is nearer than another
     is always decided by the same sums over all features: what was ruled out before makes no difference.
     """
 
@@ -75,7 +75,7 @@ class PrunedAssignment:
         self._center_projections = self.bounds.project(self._centers)  # (starts · clusters, dimensions + 1)
         self._pruned_slice = slice(
             0, 0
-        )  # points for which it is known which centres may be nearer than their own:
+        )  # points for which it is known which centers may be nearer than their own:
         self._pairs: list[CandidatePairs] | None = None  # these; None: too many of them
 
     def assign_block(self, block: Tensor, index: slice) -> None:
@@ -97,7 +97,7 @@ class PrunedAssignment:
         """Nothing is left to do once all blocks were added."""
 
     def _prune(self, index: slice) -> None:
-        """Find out which centres may be nearer than their own to the points at `place` and some behind."""
+        """Find out which centers may be nearer than their own to the points at `place` and some behind."""
         length = index.stop - index.start
         lookahead_blocks = (
             1
@@ -116,7 +116,7 @@ class PrunedAssignment:
             self._pairs.append(pairs)
 
     def _prune_chunk(self, index: slice | Tensor) -> CandidatePairs | None:
-        """Return which centres may be nearer than their own to these points; None: too many of them."""
+        """Return which centers may be nearer than their own to these points; None: too many of them."""
         bounds, own_columns = self.bounds.select(index), self._own_columns(index)
         slack = bounds.slack(self._center_projections[:, -1][own_columns]) + self._rounding_error(bounds)
         pairs = self._find_candidates(
@@ -142,7 +142,7 @@ class PrunedAssignment:
         return _merge_pairs(pairs.select_points(index.start, index.stop) for pairs in candidates)
 
     def _compare_all(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
-        """Compare points with all centres; yield those that may be nearer than their own."""
+        """Compare points with all centers; yield those that may be nearer than their own."""
         projections = self.bounds.select(index).dequantize()
         for pairs in _merge_pairs(self._compare_chunks(block, index)):
             inner_products = pair_products(projections, self._center_projections, pairs)
@@ -161,7 +161,7 @@ class PrunedAssignment:
             yield replace(pairs, rows=pairs.rows + begin)
 
     def _own_columns(self, index: slice | Tensor) -> Tensor:
-        """Return which of all centres the points at `place` belong to: (points, starts)."""
+        """Return which of all centers the points at `place` belong to: (points, starts)."""
         return self._update.labels[:, index].T.long() + self._start_offsets
 
     def _rounding_error(self, previous: ProjectionBounds) -> Tensor:
@@ -177,7 +177,7 @@ class PrunedAssignment:
         bounds: ProjectionBounds,
         max_fraction: float,
     ) -> CandidatePairs | None:
-        """Return which centres seem nearer to points than their own and a gap; None if more than `most`.
+        """Return which centers seem nearer to points than their own and a gap; None if more than `most`.
 
         The bounds of the points, in `known`, become those that hold when none of these is nearer, and where there
         are some, wait for what `_moves` finds.
@@ -191,7 +191,7 @@ class PrunedAssignment:
         rows = is_uncertain.any(1).nonzero().squeeze(1)
         uncertain_scores = torch.index_select(scores, 0, rows, out=self._uncertain_scores[: len(rows)])
         uncertain_scores.scatter_(1, own_columns[rows], own_scores[rows])
-        # Where a start is not in doubt, not even the own centre is to be compared.
+        # Where a start is not in doubt, not even the own center is to be compared.
         row_limits = limits.masked_fill(~is_uncertain, -torch.inf).index_select(0, rows)
         is_candidate = (uncertain_scores.unflatten(1, self._shape) < row_limits.unsqueeze(2)).flatten(1)
         if is_candidate.count_nonzero() > max_fraction * scores.numel() + PAIR_ALLOWANCE * own_columns.numel():
@@ -210,7 +210,7 @@ class PrunedAssignment:
         return pairs
 
     def _find_reassignments(self, points: Tensor, index: slice, pairs: CandidatePairs) -> Reassignments:
-        """Return which points go to which centre of their pairs, and note what is known of the nearest ones."""
+        """Return which points go to which center of their pairs, and note what is known of the nearest ones."""
         bounds, own_columns = self.bounds.select(index), self._own_columns(index)
         scores = self._half_norms[pairs.columns] - pair_products(points, self._centers, pairs)
         starts = pairs.columns // self._shape[1]

@@ -1,4 +1,4 @@
-"""Nearest centres of few points, all in one product: a short call of numpy takes a fraction of one of torch."""
+"""Nearest centers of few points, all in one product: a short call of numpy takes a fraction of one of torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_ELEMENTS = 2**14  # of points
 
 @dataclass(frozen=True)
 class PointMatrix:
-    """All points at hand, which spares gathering them for the next centres."""
+    """All points at hand, which spares gathering them for the next centers."""
 
     values: np.ndarray  # float64 (features + 1, points): the last feature is 1
 
@@ -47,7 +47,7 @@ def is_small_problem(centers: Tensor, count: int) -> bool:
 
 
 def assign_small(blocks: Blocks, centers: Tensor, previous: ClusterSums | None) -> ClusterSums:
-    """Assign each point to its nearest centre. What is `known` of centres before spares gathering the points."""
+    """Assign each point to its nearest center. What is `known` of centers before spares gathering the points."""
     matrix = (
         previous.bounds
         if previous is not None and isinstance(previous.bounds, PointMatrix)
@@ -59,7 +59,7 @@ def assign_small(blocks: Blocks, centers: Tensor, previous: ClusterSums | None) 
 def fit_small(blocks: Blocks, centers: Tensor, max_iter: int) -> tuple[Tensor, ClusterSums, int]:
     """Assign all points, and do up to so many iterations, until one leaves a cluster empty.
 
-    Returns the centres, their totals, and how many iterations are left to do: none once centres stay.
+    Returns the centers, their totals, and how many iterations are left to do: none once centers stay.
     """
     matrix, current_centers = PointMatrix.from_blocks(blocks), centers.numpy()
     assignment = _SmallAssignment.compute(matrix, current_centers)
@@ -73,7 +73,7 @@ def fit_small(blocks: Blocks, centers: Tensor, max_iter: int) -> tuple[Tensor, C
 
 
 class _SmallAssignment(NamedTuple):  # made in half the time of a frozen dataclass
-    """Points with their nearest centres."""
+    """Points with their nearest centers."""
 
     membership: np.ndarray  # float64 (starts, clusters, points): 1 for a cluster's points, else 0
     sums: np.ndarray  # float64 (starts, clusters, features + 1) of the clusters' points, and these counted
@@ -88,7 +88,7 @@ class _SmallAssignment(NamedTuple):  # made in half the time of a frozen datacla
         scores = np.dot(weights, matrix.values).reshape(starts, clusters, -1)  # the greater, the nearer
         members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
         sums = members @ matrix.values.T
-        if sums[..., -1].sum() != starts * matrix.values.shape[1]:  # a point is as near to another centre:
+        if sums[..., -1].sum() != starts * matrix.values.shape[1]:  # a point is as near to another center:
             members = np.eye(clusters)[scores.argmax(1)].swapaxes(1, 2)  # it goes to the first
             sums = members @ matrix.values.T
         return cls(members, sums)

@@ -1,4 +1,4 @@
-"""What Lloyd's algorithm knows of the points with respect to some centres."""
+"""What Lloyd's algorithm knows of the points with respect to some centers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ UNASSIGNED = -1  # the cluster of a point that has none yet
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """What is known of the points with respect to some centres."""
+    """What is known of the points with respect to some centers."""
 
-    sums: Tensor  # float64 (starts, clusters, features) of the points nearest to each centre
+    sums: Tensor  # float64 (starts, clusters, features) of the points nearest to each center
     counts: Tensor  # int64 (starts, clusters)
-    labels: Tensor  # label_type (starts, points): the nearest centre of each point
-    changed_fraction: float = 1.0  # part of the labels that differ from those of the centres before
-    bounds: AssignmentBounds | None = None  # what spares comparisons with the next centres
+    labels: Tensor  # label_type (starts, points): the nearest center of each point
+    changed_fraction: float = 1.0  # part of the labels that differ from those of the centers before
+    bounds: AssignmentBounds | None = None  # what spares comparisons with the next centers
 
     @classmethod
     def zeros(cls, centers: Tensor, count: int) -> ClusterSums:
@@ -45,7 +45,7 @@ class ClusterSums:
         return bool(self.counts.all())
 
     def partial_inertia(self, centers: Tensor) -> Tensor:
-        """Return the inertia (starts,) of the points about `centres`, less the squared norms of all points."""
+        """Return the inertia (starts,) of the points about `centers`, less the squared norms of all points."""
         rows = centers.to(self.sums)
         return (self.counts * rows.square().sum(2) - 2 * (rows * self.sums).sum(2)).sum(1)
 

@@ -1,4 +1,4 @@
-"""What the two players of a GAN minimise, by name, and the penalties that keep a discriminator smooth."""
+"""What the two players of a GAN minimize, by name, and the penalties that keep a discriminator smooth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """A game: what each player minimises, as functions of the discriminator's scores (batch, ...)."""
+    """A game: what each player minimizes, as functions of the discriminator's scores (batch, ...)."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # real scores, fake scores → scalar
     generator: Callable[[Tensor], Tensor]  # fake scores → scalar

@@ -13,7 +13,7 @@ Assignment = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,); any integ
 
 
 def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
-    """Return the share of samples rightly labelled under the best one-to-one matching of clusters to labels.
+    """Return the share of samples rightly labeled under the best one-to-one matching of clusters to labels.
 
     The matching is Hungarian (Yang et al. 2010). Where there are more clusters than labels, samples of the
     unmatched clusters count as wrong; where there are fewer, samples of the unmatched labels do.
@@ -28,7 +28,7 @@ def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
 
 
 def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:
-    """Return "acc" (see `clustering_accuracy`), "nmi" (arithmetic normaliser) and "ari" of (samples,) twice.
+    """Return "acc" (see `clustering_accuracy`), "nmi" (arithmetic normalizer) and "ari" of (samples,) twice.
 
     acc and nmi lie in [0, 1]; ari is 0 for chance and 1 for agreement, and may be negative.
     """

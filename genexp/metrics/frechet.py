@@ -25,7 +25,7 @@ def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, flo
     if min(len(real), len(fake)) <= NEIGHBORS:
         raise ConfigError(
             f"generation metrics of {len(real)} real and {len(fake)} generated images: "
-            f"each image needs {NEIGHBORS} neighbours of its kind; take {NEIGHBORS + 1} or more of both"
+            f"each image needs {NEIGHBORS} neighbors of its kind; take {NEIGHBORS + 1} or more of both"
         )
     real, fake = real.cpu().double(), fake.cpu().double()
     scores = {"frechet": frechet_distance(real, fake), **neighborhood_scores(real, fake)}
@@ -50,8 +50,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 def neighborhood_scores(real: Tensor, fake: Tensor, neighbors: int = NEIGHBORS) -> dict[str, float]:
     """Return "precision", "recall" (Kynkäänniemi et al. 2019), "density" and "coverage" (Naeem et al. 2020).
 
-    A sample's ball reaches to its `neighbours`-th nearest neighbour of its own kind. Precision: the share of fakes
-    in a real ball. Recall: of reals in a fake ball. Density: real balls around a fake over `neighbours`; it may
+    A sample's ball reaches to its `neighbors`-th nearest neighbor of its own kind. Precision: the share of fakes
+    in a real ball. Recall: of reals in a fake ball. Density: real balls around a fake over `neighbors`; it may
     exceed 1. Coverage: the share of real balls that hold a fake.
     """
     center = real.double().mean(0)  # near the origin, squared distances lose fewer digits
@@ -78,9 +78,9 @@ def _fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_radii(samples: Tensor, neighbors: int) -> Tensor:
-    """Return the squared distance of each sample to its nearest neighbour number `neighbours`: (samples,)."""
+    """Return the squared distance of each sample to its nearest neighbor number `neighbors`: (samples,)."""
     radii = [
-        # One more than `neighbours`, since the nearest sample is the sample itself.
+        # One more than `neighbors`, since the nearest sample is the sample itself.
         distances.topk(neighbors + 1, largest=False).values[:, -1]
         for _, distances in _distance_blocks(samples, samples)
     ]

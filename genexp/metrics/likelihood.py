@@ -29,7 +29,7 @@ def importance_log_likelihood(
         count = min(chunk, samples - start)
         noise = torch.randn(count, *means.shape, device=means.device, dtype=means.dtype)
         latents = means + deviations * noise  # (count, batch, latent)
-        # log p(z) - log q(z|x): the normalising constants cancel.
+        # log p(z) - log q(z|x): the normalizing constants cancel.
         prior_over_posterior = 0.5 * (noise.square() - latents.square() + log_variances).sum(-1)  # (count, batch)
         repeated = images.expand(count, *images.shape).flatten(0, 1)  # (count · batch, ...)
         conditional = log_likelihood(repeated, latents.flatten(0, 1)).reshape(count, -1)

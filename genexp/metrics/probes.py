@@ -17,7 +17,7 @@ def knn_accuracy(
     """Return the share of test codes that most of their nearest training codes label rightly, in [0, 1].
 
     Codes are (samples, features), labels (samples,). Distances are Euclidean in the codes as they are; a tied
-    vote goes to the smaller label. With fewer training codes than `neighbours`, all vote.
+    vote goes to the smaller label. With fewer training codes than `neighbors`, all vote.
     """
     references = train_codes.flatten(1).float()
     neighbors = min(neighbors, len(references))
@@ -26,7 +26,7 @@ def knn_accuracy(
     for codes, truth in zip(
         test_codes.flatten(1).float().split(BLOCK_ROWS), test_labels.split(BLOCK_ROWS), strict=True
     ):
-        nearest = torch.cdist(codes, references).topk(neighbors, largest=False).indices  # (block, neighbours)
+        nearest = torch.cdist(codes, references).topk(neighbors, largest=False).indices  # (block, neighbors)
         voters = train_labels[nearest]
         votes = torch.zeros(len(codes), classes, device=codes.device)
         votes.scatter_add_(1, voters, torch.ones_like(voters, dtype=votes.dtype))
@@ -39,7 +39,7 @@ def linear_probe_accuracy(
 ) -> float:
     """Return the test accuracy, in [0, 1], of a logistic regression on the codes: (samples, features), (samples,).
 
-    Codes are standardised by the training codes. At most 200 L-BFGS iterations: a probe that has not converged
+    Codes are standardized by the training codes. At most 200 L-BFGS iterations: a probe that has not converged
     by then is judged as it is.
     """
     from sklearn.linear_model import LogisticRegression

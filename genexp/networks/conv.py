@@ -23,7 +23,7 @@ class ConvLayer:
     kernel_size: int
     stride: int
     padding: int
-    has_batch_norm: bool = False  # batch normalisation behind it
+    has_batch_norm: bool = False  # batch normalization behind it
 
     def output_size(self, size: Size) -> Size:
         """Return the size behind the convolution."""
@@ -84,7 +84,7 @@ def build_conv_decoder(
 ) -> nn.Sequential:
     """Return the mirror of `conv_encoder`: from (batch, widths[0]) to image logits (batch, *shape).
 
-    `norms` says for each of its convolutions but the last whether batch normalisation follows.
+    `norms` says for each of its convolutions but the last whether batch normalization follows.
     """
     layer_sizes = feature_map_sizes((shape[1], shape[2]), layers)
     channels, final_size = layers[-1].channels, layer_sizes[-1]

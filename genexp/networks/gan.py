@@ -1,4 +1,4 @@
-"""Dense generators and discriminators, and the initialisation that GANs want."""
+"""Dense generators and discriminators, and the initialization that GANs want."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genexp.networks.dropout import Dropout
 
 LEAKY_RELU_SLOPE = 0.2  # of a leaky ReLU below zero (Radford et al. 2016)
 
-# How a discriminator's hidden layers, each with so many channels, may be normalised. Spectral norm is
+# How a discriminator's hidden layers, each with so many channels, may be normalized. Spectral norm is
 # none of these: it bounds weights, not activations.
 DISCRIMINATOR_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),

@@ -30,7 +30,7 @@ class UNet(nn.Module):
         widths = [width * min(MAX_WIDTH_FACTOR, 2**level) for level in range(levels)]
         self.downs = nn.ModuleList()
         for level, (level_in_channels, level_out_channels) in enumerate(pairwise([in_channels, *widths])):
-            # The first level sees the pixels' own distribution; the last may have but one pixel to normalise.
+            # The first level sees the pixels' own distribution; the last may have but one pixel to normalize.
             is_inner = 0 < level < levels - 1
             self.downs.append(
                 _build_down_block(

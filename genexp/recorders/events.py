@@ -82,7 +82,7 @@ def _masked_crc32c(data: bytes) -> bytes:
 def _pack_event(
     prefix: str, names: tuple[str, ...], wall_time: float, step: int, values: tuple[float, ...]
 ) -> bytes:
-    """Return Event(wall_time, step, Summary of one Value(tag, simple_value) for each name), serialised."""
+    """Return Event(wall_time, step, Summary of one Value(tag, simple_value) for each name), serialized."""
     step_bytes = _encode_varint(step)
     layout, keys = _build_event_layout(prefix, names, len(step_bytes))
     fields: list[Any] = [_WALL_TIME_FIELD, wall_time, _STEP_FIELD, step_bytes]

@@ -27,7 +27,7 @@ class _SingleFrameGif:
     """A GIF of one frame in its parts."""
 
     header: bytes
-    color_table: bytes  # of colours
+    color_table: bytes  # of colors
     graphic_control: bytes  # the frame's duration
     descriptor: bytes
     image_data: bytes
@@ -49,7 +49,7 @@ class _SingleFrameGif:
         )
 
     def build_frame(self, global_color_table: bytes) -> bytes:
-        """Return the frame, with its own table of colours unless that is the file's."""
+        """Return the frame, with its own table of colors unless that is the file's."""
         if self.color_table == global_color_table:
             return self.graphic_control + self.descriptor + self.image_data
         flags = self.descriptor[-1] | _COLOR_TABLE_FLAG | self.header[10] & 7
@@ -59,7 +59,7 @@ class _SingleFrameGif:
 def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
     """Append a frame (channels, height, width) that is shown for `duration` milliseconds.
 
-    The first frame settles the size. Grey stays exact; colours are reduced to the frame's best 256.
+    The first frame settles the size. Gray stays exact; colors are reduced to the frame's best 256.
     """
     image = to_pil_image(pixels)
     if not path.exists():

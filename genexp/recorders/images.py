@@ -15,7 +15,7 @@ MAX_LONG_SIDE_PIXELS = 1600
 
 
 def to_pil_image(pixels: Tensor) -> Image:
-    """Return uint8 pixels (channels, height, width) as a grey or an RGB image."""
+    """Return uint8 pixels (channels, height, width) as a gray or an RGB image."""
     from PIL import Image
 
     array = pixels.numpy()

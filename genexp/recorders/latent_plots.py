@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_LABELED_POINTS = 200  # points that carry their class name, where depth makes colours hard to follow
+MAX_LABELED_POINTS = 200  # points that carry their class name, where depth makes colors hard to follow
 
 
 def draw_latent_scatter(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
-    """Write a scatter plot of codes (samples, 2 or 3), a colour for each class."""
+    """Write a scatter plot of codes (samples, 2 or 3), a color for each class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -76,7 +76,7 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
 def _iter_classes(
     artifacts: FinalArtifacts, class_names: Sequence[str]
 ) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
-    """Yield (name, colour, points) of each class; without labels all samples are one."""
+    """Yield (name, color, points) of each class; without labels all samples are one."""
     from matplotlib import colormaps
 
     assert artifacts.codes is not None

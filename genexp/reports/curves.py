@@ -21,7 +21,7 @@ MetricColumns = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → 
 MAX_CURVE_POINTS = 1500  # points of a curve with every step in it; of more the lowest and highest of each bucket
 MAX_GRID_POINTS = 400  # points of a curve among many, at most
 MAX_PAGE_POINTS = 250_000  # points of all curves of a page together
-MAX_COLORED_GROUPS = 8  # settings that stand out; the others are a grey background
+MAX_COLORED_GROUPS = 8  # settings that stand out; the others are a gray background
 GRAY = "rgba(140, 140, 140, 0.4)"
 
 

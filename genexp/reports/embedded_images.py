@@ -23,7 +23,7 @@ MAX_THUMBNAILS_PER_RUN = 2  # of pictures that are shown of each run among many
 CURVES_FIGURE = "loss"  # figures/loss.png: the page has the curves themselves
 
 _MIME_SUBTYPES = {b"GIF8": "gif", b"\x89PNG": "png", b"RIFF": "webp"}
-_GIF_HEADER_BYTES = 13  # bytes of a GIF before its colours
+_GIF_HEADER_BYTES = 13  # bytes of a GIF before its colors
 _EXTENSION_INTRODUCER, _IMAGE_SEPARATOR, _GRAPHIC_CONTROL_LABEL = 0x21, 0x2C, 0xF9
 
 

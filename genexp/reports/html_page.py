@@ -29,7 +29,7 @@ class TableCell:
     text: str
     sort_value: float | None = None  # to sort by; None sorts by the text
     link: str | None = None
-    state: str | None = None  # of a run: it has a colour
+    state: str | None = None  # of a run: it has a color
     tooltip: str | None = None  # what else there is to know
 
 

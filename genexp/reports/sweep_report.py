@@ -52,7 +52,7 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
         group_rows=[_build_group_row(place, comparison) for place in range(len(comparison.groups))],
         curves=len(curves),
         key=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:MAX_COLORED_GROUPS])],
-        grey=GRAY,
+        gray=GRAY,
         effects=len(effects),
         parallel=parallel is not None,
         thumbnails=_build_thumbnail_entries(comparison, path),

@@ -163,7 +163,7 @@ def build_technique(
     dataset = dataset or load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
-    seed_generators(device, seed, "initialise")
+    seed_generators(device, seed, "initialise")  # part of the seed: another spelling would draw other weights
     technique = move_to_device(cls(settings, dataset.spec), device)
     technique.prepare_evaluation(dataset)
     return technique, dataset

@@ -31,7 +31,7 @@ class SubmititJob:
         if stop_signal == _get_preemption_signal():
             # Submitit's handler, in whose place ours was: it asks for `checkpoint`, queues, and does not return.
             os.kill(os.getpid(), stop_signal)
-        # Without a result: the scheduler knows whether the job was cancelled or is to start again.
+        # Without a result: the scheduler knows whether the job was canceled or is to start again.
         sys.exit(128 + stop_signal)
 
     def checkpoint(self) -> DelayedSubmission:

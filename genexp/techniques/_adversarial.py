@@ -134,7 +134,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return loss, {**metrics, **penalty_metrics}
 
     def discriminator_penalty(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return what else the discriminator minimises, and metrics of it."""
+        """Return what else the discriminator minimizes, and metrics of it."""
         return torch.zeros((), device=real.device), {}
 
     def discriminator_metrics(self, real_scores: Tensor, fake_scores: Tensor) -> Metrics:

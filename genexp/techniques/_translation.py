@@ -43,7 +43,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def make_comparison_grid(*batches: Tensor) -> Tensor:
-    """Return a picture with a row for each batch; grey ones gain channels where others have colours."""
+    """Return a picture with a row for each batch; gray ones gain channels where others have colors."""
     channels = max(batch.shape[1] for batch in batches)
     return make_row_grid(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
 

@@ -1,4 +1,4 @@
-"""The convolutional denoising autoencoder with batch normalisation."""
+"""The convolutional denoising autoencoder with batch normalization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deep k-means: an autoencoder whose latents gather around learned centres (Fard et al. 2020; Xie et al. 2016)."""
+"""Deep k-means: an autoencoder whose latents gather around learned centers (Fard et al. 2020; Xie et al. 2016)."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from genexp.technique import (
 from genexp.techniques._autoencoder import Autoencoder
 from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv_autoencoder
 
-MAX_LLOYD_ITERATIONS = 100  # at most, when k-means places the centres
+MAX_LLOYD_ITERATIONS = 100  # at most, when k-means places the centers
 SHARES_MOMENTUM = 0.01  # of a batch in the moving average of the clusters' shares
 MAX_PREVIEW_IMAGES = 25  # held-out images beside their reconstructions
 
 
 def soft_assignment(codes: Tensor, centers: Tensor) -> Tensor:
-    """Return how far codes belong to centres, (batch, clusters), by Student's t (Xie et al. 2016, eq. 1)."""
+    """Return how far codes belong to centers, (batch, clusters), by Student's t (Xie et al. 2016, eq. 1)."""
     kernel = 1 / (1 + (codes.unsqueeze(1) - centers).square().sum(2))
     return kernel / kernel.sum(1, keepdim=True)
 
 
 def hard_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
-    """Return the mean squared distance of codes to the centres that are nearest to them when `settled`."""
+    """Return the mean squared distance of codes to the centers that are nearest to them when `settled`."""
     return F.mse_loss(codes, centers[nearest_center(eval_codes, centers)])
 
 
@@ -75,11 +75,11 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
     clusters: int
     latent_norm: bool  # each latent unit has mean 0 and variance 1
-    pull: str  # what draws latents to centres
+    pull: str  # what draws latents to centers
     alpha: float  # the weight of that pull, reached at the end of its ramp
     alpha_ramp: list[int]  # the epochs between which it rises
     pretrain: float  # the part of the run in which the autoencoder learns alone
-    n_init: int  # starts of k-means, which then places the centres
+    n_init: int  # starts of k-means, which then places the centers
     degrees: float
     pixels: float
     zoom: float
@@ -99,7 +99,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
 @register
 class DeepKMeans(Autoencoder, CanCluster):
-    """Learns to give back images, and at the same time to place their latents near one of a few centres."""
+    """Learns to give back images, and at the same time to place their latents near one of a few centers."""
 
     Config = DeepKMeansConfig
     name = "deep_kmeans"
@@ -125,7 +125,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         encoder, decoder = build_conv_autoencoder(shape, self.config)
         assert isinstance(encoder, nn.Sequential)
         if self.config.latent_norm:
-            # Without it latents come nearest to their centres by shrinking, all of them to one point.
+            # Without it latents come nearest to their centers by shrinking, all of them to one point.
             encoder.append(nn.BatchNorm1d(self.config.latent, affine=False))
         return encoder, decoder
 
@@ -142,7 +142,7 @@ class DeepKMeans(Autoencoder, CanCluster):
     def phases(self) -> tuple[Phase, ...]:
         return (
             ClosedFormPhase(
-                "centres", self.fit_centers, is_full_batch=True, is_active=self.is_pretraining_finished
+                "centers", self.fit_centers, is_full_batch=True, is_active=self.is_pretraining_finished
             ),
             GradientPhase("deep_kmeans", self, self.loss),
         )
@@ -157,7 +157,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         return 0 < self.pretraining_steps(clock) == clock.step - 1
 
     def alpha(self, clock: Clock) -> float:
-        """Return the weight of the distance to the centres."""
+        """Return the weight of the distance to the centers."""
         return self.config.alpha * self.alpha_ramp_fraction(clock)
 
     def alpha_ramp_fraction(self, clock: Clock) -> float:
@@ -169,7 +169,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         return min(max(clock.epoch - begin, 1), width) / width
 
     def fit_centers(self, samples: Batches, clock: Clock) -> Metrics:
-        """Move the centres to where k-means finds them among the latents of the training split."""
+        """Move the centers to where k-means finds them among the latents of the training split."""
         codes = [self.encode_in_eval_mode(batch["image"]) for batch in samples]
         initial_centers = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
         centers, _ = fit(codes, self.train_size, initial_centers, MAX_LLOYD_ITERATIONS)
@@ -197,10 +197,10 @@ class DeepKMeans(Autoencoder, CanCluster):
             used = batch_mean(F.one_hot(clusters, len(self.centers)).to(codes)).count_nonzero()
         distance = self.clustering_loss(codes, self.centers, eval_codes, self.shares)
         loss = reconstruction + self.alpha(clock) * distance
-        return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centres_used=used)
+        return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centers_used=used)
 
     def assign(self, batch: Batch) -> Tensor:
-        """Return the nearest centre of each sample: int64 (batch,)."""
+        """Return the nearest center of each sample: int64 (batch,)."""
         return nearest_center(self.encode(batch), self.centers)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
@@ -223,11 +223,11 @@ class DeepKMeans(Autoencoder, CanCluster):
         return {"loss": losses + self.config.alpha * distance, "mse": mse(logits.sigmoid(), images)}
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        used, clusters = metrics.get("centres_used", float("inf")), self.config.clusters
+        used, clusters = metrics.get("centers_used", float("inf")), self.config.clusters
         if used >= clusters / 2:
             return None
         return (
-            f"only {used:.1f} of {clusters} centres are nearest to any image of a batch, the others are idle; "
+            f"only {used:.1f} of {clusters} centers are nearest to any image of a batch, the others are idle; "
             f"set model.pretrain=0.5, which places them among the latents"
         )
 
@@ -237,7 +237,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         centers = self.decode(self.centers)
         return {
             "reconstructions": make_grid(pairs, columns=10),
-            "centres": make_grid(centers, columns=min(10, len(centers))),
+            "centers": make_grid(centers, columns=min(10, len(centers))),
         }
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:

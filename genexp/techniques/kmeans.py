@@ -25,7 +25,7 @@ from genexp.kmeans.totals import ClusterSums, label_dtype
 from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
 
-INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # initial centres
+INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # initial centers
 MAX_OFFSET_RATIO = 4.0  # points are far from 0 where their mean's squared norm is so many times their variance
 MAX_PREVIEW_CENTERS = 100  # in a grid, at most
 MAX_FIGURE_CLUSTERS, FIGURE_COLUMNS = 20, 12  # rows and columns of the figure of clusters
@@ -39,13 +39,13 @@ class KMeansConfig:
     init: str
     n_init: int  # starts, of which the best counts
     init_samples: int | None  # points that k-means++ chooses from
-    tolerance: float  # of the squared move of all centres in an epoch, in mean variances of a feature
+    tolerance: float  # of the squared move of all centers in an epoch, in mean variances of a feature
     batch_size: int | None  # the trainer's: null for Lloyd on all points
 
     def __post_init__(self) -> None:
         require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
         is_known = self.init in (*INIT_METHODS, "uniform") or self.init.endswith(".npy")
-        choices = f"choose one of {', '.join(INIT_METHODS)}, uniform, or give a file of centres (.npy)"
+        choices = f"choose one of {', '.join(INIT_METHODS)}, uniform, or give a file of centers (.npy)"
         require(is_known, "init", self.init, choices)
         require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
         is_enough = self.init_samples is None or self.init_samples >= self.clusters
@@ -67,7 +67,7 @@ class _StoredBounds:
 
 @register
 class KMeans(Technique, CanCluster):
-    """Moves each centre to the mean of the points nearest to it, for several starts at once."""
+    """Moves each center to the mean of the points nearest to it, for several starts at once."""
 
     Config = KMeansConfig
     name = "kmeans"
@@ -80,10 +80,10 @@ class KMeans(Technique, CanCluster):
     active: Tensor  # bool (starts,)
     origin: Tensor  # (features,) what distances are computed about, so that no digits are lost far from 0
     squared_norm_sum: Tensor  # () the squared distances of all points to the origin, summed
-    tolerance_squared: Tensor  # () starts whose centres move less in an epoch, squared, have converged
-    sums: Tensor  # like centres, in float64: of the points of each cluster; for Lloyd's algorithm
+    tolerance_squared: Tensor  # () starts whose centers move less in an epoch, squared, have converged
+    sums: Tensor  # like centers, in float64: of the points of each cluster; for Lloyd's algorithm
     labels: Tensor  # label_type (starts, points): the cluster of each point; for Lloyd's algorithm
-    epoch_start_centers: Tensor  # the centres before this epoch; for batches
+    epoch_start_centers: Tensor  # the centers before this epoch; for batches
 
     def __init__(self, config: KMeansConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -114,8 +114,8 @@ class KMeans(Technique, CanCluster):
 
     def phases(self) -> tuple[ClosedFormPhase]:
         if self.config.batch_size is None:
-            return (ClosedFormPhase("centres", self.lloyd_step, is_full_batch=True),)
-        return (ClosedFormPhase("centres", self.minibatch_step),)
+            return (ClosedFormPhase("centers", self.lloyd_step, is_full_batch=True),)
+        return (ClosedFormPhase("centers", self.minibatch_step),)
 
     def initialize(self, samples: Batches) -> None:
         statistics = moments(PointBlocks(samples, self.stream))
@@ -154,7 +154,7 @@ class KMeans(Technique, CanCluster):
         return INIT_METHODS[self.config.init](points, count, starts, clusters) + self.origin
 
     def lloyd_step(self, samples: Batches, clock: Clock) -> Metrics:
-        """Do one Lloyd iteration. Centres, sums, counts, labels and inertia belong together before and after."""
+        """Do one Lloyd iteration. Centers, sums, counts, labels and inertia belong together before and after."""
         active = self.active.nonzero().squeeze(1)
         shift = torch.zeros_like(self.inertia)
         if len(active):
@@ -167,7 +167,7 @@ class KMeans(Technique, CanCluster):
         return self._build_metrics(shift)
 
     def _select_sums(self, starts: Tensor, centers: Tensor) -> ClusterSums:
-        """Return what is known of `starts`, with the hints where they still belong to `centres`."""
+        """Return what is known of `starts`, with the hints where they still belong to `centers`."""
         cluster_sums = ClusterSums(self.sums[starts], self.counts[starts], self.labels[starts])
         if self._bounds is None:
             return cluster_sums
@@ -191,14 +191,14 @@ class KMeans(Technique, CanCluster):
         self._bounds = _StoredBounds(starts, centers, cluster_sums.changed_fraction, cluster_sums.bounds)
 
     def minibatch_step(self, batch: Batch, clock: Clock) -> Metrics:
-        """Move centres to the mean of all points that were ever assigned to them, those of `batch` included."""
+        """Move centers to the mean of all points that were ever assigned to them, those of `batch` included."""
         points = batch[self.stream].flatten(1) - self.origin
         old_centers = self.centers - self.origin
         batch_sums = assign([points], old_centers, len(points))
         partial_inertia = batch_sums.partial_inertia(old_centers).to(old_centers)
         sums = (old_centers * self.counts.unsqueeze(2)).to(batch_sums.sums) + batch_sums.sums
         cluster_sums = ClusterSums(sums, self.counts + batch_sums.counts, batch_sums.labels)
-        if clock.is_epoch_end:  # a centre that got no point in a whole epoch is lost
+        if clock.is_epoch_end:  # a center that got no point in a whole epoch is lost
             cluster_sums = relocate_empty_clusters(cluster_sums, old_centers, [points])
         self.centers.copy_(cluster_sums.means(old_centers) + self.origin)
         self.counts.copy_(cluster_sums.counts)
@@ -223,7 +223,7 @@ class KMeans(Technique, CanCluster):
 
     @property
     def best_centers(self) -> Tensor:
-        """Return the centres (clusters, features) of the best start."""
+        """Return the centers (clusters, features) of the best start."""
         return self.centers[self.inertia.argmin()]
 
     def assign(self, batch: Batch) -> Tensor:
@@ -244,7 +244,7 @@ class KMeans(Technique, CanCluster):
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         if self.stream == "image":
             shown = self.best_centers[:MAX_PREVIEW_CENTERS].unflatten(1, self.spec.image_shape)
-            return {"centres": make_grid(shown.clamp(0, 1), columns=ceil(sqrt(len(shown))))}
+            return {"centers": make_grid(shown.clamp(0, 1), columns=ceil(sqrt(len(shown))))}
         return {"clusters": self._draw_scatter(examples)}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
@@ -257,7 +257,7 @@ class KMeans(Technique, CanCluster):
         return draw_clusters(points, self.assign(examples), centers)
 
     def _draw_members(self, images: Tensor) -> Tensor:
-        """Return a picture with a row for each cluster: its centre, and the images nearest to it that it has."""
+        """Return a picture with a row for each cluster: its center, and the images nearest to it that it has."""
         centers = self.best_centers[:MAX_FIGURE_CLUSTERS]
         distances = torch.cdist(images.flatten(1), centers)  # (images, clusters)
         is_other_cluster = self.assign({"image": images}).unsqueeze(1) != torch.arange(
@@ -272,12 +272,12 @@ class KMeans(Technique, CanCluster):
 
 
 def _load_centers(config: KMeansConfig, features: int) -> Tensor:
-    """Return the centres (clusters, features) in the file that the config names. Raises ConfigError."""
+    """Return the centers (clusters, features) in the file that the config names. Raises ConfigError."""
     try:
         centers = torch.from_numpy(np.load(Path(config.init), allow_pickle=False)).float()
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise ConfigError(
-            f"model.init={config.init} cannot be read as centres ({error}); give a .npy file"
+            f"model.init={config.init} cannot be read as centers ({error}); give a .npy file"
         ) from None
     if centers.shape != (config.clusters, features):
         raise ConfigError(

@@ -48,7 +48,7 @@ class StyleTransferConfig:
         require(self.pooling in POOLINGS, "pooling", self.pooling, f"choose one of {', '.join(POOLINGS)}")
         choices = ", ".join(COLOR_MODES)
         require(
-            self.preserve_color in COLOR_MODES, "preserve_colour", self.preserve_color, f"choose one of {choices}"
+            self.preserve_color in COLOR_MODES, "preserve_color", self.preserve_color, f"choose one of {choices}"
         )
 
 
@@ -179,17 +179,17 @@ class StyleTransfer(Technique, CanStylize):
         return {name: float(value) for name, value in self._compute_losses(self._get_scales()[-1]).items()}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        return {"stylisation": self.stylize()[0]}
+        return {"stylization": self.stylize()[0]}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         image = self.stylize()
-        return {"stylised": image[0], "comparison": concat_horizontally(self.content, examples["style"], image)}
+        return {"stylized": image[0], "comparison": concat_horizontally(self.content, examples["style"], image)}
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         if self.config.weights != "random":
             return None
         return (
-            "model.weights=random: untrained filters transfer colours and textures, but know no objects; "
+            "model.weights=random: untrained filters transfer colors and textures, but know no objects; "
             "for the real thing set model.weights=FILE to a copy of torchvision's vgg19 weights"
         )
 
@@ -240,7 +240,7 @@ def gram_matrix(features: Tensor) -> Tensor:
 
 
 def total_variation(image: Tensor) -> Tensor:
-    """Return the mean difference of neighbours, down and across: it is 0 for a flat image."""
+    """Return the mean difference of neighbors, down and across: it is 0 for a flat image."""
     return image.diff(dim=2).abs().mean() + image.diff(dim=3).abs().mean()
 
 

@@ -261,6 +261,6 @@ class Learner:
             ) from None
 
     def reset_ema(self) -> None:
-        """Start the average at the technique as it is now (after its initialisation from data)."""
+        """Start the average at the technique as it is now (after its initialization from data)."""
         if self.ema:
             self.ema = EMA(self.technique, self.settings.ema)

@@ -163,7 +163,7 @@ def train(
 
 
 def initialize_technique(learner: Learner, samples: Batches, seed: int) -> None:
-    """Initialise the technique of a fresh run from the training split."""
+    """Initialize the technique of a fresh run from the training split."""
     seed_generators(learner.device, seed, "begin")
     with torch.no_grad():
         learner.technique.initialize(samples)

@@ -1,4 +1,4 @@
-"""Whole k-means fits against scikit-learn and faiss: same points, same initial centres, same iterations."""
+"""Whole k-means fits against scikit-learn and faiss: same points, same initial centers, same iterations."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _fit_faiss(points: np.ndarray, initial_centers: np.ndarray) -> FitResult:
 
 
 def _check_inertias(points: np.ndarray, contenders: dict[str, Callable[[], FitResult]]) -> None:
-    """Compare the inertias in float64, each about the fit's own centres."""
+    """Compare the inertias in float64, each about the fit's own centers."""
     inertias = {name: _inertia(points, fit()) for name, fit in contenders.items()}
     for name, inertia in inertias.items():
         assert abs(inertia - inertias[""]) < INERTIA_TOLERANCE * inertia, (

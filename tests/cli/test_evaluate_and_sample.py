@@ -82,8 +82,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "more").mkdir()
     Image.new("RGB", (60, 40), (250, 20, 20)).save(folder / "red.jpg")
-    Image.new("L", (28, 28), 128).save(folder / "grey.png")
-    Image.new("RGBA", (9, 30), (0, 0, 0, 255)).save(folder / "grey.gif")
+    Image.new("L", (28, 28), 128).save(folder / "gray.png")
+    Image.new("RGBA", (9, 30), (0, 0, 0, 255)).save(folder / "gray.gif")
     Image.new("1", (5, 5), 1).save(folder / "more" / "red.bmp")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return folder
@@ -164,7 +164,7 @@ def test_a_users_pictures_are_reconstructed_each_under_its_own_name(
     assert ended.err.startswith("left out: ")
     assert "broken.png cannot be read" in ended.err
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
-    assert found == ["grey.gif.png", "grey.png.png", "more/red.png", "red.png"]
+    assert found == ["gray.gif.png", "gray.png.png", "more/red.png", "red.png"]
     with Image.open(folder / "red.png") as image:
         assert (image.size, image.mode) == ((28, 28), "L")
     assert made(vae, "traversal", "--input", pictures / "red.jpg", "--output", tmp_path)
@@ -256,7 +256,7 @@ def test_help_names_all_that_can_be_made_and_does_not_wait_for_torch() -> None:
         (["sampels"], "sampels is nothing that can be made; did you mean samples?"),
         (["samples", "--count", "0"], "--count: 0 is no whole number of at least 1"),
         (["samples", "--count", "ten"], "--count: ten is no whole number of at least 1"),
-        (["samples", "--colour"], "unrecognized arguments: --colour; see"),
+        (["samples", "--color"], "unrecognized arguments: --color; see"),
         (["samples", "--input", "."], "samples: nothing of that is made from images; leave out --input"),
         (["reconstructions", "--input", "nowhere"], "--input nowhere is no file and no folder"),
         (["interpolation", "--count", "1"], "an interpolation needs two images or more"),

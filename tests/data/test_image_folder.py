@@ -32,7 +32,7 @@ def draw(path: Path, level: int = 0, size: tuple[int, int] = (12, 9), mode: str 
 
 
 def album(root: Path, count: int = 12) -> Path:
-    """Write `count` pictures, each of one grey level of its own."""
+    """Write `count` pictures, each of one gray level of its own."""
     for number in range(count):
         draw(root / f"{number:02}.png", 10 * number)
     return root
@@ -92,11 +92,11 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
         assert torch.equal(pictures[:, 0, 0, 0], torch.where(labels == 0, 20, 10))
 
 
-def test_grey_is_one_channel(tmp_path: Path) -> None:
+def test_gray_is_one_channel(tmp_path: Path) -> None:
     assert images(load(album(tmp_path), channels=1)).shape == (9, 1, 8, 8)
 
 
-def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None:
+def test_the_shorter_side_is_resized_and_the_center_kept(tmp_path: Path) -> None:
     image = Image.new("L", (30, 10), 0)
     image.paste(255, (10, 0, 20, 10))
     image.save(tmp_path / "wide.png")

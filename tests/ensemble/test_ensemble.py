@@ -132,7 +132,7 @@ def test_a_row_is_the_run_alone(name: str) -> None:
     first = built(*words[0])
     found = together([first, built(*words[1], like=first)])
     for row, run in zip(found, expected, strict=True):
-        # A bias before batch normalisation has a gradient of rounding errors only, which Adam makes steps of.
+        # A bias before batch normalization has a gradient of rounding errors only, which Adam makes steps of.
         assert_close(row, run, 1e-7)
 
 

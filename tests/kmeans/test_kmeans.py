@@ -38,9 +38,9 @@ def points_of(name: str, *overrides: str) -> Tensor:
     return stream.flatten(1) / 255 if stream.dtype == torch.uint8 else stream
 
 
-def inertia_of(points: Tensor, centres: Tensor) -> float:
-    """Return the inertia in float64, from centres (clusters, features)."""
-    return float(torch.cdist(points.double(), centres.double()).amin(1).square().sum())
+def inertia_of(points: Tensor, centers: Tensor) -> float:
+    """Return the inertia in float64, from centers (clusters, features)."""
+    return float(torch.cdist(points.double(), centers.double()).amin(1).square().sum())
 
 
 def seeded_points(count: int, features: int) -> Tensor:
@@ -65,9 +65,9 @@ def test_ends_where_scikit_learn_ends(name: str, clusters: int) -> None:
 def test_the_command_ends_where_scikit_learn_ends(tmp_path: Path) -> None:
     points = points_of("digits")
     initial = points[:10].numpy()
-    np.save(tmp_path / "centres.npy", initial)
+    np.save(tmp_path / "centers.npy", initial)
     rival = Rival(10, init=initial, n_init=1, max_iter=300, tol=0).fit(points.numpy())
-    given = f"model.init='{tmp_path / 'centres.npy'}'"
+    given = f"model.init='{tmp_path / 'centers.npy'}'"
     quiet = ("trainer.preview_every=0", "trainer.evaluate_every=0", "model.tolerance=0", "model.clusters=10")
     ended = genexp("model=kmeans", "dataset=digits", given, *quiet, in_folder(tmp_path / "run"))
     assert ended.code == 0, ended.err
@@ -113,35 +113,35 @@ def test_bounds_spare_comparisons_and_change_nothing(
 def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = points_of("mnist_5k")
     torch.manual_seed(0)
-    centres = random_points([points], len(points), starts=starts, clusters=clusters)
+    centers = random_points([points], len(points), starts=starts, clusters=clusters)
     compared = counted(
         monkeypatch, pruned_assignment, "products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
     )
-    screened_as_if_all_were_compared(points, centres, 20)
+    screened_as_if_all_were_compared(points, centers, 20)
     assert 0 < sum(compared) < 0.2 * 20 * points.numel() * starts * clusters
 
 
 def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPatch) -> None:
     points = points_of("mnist_5k")
     torch.manual_seed(0)
-    centres = random_points([points], len(points), starts=1, clusters=10)
-    totals = assign([points], centres, len(points))
+    centers = random_points([points], len(points), starts=1, clusters=10)
+    totals = assign([points], centers, len(points))
     looked = counted(
         monkeypatch, pruned_assignment.PrunedAssignment, "_possible", lambda _, some, *others: len(some)
     )
     for _ in range(30):
-        centres, totals = lloyd_step([points], centres, totals)
+        centers, totals = lloyd_step([points], centers, totals)
     assert len(points) < sum(looked) < 0.6 * 30 * len(points)
 
 
-def test_what_no_subspace_shows_is_compared_with_all_centres(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_subspace_shows_is_compared_with_all_centers(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    centres = random_points([points], 3000, starts=1, clusters=50)
+    centers = random_points([points], 3000, starts=1, clusters=50)
     wholly = counted(
         monkeypatch, pruned_assignment.PrunedAssignment, "_of_all", lambda _, block, place: len(block)
     )
-    screened_as_if_all_were_compared(points, centres, 6)
+    screened_as_if_all_were_compared(points, centers, 6)
     assert sum(wholly) > 0.9 * 2 * 6 * 3000
 
 
@@ -156,7 +156,7 @@ def test_points_within_a_subspace_and_some_beside_it(size: float) -> None:
 
 
 @pytest.mark.parametrize("magnitudes", [0, 15])  # of ten, in which the sizes of points differ, up and down
-def test_projections_never_make_a_centre_seem_farther_than_it_is(magnitudes: int) -> None:
+def test_projections_never_make_a_center_seem_farther_than_it_is(magnitudes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(3000, 12, generator=generator) @ torch.randn(12, 400, generator=generator)
     points[1500:] += 0.1 * torch.randn(1500, 400, generator=generator)  # the others lie in the subspace
@@ -199,8 +199,8 @@ def test_the_sample_for_projections_does_not_keep_the_points() -> None:
 
 def test_few_points_of_many_features_are_not_projected() -> None:
     points = torch.randn(9, 2**18, generator=torch.Generator().manual_seed(0))
-    centres = random_points([points], 9, starts=1, clusters=3)
-    _, totals = lloyd_step([points], centres, assign([points], centres, 9))
+    centers = random_points([points], 9, starts=1, clusters=3)
+    _, totals = lloyd_step([points], centers, assign([points], centers, 9))
     assert not isinstance(totals.bounds, ProjectionBounds)
 
 
@@ -208,12 +208,12 @@ def test_few_points_of_many_features_are_not_projected() -> None:
 def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points, blocks = seeded_points(400, 5), seeded_points(400, 5).split(150)
     torch.manual_seed(0)
-    centres = random_points([points], 400, starts=starts, clusters=6)
-    centres[-1, :2] = 1e3  # these clusters run empty
-    assert is_small_problem(centres, 400)
-    here, few = lloyd_step(blocks, centres, assign(blocks, centres, 400))
+    centers = random_points([points], 400, starts=starts, clusters=6)
+    centers[-1, :2] = 1e3  # these clusters run empty
+    assert is_small_problem(centers, 400)
+    here, few = lloyd_step(blocks, centers, assign(blocks, centers, 400))
     monkeypatch.setattr("genexp.kmeans.lloyd.is_small_problem", lambda *_: False)
-    there, many = lloyd_step(blocks, centres, assign(blocks, centres, 400))
+    there, many = lloyd_step(blocks, centers, assign(blocks, centers, 400))
     torch.testing.assert_close(here, there)
     torch.testing.assert_close(few.sums, many.sums)
     assert torch.equal(few.counts, many.counts)
@@ -229,21 +229,21 @@ def test_a_fit_of_few_points_ends_where_one_of_many_does(
 ) -> None:
     points = seeded_points(400, 5)
     torch.manual_seed(0)
-    centres = random_points([points], 400, starts=3, clusters=6)
-    centres[-1, :empty] = 1e3  # these clusters run empty
-    here, few = fit(points.split(150), 400, centres, iterations)
+    centers = random_points([points], 400, starts=3, clusters=6)
+    centers[-1, :empty] = 1e3  # these clusters run empty
+    here, few = fit(points.split(150), 400, centers, iterations)
     monkeypatch.setattr("genexp.kmeans.lloyd.is_small_problem", lambda *_: False)
-    there, many = fit(points.split(150), 400, centres, iterations)
+    there, many = fit(points.split(150), 400, centers, iterations)
     torch.testing.assert_close(here, there)
     assert torch.equal(few, many)
 
 
 def test_few_points_are_gathered_once() -> None:
     points = seeded_points(90, 5)
-    centres = random_points([points], 90, starts=2, clusters=4)
-    totals = assign([points], centres, 90)
-    nothing_read, known = lloyd_step((), centres, totals)
-    read, anew = lloyd_step([points], centres, replace(totals, bounds=None))
+    centers = random_points([points], 90, starts=2, clusters=4)
+    totals = assign([points], centers, 90)
+    nothing_read, known = lloyd_step((), centers, totals)
+    read, anew = lloyd_step([points], centers, replace(totals, bounds=None))
     assert torch.equal(nothing_read, read)
     assert torch.equal(known.sums, anew.sums)
     assert torch.equal(known.labels, anew.labels)
@@ -251,29 +251,29 @@ def test_few_points_are_gathered_once() -> None:
 
 @pytest.mark.parametrize("count", [8, 9000])  # few points, and more
 @pytest.mark.parametrize("clusters", [6, 40])  # short rows of distances, and long ones
-def test_a_point_as_near_to_several_centres_goes_to_the_first(count: int, clusters: int) -> None:
+def test_a_point_as_near_to_several_centers_goes_to_the_first(count: int, clusters: int) -> None:
     points = torch.zeros(count, 2)
-    centres = torch.full((2, clusters, 2), 3.0)
-    centres[0, 2:5], centres[1, 4:6] = 1, 1
-    totals = assign([points], centres, count)
-    assert is_small_problem(centres, count) == (count == 8)
+    centers = torch.full((2, clusters, 2), 3.0)
+    centers[0, 2:5], centers[1, 4:6] = 1, 1
+    totals = assign([points], centers, count)
+    assert is_small_problem(centers, count) == (count == 8)
     assert totals.labels.unique(dim=1).tolist() == [[2], [4]]
     assert totals.counts[0, 2] == totals.counts[1, 4] == count
-    assert nearest_center(points, centres[1]).unique().tolist() == [4]
+    assert nearest_center(points, centers[1]).unique().tolist() == [4]
 
 
 def test_clusters_that_run_empty_are_screened_too() -> None:
     points = points_of("mnist_5k")
-    centres = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from nearly all points
-    assert (assign([points], centres, len(points)).counts == 0).any()
-    screened_as_if_all_were_compared(points, centres, 12)
+    centers = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from nearly all points
+    assert (assign([points], centers, len(points)).counts == 0).any()
+    screened_as_if_all_were_compared(points, centers, 12)
 
 
-def screened_as_if_all_were_compared(points: Tensor, centres: Tensor, iterations: int) -> None:
-    """Iterate with and without what is known from before: the same bits, and each point at its nearest centre."""
+def screened_as_if_all_were_compared(points: Tensor, centers: Tensor, iterations: int) -> None:
+    """Iterate with and without what is known from before: the same bits, and each point at its nearest center."""
     blocks, count = points.split(700), len(points)
-    known, anew = assign(blocks, centres, count), assign(blocks, centres, count)
-    here = there = centres
+    known, anew = assign(blocks, centers, count), assign(blocks, centers, count)
+    here = there = centers
     for _ in range(iterations):
         here, known = lloyd_step(blocks, here, known)
         there, anew = lloyd_step(blocks, there, replace(anew, bounds=None))
@@ -299,16 +299,16 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, cost: Cal
     return costs
 
 
-def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
+def test_centers_that_lie_together_do_not_take_points_from_each_other() -> None:
     points = points_of("mnist_5k")
-    torch.manual_seed(0)  # of all choices, a few have a point as near to two centres as rounding can tell
-    centres = random_points([points], len(points), starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
-    totals = assign([points], centres, len(points))
+    torch.manual_seed(0)  # of all choices, a few have a point as near to two centers as rounding can tell
+    centers = random_points([points], len(points), starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
+    totals = assign([points], centers, len(points))
     labels = totals.labels.clone()
     assert (labels < 40).all()
     for _ in range(3):
-        update = ClusterUpdate(totals, centres)
-        finder = pruned_assignment.PrunedAssignment(centres, totals, centres, update, [points])
+        update = ClusterUpdate(totals, centers)
+        finder = pruned_assignment.PrunedAssignment(centers, totals, centers, update, [points])
         finder.assign_block(points, slice(0, len(points)))
         totals = update.build_cluster_sums([], finder.bounds)
         assert torch.equal(totals.labels, labels)
@@ -316,10 +316,10 @@ def test_centres_that_lie_together_do_not_take_points_from_each_other() -> None:
 
 def test_sums_follow_the_points() -> None:
     points = seeded_points(3000, 6)
-    centres = random_points([points], 3000, starts=2, clusters=20)
-    totals = assign(points.split(100), centres, 3000)
+    centers = random_points([points], 3000, starts=2, clusters=20)
+    totals = assign(points.split(100), centers, 3000)
     for _ in range(30):
-        centres, totals = lloyd_step(points.split(100), centres, totals)
+        centers, totals = lloyd_step(points.split(100), centers, totals)
     for start in range(2):
         labels = totals.labels[start].long()
         sums = torch.zeros(20, 6, dtype=torch.double).index_add_(0, labels, points.double())
@@ -327,20 +327,20 @@ def test_sums_follow_the_points() -> None:
         assert torch.equal(totals.counts[start], labels.bincount(minlength=20))
 
 
-def test_every_point_gets_its_nearest_centre() -> None:
-    points, centres = seeded_points(900, 20), seeded_points(64, 20)
-    exact = torch.cdist(points.double(), centres.double())
-    assert torch.equal(nearest_center(points, centres), exact.argmin(1))
+def test_every_point_gets_its_nearest_center() -> None:
+    points, centers = seeded_points(900, 20), seeded_points(64, 20)
+    exact = torch.cdist(points.double(), centers.double())
+    assert torch.equal(nearest_center(points, centers), exact.argmin(1))
 
 
 def test_blocks_do_not_matter() -> None:
     points = seeded_points(1000, 5)
-    centres = points[:12].unflatten(0, (2, 6))
-    whole, parts = assign([points], centres, 1000), assign(points.split(37), centres, 1000)
+    centers = points[:12].unflatten(0, (2, 6))
+    whole, parts = assign([points], centers, 1000), assign(points.split(37), centers, 1000)
     assert torch.equal(whole.counts, parts.counts)
     torch.testing.assert_close(whole.sums, parts.sums, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(
-        whole.partial_inertia(centres), parts.partial_inertia(centres), rtol=1e-5, atol=1e-2
+        whole.partial_inertia(centers), parts.partial_inertia(centers), rtol=1e-5, atol=1e-2
     )
 
 
@@ -359,35 +359,35 @@ def test_starts_do_not_touch_each_other() -> None:
 def test_inertia_never_rises() -> None:
     points = points_of("digits")
     blocks = points.split(BLOCK)
-    centres = random_points(blocks, len(points), starts=3, clusters=10)
-    totals = assign(blocks, centres, len(points))
+    centers = random_points(blocks, len(points), starts=3, clusters=10)
+    totals = assign(blocks, centers, len(points))
     for _ in range(20):
-        before = totals.partial_inertia(centres)
-        centres, totals = lloyd_step(blocks, centres, totals)
-        assert (totals.partial_inertia(centres) <= before + 1e-6 * before.abs()).all()
+        before = totals.partial_inertia(centers)
+        centers, totals = lloyd_step(blocks, centers, totals)
+        assert (totals.partial_inertia(centers) <= before + 1e-6 * before.abs()).all()
 
 
 def test_empty_clusters_are_moved_to_the_farthest_points() -> None:
     points = torch.tensor([[0.0], [1.0], [2.0], [30.0], [50.0]])
-    centres = torch.tensor([[[1.0], [1000.0], [2000.0]]])
+    centers = torch.tensor([[[1.0], [1000.0], [2000.0]]])
     blocks = points.split(2)
-    filled = relocate_empty_clusters(assign(blocks, centres, 5), centres, blocks)
+    filled = relocate_empty_clusters(assign(blocks, centers, 5), centers, blocks)
     assert filled.counts.tolist() == [[3, 1, 1]]
-    assert filled.means(centres).squeeze().tolist() == [1.0, 50.0, 30.0]
+    assert filled.means(centers).squeeze().tolist() == [1.0, 50.0, 30.0]
 
 
 def test_more_empty_clusters_than_points_stay_where_they_are() -> None:
-    points, centres = torch.zeros(1, 2), torch.arange(8.0).view(1, 4, 2)
-    filled = relocate_empty_clusters(assign([points], centres, 1), centres, [points])
+    points, centers = torch.zeros(1, 2), torch.arange(8.0).view(1, 4, 2)
+    filled = relocate_empty_clusters(assign([points], centers, 1), centers, [points])
     assert filled.counts.sum() == 1
-    assert filled.means(centres).isfinite().all()
+    assert filled.means(centers).isfinite().all()
 
 
 def test_duplicates_leave_no_nan() -> None:
     points = torch.ones(50, 2)
-    centres = kmeans_plusplus(points.split(20), 50, starts=2, clusters=4)
-    assert torch.equal(centres, torch.ones(2, 4, 2))
-    assert torch.equal(fit(points.split(20), 50, centres, 10)[0], torch.ones(4, 2))
+    centers = kmeans_plusplus(points.split(20), 50, starts=2, clusters=4)
+    assert torch.equal(centers, torch.ones(2, 4, 2))
+    assert torch.equal(fit(points.split(20), 50, centers, 10)[0], torch.ones(4, 2))
 
 
 def test_plus_plus_starts_as_well_as_scikit_learn_does() -> None:
@@ -396,19 +396,19 @@ def test_plus_plus_starts_as_well_as_scikit_learn_does() -> None:
     points = points_of("digits")
     torch.manual_seed(0)
     ours = kmeans_plusplus(points.split(BLOCK), len(points), starts=20, clusters=10)
-    mean = np.mean([inertia_of(points, centres) for centres in ours])
+    mean = np.mean([inertia_of(points, centers) for centers in ours])
     rivals = [kmeans_plusplus(points.numpy(), 10, random_state=seed)[0] for seed in range(20)]
     assert mean == pytest.approx(np.mean([inertia_of(points, torch.tensor(rival)) for rival in rivals]), rel=0.03)
     known = {tuple(point) for point in points.tolist()}
-    assert all(tuple(centre) in known for centre in ours.flatten(0, 1).tolist())
+    assert all(tuple(center) in known for center in ours.flatten(0, 1).tolist())
 
 
 def test_plus_plus_draws_in_proportion_to_the_squared_distance() -> None:
-    """With two clusters and all candidates alike, the second centre's distribution is known."""
+    """With two clusters and all candidates alike, the second center's distribution is known."""
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     torch.manual_seed(0)
-    centres = kmeans_plusplus(points.split(2), 3, starts=4000, clusters=2)
-    from_origin = centres[(centres[:, 0] == 0).all(1)]
+    centers = kmeans_plusplus(points.split(2), 3, starts=4000, clusters=2)
+    from_origin = centers[(centers[:, 0] == 0).all(1)]
     # Of two candidates the better is kept: the far one leaves 1, the near one 4. Near only if drawn twice.
     near = (from_origin[:, 1] == points[1]).all(1).float().mean()
     assert float(near) == pytest.approx((1 / 5) ** 2, abs=0.015)
@@ -452,12 +452,12 @@ def test_batches_come_near_to_the_whole(tmp_path: Path) -> None:
     assert {"acc", "nmi", "ari"} <= set(status(parts)["test"])
 
 
-def test_images_show_their_centres(tmp_path: Path) -> None:
+def test_images_show_their_centers(tmp_path: Path) -> None:
     folder = run(
         tmp_path, "dataset=mnist_5k", "dataset.limit=200", "model.clusters=5", "model.init=uniform",
         "model.n_init=2", "trainer.epochs=3",
     )  # fmt: skip
-    assert (folder / "centres.gif").is_file()
+    assert (folder / "centers.gif").is_file()
     assert (folder / "figures" / "clusters.png").is_file()
     assert np.isfinite(status(folder)["test"]["inertia_per_point"])
 
@@ -467,7 +467,7 @@ def test_images_show_their_centres(tmp_path: Path) -> None:
     [
         ("model.clusters=600", "model.clusters=600 exceeds the 500 points; lower it or choose a larger data set"),
         ("model.init=kmeans", "model.init=kmeans: choose one of k-means++, random, uniform"),
-        ("model.init=/nowhere/centres.npy", "model.init=/nowhere/centres.npy cannot be read as centres"),
+        ("model.init=/nowhere/centers.npy", "model.init=/nowhere/centers.npy cannot be read as centers"),
         ("model.init_samples=1", "model.init_samples=1: use at least model.clusters"),
     ],
 )
@@ -479,15 +479,15 @@ def test_errors_name_key_value_and_remedy(override: str, complaint: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("centres", "complaint"),
+    ("centers", "complaint"),
     [
         (np.zeros((3, 2)), "has shape (3, 2)"),
         (np.array([[0, 1], [np.nan, 1]]), "holds NaN or infinite numbers; give a file of finite ones"),
     ],
 )
-def test_files_of_unfit_centres_are_refused(centres: np.ndarray, complaint: str, tmp_path: Path) -> None:
-    np.save(tmp_path / "centres.npy", centres)
-    given = f"model.init='{tmp_path / 'centres.npy'}'"
+def test_files_of_unfit_centers_are_refused(centers: np.ndarray, complaint: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "centers.npy", centers)
+    given = f"model.init='{tmp_path / 'centers.npy'}'"
     ended = genexp("model=kmeans", "model.clusters=2", given, in_folder(tmp_path / "run"))
     assert ended.code == 1
     assert complaint in ended.err
@@ -511,6 +511,6 @@ def test_a_scatter_is_a_picture() -> None:
     assert 0 <= float(picture.min()) < float(picture.max()) <= 1
 
 
-def test_totals_of_an_empty_cluster_keep_its_centre() -> None:
+def test_totals_of_an_empty_cluster_keep_its_center() -> None:
     totals = ClusterSums.zeros(torch.zeros(1, 1, 2), 3)
     assert torch.equal(totals.means(torch.full((1, 1, 2), 3.0)), torch.full((1, 1, 2), 3.0))

@@ -118,7 +118,7 @@ def test_images_of_another_shape_do_not_get_the_shipped_classifier(cache: Path) 
     assert load_or_train_extractor(_bars("mnist")).version != "mnist-v1"
 
 
-def test_unlabelled_images_are_refused() -> None:
+def test_unlabeled_images_are_refused() -> None:
     images = Split({"image": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)})
     with pytest.raises(ConfigError, match="generation metrics need"):
         load_or_train_extractor(Dataset("photographs", images, images))

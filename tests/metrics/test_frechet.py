@@ -9,7 +9,7 @@ from genexp.metrics import frechet
 from genexp.metrics.frechet import frechet_distance, generation_scores, neighborhood_scores
 
 
-def _standardised(samples: int, features: int) -> Tensor:
+def _standardized(samples: int, features: int) -> Tensor:
     """Return samples whose mean is exactly 0 and whose covariance is exactly the identity."""
     torch.manual_seed(0)
     values = torch.randn(samples, features, dtype=torch.float64)
@@ -17,10 +17,10 @@ def _standardised(samples: int, features: int) -> Tensor:
     return values @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(values.T))).T
 
 
-def _naive_scores(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
+def _naive_scores(real: Tensor, fake: Tensor, neighbors: int) -> dict[str, float]:
     def radius(samples: Tensor, index: int) -> float:
         others = [float((samples[index] - sample).norm()) for i, sample in enumerate(samples) if i != index]
-        return sorted(others)[neighbours - 1]
+        return sorted(others)[neighbors - 1]
 
     real_radii = [radius(real, index) for index in range(len(real))]
     fake_radii = [radius(fake, index) for index in range(len(fake))]
@@ -33,13 +33,13 @@ def _naive_scores(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, floa
     return {
         "precision": sum(any(column) for column in zip(*inside_real, strict=True)) / len(fake),
         "recall": sum(any(row) for row in inside_fake) / len(real),
-        "density": sum(sum(row) for row in inside_real) / (neighbours * len(fake)),
+        "density": sum(sum(row) for row in inside_real) / (neighbors * len(fake)),
         "coverage": sum(any(row) for row in inside_real) / len(real),
     }
 
 
 def test_frechet_distance_of_two_known_gaussians() -> None:
-    features = _standardised(200, 4)
+    features = _standardized(200, 4)
     scales = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)  # the last makes a covariance singular
     shift = torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=torch.float64)
     # Covariances that commute: |shift|² + the squared difference of the standard deviations.
@@ -70,7 +70,7 @@ def test_identical_sets_are_at_no_distance_and_score_one() -> None:
 
 
 @pytest.mark.parametrize("block", [7, 500])
-def test_neighbourhood_scores_equal_the_naive_ones(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighborhood_scores_equal_the_naive_ones(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frechet, "BLOCK_ROWS", block)
     torch.manual_seed(0)
     real = torch.randn(40, 3, dtype=torch.float64)

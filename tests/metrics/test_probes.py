@@ -10,8 +10,8 @@ from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 def _blobs(samples: int, *, spread: float, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (samples,), generator=generator)
-    centres = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 3, 0], [0, 0, 3]])
-    return centres[labels] + spread * torch.randn(samples, 3, generator=generator), labels
+    centers = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 3, 0], [0, 0, 3]])
+    return centers[labels] + spread * torch.randn(samples, 3, generator=generator), labels
 
 
 def test_knn_votes_as_sklearn_does() -> None:
@@ -24,7 +24,7 @@ def test_knn_votes_as_sklearn_does() -> None:
     assert knn_accuracy(train_codes, train_labels, test_codes, test_labels) == pytest.approx(expected, abs=1e-9)
 
 
-def test_knn_with_fewer_codes_than_neighbours_lets_all_vote() -> None:
+def test_knn_with_fewer_codes_than_neighbors_lets_all_vote() -> None:
     codes, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1, 1, 0])
     assert knn_accuracy(codes, labels, torch.tensor([[2.0]]), torch.tensor([1])) == 1
 

@@ -24,7 +24,7 @@ def test_as_many_become_zero_as_the_rate_says_and_the_mean_stays(shape: str, p: 
     assert dropped.double().mean().item() == pytest.approx(1, abs=4 * deviation / (1 - p))
 
 
-def test_numbers_are_dropped_independently_of_their_neighbours() -> None:
+def test_numbers_are_dropped_independently_of_their_neighbors() -> None:
     torch.manual_seed(2)
     kept = (dropout_mask(torch.empty(400, 400), 0.5) > 0).double() - 0.5
     for dim, distance in ((0, 1), (1, 1), (1, 4)):  # four of them come from one random word

@@ -21,15 +21,15 @@ from tests.support.snapshots import FINISHED, clock, picture, record_blocks, rec
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def colours_of(path: Path) -> int:
-    """Return how many colours a picture has: a blank one has one."""
+def colors_of(path: Path) -> int:
+    """Return how many colors a picture has: a blank one has one."""
     with Image.open(path) as image:
         return len(np.unique(np.array(image.convert("RGB")).reshape(-1, 3), axis=0))
 
 
-def finale(dimensions: int, *, labelled: bool = True) -> FinalArtifacts:
+def finale(dimensions: int, *, labeled: bool = True) -> FinalArtifacts:
     codes = torch.randn(400, dimensions, generator=torch.Generator().manual_seed(0))
-    return FinalArtifacts({}, codes, torch.arange(400) % 10 if labelled else None)
+    return FinalArtifacts({}, codes, torch.arange(400) % 10 if labeled else None)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, out
         for recorder in (log, figures):
             record_blocks(recorder, run, (0, 10, 20))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "reconstructions.png"}
-    assert colours_of(tmp_path / "figures/loss.png") > 20
+    assert colors_of(tmp_path / "figures/loss.png") > 20
 
 
 def test_a_run_that_failed_at_once_draws_nothing(tmp_path: Path) -> None:
@@ -64,18 +64,18 @@ def test_the_gallery_is_pictures_and_gifs(tmp_path: Path) -> None:
     gallery = {"grid": picture(1, channels=3), "walk": torch.stack([picture(1), picture(2), picture(3)])}
     with recording(Figures(), run) as figures:
         figures.record(snapshot(40, run, final_artifacts=FinalArtifacts(gallery)))
-    assert colours_of(tmp_path / "figures/grid.png") == 64
+    assert colors_of(tmp_path / "figures/grid.png") == 64
     with Image.open(tmp_path / "figures/walk.gif") as gif:
         assert gif.n_frames == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("labelled", [True, False])
-def test_flat_and_solid_codes_are_drawn(tmp_path: Path, dimensions: int, labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [True, False])
+def test_flat_and_solid_codes_are_drawn(tmp_path: Path, dimensions: int, labeled: bool) -> None:
     run = run_info(tmp_path)
     with recording(Figures(), run) as figures:
-        figures.record(snapshot(40, run, final_artifacts=finale(dimensions, labelled=labelled)))
-    assert colours_of(tmp_path / "figures/latents.png") > 100
+        figures.record(snapshot(40, run, final_artifacts=finale(dimensions, labeled=labeled)))
+    assert colors_of(tmp_path / "figures/latents.png") > 100
     page = (tmp_path / "figures/latents.html").read_text()
     assert "Plotly.newPlot" in page
     assert '<script src="http' not in page
@@ -129,5 +129,5 @@ def test_a_browser_shows_the_latent_codes(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     with Image.open(tmp_path / "shown.png") as image:
         plot = np.array(image.convert("RGB"))[150:400, 200:600].astype(int)
-    coloured = plot.max(axis=-1) - plot.min(axis=-1) > 100
-    assert coloured.mean() > 0.01
+    colored = plot.max(axis=-1) - plot.min(axis=-1) > 100
+    assert colored.mean() > 0.01

@@ -26,7 +26,7 @@ def as_shown(pixels: Tensor) -> np.ndarray:
     return np.array(enlarge_small_image(to_pil_image(pixels)).convert("RGB"))
 
 
-def test_grey_frames_are_exact_and_valid_after_each_one(tmp_path: Path) -> None:
+def test_gray_frames_are_exact_and_valid_after_each_one(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     with recording(PreviewGifs(), run) as gif:
         for count, step in enumerate((0, 10, 20), start=1):
@@ -37,15 +37,15 @@ def test_grey_frames_are_exact_and_valid_after_each_one(tmp_path: Path) -> None:
     assert (tmp_path / "samples.gif").read_bytes().endswith(b"\x3b")
 
 
-def test_pictures_of_few_colours_are_exact(tmp_path: Path) -> None:
-    path = tmp_path / "colours.gif"
+def test_pictures_of_few_colors_are_exact(tmp_path: Path) -> None:
+    path = tmp_path / "colors.gif"
     pictures = [picture(step, channels=3) for step in range(3)]
     write_gif(path, pictures, duration=100)
     for frame, pixels in zip(frames_of(path), pictures, strict=True):
         np.testing.assert_array_equal(frame, as_shown(pixels))
 
 
-def test_a_photograph_keeps_its_colours_nearly(tmp_path: Path) -> None:
+def test_a_photograph_keeps_its_colors_nearly(tmp_path: Path) -> None:
     ramp = torch.linspace(0, 255, 300)
     pixels = torch.stack([ramp.expand(300, 300), ramp[:, None].expand(300, 300), ramp.flip(0).expand(300, 300)])
     write_gif(tmp_path / "ramp.gif", [pixels.to(torch.uint8)] * 2, duration=100)
@@ -78,7 +78,7 @@ def test_the_first_frame_settles_the_size(tmp_path: Path) -> None:
     assert [frame.shape for frame in frames_of(tmp_path / "a.gif")] == [(256, 256, 3)] * 2
 
 
-def test_grey_can_follow_colour(tmp_path: Path) -> None:
+def test_gray_can_follow_color(tmp_path: Path) -> None:
     write_gif(tmp_path / "a.gif", [picture(1, channels=3), picture(2)], duration=100)
     np.testing.assert_array_equal(frames_of(tmp_path / "a.gif")[1], as_shown(picture(2)))
 

@@ -69,9 +69,9 @@ def test_a_plain_autoencoder_sees_the_image_itself(name: str, images: Tensor) ->
 @pytest.mark.parametrize(("name", "noise", "clipped"), [(DENOISING[0], 0.5, False), (DENOISING[1], 0.3, True)])
 def test_noise_of_the_stated_size_is_in_what_is_seen(name: str, noise: float, clipped: bool) -> None:
     model = technique(name, SHAPE, f"model={name}", f"model.noise={noise}")
-    grey = torch.full((200, *SHAPE), 0.5)
+    gray = torch.full((200, *SHAPE), 0.5)
     torch.manual_seed(0)
-    added = model.corrupt(grey) - grey
+    added = model.corrupt(gray) - gray
     if clipped:
         assert added.abs().max() == 0.5
         within = (added.abs() < 0.5).float().mean().item()
@@ -79,9 +79,9 @@ def test_noise_of_the_stated_size_is_in_what_is_seen(name: str, noise: float, cl
     else:
         assert added.std().item() == pytest.approx(noise, rel=0.01)
     assert added.mean().item() == pytest.approx(0.0, abs=0.01)
-    assert not torch.equal(model.corrupt(grey), model.corrupt(grey))
+    assert not torch.equal(model.corrupt(gray), model.corrupt(gray))
     silent = technique(name, SHAPE, f"model={name}", "model.noise=0")
-    torch.testing.assert_close(silent.corrupt(grey), grey)
+    torch.testing.assert_close(silent.corrupt(gray), gray)
 
 
 @pytest.mark.parametrize("name", DENOISING)

@@ -1,4 +1,4 @@
-"""Deep k-means: its schedule, its centres, what it leaves of a run."""
+"""Deep k-means: its schedule, its centers, what it leaves of a run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_without_a_ramp_alpha_is_there_once_pretraining_is_over() -> None:
     assert [deep.alpha(at_epoch(epoch, total=10)) for epoch in (1, 5, 6, 10)] == [0, 0, 0.7, 0.7]
 
 
-def test_centres_are_placed_once_when_pretraining_is_over() -> None:
+def test_centers_are_placed_once_when_pretraining_is_over() -> None:
     deep = technique("model=deep_kmeans", "model.pretrain=0.5")
     placed = [step for step in range(1, 101) if deep.is_pretraining_finished(Clock(step, 100, 10))]
     assert placed == [51]
@@ -65,7 +65,7 @@ def test_centres_are_placed_once_when_pretraining_is_over() -> None:
     assert not any(never.is_pretraining_finished(Clock(step, 100, 10)) for step in range(1, 101))
 
 
-def test_placed_centres_lie_among_the_latents() -> None:
+def test_placed_centers_lie_among_the_latents() -> None:
     deep = technique("model=deep_kmeans", "model.clusters=3")
     samples = split()
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_placed_centres_lie_among_the_latents() -> None:
 
 
 def test_the_assignment_is_no_part_of_the_gradient() -> None:
-    """The gradient of the centres is that of the mean squared distance to fixed latents."""
+    """The gradient of the centers is that of the mean squared distance to fixed latents."""
     deep = technique("experiment=deep_kmeans_reference")
     batch = split()[0]
     clock = at_epoch(300)
@@ -89,24 +89,24 @@ def test_the_assignment_is_no_part_of_the_gradient() -> None:
         expected.index_add_(0, clusters, (deep.centers[clusters] - codes) * 2 / codes.numel())
     assert deep.centers.grad is not None
     torch.testing.assert_close(deep.centers.grad, 1e-3 * expected)
-    assert float(extra["centres_used"]) == len(clusters.unique())
+    assert float(extra["centers_used"]) == len(clusters.unique())
 
 
-def test_memberships_are_shares_of_one_and_largest_at_the_nearest_centre() -> None:
-    codes, centres = torch.randn(20, 4), torch.randn(5, 4)
-    belongs = soft_assignment(codes, centres)
+def test_memberships_are_shares_of_one_and_largest_at_the_nearest_center() -> None:
+    codes, centers = torch.randn(20, 4), torch.randn(5, 4)
+    belongs = soft_assignment(codes, centers)
     torch.testing.assert_close(belongs.sum(1), torch.ones(20))
-    assert torch.equal(belongs.argmax(1), torch.cdist(codes, centres).argmin(1))
+    assert torch.equal(belongs.argmax(1), torch.cdist(codes, centers).argmin(1))
 
 
-def test_a_sharpened_pull_leads_to_the_nearer_centre_and_spares_the_smaller_cluster() -> None:
-    centres = torch.tensor([[0.0], [4.0]])
+def test_a_sharpened_pull_leads_to_the_nearer_center_and_spares_the_smaller_cluster() -> None:
+    centers = torch.tensor([[0.0], [4.0]])
     code = torch.tensor([[1.0]], requires_grad=True)
-    sharpened_assignment_loss(code, centres, code.detach(), torch.tensor([0.5, 0.5])).backward()
+    sharpened_assignment_loss(code, centers, code.detach(), torch.tensor([0.5, 0.5])).backward()
     assert code.grad is not None
-    assert code.grad.item() > 0, "descent does not lead to the nearer centre"
+    assert code.grad.item() > 0, "descent does not lead to the nearer center"
     middle = torch.tensor([[2.0]], requires_grad=True)
-    sharpened_assignment_loss(middle, centres, middle.detach(), torch.tensor([0.9, 0.1])).backward()
+    sharpened_assignment_loss(middle, centers, middle.detach(), torch.tensor([0.9, 0.1])).backward()
     assert middle.grad is not None
     assert middle.grad.item() < 0, "descent does not lead to the smaller cluster"
 
@@ -129,10 +129,10 @@ def test_scores_do_not_depend_on_the_batches() -> None:
     assert set(without) == {"loss", "mse"}
 
 
-def test_idle_centres_are_said() -> None:
+def test_idle_centers_are_said() -> None:
     deep = technique("model=deep_kmeans")
-    assert deep.diagnose({"centres_used": 1.2, "loss": 1.0}) is not None
-    assert deep.diagnose({"centres_used": 9.0}) is None
+    assert deep.diagnose({"centers_used": 1.2, "loss": 1.0}) is not None
+    assert deep.diagnose({"centers_used": 9.0}) is None
     assert deep.diagnose({"loss": 1.0}) is None
 
 
@@ -141,7 +141,7 @@ def test_a_run_leaves_its_pictures_and_scores(tmp_path: Path) -> None:
     tiny = ("dataset.limit=80", "trainer.batch_size=20", "trainer.epochs=4", "device=cpu", "device.threads=1")
     ended = genexp("model=deep_kmeans", *tiny, "model.pretrain=0.5", in_folder(folder))
     assert ended.code == 0, ended.err
-    for picture in ("figures/tsne.png", "reconstructions.gif", "centres.gif"):
+    for picture in ("figures/tsne.png", "reconstructions.gif", "centers.gif"):
         assert (folder / picture).is_file(), picture
     assert {"acc", "nmi", "ari", "mse", "loss"} <= set(status(folder)["test"])
     train = [line for line in metrics(folder) if line["split"] == "train"]

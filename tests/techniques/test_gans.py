@@ -29,7 +29,7 @@ from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 from tests.support.command import TINY, genexp, in_folder, metrics, status
 
-GREY = (1, 28, 28)
+GRAY = (1, 28, 28)
 MODELS = ("gan", "dcgan", "cgan", "wgan_gp")
 SMALL = ("model.latent=6", "model.evaluation_samples=20")
 NARROW = ("model.generator_width=4", "model.discriminator_width=4")
@@ -52,7 +52,7 @@ def composed(*overrides: str) -> dict[str, Any]:
     return {str(key): value for key, value in cfg.items()}
 
 
-def built(name: str, shape: tuple[int, int, int] = GREY, *overrides: str, classes: int = 10) -> BaseGAN:
+def built(name: str, shape: tuple[int, int, int] = GRAY, *overrides: str, classes: int = 10) -> BaseGAN:
     """Return the technique `name` as its YAML has it, made small."""
     small = (*SMALL, "model.hidden=[12,16]") if name == "gan" else (*SMALL, *NARROW)
     values = dict(composed(f"model={name}", *small, *overrides)["model"])
@@ -71,7 +71,7 @@ def learner_of(technique: Technique) -> Learner:
     return Learner(technique, plan, StepSettings(), torch.device("cpu"))
 
 
-def batch(count: int = 8, shape: tuple[int, int, int] = GREY) -> dict[str, Tensor]:
+def batch(count: int = 8, shape: tuple[int, int, int] = GRAY) -> dict[str, Tensor]:
     torch.manual_seed(1)
     return {"image": torch.rand(count, *shape), "label": torch.arange(count) % 10}
 
@@ -94,8 +94,8 @@ def kinds(network: nn.Sequential) -> list[str]:
 
 
 def test_dense_networks_are_the_references() -> None:
-    generator = build_dense_generator(128, [256, 512, 1024], GREY)
-    discriminator = build_dense_discriminator(GREY, [1024, 512, 256], dropout=0.3)
+    generator = build_dense_generator(128, [256, 512, 1024], GRAY)
+    discriminator = build_dense_discriminator(GRAY, [1024, 512, 256], dropout=0.3)
     widths = [(layer.in_features, layer.out_features) for layer in generator if isinstance(layer, nn.Linear)]
     assert widths == [(128, 256), (256, 512), (512, 1024), (1024, 784)]
     widths = [(layer.in_features, layer.out_features) for layer in discriminator if isinstance(layer, nn.Linear)]
@@ -106,11 +106,11 @@ def test_dense_networks_are_the_references() -> None:
 
 def test_convolutional_networks_are_the_references() -> None:
     layout = LAYOUTS["valid"]
-    generator = build_conv_generator(128, layout.generator_layers(GREY, 64), batch_norm=False)
-    discriminator = build_conv_discriminator(1, layout.discriminator_layers(GREY, 128), norm="none", dropout=0.5)
+    generator = build_conv_generator(128, layout.generator_layers(GRAY, 64), batch_norm=False)
+    discriminator = build_conv_discriminator(1, layout.discriminator_layers(GRAY, 128), norm="none", dropout=0.5)
     up = sides(generator, torch.randn(2, 128), nn.ConvTranspose2d)
     assert up == [(256, 3), (128, 7), (64, 15), (1, 28)]
-    down = sides(discriminator, torch.randn(2, *GREY), nn.Conv2d)
+    down = sides(discriminator, torch.randn(2, *GRAY), nn.Conv2d)
     assert down == [(128, 14), (256, 7), (256, 4), (1, 1)]
     assert kinds(generator) == ["Unflatten", *["ConvTranspose2d", "ReLU"] * 3, "ConvTranspose2d", "Tanh"]
     assert kinds(discriminator) == [*["Conv2d", "LeakyReLU", "Dropout"] * 3, "Conv2d", "Flatten"]
@@ -236,7 +236,7 @@ def test_the_generator_is_judged_by_fresh_fakes() -> None:
 
 
 def test_the_critic_takes_its_steps_before_the_generator() -> None:
-    technique = built("wgan_gp", GREY, "model.critic_steps=3")
+    technique = built("wgan_gp", GRAY, "model.critic_steps=3")
     learner = learner_of(technique)
     weight = next(technique.generator.parameters())
     moves = []
@@ -249,9 +249,9 @@ def test_the_critic_takes_its_steps_before_the_generator() -> None:
     assert moves == [False, False, True] * 2
 
 
-def test_a_penalised_critic_refuses_batch_norm() -> None:
+def test_a_penalized_critic_refuses_batch_norm() -> None:
     with pytest.raises(ConfigError, match=r"model\.discriminator_norm=batch"):
-        built("wgan_gp", GREY, "model.discriminator_norm=batch")
+        built("wgan_gp", GRAY, "model.discriminator_norm=batch")
 
 
 # What is shown
@@ -340,7 +340,7 @@ def test_a_generator_of_one_image_is_called_collapsed() -> None:
 
 def dataset(*, labels: bool = True, name: str = "mnist_5k") -> Dataset:
     torch.manual_seed(2)
-    streams: dict[str, Any] = {"image": torch.randint(0, 256, (30, *GREY), dtype=torch.uint8)}
+    streams: dict[str, Any] = {"image": torch.randint(0, 256, (30, *GRAY), dtype=torch.uint8)}
     if labels:
         streams["label"] = torch.arange(30) % 10
     return Dataset(name, Split(streams), Split(streams), ("zero", "one") if labels else ())

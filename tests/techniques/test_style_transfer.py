@@ -49,7 +49,7 @@ def learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, list[di
         "style_weight": 1e5,
         "variation_weight": 0.0,
         "scales": [1.0],
-        "preserve_colour": "none",
+        "preserve_color": "none",
         **changes,
     }
     dataset = photographs()
@@ -210,15 +210,15 @@ def test_weights_come_from_the_cache_before_the_network(
     assert set(load_imagenet_weights()) == {"features.0.weight", "features.0.bias"}
 
 
-def test_random_weights_are_labelled(tmp_path: Path) -> None:
+def test_random_weights_are_labeled(tmp_path: Path) -> None:
     ended = genexp(*FAST, "model.weights=random", "trainer.max_steps=2", in_folder(tmp_path))
     assert ended.code == 0, ended.err
     assert all("content_random" in line and "style_random" in line for line in metrics(tmp_path))
     (warning,) = status(tmp_path)["warnings"]
     assert warning.startswith("model.weights=random")
     assert "model.weights=random" in (tmp_path / "train.log").read_text()
-    assert (tmp_path / "figures" / "stylised.png").is_file()
-    with Image.open(tmp_path / "stylisation.gif") as animation:
+    assert (tmp_path / "figures" / "stylized.png").is_file()
+    with Image.open(tmp_path / "stylization.gif") as animation:
         animation.seek(1)
 
 
@@ -270,7 +270,7 @@ def test_each_scale_has_its_part_of_the_run() -> None:
 
 
 def test_resumed_at_the_next_scale_equals_straight(tmp_path: Path) -> None:
-    words = (*FAST, "model.weights=random", "model.scales=[0.5,1.0]", "model.preserve_colour=histogram")
+    words = (*FAST, "model.weights=random", "model.scales=[0.5,1.0]", "model.preserve_color=histogram")
     often = ("trainer.epochs=6", "trainer.checkpoint_spacing=0", "trainer.keep_checkpoints=9")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     assert genexp(*words, *often, in_folder(straight)).code == 0
@@ -283,26 +283,26 @@ def test_resumed_at_the_next_scale_equals_straight(tmp_path: Path) -> None:
     assert_same_run(straight, resumed)
 
 
-def test_luminance_keeps_the_colours_of_the_content() -> None:
-    taught, data = learner(LBFGS, preserve_colour="luminance")
+def test_luminance_keeps_the_colors_of_the_content() -> None:
+    taught, data = learner(LBFGS, preserve_color="luminance")
     losses(taught, data, 5)
     assert isinstance(taught.technique, StyleTransfer)
     image, content = taught.technique.stylize(), data[0]["content"]
     inside = ((image > 0) & (image < 1)).all(1, keepdim=True)
-    colour, before = image - luminance(image), content - luminance(content)
-    torch.testing.assert_close((colour * inside), (before * inside), atol=1e-5, rtol=0)
+    color, before = image - luminance(image), content - luminance(content)
+    torch.testing.assert_close((color * inside), (before * inside), atol=1e-5, rtol=0)
     assert (luminance(image) - luminance(content)).abs().mean() > 0.01
 
 
-def test_style_takes_on_the_colours_of_the_content() -> None:
+def test_style_takes_on_the_colors_of_the_content() -> None:
     content, style = (
         torch.rand(1, 3, 30, 40) * torch.tensor([0.2, 0.5, 0.3]).view(3, 1, 1) + 0.3,
         torch.rand(1, 3, 20, 20),
     )
-    same, recoloured = COLOR_MODES["histogram"].preprocess(content, style)
+    same, recolored = COLOR_MODES["histogram"].preprocess(content, style)
     assert torch.equal(same, content)
-    torch.testing.assert_close(recoloured.mean((0, 2, 3)), content.mean((0, 2, 3)), atol=1e-2, rtol=0)
-    covariances = [image[0].flatten(1).cov() for image in (recoloured, content)]
+    torch.testing.assert_close(recolored.mean((0, 2, 3)), content.mean((0, 2, 3)), atol=1e-2, rtol=0)
+    covariances = [image[0].flatten(1).cov() for image in (recolored, content)]
     torch.testing.assert_close(*covariances, atol=2e-3, rtol=0)
 
 
@@ -330,10 +330,10 @@ def test_photographs_of_any_kind(tmp_path: Path) -> None:
     assert content.shape == (1, 3, 20, 10)
     assert style.shape == (1, 3, 20, 10)
     assert style[0, :, 0, 0].tolist() == [0, 128, 255]
-    Image.new("L", (9, 9), 77).save(tmp_path / "grey.webp", lossless=True)
-    grey = photographs(9, content=str(tmp_path / "grey.webp")).train.streams["content"]
-    assert isinstance(grey, Tensor)
-    assert grey.unique().tolist() == [77]
+    Image.new("L", (9, 9), 77).save(tmp_path / "gray.webp", lossless=True)
+    gray = photographs(9, content=str(tmp_path / "gray.webp")).train.streams["content"]
+    assert isinstance(gray, Tensor)
+    assert gray.unique().tolist() == [77]
 
 
 def test_wrong_photographs_are_one_clear_line(tmp_path: Path) -> None:

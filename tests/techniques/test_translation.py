@@ -47,7 +47,7 @@ def tensor(dataset: Dataset, stream: str, split: str = "train") -> Tensor:
 
 
 def album(root: Path, count: int = 8, first: int = 0, suffix: str = ".png", level: int = 10) -> Path:
-    """Write pictures of one grey level each, `level` times their number."""
+    """Write pictures of one gray level each, `level` times their number."""
     root.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
         Image.new("RGB", (12, 9), (level * number,) * 3).save(root / f"{number:02}{suffix}")
@@ -287,7 +287,7 @@ def test_cyclegan_finds_the_way_there_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pix2pix", "cyclegan"])
-def test_colour_pictures_from_folders(name: str, tmp_path: Path) -> None:
+def test_color_pictures_from_folders(name: str, tmp_path: Path) -> None:
     first, second = album(tmp_path / "1"), album(tmp_path / "2")
     folders = {
         "pix2pix": ("dataset=pairs", f"dataset.input={first}", f"dataset.target={second}"),

@@ -225,7 +225,7 @@ def test_without_an_average_the_technique_itself_is_shown() -> None:
     assert taught(toy).eval_technique is toy
 
 
-def test_the_average_begins_where_the_technique_was_initialised() -> None:
+def test_the_average_begins_where_the_technique_was_initialized() -> None:
     learner = taught(Toy(), ema=0.999)
     with torch.no_grad():
         next(learner.technique.parameters()).fill_(100.0)
@@ -563,7 +563,7 @@ def test_every_optimizer_goes_on_from_a_file_as_if_it_had_never_stopped(name: st
     assert heard.column("loss") == (steps[8:], losses[8:])
 
 
-def test_only_a_fresh_run_is_initialised_from_its_data() -> None:
+def test_only_a_fresh_run_is_initialized_from_its_data() -> None:
     fresh, resumed = Toy(), Toy()
     run(fresh)
     run(resumed, start=4)

@@ -39,7 +39,7 @@ class ImageDirectoriesConfig(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.size >= 1, "size", self.size, "use at least 1 pixel")
-        require(self.channels in PIL_MODES, "channels", self.channels, "use 1 for grey or 3 for colour")
+        require(self.channels in PIL_MODES, "channels", self.channels, "use 1 for gray or 3 for color")
         require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "use a value between 0 and 1")
 
 

@@ -65,7 +65,7 @@ def find_image_files(root: Path) -> list[Path]:
 
 
 def read_image(path: Path, size: int, channels: int, crop: CropRange = FULL_WIDTH) -> Tensor:
-    """Return the centre square of a picture, its shorter side resized to `size`: uint8 (channels, size, size).
+    """Return the center square of a picture, its shorter side resized to `size`: uint8 (channels, size, size).
 
     Where a `part` is given, that is the picture. Of an animation this is the first frame. Raises BrokenPicture.
     """

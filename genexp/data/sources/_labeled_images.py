@@ -1,4 +1,4 @@
-"""What the sets of small labelled pictures share."""
+"""What the sets of small labeled pictures share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gaussian clouds around centres drawn at random."""
+"""Gaussian clouds around centers drawn at random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class BlobsConfig(PointsConfig):
 
     centers: int
     features: int  # dimensions of the space
-    cluster_std: float  # the centres lie in [-10, 10] on each axis
+    cluster_std: float  # the centers lie in [-10, 10] on each axis
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,7 +28,7 @@ class BlobsConfig(PointsConfig):
 
 @register_dataset("blobs", BlobsConfig)
 def load(config: BlobsConfig) -> Dataset:
-    """Return points (n, features); the test split is drawn around the same centres."""
+    """Return points (n, features); the test split is drawn around the same centers."""
     from sklearn.datasets import make_blobs
 
     points, labels, centers = make_blobs(

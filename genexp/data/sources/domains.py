@@ -33,12 +33,12 @@ def rotate_180(images: Tensor) -> Tensor:
 
 
 def to_grayscale(images: Tensor) -> Tensor:
-    """Return the images without colour, in three equal channels."""
+    """Return the images without color, in three equal channels."""
     return images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
 def colorize(images: Tensor) -> Tensor:
-    """Return colour images as they are, and grey ones in two colours: (n, 3, h, w)."""
+    """Return color images as they are, and gray ones in two colors: (n, 3, h, w)."""
     if images.shape[1] == 3:
         return images
     dark, light = (torch.tensor(color).view(3, 1, 1) for color in (DARK_COLOR, LIGHT_COLOR))
@@ -47,7 +47,7 @@ def colorize(images: Tensor) -> Tensor:
 
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # how domain a, and how domain b is made of an image
     "invert": (identity, invert),
-    "colour": (to_grayscale, colorize),
+    "color": (to_grayscale, colorize),
     "rotate": (identity, rotate_180),
 }
 

@@ -5,21 +5,21 @@ const wantsDark = window.matchMedia("(prefers-color-scheme: dark)");
 const hidden = new Set(); // curves of a sweep, by their label
 const isTouched = window.matchMedia("(pointer: coarse)").matches;
 
-function colour(name) {
+function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
 function layoutOf(chart) {
   const given = chart.layout;
-  const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, automargin: true, exponentformat: "e" };
-  const soft = { color: colour("--soft"), size: 11 };
+  const axis = { gridcolor: color("--grid"), linecolor: color("--line"), zeroline: false, automargin: true, exponentformat: "e" };
+  const soft = { color: color("--soft"), size: 11 };
   const listed = chart.traces.filter((trace) => trace.showlegend !== false).length;
   const marks = (given.annotations || []).map((mark) => ({
-    ...mark, font: soft, bgcolor: colour("--card"), opacity: 0.85, borderpad: 0,
+    ...mark, font: soft, bgcolor: color("--card"), opacity: 0.85, borderpad: 0,
   }));
   return {
     ...given,
-    title: { text: chart.title, font: { size: 14, color: colour("--ink") }, x: 0.02, xanchor: "left", y: 0.97 },
+    title: { text: chart.title, font: { size: 14, color: color("--ink") }, x: 0.02, xanchor: "left", y: 0.97 },
     xaxis: { ...axis, ...given.xaxis },
     yaxis: { ...axis, ...given.yaxis },
     annotations: marks,
