@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genexp.config import require
 from genexp.errors import ConfigError
@@ -141,3 +141,8 @@ def describe_device(device: torch.device, world_size: int = 1) -> str:
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
     return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else str(device)
+
+
+def promote_to_float32(tensor: Tensor) -> Tensor:
+    """Return a floating tensor in float32, or in float64 where that is the precision of all computation."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -21,8 +21,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from genexp.data import load_dataset
-    from genexp.metrics.extractor import save_extractor
-    from genexp.metrics.feature_extractor import train_classifier
+    from genexp.metrics.feature_extractor import save_extractor, train_classifier
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset = load_dataset({"name": arguments.dataset, "root": arguments.root, "limit": None, "resident_gb": 4.0})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genexp.images.grid import PAD_VALUE, make_grid
 from genexp.images.latent_walks import make_animation, make_filmstrip
-from genexp.recorders.growing_gif import write_gif
+from genexp.recorders.gif import write_gif
 from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
 from genexp.training.trainer import to_uint8
 

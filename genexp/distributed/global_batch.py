@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from genexp.device import promote_to_float32
 from genexp.networks.dropout import dropout
-from genexp.precision import promote_to_float32
 from genexp.sharding import Shard, batch_mean, current_shard, shard_context
 from genexp.technique import Batch, Clock, GradientPhase, Metrics
 

@@ -12,8 +12,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from genexp.ensemble.autotune import time_both
-from genexp.ensemble.compatibility import IncompatibleRunsError
-from genexp.ensemble.grouping import find_differing_keys, find_ensemble_obstacle, group_jobs
+from genexp.ensemble.compatibility import (
+    IncompatibleRunsError,
+    find_differing_keys,
+    find_ensemble_obstacle,
+    group_jobs,
+)
 from genexp.ensemble.loop import train_ensemble
 from genexp.ensemble.member import EnsembleMember
 from genexp.runs.build import Run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch.func import functional_call
 from genexp.ensemble.compatibility import IncompatibleRunsError, VaryingHyperparameters
 from genexp.ensemble.optimizer import EnsembleOptimizer
 from genexp.ensemble.random_draws import MemberGenerators, MemberRandomMode
-from genexp.ensemble.tensors import stack_shared_state
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics
 from genexp.training.learner import Learner
 
@@ -198,3 +197,22 @@ def clip_grad_norm_per_member(gradients: Sequence[Tensor], max_norm: float) -> T
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
     return total
+
+
+def stack_shared_state(modules: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the modules' parameters and buffers by name, each as (rows, ...), of which theirs become the rows.
+
+    From then on what changes the common tensors in place changes the modules, and the other way round.
+    """
+    parameters = [dict(module.named_parameters()) for module in modules]
+    buffers = [dict(module.named_buffers()) for module in modules]
+    return _stack_shared(parameters), _stack_shared(buffers)
+
+
+def _stack_shared(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    stacked = {}
+    for name in tensors[0] if tensors else ():
+        stacked[name] = torch.stack([row[name].detach() for row in tensors])
+        for row, view in zip(tensors, stacked[name].unbind(), strict=True):
+            row[name].data = view
+    return stacked

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import CHUNK_ELEMENTS, get_chunk_rows
-from genexp.kmeans.cluster_sums import ClusterUpdate, Reassignments
+from genexp.kmeans.cluster_sums import UNASSIGNED, ClusterSums, ClusterUpdate, Reassignments
 from genexp.kmeans.distances import CenterScores, argmin_rows
 from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
-from genexp.kmeans.point_buffer import PointBuffer
-from genexp.kmeans.totals import UNASSIGNED, ClusterSums
 
+PointChunks = Iterator[
+    tuple[Tensor, Tensor]
+]  # points, which stay only until the next are asked for, and their places
 MAX_GATHERED_FRACTION = (
     0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
 )
@@ -20,6 +23,32 @@ MAX_COPIED_FRACTION = (
 )
 CHUNK_SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
 BUFFER_ELEMENTS = 2**18  # features of points that are gathered before they are compared
+
+
+class PointBuffer:
+    """Hands out points, `room` of them at a time."""
+
+    def __init__(self, capacity: int, features: int, like: Tensor) -> None:
+        self._points = like.new_empty(capacity, features)
+        self._indices: list[Tensor] = []
+        self._size = 0
+
+    def add(self, block: Tensor, rows: Tensor, indices: Tensor) -> PointChunks:
+        """Copy the points at `rows` of a block, which are those at `places`; yield all when there is no room."""
+        while len(rows):
+            count = min(len(rows), len(self._points) - self._size)
+            end = self._size + count
+            torch.index_select(block, 0, rows[:count], out=self._points[self._size : end])
+            self._indices.append(indices[:count])
+            self._size, rows, indices = end, rows[count:], indices[count:]
+            if end == len(self._points):
+                yield from self.flush()
+
+    def flush(self) -> PointChunks:
+        """Yield what is left."""
+        if self._size:
+            yield self._points[: self._size], torch.cat(self._indices)
+        self._size, self._indices = 0, []
 
 
 class ExhaustiveAssignment:

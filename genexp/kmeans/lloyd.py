@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import Blocks, take
-from genexp.kmeans.cluster_sums import ClusterUpdate
+from genexp.kmeans.cluster_sums import ClusterSums, ClusterUpdate
 from genexp.kmeans.distances import CenterScores
 from genexp.kmeans.exhaustive_assignment import ExhaustiveAssignment
 from genexp.kmeans.projection_bounds import ProjectionBounds
 from genexp.kmeans.pruned_assignment import PrunedAssignment
 from genexp.kmeans.small_problem import assign_small, fit_small, is_small_problem
-from genexp.kmeans.totals import ClusterSums
 from genexp.sharding import current_shard
 
 

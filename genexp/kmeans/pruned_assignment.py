@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows
-from genexp.kmeans.cluster_sums import ClusterUpdate, Reassignments
+from genexp.kmeans.cluster_sums import ClusterSums, ClusterUpdate, Reassignments
 from genexp.kmeans.hamerly_bounds import RELATIVE_ROUNDING
 from genexp.kmeans.projection_bounds import CenterShift, ProjectionBounds
-from genexp.kmeans.totals import ClusterSums
 from genexp.sharding import SINGLE_SHARD, current_shard
 
 CHUNK_SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache

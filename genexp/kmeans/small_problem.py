@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import Blocks
-from genexp.kmeans.totals import ClusterSums, label_dtype
+from genexp.kmeans.cluster_sums import ClusterSums, label_dtype
 from genexp.sharding import SINGLE_SHARD, current_shard
 
 MAX_SCORES = 2**13  # distances: so many at most

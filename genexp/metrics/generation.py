@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.data.dataset import Dataset
-from genexp.metrics.extractor import FeatureExtractor
-from genexp.metrics.feature_extractor import load_or_train_extractor
+from genexp.metrics.feature_extractor import FeatureExtractor, load_or_train_extractor
 from genexp.metrics.frechet import generation_scores
 from genexp.technique import Batches
 

@@ -9,8 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from genexp.errors import ConfigError
-from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.mlp import build_mlp
+from genexp.networks.mlp import ACTIVATIONS, build_mlp
 
 Size = tuple[int, int]  # height, width
 

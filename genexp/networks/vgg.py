@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from genexp.errors import ConfigError
-from genexp.networks.frozen import FrozenConv2d
 
 CONV_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels and number of convolutions
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
@@ -25,6 +26,36 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
 WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
 DOWNLOAD_TIMEOUT_SECONDS = 30  # seconds without a byte from the network
 WEIGHTS_REMEDY = "set model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
+
+
+class FrozenConv2d(nn.Conv2d):
+    """A convolution whose filters have no gradient. It forgets its input, which torch's keeps for theirs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (batch, outputs, height, width) of images (batch, inputs, height, width)."""
+        return torch.as_tensor(_FrozenConv2dFunction.apply(images, self.weight, self.bias, self._get_conv_args()))
+
+    def _get_conv_args(self) -> tuple[Any, ...]:
+        assert self.padding_mode == "zeros", "images are padded with zeros only"
+        return self.stride, self.padding, self.dilation, self.groups
+
+
+class _FrozenConv2dFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(images: Tensor, weight: Tensor, bias: Tensor | None, conv_args: tuple[Any, ...]) -> Tensor:
+        return F.conv2d(images, weight, bias, *conv_args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        images, weight, _, ctx.how = inputs
+        ctx.size = images.shape
+        ctx.save_for_backward(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors  # in autocast the gradient may be of another type
+        input_gradient = conv2d_input(ctx.size, weight.to(gradient.dtype), gradient, *ctx.how)
+        return input_gradient, None, None, None
 
 
 def _iterate_layers() -> Iterator[tuple[str, int]]:

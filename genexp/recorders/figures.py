@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor
 
 from genexp.recorders.curves import draw_curves
-from genexp.recorders.growing_gif import write_gif
+from genexp.recorders.gif import write_gif
 from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
 from genexp.recorders.latent_plots import draw_latent_scatter, write_latents_html
 from genexp.recorders.metrics_log import METRICS_FILE as METRICS

@@ -23,9 +23,8 @@ from genexp.recorders.checkpoints import Checkpoints, truncate_logs
 from genexp.recorders.console import Console
 from genexp.recorders.figures import Figures
 from genexp.recorders.gif import PreviewGifs
-from genexp.recorders.group import RecorderGroup
 from genexp.recorders.metrics_log import MetricsLog
-from genexp.recorders.recorder import Recorder
+from genexp.recorders.recorder import Recorder, RecorderGroup
 from genexp.recorders.report import Report
 from genexp.recorders.status import StatusFile
 from genexp.recorders.tensorboard import TensorBoard

@@ -13,7 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -170,3 +173,23 @@ def _build_job_return(job: Job) -> JobReturn:
     if status.state == "failed":
         job_return.status, job_return.return_value = JobStatus.FAILED, GenexpError(status.error)
     return job_return
+
+
+def parse_sweep_overrides(sweeper: BasicSweeper, arguments: list[str]) -> list[Override]:
+    """Return what is swept over and what is fixed: `hydra.sweeper.params`, then the command line's."""
+    assert sweeper.hydra_context is not None
+    lines = [*(f"{key}={value}" for key, value in sweeper.params.items()), *arguments]
+    parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
+    by_key = {override.get_key_element(): override for override in parser.parse_overrides(lines)}
+    return list(by_key.values())
+
+
+def get_sweep_launcher(sweeper: BasicSweeper) -> SweepLauncher:
+    """Return the sweeper's launcher. Raises ConfigError where another package's has taken the name of ours."""
+    launcher = sweeper.launcher
+    if not isinstance(launcher, SweepLauncher):
+        raise ConfigError(
+            f"hydra/launcher is {type(launcher).__module__}.{type(launcher).__name__}, which keeps no record of a "
+            f"sweep; uninstall its package: genexp has launchers of its own"
+        )
+    return launcher

@@ -17,7 +17,7 @@ from rich.text import Text
 from genexp.run_dir.paths import format_path
 from genexp.run_dir.status import RunStatus, read_status
 from genexp.sweep.manifest import JobEntry, SweepManifest
-from genexp.sweep.picture import SweepSummary, format_job
+from genexp.sweep.summary import SweepSummary, format_job
 
 REFRESH_SECONDS = 0.5
 MAX_LISTED_JOBS = 8  # running jobs, and failed ones, at most

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from genexp.technique import register
-from genexp.techniques._autoencoder import Autoencoder
-from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv_autoencoder
+from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, build_conv_autoencoder
 
 
 @register

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from genexp.config import require
-from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder
+from genexp.networks.mlp import ACTIVATIONS
 from genexp.technique import register
 from genexp.techniques._autoencoder import AutoencoderConfig, DenoisingAutoencoder
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genexp.capabilities import CanCluster
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.device import promote_to_float32
 from genexp.errors import ConfigError
 from genexp.images.augment import random_affine
 from genexp.images.grid import make_grid
@@ -22,7 +23,6 @@ from genexp.kmeans.lloyd import fit
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
-from genexp.precision import promote_to_float32
 from genexp.sharding import batch_mean
 from genexp.technique import (
     Batch,
@@ -35,8 +35,7 @@ from genexp.technique import (
     detach_metrics,
     register,
 )
-from genexp.techniques._autoencoder import Autoencoder
-from genexp.techniques._convolutional import ConvAutoencoderConfig, build_conv_autoencoder
+from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, build_conv_autoencoder
 
 MAX_LLOYD_ITERATIONS = 100  # at most, when k-means places the centers
 SHARES_MOMENTUM = 0.01  # of a batch in the moving average of the clusters' shares

@@ -17,11 +17,10 @@ from genexp.errors import ConfigError
 from genexp.images.grid import PAD_VALUE, make_grid
 from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans.blocks import PointBlocks, moments, take
+from genexp.kmeans.cluster_sums import AssignmentBounds, ClusterSums, label_dtype
 from genexp.kmeans.distances import nearest_center
-from genexp.kmeans.hints import AssignmentBounds
 from genexp.kmeans.init import kmeans_plusplus, random_points
 from genexp.kmeans.lloyd import assign, lloyd_step, relocate_empty_clusters
-from genexp.kmeans.totals import ClusterSums, label_dtype
 from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
 

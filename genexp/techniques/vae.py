@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from genexp.capabilities import CanEstimateLikelihood, CanInterpolate, CanReconstruct, CanSample, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.device import promote_to_float32
 from genexp.images.grid import make_grid, make_row_grid
 from genexp.images.latent_walks import (
     WALK_FRAMES,
@@ -22,9 +23,7 @@ from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, 
 from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
-from genexp.networks.activations import ACTIVATIONS
-from genexp.networks.mlp import build_dense_decoder, build_dense_encoder
-from genexp.precision import promote_to_float32
+from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,17 +11,33 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from genexp.config import bind, require, suggest_choice
 from genexp.errors import ConfigError
 from genexp.technique import Clock
-from genexp.training.eager import remove_dynamo_wrappers
 
+DYNAMO_WRAPPED_METHODS = (
+    "add_param_group",
+    "zero_grad",
+    "state_dict",
+    "load_state_dict",
+)  # from the compiler, by torch
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay in [0, 1] → factor of the rate
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
 }
+
+
+def remove_dynamo_wrappers(optimizer_class: type[Optimizer]) -> type[Optimizer]:
+    """Return optimizer `kind` with the same methods, less what torch has wrapped around them for its compiler."""
+    methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in DYNAMO_WRAPPED_METHODS}
+    return type(
+        optimizer_class.__name__,
+        (optimizer_class,),
+        {**methods, "step": torch.no_grad()(inspect.unwrap(optimizer_class.step))},
+    )
 
 
 @dataclass

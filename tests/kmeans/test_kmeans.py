@@ -17,13 +17,12 @@ from genexp.data import load_dataset
 from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans import pruned_assignment
 from genexp.kmeans.blocks import get_chunk_rows, moments, take
-from genexp.kmeans.cluster_sums import ClusterUpdate
+from genexp.kmeans.cluster_sums import ClusterSums, ClusterUpdate
 from genexp.kmeans.distances import CenterScores, nearest_center
 from genexp.kmeans.init import kmeans_plusplus, random_points
 from genexp.kmeans.lloyd import assign, fit, lloyd_step, relocate_empty_clusters
 from genexp.kmeans.projection_bounds import ProjectionBounds
 from genexp.kmeans.small_problem import is_small_problem
-from genexp.kmeans.totals import ClusterSums
 from tests.support.command import genexp, in_folder, metrics, status
 from tests.support.compose import composed
 

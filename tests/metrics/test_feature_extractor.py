@@ -10,11 +10,12 @@ from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.errors import ConfigError
 from genexp.metrics import feature_extractor as extractor_module
-from genexp.metrics.extractor import load_extractor, save_extractor
 from genexp.metrics.feature_extractor import (
     WEIGHTS_DIR,
     classifier_accuracy,
+    load_extractor,
     load_or_train_extractor,
+    save_extractor,
     train_classifier,
 )
 from genexp.networks.classifier import Classifier

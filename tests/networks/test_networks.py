@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from genexp.errors import ConfigError
-from genexp.networks.activations import ACTIVATIONS
 from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder, feature_map_sizes
-from genexp.networks.mlp import build_dense_decoder, build_dense_encoder, build_mlp
+from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder, build_mlp
 from tests.support.compose import technique
 
 Shape = tuple[int, int, int]

@@ -10,8 +10,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from genexp.recorders.gif import PreviewGifs
-from genexp.recorders.growing_gif import append_frame, write_gif
+from genexp.recorders.gif import PreviewGifs, append_frame, write_gif
 from genexp.recorders.images import enlarge_small_image, to_pil_image
 from genexp.snapshot import Snapshot
 from tests.support.snapshots import clock, cut_back, picture, record_blocks, recording, run_info, sizes, snapshot

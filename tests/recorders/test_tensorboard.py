@@ -13,9 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboardX.proto import event_pb2
 
-from genexp.recorders.events import EventFileWriter
-from genexp.recorders.growing_gif import write_gif
-from genexp.recorders.tensorboard import TensorBoard
+from genexp.recorders.gif import write_gif
+from genexp.recorders.tensorboard import EventFileWriter, TensorBoard
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from tests.support.browser import browser, needs_browser
 from tests.support.snapshots import (

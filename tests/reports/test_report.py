@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image, ImageSequence
 
-from genexp.recorders.growing_gif import append_frame
+from genexp.recorders.gif import append_frame
 from genexp.reports import compare, write_run_report, write_sweep_report
 from genexp.reports.curves import downsample_min_max, resample_to_grid
 from genexp.reports.embedded_images import drop_gif_frames

@@ -19,8 +19,14 @@ from genexp.errors import ConfigError, DataError
 from genexp.images.color import COLOR_MODES, luminance
 from genexp.images.resize import resize
 from genexp.images.vision import torchvision
-from genexp.networks.frozen import FrozenConv2d
-from genexp.networks.vgg import LAYER_CHANNELS, VGG19, WEIGHTS_URL, load_imagenet_weights, load_weight_file
+from genexp.networks.vgg import (
+    LAYER_CHANNELS,
+    VGG19,
+    WEIGHTS_URL,
+    FrozenConv2d,
+    load_imagenet_weights,
+    load_weight_file,
+)
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix

@@ -14,7 +14,6 @@ from torch import Tensor, nn, optim
 
 from genexp.device import move_to_device
 from genexp.technique import Clock
-from genexp.training.eager import remove_dynamo_wrappers
 from genexp.training.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
@@ -22,6 +21,7 @@ from genexp.training.optimizers import (
     build_optimizer,
     learning_rate,
     plan_optimizers,
+    remove_dynamo_wrappers,
 )
 from tests.support.optimizers import RATES, settings_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 
-from genexp.sweep.hydra_overrides import get_sweep_launcher, parse_sweep_overrides
+from genexp.sweep.launcher import get_sweep_launcher, parse_sweep_overrides
 from genexp.sweep.summary import report_on_exit
 
 

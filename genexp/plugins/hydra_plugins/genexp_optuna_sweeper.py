@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 
 from genexp.errors import ConfigError
 from genexp.sweep.config import require_positive_int
-from genexp.sweep.hydra_overrides import get_sweep_launcher, parse_sweep_overrides
-from genexp.sweep.launcher import require_extra
+from genexp.sweep.launcher import get_sweep_launcher, parse_sweep_overrides, require_extra
 from genexp.sweep.manifest import hash_config, to_plain_config
 from genexp.sweep.optuna_study import OptunaStudy, build_distribution, lock_study_file
 from genexp.sweep.summary import report_on_exit
