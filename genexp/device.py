@@ -60,8 +60,8 @@ def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size
         raise ConfigError(f"device.index={config.index}: there are {gpu_count} GPUs, counted from 0; lower it")
     if config.index + local_world_size > gpu_count:
         raise ConfigError(
-            f"{local_world_size} processes from device.index={config.index} on want a GPU each, and there are {gpu_count}; "
-            f"use fewer processes"
+            f"{local_world_size} processes from device.index={config.index} on want a GPU each, "
+            f"and there are {gpu_count}; use fewer processes"
         )
     return torch.device("cuda", config.index + local_rank)
 

@@ -28,6 +28,7 @@ from genexp.cli.help import build_help_page
 from genexp.config import CONFIG_GROUPS, find_config_dir
 from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
+from genexp.run_dir.paths import CONFIG_FILE
 from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
         sys.argv.append(f"hydra.sweep.dir={_quote(str(sweep_dir))}")
     if run_dir is None:
         return hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="train")(_run_job)
-    if not (run_dir / "config.yaml").is_file():
+    if not (run_dir / CONFIG_FILE).is_file():
         raise CheckpointError(f"resume={run_dir} is no run's folder (it has no config.yaml); give one that is")
     for word in arguments:
         if word in MULTIRUN_FLAGS:

@@ -15,19 +15,19 @@ from torch import Tensor
 
 from genexp.capabilities import CanCluster, CanEstimateLikelihood, CanSample
 from genexp.data.loading import make_loader
+from genexp.data.sampling import subset
 from genexp.data.stream import SplitBatches
-from genexp.data.subset import subset
 from genexp.errors import GenexpError
-from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.generation import MAX_REAL_IMAGES, GenerationMetrics
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
+from genexp.metrics.scores import mean_scores
 from genexp.run_dir.environment import describe_environment
+from genexp.run_dir.paths import EVALUATION_FILE
 from genexp.runs.build import EVALUATION_BATCH_SIZE
 from genexp.runs.load import LoadedRun
 from genexp.technique import Batch, Batches
 
-EVALUATION_FILE = "evaluation.json"
 MAX_PROBE_SAMPLES = 10_000  # training codes that the probes learn from, and test codes that judge them, at most
 NEIGHBORS = 10
 GENERATION_BATCH_SIZE = 500

@@ -2,4 +2,4 @@
 
 from genexp.data.registry import find_dataset, list_datasets, load_dataset
 
-__all__ = ["find_dataset", "load_dataset", "list_datasets"]
+__all__ = ["find_dataset", "list_datasets", "load_dataset"]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from genexp.config import bind, require, suggest_choice
 from genexp.data.dataset import Dataset
-from genexp.data.subset import subset
+from genexp.data.sampling import subset
 from genexp.errors import ConfigError
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from genexp.data.dataset import Dataset, LazyStream, Split, Stream
 from genexp.seeding import derive_seed
 
 
@@ -34,3 +38,51 @@ def stratified_split(labels: Tensor, test_count: int, *seed_parts: int | str) ->
     """Return the indices of a train and a test split with equal classes in the test split, each ascending."""
     order = round_robin(labels, *seed_parts)
     return order[test_count:].sort().values, order[:test_count].sort().values
+
+
+class LazySubset(LazyStream):
+    """Some samples of another lazy stream."""
+
+    def __init__(self, stream: LazyStream, indices: Tensor) -> None:
+        self.stream, self.indices = stream, indices.tolist()
+        self.shape, self.dtype = stream.shape, stream.dtype
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.stream[self.indices[index]]
+
+
+def subset(dataset: Dataset, limit: int | None) -> Dataset:
+    """Return `dataset` with at most `limit` training samples, and its test split cut in proportion.
+
+    What is kept is the beginning of one fixed shuffled order in which classes take turns, so the subset is
+    the same in every run whatever its seed, and a larger limit contains a smaller one.
+    """
+    train_size, test_size = len(dataset.train), len(dataset.test)
+    if limit is None or limit >= train_size:
+        return dataset
+    test_limit = math.ceil(test_size * limit / train_size)
+    return replace(
+        dataset, train=_subset_split(dataset.train, limit), test=_subset_split(dataset.test, test_limit)
+    )
+
+
+def take(stream: Stream, indices: Tensor) -> Stream:
+    """Return the samples of `stream` at `indices`, in that order."""
+    return stream.index_select(0, indices) if isinstance(stream, Tensor) else LazySubset(stream, indices)
+
+
+def _subset_split(split: Split, limit: int) -> Split:
+    labels = split.streams.get("label")
+    if split.is_aligned:
+        order = (
+            round_robin(labels, "limit") if isinstance(labels, torch.Tensor) else permutation(len(split), "limit")
+        )
+        orders = dict.fromkeys(split.streams, order)
+    else:
+        orders = {name: permutation(len(stream), "limit", name) for name, stream in split.streams.items()}
+    return replace(
+        split, streams={name: take(stream, orders[name][:limit]) for name, stream in split.streams.items()}
+    )

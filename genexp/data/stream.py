@@ -38,13 +38,13 @@ class BatchStream:
         assert (batch_size or len(loader)) % shard.count == 0, "parts are equal"
         if batch_size is not None and batch_size > len(loader):
             raise ConfigError(
-                f"trainer.batch_size={batch_size} exceeds the {len(loader)} training samples of dataset={dataset_name}; "
-                f"lower it or choose a larger data set"
+                f"trainer.batch_size={batch_size} exceeds the {len(loader)} training samples of "
+                f"dataset={dataset_name}; lower it or choose a larger data set"
             )
         if batch_size is None and isinstance(loader, StreamingLoader):
             raise ConfigError(
-                f"trainer.batch_size=null takes all {len(loader)} training samples of dataset={dataset_name} at once, "
-                f"which exceed dataset.resident_gb; set trainer.batch_size=64 or raise dataset.resident_gb"
+                f"trainer.batch_size=null takes all {len(loader)} training samples of dataset={dataset_name} at "
+                f"once, which exceed dataset.resident_gb; set trainer.batch_size=64 or raise dataset.resident_gb"
             )
         self._loader, self._batch_size, self._seed, self._shard = loader, batch_size, seed, shard
         self._open_iterators: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()

@@ -128,7 +128,7 @@ def launch_processes(rank_info: RankInfo, threads: int | None) -> Iterator[Proce
 
 
 def _start_process(rank: int, world_size: int, port: int, threads: int) -> subprocess.Popen[bytes]:
-    import_root = str(Path(__file__).resolve().parent.parent.parent)
+    import_root = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # no traces
     variables = {
         "RANK": rank,

@@ -55,13 +55,15 @@ def resolve_rank_info(processes: int) -> RankInfo:
 
 
 def check_divisible_batch(batch_size: int, world_size: int, batch_label: str) -> None:
-    """Raise ConfigError where `rows` of a batch have no equal part for each process; `what` names the batch."""
+    """Raise ConfigError unless `world_size` divides `batch_size`; `batch_label` names the batch in the message."""
     if batch_size < world_size:
         raise ConfigError(
-            f"{batch_label} is less than one sample for each of {world_size} processes; raise it, or use fewer processes"
+            f"{batch_label} is less than one sample for each of {world_size} processes; "
+            f"raise it, or use fewer processes"
         )
     if batch_size % world_size:
         lower_size = batch_size - batch_size % world_size
         raise ConfigError(
-            f"{batch_label} cannot be divided among {world_size} processes; use {lower_size} or {lower_size + world_size}"
+            f"{batch_label} cannot be divided among {world_size} processes; "
+            f"use {lower_size} or {lower_size + world_size}"
         )

@@ -99,7 +99,8 @@ def _should_run_ensemble(
     if timing is None:
         print_line(f"{names} as one computation")
         return True
-    times = f"{timing.ensemble_seconds * 1000:.3g} ms a step of all, one after the other {timing.sequential_seconds * 1000:.3g} ms"
+    ensemble_ms, sequential_ms = timing.ensemble_seconds * 1000, timing.sequential_seconds * 1000
+    times = f"{ensemble_ms:.3g} ms a step of all, one after the other {sequential_ms:.3g} ms"
     print_line(
         f"{names} {'as one computation' if timing.is_ensemble_faster else 'one after the other'}: as one {times}"
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 from genexp.errors import CheckpointError, ConfigError
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.checkpoint import BEST_FILE, CHECKPOINTS_DIR, checkpoint_path, list_checkpoints, save
+from genexp.run_dir.checkpoint import BEST_FILE, checkpoint_path, list_checkpoints, save
+from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
 from genexp.snapshot import RunInfo, Snapshot
 
 
@@ -84,9 +85,9 @@ def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
         with path.open("r+b") as file:
             file.truncate(size)
     log_files = [
-        *run_dir.glob("metrics.jsonl"),
+        *run_dir.glob(METRICS_FILE),
         *run_dir.glob("*.gif"),
-        *(run_dir / "tensorboard").glob("events.*"),
+        *(run_dir / TENSORBOARD_DIR).glob("events.*"),
     ]
     for path in log_files:
         if path.relative_to(run_dir).as_posix() not in log_offsets:

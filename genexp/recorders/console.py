@@ -20,7 +20,15 @@ from genexp.recorders.progress_bar import (
 )
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import EpochMeans
-from genexp.run_dir.paths import format_command, format_path
+from genexp.run_dir.paths import (
+    FIGURES_DIR,
+    LOG_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    TENSORBOARD_DIR,
+    format_command,
+    format_path,
+)
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 log = logging.getLogger("genexp")
@@ -130,10 +138,10 @@ class Console(Recorder):
 def _list_outputs(run_dir: Path) -> dict[str, str]:
     """Return what there is to look at → where it is."""
     gifs = ", ".join(format_path(path) for path in sorted(run_dir.glob("*.gif")))
-    files = {"report": "report.html", "figures": "figures", "metrics": "metrics.jsonl", "log": "train.log"}
+    files = {"report": REPORT_FILE, "figures": FIGURES_DIR, "metrics": METRICS_FILE, "log": LOG_FILE}
     outputs = {"pictures": gifs} if gifs else {}
     outputs |= {label: format_path(run_dir / name) for label, name in files.items() if (run_dir / name).exists()}
-    if (run_dir / "tensorboard").exists():
+    if (run_dir / TENSORBOARD_DIR).exists():
         outputs["scalars"] = format_command("tensorboard", "--logdir", format_path(run_dir))
     return outputs
 

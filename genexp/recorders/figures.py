@@ -12,12 +12,10 @@ from genexp.recorders.curves import draw_curves
 from genexp.recorders.gif import write_gif
 from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
 from genexp.recorders.latent_plots import draw_latent_scatter, write_latents_html
-from genexp.recorders.metrics_log import METRICS_FILE as METRICS
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.metrics import read_metrics
+from genexp.run_dir.paths import FIGURES_DIR, METRICS_FILE
 from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
-
-FIGURES_DIR = "figures"
 
 
 @final
@@ -51,7 +49,7 @@ class Figures(Recorder):
     def close(self, outcome: RunOutcome) -> None:
         """Write the newest previews and the curves of however many steps there were."""
         self._write_previews()
-        log = self._run.run_dir / METRICS
+        log = self._run.run_dir / METRICS_FILE
         metrics = read_metrics(log) if log.is_file() else {}
         if metrics:
             draw_curves(self._figures_dir / "loss.png", metrics, self._title, self._run.steps_per_epoch)

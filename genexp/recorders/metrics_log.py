@@ -11,9 +11,8 @@ import numpy as np
 
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import iter_step_rows
+from genexp.run_dir.paths import METRICS_FILE
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
-
-METRICS_FILE = "metrics.jsonl"
 
 
 @final

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, final
 
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.paths import STATUS_FILE
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
-
-STATUS_FILE = "status.json"
 
 
 @final

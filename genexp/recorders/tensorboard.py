@@ -16,12 +16,12 @@ from genexp.recorders.images import encode_png, to_pil_image
 from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import iter_step_rows
+from genexp.run_dir.paths import FIGURES_DIR, TENSORBOARD_DIR
 from genexp.snapshot import Curve, FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 # Field numbers and wire types of event.proto and summary.proto.
 _WALL_TIME_FIELD, _STEP_FIELD, _SUMMARY_FIELD = b"\x09", b"\x10", b"\x2a"
 _VALUE_FIELD, _TAG_FIELD, _SIMPLE_VALUE_FIELD = b"\x0a", b"\x0a", b"\x15"
-TENSORBOARD_DIR = "tensorboard"
 
 
 class EventFileWriter:
@@ -163,7 +163,7 @@ class TensorBoard(Recorder):
         """Append the GIFs of the run, and that it has ended."""
         from tensorboardX.summary import hparams
 
-        gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted(self._run.run_dir.glob("figures/*.gif"))]
+        gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted((self._run.run_dir / FIGURES_DIR).glob("*.gif"))]
         for path in gifs:
             self._file.add_summaries(
                 [_build_image_summary((f"animation/{path.stem}", path.read_bytes()))], outcome.step

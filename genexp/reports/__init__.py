@@ -5,4 +5,4 @@ from genexp.reports.run_report import write_run_report
 from genexp.reports.sweep_report import write_sweep_report
 from genexp.reports.table import print_comparison
 
-__all__ = ["Comparison", "compare", "print_comparison", "write_sweep_report", "write_run_report"]
+__all__ = ["Comparison", "compare", "print_comparison", "write_run_report", "write_sweep_report"]

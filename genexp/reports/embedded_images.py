@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genexp.run_dir.paths import FIGURES_DIR
 from genexp.run_dir.record import RunRecord
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ class EmbeddedImage:
 
 def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
     """Return the pictures of a run, animations first, and the names of those left out for their weight."""
-    animations = [*sorted(run_dir.glob("*.gif")), *sorted((run_dir / "figures").glob("*.gif"))]
+    animations = [*sorted(run_dir.glob("*.gif")), *sorted((run_dir / FIGURES_DIR).glob("*.gif"))]
     animated_names = {path.stem for path in animations}
     still_images = [
         path
-        for path in sorted((run_dir / "figures").glob("*.png"))
+        for path in sorted((run_dir / FIGURES_DIR).glob("*.png"))
         if path.stem not in animated_names | {CURVES_FIGURE}
     ]
     images, omitted_files, total_bytes = [], [], 0
@@ -65,7 +66,7 @@ def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, Emb
     """Return name → run → a small picture, for the names that most runs have a picture of."""
     paths: dict[str, dict[RunRecord, Path]] = {}
     for run in runs:
-        for path in sorted((run.run_dir / "figures").glob("*.png")):
+        for path in sorted((run.run_dir / FIGURES_DIR).glob("*.png")):
             if path.stem not in (CURVES_FIGURE, "latents"):
                 paths.setdefault(path.stem, {})[run] = path
     names = sorted(paths, key=lambda name: -len(paths[name]))[:MAX_THUMBNAILS_PER_RUN]

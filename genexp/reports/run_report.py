@@ -13,9 +13,8 @@ from genexp.reports.curves import build_run_charts
 from genexp.reports.embedded_images import embed_run_images
 from genexp.reports.html_page import TableCell, write_page
 from genexp.reports.table import format_duration, format_score
+from genexp.run_dir.paths import HYDRA_DIR, REPORT_FILE
 from genexp.run_dir.record import YAML_LOADER, RunRecord, read_run
-
-REPORT_FILE = "report.html"
 
 
 def write_run_report(run_dir: Path) -> Path:
@@ -39,8 +38,8 @@ def write_run_report(run_dir: Path) -> Path:
         state=run.state,
         facts=_build_facts(run),
         warnings=warnings,
-        pictures=images,
-        left_out=omitted_files,
+        images=images,
+        omitted_files=omitted_files,
         scores=_build_score_rows(run),
         configuration=group_config_entries(run),
         command=_read_command(run_dir),
@@ -98,7 +97,7 @@ def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
 def _read_command(run_dir: Path) -> str:
     """Return how the run was started, in words of the command line."""
     try:
-        overrides = yaml.load((run_dir / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"), YAML_LOADER)
+        overrides = yaml.load((run_dir / HYDRA_DIR / "overrides.yaml").read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         return ""
     return " ".join(["genexp", *map(str, overrides)]) if isinstance(overrides, list) else ""

@@ -10,13 +10,13 @@ from typing import Any
 
 from genexp.errors import DataError
 from genexp.recorders.curves import PALETTE
-from genexp.reports import run_report
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import format_setting_short, get_settings, shorten_keys
 from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, MetricColumns, build_sweep_charts
 from genexp.reports.embedded_images import build_thumbnails
 from genexp.reports.html_page import TableCell, build_relative_url, write_page
 from genexp.reports.parameter_effects import build_effect_charts, build_parallel_coordinates
+from genexp.reports.run_report import group_config_entries
 from genexp.reports.table import (
     format_duration,
     format_mean,
@@ -25,6 +25,7 @@ from genexp.reports.table import (
     format_sort_order,
     format_state,
 )
+from genexp.run_dir.paths import REPORT_FILE
 from genexp.run_dir.record import RunRecord
 
 
@@ -46,18 +47,18 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
         facts=_build_facts(comparison),
         notes=[*comparison.notes, *notes],
         warnings=_group_warnings(comparison),
-        heads=_build_run_header(comparison),
-        rows=[_build_run_row(run, comparison, path) for run in comparison.runs],
-        group_heads=_build_group_header(comparison),
-        group_rows=[_build_group_row(place, comparison) for place in range(len(comparison.groups))],
-        curves=len(curves),
-        key=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:MAX_COLORED_GROUPS])],
+        run_header=_build_run_header(comparison),
+        run_rows=[_build_run_row(run, comparison, path) for run in comparison.runs],
+        group_header=_build_group_header(comparison),
+        group_rows=[_build_group_row(index, comparison) for index in range(len(comparison.groups))],
+        curve_count=len(curves),
+        legend=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:MAX_COLORED_GROUPS])],
         gray=GRAY,
-        effects=len(effects),
-        parallel=parallel is not None,
+        effect_count=len(effects),
+        has_parallel_chart=parallel is not None,
         thumbnails=_build_thumbnail_entries(comparison, path),
-        common=_find_common_config(comparison),
-        environments=_merge_environments(comparison),
+        common_config=_find_common_config(comparison),
+        environment=_merge_environments(comparison),
     )
 
 
@@ -114,7 +115,7 @@ def _build_run_header(comparison: Comparison) -> list[str]:
 
 
 def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[TableCell]:
-    report = run.run_dir / run_report.REPORT_FILE
+    report = run.run_dir / REPORT_FILE
     name = TableCell(run.name, link=build_relative_url(report, page) if report.is_file() else None)
     scores = [_build_score_cell(run.scores.get(metric)) for metric in comparison.metrics]
     result_cells = [_build_score_cell(run.best_value), TableCell(format_duration(run.seconds), run.seconds)]
@@ -169,7 +170,7 @@ def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, li
                 caption = " · ".join(
                     f"{column.rpartition('.')[2]} {cell.text}" for column, cell in zip(header, cells, strict=True)
                 )
-                entry = {"source": images[run].data_uri, "name": run.name, "caption": caption}
+                entry = {"data_uri": images[run].data_uri, "name": run.name, "caption": caption}
                 entries.setdefault(name, []).append(entry)
     return entries
 
@@ -177,9 +178,7 @@ def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, li
 def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, Any]]]:
     """Return the configuration that all runs share, with what differs from the defaults."""
     differing_keys = {*comparison.parameters, "seed"}
-    config_entries = run_report.group_config_entries(
-        next((run for run in comparison.runs if run.config), comparison.runs[0])
-    )
+    config_entries = group_config_entries(next((run for run in comparison.runs if run.config), comparison.runs[0]))
     common_entries = {
         group: [entry for entry in entries if _join_key(group, entry["key"]) not in differing_keys]
         for group, entries in config_entries.items()

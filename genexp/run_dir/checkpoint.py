@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from genexp.errors import CheckpointError
+from genexp.run_dir.paths import CHECKPOINTS_DIR
 
 FORMAT_VERSION = 1
-CHECKPOINTS_DIR = "checkpoints"
 BEST_FILE = "best.pt"
 _STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 

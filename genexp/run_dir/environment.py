@@ -21,7 +21,7 @@ def describe_environment(device: torch.device, world_size: int = 1) -> dict[str,
         "device": describe_device(device, world_size),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "git_commit": read_git_commit(Path(__file__).resolve().parent.parent),
+        "git_commit": read_git_commit(Path(__file__).resolve().parents[2]),
         "torch": torch.__version__,  # which names the CUDA it was built for, and its package does not
         **packages,
     }

@@ -1,4 +1,4 @@
-"""Paths and commands, as a user here would type them."""
+"""Names of the files in a run directory, and paths and commands as messages print them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+
+CONFIG_FILE = "config.yaml"
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"  # written by genexp-evaluate
+REPORT_FILE = "report.html"  # of a run, and of a sweep
+LOCK_FILE = ".lock"
+CHECKPOINTS_DIR = "checkpoints"
+FIGURES_DIR = "figures"
+TENSORBOARD_DIR = "tensorboard"
+# Written by Hydra.
+HYDRA_DIR = ".hydra"
+LOG_FILE = "train.log"
 
 
 def format_path(path: Path) -> str:

@@ -17,10 +17,21 @@ import yaml
 
 from genexp.errors import DataError
 from genexp.run_dir.metrics import LoggedCurve, read_metrics
-from genexp.run_dir.paths import format_path
+from genexp.run_dir.paths import (
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    FIGURES_DIR,
+    HYDRA_DIR,
+    LOCK_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    STATUS_FILE,
+    TENSORBOARD_DIR,
+    format_path,
+)
 
 STALE_SECONDS = 10  # seconds after which a run that says it is running is asked whether it is
-NON_RUN_DIRS = {"checkpoints", "tensorboard", "figures"}
+NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR}
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 FAILURE_PATTERN = re.compile(r"INFO failed: (.*)")
 
@@ -114,7 +125,7 @@ class RunRecord:
 
     def load_metrics(self) -> dict[str, dict[str, LoggedCurve]]:
         """Return split → metric → column; nothing where nothing was logged. Raises DataError."""
-        path = self.run_dir / "metrics.jsonl"
+        path = self.run_dir / METRICS_FILE
         return read_metrics(path) if path.is_file() else {}
 
 
@@ -129,8 +140,8 @@ def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
         runs = list(_find_run_dirs(directory))
         if not runs:
             raise DataError(
-                f"{format_path(directory)} holds no run (no config.yaml below it); give a run's folder, a sweep's, "
-                f"or one that holds some"
+                f"{format_path(directory)} holds no run (no config.yaml below it); give a run's folder, "
+                f"a sweep's, or one that holds some"
             )
         for run_dir in runs:
             run_dirs.setdefault(run_dir.resolve(), run_dir)
@@ -144,12 +155,12 @@ def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
     """Return what the folder of a run says. Raises DataError where it is none."""
     if not _is_run_dir(run_dir):
         raise DataError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
-    status = _read_json(run_dir / "status.json")
+    status = _read_json(run_dir / STATUS_FILE)
     config = _read_config(run_dir)
     state, error = status.get("state"), status.get("error")
     if state is None:
         error = _read_logged_error(run_dir)
-        state_without_status = "killed" if (run_dir / "config.yaml").is_file() else "unstarted"
+        state_without_status = "killed" if (run_dir / CONFIG_FILE).is_file() else "unstarted"
         state = "failed" if error else "running" if _is_locked(run_dir) else state_without_status
     elif state == "running" and _is_stale(status) and not _is_locked(run_dir):
         state = "killed"
@@ -166,7 +177,7 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
 
 
 def _is_run_dir(directory: Path) -> bool:
-    return (directory / "config.yaml").is_file() or (directory / ".hydra").is_dir()
+    return (directory / CONFIG_FILE).is_file() or (directory / HYDRA_DIR).is_dir()
 
 
 def _find_run_dirs(directory: Path) -> Iterator[Path]:
@@ -206,7 +217,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved configuration; of a run that failed before it was written, what Hydra has noted."""
     try:
-        content = yaml.load((run_dir / "config.yaml").read_text(encoding="utf-8"), YAML_LOADER)
+        content = yaml.load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         content = _read_hydra_config(run_dir)
     if not isinstance(content, dict):
@@ -221,7 +232,7 @@ def _read_hydra_config(run_dir: Path) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_container(OmegaConf.load(run_dir / ".hydra" / "config.yaml"), resolve=True)
+        return OmegaConf.to_container(OmegaConf.load(run_dir / HYDRA_DIR / "config.yaml"), resolve=True)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return {}
 
@@ -229,7 +240,7 @@ def _read_hydra_config(run_dir: Path) -> Any:
 def _read_logged_error(run_dir: Path) -> str | None:
     """Return the error of a run that failed before it had a status."""
     try:
-        lines = FAILURE_PATTERN.findall((run_dir / "train.log").read_text(encoding="utf-8", errors="replace"))
+        lines = FAILURE_PATTERN.findall((run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
     return lines[-1] if lines else None
@@ -245,7 +256,7 @@ def _is_stale(status: Mapping[str, Any]) -> bool:
 def _is_locked(run_dir: Path) -> bool:
     """Return whether a process is at work in the folder: it holds a lock, which dies with it."""
     try:
-        with (run_dir / ".lock").open() as file:
+        with (run_dir / LOCK_FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

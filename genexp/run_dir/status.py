@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STATUS_FILE = "status.json"
+from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, STATUS_FILE
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def read_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
 
 def can_resume(run_dir: Path) -> bool:
     """Return whether the run in `folder` has something to go on from."""
-    return (run_dir / "config.yaml").is_file() and any((run_dir / "checkpoints").glob("step-*.pt"))
+    return (run_dir / CONFIG_FILE).is_file() and any((run_dir / CHECKPOINTS_DIR).glob("step-*.pt"))
 
 
 def record_failure(run_dir: Path, config: dict[str, Any], error: str) -> None:

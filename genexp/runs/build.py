@@ -19,7 +19,7 @@ from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device, move_to_device, use_deterministic_algorithms
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
-from genexp.metrics.direction import infer_direction
+from genexp.metrics.scores import infer_direction
 from genexp.runs.resume import flatten_items
 from genexp.seeding import seed_generators
 from genexp.sharding import Shard
@@ -128,7 +128,8 @@ def _bind_trainer_config(config: Mapping[str, Any]) -> TrainerConfig:
     if expected_direction not in (None, trainer.direction):
         raise ConfigError(
             f"trainer.direction={trainer.direction} contradicts trainer.objective={trainer.objective}, of which "
-            f"{'more' if expected_direction == 'max' else 'less'} is better; set trainer.direction={expected_direction}"
+            f"{'more' if expected_direction == 'max' else 'less'} is better; "
+            f"set trainer.direction={expected_direction}"
         )
     return trainer
 

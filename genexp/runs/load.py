@@ -21,7 +21,7 @@ from genexp.data.stream import SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
 from genexp.run_dir import checkpoint
-from genexp.run_dir.paths import format_path
+from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, format_path
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
@@ -59,7 +59,7 @@ class LoadedRun:
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """Return the plain, resolved configuration of the run in `folder`. Raises CheckpointError."""
-    path = run_dir / "config.yaml"
+    path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
             f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is"
@@ -102,7 +102,7 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
 
 def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
     """Return the file that "best", "newest" or a file's name means. Raises CheckpointError."""
-    checkpoint_dir, run_path = run_dir / checkpoint.CHECKPOINTS_DIR, format_path(run_dir)
+    checkpoint_dir, run_path = run_dir / CHECKPOINTS_DIR, format_path(run_dir)
     checkpoints = checkpoint.list_checkpoints(run_dir)
     best = checkpoint_dir / checkpoint.BEST_FILE
     if checkpoint_name in ("best", "newest") and not checkpoints and not best.is_file():

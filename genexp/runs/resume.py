@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from genexp.errors import ConfigError, RunDirInUseError
 from genexp.recorders.checkpoints import truncate_logs
 from genexp.run_dir import checkpoint
+from genexp.run_dir.paths import CONFIG_FILE, LOCK_FILE, METRICS_FILE, STATUS_FILE
 
 log = logging.getLogger(__name__)
 RESUMABLE_KEYS = {
@@ -41,7 +42,7 @@ def load_resume_state(cfg: DictConfig, run_dir: Path) -> dict[str, Any] | None:
 def check_not_finished(run_dir: Path) -> None:
     """Raise ConfigError for a run that has nothing left to do."""
     try:
-        state = json.loads((run_dir / "status.json").read_text())["state"]
+        state = json.loads((run_dir / STATUS_FILE).read_text())["state"]
     except (OSError, ValueError, KeyError):
         return  # killed before it could say so
     if state == "finished":
@@ -50,7 +51,7 @@ def check_not_finished(run_dir: Path) -> None:
 
 def _check_no_existing_run(run_dir: Path) -> None:
     """Raise ConfigError where a fresh run would write over another one, or be mistaken for it when resumed."""
-    metrics = run_dir / "metrics.jsonl"
+    metrics = run_dir / METRICS_FILE
     if checkpoint.list_checkpoints(run_dir) or (metrics.exists() and metrics.stat().st_size):
         raise ConfigError(f"{run_dir} holds a run already; go on with resume={run_dir}, or choose another folder")
 
@@ -58,7 +59,7 @@ def _check_no_existing_run(run_dir: Path) -> None:
 def _check_resumable_changes(cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError where a key differs that would make it another run."""
     stored_config = dict(
-        flatten_items(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"), resolve=True))
+        flatten_items(OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE), resolve=True))
     )
     new_config = dict(flatten_items(OmegaConf.to_container(cfg, resolve=True)))
     changes = [
@@ -87,7 +88,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 
     Raises FolderInUseError.
     """
-    with (run_dir / ".lock").open("w") as file:
+    with (run_dir / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.config import bind
-from genexp.data.fingerprint import fingerprint
+from genexp.data.dataset import fingerprint
 from genexp.data.loading import translate_worker_error
 from genexp.device import DeviceConfig, flush_denormals
 from genexp.distributed.launch import ProcessLauncher, launch_processes
@@ -30,7 +30,7 @@ from genexp.recorders.status import StatusFile
 from genexp.recorders.tensorboard import TensorBoard
 from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
-from genexp.run_dir.paths import format_command, format_path
+from genexp.run_dir.paths import CONFIG_FILE, format_command, format_path
 from genexp.runs.build import Run, build_run, check_top_level_keys
 from genexp.runs.resume import check_not_finished, load_resume_state, lock_run_dir
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
@@ -243,6 +243,6 @@ def build_run_info(
 
 
 def _write_config(config: Mapping[str, Any], run_dir: Path) -> None:
-    temporary_path = run_dir / "config.yaml.tmp"
+    temporary_path = run_dir / f"{CONFIG_FILE}.tmp"
     OmegaConf.save(OmegaConf.create(dict(config)), temporary_path)
-    temporary_path.replace(run_dir / "config.yaml")
+    temporary_path.replace(run_dir / CONFIG_FILE)

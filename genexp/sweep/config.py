@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from genexp.errors import ConfigError
+from genexp.run_dir.paths import LOCK_FILE
 from genexp.sweep.manifest import MANIFEST_FILE
 
-PRE_JOB_FILES = {"multirun.yaml", ".lock", "optuna.log"}  # what a sweep writes before its jobs
+PRE_JOB_FILES = {"multirun.yaml", LOCK_FILE, "optuna.log"}  # what a sweep writes before its jobs
 
 
 @dataclass

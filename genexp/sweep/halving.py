@@ -10,11 +10,10 @@ from pathlib import Path
 
 from genexp.config import require
 from genexp.errors import ConfigError
+from genexp.run_dir.paths import METRICS_FILE
 from genexp.run_dir.status import read_status
 from genexp.sweep.job import Job
 from genexp.sweep.manifest import hash_config
-
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genexp.errors import ConfigError
+from genexp.run_dir.paths import CONFIG_FILE
 from genexp.run_dir.status import RunStatus, read_status
 
 MANIFEST_FILE = "sweep.json"
@@ -115,7 +116,7 @@ class SweepManifest:
                 f"sweep.resume={self.sweep_dir} is another sweep's: its job {new_entry.number} {difference}; "
                 f"give the command that it was started with"
             )
-        if (self.get_run_dir(new_entry) / "config.yaml").exists():
+        if (self.get_run_dir(new_entry) / CONFIG_FILE).exists():
             raise ConfigError(f"{self.get_run_dir(new_entry)} holds a run already; choose another hydra.sweep.dir")
         self._entries[new_entry.number] = new_entry
         return new_entry

@@ -14,12 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from genexp.errors import DataError, GenexpError
-from genexp.run_dir.paths import format_command, format_path
+from genexp.run_dir.paths import REPORT_FILE, format_command, format_path
 from genexp.run_dir.status import RunStatus
 from genexp.sweep.manifest import JobEntry, SweepManifest
 
 STATES = ("finished", "running", "failed", "stopped", "waiting")
-REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)

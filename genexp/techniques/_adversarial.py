@@ -197,15 +197,16 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         # Without the numbers: the same words twice are one warning.
         if metrics["diversity"] < COLLAPSE_THRESHOLD:
             return (
-                f"the generator has collapsed: its images vary less than {COLLAPSE_THRESHOLD} times as much as real "
-                f"ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
+                f"the generator has collapsed: its images vary less than {COLLAPSE_THRESHOLD} times as much as "
+                f"real ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
             )
         if self.adversarial_loss.real_probability is None:
             return None
         if metrics["d_real"] > SATURATION_THRESHOLD and metrics["d_fake"] < 1 - SATURATION_THRESHOLD:
             return (
-                f"the discriminator is saturated (d_real above {SATURATION_THRESHOLD}, d_fake below {1 - SATURATION_THRESHOLD:.2f}): it "
-                f"teaches the generator little; lower optimizer.discriminator.lr or raise model.dropout"
+                f"the discriminator is saturated (d_real above {SATURATION_THRESHOLD}, d_fake below "
+                f"{1 - SATURATION_THRESHOLD:.2f}): it teaches the generator little; lower "
+                f"optimizer.discriminator.lr or raise model.dropout"
             )
         return None
 

@@ -14,8 +14,8 @@ from genexp.data.dataset import DataSpec
 from genexp.images.grid import make_row_grid
 from genexp.images.latent_walks import decode_frames, interpolate_codes, traverse_units
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
-from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import mse, psnr, ssim
+from genexp.metrics.scores import mean_scores
 from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique

@@ -13,10 +13,10 @@ from genexp.capabilities import CanTranslate, Translation
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
-from genexp.images.resize import resize
+from genexp.images.transforms import resize
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
-from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import ssim
+from genexp.metrics.scores import mean_scores
 from genexp.metrics.sliced_wasserstein import sliced_wasserstein
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan

@@ -14,15 +14,15 @@ from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
 from genexp.errors import ConfigError
-from genexp.images.augment import random_affine
 from genexp.images.grid import make_grid
 from genexp.images.scatter import draw_clusters, embed_tsne
+from genexp.images.transforms import random_affine
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit
-from genexp.metrics.averaging import mean_scores
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
+from genexp.metrics.scores import mean_scores
 from genexp.sharding import batch_mean
 from genexp.technique import (
     Batch,

@@ -13,8 +13,8 @@ from genexp.capabilities import CanTranslate, Translation
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
-from genexp.metrics.averaging import mean_scores
 from genexp.metrics.reconstruction import psnr, ssim
+from genexp.metrics.scores import mean_scores
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan
 from genexp.networks.unet import UNet

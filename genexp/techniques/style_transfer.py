@@ -17,7 +17,7 @@ from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
 from genexp.images.color import COLOR_MODES
 from genexp.images.grid import PAD_VALUE, PADDING_PIXELS
-from genexp.images.resize import resize
+from genexp.images.transforms import resize
 from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG19, load_weights
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 

@@ -20,9 +20,9 @@ from genexp.images.latent_walks import (
     traverse_units,
 )
 from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, reparameterize
-from genexp.metrics.averaging import mean_scores
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
+from genexp.metrics.scores import mean_scores
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register

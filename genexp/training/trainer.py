@@ -286,8 +286,9 @@ class SnapshotBuilder:
             if curve is None or np.isfinite(curve.values).all():
                 continue
             first_nonfinite = int(np.flatnonzero(~np.isfinite(curve.values))[0])
+            value, step = curve.values[first_nonfinite], curve.steps[first_nonfinite]
             raise DivergenceError(
-                f"the {loss} of phase {phase} became {curve.values[first_nonfinite]} at step {curve.steps[first_nonfinite]}; "
+                f"the {loss} of phase {phase} became {value} at step {step}; "
                 f"lower optimizer.lr or set trainer.gradient_clip=1"
             )
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from genexp.cli import diff as command
-from genexp.data.dataset import Dataset, Split
-from genexp.data.fingerprint import fingerprint
+from genexp.data.dataset import Dataset, Split, fingerprint
 from genexp.reports.run_diff import diff_runs
 from tests.support.command import Ended, called, genexp, in_folder, status
 from tests.support.compose import tiny

@@ -18,8 +18,8 @@ from genexp.config import find_config_dir
 from genexp.data import list_datasets, load_dataset
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import find_dataset
+from genexp.data.sampling import subset
 from genexp.data.sources import mnist_5k
-from genexp.data.subset import subset
 from genexp.errors import ConfigError, DataError
 
 EMBEDDED = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no folder and no network

@@ -85,7 +85,7 @@ def test_it_needs_no_network(folder: Path) -> None:
 
 
 def test_what_differs_from_the_defaults_is_marked(folder: Path) -> None:
-    marked = re.findall(r'<span class="changed">([^<]*)</span> <small>default ([^<]*)</small>', text_of(folder))
+    marked = re.findall(r'<span class="overridden">([^<]*)</span> <small>default ([^<]*)</small>', text_of(folder))
     assert ("0.0007", "0.001") in marked
     recipe = yaml.safe_load((REPOSITORY / "conf" / "model" / "vae.yaml").read_text())["recipe"]
     assert ("2", str(recipe["epochs"])) in marked
@@ -305,9 +305,9 @@ def test_a_click_on_a_name_hides_its_curve(many: Path, chromium: Browser) -> Non
     chromium.wait("return document.querySelector('.chart').dataset.drawn === 'yes'")
     hidden = "return document.querySelector('.chart').data.filter((trace) => trace.visible === false).length"
     assert chromium.run(hidden) == 0
-    chromium.run("document.querySelector('.key button').click()")
+    chromium.run("document.querySelector('.legend button').click()")
     assert chromium.run(hidden) == 3  # the line and the edges of its band
-    chromium.run("document.querySelector('.key button').click()")
+    chromium.run("document.querySelector('.legend button').click()")
     assert chromium.run(hidden) == 0
     assert chromium.errors() == []
 

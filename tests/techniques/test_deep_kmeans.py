@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
-from genexp.images.augment import random_affine
 from genexp.images.scatter import embed_tsne
+from genexp.images.transforms import random_affine
 from genexp.technique import Batch, Clock
 from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, sharpened_assignment_loss, soft_assignment
 from tests.support.command import genexp, in_folder, metrics, status

@@ -17,7 +17,7 @@ from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError, DataError
 from genexp.images.color import COLOR_MODES, luminance
-from genexp.images.resize import resize
+from genexp.images.transforms import resize
 from genexp.images.vision import torchvision
 from genexp.networks.vgg import (
     LAYER_CHANNELS,

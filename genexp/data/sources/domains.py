@@ -10,9 +10,8 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
-from genexp.data.sampling import permutation
+from genexp.data.sampling import permutation, take
 from genexp.data.sources._derived import DerivedConfig, Transform, transform_stream
-from genexp.data.subset import take
 
 DARK_COLOR, LIGHT_COLOR = (24.0, 32.0, 80.0), (255.0, 160.0, 40.0)  # RGB of what was black and white
 

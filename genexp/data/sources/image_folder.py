@@ -12,6 +12,7 @@ from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.data.loading import split_bytes
 from genexp.data.registry import DatasetConfig, register_dataset
+from genexp.data.sampling import subset
 from genexp.data.sources._image_files import (
     PIL_MODES,
     ImageFiles,
@@ -20,7 +21,6 @@ from genexp.data.sources._image_files import (
     partition_readable,
     read_all_images,
 )
-from genexp.data.subset import subset
 from genexp.errors import DataError
 from genexp.seeding import derive_seed
 

@@ -80,7 +80,8 @@ def _match_by_name(config: PairsConfig) -> tuple[list[ImagePair], tuple[str, ...
     targets = {second.get_relative_stem(path): path for path in second.paths}
     common = sorted(inputs.keys() & targets.keys())
     unmatched = sorted(inputs.keys() ^ targets.keys())
-    warning = f"{len(unmatched)} pictures have no namesake in the other folder and are left out: {', '.join(unmatched[:5])}"
+    names = ", ".join(unmatched[:5])
+    warning = f"{len(unmatched)} pictures have no namesake in the other folder and are left out: {names}"
     if not common:
         raise DataError(f"dataset.input={config.input} and dataset.target={config.target} share no file names")
     warnings = (*first.warnings, *second.warnings, *([warning] if unmatched else []))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from genexp.technique import Batch, Batches
+
+HIGHER_IS_BETTER = "psnr|ssim|acc|nmi|ari|precision|recall|density|coverage|accuracy"
+LOWER_IS_BETTER = "mse|l1|loss|kl|negative_elbo|frechet|inertia|domain_distance"
 
 
 def mean_scores(samples: Batches, score: Callable[[Batch], dict[str, Tensor]]) -> dict[str, float]:
@@ -21,3 +26,13 @@ def mean_scores(samples: Batches, score: Callable[[Batch], dict[str, Tensor]]) -
             totals[name] = totals.get(name, torch.zeros(())) + values.double().sum().cpu()
         count += len(next(iter(scores.values())))
     return {name: float(total) / count for name, total in totals.items()}
+
+
+def infer_direction(metric: str) -> Literal["min", "max"] | None:
+    """Return the direction in which a metric is better; None for one that is not known.
+
+    A known name may have words before and after it: noisy_psnr, frechet_mnist-v1.
+    """
+    if re.search(rf"(^|_)({HIGHER_IS_BETTER})(_|$)", metric):
+        return "max"
+    return "min" if re.search(rf"(^|_)({LOWER_IS_BETTER})(_|$)", metric) else None
