@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from genexp.recorders.gif import write_gif
 from genexp.recorders.tensorboard import EventFileWriter, TensorBoard
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
-from tests.support.browser import browser, needs_browser
+from tests.support.browser import needs_browser, start_browser
 from tests.support.snapshots import (
     clock,
     curves,
@@ -241,12 +241,12 @@ def test_the_real_server_compares_a_sweep(tmp_path: Path) -> None:
 @needs_browser
 def test_a_browser_shows_a_sweep_on_the_page_of_hyperparameters(tmp_path: Path) -> None:
     told = record_sweep(tmp_path / "sweep")
-    with tensorboard_server(tmp_path / "sweep") as address, browser(tmp_path / "profile") as page:
+    with tensorboard_server(tmp_path / "sweep") as address, start_browser(tmp_path / "profile") as page:
         wait_for_sessions(f"{address}/data/plugin", len(told))
-        page.look(1500, 1000)
+        page.set_viewport(1500, 1000)
         page.visit(f"{address}/#hparams")
         shown = [*told, "optimizer.lr", "seed", "test/psnr", "23.000"]
         try:
             page.wait(f"{DEEP_TEXT} return {shown}.every((word) => words.includes(word))", seconds=40)
         finally:
-            page.picture(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / "hparams.png")
+            page.save_screenshot(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / "hparams.png")

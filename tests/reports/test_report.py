@@ -19,7 +19,7 @@ from genexp.reports import compare, write_run_report, write_sweep_report
 from genexp.reports.curves import downsample_min_max, resample_to_grid
 from genexp.reports.embedded_images import drop_gif_frames
 from genexp.run_dir.metrics import LoggedCurve
-from tests.support.browser import Browser, browser, needs_browser
+from tests.support.browser import Browser, needs_browser, start_browser
 from tests.support.command import REPOSITORY, genexp, in_folder, status
 from tests.support.compose import tiny
 from tests.support.run_dirs import make_run
@@ -232,12 +232,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as started:
+    with start_browser(tmp_path_factory.mktemp("profile")) as started:
         yield started
 
 
 def keep_picture(page: Browser, name: str, tmp_path: Path) -> None:
-    page.picture(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / f"{name}.png")
+    page.save_screenshot(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / f"{name}.png")
 
 
 def test_two_hundred_runs_weigh_at_most_15_mb(many: Path) -> None:
@@ -252,12 +252,12 @@ def test_a_browser_shows_a_run(
     look: tuple[int, int, bool], folder: Path, chromium: Browser, tmp_path: Path
 ) -> None:
     width, height, dark = look
-    chromium.look(width, height, dark=dark)
+    chromium.set_viewport(width, height, dark=dark)
     chromium.open(folder / "report.html")
     for place in range(len(charts(folder / "report.html"))):
         chromium.run(f"document.querySelectorAll('.chart')[{place}].scrollIntoView()")
         chromium.wait(f"return document.querySelectorAll('.chart')[{place}].dataset.drawn === 'yes'")
-    assert chromium.errors() == []
+    assert chromium.read_errors() == []
     assert chromium.run("return document.documentElement.scrollWidth") == width
     assert chromium.run("return [...document.images].every((image) => image.naturalWidth > 0 || !image.complete)")
     background = chromium.run("return getComputedStyle(document.body).backgroundColor")
@@ -268,13 +268,13 @@ def test_a_browser_shows_a_run(
 @pytest.mark.browser
 @needs_browser
 def test_a_browser_opens_two_hundred_runs_within_3_s(many: Path, chromium: Browser, tmp_path: Path) -> None:
-    chromium.look(1360, 900)
+    chromium.set_viewport(1360, 900)
     taken = min(chromium.open(many) for _ in range(3))
-    assert chromium.errors() == []
+    assert chromium.read_errors() == []
     assert chromium.run("return document.title").startswith("201 runs")
     chromium.run("document.querySelector('.chart').scrollIntoView()")
     chromium.wait("return document.querySelector('.chart').dataset.drawn === 'yes'")
-    assert chromium.errors() == []
+    assert chromium.read_errors() == []
     keep_picture(chromium, "sweep", tmp_path)
     assert taken <= 3
 
@@ -282,7 +282,7 @@ def test_a_browser_opens_two_hundred_runs_within_3_s(many: Path, chromium: Brows
 @pytest.mark.browser
 @needs_browser
 def test_a_click_on_a_head_sorts(many: Path, chromium: Browser) -> None:
-    chromium.look(1360, 900)
+    chromium.set_viewport(1360, 900)
     chromium.open(many)
     heads = chromium.run("return [...document.querySelectorAll('#runs th')].map((head) => head.textContent)")
     column = heads.index("psnr")
@@ -293,13 +293,13 @@ def test_a_click_on_a_head_sorts(many: Path, chromium: Browser) -> None:
         values = [float(value) for value in chromium.run(script) if value is not None]
         assert len(values) == MANY + 1
         assert [sign * value for value in values] == sorted(sign * value for value in values)
-    assert chromium.errors() == []
+    assert chromium.read_errors() == []
 
 
 @pytest.mark.browser
 @needs_browser
 def test_a_click_on_a_name_hides_its_curve(many: Path, chromium: Browser) -> None:
-    chromium.look(1360, 900)
+    chromium.set_viewport(1360, 900)
     chromium.open(many)
     chromium.run("document.querySelector('.chart').scrollIntoView()")
     chromium.wait("return document.querySelector('.chart').dataset.drawn === 'yes'")
@@ -309,13 +309,13 @@ def test_a_click_on_a_name_hides_its_curve(many: Path, chromium: Browser) -> Non
     assert chromium.run(hidden) == 3  # the line and the edges of its band
     chromium.run("document.querySelector('.legend button').click()")
     assert chromium.run(hidden) == 0
-    assert chromium.errors() == []
+    assert chromium.read_errors() == []
 
 
 @pytest.mark.browser
 @needs_browser
 def test_a_chart_zooms_and_comes_back(many: Path, chromium: Browser) -> None:
-    chromium.look(1360, 900)
+    chromium.set_viewport(1360, 900)
     chromium.open(many)
     chromium.run("document.querySelector('.chart').scrollIntoView({block: 'center'})")
     chromium.wait("return document.querySelector('.chart').dataset.drawn === 'yes'")
@@ -324,4 +324,4 @@ def test_a_chart_zooms_and_comes_back(many: Path, chromium: Browser) -> None:
     chromium.wait("return document.querySelector('.chart').layout.xaxis.autorange === false")
     low, high = chromium.run("return document.querySelector('.chart').layout.xaxis.range")
     assert whole[0] < low < high < whole[1]
-    assert chromium.errors() == []
+    assert chromium.read_errors() == []

@@ -1,13 +1,8 @@
-"""A headless Chromium that tests drive through chromedriver."""
+"""Headless Chromium for tests, controlled through Selenium."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
 CHROMIUM = Path("/usr/bin/chromium")
-DRIVER = Path("/usr/bin/chromedriver")
-OPTIONS = (
+CHROMEDRIVER = Path("/usr/bin/chromedriver")
+ARGUMENTS = (
     "--headless",
-    "--no-sandbox",
+    "--no-sandbox",  # Chromium refuses to run as root with its sandbox
     "--disable-gpu",
     "--no-first-run",
     "--disable-sync",
@@ -29,100 +27,78 @@ OPTIONS = (
     "--disable-component-update",
     "--disable-extensions",
 )
-needs_browser = pytest.mark.skipif(not (CHROMIUM.exists() and DRIVER.exists()), reason="there is no Chromium here")
+LOAD_TIMEOUT = 60  # seconds
+POLL_INTERVAL = 0.02  # seconds
+
+_missing = ", ".join(path.name for path in (CHROMIUM, CHROMEDRIVER) if not path.exists())
+needs_browser = pytest.mark.skipif(bool(_missing), reason=f"not installed: {_missing}")
 
 
 @dataclass(frozen=True)
 class Browser:
     """A browser with one page."""
 
-    session: str  # address of the driver's session
+    driver: Chrome
 
     def open(self, path: Path) -> float:
-        """Open a file from disk, wait for its charts to be ready, and return how long that took in seconds."""
-        begun = time.monotonic()
+        """Open a file, wait until its charts are ready, and return the elapsed time in seconds."""
+        start = time.monotonic()
         self.visit(path.resolve().as_uri())
         self.wait("return document.body.dataset.ready === 'yes' || !document.querySelector('.chart')")
-        return time.monotonic() - begun
+        return time.monotonic() - start
 
-    def visit(self, address: str) -> None:
-        """Open an address."""
-        _ask(f"{self.session}/url", url=address)
+    def visit(self, url: str) -> None:
+        """Load a URL."""
+        self.driver.get(url)
 
     def run(self, script: str) -> Any:
-        """Return what a script in the page returns."""
-        return _ask(f"{self.session}/execute/sync", script=script, args=[])
+        """Run JavaScript in the page and return its result."""
+        return self.driver.execute_script(script)
 
     def wait(self, script: str, seconds: float = 20) -> None:
-        """Wait until a script returns true."""
-        until = time.monotonic() + seconds
-        while not self.run(script):
-            assert time.monotonic() < until, script
-            time.sleep(0.02)
+        """Wait until a script returns a true value."""
+        WebDriverWait(self.driver, seconds, POLL_INTERVAL).until(lambda _: self.run(script), script)
 
-    def errors(self) -> list[str]:
-        """Return what the page complained about since it was asked last."""
-        entries = _ask(f"{self.session}/se/log", type="browser")
-        return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
+    def read_errors(self) -> list[str]:
+        """Return the console's warnings and errors since the last call."""
+        return [
+            entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")
+        ]
 
-    def look(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Make the window another size, a phone's where it is narrow, in a light or a dark mode."""
+    def set_viewport(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Set the size of the viewport, emulating a phone if it is narrow, and the preferred color scheme."""
         phone = width < 600
         size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
-        self._command("Emulation.setDeviceMetricsOverride", **size)
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._command("Emulation.setEmulatedMedia", features=[scheme])
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def drag(self, selector: str, begin: float, end: float) -> None:
-        """Drag the mouse over an element, from one part of its width to another."""
-        box = self.run(f"return document.querySelector('{selector}').getBoundingClientRect()")
-        y = box["y"] + box["height"] / 2
-        places = [box["x"] + part * box["width"] for part in (begin, (begin + end) / 2, end)]
-        kinds = ("mousePressed", "mouseMoved", "mouseMoved", "mouseReleased")
-        for kind, x in zip(kinds, (places[0], *places[1:], places[2]), strict=True):
-            self._command("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        """Drag the mouse across an element; `begin` and `end` are fractions of its width."""
+        element = self.driver.find_element(By.CSS_SELECTOR, selector)
+        width = element.rect["width"]
+        # Selenium measures offsets from the center of the element.
+        first, middle, last = (round((x - 0.5) * width) for x in (begin, (begin + end) / 2, end))
+        actions = ActionChains(self.driver, duration=0)
+        actions.move_to_element_with_offset(element, first, 0).click_and_hold()
+        actions.move_to_element_with_offset(element, middle, 0).move_to_element_with_offset(element, last, 0)
+        actions.release().perform()
 
-    def picture(self, path: Path) -> None:
-        """Save a picture of the window."""
-        path.write_bytes(base64.b64decode(_ask(f"{self.session}/screenshot")))
-
-    def _command(self, name: str, **parameters: Any) -> Any:
-        return _ask(f"{self.session}/goog/cdp/execute", cmd=name, params=parameters)
+    def save_screenshot(self, path: Path) -> None:
+        """Save a screenshot of the viewport as PNG."""
+        path.write_bytes(self.driver.get_screenshot_as_png())  # the driver's own save_screenshot hides an OSError
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """Start a browser, and end it with the block."""
-    with subprocess.Popen(
-        [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as driver:
-        try:
-            assert driver.stdout is not None
-            port = next(
-                found[1] for line in driver.stdout if (found := re.search(r"successfully on port (\d+)", line))
-            )
-            session = _start(f"http://127.0.0.1:{port}/session", profile)
-            try:
-                yield Browser(session)
-            finally:
-                _ask(session, method="DELETE")
-        finally:
-            driver.terminate()
-
-
-def _start(address: str, profile: Path) -> str:
-    arguments = [*OPTIONS, f"--user-data-dir={profile}"]
-    wishes = {
-        "browserName": "chrome",
-        "goog:loggingPrefs": {"browser": "ALL"},
-        "goog:chromeOptions": {"binary": str(CHROMIUM), "args": arguments},
-    }
-    return f"{address}/{_ask(address, capabilities={'alwaysMatch': wishes})['sessionId']}"
-
-
-def _ask(address: str, method: str | None = None, **body: Any) -> Any:
-    # A screenshot is asked for without a body.
-    data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(address, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)["value"]
+def start_browser(profile: Path) -> Iterator[Browser]:
+    """Start a browser with a profile directory, and quit it at the end of the block."""
+    options = ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    # With an explicit path, Selenium does not look for a driver to download.
+    service = ChromeService(str(CHROMEDRIVER))
+    with Chrome(options, service) as driver:
+        driver.set_page_load_timeout(LOAD_TIMEOUT)
+        yield Browser(driver)

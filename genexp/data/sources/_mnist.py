@@ -100,8 +100,8 @@ def download(name: str, idx_dataset: IdxDataset) -> Path:
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise DataError(
-            f"dataset={name} is in none of {_format_search_dirs(idx_dataset)}, and its download failed "
-            f"({reason}); set dataset.root=FOLDER or GENEXP_DATA to a folder with {_format_expected_files(idx_dataset)}, "
+            f"dataset={name} is in none of {_format_search_dirs(idx_dataset)}, its download failed ({reason}); "
+            f"set dataset.root=FOLDER or GENEXP_DATA to a folder with {_format_expected_files(idx_dataset)}, "
             f"or use dataset=mnist_5k"
         ) from None
     finally:
