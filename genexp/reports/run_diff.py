@@ -60,8 +60,8 @@ class RunDiff:
             steps = max(metric.compared for metric in self.metric_differences)
             return f"the metrics are the same at all {steps:,} steps that both have"
         assert first.values is not None
-        left, right = first.values
-        return f"the metrics part at step {first.step:,}: {first.metric} is {left:.9g} against {right:.9g}"
+        one, other = first.values
+        return f"the metrics part at step {first.step:,}: {first.metric} is {one:.9g} against {other:.9g}"
 
 
 def diff_runs(left: Path, right: Path) -> RunDiff:

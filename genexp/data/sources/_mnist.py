@@ -100,8 +100,9 @@ def download(name: str, idx_dataset: IdxDataset) -> Path:
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise DataError(
-            f"dataset={name} is in none of {_format_search_dirs(idx_dataset)}, its download failed ({reason}); "
-            f"set dataset.root=FOLDER or GENEXP_DATA to a folder with {_format_expected_files(idx_dataset)}, "
+            f"dataset={name} is in none of {_format_search_dirs(idx_dataset)}, "
+            f"and its download failed ({reason}); set dataset.root=FOLDER or GENEXP_DATA to a folder "
+            f"with {_format_expected_files(idx_dataset)}, "
             f"or use dataset=mnist_5k"
         ) from None
     finally:
