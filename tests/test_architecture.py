@@ -1,8 +1,9 @@
-"""Imports point one way: the plan of the house, held against the code."""
+"""Structure of the package: import direction, forbidden imports, unique names, size limits."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,88 +13,68 @@ import pytest
 import genexp
 
 PACKAGE = Path(genexp.__file__).parent
-# From the ground up. A room may use those on storeys below its own, and itself.
-STOREYS = (
-    {"dropout", "eager", "errors", "paths", "precision", "seeding", "stopping", "vision", "whole_batch"},
-    {"config", "checkpoint"},
-    {"data", "device", "cli_errors", "help"},
-    {"technique", "environment"},
-    {"snapshot", "optimizers", "processes"},
-    {
-        "abilities",
-        "adversarial_losses",
-        "augmentation",
-        "capture",
-        "clustering",
-        "losses",
-        "networks",
-        "pictures",
-        "resampling",
-    }
-    | {"scatter"},
-    {"latent_walks", "learner", "metrics"},
-    {"techniques", "trainer", "recorders"},
-    {"resume", "comparison"},
-    {"build"},
-    {"run"},
-    {"sweep"},
-    {"vectorized"},
-    {"plugins"},
-    {"benchmark", "tools", "train"},
-)
-FLOOR = {room: floor for floor, rooms in enumerate(STOREYS) for room in rooms}
-
-# What is below a room and yet none of its business.
-TRAINING = {
-    "trainer",
-    "learner",
-    "optimizers",
-    "checkpoint",
+# From top to bottom. A unit (a folder or a module of the package's root) imports only units further down.
+LAYERS = (
+    "plugins",
+    "train",
+    "ensemble",
+    "sweep",
+    "cli",
+    "runs",
+    "reports",
+    "recorders",
+    "training",
+    "techniques",
+    "metrics",
+    "kmeans",
+    "distributed",
+    "capabilities",
     "snapshot",
-    "stopping",
+    "technique",
+    "run_dir",
+    "data",
+    "networks",
+    "losses",
+    "images",
     "device",
-    "environment",
+    "config",
+    "errors",
     "seeding",
-    "processes",
+    "sharding",
+)
+
+# Units further down that a unit must not import all the same.
+RUN_UNITS = {"training", "run_dir", "snapshot", "device", "seeding", "distributed"}
+FORBIDDEN = {
+    "networks": {"config", "data", "technique", *RUN_UNITS},  # a network receives numbers
+    "losses": {"config", "data", "technique", *RUN_UNITS},
+    "metrics": RUN_UNITS,
+    "techniques": RUN_UNITS - {"device"},
+    "recorders": {"config", "data", "networks", "metrics", "losses", "training", "seeding"},
+    "training": {"data", "networks", "metrics", "losses", "run_dir", "capabilities"},
+    "data": {"run_dir"},
+    "reports": {"data", "networks", "metrics", "losses", "technique", "techniques", *RUN_UNITS - {"run_dir"}},
 }
-STRANGERS = {
-    "networks": {"config", "data", "technique", *TRAINING},  # numbers, never a configuration
-    "losses": {"config", "data", "technique", *TRAINING},
-    "metrics": TRAINING,
-    "techniques": {*TRAINING, "cli_errors", "vision"},
-    "recorders": {
-        "config",
-        "data",
-        "networks",
-        "metrics",
-        "losses",
-        "learner",
-        "optimizers",
-        "seeding",
-        "stopping",
-    },
-    "trainer": {"data", "networks", "metrics", "losses", "checkpoint", "abilities", "paths", "cli_errors"},
-    "learner": {"data", "networks", "metrics", "losses", "checkpoint", "abilities", "paths", "cli_errors"},
-    "data": {"checkpoint"},
-    "comparison": {"data", "networks", "metrics", "losses", "technique", "techniques", *TRAINING},  # files alone
-}
-# Who may use a library that has its one place.
-LIBRARIES = {
-    "hydra": {"train", "cli_errors", "benchmark", "sweep", "plugins"},
-    "torchvision": {"vision"},
+# Units that may import a library. Extras are imported inside functions, as the time of `--help` shows.
+LIBRARY_USERS = {
+    "hydra": {"train", "cli", "sweep", "plugins"},
+    "torchvision": {"images"},
     "tensorboardX": {"recorders"},
-    "plotly": {"recorders", "comparison"},
-    # Extras, and slow to import: inside of functions only, which the time of `--help` shows.
-    "joblib": {"benchmark", "plugins"},
+    "plotly": {"recorders", "reports"},
+    "joblib": {"plugins"},
     "submitit": {"plugins", "sweep"},
     "optuna": {"sweep"},
     "ray": {"plugins"},
 }
 
+# Where a unit of files is meant to grow: one file for each technique, network, data set or plugin.
+GROWING = {"techniques", "networks", "sources", "plugins"}
+MAX_ROOT_MODULES, MAX_MODULES, MAX_SHORT_MODULES, SHORT_LINES = 10, 125, 10, 40
+
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """Return every module of the package: dotted name → its code."""
+    """Return dotted name → syntax tree of every module of the package."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -102,88 +83,96 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imported(code: ast.AST) -> Iterator[str]:
-    """Yield the dotted name of everything that is imported anywhere in the code."""
-    for node in ast.walk(code):
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted name of everything that is imported anywhere in a syntax tree."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports have full names"
+            assert node.level == 0, "use absolute imports"
             assert node.module is not None
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(module: str) -> str | None:
-    """Return the room of a module of ours."""
+def unit_of(module: str) -> str | None:
+    """Return the unit that a module of the package belongs to, None for other modules."""
     first, *rest = module.split(".")
     return rest[0] if first == "genexp" and rest else None
 
 
 @cache
-def uses() -> dict[str, set[str]]:
-    """Return room → the other rooms that it imports from."""
+def imports_between_units() -> dict[str, set[str]]:
+    """Return unit → the other units that it imports."""
     found: dict[str, set[str]] = {}
-    for name, code in modules().items():
-        here = room(name)
-        if here is not None:
-            there = {other for other in map(room, imported(code)) if other not in (None, here, "__version__")}
-            found.setdefault(here, set()).update(other for other in there if other is not None)
+    for name, tree in modules().items():
+        unit = unit_of(name)
+        if unit is not None:
+            others = {other for other in map(unit_of, imported_names(tree)) if other not in (None, unit)}
+            found.setdefault(unit, set()).update(other for other in others if other is not None)
     return found
 
 
-def test_every_room_has_its_storey() -> None:
-    assert uses().keys() == FLOOR.keys(), "say in STOREYS where a new room belongs"
+def test_every_unit_has_its_layer() -> None:
+    assert imports_between_units().keys() == set(LAYERS), "add a new unit to LAYERS"
 
 
-@pytest.mark.parametrize("name", sorted(FLOOR))
-def test_a_room_uses_rooms_below_it_only(name: str) -> None:
-    assert {other for other in uses()[name] if FLOOR[other] >= FLOOR[name]} == set()
+@pytest.mark.parametrize("unit", LAYERS)
+def test_a_unit_imports_only_units_further_down(unit: str) -> None:
+    allowed = set(LAYERS[LAYERS.index(unit) + 1 :])
+    assert imports_between_units()[unit] - allowed == set()
 
 
-@pytest.mark.parametrize("name", sorted(STRANGERS))
-def test_a_room_keeps_to_its_business(name: str) -> None:
-    assert uses()[name] & STRANGERS[name] == set()
+@pytest.mark.parametrize("unit", sorted(FORBIDDEN))
+def test_a_unit_does_not_import_what_is_forbidden_to_it(unit: str) -> None:
+    assert imports_between_units()[unit] & FORBIDDEN[unit] == set()
 
 
-def test_only_what_assembles_a_run_knows_both_who_learns_and_who_writes() -> None:
-    both = {name for name, others in uses().items() if {"trainer", "recorders"} <= others}
-    assert "run" in both
-    assert both <= {"run", "benchmark", "tools"}
+def test_only_the_units_that_assemble_runs_import_both_trainer_and_recorders() -> None:
+    both = {unit for unit, others in imports_between_units().items() if {"training", "recorders"} <= others}
+    assert "runs" in both
+    assert both <= {"runs", "sweep", "cli"}
 
 
-def test_nothing_imports_a_technique_by_its_name() -> None:
-    """They are found by the names of their files, so that adding one edits no list."""
-    for name, code in modules().items():
-        for other in imported(code):
+def test_steps_and_recorders_do_not_import_the_loop() -> None:
+    """The trainer's parts are imported for their settings and signals; the loop only where a run is executed."""
+    users = {name for name, tree in modules().items() if "genexp.training.trainer.train" in imported_names(tree)}
+    assert users == {"genexp.runs.run"}
+
+
+def test_no_module_imports_a_technique_by_its_name() -> None:
+    """Techniques are found by their file names, so that adding one edits no list."""
+    for name, tree in modules().items():
+        for other in imported_names(tree):
             if other.startswith("genexp.techniques."):
                 assert name.startswith("genexp.techniques."), f"{name} imports {other}"
                 assert other.split(".")[2].startswith("_"), f"{name} imports {other}: move what they share"
 
 
-@pytest.mark.parametrize("library", sorted(LIBRARIES))
-def test_a_library_is_used_in_its_place_only(library: str) -> None:
+@pytest.mark.parametrize("library", sorted(LIBRARY_USERS))
+def test_a_library_is_imported_only_by_its_users(library: str) -> None:
     users = {
-        room(name)
-        for name, code in modules().items()
-        if any(other.split(".")[0] == library for other in imported(code))
+        unit_of(name)
+        for name, tree in modules().items()
+        if any(other.split(".")[0] == library for other in imported_names(tree))
     }
     assert users
-    assert users <= LIBRARIES[library]
+    assert users <= LIBRARY_USERS[library]
 
 
-def test_recorders_and_networks_know_nothing_of_configurations() -> None:
-    for name, code in modules().items():
-        if room(name) in ("networks", "recorders", "losses", "trainer", "learner"):
-            assert not {other for other in imported(code) if other.split(".")[0] == "omegaconf"}, name
+def test_recorders_networks_losses_and_the_loop_receive_no_omegaconf_configuration() -> None:
+    loop = {"genexp.training.trainer", "genexp.training.learner", "genexp.training.cuda_graphs"}
+    for name, tree in modules().items():
+        if unit_of(name) in ("networks", "recorders", "losses") or name in loop:
+            assert not {other for other in imported_names(tree) if other.split(".")[0] == "omegaconf"}, name
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_there_is_no_import_cycle() -> None:
     edges = {
-        name: {other for other in imported(code) if other in modules()} - {name}
-        for name, code in modules().items()
+        name: {other for other in imported_names(tree) if other in modules()} - {name}
+        for name, tree in modules().items()
     }
-    # A package is imported along with its modules, but they are not its users.
+    # A package is imported along with its modules, which does not make them depend on it.
     for name, others in edges.items():
         edges[name] = {other for other in others if not name.startswith(f"{other}.")}
     done: set[str] = set()
@@ -197,3 +186,38 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
     for name in edges:
         visit(name, ())
+
+
+def test_no_class_name_occurs_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_module_has_the_name_of_a_folder_beside_it() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert not path.with_suffix("").is_dir(), path
+
+
+def test_no_call_unpacks_a_list_of_arguments_that_it_spells_out() -> None:
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                spelled_out = [
+                    argument
+                    for argument in node.args
+                    if isinstance(argument, ast.Starred) and isinstance(argument.value, ast.Tuple | ast.List)
+                ]
+                assert not spelled_out, f"{name}:{node.lineno}: pass the arguments themselves"
+
+
+def test_the_package_stays_small_enough_to_be_read() -> None:
+    paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert len([path for path in paths if path.parent == PACKAGE]) <= MAX_ROOT_MODULES
+    counted = [path for path in paths if not GROWING & set(path.relative_to(PACKAGE).parts)]
+    assert len(counted) <= MAX_MODULES
+    short = [path for path in counted if len(path.read_text(encoding="utf-8").splitlines()) < SHORT_LINES]
+    assert len(short) <= MAX_SHORT_MODULES, short

@@ -413,8 +413,8 @@ def test_a_reference_preset_is_the_sources(name: str) -> None:
     assert optimizer.lr == wanted.lr
     mended = 300 if name == "deep_kmeans" else 0  # without it the sigmoid saturates with some seeds: all black
     assert (optimizer.schedule, optimizer.warmup_steps) == ("constant", mended)
-    assert optimizer.arguments()["betas"] == (0.9, 0.999)
-    assert optimizer.arguments()["weight_decay"] == wanted.weight_decay
+    assert optimizer.to_kwargs()["betas"] == (0.9, 0.999)
+    assert optimizer.to_kwargs()["weight_decay"] == wanted.weight_decay
     assert (trainer.batch_size, trainer.epochs, trainer.max_steps) == (wanted.batch_size, wanted.epochs, None)
     assert (trainer.ema, trainer.gradient_clip, trainer.precision) == (0.0, None, "fp32")
 
@@ -434,7 +434,7 @@ def test_the_reference_of_style_transfer_is_the_sources() -> None:
     assert list(config.style_layers) == [f"conv_{number}" for number in range(1, 6)]
     assert (config.content_weight, config.style_weight, config.weights) == (1.0, 1e5, "imagenet")
     assert (optimizer.name, optimizer.lr) == ("lbfgs", 1.0)
-    assert optimizer.arguments()["max_iter"] * trainer.epochs == 300
+    assert optimizer.to_kwargs()["max_iter"] * trainer.epochs == 300
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])

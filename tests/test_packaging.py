@@ -62,7 +62,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_of_conf(wheel: Path) -> N
 def test_an_installed_wheel_trains_in_another_folder(installed: Path, tmp_path: Path) -> None:
     short = "dataset.limit=40 trainer.batch_size=8 trainer.max_steps=1 trainer.evaluate_every=0 device=cpu"
     where = {"cwd": tmp_path, "PYTHONPATH": str(installed)}
-    source = "import genexp, genexp.config; print(genexp.__file__, genexp.config.config_folder())"
+    source = "import genexp, genexp.config; print(genexp.__file__, genexp.config.find_config_dir())"
     found = call(sys.executable, "-c", source, **where).split()  # type: ignore[arg-type]
     assert found == [str(installed / "genexp" / "__init__.py"), str(installed / "genexp" / "conf")]
     words = ("model=stacked_autoencoder", *short.split())

@@ -250,8 +250,11 @@ def _merge_pairs(candidates: Iterable[CandidatePairs]) -> Iterator[CandidatePair
 
 
 def _concatenate_pairs(candidates: list[CandidatePairs]) -> CandidatePairs:
-    parts = zip(*((pairs.rows, pairs.columns, pairs.lower_scores) for pairs in candidates), strict=True)
-    return CandidatePairs(*(torch.cat(tensors) for tensors in parts))
+    return CandidatePairs(
+        torch.cat([pairs.rows for pairs in candidates]),
+        torch.cat([pairs.columns for pairs in candidates]),
+        torch.cat([pairs.lower_scores for pairs in candidates]),
+    )
 
 
 def pair_products(points: Tensor, centers: Tensor, pairs: CandidatePairs) -> Tensor:

@@ -64,28 +64,29 @@ class RunDiff:
         return f"the metrics part at step {first.step:,}: {first.metric} is {one:.9g} against {other:.9g}"
 
 
-def diff_runs(left: Path, right: Path) -> RunDiff:
-    """Return what differs between the runs in two folders. Raises DataError where one holds none."""
-    runs = read_run(left, str(left)), read_run(right, str(right))
-    all_settings = [get_settings(run) for run in runs]
-    dataset_settings = [
-        {key: value for key, value in settings.items() if key.startswith("dataset.")} for settings in all_settings
-    ]
-    other_settings = [
-        {key: value for key, value in mine.items() if not key.startswith("dataset.")} for mine in all_settings
-    ]
-    fingerprints = [run.data_fingerprints for run in runs]
-    environments = [run.environment for run in runs]
-    results = [{"state": run.state, "step": run.step} for run in runs]
+def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:
+    """Return the differences between two runs. Raises DataError where a directory is not that of a run."""
+    left, right = read_run(left_dir, str(left_dir)), read_run(right_dir, str(right_dir))
+    environment = _diff_values(left.environment, right.environment)
     return RunDiff(
-        runs,
-        _diff_values(*other_settings),
-        {key: pair for key, pair in _diff_values(*environments).items() if key in CODE_KEYS},
-        _diff_values(*({**setting, **data} for setting, data in zip(dataset_settings, fingerprints, strict=True))),
-        {key: pair for key, pair in _diff_values(*environments).items() if key not in CODE_KEYS},
-        _diff_values(*results),
-        tuple(sorted(_diff_metrics(*runs), key=lambda metric: (metric.step is None, metric.step))),
+        runs=(left, right),
+        configuration=_diff_values(_select_settings(left, False), _select_settings(right, False)),
+        code={key: values for key, values in environment.items() if key in CODE_KEYS},
+        data=_diff_values(
+            {**_select_settings(left, True), **left.data_fingerprints},
+            {**_select_settings(right, True), **right.data_fingerprints},
+        ),
+        environment={key: values for key, values in environment.items() if key not in CODE_KEYS},
+        results=_diff_values({"state": left.state, "step": left.step}, {"state": right.state, "step": right.step}),
+        metric_differences=tuple(
+            sorted(_diff_metrics(left, right), key=lambda metric: (metric.step is None, metric.step))
+        ),
     )
+
+
+def _select_settings(run: RunRecord, of_dataset: bool) -> dict[str, Any]:
+    """Return the settings of the data set, or all others."""
+    return {key: value for key, value in get_settings(run).items() if key.startswith("dataset.") == of_dataset}
 
 
 def _diff_metrics(left: RunRecord, right: RunRecord) -> Iterator[MetricDifference]:

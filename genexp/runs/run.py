@@ -171,7 +171,11 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
             recorders.open(context.build_info(launcher.rank_info.world_size))
             with launcher.dispatch_task(task, run.learner.device, context.resume_command) as group:
                 clock = train(
-                    *(run.learner, run.data, recorders, run.trainer_config, stop),
+                    run.learner,
+                    run.data,
+                    recorders,
+                    run.trainer_config,
+                    stop,
                     seed=run.seed,
                     start_step=context.start_step,
                     group=group,

@@ -78,7 +78,7 @@ class SweepManifest:
             try:
                 content = json.loads(self._path.read_text(encoding="utf-8"))
                 jobs, self.halted_jobs = content["jobs"], set(content.get("halted", []))
-                entries = [JobEntry(**{**job, "words": tuple(job["words"])}) for job in jobs]
+                entries = [JobEntry(**{**job, "overrides": tuple(job["overrides"])}) for job in jobs]
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{self._path} is damaged; start the sweep anew") from None
             self._entries = {entry.number: entry for entry in entries}

@@ -28,12 +28,12 @@ class ConditionalGAN(BaseConvGAN):
 
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         spec.shape("label")
-        self.num_classes = self.inputs = len(spec.class_names)
+        self.num_classes = self.condition_size = len(spec.class_names)
         if not self.num_classes:
             raise ConfigError(
                 f"dataset={spec.name} does not say which classes it has; choose another, or model=dcgan"
             )
-        self.outputs = 1 + self.num_classes
+        self.discriminator_outputs = 1 + self.num_classes
         return super().build(spec)
 
     def generate(self, batch: Batch) -> Tensor:

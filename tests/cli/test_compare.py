@@ -24,7 +24,7 @@ from tests.support.run_dirs import make_run
 # Runs the command, and fails where torch or what takes as long to import came with it.
 LIGHT = """
 import sys
-from genexp.tools.compare import main
+from genexp.cli.compare import main
 try:
     main()
 except SystemExit as ending:

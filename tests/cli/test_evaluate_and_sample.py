@@ -241,7 +241,7 @@ def test_translations_of_a_folder_have_the_names_and_the_size_of_the_inputs(
 
 def test_help_names_all_that_can_be_made_and_does_not_wait_for_torch() -> None:
     assert sample.OUTPUT_TYPE_HELP.keys() == OUTPUT_TYPES.keys()
-    code = "import sys; from genexp.tools import evaluate, sample; sys.exit('torch' in sys.modules)"
+    code = "import sys; from genexp.cli import evaluate, sample; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert all(name in command(sample.main, "--help").out for name in OUTPUT_TYPES)
 

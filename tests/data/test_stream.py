@@ -102,7 +102,7 @@ def test_the_order_depends_on_the_seed() -> None:
 
 
 def test_the_order_is_the_same_in_another_process() -> None:
-    code = "from genexp.data.order import shuffled; print(shuffled(50, 'order', 3, 7).tolist())"
+    code = "from genexp.data.sampling import permutation; print(permutation(50, 'order', 3, 7).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == str(permutation(50, "order", 3, 7).tolist())
 
@@ -279,7 +279,7 @@ def test_streamed_batches_equal_resident_ones_on_a_gpu() -> None:
 
 def test_importing_the_package_imports_no_library_of_a_source() -> None:
     code = (
-        "import sys; from genexp.data import source_names; source_names(); import genexp.data.stream;"
+        "import sys; from genexp.data import list_datasets; list_datasets(); import genexp.data.stream;"
         "print({'sklearn', 'torchvision', 'PIL', 'mlxtend', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())

@@ -97,7 +97,7 @@ def test_bounds_spare_comparisons_and_change_nothing(
     torch.manual_seed(0)
     here = there = random_points([points], 4000, starts=starts, clusters=clusters)
     bounded, plain = assign([points], here, 4000), assign([points], there, 4000)
-    compared = counted(monkeypatch, CenterScores, "__call__", lambda _, some, room: len(some))
+    compared = counted(monkeypatch, CenterScores, "__call__", lambda _, some, out: len(some))
     for _ in range(40):
         here, bounded = lloyd_step([points], here, bounded)
         spent = sum(compared)
@@ -114,7 +114,7 @@ def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: 
     torch.manual_seed(0)
     centers = random_points([points], len(points), starts=starts, clusters=clusters)
     compared = counted(
-        monkeypatch, pruned_assignment, "products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
+        monkeypatch, pruned_assignment, "pair_products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
     )
     screened_as_if_all_were_compared(points, centers, 20)
     assert 0 < sum(compared) < 0.2 * 20 * points.numel() * starts * clusters
@@ -126,7 +126,7 @@ def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPat
     centers = random_points([points], len(points), starts=1, clusters=10)
     totals = assign([points], centers, len(points))
     looked = counted(
-        monkeypatch, pruned_assignment.PrunedAssignment, "_possible", lambda _, some, *others: len(some)
+        monkeypatch, pruned_assignment.PrunedAssignment, "_find_candidates", lambda _, some, *others: len(some)
     )
     for _ in range(30):
         centers, totals = lloyd_step([points], centers, totals)
@@ -138,7 +138,7 @@ def test_what_no_subspace_shows_is_compared_with_all_centers(monkeypatch: pytest
     torch.manual_seed(0)
     centers = random_points([points], 3000, starts=1, clusters=50)
     wholly = counted(
-        monkeypatch, pruned_assignment.PrunedAssignment, "_of_all", lambda _, block, place: len(block)
+        monkeypatch, pruned_assignment.PrunedAssignment, "_compare_all", lambda _, block, place: len(block)
     )
     screened_as_if_all_were_compared(points, centers, 6)
     assert sum(wholly) > 0.9 * 2 * 6 * 3000
@@ -390,13 +390,13 @@ def test_duplicates_leave_no_nan() -> None:
 
 
 def test_plus_plus_starts_as_well_as_scikit_learn_does() -> None:
-    from sklearn.cluster import kmeans_plusplus
+    from sklearn.cluster import kmeans_plusplus as sklearn_plusplus
 
     points = points_of("digits")
     torch.manual_seed(0)
     ours = kmeans_plusplus(points.split(BLOCK), len(points), starts=20, clusters=10)
     mean = np.mean([inertia_of(points, centers) for centers in ours])
-    rivals = [kmeans_plusplus(points.numpy(), 10, random_state=seed)[0] for seed in range(20)]
+    rivals = [sklearn_plusplus(points.numpy(), 10, random_state=seed)[0] for seed in range(20)]
     assert mean == pytest.approx(np.mean([inertia_of(points, torch.tensor(rival)) for rival in rivals]), rel=0.03)
     known = {tuple(point) for point in points.tolist()}
     assert all(tuple(center) in known for center in ours.flatten(0, 1).tolist())

@@ -19,7 +19,7 @@ OPTUNA = (*SPACE, "hydra/sweeper=optuna", "trainer.epochs=1", "hydra.sweeper.sam
 
 def words_of(folder: Path) -> list[list[str]]:
     """Return what tells each job from the others."""
-    return [job["words"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
+    return [job["overrides"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_second_sweep_does_not_mix_with_the_first(tmp_path: Path) -> None:
 def test_the_ledger_names_what_differs(tmp_path: Path) -> None:
     assert genexp(*sweep(tmp_path, "seed=0,1")).code == 0
     jobs = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
-    assert [(job["number"], job["words"], job["direction"]) for job in jobs] == [
+    assert [(job["number"], job["overrides"], job["direction"]) for job in jobs] == [
         (0, ["seed=0"], "min"),
         (1, ["seed=1"], "min"),
     ]

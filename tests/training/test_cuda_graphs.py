@@ -32,21 +32,21 @@ class FakeGraph:
         self.replays = 0
         self.made.append(self)
 
-    def warm(self, work: Callable[[], None]) -> None:
-        work()
+    def warm_up(self, function: Callable[[], None]) -> None:
+        function()
 
-    def record(self, work: Callable[[], None]) -> None:
-        self._work = work
+    def capture(self, function: Callable[[], None]) -> None:
+        self._function = function
 
     def replay(self) -> None:
         self.replays += 1
-        self._work()
+        self._function()
 
 
 class BrokenGraph(FakeGraph):
     """Cannot record, as CUDA cannot where a step looks at a value."""
 
-    def record(self, work: Callable[[], None]) -> None:
+    def capture(self, function: Callable[[], None]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 

@@ -206,10 +206,10 @@ def test_what_is_eager_moves_as_torchs_own(kind: type[torch.optim.Optimizer]) ->
 def test_a_step_does_not_wait_for_the_compiler() -> None:
     lines = (
         "import sys, torch",
-        "from genexp.optimizers import OPTIMIZERS",
+        "from genexp.training.optimizers import OPTIMIZERS",
         "weight = torch.ones(2, requires_grad=True)",
         "for kind in OPTIMIZERS.values():",
-        "    optimizer = kind.optimizer([weight], lr=0.1)",
+        "    optimizer = kind.optimizer_class([weight], lr=0.1)",
         "    weight.grad = weight.detach().clone()",
         "    optimizer.step(lambda: 1.0)",
         "    optimizer.load_state_dict(optimizer.state_dict())",
