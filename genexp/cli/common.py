@@ -58,13 +58,13 @@ def run_command(program: str, command: Callable[[], int]) -> NoReturn:
     except (GenexpError, OSError) as error:
         if SHOW_TRACEBACKS:
             raise
-        sys.exit(f"{program}: {format_error(error)}")
+        sys.exit(f"{program}: {format_exception(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code)
 
 
-def format_error(error: Exception) -> str:
+def format_exception(error: Exception) -> str:
     """Return what went wrong, in one line."""
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"

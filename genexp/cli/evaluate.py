@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_error, run_command
+from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_exception, run_command
 from genexp.errors import GenexpError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
         except (GenexpError, OSError) as error:
             if len(args.run) == 1:
                 raise
-            print(f"{PROGRAM}: {format_error(error)}", file=sys.stderr)
+            print(f"{PROGRAM}: {format_exception(error)}", file=sys.stderr)
             exit_code = 1
     _print_scores(evaluations, as_json=args.json)
     return exit_code

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_error, run_command
+from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_exception, run_command
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.paths import format_path
@@ -81,7 +81,7 @@ def _run(arguments: Sequence[str]) -> int:
         except GenexpError as error:
             if len(output_types) == 1:
                 raise
-            print(f"{PROGRAM}: {name}: {format_error(error)}", file=sys.stderr)
+            print(f"{PROGRAM}: {name}: {format_exception(error)}", file=sys.stderr)
             exit_code = 1
     return exit_code
 

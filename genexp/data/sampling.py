@@ -69,7 +69,7 @@ def subset(dataset: Dataset, limit: int | None) -> Dataset:
     )
 
 
-def take(stream: Stream, indices: Tensor) -> Stream:
+def take_samples(stream: Stream, indices: Tensor) -> Stream:
     """Return the samples of `stream` at `indices`, in that order."""
     return stream.index_select(0, indices) if isinstance(stream, Tensor) else LazySubset(stream, indices)
 
@@ -84,5 +84,5 @@ def _subset_split(split: Split, limit: int) -> Split:
     else:
         orders = {name: permutation(len(stream), "limit", name) for name, stream in split.streams.items()}
     return replace(
-        split, streams={name: take(stream, orders[name][:limit]) for name, stream in split.streams.items()}
+        split, streams={name: take_samples(stream, orders[name][:limit]) for name, stream in split.streams.items()}
     )

@@ -144,7 +144,7 @@ def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
     return None if is_elementwise(name) else f"a step of optimizer={name} depends on all weights of a run"
 
 
-def find_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
+def find_config_differences(groups: Sequence[Sequence[Job]]) -> str:
     """Return the keys, apart from seeds and numbers, in which groups differ."""
     configs = [dict(flatten_items(_fixed_config(group[0]))) for group in groups]
     keys = sorted({key for config in configs for key in config})

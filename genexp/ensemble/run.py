@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from genexp.ensemble.autotune import time_both
 from genexp.ensemble.compatibility import (
     IncompatibleRunsError,
-    find_differing_keys,
+    find_config_differences,
     find_ensemble_obstacle,
     group_jobs,
 )
@@ -54,7 +54,7 @@ def run_jobs(
     single_jobs = [group for group in sequential if len(group) == 1]
     if len(single_jobs) > 1:
         names = _format_job_numbers([job.number for (job,) in single_jobs])
-        print_line(f"{names} one after the other: they differ in {find_differing_keys(single_jobs)}")
+        print_line(f"{names} one after the other: they differ in {find_config_differences(single_jobs)}")
     for job in (job for group in sequential for job in group):
         if not can_start_job():
             return None

@@ -134,8 +134,6 @@ def test_a_fingerprint_knows_other_data() -> None:
 
 def test_it_starts_without_torch(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    code = (
-        "import sys; from genexp.cli.diff import _run; _run(sys.argv[1:]); assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from genexp.cli.diff import _run; _run(sys.argv[1:]); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(run), str(run)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

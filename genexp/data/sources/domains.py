@@ -10,7 +10,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
-from genexp.data.sampling import permutation, take
+from genexp.data.sampling import permutation, take_samples
 from genexp.data.sources._derived import DerivedConfig, Transform, transform_stream
 
 DARK_COLOR, LIGHT_COLOR = (24.0, 32.0, 80.0), (255.0, 160.0, 40.0)  # RGB of what was black and white
@@ -73,7 +73,10 @@ def load(config: DomainsConfig) -> Dataset:
     images = base.train.streams["image"]
     first, second = permutation(len(images), "domains").tensor_split(2)
     train = Split(
-        {"a": transform_stream(take(images, first), to_a), "b": transform_stream(take(images, second), to_b)},
+        {
+            "a": transform_stream(take_samples(images, first), to_a),
+            "b": transform_stream(take_samples(images, second), to_b),
+        },
         is_aligned=False,
     )
     test_streams = base.test.streams
