@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ SHORT = (
     "trainer.evaluate_every=0",
 )
 COMMAND = Path(sys.executable).parent / "genexp"
+ENTRY_POINTS: tuple[tuple[str | Path, ...], ...] = (
+    (COMMAND,),
+    (sys.executable, "-m", "genexp.train"),
+    (sys.executable, REPOSITORY / "scripts" / "train.py"),
+)
 # Runs the command line, and fails where torch or what takes as long to import came with it.
 LIGHT = """
 import sys
@@ -96,16 +102,38 @@ def test_questions_are_answered_within_a_second() -> None:
         assert after.children_user + after.children_system - before.children_user - before.children_system < 1
 
 
-def test_three_ways_to_start_are_one() -> None:
+def test_the_entry_points_print_the_same_configuration() -> None:
     words = ("model=vae", "optimizer=sgd", "--cfg", "job")
-    ways = (
-        [COMMAND],
-        [sys.executable, "-m", "genexp.train"],
-        [sys.executable, REPOSITORY / "scripts" / "train.py"],
-    )
-    first, *others = (shell(*way, *words) for way in ways)
+    first, *others = (shell(*entry_point, *words) for entry_point in ENTRY_POINTS)
     assert yaml.safe_load(first)["optimizer"]["name"] == "sgd"
     assert others == [first, first]
+
+
+def test_the_entry_points_train_alike_and_leave_the_same_files(tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(len(ENTRY_POINTS))]
+    for entry_point, folder in zip(ENTRY_POINTS, folders, strict=True):
+        shell(*entry_point, *SHORT, in_folder(folder))
+    first, *others = folders
+    assert metrics(first)
+    for folder in others:
+        assert metrics(folder) == metrics(first)
+        assert (folder / "config.yaml").read_bytes() == (first / "config.yaml").read_bytes()
+        assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in first.iterdir())
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS, ids=("command", "module", "script"))
+def test_an_entry_point_sweeps_and_names_the_key_of_an_error(
+    entry_point: Sequence[str | Path], tmp_path: Path
+) -> None:
+    words = ["-m", *SHORT, "optimizer.lr=0.001,-1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = subprocess.run([*entry_point, *words], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("genexp: 1 of 2 jobs failed, first #1 optimizer.lr=-1: optimizer.lr=-1")
+    assert {number: status(tmp_path / "sweep" / number)["state"] for number in "01"} == {
+        "0": "finished",
+        "1": "failed",
+    }
 
 
 def test_the_loss_is_readable_on_a_narrow_terminal() -> None:
@@ -204,16 +232,27 @@ def test_a_sweep_is_one_folder_with_a_run_each(tmp_path: Path) -> None:
         assert status(tmp_path / str(number))["state"] == "finished"
 
 
-def test_a_sweep_over_models_is_one_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_over_groups_is_one_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # The option may stand anywhere among the words.
-    ended = genexp("model=stacked_autoencoder,denoising_autoencoder", "-m", *SHORT[1:])
+    ended = genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *SHORT[1:])
     assert ended.code == 0, ended.err
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert {"0", "1", "multirun.yaml", "sweep.json", "report.html", ".lock"} == {
+    assert {"0", "1", "2", "3", "multirun.yaml", "sweep.json", "report.html", ".lock"} == {
         path.name for path in sweep.iterdir()
     }
-    assert status(sweep / "1")["model"] == "denoising_autoencoder"
+    jobs = [status(sweep / str(number)) for number in range(4)]
+    assert [(job["model"], job["dataset"]) for job in jobs] == [
+        ("vae", "mnist_5k"),
+        ("vae", "digits"),
+        ("gan", "mnist_5k"),
+        ("gan", "digits"),
+    ]
+    # Each job has the recipe of its own model.
+    optimizers = [
+        yaml.safe_load((sweep / str(number) / "config.yaml").read_text())["optimizer"] for number in (0, 2)
+    ]
+    assert optimizers[0]["betas"] != optimizers[1]["betas"]
 
 
 @pytest.mark.parametrize(("wish", "is_traced"), [("0", False), ("1", True)])
