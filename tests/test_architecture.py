@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,7 @@ import pytest
 import genexp
 
 PACKAGE = Path(genexp.__file__).parent
+TESTS = Path(__file__).parent
 # From top to bottom. A unit (a folder or a module of the package's root) imports only units further down.
 LAYERS = (
     "plugins",
@@ -212,6 +214,19 @@ def test_no_call_unpacks_a_list_of_arguments_that_it_spells_out() -> None:
                     if isinstance(argument, ast.Starred) and isinstance(argument.value, ast.Tuple | ast.List)
                 ]
                 assert not spelled_out, f"{name}:{node.lineno}: pass the arguments themselves"
+
+
+def test_no_test_module_imports_another() -> None:
+    """Shared helpers lie in tests/support."""
+    for path in TESTS.rglob("*.py"):
+        for name in imported_names(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not re.match(r"(tests\.(?!support)|test_)", name), f"{path} imports {name}"
+
+
+def test_tests_mirror_the_package() -> None:
+    """Each folder of tests is that of a unit of the package; scripts/ and support/ besides."""
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= {*LAYERS, "scripts", "support"}
 
 
 def test_the_package_stays_small_enough_to_be_read() -> None:
