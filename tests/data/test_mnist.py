@@ -20,9 +20,9 @@ from genexp.data.dataset import Dataset
 from genexp.data.sources import _mnist
 from genexp.data.sources._idx import read_idx
 from genexp.errors import DataError
+from tests.support.command import REAL_DATA
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"needs MNIST and Fashion-MNIST in {REAL}")
+needs_real = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"needs MNIST and Fashion-MNIST in {REAL_DATA}")
 
 TRAIN, TEST = 30, 12
 
@@ -242,14 +242,14 @@ def test_a_download_is_complete_when_another_process_was_faster(
     [("mnist", "MNIST", 33.3, "9"), ("fashion_mnist", "FashionMNIST", 72.9, "Ankle boot")],
 )
 def test_the_real_sets_are_whole(name: str, folder: str, brightness: float, last_class: str) -> None:
-    dataset = load(name, REAL)
+    dataset = load(name, REAL_DATA)
     assert sizes(dataset) == (60000, 10000)
     images = dataset.train.streams["image"]
     assert isinstance(images, Tensor)
     assert images.dtype == torch.uint8
     assert images.float().mean().item() == pytest.approx(brightness, abs=0.1)
     assert dataset.class_names[-1] == last_class
-    assert torch.equal(images[:, 0], read_idx(REAL / folder / "raw" / "train-images-idx3-ubyte.gz", 3))
+    assert torch.equal(images[:, 0], read_idx(REAL_DATA / folder / "raw" / "train-images-idx3-ubyte.gz", 3))
 
 
 @needs_real
@@ -258,6 +258,6 @@ def test_one_set_is_not_taken_for_the_other(tmp_path: Path) -> None:
     for part in ("images-idx3", "labels-idx1"):
         name = f"t10k-{part}-ubyte"
         (tmp_path / name).unlink()
-        shutil.copy(REAL / "FashionMNIST" / "raw" / f"{name}.gz", tmp_path)
+        shutil.copy(REAL_DATA / "FashionMNIST" / "raw" / f"{name}.gz", tmp_path)
     with pytest.raises(DataError, match="holds fashion_mnist, not MNIST"):
         load("mnist", tmp_path)
