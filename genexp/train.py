@@ -1,6 +1,6 @@
-"""The entry point: `genexp`, `python -m genexp.train` and `python scripts/train.py`.
+"""Entry point of `genexp`, `python -m genexp.train` and `python scripts/train.py`.
 
-Light on purpose: `--help`, `--cfg job` and TAB come through here and must not wait for torch.
+`--help`, `--cfg job` and TAB completion use this module, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
 def main() -> None:
-    """Run the command line. An error that the user can mend ends in one line and exit code 1."""
+    """Run the command line. Errors that a user can correct are printed as one line, with exit code 1."""
     if is_nonzero_rank():
         with _exit_on_signal():
             _run_rank_process()
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print its own errors; they are worded here
-    # Hydra refuses `genexp model=vae -m seed=0,1`: what stands behind its option it takes for another command's.
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra raise its errors; `format_error` words them
+    # Hydra rejects `genexp model=vae -m seed=0,1`, since argparse accepts no overrides on both sides of a flag.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN_FLAGS)
     try:
         with _exit_on_signal():
@@ -64,10 +64,10 @@ def main() -> None:
 
 
 def _run_rank_process() -> None:
-    """Be one of several processes of a run; the first one reads the command line and writes all records."""
+    """Run as a rank above 0 of a distributed run. Rank 0 reads the command line and writes all files."""
     from genexp.runs.run import run_rank_process
 
-    logging.disable()  # the first one says all that there is to say
+    logging.disable()  # rank 0 logs for all
     warnings.simplefilter("ignore")
     try:
         run_rank_process()
@@ -78,7 +78,12 @@ def _run_rank_process() -> None:
 
 
 def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
-    """Return Hydra's command: on conf/, or on the configuration of the run that is to be resumed."""
+    """Return the function decorated by `hydra.main`, on conf/ or on the configuration of the run to resume.
+
+    It also rewrites `sys.argv` for a resumed run or sweep.
+
+    Raises ConfigError or CheckpointError if `arguments` are contradictory or name no run or sweep directory.
+    """
     conf_dir = find_config_dir()
     for group in CONFIG_GROUPS:
         if f"{group}=null" in arguments:
@@ -103,7 +108,7 @@ def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
         f"hydra.searchpath=[{_quote('file://' + str(conf_dir))}]",
         "hydra/job_logging=genexp",
         f"hydra.run.dir={_quote(str(run_dir))}",
-        "hydra.output_subdir=null",  # the record of how the run was started stays
+        "hydra.output_subdir=null",  # keep the .hydra/ files of the first start
         "hydra.job.name=genexp",
         "hydra.job.chdir=false",
     ]
@@ -111,7 +116,10 @@ def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
 
 
 def parse_resume_dir(arguments: list[str]) -> Path | None:
-    """Return the folder in `resume=FOLDER`, or None. Raises ConfigError where it is empty."""
+    """Return the directory of the last `resume=DIR` argument, or None without one.
+
+    Raises ConfigError if the value is empty.
+    """
     values = [
         argument.removeprefix("resume=").strip("'\"") for argument in arguments if argument.startswith("resume=")
     ]
@@ -124,19 +132,22 @@ def parse_resume_dir(arguments: list[str]) -> Path | None:
 
 @contextmanager
 def _exit_on_signal() -> Iterator[None]:
-    """Exit without a trace at a signal that comes while no run is under way (a run answers by itself)."""
+    """Exit without a traceback on SIGINT or SIGTERM outside of training.
+
+    During training the run installs its own handlers.
+    """
     received_signals: list[int] = []
 
     def handle_signal(number: int, frame: FrameType | None) -> None:
         received_signals.append(number)
-        raise KeyboardInterrupt  # and not exit at once: a download that is under way cleans up behind itself
+        raise KeyboardInterrupt  # no direct exit, so that a download removes its partial file
 
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     previous = {number: signal.signal(number, handle_signal) for number in signals}
     try:
         yield
     except BaseException:
-        if received_signals:  # whatever else a library in between has made of it
+        if received_signals:  # a library may have replaced the KeyboardInterrupt by another exception
             sys.exit(128 + received_signals[0])
         raise
     finally:
@@ -151,18 +162,18 @@ def _quote(text: str) -> str:
 
 
 def _run_job(cfg: DictConfig) -> float | None:
-    from genexp.runs.run import run_experiment  # torch and all the rooms: only now
+    from genexp.runs.run import run_experiment  # imports torch, over a second
 
     hydra_config = HydraConfig.get()
     with open_dict(cfg):
-        cfg.pop("sweep", None)  # what resumes has none
+        cfg.pop("sweep", None)  # absent in the configuration of a resumed run
     try:
         result = run_experiment(cfg, Path(hydra_config.runtime.output_dir))
     except GenexpError as error:
         log.info("failed: %s", error)
         if SHOW_TRACEBACKS:
             raise
-        # Through Hydra it would come out with a line about overrides before it.
+        # Hydra would print a line about overrides before the error.
         sys.exit(f"genexp: {error}")
     if result.exit_code:
         sys.exit(result.exit_code)

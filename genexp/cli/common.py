@@ -1,4 +1,4 @@
-"""What the tools' command lines share. Light on purpose: `--help` must not wait for torch."""
+"""Common parts of the commands on finished runs. It must not import torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose complaints are errors like all others: one line, exit code 1."""
+    """Argument parser that raises ConfigError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError."""
+        """Raise ConfigError with `message`."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which weights to take, and where to compute."""
+    """Add the options `--checkpoint` and `--device`."""
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -36,7 +36,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def build_int_type(minimum: int) -> Callable[[str], int]:
-    """Return an argument type: whole numbers from `minimum`."""
+    """Return a `type` for argparse that accepts integers of at least `minimum`."""
 
     def parse_int(text: str) -> int:
         try:
@@ -51,7 +51,11 @@ def build_int_type(minimum: int) -> Callable[[str], int]:
 
 
 def run_command(program: str, command: Callable[[], int]) -> NoReturn:
-    """Exit with what `work` returns. An error that the user can mend ends in one line and exit code 1."""
+    """Run `command` and exit with the code that it returns.
+
+    GenexpError and OSError are printed as one line after the name `program`, with exit code 1.
+    Ctrl-C exits with code 130.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = command()
@@ -65,7 +69,7 @@ def run_command(program: str, command: Callable[[], int]) -> NoReturn:
 
 
 def format_exception(error: Exception) -> str:
-    """Return what went wrong, in one line."""
+    """Return the first line of the message of `error`, with the file name for an OSError."""
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"
     return next(iter(str(error).splitlines()), repr(error))

@@ -1,4 +1,4 @@
-"""Hydra's, OmegaConf's and the system's errors in one line: what, its value, the remedy."""
+"""One-line error messages for exceptions of Hydra, OmegaConf, YAML and the operating system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def format_error(error: Exception, arguments: list[str]) -> str:
-    """Return `error` as one line; `arguments` are those of the command line."""
+    """Return `error` as one line. `arguments` are the command line without the program name."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} does not exist; {suggest_choice(choice, error.options)}"
@@ -54,7 +54,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _list_known_keys(arguments: list[str]) -> list[str]:
-    """Return every key of the configuration that the group choices among `arguments` compose."""
+    """Return all dotted keys of the configuration composed from the group choices in `arguments`."""
     choices = [argument for argument in arguments if argument.partition("=")[0] in CONFIG_GROUPS]
     GlobalHydra.instance().clear()
     try:
@@ -67,7 +67,7 @@ def _list_known_keys(arguments: list[str]) -> list[str]:
 
 
 def flatten_keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of every value in nested mappings."""
+    """Yield the dotted key of every leaf of nested mappings; `prefix` precedes each key."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten_keys(value, f"{prefix}{key}.")

@@ -1,1 +1,1 @@
-"""Many runs from one command: which jobs there are, where each stands, and who runs them."""
+"""Sweeps: planning, running, resuming and summarizing many runs started by one command."""

@@ -1,4 +1,4 @@
-"""What a user can say about a sweep as a whole."""
+"""Configuration node `sweep`, and checks of sweep settings."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from genexp.errors import ConfigError
 from genexp.run_dir.paths import LOCK_FILE
 from genexp.sweep.manifest import MANIFEST_FILE
 
-PRE_JOB_FILES = {"multirun.yaml", LOCK_FILE, "optuna.log"}  # what a sweep writes before its jobs
+PRE_JOB_FILES = {"multirun.yaml", LOCK_FILE, "optuna.log"}  # written before the manifest
 
 
 @dataclass
 class SweepConfig:
-    """The node `sweep` of conf/train.yaml."""
+    """Node `sweep` of conf/train.yaml."""
 
-    fail_fast: bool
-    resume: str | None  # a sweep's folder
-    halving: dict[str, Any]
+    fail_fast: bool  # start no further job after one has failed
+    resume: str | None  # sweep directory to resume; None starts a new sweep
+    halving: dict[str, Any]  # node `sweep.halving`, bound to `HalvingConfig` by the launcher
 
 
 def require_positive_int(key: str, value: object) -> None:
-    """Raise ConfigError unless a value is a whole number of at least 1, or null."""
+    """Raise ConfigError unless `value` is None or an integer of at least 1; `key` names it in the message."""
     if value is not None and not (isinstance(value, int) and value > 0):
         raise ConfigError(f"{key}={value}: use a whole number of at least 1")
 
 
 def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
-    """Return the folder in `sweep.resume=FOLDER`, or None. Raises ConfigError where it is no sweep's."""
+    """Return the directory of the last `sweep.resume=DIR` argument, or None without one.
+
+    Raises ConfigError if it is not a sweep directory.
+    """
     values = [
         argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("sweep.resume=")
     ]
     if not values or values[-1] == "null":
         return None
     sweep_dir = Path(values[-1])
-    # A sweep that was killed before it had written down its jobs has begun none.
+    # A sweep killed before it wrote its manifest has started no job. Its directory can be resumed too.
     file_names = {path.name for path in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
     if (
         not values[-1]

@@ -1,4 +1,4 @@
-"""Successive halving (Jamieson & Talwalkar 2016): at rungs the weaker configurations stop, the others go on."""
+"""Successive halving (Jamieson & Talwalkar 2016): only the best configurations continue after each rung."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from genexp.sweep.manifest import hash_config
 
 @dataclass
 class HalvingConfig:
-    """The node `sweep.halving` of conf/train.yaml."""
+    """Node `sweep.halving` of conf/train.yaml."""
 
-    factor: int | None
-    epochs: int
+    factor: int | None  # one configuration in `factor` continues after a rung; None disables halving
+    epochs: int  # epoch of the first rung; each next rung is at `factor` times as many epochs
 
     def __post_init__(self) -> None:
         require(self.factor is None or self.factor > 1, "factor", self.factor, "use at least 2, or null")
@@ -30,24 +30,29 @@ class HalvingConfig:
 
 @dataclass(frozen=True)
 class Rung:
-    """Where some configurations stop."""
+    """Epoch at which only the best configurations continue."""
 
-    epoch: int
-    n_candidates: int  # configurations
-    n_survivors: int
+    epoch: int  # complete epochs
+    n_candidates: int  # configurations that train up to this rung
+    n_survivors: int  # configurations that continue after it
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}: the best {self.n_survivors} of {self.n_candidates} configurations go on"
 
 
 class Halving:
-    """Which jobs of a sweep go on from rung to rung. The seeds of one configuration are judged together.
+    """Rungs of a sweep, and the selection of the jobs that continue after each of them.
 
-    Who goes on follows from what the jobs' logs say of the rung's epoch: after a kill it is the same again.
+    Jobs that differ only in their seed are one configuration. Configurations are ranked by the mean over
+    their seeds. The selection depends only on the metrics that the jobs logged. A resumed sweep therefore
+    selects the same jobs.
     """
 
     def __init__(self, config: HalvingConfig, jobs: Sequence[Job]) -> None:
-        """Plan the rungs. Raises ConfigError where jobs cannot be judged by one metric, or not at a rung."""
+        """Plan the rungs.
+
+        Raises ConfigError if the jobs have different objectives, or if a rung is at an epoch without evaluation.
+        """
         self._config = config
         self._config_digests = {job.number: hash_config(job.config, exclude=("seed",)) for job in jobs}
         self._jobs = list(jobs)
@@ -57,7 +62,7 @@ class Halving:
 
     @property
     def expected_jobs(self) -> float | None:
-        """Return how many whole jobs the parts of all jobs will come to; None for all of them."""
+        """Number of complete jobs with the same total of epochs as the sweep; None without halving."""
         if not self.rungs:
             return None
         n_seeds = len(self._jobs) / self.rungs[0].n_candidates
@@ -72,21 +77,19 @@ class Halving:
         )
 
     def has_reached(self, job: Job, rung: Rung) -> bool:
-        """Return whether a job has come to a rung, and rests there or further on."""
+        """Return True if `job` has finished, or was stopped after its evaluation at `rung`."""
         state = read_status(job.run_dir).state
         return state == "finished" or (
             state == "stopped" and self._find_objective(job, rung, min_epoch=rung.epoch) is not None
         )
 
     def select_survivors(self, jobs: Sequence[Job], rung: Rung) -> list[Job]:
-        """Return the jobs that go on behind a rung."""
+        """Return those of `jobs` that continue after `rung`. A tie is decided by the order of `jobs`."""
         costs: dict[str, list[float]] = {}
         for job in jobs:
             costs.setdefault(self._config_digests[job.number], []).append(self._cost(job, rung))
         means = {configuration: sum(values) / len(values) for configuration, values in costs.items()}
-        survivors = sorted(means, key=lambda configuration: means[configuration])[
-            : rung.n_survivors
-        ]  # the first of equal ones
+        survivors = sorted(means, key=lambda configuration: means[configuration])[: rung.n_survivors]
         return [job for job in jobs if self._config_digests[job.number] in survivors]
 
     @property
@@ -118,14 +121,14 @@ class Halving:
                 )
 
     def _cost(self, job: Job, rung: Rung) -> float:
-        """Return a number that is lower for a better job, and highest for one that failed."""
+        """Return the objective of `job` at `rung` with lower values better; infinity if it failed or has none."""
         value = None if read_status(job.run_dir).state == "failed" else self._find_objective(job, rung)
         if value is None or not math.isfinite(value):
             return math.inf
         return -value if job.config.trainer.direction == "max" else value
 
     def _find_objective(self, job: Job, rung: Rung, min_epoch: int = 0) -> float | None:
-        """Return a job's objective as it was judged last up to a rung, or None."""
+        """Return the last objective of `job` logged between `min_epoch` and the epoch of `rung`, or None."""
         objective = job.config.trainer.objective.removeprefix("test/")
         value = None
         for row in _read_test_rows(job.run_dir / METRICS_FILE):
@@ -144,4 +147,4 @@ def _read_test_rows(path: Path) -> Iterator[dict[str, float]]:
             try:
                 yield json.loads(line)
             except ValueError:
-                return  # the last line of a job that was killed
+                return  # incomplete last line of a killed job

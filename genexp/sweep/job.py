@@ -1,4 +1,4 @@
-"""A job of a sweep: an ordinary run in a numbered folder, begun or gone on with as its folder says."""
+"""Job of a sweep: an ordinary run in a numbered directory, resumed if it has a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from genexp.run_dir.status import can_resume, read_status, record_failure
 log = logging.getLogger(__name__)
 HYDRA_JOB_NAME = "genexp"
 LOCK_POLL_SECONDS = 0.5
-JobTask = Callable[[DictConfig, Path], Any]  # what is done with a job's configuration in its folder
+JobTask = Callable[[DictConfig, Path], Any]  # called with a job's configuration and run directory
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One configuration of a sweep, and where it runs. It can be sent to another process."""
+    """One run of a sweep. Picklable: launchers send it to worker processes."""
 
-    number: int
+    number: int  # index in the sweep, from 0
     run_dir: Path
-    config: DictConfig  # all of it, with Hydra's own part
+    config: DictConfig  # complete composed configuration, with the nodes `hydra` and `sweep`
     hydra_context: HydraContext
-    until_epoch: int | None = None  # where it halts
+    until_epoch: int | None = None  # complete epochs after which the run stops; None: no such limit
 
 
 def run_job(job: Job, should_run: Callable[[], bool] = lambda: True) -> signal.Signals | None:
-    """Run a job to its end, in whatever process; return the signal that stopped it, if one did.
+    """Run `job` in this process and return the signal that stopped it, or None.
 
-    What comes of it, its error too, stands in its folder and nowhere else. One that has finished is left
-    alone, one that was stopped or killed goes on from its newest checkpoint. One that another process is at
-    (a scheduler's, which outlived the sweep that had asked for it) is waited for, as long as it is `wanted`.
+    Results and errors are written to the run directory only. A finished job is skipped.
+    A stopped or killed job resumes from its newest checkpoint. If another process holds the lock of the run
+    directory, the function waits for it while `should_run()` is true. A cluster job that outlived its sweep is
+    such a process.
     """
     while should_run() and read_status(job.run_dir).state != "finished":
         try:
@@ -56,7 +57,7 @@ def run_job(job: Job, should_run: Callable[[], bool] = lambda: True) -> signal.S
 
 
 def _run_once(job: Job) -> signal.Signals | None:
-    """Run a job. Raises FolderInUseError."""
+    """Run `job` once, without waiting for the lock. Raises RunDirInUseError if another process holds it."""
     with silence_console():
         outcome: signal.Signals | RunDirInUseError | None = run_hydra_task(job, partial(_train, job.until_epoch))
     if isinstance(outcome, RunDirInUseError):
@@ -65,22 +66,23 @@ def _run_once(job: Job) -> signal.Signals | None:
 
 
 def _train(until_epoch: int | None, config: DictConfig, run_dir: Path) -> signal.Signals | None:
-    from genexp.runs.run import run_experiment  # torch and all the rooms: only now
+    from genexp.runs.run import run_experiment  # imports torch, over a second
 
     result = run_experiment(config, run_dir, until_epoch)
     return signal.Signals(result.exit_code - 128) if result.exit_code else None
 
 
 def run_hydra_task(job: Job, task: JobTask) -> Any:
-    """Let Hydra call `task` with the configuration and the folder of a job; return what it returns.
+    """Call `task` through Hydra with the configuration and the run directory of `job`; return its result.
 
-    Where it fails, that is noted in the folder and goes no further: None is returned; or the FolderInUseError.
+    A RunDirInUseError is returned, not raised. Any other exception is recorded in the run directory, and the
+    result is None.
     """
     config = copy.deepcopy(job.config)
     if can_resume(job.run_dir):
         config.resume = str(job.run_dir)
         with read_write(config.hydra):
-            config.hydra.output_subdir = None  # the record of how the run was started stays
+            config.hydra.output_subdir = None  # keep the .hydra/ files of the first start
     setup_globals()
     JobRuntime.instance().set("name", HYDRA_JOB_NAME)
     job_return = run_in_hydra(
@@ -103,10 +105,10 @@ def _run_and_record_failure(task: JobTask, config: DictConfig) -> Any:
     try:
         if config.resume is None:
             with lock_run_dir(run_dir):
-                truncate_logs(run_dir, {})  # what a job that was killed before its first checkpoint has left
+                truncate_logs(run_dir, {})  # remove logs of a job killed before its first checkpoint
         return task(config, run_dir)
     except RunDirInUseError as error:
-        return error  # raised here, Hydra would print it
+        return error  # returned, because Hydra would print a raised one
     except Exception as error:
         config_dict = OmegaConf.to_container(config, resolve=True)
         assert isinstance(config_dict, dict)
@@ -115,7 +117,10 @@ def _run_and_record_failure(task: JobTask, config: DictConfig) -> Any:
 
 
 def log_failure(config: dict[str, Any], run_dir: Path, error: Exception) -> None:
-    """Note in a job's log and folder what ended it."""
+    """Write `error` to the log and to the status file of a job.
+
+    The log includes a traceback unless `error` is a GenexpError.
+    """
     message = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
     log.error("failed: %s", message, exc_info=None if isinstance(error, GenexpError) else error)
     record_failure(run_dir, config, message)
@@ -123,7 +128,7 @@ def log_failure(config: dict[str, Any], run_dir: Path, error: Exception) -> None
 
 @contextmanager
 def silence_console() -> Iterator[None]:
-    """Keep a job from the terminal, which is the sweep's."""
+    """Suppress output through rich's shared console in the block. The terminal shows the progress of the sweep."""
     console = rich.get_console()
     was_quiet, console.quiet = console.quiet, True
     try:

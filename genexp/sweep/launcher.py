@@ -1,4 +1,4 @@
-"""What all launchers share: they plan jobs, show how these go, and differ only in where they run them."""
+"""Base class of all Hydra launchers: planning, halving, progress and resuming, independent of where jobs run."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ from genexp.training.stopping import StopRequest, stop_on_signals
 
 
 class SweepLauncher(Launcher):
-    """Runs the jobs of a sweep somewhere. Where, a subclass in `hydra_plugins` says with `execute`."""
+    """Launcher of the jobs of a sweep. Subclasses in `hydra_plugins` implement `execute`."""
 
-    required_package: ClassVar[str | None] = (
-        None  # what it needs beside the program itself: an extra of the same name
-    )
-    positive_int_keys: ClassVar[tuple[str, ...]] = ()  # which of its settings are whole numbers, or null
+    required_package: ClassVar[str | None] = None  # optional dependency; the extra has the same name
+    positive_int_keys: ClassVar[tuple[str, ...]] = ()  # settings that must be an integer of at least 1, or null
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Prepare for `launch`. Raises ConfigError."""
+        """Set up the manifest, stop file and progress display of the sweep.
+
+        Raises ConfigError if a package is missing, a setting is invalid, or the directory holds another sweep.
+        """
         if self.required_package is not None:
             require_extra(
                 f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}", self.required_package
@@ -65,19 +66,24 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def execute(self, jobs: Sequence[Job]) -> None:
-        """Run each job with `run_job` in this process, or with `run_elsewhere` in any other.
+        """Run each job with `run_job` in this process, or with `run_in_worker` in another one.
 
-        It does so as long as it `may_begin`. Nothing is returned: what came of a job is in its folder.
+        Implementations start a job only if `can_start_job()` is true. Results are in the run directories.
         """
 
     @property
     def max_parallel_jobs(self) -> int:
-        """Return how many jobs run at a time."""
+        """Maximum number of jobs that run at the same time."""
         return 1
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch of jobs to their ends. Raises GenexpError before any begins where one cannot be."""
-        from genexp.runs.resume import lock_run_dir  # with torch: every start imports this module
+        """Run one batch of jobs and return their results in the order of `job_overrides`.
+
+        `initial_job_idx` is the number of the first job. All configurations are checked before any job starts.
+
+        Raises GenexpError if a configuration is invalid.
+        """
+        from genexp.runs.resume import lock_run_dir  # imports torch; every command imports this module
 
         setup_globals()
         jobs = self._plan_jobs(job_overrides, initial_job_idx)
@@ -90,28 +96,34 @@ class SweepLauncher(Launcher):
             self.manifest.write()
             with self.progress:
                 self._run_rungs(unique_jobs, halving)
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)  # jobs have set up their own
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)  # jobs change it
         return [_build_job_return(job) for job in jobs]
 
     def can_start_job(self) -> bool:
-        """Return whether one more job should begin."""
+        """Return True while the stop file allows another job to start."""
         return self.stop_file.allows_new_jobs
 
     @contextmanager
     def forward_stop_signal(self) -> Iterator[StopRequest]:
-        """Let a signal stop the jobs that run elsewhere while the block waits for them; then exit as it asks."""
+        """Create the stop file when a signal arrives during the block, then exit with 128 + the signal number.
+
+        For launchers that wait for worker processes in the block. The workers poll the stop file.
+        """
         with stop_on_signals(on_signal=self.stop_file.create) as stop:
             yield stop
         if stop.signal is not None:
             sys.exit(128 + stop.signal)
 
     def record_crash(self, job: Job, reason: str) -> None:
-        """Note that a job failed which could not do so itself. One that has saved can go on."""
+        """Record that `job` failed with `reason`, unless its process recorded an end itself.
+
+        For processes that died. A job with a checkpoint can still be resumed.
+        """
         if read_status(job.run_dir, self.started_at).state in ("waiting", "running"):
             record_failure(job.run_dir, to_plain_config(job.config), reason)
 
     def _run_rungs(self, jobs: Sequence[Job], halving: Halving) -> None:
-        """Run jobs to their ends, or to the rung that is the last for them."""
+        """Run `jobs` up to each rung and continue with the survivors. Without rungs, run all jobs completely."""
         self.manifest.halted_jobs.clear()
         self.progress.expected_jobs = halving.expected_jobs or self.progress.expected_jobs
         for rung in halving.rungs:
@@ -139,7 +151,7 @@ class SweepLauncher(Launcher):
             with open_dict(config):
                 config.hydra.sweep.dir = str(self.sweep_dir)
                 config.hydra.job.id = config.hydra.job.num = first_number + index
-            HydraConfig.instance().set_config(config)  # ${hydra:...} means this job's
+            HydraConfig.instance().set_config(config)  # ${hydra:...} resolves in this job's node
             check_config(to_plain_config(config))
             own_overrides = tuple(override for override in overrides if override not in task_overrides)
             entry = self.manifest.register(
@@ -155,7 +167,7 @@ class SweepLauncher(Launcher):
 
 
 def require_extra(choice: str, package: str) -> None:
-    """Raise ConfigError where a package that a `choice` needs is not installed; the extra bears its name."""
+    """Raise ConfigError if `package`, which the option `choice` needs, is not installed."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"{choice} needs the package {package}, which is not installed: pip install 'genexp[{package}]'"
@@ -163,7 +175,10 @@ def require_extra(choice: str, package: str) -> None:
 
 
 def _build_job_return(job: Job) -> JobReturn:
-    """Return what a sweeper wants to know of a job: its value, NaN where it has none, None before its end."""
+    """Return the result of `job` for a sweeper.
+
+    `return_value` is the objective of a finished job, NaN without one. It is None for an unfinished job.
+    """
     status = read_status(job.run_dir)
     job_return = JobReturn(
         overrides=list(job.config.hydra.overrides.task), cfg=job.config, status=JobStatus.COMPLETED
@@ -176,7 +191,7 @@ def _build_job_return(job: Job) -> JobReturn:
 
 
 def parse_sweep_overrides(sweeper: BasicSweeper, arguments: list[str]) -> list[Override]:
-    """Return what is swept over and what is fixed: `hydra.sweeper.params`, then the command line's."""
+    """Return the parsed overrides of a sweep. `arguments` take precedence over `hydra.sweeper.params`."""
     assert sweeper.hydra_context is not None
     lines = [*(f"{key}={value}" for key, value in sweeper.params.items()), *arguments]
     parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
@@ -185,7 +200,10 @@ def parse_sweep_overrides(sweeper: BasicSweeper, arguments: list[str]) -> list[O
 
 
 def get_sweep_launcher(sweeper: BasicSweeper) -> SweepLauncher:
-    """Return the sweeper's launcher. Raises ConfigError where another package's has taken the name of ours."""
+    """Return the launcher of `sweeper`.
+
+    Raises ConfigError if another package registered its launcher under the same name.
+    """
     launcher = sweeper.launcher
     if not isinstance(launcher, SweepLauncher):
         raise ConfigError(

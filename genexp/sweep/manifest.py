@@ -1,4 +1,4 @@
-"""Which jobs a sweep has: `sweep.json` in its folder, written before the first of them begins."""
+"""Sweep manifest `sweep.json`: numbers, overrides and configuration hashes of all jobs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from genexp.run_dir.paths import CONFIG_FILE
 from genexp.run_dir.status import RunStatus, read_status
 
 MANIFEST_FILE = "sweep.json"
-# Not what a job computes: how it was started, and words about it.
+# Keys without influence on the results of a run. They are not hashed.
 METADATA_KEYS = ("resume", "tags", "notes")
+# Interpolations with a value that depends on the start of a run.
 START_DEPENDENT_PATTERN = re.compile(r"\$\{\s*(now|hydra)\s*:")
 
 
 def hash_config(config: DictConfig, exclude: tuple[str, ...] = ()) -> str:
-    """Return a hash of what a job computes, `but` some of it. What depends on its start is left out."""
+    """Return 16 hexadecimal digits of the SHA-256 of the resolved run configuration.
+
+    The nodes `hydra` and `sweep`, `METADATA_KEYS` and the top-level keys in `exclude` are left out.
+    Values interpolated from `now` or `hydra` count as None.
+    """
     raw = to_plain_config(config, resolve=False)
     hashed = {
         key: _mask_start_dependent(raw[key], value)
@@ -34,7 +39,7 @@ def hash_config(config: DictConfig, exclude: tuple[str, ...] = ()) -> str:
 
 
 def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
-    """Return what a job is configured with, as plain values: Hydra's and the sweep's own parts are not of it."""
+    """Return `config` as nested plain Python values, without the nodes `hydra` and `sweep`."""
     run_config = copy.deepcopy(config)
     with open_dict(run_config):
         run_config.pop("hydra", None)
@@ -52,28 +57,28 @@ def _mask_start_dependent(raw: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class JobEntry:
-    """A job as the ledger has it."""
+    """Job of a sweep in the manifest."""
 
-    number: int
-    digest: str
-    overrides: tuple[str, ...]  # what tells it from the others, as a user would type it
-    direction: str  # of its objective: min or max
+    number: int  # also the name of its run directory
+    digest: str  # result of `hash_config`
+    overrides: tuple[str, ...]  # `key=value` overrides of this job that are not common to the sweep
+    direction: str  # better direction of the objective: min or max
 
     @property
     def name(self) -> str:
-        """Return the job in words."""
+        """Display name: the number and the overrides, such as `#2 seed=1`."""
         return " ".join((f"#{self.number}", *self.overrides))
 
 
 class SweepManifest:
-    """The jobs of a sweep by number."""
+    """Jobs of a sweep and the file that stores them."""
 
     def __init__(self, sweep_dir: Path) -> None:
-        """Read the ledger in `folder`, which may have none yet. Raises ConfigError where it is damaged."""
+        """Read the manifest in `sweep_dir` if there is one. Raises ConfigError if it is damaged."""
         self.sweep_dir = sweep_dir
         self._path = sweep_dir / MANIFEST_FILE
         self._entries: dict[int, JobEntry] = {}
-        self.halted_jobs: set[int] = set()  # jobs that are to go no further, by number: see `Halving`
+        self.halted_jobs: set[int] = set()  # numbers of the jobs that `Halving` stopped for good
         if self._path.exists():
             try:
                 content = json.loads(self._path.read_text(encoding="utf-8"))
@@ -85,22 +90,28 @@ class SweepManifest:
 
     @property
     def entries(self) -> list[JobEntry]:
-        """Return all jobs."""
+        """All jobs, sorted by number."""
         return [entry for _, entry in sorted(self._entries.items())]
 
     def get_run_dir(self, entry: JobEntry) -> Path:
-        """Return where a job runs."""
+        """Return the run directory of a job."""
         return self.sweep_dir / str(entry.number)
 
     def read_statuses(self, min_mtime: float) -> dict[JobEntry, RunStatus]:
-        """Return where every job stands; see `read_standing`."""
+        """Return the status of every job. `read_status` explains `min_mtime` (POSIX seconds).
+
+        `min_mtime` does not apply to jobs that `Halving` stopped.
+        """
         return {
             entry: read_status(self.get_run_dir(entry), 0.0 if entry.number in self.halted_jobs else min_mtime)
             for entry in self.entries
         }
 
     def register(self, new_entry: JobEntry) -> JobEntry:
-        """Return `wanted` with the number that its digest has here already; else its own, which must be free."""
+        """Return the entry with the digest of `new_entry`; add `new_entry` if there is none.
+
+        Raises ConfigError if its number belongs to another job, or its run directory already holds a run.
+        """
         for entry in self.entries:
             if entry.digest == new_entry.digest:
                 return entry
@@ -122,7 +133,7 @@ class SweepManifest:
         return new_entry
 
     def write(self) -> None:
-        """Write down all jobs; to be done before they begin."""
+        """Write the manifest atomically. Call it before the first job of a batch starts."""
         tmp_path = self._path.with_suffix(".json.tmp")
         content = {
             "format": 1,

@@ -1,4 +1,4 @@
-"""A search by Optuna that lives in a file: killed and gone on with, it proposes what it would have proposed."""
+"""Optuna study in a journal file. A search that was killed and resumed proposes the same trials."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
+# Value of `hydra.sweeper.sampler.name` → class in `optuna.samplers`.
 SAMPLER_CLASSES = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
 STUDY_NAME = "genexp"
 
 
 class OptunaStudy:
-    """An Optuna study in a file.
+    """Optuna study in a journal file.
 
-    What it proposes as trial n is a function of its sampler's seed, of n, and of the trials that are known.
+    The proposal for trial n is a function of the sampler's options, its seed, n, and the trials in the file.
     """
 
     def __init__(
@@ -36,9 +37,12 @@ class OptunaStudy:
         sampler_options: Mapping[str, Any],
         user_attrs: Mapping[str, str],
     ) -> None:
-        """Open the study in `path`, or begin it. `facts` are words about what is searched, its direction too.
+        """Open the study in the file `path`, or create it.
 
-        Raises ConfigError where the study in the file is another one.
+        `user_attrs` describe the search and are stored in the study. Their key `direction` is min or max.
+        `sampler_options` contain `name` and `seed`; the others are arguments of the sampler class.
+
+        Raises ConfigError if the stored attributes differ from `user_attrs`, or if the sampler cannot be built.
         """
         import optuna
         from optuna.storages.journal import JournalFileBackend
@@ -59,18 +63,18 @@ class OptunaStudy:
             if stored != value:
                 raise ConfigError(f"{path} holds another search: its {name} was {stored}, not {value}")
             self._study.set_user_attr(name, value)
-        self._build_sampler(0)  # a sampler that cannot be is refused before any job begins
+        self._build_sampler(0)  # report invalid options before any job starts
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """Return all trials so far."""
+        """All trials in the file, by number."""
         return self._study.get_trials(deepcopy=False)
 
     def ask_batch(self, batch_size: int, n_trials: int) -> list[FrozenTrial]:
-        """Return the trials to run next, `size` at a time and `most` in all; nothing when the search is over.
+        """Return the unfinished trials of the next batch. The list is empty once there are `n_trials` results.
 
-        Those of a batch that was cut short come again. Batches begin at multiples of `size`, so that each
-        knows the outcomes of all before it, and of no other.
+        An interrupted batch is returned again. Batches start at multiples of `batch_size`. The trials of a batch
+        therefore depend on the results of all previous batches only.
         """
         running = self._optuna.trial.TrialState.RUNNING
         running_numbers = [trial.number for trial in self.trials if trial.state == running]
@@ -81,7 +85,7 @@ class OptunaStudy:
         return [trial for trial in self.trials[first:] if trial.state == running]
 
     def tell(self, number: int, value: float | None) -> None:
-        """Note what came of a trial; None where it failed."""
+        """Store the result of trial `number`. It counts as failed if `value` is None or not finite."""
         states = self._optuna.trial.TrialState
         if value is None or not math.isfinite(value):
             self._study.tell(number, state=states.FAIL)
@@ -89,11 +93,11 @@ class OptunaStudy:
             self._study.tell(number, value)
 
     def _add_trial(self, number: int) -> None:
-        # Drawn in memory and written down whole: a search that is killed knows a trial or does not.
+        # A trial is drawn in memory and written in one record, so that the file never holds a part of it.
         in_memory_study = self._optuna.create_study(direction=self._direction, sampler=self._build_sampler(number))
         in_memory_study.add_trials(self.trials)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of parts of Optuna that may yet change
+            warnings.simplefilter("ignore")  # Optuna warns about its experimental features
             proposal = in_memory_study.ask(self._search_space)
         trial = self._optuna.trial.create_trial(
             state=self._optuna.trial.TrialState.RUNNING, params=proposal.params, distributions=self._search_space
@@ -101,7 +105,7 @@ class OptunaStudy:
         self._study.add_trial(trial)
 
     def _build_sampler(self, number: int) -> BaseSampler:
-        """Return the sampler that draws one trial. Raises ConfigError."""
+        """Return the sampler for trial `number`. Raises ConfigError if its name or options are invalid."""
         import numpy as np
 
         options = {**self._sampler_options}
@@ -118,7 +122,10 @@ class OptunaStudy:
 
 
 def build_distribution(override: Override) -> BaseDistribution:
-    """Return the distribution that a swept value of the command line means."""
+    """Return the Optuna distribution for a sweep override, such as `interval(1e-5, 1e-2)` or `choice(a, b)`.
+
+    The tag `log` selects a logarithmic scale. The tag `int`, or two integer bounds, selects integers.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
@@ -139,7 +146,10 @@ def build_distribution(override: Override) -> BaseDistribution:
 
 @contextmanager
 def lock_study_file(path: Path) -> Iterator[None]:
-    """Keep other searches from a file while the block runs. Raises FolderInUseError."""
+    """Hold an exclusive lock on the study file during the block. The system releases it if the process is killed.
+
+    Raises RunDirInUseError if another search holds the lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
@@ -150,17 +160,20 @@ def lock_study_file(path: Path) -> Iterator[None]:
 
 
 class _NoOpLock:
-    """Optuna's lock of a file that is claimed already: its own would outlive a search that is killed."""
+    """Lock without effect, for a journal file that `lock_study_file` has locked.
+
+    Optuna's own lock would remain after a search is killed.
+    """
 
     def acquire(self) -> bool:
         return True
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 def _truncate_partial_line(path: Path) -> None:
-    """Cut off what a search that was killed had written half."""
+    """Remove an incomplete last line that a killed search left in the file."""
     if path.exists():
         content = path.read_bytes()
         complete_lines = content[: content.rfind(b"\n") + 1]

@@ -1,4 +1,4 @@
-"""How a sweep goes, on the terminal: read from the jobs' folders, so that it does not matter where they run."""
+"""Progress display of a sweep, read from the status files of its jobs, independent of where they run."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from genexp.sweep.manifest import JobEntry, SweepManifest
 from genexp.sweep.summary import SweepSummary, format_job
 
 REFRESH_SECONDS = 0.5
-MAX_LISTED_JOBS = 8  # running jobs, and failed ones, at most
-BAR_WIDTH = 40
+MAX_LISTED_JOBS = 8  # of running jobs, and again of failed jobs
+BAR_WIDTH = 40  # columns
 
 
 class SweepProgress:
-    """Shows the jobs of a sweep while a block runs: redrawn on a terminal, elsewhere a line a job that ends.
+    """Context manager that displays the jobs of a sweep.
 
-    A sweep in several batches enters it for each; `expected` then says how many jobs there will be in all.
-    One that ends jobs early says with `expected` how many whole jobs their parts will come to.
+    On a terminal it redraws a few lines. Elsewhere it prints one line for each job that ends.
+    A sweep in several batches enters it once for each batch.
     """
 
-    expected_jobs: float | None = None
+    expected_jobs: float | None = None  # total work in complete jobs; None: the number of jobs in the manifest
 
     def __init__(self, manifest: SweepManifest, started_at: float) -> None:
         self._manifest, self._started_at = manifest, started_at
-        console = Console()  # not rich's shared one, which the jobs of this process keep silent
+        console = Console()  # rich's shared console is silenced while a job runs
         self._view: _LiveJobView | _PlainJobView = (
             _LiveJobView(console) if console.is_terminal else _PlainJobView(console, manifest.sweep_dir)
         )
@@ -60,7 +60,7 @@ class SweepProgress:
         self._view.stop()
 
     def print_line(self, text: str) -> None:
-        """Print a line above all others."""
+        """Print a permanent line. On a terminal it appears above the redrawn lines."""
         self._view.print_line(text)
 
     def _refresh_periodically(self) -> None:
@@ -84,15 +84,13 @@ class SweepProgress:
                 self._manifest.get_run_dir(entry), min_mtime
             )
             if status.state == "finished":
-                self._finished_statuses[entry] = (
-                    status  # nothing more will come: hundreds need not be read each time
-                )
+                self._finished_statuses[entry] = status  # final, so the file is not read again
             statuses[entry] = status
         return statuses
 
 
 class _LiveJobView:
-    """A few lines on a terminal that are drawn over."""
+    """Live display on a terminal: a progress bar and a few lines that are redrawn."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -109,7 +107,7 @@ class _LiveJobView:
             total=summary.total_jobs, completed=summary.total_jobs - summary.remaining_jobs, width=BAR_WIDTH
         )
         texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
-        self._live.update(Group(Padding(bar, 0), *texts), refresh=True)  # padded, it is a line by itself
+        self._live.update(Group(Padding(bar, 0), *texts), refresh=True)  # Padding ends the line of the bar
 
     def print_line(self, text: str) -> None:
         self._live.console.print(text, markup=False, highlight=False)
@@ -128,7 +126,7 @@ def _format_jobs(statuses: dict[JobEntry, RunStatus]) -> list[str]:
 
 
 class _PlainJobView:
-    """A line a job that has ended."""
+    """Plain display: one line for each job that ends."""
 
     def __init__(self, console: Console, sweep_dir: Path) -> None:
         self._console, self._sweep_dir = console, sweep_dir
@@ -148,7 +146,7 @@ class _PlainJobView:
                 self.print_line("  ".join(part for part in (format_job(entry, status), summary.eta_text) if part))
 
     def stop(self) -> None:
-        """Nothing is left to say."""
+        """Do nothing."""
 
     def print_line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

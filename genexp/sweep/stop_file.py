@@ -1,4 +1,4 @@
-"""Whether a sweep lets jobs begin and go on: files say so, to every process and machine that sees them."""
+"""File-based stop signal shared by all processes and machines of a sweep."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ STOP_FILE = ".stop"
 
 @dataclass(frozen=True)
 class StopFile:
-    """The gate that every job of a sweep comes through. It can be sent to another process."""
+    """Stop signal of one sweep. Picklable: launchers send it to worker processes."""
 
-    sweep_dir: Path  # the sweep's
-    started_at: float  # when, as files bear it: what is older is from an earlier try
-    fail_fast: bool
+    sweep_dir: Path
+    started_at: float  # POSIX seconds; status files older than this belong to an earlier attempt
+    fail_fast: bool  # a failed job prevents further jobs from starting
 
     @property
     def should_stop(self) -> bool:
-        """Return whether running jobs are to save and end."""
+        """True if running jobs should save a checkpoint and exit."""
         return (self.sweep_dir / STOP_FILE).exists()
 
     @property
     def allows_new_jobs(self) -> bool:
-        """Return whether one more job may begin."""
+        """False once the sweep was stopped, or a job failed under `fail_fast`."""
         return not self.should_stop and not (self.fail_fast and self._has_failed_job())
 
     def create(self) -> None:
-        """Let no job begin or go on."""
+        """Create the stop file: running jobs stop, and no further job starts."""
         (self.sweep_dir / STOP_FILE).touch()
 
     def remove(self) -> None:
-        """Forget that the sweep was stopped before."""
+        """Remove the stop file of an earlier attempt, if there is one."""
         (self.sweep_dir / STOP_FILE).unlink(missing_ok=True)
 
     def _has_failed_job(self) -> bool:

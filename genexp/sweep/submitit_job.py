@@ -1,4 +1,4 @@
-"""A job as submitit starts it on a cluster, and starts it again when its place was wanted for another."""
+"""Job of a sweep as a submitit callable with checkpointing and requeueing."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SubmititJob:
-    """What submitit pickles and calls; with its method `checkpoint` it puts a job back into the queue."""
+    """Callable that submitit pickles and runs. Its method `checkpoint` lets submitit requeue a preempted job."""
 
     job: Job
     stop_file: StopFile
 
     def __call__(self) -> None:
-        """Run the job. One that its scheduler stops has saved; it goes on when it is started again."""
+        """Run the job. If the scheduler stops it, it saves a checkpoint and resumes when it is requeued."""
         stop_signal = run_in_worker(self.job, self.stop_file)
         if stop_signal is None or self.stop_file.should_stop:
             return
         if stop_signal == _get_preemption_signal():
-            # Submitit's handler, in whose place ours was: it asks for `checkpoint`, queues, and does not return.
+            # Submitit's signal handler is installed again. It calls `checkpoint`, requeues the job, and exits.
             os.kill(os.getpid(), stop_signal)
-        # Without a result: the scheduler knows whether the job was canceled or is to start again.
+        # Exit without a result: the scheduler decides whether the job was canceled or starts again.
         sys.exit(128 + stop_signal)
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return what is to be called when the job starts again: it goes on from what its folder holds."""
+        """Return the callable for the requeued job: this one, since the run directory holds the checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _get_preemption_signal() -> signal.Signals:
-    """Return the signal by which submitit has the scheduler announce a job's end."""
+    """Return the signal that the scheduler sends before it stops a job, as submitit configures it."""
     from submitit.core.job_environment import JobEnvironment
 
     preemption_signal: signal.Signals = JobEnvironment._usr_sig()

@@ -1,4 +1,4 @@
-"""What is said when a sweep has ended, and how its command exits."""
+"""Summary of a sweep: job counts, remaining time, best jobs, comparison report and exit code."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from genexp.run_dir.paths import REPORT_FILE, format_command, format_path
 from genexp.run_dir.status import RunStatus
 from genexp.sweep.manifest import JobEntry, SweepManifest
 
+# Display order.
 STATES = ("finished", "running", "failed", "stopped", "waiting")
 
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """All jobs of a sweep at one moment."""
+    """Status of all jobs of a sweep at one moment."""
 
     statuses: Mapping[JobEntry, RunStatus]
-    expected_jobs: float | None = None  # how many whole jobs it comes to in the end, where not to all of these
-    seconds_left: float | None = None
+    expected_jobs: float | None = None  # total work in complete jobs; None: the number of `statuses`
+    seconds_left: float | None = None  # estimate; None: unknown
 
     def filter_by_state(self, state: str) -> dict[JobEntry, RunStatus]:
-        """Return the jobs that are in a state."""
+        """Return the jobs whose state is `state`, one of `STATES`."""
         return {entry: status for entry, status in self.statuses.items() if status.state == state}
 
     @property
     def total_jobs(self) -> float:
-        """Return how many whole jobs there are to do."""
+        """Total work of the sweep, in complete jobs."""
         return len(self.statuses) if self.expected_jobs is None else self.expected_jobs
 
     @property
     def remaining_jobs(self) -> float:
-        """Return how many whole jobs are left to do; one that failed counts as done."""
+        """Remaining work, in complete jobs. A failed job counts as done."""
         done = sum(1.0 if status.state == "failed" else status.fraction_done for status in self.statuses.values())
         return max(0.0, self.total_jobs - done)
 
     @property
     def counts_text(self) -> str:
-        """Return how many jobs are in which state."""
+        """Number of jobs in each state, such as `4 jobs: 3 finished, 1 failed`."""
         count_by_state = Counter(status.state for status in self.statuses.values())
         parts = [f"{count_by_state[state]} {state}" for state in STATES if count_by_state[state]]
         n_jobs = len(self.statuses)
@@ -55,12 +56,12 @@ class SweepSummary:
 
     @property
     def eta_text(self) -> str:
-        """Return how long it will take yet, in words; nothing where that cannot be said."""
+        """Estimate of the remaining time, such as `0:01:30 left`; empty if unknown."""
         return f"{timedelta(seconds=round(self.seconds_left))} left" if self.seconds_left else ""
 
     @property
     def best_lines(self) -> list[str]:
-        """Return the best job in a line; a line an objective, where techniques have different ones."""
+        """One line for each objective, with its best value and job. Techniques may have different objectives."""
         leaders: dict[str, tuple[float, JobEntry]] = {}
         for entry, status in self.statuses.items():
             if status.value is None:
@@ -73,7 +74,7 @@ class SweepSummary:
 
 
 def format_job(entry: JobEntry, status: RunStatus) -> str:
-    """Return a job in a line."""
+    """Return one line: name, state, progress, objective and error of a job."""
     parts = [entry.name, status.state]
     if status.state == "running":
         parts.append(f"{status.fraction_done:.0%}")
@@ -85,12 +86,15 @@ def format_job(entry: JobEntry, status: RunStatus) -> str:
 
 
 class SweepFailedError(GenexpError):
-    """Jobs of a sweep have failed."""
+    """One or more jobs of a sweep failed."""
 
 
 @contextmanager
 def report_on_exit(sweep_dir: Path, started_at: float) -> Iterator[None]:
-    """Run a sweep in the block; say afterwards what came of it. Raises SweepFailed where jobs have failed."""
+    """Print the summary of the sweep when the block ends, also after a signal.
+
+    `started_at` is in POSIX seconds. Raises SweepFailedError if jobs failed.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -128,19 +132,19 @@ def _print_summary(sweep_dir: Path, started_at: float) -> SweepSummary:
 
 
 def _write_comparison(sweep_dir: Path, console: Console) -> None:
-    """Print what `genexp-compare` says of the sweep, and write it as a page with curves and pictures."""
-    from genexp.reports import compare, print_comparison, write_sweep_report  # slow to import: not at every start
+    """Print the table of `genexp-compare` for the sweep, and write its HTML report with curves and images."""
+    from genexp.reports import compare, print_comparison, write_sweep_report  # slow to import
 
     try:
         comparison = compare([sweep_dir])
     except DataError:
-        return  # stopped before any job had begun
+        return  # stopped before any job started
     print_comparison(comparison, console)
     write_sweep_report(comparison, sweep_dir / REPORT_FILE)
 
 
 def _format_resume_command(sweep_dir: Path) -> str:
-    """Return the command that goes on with this sweep."""
+    """Return the command that resumes the sweep."""
     arguments = [
         argument for argument in sys.argv[1:] if not argument.startswith(("sweep.resume=", "hydra.sweep.dir="))
     ]

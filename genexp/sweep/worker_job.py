@@ -1,4 +1,4 @@
-"""A job in a process that a launcher has started: it hears when the sweep stops, and takes its share of cores."""
+"""Job of a sweep in a worker process: stop-file polling, orphan detection and CPU threads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from genexp.sweep.stop_file import StopFile
 from genexp.training.stopping import StopRequest, stop_on_signals
 
 POLL_SECONDS = 0.5
+# Environment variables that set the number of CPU threads.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_in_worker(job: Job, stop_file: StopFile, parent_pid: int | None = None) -> signal.Signals | None:
-    """Run a job as long as its sweep goes on; return the signal that stopped it, if one did.
+    """Run `job` until it ends or the sweep is stopped; return the signal that stopped it, or None.
 
-    Where `parent` is given, the process that this one was started by, the job stops when that is no more.
+    With `parent_pid`, the job also stops once that process is no longer the parent. This process then exits.
     """
     stop_signal = None
     with stop_on_signals() as stop:
@@ -27,17 +28,20 @@ def run_in_worker(job: Job, stop_file: StopFile, parent_pid: int | None = None) 
             with _poll_stop_file(stop_file, stop, parent_pid):
                 stop_signal = run_job(job, should_run=lambda: stop.signal is None)
     if _is_orphan(parent_pid):
-        os._exit(0)  # there is nobody to give it another job
+        os._exit(0)  # no parent is left that could send another job
     return stop_signal or stop.signal
 
 
 def build_thread_env(n_cores: int) -> dict[str, str]:
-    """Return the environment of a process that takes `share` cores. What the user has set there stays."""
+    """Return the environment variables that limit a process to `n_cores` threads, at least 1.
+
+    Variables that the user has set are left out.
+    """
     return {name: str(max(1, n_cores)) for name in THREAD_VARIABLES if name not in os.environ}
 
 
 def ignore_sigint() -> None:
-    """Leave Ctrl-C, which reaches all processes of a terminal, to the one that has started this one."""
+    """Ignore SIGINT in a worker. Ctrl-C reaches all processes of a terminal, and the launcher handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -47,17 +51,20 @@ def _is_orphan(parent_pid: int | None) -> bool:
 
 @contextmanager
 def _poll_stop_file(stop_file: StopFile, stop: StopRequest, parent_pid: int | None) -> Iterator[None]:
-    """Tell the run in the block when it is to stop."""
+    """Send SIGTERM to this process once the sweep stops, the parent ends, or `stop` has a signal.
+
+    A thread checks this every `POLL_SECONDS` during the block.
+    """
     done = threading.Event()
 
     def poll() -> None:
         while not done.wait(POLL_SECONDS):
             if stop.signal is not None or stop_file.should_stop or _is_orphan(parent_pid):
-                # Again and again: a run that is only being built does not hear yet.
+                # Repeated, because a run that is still being built has not installed its signal handler.
                 os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=poll, name="sweep", daemon=True)
-    if threading.current_thread() is threading.main_thread():  # elsewhere nobody would take the signal
+    if threading.current_thread() is threading.main_thread():  # handlers exist only there
         thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""`hydra/launcher=basic`, the default: the jobs of a sweep in this process, one after the other."""
+"""Sequential launcher `hydra/launcher=basic`, the default: all jobs of a sweep in this process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from genexp.sweep.launcher import SweepLauncher
 
 
 class BasicLauncher(SweepLauncher):
-    """One job after the other."""
+    """Launcher that runs one job after the other in this process."""
 
     def execute(self, jobs: Sequence[Job]) -> None:
-        """Run the jobs; a signal that stops one ends the sweep."""
+        """Run the jobs. A signal that stops one of them ends the sweep with exit code 128 + its number."""
         for job in jobs:
             if not self.can_start_job():
                 return
@@ -24,7 +24,7 @@ class BasicLauncher(SweepLauncher):
                 sys.exit(128 + stop_signal)
 
 
-# Not a file in conf/, which Hydra would hold against its own launcher's schema.
+# Registered here because Hydra would validate a file in conf/ against the schema of its own launcher.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="basic",

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=basic`, the default: every combination of the values given, as one batch of jobs."""
+"""Grid sweeper `hydra/sweeper=basic`, the default: every combination of the given values in one batch of jobs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from genexp.sweep.summary import report_on_exit
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, which ends in an answer."""
+    """Hydra's BasicSweeper with a summary at the end of the sweep."""
 
     def __init__(self, params: dict[str, str] | None) -> None:
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run all combinations. Raises GenexpError."""
+        """Run all combinations of the values in `arguments`.
+
+        Raises GenexpError if the sweep is invalid or jobs failed.
+        """
         launcher = get_sweep_launcher(self)
         (batch,) = self.split_arguments(parse_sweep_overrides(self, arguments), max_batch_size=None)
         with report_on_exit(launcher.sweep_dir, launcher.started_at):
             launcher.launch(batch, initial_job_idx=0)
 
 
-# Not a file in conf/, which Hydra would hold against its own sweeper's schema.
+# Registered here because Hydra would validate a file in conf/ against the schema of its own sweeper.
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="basic",

@@ -1,4 +1,4 @@
-"""`hydra/launcher=joblib`: the jobs of a sweep in several processes of this machine, which share its cores."""
+"""Joblib launcher `hydra/launcher=joblib`: worker processes on this machine that share its CPU cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genexp.sweep.worker_job import build_thread_env, ignore_sigint, run_in_work
 
 
 class JoblibLauncher(SweepLauncher):
-    """As many jobs at once as there are workers; a worker takes one job after the other."""
+    """Launcher with a pool of worker processes. A worker runs one job after the other."""
 
     required_package = "joblib"
     positive_int_keys = ("n_jobs",)
@@ -25,17 +25,17 @@ class JoblibLauncher(SweepLauncher):
 
     @property
     def max_parallel_jobs(self) -> int:
-        """Return how many jobs run at a time."""
+        """Number of worker processes: `n_jobs`, or the number of CPU cores."""
         import joblib
 
         return self.n_jobs or joblib.cpu_count()
 
     def execute(self, jobs: Sequence[Job]) -> None:
-        """Run the jobs. A worker that dies (the system kills one when memory is short) costs its job only."""
+        """Run the jobs. If a worker dies, for example for lack of memory, only its own job fails."""
         with self.forward_stop_signal() as stop:
             unfinished = self._run_in_pool(jobs)
             while unfinished and stop.signal is None:
-                # Which of the workers died is not known: the jobs that were under way are tried one by one.
+                # It is unknown which worker died. Each job that was running is therefore run again alone.
                 interrupted = [job for job in unfinished if read_status(job.run_dir).state == "running"]
                 for job in interrupted:
                     if self._run_in_pool([job]):
@@ -43,7 +43,7 @@ class JoblibLauncher(SweepLauncher):
                 unfinished = self._run_in_pool([job for job in unfinished if job not in interrupted])
 
     def _run_in_pool(self, jobs: Sequence[Job]) -> list[Job]:
-        """Run jobs side by side; return those that are left where a worker died."""
+        """Run jobs in parallel; return those without a result after the death of a worker."""
         import joblib
         from joblib.externals.loky import BrokenProcessPool, get_reusable_executor, wait
 
@@ -51,7 +51,7 @@ class JoblibLauncher(SweepLauncher):
         thread_env = build_thread_env(joblib.cpu_count() // n_workers)
         executor = get_reusable_executor(n_workers, env=thread_env, initializer=ignore_sigint)
         with warnings.catch_warnings():
-            # A worker whose memory has grown makes room for a new one, which costs no job; loky speaks of leaks.
+            # Loky replaces a worker whose memory has grown and warns of a leak. No job is lost.
             warnings.filterwarnings("ignore", message="A worker stopped while", category=UserWarning)
             futures = {executor.submit(run_in_worker, job, self.stop_file, os.getpid()): job for job in jobs}
             wait(futures)
@@ -65,7 +65,7 @@ class JoblibLauncher(SweepLauncher):
         return unfinished
 
 
-# Not a file in conf/, which Hydra would hold against a launcher's schema.
+# Registered here because Hydra would validate a file in conf/ against a launcher's schema.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="joblib",

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: jobs chosen by what came of those before, for the best `trainer.objective`."""
+"""Optuna sweeper `hydra/sweeper=optuna`: search for the best `trainer.objective` with trials as jobs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from genexp.sweep.manifest import hash_config, to_plain_config
 from genexp.sweep.optuna_study import OptunaStudy, build_distribution, lock_study_file
 from genexp.sweep.summary import report_on_exit
 
+# Accepted values of `hydra.sweeper.direction` → value of `trainer.direction`.
 DIRECTIONS = {"minimize": "min", "maximize": "max", "min": "min", "max": "max"}
-STUDY_FILE = "optuna.log"
+STUDY_FILE = "optuna.log"  # journal of the study, in the sweep directory
 
 
 class OptunaSweeper(BasicSweeper):
-    """Runs trials in batches, each a batch of jobs, until there are `n_trials`."""
+    """Sweeper that runs Optuna trials as batches of jobs until `n_trials` trials have run."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class OptunaSweeper(BasicSweeper):
         self.storage, self.sampler = storage, sampler
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search. Raises GenexpError."""
+        """Run the search. Raises GenexpError if it is invalid, its study file is in use, or jobs failed."""
         require_extra("hydra/sweeper=optuna", "optuna")
         require_positive_int("hydra.sweeper.n_trials", self.n_trials)
         require_positive_int("hydra.sweeper.n_jobs", self.n_jobs)
@@ -78,8 +79,11 @@ class OptunaSweeper(BasicSweeper):
     def _build_user_attrs(
         self, fixed_overrides: list[str], sweep_overrides: list[Override], search_space: dict[str, Any]
     ) -> dict[str, str]:
-        """Return in words what is searched. Raises GenexpError where that cannot be, or contradicts itself."""
-        from genexp.runs.build import check_config  # with torch
+        """Return the attributes that identify this search in its study file.
+
+        Raises GenexpError if nothing is searched, a configuration is invalid, or directions contradict each other.
+        """
+        from genexp.runs.build import check_config  # imports torch
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -109,13 +113,13 @@ class OptunaSweeper(BasicSweeper):
 
 
 def pick_first_value(override: Override) -> str:
-    """Return a swept value's override with the first of its values."""
+    """Return `key=value` with the first value of a sweep override, or the start of its interval."""
     value = override.value()
     first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
     return f"{override.get_key_element()}={first}"
 
 
-# Not files in conf/, which Hydra would hold against a sweeper's schema.
+# Registered here because Hydra would validate files in conf/ against a sweeper's schema.
 STORE = ConfigStore.instance()
 STORE.store(
     group="hydra/sweeper",
@@ -123,17 +127,17 @@ STORE.store(
     node={
         "defaults": [{"sampler": "tpe"}],
         "_target_": f"{__name__}.OptunaSweeper",
-        "n_trials": 20,  # of the whole search: raise it to go on
-        "n_jobs": None,  # in a batch; null: as many as the launcher runs at a time
-        "direction": None,  # trainer.direction says it; here it can only be said again
-        "storage": None,  # the study's file; null: optuna.log in the sweep's folder
+        "n_trials": 20,  # total number of trials; a larger number continues a search
+        "n_jobs": None,  # trials in a batch; null: the number of jobs the launcher runs in parallel
+        "direction": None,  # must equal trainer.direction if it is set
+        "storage": None,  # path of the study file; null: optuna.log in the sweep directory
         "params": None,
     },
     provider="genexp",
 )
-# Further keys are handed to the sampler's class in Optuna.
+# Keys other than `name` and `seed` are arguments of the Optuna sampler class.
 SAMPLER_OPTIONS = {
-    "tpe": {"n_startup_trials": 10, "constant_liar": True},  # the trials of a batch keep apart
+    "tpe": {"n_startup_trials": 10, "constant_liar": True},  # keeps the trials of a batch apart
     "gp": {"n_startup_trials": 10},
     "random": {},
 }

@@ -1,4 +1,4 @@
-"""`hydra/launcher=ray`: the jobs of a sweep as tasks of a Ray cluster, or of a small one on this machine."""
+"""Ray launcher `hydra/launcher=ray`: jobs of a sweep as tasks of a Ray cluster, remote or on this machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from genexp.sweep.worker_job import run_in_worker
 
 POLL_SECONDS = 0.5
 CONNECT_TIMEOUT_SECONDS = 10
-# On this machine alone nothing large is ever handed over: the data set is read where it is needed.
+# A small object store is enough: each job reads its data set itself, and no large object is passed to it.
 LOCAL_RAY_OPTIONS = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
 class RayLauncher(SweepLauncher):
-    """Ray starts a job wherever the cores and GPUs that it asks for are free."""
+    """Launcher that submits jobs as Ray tasks with a required number of CPU cores and GPUs."""
 
     required_package = "ray"
     positive_int_keys = ("n_jobs", "cpus_per_job")
@@ -32,14 +32,14 @@ class RayLauncher(SweepLauncher):
         self.cpus_per_job, self.gpus_per_job = cpus_per_job, gpus_per_job
 
     def setup(self, **kwargs: Any) -> None:
-        """Prepare for `launch`. Raises ConfigError."""
+        """Set up the sweep. Raises ConfigError, also if the cluster at `address` is unreachable."""
         super().setup(**kwargs)
         if self.address is not None and ":" in self.address:
             _check_reachable(self.address)
 
     @property
     def max_parallel_jobs(self) -> int:
-        """Return how many jobs run at a time."""
+        """Maximum number of jobs that run at the same time: `n_jobs`, or the capacity of the cluster."""
         if self.n_jobs is not None:
             return self.n_jobs
         self._connect()
@@ -51,7 +51,7 @@ class RayLauncher(SweepLauncher):
         )
 
     def execute(self, jobs: Sequence[Job]) -> None:
-        """Hand the jobs to Ray as there is room for them. One whose process dies costs the others nothing."""
+        """Submit the jobs as capacity allows. If the process of a job dies, only that job fails."""
         import ray
 
         with self.forward_stop_signal():
@@ -78,7 +78,7 @@ class RayLauncher(SweepLauncher):
             self.record_crash(job, f"its process ended early ({type(error).__name__})")
 
     def _connect(self) -> None:
-        """Connect to Ray, once. Raises ConfigError."""
+        """Connect to the cluster, or start a local one, unless connected. Raises ConfigError if that fails."""
         import ray
 
         if ray.is_initialized():
@@ -93,7 +93,7 @@ class RayLauncher(SweepLauncher):
 
 
 def _check_reachable(address: str) -> None:
-    """Raise ConfigError where nobody listens: Ray itself would try for minutes."""
+    """Raise ConfigError if nothing listens at `address` (`HOST:PORT`). Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
@@ -104,14 +104,14 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-# Not a file in conf/, which Hydra would hold against a launcher's schema.
+# Registered here because Hydra would validate a file in conf/ against a launcher's schema.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="ray",
     node={
         "_target_": f"{__name__}.RayLauncher",
-        "address": None,  # of a cluster, such as auto or ray://HOST:10001; null: a small one on this machine
-        "n_jobs": None,  # at a time; null: as many as there are cores and GPUs for
+        "address": None,  # cluster address, such as auto or ray://HOST:10001; null: start a local one
+        "n_jobs": None,  # parallel jobs; null: as many as the cores and GPUs allow
         "cpus_per_job": 1,
         "gpus_per_job": 0,
     },

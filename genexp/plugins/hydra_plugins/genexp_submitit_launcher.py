@@ -1,4 +1,4 @@
-"""`hydra/launcher=submitit_slurm`: the jobs of a sweep as jobs of a cluster; `submitit_local` tries that here."""
+"""Submitit launchers: `submitit_slurm` for SLURM clusters, and `submitit_local` to test it on this machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from submitit import Job as Ticket
 
 POLL_SECONDS = 0.5
-SUBMITIT_DIR = ".submitit"  # its scripts and logs, in the sweep's folder
-MAX_QUEUED_JOBS = 1000  # as many as there are: the cluster has a queue
+SUBMITIT_DIR = ".submitit"  # scripts and logs of submitit, in the sweep directory
+MAX_QUEUED_JOBS = 1000  # in effect no limit, since the cluster has its own queue
 
 
 class SubmititLauncher(SweepLauncher):
-    """Hands jobs to submitit and waits until all are over."""
+    """Base class: submit jobs through submitit and wait until all have ended."""
 
     required_package = "submitit"
     positive_int_keys = ("n_jobs", "timeout_min", "max_num_timeout")
@@ -44,16 +44,16 @@ class SubmititLauncher(SweepLauncher):
         }
 
     def build_executor(self) -> Executor:
-        """Return what submits jobs. Raises ConfigError."""
+        """Return the submitit executor. Raises ConfigError if a setting is invalid."""
         raise NotImplementedError
 
     @contextmanager
     def set_worker_environment(self) -> Iterator[None]:
-        """Prepare the processes that are started in the block."""
+        """Set the environment that processes started in the block inherit. Does nothing by default."""
         yield
 
     def execute(self, jobs: Sequence[Job]) -> None:
-        """Submit jobs as there is room for them. On a signal, those that have not begun are taken back."""
+        """Submit jobs up to `max_parallel_jobs` at a time. After a signal, cancel those that have not started."""
         executor, pending = self.build_executor(), list(jobs)
         handles: dict[Job, Ticket[Any]] = {}
         with self.forward_stop_signal() as stop:
@@ -68,7 +68,7 @@ class SubmititLauncher(SweepLauncher):
                 time.sleep(POLL_SECONDS)
 
     def _submit(self, executor: Executor, jobs: Sequence[Job]) -> dict[Job, Ticket[Any]]:
-        with self.set_worker_environment(), executor.batch():  # one array of jobs
+        with self.set_worker_environment(), executor.batch():  # one SLURM job array
             return {job: executor.submit(SubmititJob(job, self.stop_file)) for job in jobs}
 
     def _cancel_waiting(self, handles: dict[Job, Ticket[Any]]) -> None:
@@ -89,15 +89,15 @@ class SubmititLauncher(SweepLauncher):
 
 
 class LocalLauncher(SubmititLauncher):
-    """On this machine, in processes of their own; to try what a cluster would do."""
+    """Launcher that runs each job in its own process on this machine, to test the behavior on a cluster."""
 
     @property
     def max_parallel_jobs(self) -> int:
-        """Return how many jobs run at a time."""
+        """Maximum number of jobs that run at the same time: `n_jobs`, or the number of CPU cores."""
         return self.n_jobs or len(os.sched_getaffinity(0))
 
     def build_executor(self) -> Executor:
-        """Return what starts processes here."""
+        """Return the executor that starts local processes."""
         from submitit import LocalExecutor
 
         executor = LocalExecutor(self.sweep_dir / SUBMITIT_DIR, max_num_timeout=self.max_num_timeout)
@@ -106,7 +106,10 @@ class LocalLauncher(SubmititLauncher):
 
     @contextmanager
     def set_worker_environment(self) -> Iterator[None]:
-        """Give each process its share of cores, and keep Ctrl-C from it: the sweep tells it to stop."""
+        """Limit the CPU threads of processes started in the block, and block SIGINT in them.
+
+        Ctrl-C stops these jobs through the stop file.
+        """
         thread_env = build_thread_env(len(os.sched_getaffinity(0)) // self.max_parallel_jobs)
         os.environ.update(thread_env)
         previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -119,15 +122,15 @@ class LocalLauncher(SubmititLauncher):
 
 
 class SlurmLauncher(SubmititLauncher):
-    """On a SLURM cluster, from a machine that may submit to it and sees the same files."""
+    """Launcher for a SLURM cluster. It runs on a machine that can submit jobs and shares the file system."""
 
     @property
     def max_parallel_jobs(self) -> int:
-        """Return how many jobs are in the queue at a time."""
+        """Maximum number of jobs in the queue at the same time."""
         return self.n_jobs or MAX_QUEUED_JOBS
 
     def setup(self, **kwargs: Any) -> None:
-        """Prepare for `launch`. Raises ConfigError."""
+        """Set up the sweep. Raises ConfigError, also if `sbatch` or `srun` is not installed."""
         super().setup(**kwargs)
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise ConfigError(
@@ -136,7 +139,7 @@ class SlurmLauncher(SubmititLauncher):
             )
 
     def build_executor(self) -> Executor:
-        """Return what submits to SLURM. Raises ConfigError."""
+        """Return the executor that submits to SLURM. Raises ConfigError if a setting is invalid."""
         from submitit import SlurmExecutor
 
         executor = SlurmExecutor(self.sweep_dir / SUBMITIT_DIR, max_num_timeout=self.max_num_timeout)
@@ -148,11 +151,11 @@ class SlurmLauncher(SubmititLauncher):
 
 
 COMMON_OPTIONS = {
-    "n_jobs": None,  # in the queue at a time
-    "timeout_min": 60,  # then the scheduler stops a job, which saves, and starts it again
-    "max_num_timeout": 1000,  # how often
+    "n_jobs": None,  # jobs submitted at the same time; null: no limit on SLURM, the CPU cores locally
+    "timeout_min": 60,  # minutes until the scheduler stops a job, which saves and is requeued
+    "max_num_timeout": 1000,  # number of times a job is requeued after its timeout
 }
-# Not files in conf/, which Hydra would hold against a launcher's schema.
+# Registered here because Hydra would validate files in conf/ against a launcher's schema.
 STORE = ConfigStore.instance()
 STORE.store(
     group="hydra/launcher",
@@ -167,7 +170,7 @@ STORE.store(
         "_target_": f"{__name__}.SlurmLauncher",
         **COMMON_OPTIONS,
         "name": "genexp",
-        "signal_delay_s": 120,  # before its end, when a job is told to save: a step and a checkpoint fit in
+        "signal_delay_s": 120,  # seconds between signal and stop; a step and a checkpoint must fit in
         "partition": None,
         "account": None,
         "qos": None,
@@ -175,9 +178,9 @@ STORE.store(
         "cpus_per_task": None,
         "gpus_per_node": None,
         "mem_gb": None,
-        "array_parallelism": 256,  # of these, how many run at a time
-        "setup": None,  # lines of shell before each job, such as `module load …`
-        "additional_parameters": {"requeue": True},  # further options of sbatch
+        "array_parallelism": 256,  # jobs of the array that run at the same time
+        "setup": None,  # list of shell commands before each job, such as `module load …`
+        "additional_parameters": {"requeue": True},  # other options of sbatch
     },
     provider="genexp",
 )

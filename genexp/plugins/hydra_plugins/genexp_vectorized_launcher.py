@@ -1,4 +1,4 @@
-"""`hydra/launcher=vectorized`: jobs that differ in seeds and numbers only, as one computation."""
+"""Vectorized launcher `hydra/launcher=vectorized`: one ensemble of jobs that differ in seeds and floats only."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from genexp.sweep.launcher import SweepLauncher
 
 
 class VectorizedLauncher(SweepLauncher):
-    """Many models as one; what cannot be, or is not faster so, runs one job after the other."""
+    """Launcher that trains compatible jobs as one ensemble, and all other jobs one after the other.
+
+    With `measure`, an ensemble that is not faster than its members one after the other is not used.
+    """
 
     def __init__(self, measure: bool) -> None:
         self.measure = measure
 
     def execute(self, jobs: Sequence[Job]) -> None:
-        """Run the jobs; a signal that stops them ends the sweep."""
-        from genexp.ensemble.run import run_jobs  # with torch: every start imports this module
+        """Run the jobs. A signal that stops them ends the sweep with exit code 128 + its number."""
+        from genexp.ensemble.run import run_jobs  # imports torch; every command imports this module
 
         stop_signal = run_jobs(jobs, self.can_start_job, self.progress.print_line, should_measure=self.measure)
         if stop_signal is not None:
             sys.exit(128 + stop_signal)
 
 
-# Not a file in conf/, which Hydra would hold against a launcher's schema.
+# Registered here because Hydra would validate a file in conf/ against a launcher's schema.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="vectorized",
