@@ -1,4 +1,4 @@
-"""Keeps the newest checkpoints and the best weights, and the ledger that ties logs to checkpoints."""
+"""Recorder of checkpoints and best weights, and truncation of logs to the sizes stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from genexp.snapshot import RunInfo, Snapshot
 
 
 class Checkpoints(Recorder):
-    """Writes `checkpoints/`. Must be told last: its ledger speaks of what the `others` have written."""
+    """Recorder of `checkpoints/`: the newest `max_to_keep` checkpoints and the best weights.
+
+    It must come after `recorders`: a checkpoint stores the sizes of the files that they have written.
+    `best` is the best value and its step ({"value", "step"}) of the run that is resumed.
+    """
 
     def __init__(
         self, recorders: Sequence[Recorder], *, max_to_keep: int, best: Mapping[str, Any] | None = None
@@ -26,11 +30,13 @@ class Checkpoints(Recorder):
         self._unsaved_best: dict[str, Any] | None = None
 
     def open(self, run: RunInfo) -> None:
+        """Delete incomplete checkpoint files of a killed process."""
         self._run = run
         for stale in (run.run_dir / CHECKPOINTS_DIR).glob("*.tmp"):
             stale.unlink()
 
     def record(self, snapshot: Snapshot) -> None:
+        """Update the best weights after an evaluation. Write a checkpoint if the snapshot has one."""
         if snapshot.test and snapshot.weights is not None:
             self._update_best(snapshot)
         if snapshot.checkpoint is not None:
@@ -68,15 +74,15 @@ class Checkpoints(Recorder):
 
 
 def measure_file_sizes(run_dir: Path, files: Sequence[Path]) -> dict[str, int]:
-    """Return the size in bytes of each file, under its path relative to `folder`."""
+    """Return path relative to `run_dir` → size in bytes."""
     return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in files}
 
 
 def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
-    """Make the growing files of a run what they were when `ledger` was measured.
+    """Truncate the append-only files of a run to the sizes in `log_offsets` (relative path → bytes).
 
-    A file the ledger does not know was begun later, and goes. Raises CheckpointError where one is
-    missing or shorter than noted.
+    An append-only file without an entry was created after the checkpoint and is deleted. Raises
+    CheckpointError if a file is missing or shorter than its entry.
     """
     for name, size in log_offsets.items():
         path = run_dir / name

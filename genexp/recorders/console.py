@@ -1,4 +1,4 @@
-"""The run on the terminal: what runs, how far it is, and where its files are."""
+"""Recorder that prints the settings, the progress and the output files of a run."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ from genexp.run_dir.paths import (
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 log = logging.getLogger("genexp")
-SPEED_SMOOTHING = 0.7  # of the shown speed, from one block to the next
+SPEED_SMOOTHING = 0.7  # weight of the previous value in the moving average of the speed
 
 
 @final
 class Console(Recorder):
-    """Shows a moving line on a terminal, and elsewhere a line an epoch, at most one every `interval` seconds.
+    """Recorder that shows a progress bar on a terminal, or prints lines elsewhere.
 
-    The log file has a line for the beginning, each epoch, each warning and the end, in either case.
-    To be closed last: it names the files that are there.
+    It prints at most one line per epoch and at most one every `interval` seconds. In both cases the log file
+    gets lines for the start, each epoch, each warning and the end. It must be closed after the recorders
+    whose files it lists.
     """
 
     def __init__(self, interval: float = 2.0) -> None:
         self._interval = interval
 
     def open(self, run: RunInfo) -> None:
-        """Say what is run and where its files go."""
+        """Print the model, data set, device and run directory, and show the progress display."""
         self._run = run
         self._console = rich.get_console()
         self._epoch_means = EpochMeans(run.steps_per_epoch)
@@ -71,7 +72,7 @@ class Console(Recorder):
             self._display = ProgressLines(self._console, self._build_state(), self._interval)
 
     def record(self, snapshot: Snapshot) -> None:
-        """Show where the run stands."""
+        """Update the progress display. Log ended epochs and new warnings."""
         epoch_result = self._epoch_means.add(snapshot.train)
         self._train = epoch_result[1] if epoch_result else self._epoch_means.compute_means() or self._train
         self._update_speed(snapshot.clock.step)
@@ -86,7 +87,7 @@ class Console(Recorder):
         self._display.show(state, is_epoch_end=epoch_result is not None)
 
     def close(self, outcome: RunOutcome) -> None:
-        """Say how the run ended and where its files are; its error is the command's last line, not said here."""
+        """Print how the run ended and the paths of its files. An error is printed by the command, not here."""
         self._display.stop()
         seconds = timedelta(seconds=round(time.monotonic() - self._start_time))
         best = f"; {self._format_best()} at step {self._best[1]:,}" if self._best else ""
@@ -136,7 +137,7 @@ class Console(Recorder):
 
 
 def _list_outputs(run_dir: Path) -> dict[str, str]:
-    """Return what there is to look at → where it is."""
+    """Return label → path or command, for each existing output."""
     gifs = ", ".join(format_path(path) for path in sorted(run_dir.glob("*.gif")))
     files = {"report": REPORT_FILE, "figures": FIGURES_DIR, "metrics": METRICS_FILE, "log": LOG_FILE}
     outputs = {"pictures": gifs} if gifs else {}

@@ -1,4 +1,4 @@
-"""Curves of a run, drawn from its metrics log."""
+"""Figure with the training and test curves of a run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_RAW_POINTS = 5000  # more single steps than this are a smear
-MAX_SMOOTHED_POINTS = 300  # points of a smoothed curve at most
-MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # with fewer, windows shorter than an epoch show more
+MAX_RAW_POINTS = 5000  # single steps of longer curves are not drawn: they would merge into an area
+MAX_SMOOTHED_POINTS = 300  # approximate limit; beyond it, a window spans several epochs
+MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # shorter curves are averaged over windows shorter than an epoch
 PALETTE = ("#2a6fb0", "#d1632a", "#3d8f4f", "#8a56a5", "#b8373f", "#6b6b6b", "#b08a1e", "#2a9d9a")
-LOG_AXIS_RATIO = 50  # a wider range of positive values is drawn on a logarithmic axis
-PANEL_INCHES = (5.2, 3.4)  # inches
-# What a panel leaves around its frame, in inches. It is fixed: to find it takes matplotlib as long as to draw all.
+LOG_AXIS_RATIO = 50  # positive values with a larger max/min use a logarithmic axis
+PANEL_INCHES = (5.2, 3.4)  # width, height
+# Margins of a panel. Fixed: automatic layout takes matplotlib as long as drawing everything.
 LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.85, 0.15, 0.55, 0.15
-TITLE_INCHES = 0.4  # inches
+TITLE_INCHES = 0.4  # height of the figure title
 
 
 def draw_curves(
     path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], title: str, steps_per_epoch: int
 ) -> None:
-    """Write a picture with a panel for each metric, or group of metrics, of the splits "train" and "test"."""
+    """Write a figure to `path`, with a panel for each metric or group of metrics.
+
+    `metrics` maps split ("train", "test") → metric → curve. Other splits are ignored.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,7 +74,10 @@ def _set_margins(figure: Figure) -> None:
 
 
 def group_metrics(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return panel → metrics: losses (generator_loss, critic_loss) share one, others differ in their magnitude."""
+    """Return panel label → names of the metrics in the panel.
+
+    Metrics named `*_loss` share one panel. Other metrics differ in magnitude and have a panel each.
+    """
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("loss" if name.endswith("_loss") else name, []).append(name)
@@ -79,7 +85,11 @@ def group_metrics(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def smooth_curve(curve: LoggedCurve, steps_per_epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (steps, values): the mean over each epoch, or over shorter or longer windows where these say more."""
+    """Return the mean (steps, values), each (windows,), over consecutive windows of a curve.
+
+    A window is an epoch. It is shorter for a run of few epochs, and several epochs for a run of many.
+    Values that are not finite are left out.
+    """
     epochs = int(curve.epochs[-1] - curve.epochs[0]) + 1
     window = steps_per_epoch
     if epochs < MIN_EPOCHS_FOR_EPOCH_MEANS:
@@ -133,7 +143,7 @@ def _style_axes(axes: Axes, panel: str) -> None:
 
 
 def _draw_steps(axes: Axes, curve: LoggedCurve, color: str, steps_per_epoch: int) -> None:
-    """Draw every single step faintly in the background, where it falls within the frame that the means set."""
+    """Draw the values of single steps faintly in the background, without changing the y limits of the axes."""
     axes.set_ylim(axes.get_ylim())
     epochs = curve.steps / steps_per_epoch
     axes.plot(epochs, curve.values, color=color, alpha=0.25, linewidth=0.7, zorder=1)

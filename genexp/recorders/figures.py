@@ -1,4 +1,4 @@
-"""The pictures of a run: curves, what the technique shows, its latent codes."""
+"""Recorder of the figures of a run: curves, previews, gallery and latent codes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 @final
 class Figures(Recorder):
-    """Writes `figures/`: the newest previews, at most every `interval` seconds, and the rest when the run ends.
+    """Recorder of `figures/`.
 
-    The curves are drawn from `metrics.jsonl`, which the metrics log writes.
+    The newest previews are written at most every `interval` seconds, all other figures when the run ends.
+    A GIF frame is shown for `duration` milliseconds. The curves are read from `metrics.jsonl`, so `MetricsLog`
+    must come first.
     """
 
     def __init__(self, interval: float = 2.0, duration: int = 200) -> None:
         self._interval, self._duration = interval, duration
 
     def open(self, run: RunInfo) -> None:
-        """Make the folder."""
+        """Create the folder."""
         self._run = run
         self._figures_dir = run.run_dir / FIGURES_DIR
         self._figures_dir.mkdir(exist_ok=True)
@@ -38,7 +40,7 @@ class Figures(Recorder):
         self._last_write_time = 0.0
 
     def record(self, snapshot: Snapshot) -> None:
-        """Write what is to be looked at now."""
+        """Write the previews if they are due. Write the gallery and latent plots at the end of the run."""
         self._pending_images |= snapshot.images
         if snapshot.final_artifacts is not None or time.monotonic() - self._last_write_time >= self._interval:
             self._write_previews()
@@ -47,7 +49,7 @@ class Figures(Recorder):
             self._write_latent_plots(snapshot.final_artifacts)
 
     def close(self, outcome: RunOutcome) -> None:
-        """Write the newest previews and the curves of however many steps there were."""
+        """Write the newest previews and the curves, also for an incomplete run."""
         self._write_previews()
         log = self._run.run_dir / METRICS_FILE
         metrics = read_metrics(log) if log.is_file() else {}

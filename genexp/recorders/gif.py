@@ -1,4 +1,4 @@
-"""What a technique shows, over the whole run."""
+"""Recorder of preview GIFs, and a GIF writer that appends frames without rewriting the file."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from genexp.snapshot import RunInfo, Snapshot
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_HEADER_BYTES = 13  # bytes: signature and logical screen descriptor
-_LOOP_EXTENSION = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
+_HEADER_BYTES = 13  # signature and logical screen descriptor
+_LOOP_EXTENSION = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"  # repeats forever
 _IMAGE_SEPARATOR, _DESCRIPTOR_BYTES = b"\x2c", 10  # the image descriptor's first byte and length
-_COLOR_TABLE_FLAG = 0x80
+_COLOR_TABLE_FLAG = 0x80  # bit of the flags byte: a color table follows
 _TRAILER = b"\x3b"
 
 
 @final
 class PreviewGifs(Recorder):
-    """Lets each preview grow into `<name>.gif`, whole after each frame, each shown for `duration` ms."""
+    """Recorder of `<name>.gif`, one for each preview. A frame is shown for `duration` milliseconds.
+
+    After each appended frame, the file is a complete GIF.
+    """
 
     def __init__(self, duration: int = 200) -> None:
         self._duration = duration
 
     def open(self, run: RunInfo) -> None:
-        """Get ready to go on with the GIFs of a resumed run."""
+        """Restore the trailers of the GIFs of a resumed run, which were truncated."""
         self._run = run
         self._paths = set(run.run_dir.glob("*.gif")) if run.start_step else set()
         for path in self._paths:
             restore_trailer(path)
 
     def record(self, snapshot: Snapshot) -> None:
-        """Append a frame to the GIF of each picture."""
+        """Append a frame to the GIF of each preview."""
         if self._run.has_recorded(snapshot.clock.step):
             return
         for name, pixels in snapshot.images.items():
@@ -50,22 +53,23 @@ class PreviewGifs(Recorder):
             append_frame(path, pixels, self._duration)
 
     def append_only_files(self) -> list[Path]:
-        """Return the GIFs."""
+        """Return the paths of the GIFs."""
         return sorted(self._paths)
 
 
 @dataclass(frozen=True)
 class _SingleFrameGif:
-    """A GIF of one frame in its parts."""
+    """Parts of an encoded GIF with one frame."""
 
     header: bytes
-    color_table: bytes  # of colors
-    graphic_control: bytes  # the frame's duration
-    descriptor: bytes
-    image_data: bytes
+    color_table: bytes  # RGB, 3 bytes for each color; empty if there is none
+    graphic_control: bytes  # extensions before the frame, with its duration
+    descriptor: bytes  # position, size and flags of the frame
+    image_data: bytes  # LZW data, without the trailer of the file
 
     @classmethod
     def encode(cls, image: Image, duration: int) -> _SingleFrameGif:
+        """Encode `image` with Pillow and split the result."""
         file = io.BytesIO()
         image.save(file, "GIF", duration=duration, interlace=0, optimize=False)
         content = file.getvalue()
@@ -81,7 +85,7 @@ class _SingleFrameGif:
         )
 
     def build_frame(self, global_color_table: bytes) -> bytes:
-        """Return the frame, with its own table of colors unless that is the file's."""
+        """Return the bytes of the frame, with its own color table unless it equals the global one."""
         if self.color_table == global_color_table:
             return self.graphic_control + self.descriptor + self.image_data
         flags = self.descriptor[-1] | _COLOR_TABLE_FLAG | self.header[10] & 7
@@ -89,9 +93,10 @@ class _SingleFrameGif:
 
 
 def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
-    """Append a frame (channels, height, width) that is shown for `duration` milliseconds.
+    """Append a uint8 frame (channels, height, width), shown for `duration` milliseconds.
 
-    The first frame settles the size. Gray stays exact; colors are reduced to the frame's best 256.
+    The first frame determines the size of the GIF. Gray values are exact. Colors are quantized to 256 for
+    each frame.
     """
     image = to_pil_image(pixels)
     if not path.exists():
@@ -107,7 +112,8 @@ def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
         frame = _SingleFrameGif.encode(_quantize(fit_to_size(image, size)), duration).build_frame(
             global_color_table
         )
-        # The byte that makes the new frame count is written last: a kill in between leaves the GIF as it was.
+        # The first byte of the frame replaces the old trailer and is written last. If the process is killed
+        # before, the old trailer still ends the GIF.
         trailer_position = file.seek(-1, io.SEEK_END)
         file.seek(trailer_position + 1)
         file.write(frame[1:] + _TRAILER)
@@ -117,14 +123,17 @@ def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
 
 
 def restore_trailer(path: Path) -> None:
-    """Put the trailer back on a GIF that was cut where a frame used to end."""
+    """Restore the trailer of a GIF that was truncated to the size that it had after an earlier frame.
+
+    The last byte was the trailer then. The next frame has overwritten it.
+    """
     with path.open("r+b") as file:
         file.seek(-1, io.SEEK_END)
         file.write(_TRAILER)
 
 
 def write_gif(path: Path, frames: Iterable[Tensor], duration: int) -> None:
-    """Write a GIF of uint8 frames (channels, height, width)."""
+    """Write a GIF of uint8 frames (channels, height, width), each shown for `duration` milliseconds."""
     path.unlink(missing_ok=True)
     for frame in frames:
         append_frame(path, frame, duration)

@@ -1,4 +1,4 @@
-"""Pictures as Pillow has them, and as files."""
+"""Conversion of uint8 tensors to Pillow images and PNG files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MIN_SHORT_SIDE_PIXELS = 256  # pixels; smaller pictures are enlarged for the eye
-MAX_LONG_SIDE_PIXELS = 1600
+MIN_SHORT_SIDE_PIXELS = 256  # smaller images are enlarged for display
+MAX_LONG_SIDE_PIXELS = 1600  # limit of the enlargement
 
 
 def to_pil_image(pixels: Tensor) -> Image:
-    """Return uint8 pixels (channels, height, width) as a gray or an RGB image."""
+    """Return `pixels`, uint8 (channels, height, width) with 1 or 3 channels, as a gray or RGB image."""
     from PIL import Image
 
     array = pixels.numpy()
@@ -23,9 +23,9 @@ def to_pil_image(pixels: Tensor) -> Image:
 
 
 def enlarge_small_image(image: Image) -> Image:
-    """Return a small image with each pixel repeated, so that the shorter side has some 256 pixels.
+    """Return a small image enlarged by an integer factor, to a shorter side of about 256 pixels.
 
-    One with half as many is left as it is: it may be a photograph.
+    An image with a shorter side of 128 pixels or more is returned unchanged, because it may be a photograph.
     """
     from PIL.Image import Resampling
 
@@ -36,7 +36,10 @@ def enlarge_small_image(image: Image) -> Image:
 
 
 def fit_to_size(image: Image, size: tuple[int, int]) -> Image:
-    """Return an image in the given size, its pixels repeated where that makes it fit."""
+    """Return an image resized to `size` = (width, height).
+
+    Pixels are repeated if both factors are integers, otherwise the image is resampled by Lanczos.
+    """
     from PIL.Image import Resampling
 
     if image.size == size:
@@ -46,7 +49,7 @@ def fit_to_size(image: Image, size: tuple[int, int]) -> Image:
 
 
 def encode_png(image: Image) -> bytes:
-    """Return an image as the bytes of a PNG file."""
+    """Return the content of a PNG file of `image`."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

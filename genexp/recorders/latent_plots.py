@@ -1,4 +1,4 @@
-"""Latent codes of two or three dimensions as scatter plots, one of them to turn by hand."""
+"""Static and interactive scatter plots of latent codes with two or three dimensions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_LABELED_POINTS = 200  # points that carry their class name, where depth makes colors hard to follow
+MAX_LABELED_POINTS = 200  # points with a text label; in 3-D, colors alone are hard to distinguish
 
 
 def draw_latent_scatter(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
-    """Write a scatter plot of codes (samples, 2 or 3), a color for each class."""
+    """Write a scatter plot of codes (samples, 2 or 3) to `path`, colored by class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def draw_latent_scatter(path: Path, artifacts: FinalArtifacts, class_names: Sequ
 
 
 def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
-    """Write a page with the scatter plot to turn and zoom by hand. It needs no network: 5 MB of it are plotly."""
+    """Write a page with an interactive scatter plot. It works offline, since it embeds plotly (5 MB)."""
     from plotly import graph_objects, io
 
     assert artifacts.codes is not None
@@ -76,7 +76,10 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
 def _iter_classes(
     artifacts: FinalArtifacts, class_names: Sequence[str]
 ) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
-    """Yield (name, color, points) of each class; without labels all samples are one."""
+    """Yield (name, RGBA color, points) of each class, points being (samples, features).
+
+    Without labels, all samples are one class.
+    """
     from matplotlib import colormaps
 
     assert artifacts.codes is not None

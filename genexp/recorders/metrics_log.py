@@ -1,4 +1,4 @@
-"""Every number of a run, one JSON object a line."""
+"""Recorder of all training and test metrics in the JSON Lines format."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 @final
 class MetricsLog(Recorder):
-    """Writes `metrics.jsonl`: the training metrics of each step, and the test metrics where there are some.
+    """Recorder of `metrics.jsonl`: the training metrics of each step, and the metrics of each evaluation.
 
-    JSON knows no NaN and no infinity: such a value is null.
+    A NaN or infinity is written as null, because JSON cannot represent it.
     """
 
     def open(self, run: RunInfo) -> None:
-        """Start the file, or go on with it."""
+        """Create the file, or open it for appending if the run is resumed."""
         self._path = run.run_dir / METRICS_FILE
         self._run = run
         self._templates: dict[tuple[str, ...], str] = {}
@@ -40,7 +40,7 @@ class MetricsLog(Recorder):
         self._file.flush()
 
     def append_only_files(self) -> list[Path]:
-        """Return the log."""
+        """Return the path of the log."""
         return [self._path]
 
     def close(self, outcome: RunOutcome) -> None:
@@ -48,7 +48,7 @@ class MetricsLog(Recorder):
         self._file.close()
 
     def _format_train_lines(self, snapshot: Snapshot) -> list[str]:
-        # As float32 text, which is short and exact: 0.23, not 0.23000000417232513.
+        # Shortest text that identifies the float32 value: 0.23, not 0.23000000417232513.
         texts = {
             name: np.where(np.isfinite(curve.values), curve.values.astype(str), "null").tolist()
             for name, curve in snapshot.train.items()

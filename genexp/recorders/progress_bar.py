@@ -1,4 +1,4 @@
-"""Two ways to show how far a run is: a line that moves on a terminal, and plain lines elsewhere."""
+"""Progress displays of a run: a progress bar for terminals, and plain lines for other outputs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-MIN_WIDE_COLUMNS = 110  # columns; on less the bar makes room for the losses
-REFRESH_SECONDS = 0.5  # each drawing takes some milliseconds
+MIN_WIDE_COLUMNS = 110  # characters; a narrower terminal gets a shorter bar, to leave room for the metrics
+REFRESH_SECONDS = 0.5  # minimum between redraws, each of which takes some milliseconds
 
 
 @dataclass(frozen=True)
 class ProgressState:
-    """How far a run is."""
+    """Progress, speed and latest metrics of a run."""
 
     step: int
     total_steps: int
@@ -26,30 +26,30 @@ class ProgressState:
     total_epochs: int
     steps_per_second: float
     images_per_second: float
-    train: Mapping[str, float]
-    test: Mapping[str, float]
-    best_text: str
+    train: Mapping[str, float]  # epoch means of the training metrics
+    test: Mapping[str, float]  # metrics of the latest evaluation
+    best_text: str  # formatted best value of the objective; empty before the first evaluation
 
     @property
     def speed_text(self) -> str:
-        """Return the speed in words; nothing before there is one."""
+        """Formatted speed; empty before it was measured."""
         if not self.steps_per_second:
             return ""
         return f"{_format_rate(self.steps_per_second)} steps/s  {_format_rate(self.images_per_second)} images/s"
 
     @property
     def summary_line(self) -> str:
-        """Return all of it."""
+        """Position, metrics and speed in one line."""
         position = f"epoch {self.epoch:,}/{self.total_epochs:,}  step {self.step:,}/{self.total_steps:,}"
         test = f"test {format_metrics(self.test)}" if self.test else ""
         return "  ".join(part for part in (position, format_metrics(self.train), test, self.speed_text) if part)
 
 
 class ProgressDisplay(Protocol):
-    """Show the progress of a run: some states, and always the last one."""
+    """Display of the progress of a run. It may skip states, but not the last one."""
 
     def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
-        """Show a state, unless another was shown just before."""
+        """Show a state, unless another one was shown very recently."""
         ...
 
     def stop(self) -> None:
@@ -58,7 +58,7 @@ class ProgressDisplay(Protocol):
 
 
 class LiveProgressBar:
-    """A progress bar with numbers. It is redrawn when there is news, so it needs no thread."""
+    """Progress bar with metrics. `show` redraws it, so that it needs no thread."""
 
     def __init__(self, console: Console, initial_state: ProgressState) -> None:
         self._progress = Progress(
@@ -84,13 +84,13 @@ class LiveProgressBar:
         self._progress.start()
 
     def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
-        """Redraw the line, at most twice a second."""
+        """Redraw the progress bar, at most twice a second."""
         self._state = state
         if time.monotonic() - self._last_draw_time >= REFRESH_SECONDS:
             self._draw()
 
     def stop(self) -> None:
-        """Draw the line a last time and leave it there."""
+        """Draw the last state and leave it on the terminal."""
         self._draw()
         self._progress.stop()
 
@@ -101,7 +101,7 @@ class LiveProgressBar:
 
 
 class ProgressLines:
-    """A line an epoch, at most one every `interval` seconds."""
+    """Printed lines, at most one per epoch and one every `interval` seconds."""
 
     def __init__(self, console: Console, initial_state: ProgressState, interval: float) -> None:
         self._console, self._interval = console, interval
@@ -109,13 +109,13 @@ class ProgressLines:
         self._last_print_time = -math.inf
 
     def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
-        """Print a line when an epoch has ended and the line before is old enough."""
+        """Print a line if an epoch has ended and the previous line is at least `interval` seconds old."""
         self._state = state
         if is_epoch_end and time.monotonic() - self._last_print_time >= self._interval:
             self._print()
 
     def stop(self) -> None:
-        """Print the last line, unless it was."""
+        """Print the last state, unless it was printed already."""
         if self._state.step > self._printed_state.step:
             self._print()
 
@@ -125,12 +125,12 @@ class ProgressLines:
 
 
 def print_plain(console: Console, text: str) -> None:
-    """Print text as it is: paths in brackets are no markup, and long lines stay whole for copying."""
+    """Print text without rich markup (paths may contain brackets) and without wrapping (for copying)."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Return metrics in a line."""
+    """Return metrics as one line of text."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 

@@ -1,4 +1,4 @@
-"""Latent codes for TensorBoard's projector, which reads plain files beside the events."""
+"""Latent codes for TensorBoard's embedding projector, which reads TSV and image files beside the event files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from genexp.recorders.images import to_pil_image
 from genexp.snapshot import FinalArtifacts
 
 MAX_SAMPLES = 2000
-THUMBNAIL_PIXELS = 48  # pixels; all thumbnails lie in one square picture of at most 8192 pixels a side
+THUMBNAIL_PIXELS = 48  # side; one square sprite image, limited to 8192 × 8192 pixels, holds all thumbnails
 PROJECTOR_DIR = "projector"
 
 
 def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Sequence[str]) -> None:
-    """Write codes, class names and thumbnails of up to 2000 samples into `folder`/projector."""
+    """Write codes, class names and thumbnails of up to 2000 samples into `log_dir`/projector."""
     assert artifacts.codes is not None
     projector_dir = log_dir / PROJECTOR_DIR
     projector_dir.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
 
 
 def get_class_name(label: int, class_names: Sequence[str]) -> str:
-    """Return the name of a class, which is its number where the data set has no names."""
+    """Return the name of a class, or its number if the data set has no name for it."""
     return class_names[label] if label < len(class_names) else str(label)
 
 

@@ -1,4 +1,4 @@
-"""What a recorder is: something that writes down what happened."""
+"""Base class of all recorders, and a group that calls several in order."""
 
 from __future__ import annotations
 
@@ -14,40 +14,39 @@ log = logging.getLogger(__name__)
 
 
 class Recorder(ABC):
-    """Writes part of a run's folder from snapshots.
+    """Writer of some of the files in a run directory, from snapshots.
 
-    A file that only ever grows is named by `append_only`: each checkpoint notes the sizes of these
-    files, and a resumed run cuts them back to the noted size before `open` is called, so that no step
-    is missing or written twice.
+    `append_only_files` lists the files that only grow. Each checkpoint stores their sizes. A resumed run
+    truncates them to these sizes before it calls `open`. So no step is missing or written twice.
     """
 
     @abstractmethod
     def open(self, run: RunInfo) -> None:
-        """Get ready. `run.resumed_at` > 0 means that files may exist and are to be continued."""
+        """Prepare for recording. If `run.start_step` > 0, continue the files that exist."""
 
     @abstractmethod
     def record(self, snapshot: Snapshot) -> None:
-        """Write down a snapshot."""
+        """Record a snapshot."""
 
     def flush(self) -> None:  # noqa: B027
-        """Hand everything recorded so far to the operating system."""
+        """Flush buffered output to the operating system."""
 
     def append_only_files(self) -> list[Path]:
-        """Return the files that only grow, as they are after `flush`."""
+        """Return the existing files that only grow. Called after `flush`."""
         return []
 
     def close(self, outcome: RunOutcome) -> None:  # noqa: B027
-        """Finish; called once, however the run ended."""
+        """Finish the files. Called once, also after a failure."""
 
 
 class RecorderGroup:
-    """Tells every recorder, in order."""
+    """Ordered recorders that receive the same calls."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = recorders
         self._open_recorders: list[Recorder] = []
-        self.last_step = 0  # the last that was recorded
-        self.test_metrics: dict[str, float] = {}  # the last scores
+        self.last_step = 0  # last recorded step
+        self.test_metrics: dict[str, float] = {}  # from the latest evaluation
 
     def open(self, run: RunInfo) -> None:
         """Open all recorders."""
@@ -57,7 +56,7 @@ class RecorderGroup:
             self._open_recorders.append(recorder)
 
     def record(self, snapshot: Snapshot) -> None:
-        """Hand a snapshot to all recorders."""
+        """Pass a snapshot to all recorders."""
         self.last_step = snapshot.clock.step
         if snapshot.test:
             self.test_metrics = dict(snapshot.test)
@@ -65,7 +64,7 @@ class RecorderGroup:
             recorder.record(snapshot)
 
     def close(self, outcome: RunOutcome) -> None:
-        """Close all that could be opened. One that cannot (a full disk) does not keep the others from it."""
+        """Close each opened recorder. A failure of one (a full disk) is logged and the others are still closed."""
         for recorder in self._open_recorders:
             try:
                 recorder.close(outcome)

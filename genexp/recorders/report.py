@@ -1,4 +1,4 @@
-"""The page of a run, written once when it ends."""
+"""Recorder that writes the HTML report of a run once, when it ends."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 @final
 class Report(Recorder):
-    """Writes `report.html` from the files of the other recorders, so it is to be closed after them.
+    """Recorder of `report.html`. It reads files of other recorders and must be closed after them.
 
-    `write` makes the page of a folder: what a page shows is no matter of recording.
+    `write_report` takes the run directory and returns the path of the page. It is passed in because
+    recorders do not depend on the content of reports.
     """
 
     def __init__(self, write_report: Callable[[Path], Path]) -> None:
         self._write_report = write_report
 
     def open(self, run: RunInfo) -> None:
-        """Note where the run is."""
+        """Store the run directory."""
         self._run_dir = run.run_dir
 
     def record(self, snapshot: Snapshot) -> None:
-        """Do nothing: a page is for what is over."""
+        """Do nothing: the page is written when the run ends."""
 
     def close(self, outcome: RunOutcome) -> None:
-        """Write the page, however the run ended."""
+        """Write the page, also for a failed run."""
         self._write_report(self._run_dir)

@@ -1,4 +1,4 @@
-"""Where a run stands, in one small file that is always whole."""
+"""Recorder of `status.json`, a summary of the run that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 @final
 class StatusFile(Recorder):
-    """Writes `status.json`, at most once every `interval` seconds while the run goes on, and when it ends."""
+    """Recorder of `status.json`.
+
+    The file is written at the start, at most every `interval` seconds during the run, and at the end.
+    """
 
     def __init__(self, interval: float = 1.0) -> None:
         self._interval = interval
 
     def open(self, run: RunInfo) -> None:
-        """Write that the run has begun."""
+        """Write the initial status. A resumed run keeps its metrics, best value, warnings and run time."""
         self._path = run.run_dir / STATUS_FILE
         self._objective, self._pick_better = run.objective, {"min": min, "max": max}[run.direction]
         previous = _read_json(self._path) if run.start_step else {}
@@ -52,7 +55,7 @@ class StatusFile(Recorder):
         self._write()
 
     def record(self, snapshot: Snapshot) -> None:
-        """Note what is new; write it when the last writing is long enough ago."""
+        """Update the status. Write it if `interval` seconds have passed since the last write."""
         status, clock = self._status, snapshot.clock
         status.update(step=clock.step, epoch=clock.epoch)
         status["train"] |= {name: float(curve.values[-1]) for name, curve in snapshot.train.items()}
@@ -63,7 +66,7 @@ class StatusFile(Recorder):
             self._write()
 
     def close(self, outcome: RunOutcome) -> None:
-        """Write how the run ended."""
+        """Write the final state, step and error."""
         self._status.update(state=outcome.state, step=outcome.step, error=outcome.error)
         self._write()
 
@@ -76,12 +79,12 @@ class StatusFile(Recorder):
     def _write(self) -> None:
         self._last_write_time = time.monotonic()
         self._status["updated"] = _format_utc_now()
-        # Of a resumed run without the time between its sittings.
+        # Excludes the time between an interruption and the resumption.
         self._status["seconds"] = round(self._previous_seconds + self._last_write_time - self._open_time, 3)
         text = json.dumps(_replace_non_finite(self._status), indent=2, ensure_ascii=False)
         temporary_path = self._path.with_suffix(".json.tmp")
         temporary_path.write_text(text + "\n", encoding="utf-8")
-        temporary_path.replace(self._path)  # whoever reads meanwhile sees the old file or the new one, never half
+        temporary_path.replace(self._path)  # atomic: a concurrent reader gets the old file or the new one
 
 
 def _format_utc_now() -> str:
@@ -89,7 +92,7 @@ def _format_utc_now() -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return a status file's facts, or nothing where it is absent or damaged: it only adds history."""
+    """Return the previous status; empty if the file is absent or damaged, since a run can do without it."""
     try:
         status = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -98,7 +101,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _replace_non_finite(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `facts` with null for each NaN or infinity, which JSON does not know."""
+    """Return `status` with None for each NaN or infinity, which JSON cannot represent."""
     return {
         key: _replace_non_finite(value) if isinstance(value, Mapping) else _none_if_non_finite(value)
         for key, value in status.items()

@@ -1,4 +1,4 @@
-"""Training curves turned into rows: one row a step, as logs want them."""
+"""Conversion of training curves into one row per step, and epoch means of training metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ Cell = TypeVar("Cell")
 def iter_step_rows(
     curves: Mapping[str, Curve], columns: Mapping[str, Sequence[Cell]]
 ) -> Iterator[tuple[int, tuple[str, ...], tuple[Cell, ...]]]:
-    """Yield (step, names, cells) in order of steps; `columns` holds one cell for each point of a curve.
+    """Yield (step, metric names, cells) in order of steps.
 
+    `columns` has the keys of `curves`, and one cell for each point of the curve.
     A metric that is absent at a step is absent from its row.
     """
     if not curves:
@@ -36,7 +37,10 @@ def iter_step_rows(
 
 
 class EpochMeans:
-    """The mean of each training metric over the last epoch that ended, whatever the blocks in between."""
+    """Mean of each training metric over an epoch.
+
+    The curves of an epoch may arrive in any number of blocks, and a block may span several epochs.
+    """
 
     def __init__(self, steps_per_epoch: int) -> None:
         self._steps_per_epoch = steps_per_epoch
@@ -44,7 +48,10 @@ class EpochMeans:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, curves: Mapping[str, Curve]) -> tuple[int, dict[str, float]] | None:
-        """Add a block, and return the last epoch that ended within it with its means, if one did."""
+        """Add a block of consecutive steps.
+
+        Return the last epoch that ended within the block and its means, or None if no epoch ended.
+        """
         if not curves:
             return None
         first = min(int(curve.steps[0]) for curve in curves.values())
@@ -59,7 +66,7 @@ class EpochMeans:
         return last_complete_epoch
 
     def compute_means(self) -> dict[str, float]:
-        """Return the means over what was seen of the newest epoch."""
+        """Return the means over the steps added so far of the latest epoch."""
         return {name: total / count for name, (total, count) in self._sums.items()}
 
     def _accumulate(self, curves: Mapping[str, Curve], epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""A run as TensorBoard shows it."""
+"""Recorder of TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _VALUE_FIELD, _TAG_FIELD, _SIMPLE_VALUE_FIELD = b"\x0a", b"\x0a", b"\x15"
 
 
 class EventFileWriter:
-    """An event file that is appended to, one write a block."""
+    """Writer of a new event file. A block of events is written at once, and then flushed."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        # tensorboardX takes a while to import, and only runs that write events need it.
+        # Slow to import, and only runs that write events need it.
         from tensorboardX.proto import event_pb2
 
         self._proto = event_pb2
@@ -36,18 +36,18 @@ class EventFileWriter:
         self._last_wall_time = time.time()
         version = event_pb2.Event(wall_time=self._last_wall_time, file_version="brain.Event:2")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        # A TensorBoard that is running forgets the steps that a killed run had come to after its checkpoint.
+        # At this event, a running TensorBoard discards the steps that a killed run recorded after its checkpoint.
         restart = event_pb2.Event(wall_time=self._last_wall_time, step=first_step, session_log=start)
         self._write(event.SerializeToString() for event in (version, restart))
 
     def add_summaries(self, summaries: Iterable[Any], step: int) -> None:
-        """Append an event for each summary."""
+        """Append an event for each summary (a `Summary` message)."""
         now = time.time()
         events = [self._proto.Event(wall_time=now, step=step, summary=summary) for summary in summaries]
         self._write(event.SerializeToString() for event in events)
 
     def add_curves(self, prefix: str, curves: Mapping[str, Curve]) -> None:
-        """Append one event for each step. Its wall time is interpolated between the last block and now."""
+        """Append one event for each step. Wall times are interpolated between the last block and now."""
         if not curves:
             return
         values = {name: curve.values.tolist() for name, curve in curves.items()}
@@ -70,7 +70,7 @@ class EventFileWriter:
 
 
 def encode_tfrecord(record: bytes) -> bytes:
-    """Return a record in its frame: length, checksum of the length, record, checksum of the record."""
+    """Return a TFRecord: length, masked CRC-32C of the length, record, masked CRC-32C of the record."""
     length = struct.pack("<Q", len(record))
     return b"".join((length, _masked_crc32c(length), record, _masked_crc32c(record)))
 
@@ -83,7 +83,10 @@ def _masked_crc32c(data: bytes) -> bytes:
 def _pack_event(
     prefix: str, names: tuple[str, ...], wall_time: float, step: int, values: tuple[float, ...]
 ) -> bytes:
-    """Return Event(wall_time, step, Summary of one Value(tag, simple_value) for each name), serialized."""
+    """Return a serialized Event with a Summary that has a Value(tag, simple_value) for each name.
+
+    The message is packed by hand. The layout is cached, since most steps have the same metrics.
+    """
     step_bytes = _encode_varint(step)
     layout, keys = _build_event_layout(prefix, names, len(step_bytes))
     fields: list[Any] = [_WALL_TIME_FIELD, wall_time, _STEP_FIELD, step_bytes]
@@ -96,7 +99,7 @@ def _pack_event(
 def _build_event_layout(
     prefix: str, names: tuple[str, ...], step_length: int
 ) -> tuple[struct.Struct, tuple[bytes, ...]]:
-    """Return where the numbers go, and the bytes in front of each metric's value."""
+    """Return the struct layout of an event, and the constant bytes before each metric's value."""
     keys = []
     for name in names:
         tag = _encode_bytes_field(_TAG_FIELD, f"{prefix}/{name}".encode())
@@ -111,7 +114,7 @@ def _encode_bytes_field(key: bytes, content: bytes) -> bytes:
 
 
 def _encode_varint(number: int) -> bytes:
-    """Return a number seven bits at a time, lowest first, as protocol buffers have it."""
+    """Return a number as a protocol buffer varint: seven bits a byte, lowest first."""
     groups = bytearray()
     while number > 0x7F:
         groups.append(number & 0x7F | 0x80)
@@ -122,10 +125,13 @@ def _encode_varint(number: int) -> bytes:
 
 @final
 class TensorBoard(Recorder):
-    """Writes `tensorboard/`: scalars, pictures, the settings, and in the end GIFs and latent codes."""
+    """Recorder of `tensorboard/`: scalars, previews, configuration; at the end also GIFs and latent codes."""
 
     def open(self, run: RunInfo) -> None:
-        """Begin an event file. A resumed run has one more: readers take them in order of their names."""
+        """Create an event file. Each resumption adds a file, and readers read them in order of their names.
+
+        A fresh run deletes the event files that are there, and writes its configuration.
+        """
         self._run = run
         self._log_dir = run.run_dir / TENSORBOARD_DIR
         self._log_dir.mkdir(exist_ok=True)
@@ -138,7 +144,7 @@ class TensorBoard(Recorder):
             self._file.add_summaries(_build_config_summaries(run), step=0)
 
     def record(self, snapshot: Snapshot) -> None:
-        """Append scalars and pictures; they are with the operating system when this returns."""
+        """Append scalars and images, and flush them to the operating system."""
         step = snapshot.clock.step
         self._file.add_curves("train", snapshot.train)
         if not self._run.has_recorded(step):
@@ -156,11 +162,11 @@ class TensorBoard(Recorder):
             self._write_final_artifacts(snapshot.final_artifacts, step)
 
     def append_only_files(self) -> list[Path]:
-        """Return the event files."""
+        """Return the paths of the event files."""
         return sorted(self._log_dir.glob("events.out.tfevents.*"))
 
     def close(self, outcome: RunOutcome) -> None:
-        """Append the GIFs of the run, and that it has ended."""
+        """Append the GIFs of the run, and an end event if it finished. Close the file."""
         from tensorboardX.summary import hparams
 
         gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted((self._run.run_dir / FIGURES_DIR).glob("*.gif"))]
@@ -184,10 +190,11 @@ class TensorBoard(Recorder):
 
 
 def _build_config_summaries(run: RunInfo) -> list[Any]:
-    """Return the configuration to read, and as hyperparameters to compare runs by.
+    """Return the configuration as a text summary and as hyperparameters (HParams plugin).
 
-    tensorboardX's own `add_hparams` would open a second run for these. Its list of all hyperparameters and
-    metrics is left out: TensorBoard takes the first run's for all, where it would find each run's by itself.
+    tensorboardX's own `add_hparams` would create a second run for these. Its summary of all hyperparameters
+    and metrics is left out. TensorBoard would apply the first run's summary to all runs. Without it,
+    TensorBoard collects them from each run.
     """
     from tensorboardX.summary import hparams, text
 
@@ -212,7 +219,7 @@ def _build_scalar_summaries(prefix: str, scores: Mapping[str, float]) -> list[An
 
 
 def _build_image_summary(tagged_image: tuple[str, bytes]) -> Any:
-    """Return (tag, the bytes of a PNG or GIF) as a summary; TensorBoard plays GIFs."""
+    """Return an image summary of (tag, content of a PNG or GIF file). TensorBoard animates GIFs."""
     from tensorboardX.proto.summary_pb2 import Summary
 
     tag, data = tagged_image
