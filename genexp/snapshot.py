@@ -1,4 +1,4 @@
-"""What the trainer tells the recorders: frozen facts, never the trainer itself."""
+"""Frozen dataclasses that the trainer passes to the recorders. None of them refers to the trainer."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from genexp.technique import Clock
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known before the first step."""
+    """Facts about a run that are known before its first step."""
 
     run_dir: Path
     model: str
     dataset: str
-    config: Mapping[str, Any]  # plain and resolved, as in config.yaml
+    config: Mapping[str, Any]  # plain containers, interpolations resolved, as in config.yaml
     total_steps: int
     steps_per_epoch: int
     batch_size: int
-    num_parameters: int  # learnable numbers in the technique
-    objective: str  # the test metric that names the best checkpoint
-    direction: Literal["min", "max"]
-    class_names: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    num_parameters: int  # scalar parameters of the technique with requires_grad
+    objective: str  # test metric that selects the best checkpoint, without the prefix "test/"
+    direction: Literal["min", "max"]  # direction in which the objective improves
+    class_names: tuple[str, ...] = ()  # by label; empty if the data set has none
+    environment: Mapping[str, str] = field(default_factory=dict)  # device, precision, versions, commit
     data_fingerprints: Mapping[str, str] = field(default_factory=dict)  # split → size and checksum
-    start_step: int = 0  # the last step that is already recorded; 0 for a fresh run
+    start_step: int = 0  # step of the checkpoint that the run resumes from; 0 for a fresh run
 
     def has_recorded(self, step: int) -> bool:
-        """Return whether what happened up to `step` was written down before the run was resumed."""
+        """Return whether `step` was already recorded before the run was resumed."""
         return self.start_step > 0 and step <= self.start_step
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One training metric over consecutive steps; a phase that rests leaves steps out."""
+    """Values of one training metric, in increasing order of steps. Steps of an inactive phase are absent."""
 
     steps: np.ndarray  # int64 (points,)
     values: np.ndarray  # float32 (points,)
@@ -47,33 +47,33 @@ class Curve:
 
 @dataclass(frozen=True)
 class FinalArtifacts:
-    """What is looked at once, when a run ends."""
+    """Images and latent codes produced once, when a run ends."""
 
-    gallery: Mapping[str, Tensor]  # uint8 (channels, height, width), or (frames, channels, height, width)
-    codes: Tensor | None = None  # (samples, features) latent codes of held-out samples
-    labels: Tensor | None = None  # (samples,) their classes
-    thumbnails: Tensor | None = None  # uint8 (samples, channels, height, width)
+    gallery: Mapping[str, Tensor]  # uint8 (channels, height, width), or (frames, …) for a GIF
+    codes: Tensor | None = None  # float32 (samples, features): latent codes of held-out samples
+    labels: Tensor | None = None  # (samples,): class labels of the same samples
+    thumbnails: Tensor | None = None  # uint8 (samples, channels, height, width): the samples themselves
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one step, and what happened since the snapshot before."""
+    """State of a run at one step, with the metrics since the previous snapshot."""
 
     clock: Clock
-    train: Mapping[str, Curve] = field(default_factory=dict)
-    test: Mapping[str, float] = field(default_factory=dict)  # empty where nothing was evaluated
-    images: Mapping[str, Tensor] = field(default_factory=dict)  # uint8 (channels, height, width) on the CPU
+    train: Mapping[str, Curve] = field(default_factory=dict)  # metrics since the previous snapshot
+    test: Mapping[str, float] = field(default_factory=dict)  # test metrics; empty if no evaluation was due
+    images: Mapping[str, Tensor] = field(default_factory=dict)  # previews: uint8 (channels, height, width), CPU
     warnings: tuple[str, ...] = ()
-    checkpoint: Mapping[str, Any] | None = None  # a full training state, when one is due
-    weights: Mapping[str, Tensor] | None = None  # the technique's state, when it was evaluated
-    final_artifacts: FinalArtifacts | None = None
+    checkpoint: Mapping[str, Any] | None = None  # full training state, if a checkpoint is due
+    weights: Mapping[str, Tensor] | None = None  # state dict of the evaluated technique
+    final_artifacts: FinalArtifacts | None = None  # in the last snapshot only
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended."""
+    """State in which a run ended."""
 
-    state: Literal["finished", "stopped", "failed"]
-    step: int
-    error: str | None = None
-    resume_command: str | None = None
+    state: Literal["finished", "stopped", "failed"]  # stopped: incomplete, can be resumed
+    step: int  # last recorded step
+    error: str | None = None  # message of the error that ended a failed run
+    resume_command: str | None = None  # command line that continues a stopped run

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified when read, readable without executing code."""
+"""Checkpoint files: written atomically, verified by SHA-256, read with `torch.load(weights_only=True)`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` lies."""
+    """Return the path of the checkpoint of `step`."""
     return run_dir / CHECKPOINTS_DIR / f"step-{step:08d}.pt"
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Return a run's resumable checkpoints, the newest first."""
+    """Return the paths of a run's step checkpoints, newest first. `best.pt` is not among them."""
     files = [
         file for file in (run_dir / CHECKPOINTS_DIR).glob("step-*.pt") if _STEP_FILE_PATTERN.fullmatch(file.name)
     ]
@@ -37,9 +37,9 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` (tensors and plain values) to `path`, atomically and durably, with its checksum.
+    """Write `content` (tensors and plain values) and its checksum to `path`, atomically and durably.
 
-    Raises CheckpointError where it cannot be written; what stood at `path` is then untouched.
+    Raises CheckpointError if writing fails. A file that was at `path` before is then unchanged.
     """
     payload = {**_clone_views(content), "format": FORMAT_VERSION}
     payload["checksum"] = checksum(payload)
@@ -62,10 +62,13 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return what `save` wrote, on the CPU. Raises CheckpointError where it is damaged or carries code."""
+    """Return the content that `save` wrote, with tensors on the CPU.
+
+    Raises CheckpointError if the file is unreadable, damaged or holds objects that could execute code.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's doubts about a file that it then refuses
+            warnings.simplefilter("ignore")  # warnings about a file that torch rejects anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
@@ -76,8 +79,8 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({error.strerror or error}); see to its rights and its disk"
         ) from None
     except MemoryError:
-        raise  # which says nothing of the file
-    except Exception as error:  # a damaged file can mislead a reader into any
+        raise  # not caused by the file
+    except Exception as error:  # torch.load raises errors of many types for a damaged file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} is damaged ({reason})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:
@@ -89,9 +92,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the newest checkpoint that verifies, and a warning for each newer one that does not.
+    """Return the newest valid checkpoint, and a warning for each newer invalid one.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if no checkpoint is valid.
     """
     files = list_checkpoints(run_dir)
     if not files:
@@ -109,7 +112,7 @@ def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def checksum(content: Any) -> str:
-    """Return the SHA-256 of nested dicts, lists and tuples of tensors and plain values."""
+    """Return the hexadecimal SHA-256 of nested dicts, lists and tuples of tensors and plain values."""
     digest = hashlib.sha256()
     for piece in _iter_bytes(content):
         digest.update(piece)
@@ -117,7 +120,10 @@ def checksum(content: Any) -> str:
 
 
 def _clone_views(value: Any) -> Any:
-    """Return nested content with copies of tensors that are parts of larger ones, which would be written whole."""
+    """Return nested content in which each tensor view is replaced by a copy.
+
+    `torch.save` would write the whole storage that a view belongs to.
+    """
     if isinstance(value, Tensor):
         return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
     if isinstance(value, Mapping):
@@ -146,7 +152,7 @@ def _iter_bytes(value: Any) -> Iterator[bytes]:
 
 
 def _fsync_dir(directory: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Flush `directory` to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""Software and hardware environment of a run."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ PACKAGES = ("genexp", "torchvision", "hydra-core", "numpy", "scikit-learn")
 
 
 def describe_environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
-    """Return device, versions and commit, for the records."""
+    """Return the device, the Python and package versions, the platform and the git commit."""
     packages = {name: version(name) for name in PACKAGES}
     return {
         "device": describe_device(device, world_size),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": read_git_commit(Path(__file__).resolve().parents[2]),
-        "torch": torch.__version__,  # which names the CUDA it was built for, and its package does not
+        "torch": torch.__version__,  # unlike the package metadata, it includes the CUDA version of the build
         **packages,
     }
 
 
 def read_git_commit(repo_dir: Path) -> str:
-    """Return the commit of a checkout, "-dirty" behind it where files have changed; "unknown" where it is none."""
+    """Return the commit of a checkout, with suffix "-dirty" if files changed; "unknown" outside a checkout."""
     if not (repo_dir / ".git").exists():
-        return "unknown"  # an installed package, perhaps within the checkout of something else
+        return "unknown"  # an installed package; a parent folder may be a checkout of another project
     command = ["git", "-C", str(repo_dir), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)

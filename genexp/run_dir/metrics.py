@@ -1,4 +1,4 @@
-"""Reading `metrics.jsonl` back, for figures and for tools that compare runs."""
+"""Reader of `metrics.jsonl`, used by figures, reports and comparisons of runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy as np
 
 from genexp.errors import DataError
 
-BLOCK_LINES = 1000  # lines that are parsed at once, which takes a third of the time that each by itself does
+BLOCK_LINES = 1000  # lines parsed in one call: a third of the time of parsing line by line
 _POSITION_KEYS = ("step", "epoch", "split")
 
 
 @dataclass(frozen=True)
 class LoggedCurve:
-    """One metric of one split, at the steps where it was recorded."""
+    """Logged values of one metric of one split."""
 
     steps: np.ndarray  # int64 (points,)
     epochs: np.ndarray  # int64 (points,)
@@ -29,7 +29,10 @@ class LoggedCurve:
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, LoggedCurve]]:
-    """Return split → metric → column. A half-written last line is left out. Raises DataError."""
+    """Return split → metric → curve. An incomplete last line is ignored.
+
+    Raises DataError for a line that is not valid JSON or not a metrics record.
+    """
     splits: dict[str, dict[str, tuple[array[int], array[int], array[float]]]] = {}
     for row in _read_rows(path):
         try:

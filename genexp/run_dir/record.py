@@ -1,4 +1,4 @@
-"""What a run's folder says of the run, however far it came: a killed one leaves half of it."""
+"""Reader of complete and incomplete run directories. A killed run leaves only some of the files."""
 
 from __future__ import annotations
 
@@ -30,62 +30,62 @@ from genexp.run_dir.paths import (
     format_path,
 )
 
-STALE_SECONDS = 10  # seconds after which a run that says it is running is asked whether it is
+STALE_SECONDS = 10  # age of a "running" status after which the lock file decides whether the run is alive
 NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR}
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the libyaml loader, if present, is ten times as fast
 FAILURE_PATTERN = re.compile(r"INFO failed: (.*)")
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run as its folder tells it."""
+    """A run as read from its directory."""
 
     run_dir: Path
-    name: str  # within what is compared
+    name: str  # unique among the compared runs
     state: str  # finished, stopped, failed, running, killed, or unstarted
-    config: Mapping[str, Any]  # nested and resolved; empty where the run was killed before it was written
-    status: Mapping[str, Any] = field(default_factory=dict)
-    error: str | None = None
+    config: Mapping[str, Any]  # nested, resolved; empty if the run was killed before it was written
+    status: Mapping[str, Any] = field(default_factory=dict)  # content of status.json
+    error: str | None = None  # message of the error that ended the run
 
     @property
     def model(self) -> str:
-        """Return the technique's name."""
+        """Name of the technique, "?" if unknown."""
         return str(self.config.get("model", {}).get("name", "?"))
 
     @property
     def dataset(self) -> str:
-        """Return the data set's name."""
+        """Name of the data set, "?" if unknown."""
         return str(self.config.get("dataset", {}).get("name", "?"))
 
     @property
     def seed(self) -> int | None:
-        """Return the seed, where it is known."""
+        """Seed of the run, None if unknown."""
         return self.config.get("seed")
 
     @property
     def objective(self) -> str | None:
-        """Return the test metric that the run was to improve."""
+        """Test metric that selects the best checkpoint, without the prefix "test/"."""
         objective = self.config.get("trainer", {}).get("objective")
         return None if objective is None else str(objective).removeprefix("test/")
 
     @property
     def direction(self) -> str:
-        """Return "min" or "max"."""
+        """Direction in which the objective improves: "min" or "max"."""
         return str(self.config.get("trainer", {}).get("direction", "min"))
 
     @property
     def step(self) -> int:
-        """Return the last step that is known."""
+        """Last step in `status.json`, 0 if there is none."""
         return int(self.status.get("step") or 0)
 
     @property
     def total_steps(self) -> int | None:
-        """Return how many steps the run was to have."""
+        """Number of steps of the complete run, None if unknown."""
         return self.status.get("total_steps")
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """Return the last value of each metric: those of the test split, else those of the training."""
+        """Last finite value of each test metric; of each training metric (`train/NAME`) if there are none."""
         test = _filter_finite(self.status.get("test", {}))
         return test or {
             f"train/{name}": value for name, value in _filter_finite(self.status.get("train", {})).items()
@@ -93,13 +93,13 @@ class RunRecord:
 
     @property
     def best_value(self) -> float | None:
-        """Return the best value of the objective."""
+        """Best value of the objective, None if it was never evaluated."""
         best = self.status.get("best")
         return best["value"] if isinstance(best, dict) else None
 
     @property
     def seconds(self) -> float | None:
-        """Return how long the run took; of several sittings all together."""
+        """Duration of the run in seconds, summed over its resumptions; None if unknown."""
         if "seconds" in self.status:
             return float(self.status["seconds"])
         try:
@@ -110,28 +110,31 @@ class RunRecord:
 
     @property
     def warnings(self) -> list[str]:
-        """Return what the run had to say."""
+        """Warnings of the run."""
         return [str(warning) for warning in self.status.get("warnings", [])]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return what the run was made with."""
+        """Device, versions and commit of the run."""
         return {str(key): str(value) for key, value in self.status.get("environment", {}).items()}
 
     @property
     def data_fingerprints(self) -> dict[str, str]:
-        """Return split → its size and checksum."""
+        """Mapping from split to its size and checksum."""
         return {str(key): str(value) for key, value in self.status.get("data", {}).items()}
 
     def load_metrics(self) -> dict[str, dict[str, LoggedCurve]]:
-        """Return split → metric → column; nothing where nothing was logged. Raises DataError."""
+        """Return split → metric → curve, empty if there is no log. Raises DataError if the log is damaged."""
         path = self.run_dir / METRICS_FILE
         return read_metrics(path) if path.is_file() else {}
 
 
 def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
-    """Return the runs in folders: each is a run's, a sweep's, or holds such. Raises DataError for one without."""
-    run_dirs: dict[Path, Path] = {}  # run → the folder it was found in
+    """Return the runs in `directories`: run directories, sweep directories or folders that contain them.
+
+    Each run is returned once. Raises DataError for a folder that does not exist or contains no run.
+    """
+    run_dirs: dict[Path, Path] = {}  # resolved path → path as found
     for directory in directories:
         if not directory.is_dir():
             raise DataError(
@@ -152,7 +155,7 @@ def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
 
 
 def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
-    """Return what the folder of a run says. Raises DataError where it is none."""
+    """Return the run in `run_dir`. Raises DataError if `run_dir` is not a run directory."""
     if not _is_run_dir(run_dir):
         raise DataError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
     status = _read_json(run_dir / STATUS_FILE)
@@ -168,7 +171,7 @@ def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of nested mappings."""
+    """Yield (dotted key, value) for each leaf of nested mappings."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten_config(value, f"{prefix}{key}.")
@@ -191,13 +194,13 @@ def _find_run_dirs(directory: Path) -> Iterator[Path]:
 
 
 def _job_sort_key(path: Path) -> tuple[bool, int, str]:
-    """Return a key that sorts the jobs of a sweep as they are counted: 2 before 10."""
+    """Return a sort key that orders the jobs of a sweep by number (2 before 10), before other folders."""
     is_number = path.name.isdecimal()
     return not is_number, int(path.name) if is_number else 0, path.name
 
 
 def _build_unique_names(run_dirs: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell the runs apart."""
+    """Return the shortest path suffixes, of equal length, that are unique."""
     parts = [folder.resolve().parts for folder in run_dirs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -210,25 +213,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # not written yet, or damaged: the state says that something is amiss
+        return {}  # not written yet, or damaged: `read_run` then derives the state from other files
     return content if isinstance(content, dict) else {}
 
 
 def _read_config(run_dir: Path) -> dict[str, Any]:
-    """Return the resolved configuration; of a run that failed before it was written, what Hydra has noted."""
+    """Return the resolved configuration, or the one that Hydra wrote if the run failed before."""
     try:
         content = yaml.load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         content = _read_hydra_config(run_dir)
     if not isinstance(content, dict):
         return {}
-    # Where a group should stand something else may, in a file that is damaged.
+    # In a damaged file, the value of a config group may be something other than a mapping.
     groups = ("model", "dataset", "trainer", "optimizer", "device")
     return {key: value for key, value in content.items() if key not in groups or isinstance(value, dict)}
 
 
 def _read_hydra_config(run_dir: Path) -> Any:
-    from omegaconf import OmegaConf  # takes a while to import, and few runs need it
+    from omegaconf import OmegaConf  # slow to import, and few runs need it
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -238,7 +241,7 @@ def _read_hydra_config(run_dir: Path) -> Any:
 
 
 def _read_logged_error(run_dir: Path) -> str | None:
-    """Return the error of a run that failed before it had a status."""
+    """Return the last logged error of a run that failed before it wrote a status."""
     try:
         lines = FAILURE_PATTERN.findall((run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -254,7 +257,7 @@ def _is_stale(status: Mapping[str, Any]) -> bool:
 
 
 def _is_locked(run_dir: Path) -> bool:
-    """Return whether a process is at work in the folder: it holds a lock, which dies with it."""
+    """Return whether a live process holds the lock of `run_dir`. The lock is released when the process ends."""
     try:
         with (run_dir / LOCK_FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -266,7 +269,7 @@ def _is_locked(run_dir: Path) -> bool:
 
 
 def _filter_finite(values: Any) -> dict[str, float]:
-    """Return the finite numbers among values; a NaN stands as null in the file."""
+    """Return the finite numbers among `values`. A NaN is stored as null in the file."""
     if not isinstance(values, dict):
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Where a job of a sweep stands, as the files in its folder say. Light: no torch."""
+"""Status of a sweep job, read from its run directory without importing torch."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, STATUS_FILE
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What is known of a job from outside."""
+    """Progress of a job as read from `status.json`."""
 
     state: str  # waiting, running, finished, stopped or failed
     step: int = 0
     total_steps: int | None = None
     epoch: int = 0
     objective: str = ""
-    value: float | None = None  # of the objective, as it was judged last
-    error: str = ""
+    value: float | None = None  # latest value of the objective
+    error: str = ""  # empty unless the job failed
 
     @property
     def fraction_done(self) -> float:
-        """Return which part of its steps the job has done."""
+        """Fraction of the steps that are done, in [0, 1]."""
         if self.state == "finished":
             return 1.0
         return self.step / self.total_steps if self.total_steps else 0.0
 
 
 def read_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
-    """Return where the job in `folder` stands.
+    """Return the status of the job in `run_dir`; state "waiting" if it has no status file.
 
-    What was written before `since` (a time as files bear it) is from an earlier try, in which a killed job
-    still says that it is running: unless the job has finished, it waits for the next one.
+    A status file modified before `min_mtime` (POSIX seconds) belongs to an earlier attempt. A job killed
+    in that attempt would still be marked "running". Its state is "waiting" unless it is "finished".
     """
     status = _read_json(run_dir / STATUS_FILE)
     if not status:
@@ -54,12 +54,15 @@ def read_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
 
 
 def can_resume(run_dir: Path) -> bool:
-    """Return whether the run in `folder` has something to go on from."""
+    """Return whether the run in `run_dir` has a configuration and a checkpoint to resume from."""
     return (run_dir / CONFIG_FILE).is_file() and any((run_dir / CHECKPOINTS_DIR).glob("step-*.pt"))
 
 
 def record_failure(run_dir: Path, config: dict[str, Any], error: str) -> None:
-    """Note that a job failed, where it came to nothing that could have noted it itself."""
+    """Write "failed" and `error` to `status.json` for a job whose status recorder could not do so.
+
+    Other fields of an existing file are kept.
+    """
     status = _read_json(run_dir / STATUS_FILE)
     defaults = {
         "state": "failed",
