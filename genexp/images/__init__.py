@@ -1,1 +1,1 @@
-"""Image operations on tensors: grids, resizing, color, augmentation."""
+"""Image operations on tensors: grids, animations, scatter plots, resizing, color, augmentation."""

@@ -1,4 +1,7 @@
-"""Arranging images in grids. (torchvision's make_grid would cost each start its import, over a second.)"""
+"""Image grids.
+
+torchvision's `make_grid` is not used: its import would add over a second to each start.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PADDING_PIXELS = 2  # pixels between images
-PAD_VALUE = 1.0
+PADDING_PIXELS = 2  # between images and around the grid
+PAD_VALUE = 1.0  # white
 
 
 def make_grid(images: Tensor, columns: int) -> Tensor:
-    """Return images (count, channels, height, width) as one picture, row by row, `columns` wide."""
+    """Return a float grid (channels, grid height, grid width) of images (count, channels, height, width).
+
+    The images fill the grid row by row, `columns` in each row. Unused cells are white.
+    """
     rows = -(-len(images) // columns)
     num_blank = rows * columns - len(images)
     images = F.pad(images.float(), (0, PADDING_PIXELS, 0, PADDING_PIXELS), value=PAD_VALUE)
@@ -22,5 +28,5 @@ def make_grid(images: Tensor, columns: int) -> Tensor:
 
 
 def make_row_grid(*batches: Tensor) -> Tensor:
-    """Return a picture with one row for each batch of images (count, channels, height, width)."""
+    """Return a grid with one row for each batch of images (count, channels, height, width), in [0, 1]."""
     return make_grid(torch.cat([batch.float() for batch in batches]), columns=len(batches[0]))

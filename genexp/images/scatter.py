@@ -1,4 +1,4 @@
-"""Points in the plane as pictures."""
+"""Two-dimensional projections (PCA, t-SNE) and scatter plots of clusters."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIGURE_INCHES = 6.0  # inches
-DPI = 100  # per inch
-MARGIN_FRACTION = 0.08  # of the points' extent on each side
+FIGURE_INCHES = 6.0  # height; a legend adds to the width
+DPI = 100
+MARGIN_FRACTION = 0.08  # margin on each side, relative to the larger extent of the points
 
 
 def project_pca(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return points (n, features) and others (m, features) in the plane of the points' two widest directions.
+    """Project `points` (n, features) and `others` (m, features) onto the first two principal axes of `points`.
 
-    Two features stay as they are, and to a single one a zero is added.
+    Return (n, 2) and (m, 2). Two features are returned unchanged, and one feature is padded with a zero.
     """
     features = points.shape[1]
     if features <= 2:
@@ -26,22 +26,22 @@ def project_pca(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     mean = points.mean(0)
     centered = points - mean
     axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -2:].flip(1)  # (features, 2)
-    # An axis is found up to its sign: fixed, so that pictures of the same points agree.
+    # The sign of an eigenvector is arbitrary. It is fixed, so that plots of the same points are equal.
     strongest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     axes = axes * strongest.sign()
     return centered @ axes, (others - mean) @ axes
 
 
 def embed_tsne(codes: Tensor) -> Tensor:
-    """Return codes (n, features), at least three, in the plane by t-SNE (van der Maaten & Hinton 2008): (n, 2).
+    """Return the t-SNE embedding (n, 2) of codes (n, features), n ≥ 3 (van der Maaten & Hinton 2008).
 
-    Seconds for a thousand of them. Random through torch's generator.
+    A thousand codes take seconds. The seed comes from torch's global generator.
     """
     from sklearn.manifold import TSNE
 
     seed = int(torch.randint(2**31, ()))
     perplexity = min(30.0, (len(codes) - 1) / 3)
-    # Not PCA as the start: codes that do not differ have no direction of greatest variance.
+    # PCA initialization fails for identical codes, which have no direction of greatest variance.
     tsne = TSNE(perplexity=perplexity, init="random", random_state=seed)
     return torch.from_numpy(tsne.fit_transform(codes.float().numpy(force=True)))
 
@@ -49,12 +49,12 @@ def embed_tsne(codes: Tensor) -> Tensor:
 def draw_clusters(
     points: Tensor, labels: Tensor, centers: Tensor | None = None, cluster_names: Sequence[str] = ()
 ) -> Tensor:
-    """Return points (n, 2) colored by group (n,) as a picture (3, height, width) in [0, 1].
+    """Return a scatter plot (3, height, width) in [0, 1] of points (n, 2), colored by `labels` (n,).
 
-    `centers` (groups, 2) are drawn as stars; `names` of the groups make a legend. The frame depends on the
-    points alone, so that pictures of the same points make an animation.
+    `centers` (clusters, 2) are drawn as stars. `cluster_names` add a legend. The axis limits depend on the
+    points alone, so that plots of the same points can be frames of an animation.
     """
-    # The object interface: pyplot would keep the figure, and may open a window.
+    # Not pyplot, which would keep a reference to the figure and may open a window.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,7 +104,7 @@ def _set_axes_frame(axes: Any, coords: np.ndarray) -> None:
 
 
 def _pick_colors(count: int) -> np.ndarray:
-    """Return `count` colors (count, 4) that are told apart as easily as so many can be."""
+    """Return `count` distinct RGBA colors (count, 4) in [0, 1]."""
     from matplotlib import colormaps
 
     if count <= 10:

@@ -1,4 +1,4 @@
-"""Random changes of images that leave what they show the same."""
+"""Random affine augmentation of images, and antialiased resizing with a deterministic backward pass."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 
 
 def random_affine(images: Tensor, *, degrees: float, pixels: float, zoom: float) -> Tensor:
-    """Return images (batch, channels, height, width), each turned, shifted and zoomed at random about its middle.
+    """Return images (batch, channels, height, width), each rotated, shifted and scaled at random.
 
-    Angles lie within ±`degrees`, shifts within ±`pixels`, factors within 1 ± `zoom`, all uniform. What comes in
-    from outside is 0.
+    Angles are uniform in ±`degrees`, shifts in ±`pixels`, and scale factors of the sampling grid in 1 ± `zoom`.
+    Rotation and scaling are about the center of the image. Pixels from outside the image are 0.
     """
     count, _, height, width = images.shape
     rotation, scale, shift_x, shift_y = (2 * torch.rand(count, 4, device=images.device) - 1).unbind(1)
     angle, factor = rotation * (degrees * (math.pi / 180)), 1 + scale * zoom
     cos, sin = angle.cos() * factor, angle.sin() * factor
-    # Coordinates run from -1 to 1, whatever the size: a square turns as a square only if they are scaled alike.
+    # affine_grid coordinates run from -1 to 1 in both directions, whatever the size. Without the ratio of height
+    # and width, a rotation would shear images that are not square.
     first_rows = torch.stack([cos, -sin * height / width, shift_x * pixels * 2 / width], 1)
     second_rows = torch.stack([sin * width / height, cos, shift_y * pixels * 2 / height], 1)
     grid = F.affine_grid(torch.stack([first_rows, second_rows], 1), list(images.shape), align_corners=False)
@@ -28,10 +29,10 @@ def random_affine(images: Tensor, *, degrees: float, pixels: float, zoom: float)
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return images (..., height, width) in another `size`, with a triangular filter as wide as a new pixel.
+    """Return images (..., height, width) resized to `size` = (height, width) with an antialiasing filter.
 
-    As `F.interpolate(mode="bilinear", antialias=True)`, but two matrix products have a backward pass that
-    repeats bit for bit on a GPU too.
+    Same filter as `F.interpolate(mode="bilinear", antialias=True)`. It is applied as two matrix products,
+    because their backward pass is deterministic on a GPU too.
     """
     height, width = images.shape[-2:]
     if (height, width) == size:
@@ -42,9 +43,9 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # autograd cannot save a cached inference tensor for a later backward pass
 def _build_resampling_matrix(old_size: int, new_size: int, device: torch.device) -> Tensor:
-    """Return the matrix (after, before) that resamples a line."""
+    """Return the float32 matrix (new_size, old_size) that resamples a row or column of pixels."""
     scale = old_size / new_size
     centers = (torch.arange(new_size, dtype=torch.float64) + 0.5) * scale - 0.5
     distances = (centers[:, None] - torch.arange(old_size)).abs() / max(scale, 1.0)

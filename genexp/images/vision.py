@@ -1,4 +1,7 @@
-"""torchvision, also where its compiled operators cannot load (a CPU build of torch beside PyPI's torchvision)."""
+"""Import of torchvision that also works if its compiled operators cannot load.
+
+This occurs with a CPU build of torch and the torchvision of PyPI.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import torch
 
 
 def _declare_missing_operators() -> torch.library.Library | None:
-    """Declare the two operators whose absence makes `import torchvision` fail. genexp calls neither."""
+    """Declare the two operators without which `import torchvision` fails. genexp calls neither.
+
+    Return None for a CUDA or ROCm build of torch, where nothing is declared.
+    """
     if torch.version.cuda is not None or torch.version.hip is not None:
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -15,7 +21,7 @@ def _declare_missing_operators() -> torch.library.Library | None:
     return library
 
 
-_OPERATOR_LIBRARY = _declare_missing_operators()  # the operators vanish with this object
+_OPERATOR_LIBRARY = _declare_missing_operators()  # keeps the declarations alive
 
 import torchvision  # noqa: E402
 
