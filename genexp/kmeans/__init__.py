@@ -1,1 +1,4 @@
-"""k-means as functions of tensors. Points come in blocks, so that a set may be larger than memory."""
+"""k-means on tensors: initialization, Lloyd's algorithm and exact pruning of distance computations.
+
+Points are read in blocks, so a data set may be larger than memory.
+"""

@@ -1,4 +1,4 @@
-"""Points in blocks: what one pass over them can tell."""
+"""Point sets in blocks, and computations that take one pass over them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from genexp.technique import Batches
 
-CHUNK_ELEMENTS = 2**20  # of points that are multiplied at a time: so many stay in the processor's cache
-GPU_CHUNK_FACTOR = 64  # times as many at a time elsewhere: a GPU waits for each call, however little it has to do
+CHUNK_ELEMENTS = 2**20  # elements of points per matrix product on the CPU: they fit in its cache
+GPU_CHUNK_FACTOR = 64  # factor on chunk sizes on other devices, where each call has a fixed cost
 
-Blocks = Iterable[Tensor]  # float (points, features) each, in order; can be iterated again
+Blocks = Iterable[Tensor]  # float (points, features) each, in order; iterable more than once
 
 
 class PointBlocks:
-    """The points of a split: the stream "point", or images flattened, as seen from `origin`."""
+    """Flattened samples of one stream of a split, minus `origin` (features,). Each iteration is one pass."""
 
     def __init__(self, samples: Batches, stream: str, origin: Tensor | None = None) -> None:
         self._samples, self._stream, self._origin = samples, stream, origin
@@ -30,28 +30,32 @@ class PointBlocks:
 
 @dataclass(frozen=True)
 class Moments:
-    """Where points lie and how widely."""
+    """Count, mean and scatter of a set of points."""
 
     count: int
     mean: Tensor  # (features,)
-    scatter: Tensor  # scalar: the squared distances to the mean, summed
+    scatter: Tensor  # scalar: sum of the squared distances to the mean
 
     @property
     def variance(self) -> Tensor:
-        """Return the variance, averaged over features."""
+        """Variance of a feature, averaged over the features: scalar."""
         return self.scatter / (self.count * len(self.mean))
 
 
 def get_chunk_rows(max_elements: int, row_elements: int, like: Tensor) -> int:
-    """Return how many rows of `each` numbers to handle at a time, on the device of a tensor `like` them.
+    """Return the number of rows in a chunk, at least 1. A row has `row_elements` elements.
 
-    On a processor these are no more than `most` numbers.
+    A chunk has at most `max_elements` elements on the CPU, and `GPU_CHUNK_FACTOR` times as many elsewhere.
+    The device is that of `like`.
     """
     return max(1, max_elements * (1 if like.device.type == "cpu" else GPU_CHUNK_FACTOR) // row_elements)
 
 
 def moments(blocks: Blocks) -> Moments:
-    """Return the moments of all points, block by block (Chan et al. 1979): no digits are lost far from 0."""
+    """Return the moments of all points, merged block by block (Chan et al. 1979).
+
+    This keeps full precision for points far from 0.
+    """
     count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
     for block in blocks:
         new_count = count + len(block)
@@ -65,7 +69,10 @@ def moments(blocks: Blocks) -> Moments:
 
 
 def take(blocks: Blocks, indices: Tensor) -> Tensor:
-    """Return the points (indices, features) at `indices` (on the CPU, in any order), in one pass."""
+    """Return the points (indices, features) at `indices`, in one pass over the blocks.
+
+    `indices` is int64 (indices,) on the CPU, in any order.
+    """
     order = indices.sort()
     block_end, first, rows = 0, 0, []
     for block in blocks:

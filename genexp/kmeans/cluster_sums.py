@@ -1,4 +1,4 @@
-"""What is known of the points, brought from some centers to the next in place."""
+"""Sums, counts and labels of clusters, updated in place as points change cluster."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from torch import Tensor
 from genexp.kmeans.blocks import get_chunk_rows
 from genexp.sharding import SINGLE_SHARD, all_reduce_sum, current_shard
 
-UNASSIGNED = -1  # the cluster of a point that has none yet
-UPDATE_CHUNK_ELEMENTS = 2**17  # of points that change their cluster, which are copied, so many at a time
+UNASSIGNED = -1  # label of a point without a cluster
+UPDATE_CHUNK_ELEMENTS = 2**17  # elements of reassigned points per copy on the CPU
 
 
 class AssignmentBounds(Protocol):
-    """What spares comparisons. It changes no result."""
+    """Data that lets an assignment skip distance computations. It never changes a result."""
 
     def invalidate(self, starts: Tensor, points: Tensor) -> None:
-        """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
+        """Discard the data of the points with indices `points` in `starts`: their labels changed elsewhere.
+
+        Both are int64 (pairs,).
+        """
 
     def select_starts(self, starts: Tensor) -> AssignmentBounds:
-        """Return what concerns `starts` (indices) alone."""
+        """Return the data of `starts` only: int64 indices (starts,)."""
 
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """What is known of the points with respect to some centers."""
+    """Sums, counts and labels of an assignment of points to centers."""
 
-    sums: Tensor  # float64 (starts, clusters, features) of the points nearest to each center
-    counts: Tensor  # int64 (starts, clusters)
-    labels: Tensor  # label_type (starts, points): the nearest center of each point
-    changed_fraction: float = 1.0  # part of the labels that differ from those of the centers before
-    bounds: AssignmentBounds | None = None  # what spares comparisons with the next centers
+    sums: Tensor  # `accumulation_dtype` (starts, clusters, features): sum of the points of each cluster
+    counts: Tensor  # int64 (starts, clusters): number of points of each cluster
+    labels: Tensor  # `label_dtype` (starts, points): cluster of each point, or `UNASSIGNED`
+    changed_fraction: float = 1.0  # fraction of the labels that the last assignment changed, in [0, 1]
+    bounds: AssignmentBounds | None = None  # lets the next assignment skip distance computations
 
     @classmethod
     def zeros(cls, centers: Tensor, count: int) -> ClusterSums:
-        """Return what is known of `count` points that were never assigned."""
+        """Return the sums of `count` unassigned points. `centers` gives the shape and the device."""
         starts, clusters, _ = centers.shape
         return cls(
             torch.zeros_like(centers, dtype=accumulation_dtype(centers)),
@@ -47,55 +50,64 @@ class ClusterSums:
         )
 
     def means(self, fallback: Tensor) -> Tensor:
-        """Return the mean of each cluster; where it has no points, `otherwise`."""
+        """Return the mean of each cluster, (starts, clusters, features), or `fallback` where it is empty."""
         counts = self.counts.unsqueeze(2)
         means = (self.sums / counts).to(fallback.dtype)
         return means if self.has_no_empty_clusters else torch.where(counts > 0, means, fallback)
 
     @cached_property
     def has_no_empty_clusters(self) -> bool:
-        """Return whether every cluster has points."""
+        """True if every cluster of every start has points."""
         return bool(self.counts.all())
 
     def partial_inertia(self, centers: Tensor) -> Tensor:
-        """Return the inertia (starts,) of the points about `centers`, less the squared norms of all points."""
+        """Return the inertia of each start minus the sum of the squared norms of all points: (starts,).
+
+        `centers` is (starts, clusters, features).
+        """
         rows = centers.to(self.sums)
         return (self.counts * rows.square().sum(2) - 2 * (rows * self.sums).sum(2)).sum(1)
 
 
 def label_dtype(clusters: int) -> torch.dtype:
-    """Return the smallest type that names each of so many clusters, and NOWHERE."""
+    """Return the dtype of labels for this number of clusters and `UNASSIGNED`: int16 or int32."""
     return torch.int16 if clusters <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the type to sum in: points come and go, and what a sum loses by rounding it would never get back."""
+    """Return the dtype of sums on the device of `tensor`: float64, or float32 on MPS.
+
+    Points are added and subtracted in many iterations, so rounding errors would accumulate.
+    """
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)
 class Reassignments:
-    """Points that go to another cluster."""
+    """Points of a block that change cluster, with one entry per point and start."""
 
-    rows: Tensor  # int64 (moves,) which point
-    starts: Tensor  # in which start
-    clusters: Tensor  # the cluster
+    rows: Tensor  # int64 (moves,): row of the point in its block
+    starts: Tensor  # int64 (moves,): index of the start
+    clusters: Tensor  # int64 (moves,): new cluster
 
 
 class ClusterUpdate:
-    """Follows points that move, with the sums, the counts and the labels that were `known`."""
+    """Incremental update of the sums, counts and labels of `previous`, which it changes in place."""
 
     def __init__(self, previous: ClusterSums, centers: Tensor) -> None:
         self._sums, self._counts, self.labels = previous.sums, previous.counts, previous.labels
-        if current_shard().index:  # the sums of all parts are added up in the end: one of them has what is known
+        if current_shard().index:  # all_reduce_sum adds the shards: only shard 0 starts from the previous sums
             self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         self._moved_count = 0
-        # Points are copied to the same place, part by part: memory stays in one piece.
+        # All chunks of points are copied to the same buffers: new allocations would fragment memory.
         shape = get_chunk_rows(UPDATE_CHUNK_ELEMENTS, centers.shape[2], centers), centers.shape[2]
         self._point_buffer, self._cast_buffer = centers.new_empty(shape), previous.sums.new_empty(shape)
 
     def reassign(self, points: Tensor, labels: Tensor, reassignments: Reassignments) -> None:
-        """Let some of `points`, which have `labels` (starts, points), go from their clusters to others."""
+        """Move points to their new clusters: update the sums, the counts and, in place, `labels`.
+
+        `points` is (points, features), `labels` (starts, points).
+        """
         clusters = self._counts.shape[1]
         old_clusters = labels[reassignments.starts, reassignments.rows].long()
         labels[reassignments.starts, reassignments.rows] = reassignments.clusters.to(labels)
@@ -124,7 +136,7 @@ class ClusterUpdate:
                 sums.index_add_(0, sources, moved, alpha=-1)
 
     def _add_unassigned(self, points: Tensor, labels: Tensor) -> None:
-        """Add `points`, which were nowhere before, to the clusters that `labels` name."""
+        """Add `points`, none of which had a cluster, to the clusters in `labels` (starts, points)."""
         starts, clusters = self._counts.shape
         offsets = torch.arange(0, starts * clusters, clusters, device=labels.device).unsqueeze(1)
         keys = labels.long() + offsets  # (starts, points)
@@ -143,17 +155,21 @@ class ClusterUpdate:
         self._counts += sign * keys.bincount(minlength=self._counts.numel()).view_as(self._counts)
 
     def build_cluster_sums(self, indices: list[slice], bounds: AssignmentBounds | None) -> ClusterSums:
-        """Return what is known once the points at the places `seen` were compared with all centers."""
+        """Return the cluster sums after all blocks were assigned, reduced over all shards.
+
+        `indices` are the slices of the data set that this process assigned.
+        """
         sums, counts = all_reduce_sum(self._sums), all_reduce_sum(self._counts)
-        sums.masked_fill_(counts.unsqueeze(2) == 0, 0)  # and not what rounding left of points that came and went
+        sums.masked_fill_(counts.unsqueeze(2) == 0, 0)  # removes the rounding error of an empty cluster
         moved = int(all_reduce_sum(torch.tensor(self._moved_count, device=counts.device)))
         return ClusterSums(sums, counts, self._gather_labels(indices), moved / max(1, self.labels.numel()), bounds)
 
     def _gather_labels(self, indices: list[slice]) -> Tensor:
-        """Return the labels of all points, whichever process assigned them."""
+        """Return the labels of all points, including those assigned by other processes: (starts, points)."""
         if current_shard() == SINGLE_SHARD:
             return self.labels
-        labels = torch.zeros_like(self.labels, dtype=torch.int32)  # the least that processes can add up
+        # int32 is the smallest sufficient dtype that all_reduce supports.
+        labels = torch.zeros_like(self.labels, dtype=torch.int32)
         for index in indices:
             labels[:, index] = self.labels[:, index]
         return all_reduce_sum(labels).to(self.labels)

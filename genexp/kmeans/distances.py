@@ -1,6 +1,8 @@
-"""Squared distances of points to fixed centers, each less the point's own squared norm, halved.
+"""Scores that rank centers by their distance to a point.
 
-What is left out is the same for all centers, so that matrix products find the nearest.
+The score of point x and center c is |c|²/2 - x·c. This is half of the squared distance, minus half of |x|². The
+omitted term is the same for all centers, so the nearest center has the smallest score. One matrix product computes
+the scores of many points.
 """
 
 from __future__ import annotations
@@ -8,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MIN_NUMPY_COLUMNS = 32  # columns
+MIN_NUMPY_COLUMNS = 32  # columns from which NumPy finds a minimum faster than torch on the CPU
 
 
 class CenterScores:
-    """The distances of points to `centers` (starts, clusters, features)."""
+    """Scores of points for fixed `centers` (starts, clusters, features)."""
 
     def __init__(self, centers: Tensor) -> None:
         self._shape = centers.shape[:2]
@@ -20,9 +22,9 @@ class CenterScores:
         self._half_norms = self._rows.square().sum(1) / 2
 
     def __call__(self, points: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the distances of points (points, features) to all centers: (points, starts, clusters).
+        """Return the scores of points (points, features) for all centers: (points, starts, clusters).
 
-        They are written to the first of `room` (at least as many points, starts · clusters) where it is given.
+        They are written to the first rows of `out`, if given. It has starts · clusters columns.
         """
         out = None if out is None else out[: len(points)]
         scores = torch.addmm(self._half_norms, points, self._rows.T, alpha=-1, out=out)
@@ -30,13 +32,19 @@ class CenterScores:
 
 
 def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
-    """Return the index of the nearest of centers (clusters, features) for each point: int64 (points,)."""
+    """Return the index of the nearest center of each point: int64 (points,).
+
+    `points` is (points, features), `centers` (clusters, features).
+    """
     return argmin_rows(CenterScores(centers.unsqueeze(0))(points).squeeze(1))
 
 
 def argmin_rows(scores: Tensor) -> Tensor:
-    """Return where the least of each row is, int64 (...,) of (..., columns): the first, of equal ones."""
-    # torch finds the place of a minimum number by number; numpy takes many at a time, but a while for each row.
+    """Return the index of the smallest score of each row: (..., columns) → int64 (...).
+
+    Of equal scores, the first wins.
+    """
+    # On the CPU torch finds the index element by element. NumPy is vectorized, with a fixed cost per row.
     if scores.device.type == "cpu" and scores.shape[-1] >= MIN_NUMPY_COLUMNS:
         return torch.from_numpy(scores.detach().numpy().argmin(-1))
     return scores.min(-1).indices

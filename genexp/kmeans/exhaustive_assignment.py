@@ -1,4 +1,7 @@
-"""Nearest centers by matrix products with all of them, for the points that may have another than before."""
+"""Assignment step of Lloyd's algorithm by matrix products with all centers, with the bounds of Hamerly (2010).
+
+Points that the bounds keep in their cluster are skipped.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,18 @@ from genexp.kmeans.cluster_sums import UNASSIGNED, ClusterSums, ClusterUpdate, R
 from genexp.kmeans.distances import CenterScores, argmin_rows
 from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
 
-PointChunks = Iterator[
-    tuple[Tensor, Tensor]
-]  # points, which stay only until the next are asked for, and their places
-MAX_GATHERED_FRACTION = (
-    0.6  # of a block must be compared: it is cheaper to compare it whole than to gather that much
-)
-MAX_COPIED_FRACTION = (
-    0.1  # of the distances: it takes less memory, and hardly longer, to search all than to pick more
-)
-CHUNK_SCORES = 2**19  # distances that are computed at a time: so many stay in the processor's cache
-BUFFER_ELEMENTS = 2**18  # features of points that are gathered before they are compared
+# Pairs of points and their indices in the data set. The points are valid until the next pair is requested.
+PointChunks = Iterator[tuple[Tensor, Tensor]]
+# Of a block: if a larger fraction is uncertain, it is cheaper to compute the whole block than to gather rows.
+MAX_GATHERED_FRACTION = 0.6
+# Of the rows of scores: to search all rows takes less memory than to copy more, and hardly longer.
+MAX_COPIED_FRACTION = 0.1
+CHUNK_SCORES = 2**19  # scores computed at a time on the CPU: they fit in its cache
+BUFFER_ELEMENTS = 2**18  # elements of points that are gathered before their scores are computed
 
 
 class PointBuffer:
-    """Hands out points, `room` of them at a time."""
+    """Buffer that gathers points of several blocks into chunks of `capacity` points."""
 
     def __init__(self, capacity: int, features: int, like: Tensor) -> None:
         self._points = like.new_empty(capacity, features)
@@ -34,7 +34,10 @@ class PointBuffer:
         self._size = 0
 
     def add(self, block: Tensor, rows: Tensor, indices: Tensor) -> PointChunks:
-        """Copy the points at `rows` of a block, which are those at `places`; yield all when there is no room."""
+        """Append the `rows` of `block`, which have the indices `indices`: both int64 (points,).
+
+        Yield a chunk each time the buffer is full.
+        """
         while len(rows):
             count = min(len(rows), len(self._points) - self._size)
             end = self._size + count
@@ -45,14 +48,17 @@ class PointBuffer:
                 yield from self.flush()
 
     def flush(self) -> PointChunks:
-        """Yield what is left."""
+        """Yield the points that are left, and empty the buffer."""
         if self._size:
             yield self._points[: self._size], torch.cat(self._indices)
         self._size, self._indices = 0, []
 
 
 class ExhaustiveAssignment:
-    """Compares points with `centers`, and tells `update` which of them move."""
+    """Assignment of points to `centers` (starts, clusters, features), which records its changes in `update`.
+
+    `previous` is the assignment to `old_centers`, or to none.
+    """
 
     def __init__(
         self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterUpdate
@@ -65,10 +71,10 @@ class ExhaustiveAssignment:
             get_chunk_rows(CHUNK_SCORES, starts * clusters, centers),
             get_chunk_rows(CHUNK_ELEMENTS, features, centers),
         )
-        # Scores are written to the same place: memory stays in one piece.
+        # All chunks share one buffer of scores: new allocations would fragment memory.
         self._scores = centers.new_empty(self._chunk_rows, starts * clusters)
         self.bounds = previous.bounds if isinstance(previous.bounds, HamerlyBounds) else None
-        self._center_shift: Tensor | None = None  # of the centers, if bounds know of those before
+        self._center_shift: Tensor | None = None  # (starts, clusters), if there are bounds for `old_centers`
         if self.bounds is None and HamerlyBounds.is_worthwhile(previous.changed_fraction):
             self.bounds = HamerlyBounds.allocate(centers, update.labels.shape[1])
         elif self.bounds is not None and old_centers is not None:
@@ -76,7 +82,7 @@ class ExhaustiveAssignment:
         self._buffer = PointBuffer(get_chunk_rows(BUFFER_ELEMENTS, features, centers), features, centers)
 
     def assign_block(self, block: Tensor, index: slice) -> None:
-        """Assign the points of `block`, which are those at `place`; some only when all blocks were added."""
+        """Assign the points of `block`, which have the indices `index`. Some wait in the buffer until `finish`."""
         rows = self._find_uncertain(index)
         if rows is None or len(rows) > MAX_GATHERED_FRACTION * len(block):
             self._assign(block, index)
@@ -85,18 +91,18 @@ class ExhaustiveAssignment:
                 self._assign(points, indices)
 
     def finish(self) -> None:
-        """Assign the points that were gathered."""
+        """Assign the points that are left in the buffer."""
         for points, indices in self._buffer.flush():
             self._assign(points, indices)
 
     def _find_uncertain(self, index: slice) -> Tensor | None:
-        """Return which of the points at `place` must be compared; None: all."""
+        """Return the rows in the block `index` whose points may change cluster: int64 (rows,), or None for all."""
         if self._center_shift is None or self.bounds is None:
             return None
         return self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
 
     def _assign(self, points: Tensor, index: slice | Tensor) -> None:
-        """Note the nearest center of each point at `place`, and what spares comparisons with the others."""
+        """Assign `points` (points, features), which have the indices `index`. Update their labels and bounds."""
         labels, bounds = self._update.labels[:, index], None if self.bounds is None else self.bounds.select(index)
         for first in range(0, len(points), self._chunk_rows):
             chunk = slice(first, first + self._chunk_rows)
@@ -109,17 +115,20 @@ class ExhaustiveAssignment:
     def _compare(self, points: Tensor, labels: Tensor, bounds: HamerlyBounds | None) -> None:
         scores = self._center_scores(points, self._scores)  # (points, starts, clusters)
         self._update.reassign(points, labels, self._find_reassignments(scores, labels.T.long()))
-        if bounds is not None:  # norms are computed anew: kept, they would take as much memory as the margins
+        if bounds is not None:  # norms are recomputed: stored, they would take as much memory as the margins
             bounds.set_from_scores(
                 scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._max_squared_norms
             )
 
     def _find_reassignments(self, scores: Tensor, old_labels: Tensor) -> Reassignments:
-        """Return which points move to the nearest center, by their scores, from those `known` (points, starts)."""
-        row_scores = scores.flatten(0, 1)  # of a point and a start in each row
-        if len(old_labels) and old_labels[0, 0] == UNASSIGNED:  # then no point was assigned yet
+        """Return the points whose nearest center differs from `old_labels` (points, starts).
+
+        `scores` is (points, starts, clusters).
+        """
+        row_scores = scores.flatten(0, 1)  # one row per point and start
+        if len(old_labels) and old_labels[0, 0] == UNASSIGNED:  # no point of the block has a cluster yet
             keys, new_clusters = torch.arange(len(row_scores), device=scores.device), argmin_rows(row_scores)
-        else:  # the least is found sooner than its place, which is mostly known
+        else:  # a minimum takes less time than its index, and most labels stay
             has_moved = row_scores.amin(1) < row_scores.gather(1, old_labels.reshape(-1, 1)).squeeze(1)
             keys = has_moved.nonzero().squeeze(1)
             should_scan_all = len(keys) > MAX_COPIED_FRACTION * len(row_scores)

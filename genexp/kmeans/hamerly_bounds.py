@@ -1,7 +1,7 @@
-"""Bounds that spare comparisons: a point stays in its cluster while no other center can have come nearer.
+"""Bounds of Hamerly (2010) that prove that a point stays in its cluster.
 
-Each point has a margin by which any other center is farther than its own, at least: the difference of the two
-distances that Hamerly (2010) keeps.
+Hamerly keeps an upper bound on the distance to the own center, and a lower bound on that to any other center. The
+margin stored here is the lower bound minus the upper bound.
 """
 
 from __future__ import annotations
@@ -11,66 +11,69 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_CHANGED_FRACTION = 0.08  # of the points changed: bounds pay
-RELATIVE_ROUNDING = 4e-6  # of the squared norms involved: how far a squared distance may be off in float32
-FLOAT32_EPSILON = 2**-23  # of a float32: more than it loses by one operation
+MAX_CHANGED_FRACTION = 0.08  # bounds save time below this fraction of changed labels
+RELATIVE_ROUNDING = 4e-6  # largest float32 error of a squared distance, relative to the sum of the squared norms
+FLOAT32_EPSILON = 2**-23  # machine epsilon: more than the relative error of one operation
 
 
 @dataclass(frozen=True)
 class HamerlyBounds:
-    """What is known of each point."""
+    """Margin of each point in each start."""
 
-    margins: Tensor  # (points, starts) distances; below 0: another center may be nearer
+    margins: Tensor  # (points, starts), in units of distance; below 0: another center may be nearer
 
     @staticmethod
     def is_worthwhile(changed_fraction: float) -> bool:
-        """Return whether bounds are worth their price, where a part of the points changed their cluster before."""
+        """Return whether bounds save time after an assignment that changed this fraction of the labels."""
         return changed_fraction < MAX_CHANGED_FRACTION
 
     @classmethod
     def allocate(cls, centers: Tensor, count: int) -> HamerlyBounds:
-        """Return room for the bounds of `count` points that were not compared with `centers` yet."""
+        """Return bounds of `count` points, to be set by the first assignment to `centers`."""
         return cls(centers.new_zeros(count, len(centers)))
 
     def select(self, index: slice | Tensor) -> HamerlyBounds:
-        """Return the bounds of the points at `place`: a view at a slice, and a copy at indices."""
+        """Return the bounds of the points `index`: a view for a slice, a copy for int64 indices."""
         return HamerlyBounds(
             self.margins[index] if isinstance(index, slice) else self.margins.index_select(0, index)
         )
 
     def invalidate(self, starts: Tensor, points: Tensor) -> None:
-        """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
+        """Set the margins of the points with indices `points` in `starts` to -inf: their labels changed elsewhere.
+
+        Both are int64 (pairs,).
+        """
         self.margins[points, starts] = -torch.inf
 
     def select_starts(self, starts: Tensor) -> HamerlyBounds:
-        """Return what concerns `starts` (indices) alone."""
+        """Return the bounds of `starts` only: int64 indices (starts,)."""
         return HamerlyBounds(self.margins[:, starts])
 
     def put(self, index: Tensor, bounds: HamerlyBounds) -> None:
-        """Note the `new` bounds of the points at `place`."""
+        """Copy `bounds` to the points `index`: int64 (points,)."""
         self.margins.index_copy_(0, index, bounds.margins)
 
     def shift_bounds(self, shift_norms: Tensor, labels: Tensor) -> Tensor:
-        """Follow centers that moved so far (starts, clusters), for points with `labels` (starts, points).
+        """Decrease the margins after centers moved. Return the points that may change cluster: int64 (points,).
 
-        Returns which points are to be compared anew.
+        `shift_norms` (starts, clusters) are upper bounds on the distances that centers moved. `labels` is
+        (starts, points).
         """
         starts, clusters = shift_norms.shape
         offsets = torch.arange(0, starts * clusters, clusters, device=shift_norms.device).unsqueeze(1)
-        decrease = shift_norms + shift_norms.amax(
-            1, keepdim=True
-        )  # the own center may have gone, and another have come
+        # The own center may have moved away from the point, and any other toward it.
+        decrease = shift_norms + shift_norms.amax(1, keepdim=True)
         self.margins.mul_(1 - FLOAT32_EPSILON).sub_(decrease.flatten()[(labels + offsets).T])
         return (self.margins < 0).any(1).nonzero().squeeze(1)
 
     def set_from_scores(
         self, scores: Tensor, labels: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
     ) -> None:
-        """Note what is known of points that were just compared with all centers and have got `labels`.
+        """Set the bounds of points from their scores for all centers and their new `labels` (starts, points).
 
-        `scores` (points, starts, clusters) are halved squared distances less the points' own squared `norms`
-        (points,); those to the points' own centers are lost in here. `largest` is the largest squared norm of a
-        center, (starts,).
+        `scores` (points, starts, clusters) are those of `genexp.kmeans.distances`. The entries of the own centers
+        are overwritten. `squared_norms` (points,) belong to the points. `max_squared_norm` (starts,) is the
+        largest squared norm of a center.
         """
         own_index = labels.T.long().unsqueeze(2)
         own_scores = scores.gather(2, own_index).squeeze(2)
@@ -81,9 +84,10 @@ class HamerlyBounds:
     def set_all_bounds(
         self, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
     ) -> None:
-        """Note that own centers are at most so far, and `others` at least: scores (points, starts) both.
+        """Set all margins from upper bounds `own_scores` and lower bounds `other_scores`, both (points, starts).
 
-        Where `own` is -inf it is not known yet: `settle` is to follow.
+        An own score of -inf is unknown: `set_bounds` must follow. `squared_norms` is (points,),
+        `max_squared_norm` () or (starts,).
         """
         point_squared_norms = squared_norms.unsqueeze(1)
         rounding = RELATIVE_ROUNDING * (point_squared_norms + max_squared_norm)
@@ -101,9 +105,10 @@ class HamerlyBounds:
         squared_norms: Tensor,
         max_squared_norm: Tensor,
     ) -> None:
-        """Note how far own centers are which were not known, and that `others` are no nearer than so.
+        """Complete the margins of pairs of point and start whose own score was unknown in `set_all_bounds`.
 
-        Both are scores (keys,); `keys` number points, with their `norms` (keys,), and starts together.
+        `keys` are the flat indices of the pairs in `margins`: int64 (keys,). `own_scores`, `other_scores` and the
+        points' `squared_norms` are (keys,). `other_scores` are lower bounds for the remaining centers.
         """
         rounding = RELATIVE_ROUNDING * (squared_norms + max_squared_norm)
         margins = self.margins.view(-1)
@@ -112,10 +117,10 @@ class HamerlyBounds:
 
 
 def center_shift(old_centers: Tensor, new_centers: Tensor) -> Tensor:
-    """Return how far centers (starts, clusters, features) moved at most: (starts, clusters)."""
+    """Return upper bounds on the distances moved: centers (starts, clusters, features) → (starts, clusters)."""
     return torch.linalg.vector_norm(new_centers - old_centers, dim=2).mul_(1 + 1e-5)
 
 
 def _distances_from_scores(scores: Tensor, squared_norms: Tensor) -> Tensor:
-    """Return distances, from halved squares that lack the squared `norms` of points."""
+    """Return distances from scores and the squared norms of the points, in the shape of `scores`."""
     return (2 * scores).add_(squared_norms).clamp_(min=0).sqrt_()

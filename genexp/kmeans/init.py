@@ -1,4 +1,4 @@
-"""Where k-means begins: initial centers (starts, clusters, features) for several starts at once."""
+"""Initial centers for several starts: greedy k-means++ (Arthur & Vassilvitskii 2007) and random points."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows, take
 
 
 def random_points(blocks: Blocks, count: int, starts: int, clusters: int) -> Tensor:
-    """Return different points of `count` for the clusters of each start."""
+    """Return points drawn without replacement for each start: (starts, clusters, features).
+
+    `count` is the number of points in `blocks`.
+    """
     indices = torch.cat([torch.randperm(count)[:clusters] for _ in range(starts)])
     return take(blocks, indices).unflatten(0, (starts, clusters))
 
 
 def kmeans_plusplus(blocks: Blocks, count: int, starts: int, clusters: int) -> Tensor:
-    """Return centers by greedy k-means++ (Arthur & Vassilvitskii 2007), as scikit-learn draws them.
+    """Return centers (starts, clusters, features) by greedy k-means++, as in scikit-learn.
 
-    Each next center is the best of 2 + log(clusters) candidates, which are drawn in proportion to the squared
-    distance to the centers so far. One pass a center: while the candidates are compared, those of the next
-    center are drawn already, for each way in which the comparison can end.
+    Each center is the best of 2 + ln(clusters) candidates (Arthur & Vassilvitskii 2007). Their probability is
+    proportional to the squared distance to the nearest center so far. Each center takes one pass over the blocks.
+    That pass evaluates the candidates, and draws the next candidates for each possible choice.
+    `count` is the number of points in `blocks`.
     """
     n_local_trials = 2 + int(math.log(clusters))
     new_centers = take(blocks, torch.randint(count, (starts,)))
@@ -43,28 +47,26 @@ def kmeans_plusplus(blocks: Blocks, count: int, starts: int, clusters: int) -> T
 
 @dataclass(frozen=True)
 class _PlusPlusState:
-    """What is known of each point."""
+    """State of k-means++ for each point."""
 
-    closest_dist_sq: Tensor  # (starts, count) squared distance to the nearest of the centers so far
-    squared_norms: Tensor  # (count,) squared norm
+    closest_dist_sq: Tensor  # (starts, count): squared distance to the nearest center so far
+    squared_norms: Tensor  # (count,)
 
 
 def _evaluate_candidates(
     blocks: Blocks, state: _PlusPlusState, new_centers: Tensor, candidates: Tensor, n_local_trials: int
 ) -> tuple[Tensor, Tensor]:
-    """Add the centers `chosen` (starts, features) to what is `seen`, and compare candidates for the next ones.
+    """Add `new_centers` (starts, features) to `state`, and evaluate `candidates` (starts, candidates, features).
 
-    Returns the inertia (starts, candidates) that each candidate would leave, and the points
-    (starts, candidates, draws, features) that would be the candidates after it.
+    Returns the potential of each candidate, (starts, candidates): the inertia if it becomes the next center. Also
+    returns the candidates to follow it, (starts, candidates, n_local_trials, features).
     """
-    centers_and_candidates = torch.cat(
-        [new_centers.unsqueeze(1), candidates], 1
-    )  # (starts, 1 + candidates, features)
+    # (starts, 1 + candidates, features)
+    centers_and_candidates = torch.cat([new_centers.unsqueeze(1), candidates], 1)
     rows = centers_and_candidates.flatten(0, 1)
     potential = candidates.new_zeros(candidates.shape[:2])
-    next_candidates = candidates.unsqueeze(2).repeat(
-        1, 1, n_local_trials, 1
-    )  # stays where all points are duplicates
+    # These candidates are kept where all points coincide with centers.
+    next_candidates = candidates.unsqueeze(2).repeat(1, 1, n_local_trials, 1)
     first = 0
     for block in blocks:
         index = slice(first, first + len(block))
@@ -78,7 +80,10 @@ def _evaluate_candidates(
 
 
 def _squared_distances(rows: Tensor, points: Tensor, squared_norms: Tensor) -> Tensor:
-    """Return the squared distances (rows, points) of `rows` to `points`, whose squared `norms` are known."""
+    """Return squared distances: (rows, features) and (points, features) → (rows, points).
+
+    `squared_norms` (points,) are those of `points`.
+    """
     dist_sq, row_squared_norms = points.new_empty(len(rows), len(points)), rows.square().sum(1, keepdim=True)
     chunk_rows = get_chunk_rows(CHUNK_ELEMENTS, points.shape[1], points)
     for chunk, chunk_squared_norms, out in zip(
@@ -89,10 +94,12 @@ def _squared_distances(rows: Tensor, points: Tensor, squared_norms: Tensor) -> T
 
 
 def _update_reservoir(block: Tensor, cumulative_mass: Tensor, previous_mass: Tensor, reservoir: Tensor) -> Tensor:
-    """Let points of `block` take the places of points `drawn` from the blocks before it.
+    """Replace entries of `reservoir` by points of `block`, by weighted reservoir sampling.
 
-    At the end each place holds an independent draw from all points, in proportion to their mass. `mass`
-    (starts, candidates, points) is cumulative; returns its total, to which `before` is that of the blocks before.
+    After the last block each entry is an independent draw from all points, with probability proportional to mass.
+    `cumulative_mass` (starts, candidates, points) is summed along the points. `previous_mass` (starts, candidates)
+    is the total mass of the blocks before. `reservoir` (starts, candidates, draws, features) changes in place.
+    Returns the total mass of `block`, (starts, candidates).
     """
     total = cumulative_mass[..., -1]
     thresholds = torch.rand(*reservoir.shape[:3], device=block.device) * total.unsqueeze(2)

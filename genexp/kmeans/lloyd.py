@@ -1,8 +1,8 @@
-"""Lloyd's iteration for several starts at once (Lloyd 1982).
+"""Lloyd's algorithm for several starts at once (Lloyd 1982).
 
 Centers are (starts, clusters, features) throughout: the starts differ in their centers and share the points.
-Only what changes is computed: a point that stays in its cluster leaves the sums as they are, and after the first
-passes those that provably stay are not compared with any center.
+Only points that change cluster update the sums. After the first iterations, bounds skip the points that provably
+stay in their cluster.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from genexp.sharding import current_shard
 
 
 def assign(blocks: Blocks, centers: Tensor, count: int) -> ClusterSums:
-    """Assign each of `count` points to its nearest center."""
+    """Assign each of the `count` points in `blocks` to its nearest center."""
     if is_small_problem(centers, count):
         return assign_small(blocks, centers, None)
     return _update_assignment(blocks, centers, ClusterSums.zeros(centers, count), None)
 
 
 def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tuple[Tensor, ClusterSums]:
-    """Move `centers` to the means of their clusters, and assign all points anew.
+    """Move `centers` to the means of their clusters, and assign all points to the new centers.
 
-    Takes the `totals` that belong to the centers, and turns them into those of the new centers: both are returned.
+    `cluster_sums` belongs to `centers`, and its tensors may change in place. Empty clusters are relocated first.
+    Returns the new centers and their cluster sums.
     """
     relocated = relocate_empty_clusters(cluster_sums, centers, blocks)
     means = relocated.means(centers)
@@ -41,9 +42,9 @@ def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tu
 
 
 def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
-    """Do at most so many iterations, fewer where centers stay where they are.
+    """Run at most `max_iter` iterations; stop once no center moves.
 
-    Returns the best start's centers (clusters, features), and the cluster of each of the `count` points (points,).
+    Returns the centers (clusters, features) of the start with the lowest inertia, and its labels (points,).
     """
     if is_small_problem(centers, count):
         centers, cluster_sums, max_iter = fit_small(blocks, centers, max_iter)
@@ -61,7 +62,10 @@ def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Ten
 def _update_assignment(
     blocks: Blocks, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None
 ) -> ClusterSums:
-    """Return the totals of `centers`, into which those that are `known` of the centers `before` are turned."""
+    """Return the cluster sums of `centers`, made by changing `previous` in place.
+
+    `previous` belongs to `old_centers`, or is unassigned where these are None.
+    """
     update = ClusterUpdate(previous, centers)
     assignment: ExhaustiveAssignment | PrunedAssignment
     if old_centers is not None and ProjectionBounds.is_worthwhile(centers, update.labels.shape[1]):
@@ -70,7 +74,7 @@ def _update_assignment(
         assignment = ExhaustiveAssignment(centers, previous, old_centers, update)
     first, indices = 0, []
     for block in blocks:
-        rows = current_shard().row_slice(len(block))  # other processes may assign the others
+        rows = current_shard().row_slice(len(block))  # the other shards assign the other rows
         indices.append(slice(first + rows.start, first + rows.stop))
         assignment.assign_block(block[rows], indices[-1])
         first += len(block)
@@ -79,20 +83,20 @@ def _update_assignment(
 
 
 def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: Blocks) -> ClusterSums:
-    """Give each empty cluster one of the points farthest from their centers, which its old cluster loses.
+    """Return cluster sums in which each empty cluster has one of the points farthest from their centers.
 
-    This is scikit-learn's rule. It costs two passes, and nothing where no cluster is empty.
+    The point leaves its old cluster. This is the rule of scikit-learn. It takes two passes over the blocks, or
+    none if no cluster is empty. The tensors are copied, but the bounds change in place.
     """
     if cluster_sums.has_no_empty_clusters:
         return cluster_sums
     is_empty = cluster_sums.counts == 0
     max_empty = int(is_empty.sum(1).max())
-    indices, is_found = _find_farthest_points(blocks, centers, max_empty)  # (starts, most) each
+    indices, is_found = _find_farthest_points(blocks, centers, max_empty)  # (starts, max_empty) each
     points = take(blocks, indices.flatten().cpu()).unflatten(0, indices.shape)
-    empty_clusters = is_empty.byte().argsort(dim=1, descending=True, stable=True)[
-        :, :max_empty
-    ]  # the empty clusters first
-    # A start may have fewer empty clusters than another, and a small batch fewer points than that.
+    # The empty clusters of each start come first.
+    empty_clusters = is_empty.byte().argsort(dim=1, descending=True, stable=True)[:, :max_empty]
+    # A start may have fewer empty clusters than `max_empty`, and a small batch may have fewer points.
     is_relocated = is_found & is_empty.gather(1, empty_clusters)
     start, column = is_relocated.nonzero(as_tuple=True)
     point_index, new_cluster, point = (
@@ -112,13 +116,17 @@ def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: 
 
 
 def _find_farthest_points(blocks: Blocks, centers: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` points farthest from their centers, int64 (starts, count), and which of these exist."""
+    """Return the indices of the `count` points farthest from their nearest centers: int64 (starts, count).
+
+    Also returns which of them exist, bool (starts, count): there may be fewer points.
+    """
     center_scores = CenterScores(centers)
     farthest = centers.new_full((len(centers), count), -torch.inf)
     indices = torch.zeros_like(farthest, dtype=torch.long)
     first = 0
     for block in blocks:
-        squared = center_scores(block).amin(2) + block.square().sum(1, keepdim=True) / 2  # (points, starts)
+        # (points, starts): half of the squared distances
+        squared = center_scores(block).amin(2) + block.square().sum(1, keepdim=True) / 2
         block_indices = torch.arange(first, first + len(block), device=block.device).expand(len(centers), -1)
         top = torch.cat([farthest, squared.T], 1).topk(count)
         farthest = top.values

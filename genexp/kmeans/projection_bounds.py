@@ -1,7 +1,8 @@
-"""Points as a subspace shows them, which rules out most centers without reading the points themselves.
+"""Bounds on scores from projections of points and centers onto a subspace.
 
-Where data has few directions in which it varies much, distances in these and the lengths of what lies outside
-leave few centers that may be the nearest (Bottesch et al. 2016 bound distances in this way from block sums).
+The subspace holds the few directions in which the data varies most. Coordinates in it and the norm of the residual
+leave few centers that may be the nearest, without reading the points. Bottesch et al. (2016) bound distances in
+this way from block sums.
 """
 
 from __future__ import annotations
@@ -14,55 +15,52 @@ from torch import Tensor
 from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows
 from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
 
-FEATURES_PER_DIMENSION = 16  # features of a point for each dimension of the subspace
-DIMENSION_MULTIPLE, MAX_DIMENSIONS = (
-    16,
-    64,
-)  # dimensions: a multiple of this, which a matrix product takes half as long for, and so many
-MIN_ELEMENTS = 2**20  # features of all points: below there is nothing to gain
-SAMPLE_POINTS, SUBSPACE_ITERATIONS = 1024, 2  # points that the subspace is fitted to, and how often
-QUANTIZATION_LEVELS = 2**15 - 1  # whole numbers that coordinates of points of length 1 are rounded to
-# Of a squared length, by which the square of its part outside is taken to be larger: 4e-6 for what that may be
-# off in float32; the rest for MOST rounded coordinates, together off by 1.3e-4 of a point's length. What they
-# leave out of an inner product is no more than that share of both lengths: the product of what these gain here.
+FEATURES_PER_DIMENSION = 16  # features per dimension of the subspace, at least
+# The number of dimensions is a multiple of the first: a matrix product then takes half the time.
+DIMENSION_MULTIPLE, MAX_DIMENSIONS = 16, 64
+MIN_ELEMENTS = 2**20  # elements (points · features): smaller data sets gain nothing
+SAMPLE_POINTS, SUBSPACE_ITERATIONS = 1024, 2  # points that the basis is fitted to, and subspace iterations
+QUANTIZATION_LEVELS = 2**15 - 1  # quantized value of a coordinate that equals the norm of its point
+# Increase of a squared residual norm, relative to the squared norm. 4e-6 covers float32 rounding. The rest covers
+# `MAX_DIMENSIONS` quantized coordinates, whose joint error is at most 1.3e-4 of a point's norm. This error changes
+# an inner product by at most the same fraction of the product of both norms. The increased residual norms of
+# point and center add at least as much to the bound.
 SQUARED_RESIDUAL_SLACK = 1.4e-4
 
 
 @dataclass(frozen=True)
 class CenterShift:
-    """How far centers moved."""
+    """Upper bounds on the distances that centers moved."""
 
-    norms: Tensor  # (starts, clusters) lengths, at most
-    residual_norms: Tensor  # (starts, clusters) those of their parts outside the subspace
+    norms: Tensor  # (starts, clusters): in all features
+    residual_norms: Tensor  # (starts, clusters): outside the subspace
 
 
 @dataclass(frozen=True)
 class ProjectionBounds:
-    """What is known of each point without reading it."""
+    """Projection of each point onto a subspace, with bounds that do not need the point itself."""
 
-    basis: Tensor  # (features, dimensions), orthonormal
-    coordinates: Tensor  # int16 (points, dimensions), in units of `_unit`
-    residual_norms: Tensor  # (points,) of what lies outside, at least
-    residual_products: (
-        Tensor  # (points, starts): those outside, inner, with points' own centers are at least so large
-    )
-    squared_norms: Tensor  # (points,) squared norms
-    hamerly_bounds: HamerlyBounds  # which spare even the look at coordinates
+    basis: Tensor  # (features, dimensions), with orthonormal columns
+    coordinates: Tensor  # int16 (points, dimensions), in units of `_quantization_step`
+    residual_norms: Tensor  # (points,): upper bound on the norm outside the subspace
+    # (points, starts): lower bound on the inner product of the residuals of the point and of its own center
+    residual_products: Tensor
+    squared_norms: Tensor  # (points,): in all features
+    hamerly_bounds: HamerlyBounds  # skip points without reading their coordinates
 
     @staticmethod
     def is_worthwhile(centers: Tensor, count: int) -> bool:
-        """Return whether they pay. On a GPU they do not: it multiplies matrices sooner than it picks pairs."""
+        """Return whether projections save time. A GPU computes all scores faster than it selects candidates."""
         is_large = count >= SAMPLE_POINTS and count * centers.shape[2] >= MIN_ELEMENTS
         return is_large and centers.device.type == "cpu" and _subspace_dimensions(centers) > 0
 
     @classmethod
     def allocate(cls, blocks: Blocks, centers: Tensor, count: int) -> ProjectionBounds:
-        """Return room for the projections of the `count` points in `blocks`, which are still to be filled in."""
+        """Fit a basis to the `count` points in `blocks`; return bounds whose projections `fill` must set."""
         dimensions, features = _subspace_dimensions(centers), centers.shape[2]
         coordinates = centers.new_empty(count, dimensions, dtype=torch.int16)
-        sample_buffer = coordinates.view(
-            centers.dtype
-        ).flatten()  # to be filled later: until then it holds the sample
+        # The memory of the coordinates holds the sample until `fill` sets them.
+        sample_buffer = coordinates.view(centers.dtype).flatten()
         if len(sample_buffer) < SAMPLE_POINTS * features:
             sample_buffer = centers.new_empty(SAMPLE_POINTS * features)
         sample = _sample_points(
@@ -83,7 +81,7 @@ class ProjectionBounds:
         )
 
     def select(self, index: slice | Tensor) -> ProjectionBounds:
-        """Return those of the points at `place`: views at a slice, and copies at indices."""
+        """Return the bounds of the points `index`: views for a slice, copies for int64 indices."""
 
         def select_rows(tensor: Tensor) -> Tensor:
             return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
@@ -100,12 +98,15 @@ class ProjectionBounds:
         )
 
     def invalidate(self, starts: Tensor, points: Tensor) -> None:
-        """Drop what concerns the clusters of `points`, in `starts`: these were given to others."""
+        """Discard the bounds of the points with indices `points` in `starts`: their labels changed elsewhere.
+
+        Both are int64 (pairs,).
+        """
         self.residual_products[points, starts] = -torch.inf
         self.hamerly_bounds.invalidate(starts, points)
 
     def select_starts(self, starts: Tensor) -> ProjectionBounds:
-        """Return what concerns `starts` (indices) alone."""
+        """Return the bounds of `starts` only: int64 indices (starts,)."""
         return replace(
             self,
             residual_products=self.residual_products[:, starts],
@@ -113,12 +114,15 @@ class ProjectionBounds:
         )
 
     def measure_shift(self, old_centers: Tensor, new_centers: Tensor) -> CenterShift:
-        """Return how far centers moved."""
+        """Return how far centers moved, from both (starts, clusters, features)."""
         residual_norms = self.project((new_centers - old_centers).flatten(0, 1))[:, -1]
         return CenterShift(center_shift(old_centers, new_centers), residual_norms.view(new_centers.shape[:2]))
 
     def shift_bounds(self, shift: CenterShift, labels: Tensor) -> Tensor:
-        """Follow centers that moved, for points with `labels` (starts, points); return which to compare anew."""
+        """Loosen the bounds after centers moved. Return the points that may change cluster: int64 (points,).
+
+        `labels` is (starts, points).
+        """
         for start, residual_norms in enumerate(shift.residual_norms):
             self.residual_products[:, start].addcmul_(
                 self.residual_norms, residual_norms[labels[start].int()], value=-1
@@ -126,17 +130,17 @@ class ProjectionBounds:
         return self.hamerly_bounds.shift_bounds(shift.norms, labels)
 
     def slack(self, center_residual_norms: Tensor) -> Tensor:
-        """Return how much farther own centers may be than they seem, whose parts outside have these `lengths`.
+        """Return how much the score of the own center may exceed its lower bound: (points, starts).
 
-        Distances are halved squares; those that seem are with all that lies outside in the same direction.
+        The lower bound takes the residuals of point and center to be parallel. `center_residual_norms`
+        (points, starts) are those of the own centers.
         """
-        max_products = (
-            self.residual_norms.unsqueeze(1) * center_residual_norms
-        )  # (points, starts): the inner product at most
+        # (points, starts): upper bound on the inner product of the residuals
+        max_products = self.residual_norms.unsqueeze(1) * center_residual_norms
         return max_products - torch.maximum(self.residual_products, -max_products)
 
     def fill(self, points: Tensor) -> None:
-        """Project `points`, whose projections these are."""
+        """Set the projections and norms in these bounds, which belong to `points` (points, features)."""
         rows = get_chunk_rows(CHUNK_ELEMENTS, points.shape[1], points)
         parts = (part.split(rows) for part in (points, self.coordinates, self.residual_norms, self.squared_norms))
         for chunk, coordinates, residual_norms, squared_norms in zip(*parts, strict=True):
@@ -146,14 +150,14 @@ class ProjectionBounds:
             residual_norms.copy_(projected[:, -1])
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the coordinates (points, dimensions + 1) of points, or centers, (points, features).
+        """Return the projections of points or centers: (points, features) → (points, dimensions + 1).
 
-        The last is the length of what lies outside, at least.
+        The last column is an upper bound on the norm outside the subspace.
         """
         return self._project(points, points.square().sum(1))
 
     def dequantize(self) -> Tensor:
-        """Return what `project` did of the points, in the precision that was kept."""
+        """Return the stored projections in the layout of `project`: (points, dimensions + 1)."""
         projected = self.squared_norms.new_empty(len(self.squared_norms), self.basis.shape[1] + 1)
         projected[:, :-1] = self.coordinates
         projected[:, :-1] *= _quantization_step(self.squared_norms)
@@ -174,7 +178,7 @@ class ProjectionBounds:
 
 
 def _quantization_step(squared_norms: Tensor) -> Tensor:
-    """Return what one step of each point's coordinates is, (points, 1), from squared `norms`."""
+    """Return the size of one quantization step of each point: (points,) squared norms → (points, 1)."""
     return (
         squared_norms.sqrt()
         .mul_(1 / QUANTIZATION_LEVELS)
@@ -190,7 +194,10 @@ def _subspace_dimensions(centers: Tensor) -> int:
 
 
 def _sample_points(blocks: Blocks, count: int, out: Tensor) -> Tensor:
-    """Return points from all over the `count` in `blocks`, in `room` (most points, features)."""
+    """Copy evenly spaced points of the `count` in `blocks` to `out`; return the filled part (points, features).
+
+    `out` is (largest number of points, features).
+    """
     step, filled = -(-count // len(out)), 0
     for block in blocks:
         chunk = block[::step][: len(out) - filled]
@@ -200,9 +207,12 @@ def _sample_points(blocks: Blocks, count: int, out: Tensor) -> Tensor:
 
 
 def _fit_basis(sample: Tensor, dimensions: int) -> Tensor:
-    """Return the directions (features, dimensions) in which points reach farthest from 0, by a sample of them."""
+    """Return an orthonormal basis (features, dimensions) of the directions in which points lie farthest from 0.
+
+    The method is subspace iteration on `sample` (points, features).
+    """
     chunk = sample[:: max(1, len(sample) // dimensions)][:dimensions]
-    directions = torch.linalg.qr(chunk.T).Q  # subspace iteration, from points: of length 1, or large ones overflow
+    directions = torch.linalg.qr(chunk.T).Q  # starts from orthonormalized points: large ones would overflow
     for _ in range(SUBSPACE_ITERATIONS):
         directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
     return directions

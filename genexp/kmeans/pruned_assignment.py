@@ -1,4 +1,4 @@
-"""Nearest centers by comparing a point only with those that its projection does not rule out."""
+"""Assignment step of Lloyd's algorithm that computes scores only for centers not ruled out by projections."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ from genexp.kmeans.hamerly_bounds import RELATIVE_ROUNDING
 from genexp.kmeans.projection_bounds import CenterShift, ProjectionBounds
 from genexp.sharding import SINGLE_SHARD, current_shard
 
-CHUNK_SCORES = 2**20  # bounds that are handled at a time: so many stay in the cache
-CHUNK_COORDINATES = 3 * 2**16  # that are copied at a time
-CHUNK_PAIRS = 2**15  # pairs
-LOOKAHEAD_POINTS = 2**15  # points that are screened together, where most are expected to stay
-MAX_PAIR_FRACTION, PAIR_ALLOWANCE = (
-    0.1,
-    2,
-)  # a part of all centers, and more than so many: it is cheaper to compare with each of them
+CHUNK_SCORES = 2**20  # bounds on scores computed at a time: they fit in the cache
+CHUNK_COORDINATES = 3 * 2**16  # coordinates of points that are copied at a time
+CHUNK_PAIRS = 2**15  # pairs whose scores are computed at a time
+LOOKAHEAD_POINTS = 2**15  # points that are pruned together, when most are expected to stay
+# A fraction of the clusters, plus a number of clusters. If the mean number of candidates per point and start
+# exceeds their sum, it is cheaper to compute all scores.
+MAX_PAIR_FRACTION, PAIR_ALLOWANCE = 0.1, 2
 
 
 @dataclass(frozen=True)
 class CandidatePairs:
-    """Points with centers that may be the nearest, their own among them; sorted by point and start."""
+    """Pairs of a point and a candidate for its nearest center, its own included; sorted by point and start."""
 
-    rows: Tensor  # int64 (pairs,) which point
-    columns: Tensor  # which center of all starts together
-    lower_scores: Tensor  # the least that the distance may be
+    rows: Tensor  # int64 (pairs,): index of the point
+    columns: Tensor  # int64 (pairs,): index of the center, start · clusters + cluster
+    lower_scores: Tensor  # (pairs,): lower bound on the score
 
     def select_points(self, first: int, last: int) -> CandidatePairs:
-        """Return the pairs of the points from `first` to before `last`, which are counted from there."""
-        pair_slice = slice(*np.searchsorted(self.rows.numpy(), (first, last)))  # in half the time that torch takes
+        """Return the pairs whose row is at least `first` and below `last`, with rows counted from `first`."""
+        pair_slice = slice(*np.searchsorted(self.rows.numpy(), (first, last)))  # takes half the time of torch
         return CandidatePairs(
             self.rows[pair_slice] - first, self.columns[pair_slice], self.lower_scores[pair_slice]
         )
 
 
 class PrunedAssignment:
-    """Compares points with `centers` (starts, clusters, features), which come after others `before`.
+    """Assignment of points to `centers` (starts, clusters, features), which records its changes in `update`.
 
-    Distances are halved squares that lack the points' own squared norms. Whether a center is nearer than another
-    is always decided by the same sums over all features: what was ruled out before makes no difference.
+    `previous` is the assignment to `old_centers`. Scores are those of `genexp.kmeans.distances`. Candidates are
+    always compared by the same sums over all features, so the result does not depend on the pruning.
     """
 
     def __init__(
@@ -57,7 +56,8 @@ class PrunedAssignment:
         self._centers = centers.flatten(0, 1)
         self._half_norms = self._centers.square().sum(1) / 2
         self._max_squared_norm = 2 * self._half_norms.max()
-        self._start_offsets = torch.arange(0, len(self._centers), self._shape[1])  # of each start
+        # (starts,): index of the first center of each start
+        self._start_offsets = torch.arange(0, len(self._centers), self._shape[1])
         if isinstance(previous.bounds, ProjectionBounds):
             self.bounds = previous.bounds
             self._center_shift: CenterShift | None = previous.bounds.measure_shift(old_centers, centers)
@@ -69,16 +69,14 @@ class PrunedAssignment:
         self._chunk_rows = max(
             1, min(CHUNK_SCORES // len(self._centers), CHUNK_COORDINATES // self.bounds.basis.shape[1])
         )
-        # Scores, and those of points in doubt, are written to the same place: memory stays in one piece.
+        # All chunks share these buffers, the second for uncertain points: new allocations would fragment memory.
         self._scores, self._uncertain_scores = centers.new_empty(2, self._chunk_rows, len(self._centers))
         self._center_projections = self.bounds.project(self._centers)  # (starts · clusters, dimensions + 1)
-        self._pruned_slice = slice(
-            0, 0
-        )  # points for which it is known which centers may be nearer than their own:
-        self._pairs: list[CandidatePairs] | None = None  # these; None: too many of them
+        self._pruned_slice = slice(0, 0)  # points that `_pairs` belongs to
+        self._pairs: list[CandidatePairs] | None = None  # None: too many candidates
 
     def assign_block(self, block: Tensor, index: slice) -> None:
-        """Assign the points of `block`, which are those at `place`."""
+        """Assign the points of `block`, which have the indices `index`."""
         if not len(block):
             return
         if self._center_shift is None:
@@ -93,10 +91,10 @@ class PrunedAssignment:
             )
 
     def finish(self) -> None:
-        """Nothing is left to do once all blocks were added."""
+        """Do nothing: no points wait in a buffer."""
 
     def _prune(self, index: slice) -> None:
-        """Find out which centers may be nearer than their own to the points at `place` and some behind."""
+        """Find the candidates of the points `index`, and of some blocks after them."""
         length = index.stop - index.start
         lookahead_blocks = (
             1
@@ -115,7 +113,7 @@ class PrunedAssignment:
             self._pairs.append(pairs)
 
     def _prune_chunk(self, index: slice | Tensor) -> CandidatePairs | None:
-        """Return which centers may be nearer than their own to these points; None: too many of them."""
+        """Return the candidates of the points `index`, or None if there are too many."""
         bounds, own_columns = self.bounds.select(index), self._own_columns(index)
         slack = bounds.slack(self._center_projections[:, -1][own_columns]) + self._rounding_error(bounds)
         pairs = self._find_candidates(
@@ -129,7 +127,7 @@ class PrunedAssignment:
         return replace(pairs, rows=index[pairs.rows])
 
     def _find_uncertain(self, index: slice) -> Iterator[slice | Tensor]:
-        """Yield those of the points at `place`, some at a time, that bounds do not keep in their clusters."""
+        """Yield, in chunks, those of the points `index` that the Hamerly bounds do not keep in their clusters."""
         if self._center_shift is None:
             yield from _split_slice(index, self._chunk_rows)
         else:
@@ -137,11 +135,11 @@ class PrunedAssignment:
             yield from (rows + index.start).split(self._chunk_rows)
 
     def _select_pairs(self, candidates: list[CandidatePairs], index: slice) -> Iterator[CandidatePairs]:
-        """Yield those pairs that were found for the points at `place`."""
+        """Yield those of the pairs in `candidates` that belong to the points `index`."""
         return _merge_pairs(pairs.select_points(index.start, index.stop) for pairs in candidates)
 
     def _compare_all(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
-        """Compare points with all centers; yield those that may be nearer than their own."""
+        """Yield the candidates of the points in `block`, found from scores in all features."""
         projections = self.bounds.select(index).dequantize()
         for pairs in _merge_pairs(self._compare_chunks(block, index)):
             inner_products = pair_products(projections, self._center_projections, pairs)
@@ -160,11 +158,11 @@ class PrunedAssignment:
             yield replace(pairs, rows=pairs.rows + begin)
 
     def _own_columns(self, index: slice | Tensor) -> Tensor:
-        """Return which of all centers the points at `place` belong to: (points, starts)."""
+        """Return the indices of the own centers of the points `index`, as `columns`: int64 (points, starts)."""
         return self._update.labels[:, index].T.long() + self._start_offsets
 
     def _rounding_error(self, previous: ProjectionBounds) -> Tensor:
-        """Return what distances may be off by rounding: (points, 1)."""
+        """Return the largest rounding error of scores: (points, 1)."""
         return RELATIVE_ROUNDING * (previous.squared_norms + self._max_squared_norm).unsqueeze(1)
 
     def _find_candidates(
@@ -176,10 +174,13 @@ class PrunedAssignment:
         bounds: ProjectionBounds,
         max_fraction: float,
     ) -> CandidatePairs | None:
-        """Return which centers seem nearer to points than their own and a gap; None if more than `most`.
+        """Return the candidates for the nearest centers of points, or None if there are too many.
 
-        The bounds of the points, in `known`, become those that hold when none of these is nearer, and where there
-        are some, wait for what `_moves` finds.
+        A center is a candidate if its score is below that of the own center plus `slack` (points, starts).
+        `points` (points, dimensions) and `centers` (starts · clusters, dimensions) are projections, or have all
+        features. `own_columns` is int64 (points, starts). `max_fraction` limits the candidates, see
+        `MAX_PAIR_FRACTION`. Sets the Hamerly bounds in `bounds`. Where there are candidates, these bounds cover
+        the other centers only, until `_find_reassignments` completes them.
         """
         out = self._scores[: len(points)]
         scores = torch.addmm(self._half_norms, points, centers.T, alpha=-1, out=out)
@@ -190,7 +191,7 @@ class PrunedAssignment:
         rows = is_uncertain.any(1).nonzero().squeeze(1)
         uncertain_scores = torch.index_select(scores, 0, rows, out=self._uncertain_scores[: len(rows)])
         uncertain_scores.scatter_(1, own_columns[rows], own_scores[rows])
-        # Where a start is not in doubt, not even the own center is to be compared.
+        # In a start where the point certainly stays, not even its own center is a candidate.
         row_limits = limits.masked_fill(~is_uncertain, -torch.inf).index_select(0, rows)
         is_candidate = (uncertain_scores.unflatten(1, self._shape) < row_limits.unsqueeze(2)).flatten(1)
         if is_candidate.count_nonzero() > max_fraction * scores.numel() + PAIR_ALLOWANCE * own_columns.numel():
@@ -209,7 +210,10 @@ class PrunedAssignment:
         return pairs
 
     def _find_reassignments(self, points: Tensor, index: slice, pairs: CandidatePairs) -> Reassignments:
-        """Return which points go to which center of their pairs, and note what is known of the nearest ones."""
+        """Return the points whose nearest center in `pairs` differs from their own, and complete the bounds.
+
+        `points` (points, features) have the indices `index`.
+        """
         bounds, own_columns = self.bounds.select(index), self._own_columns(index)
         scores = self._half_norms[pairs.columns] - pair_products(points, self._centers, pairs)
         starts = pairs.columns // self._shape[1]
@@ -232,13 +236,13 @@ class PrunedAssignment:
 
 
 def _split_slice(index: slice, length: int) -> Iterator[slice]:
-    """Yield the slices of at most `length` that `place` is made of."""
+    """Yield consecutive slices of at most `length` that make up `index`."""
     for begin in range(index.start, index.stop, length):
         yield slice(begin, min(begin + length, index.stop))
 
 
 def _merge_pairs(candidates: Iterable[CandidatePairs]) -> Iterator[CandidatePairs]:
-    """Yield pairs joined: enough of them at a time to be worth the calls, and not so many as to fill memory."""
+    """Yield the pairs in groups of up to `CHUNK_PAIRS`: few enough calls, in limited memory."""
     pending: list[CandidatePairs] = []
     for pairs in candidates:
         if pending and sum(len(each.rows) for each in [*pending, pairs]) > CHUNK_PAIRS:
@@ -258,11 +262,15 @@ def _concatenate_pairs(candidates: list[CandidatePairs]) -> CandidatePairs:
 
 
 def pair_products(points: Tensor, centers: Tensor, pairs: CandidatePairs) -> Tensor:
-    """Return the inner product of each pair: (pairs,)."""
+    """Return the inner product of the point and the center of each pair: (pairs,).
+
+    `points` is (points, features), `centers` (starts · clusters, features).
+    """
     row_ends = pairs.rows.bincount(minlength=len(points)).cumsum(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")  # explicitly, below
+        # `check_invariants` below disables them explicitly.
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
         pattern = torch.sparse_csr_tensor(
             torch.nn.functional.pad(row_ends, (1, 0)),
             pairs.columns,
@@ -274,7 +282,11 @@ def pair_products(points: Tensor, centers: Tensor, pairs: CandidatePairs) -> Ten
 
 
 def _argmin_by_key(scores: Tensor, keys: Tensor, is_preferred: Tensor, count: int) -> Tensor:
-    """Return where each of `count` keys that occurs has its least score: of equals `preferred`, or the first."""
+    """Return the position of the smallest score of each key that occurs: int64 (keys,).
+
+    Of equal scores, one with `is_preferred` wins, else the first. `scores`, `keys` and `is_preferred` are
+    (pairs,). Keys are at least 0 and below `count`.
+    """
     minima = scores.new_full((count,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
     ties = (scores == minima[keys]).nonzero().squeeze(1)
     order = ties - len(scores) * is_preferred[ties]

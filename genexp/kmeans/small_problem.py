@@ -1,4 +1,7 @@
-"""Nearest centers of few points, all in one product: a short call of numpy takes a fraction of one of torch."""
+"""Assignment step of Lloyd's algorithm for few points, as one NumPy matrix product.
+
+For small arrays, a NumPy call takes a fraction of the time of a torch call.
+"""
 
 from __future__ import annotations
 
@@ -13,41 +16,44 @@ from genexp.kmeans.blocks import Blocks
 from genexp.kmeans.cluster_sums import ClusterSums, label_dtype
 from genexp.sharding import SINGLE_SHARD, current_shard
 
-MAX_SCORES = 2**13  # distances: so many at most
-MAX_ELEMENTS = 2**14  # of points
+MAX_SCORES = 2**13  # scores (starts · clusters · points), at most
+MAX_ELEMENTS = 2**14  # elements (points · features), at most
 
 
 @dataclass(frozen=True)
 class PointMatrix:
-    """All points at hand, which spares gathering them for the next centers."""
+    """All points in one matrix, kept so that the next assignment need not gather them."""
 
-    values: np.ndarray  # float64 (features + 1, points): the last feature is 1
+    values: np.ndarray  # float64 (features + 1, points): the last row is 1
 
     @classmethod
     def from_blocks(cls, blocks: Blocks) -> PointMatrix:
-        """Return the points in `blocks`."""
+        """Return the points of all `blocks` in one matrix."""
         arrays = [block.numpy() for block in blocks]
         features = np.ones((arrays[0].shape[1] + 1, sum(map(len, arrays))))
         np.concatenate(arrays, out=features[:-1].T)
         return cls(features)
 
     def invalidate(self, starts: Tensor, points: Tensor) -> None:
-        """Nothing concerns clusters."""
+        """Do nothing: the points do not depend on labels."""
 
     def select_starts(self, starts: Tensor) -> PointMatrix:
-        """Return itself: starts share the points."""
+        """Return self: the starts share the points."""
         return self
 
 
 def is_small_problem(centers: Tensor, count: int) -> bool:
-    """Return whether there is so little to compute that the calls themselves take the time."""
+    """Return whether the overhead of calls dominates: few points, on the CPU, in a single process.
+
+    `centers` is (starts, clusters, features), `count` the number of points.
+    """
     starts, clusters, features = centers.shape
     is_small = count * starts * clusters <= MAX_SCORES and count * features <= MAX_ELEMENTS
     return is_small and centers.device.type == "cpu" and current_shard() == SINGLE_SHARD
 
 
 def assign_small(blocks: Blocks, centers: Tensor, previous: ClusterSums | None) -> ClusterSums:
-    """Assign each point to its nearest center. What is `known` of centers before spares gathering the points."""
+    """Assign each point to its nearest center. Take the points from `previous` if it holds them."""
     matrix = (
         previous.bounds
         if previous is not None and isinstance(previous.bounds, PointMatrix)
@@ -57,9 +63,9 @@ def assign_small(blocks: Blocks, centers: Tensor, previous: ClusterSums | None) 
 
 
 def fit_small(blocks: Blocks, centers: Tensor, max_iter: int) -> tuple[Tensor, ClusterSums, int]:
-    """Assign all points, and do up to so many iterations, until one leaves a cluster empty.
+    """Assign all points, and run up to `max_iter` iterations of Lloyd's algorithm until a cluster is empty.
 
-    Returns the centers, their totals, and how many iterations are left to do: none once centers stay.
+    Returns the centers, their cluster sums and the number of iterations left, which is 0 once no center moves.
     """
     matrix, current_centers = PointMatrix.from_blocks(blocks), centers.numpy()
     assignment = _SmallAssignment.compute(matrix, current_centers)
@@ -72,11 +78,11 @@ def fit_small(blocks: Blocks, centers: Tensor, max_iter: int) -> tuple[Tensor, C
     return torch.from_numpy(current_centers), assignment.to_cluster_sums(matrix), max_iter
 
 
-class _SmallAssignment(NamedTuple):  # made in half the time of a frozen dataclass
-    """Points with their nearest centers."""
+class _SmallAssignment(NamedTuple):  # created in half the time of a frozen dataclass
+    """Assignment of all points to their nearest centers."""
 
-    membership: np.ndarray  # float64 (starts, clusters, points): 1 for a cluster's points, else 0
-    sums: np.ndarray  # float64 (starts, clusters, features + 1) of the clusters' points, and these counted
+    membership: np.ndarray  # float64 (starts, clusters, points): 1 for the points of a cluster, else 0
+    sums: np.ndarray  # float64 (starts, clusters, features + 1): sums of the points; the last column counts them
 
     @classmethod
     def compute(cls, matrix: PointMatrix, centers: np.ndarray) -> _SmallAssignment:
@@ -85,10 +91,11 @@ class _SmallAssignment(NamedTuple):  # made in half the time of a frozen datacla
         rows = weights[:, :-1]
         rows[:] = centers.reshape(-1, features)
         weights[:, -1] = (rows * rows) @ np.full(features, -0.5)
-        scores = np.dot(weights, matrix.values).reshape(starts, clusters, -1)  # the greater, the nearer
+        # Negated scores: the nearest center has the greatest.
+        scores = np.dot(weights, matrix.values).reshape(starts, clusters, -1)
         members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
         sums = members @ matrix.values.T
-        if sums[..., -1].sum() != starts * matrix.values.shape[1]:  # a point is as near to another center:
+        if sums[..., -1].sum() != starts * matrix.values.shape[1]:  # a point has several nearest centers:
             members = np.eye(clusters)[scores.argmax(1)].swapaxes(1, 2)  # it goes to the first
             sums = members @ matrix.values.T
         return cls(members, sums)

@@ -1,4 +1,4 @@
-"""Deep k-means: an autoencoder whose latents gather around learned centers (Fard et al. 2020; Xie et al. 2016)."""
+"""Deep k-means: an autoencoder whose codes cluster around learned centers (Fard et al. 2020; Xie et al. 2016)."""
 
 from __future__ import annotations
 
@@ -37,27 +37,34 @@ from genexp.technique import (
 )
 from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, build_conv_autoencoder
 
-MAX_LLOYD_ITERATIONS = 100  # at most, when k-means places the centers
-SHARES_MOMENTUM = 0.01  # of a batch in the moving average of the clusters' shares
+MAX_LLOYD_ITERATIONS = 100  # of the k-means fit after pretraining
+SHARES_MOMENTUM = 0.01  # weight of a batch in the moving average of the cluster shares
 MAX_PREVIEW_IMAGES = 25  # held-out images beside their reconstructions
 
 
 def soft_assignment(codes: Tensor, centers: Tensor) -> Tensor:
-    """Return how far codes belong to centers, (batch, clusters), by Student's t (Xie et al. 2016, eq. 1)."""
+    """Return soft assignments (batch, clusters) by Student's t kernel (Xie et al. 2016, eq. 1).
+
+    `codes` is (batch, latent), `centers` (clusters, latent). Rows sum to 1.
+    """
     kernel = 1 / (1 + (codes.unsqueeze(1) - centers).square().sum(2))
     return kernel / kernel.sum(1, keepdim=True)
 
 
 def hard_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
-    """Return the mean squared distance of codes to the centers that are nearest to them when `settled`."""
+    """Return the mean squared error between `codes` and the centers nearest to `eval_codes`.
+
+    Both are (batch, latent): codes in training mode and in evaluation mode. `centers` is (clusters, latent).
+    """
     return F.mse_loss(codes, centers[nearest_center(eval_codes, centers)])
 
 
 def sharpened_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
-    """Return KL(target ‖ memberships of codes), mean over the batch (Xie et al. 2016, eq. 2 and 3).
+    """Return KL(target ‖ soft assignments of `codes`), mean over the batch (Xie et al. 2016, eq. 2 and 3).
 
-    The target is the memberships when `settled`, squared, and divided by the clusters' `shares` of all images:
-    what belongs clearly is drawn most, and large clusters do not swallow small ones.
+    The target is the squared soft assignments of `eval_codes`, divided by `shares` and normalized. `shares`
+    (clusters,) are the fractions of all images in each cluster. Confident assignments thus weigh most, and large
+    clusters do not absorb small ones. `codes` and `eval_codes` are (batch, latent), `centers` (clusters, latent).
     """
     with torch.no_grad():
         weights = soft_assignment(eval_codes, centers).square() / shares
@@ -70,18 +77,18 @@ CLUSTERING_LOSSES = {"hard": hard_assignment_loss, "sharpened": sharpened_assign
 
 @dataclass
 class DeepKMeansConfig(ConvAutoencoderConfig):
-    """conf/model/deep_kmeans.yaml."""
+    """Keys of conf/model/deep_kmeans.yaml."""
 
     clusters: int
-    latent_norm: bool  # each latent unit has mean 0 and variance 1
-    pull: str  # what draws latents to centers
-    alpha: float  # the weight of that pull, reached at the end of its ramp
-    alpha_ramp: list[int]  # the epochs between which it rises
-    pretrain: float  # the part of the run in which the autoencoder learns alone
-    n_init: int  # starts of k-means, which then places the centers
-    degrees: float
-    pixels: float
-    zoom: float
+    latent_norm: bool  # normalize each latent unit to mean 0 and variance 1
+    pull: str  # clustering loss: a key of `CLUSTERING_LOSSES`
+    alpha: float  # weight of the clustering loss at the end of its ramp
+    alpha_ramp: list[int]  # [first, last] epoch of the linear ramp of that weight
+    pretrain: float  # fraction of the run, in [0, 1), without the clustering loss
+    n_init: int  # number of starts of the k-means fit that sets the centers after pretraining
+    degrees: float  # augmentation: largest rotation
+    pixels: float  # augmentation: largest shift
+    zoom: float  # augmentation: largest relative change of size, in [0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,12 +105,12 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
 @register
 class DeepKMeans(Autoencoder, CanCluster):
-    """Learns to give back images, and at the same time to place their latents near one of a few centers."""
+    """Autoencoder with a clustering loss that draws latent codes to centers."""
 
     Config = DeepKMeansConfig
     name = "deep_kmeans"
     objective = "loss"
-    example_count = 1000  # for the map of latents; a preview shows a few of them
+    example_count = 1000  # for the t-SNE of latent codes; a preview takes `MAX_PREVIEW_IMAGES` of them
     config: DeepKMeansConfig
 
     def __init__(self, config: DeepKMeansConfig, spec: DataSpec) -> None:
@@ -124,12 +131,15 @@ class DeepKMeans(Autoencoder, CanCluster):
         encoder, decoder = build_conv_autoencoder(shape, self.config)
         assert isinstance(encoder, nn.Sequential)
         if self.config.latent_norm:
-            # Without it latents come nearest to their centers by shrinking, all of them to one point.
+            # Without it, the clustering loss is smallest if all latent codes shrink to one point.
             encoder.append(nn.BatchNorm1d(self.config.latent, affine=False))
         return encoder, decoder
 
     def encode_in_eval_mode(self, images: Tensor) -> Tensor:
-        """Return the latents (batch, latent) of images as in evaluation: whatever other images there are."""
+        """Return codes (batch, latent) of `images`, normalized by the running statistics as in evaluation mode.
+
+        The code of an image does not depend on the other images of the batch. Running statistics do not change.
+        """
         if not self.config.latent_norm:
             return self.encoder(images)
         assert isinstance(self.encoder, nn.Sequential)
@@ -147,20 +157,24 @@ class DeepKMeans(Autoencoder, CanCluster):
         )
 
     def pretraining_steps(self, clock: Clock) -> int:
-        """Return the number of steps in which the autoencoder learns alone: whole epochs."""
+        """Return the number of steps without the clustering loss, rounded to whole epochs."""
         epochs = clock.total_steps / clock.steps_per_epoch
         return round(self.config.pretrain * epochs) * clock.steps_per_epoch
 
     def is_pretraining_finished(self, clock: Clock) -> bool:
-        """Return whether pretraining was over with the step before this one."""
+        """Return whether this is the first step after pretraining. Without pretraining there is none."""
         return 0 < self.pretraining_steps(clock) == clock.step - 1
 
     def alpha(self, clock: Clock) -> float:
-        """Return the weight of the distance to the centers."""
+        """Return the weight of the clustering loss at this step."""
         return self.config.alpha * self.alpha_ramp_fraction(clock)
 
     def alpha_ramp_fraction(self, clock: Clock) -> float:
-        """Return which part of that weight is reached."""
+        """Return the fraction of the weight at this step, in [0, 1]: 0 during pretraining.
+
+        It rises linearly from epoch `alpha_ramp[0]` to `alpha_ramp[1]`. Before that it has the value of the first
+        epoch of the ramp.
+        """
         if clock.step <= self.pretraining_steps(clock):
             return 0.0
         begin, end = self.config.alpha_ramp
@@ -168,7 +182,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         return min(max(clock.epoch - begin, 1), width) / width
 
     def fit_centers(self, samples: Batches, clock: Clock) -> Metrics:
-        """Move the centers to where k-means finds them among the latents of the training split."""
+        """Set the centers by k-means on the codes of the training split."""
         codes = [self.encode_in_eval_mode(batch["image"]) for batch in samples]
         initial_centers = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
         centers, _ = fit(codes, self.train_size, initial_centers, MAX_LLOYD_ITERATIONS)
@@ -176,7 +190,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         return {}
 
     def augment(self, images: Tensor) -> Tensor:
-        """Return `images` turned, shifted and scaled at random, as far as the config says."""
+        """Return `images` (batch, channels, height, width) rotated, shifted and scaled at random."""
         config = self.config
         if not self.should_augment:
             return images
@@ -185,11 +199,11 @@ class DeepKMeans(Autoencoder, CanCluster):
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
         codes = self.encoder(self.augment(images))
-        # The image as it is, however it was shown: latents need not tell where and how it lay.
+        # The target is the original image: codes need not encode the augmentation.
         reconstruction = self.loss_function(self.decoder(codes), images)
         if not self.alpha_ramp_fraction(clock):
             return reconstruction, detach_metrics(reconstruction=reconstruction)
-        with torch.no_grad():  # the assignment is no part of the gradient
+        with torch.no_grad():  # no gradient flows through the assignment
             eval_codes = promote_to_float32(self.encode_in_eval_mode(images))
             clusters = nearest_center(eval_codes, self.centers)
             self.shares.lerp_(batch_mean(soft_assignment(eval_codes, self.centers)), SHARES_MOMENTUM)
@@ -199,11 +213,11 @@ class DeepKMeans(Autoencoder, CanCluster):
         return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centers_used=used)
 
     def assign(self, batch: Batch) -> Tensor:
-        """Return the nearest center of each sample: int64 (batch,)."""
+        """Return the index of the nearest center of each sample: int64 (batch,)."""
         return nearest_center(self.encode(batch), self.centers)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
-        pairs: list[tuple[Tensor, Tensor]] = []  # of labels and clusters
+        pairs: list[tuple[Tensor, Tensor]] = []  # labels and clusters of each batch
         scores = mean_scores(samples, lambda batch: self._score_with_clusters(batch, pairs))
         if not pairs:
             return scores
@@ -232,7 +246,8 @@ class DeepKMeans(Autoencoder, CanCluster):
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"][:MAX_PREVIEW_IMAGES]
-        pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)  # each beside its own
+        # Each image is beside its reconstruction.
+        pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
         centers = self.decode(self.centers)
         return {
             "reconstructions": make_grid(pairs, columns=10),

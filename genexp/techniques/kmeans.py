@@ -1,4 +1,4 @@
-"""k-means: Lloyd's algorithm on all points (Lloyd 1982), or on batches of them (Sculley 2010)."""
+"""k-means: Lloyd's algorithm on all points (Lloyd 1982), or mini-batch k-means (Sculley 2010)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from genexp.kmeans.lloyd import assign, lloyd_step, relocate_empty_clusters
 from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
 
-INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # initial centers
-MAX_OFFSET_RATIO = 4.0  # points are far from 0 where their mean's squared norm is so many times their variance
-MAX_PREVIEW_CENTERS = 100  # in a grid, at most
-MAX_FIGURE_CLUSTERS, FIGURE_COLUMNS = 20, 12  # rows and columns of the figure of clusters
+INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # by model.init
+MAX_OFFSET_RATIO = 4.0  # of the mean's squared norm to the total variance; above it, the origin is the mean
+MAX_PREVIEW_CENTERS = 100  # in the grid of the preview
+MAX_FIGURE_CLUSTERS, FIGURE_COLUMNS = 20, 12  # rows and columns of the gallery figure
 
 
 @dataclass
 class KMeansConfig:
-    """conf/model/kmeans.yaml."""
+    """Keys of conf/model/kmeans.yaml."""
 
     clusters: int
-    init: str
-    n_init: int  # starts, of which the best counts
-    init_samples: int | None  # points that k-means++ chooses from
-    tolerance: float  # of the squared move of all centers in an epoch, in mean variances of a feature
-    batch_size: int | None  # the trainer's: null for Lloyd on all points
+    init: str  # a key of `INIT_METHODS`, "uniform" in [0, 1], or a .npy file of centers (clusters, features)
+    n_init: int  # number of starts; the one with the lowest inertia is the result
+    init_samples: int | None  # number of random points that initial centers are drawn from; None: all points
+    tolerance: float  # converged: squared center shift in an epoch, at most, in units of the mean feature variance
+    batch_size: int | None  # that of the trainer; None: Lloyd's algorithm on all points
 
     def __post_init__(self) -> None:
         require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
@@ -56,17 +56,17 @@ class KMeansConfig:
 
 @dataclass(frozen=True)
 class _StoredBounds:
-    """What spares comparisons. It changes no result, and is found anew where it is missing: after a resume."""
+    """Bounds of the last assignment. They change no result, and are recomputed after a resume."""
 
-    starts: Tensor
-    centers: Tensor  # what the hints belong to
-    changed_fraction: float
+    starts: Tensor  # int64 (starts,): indices of the starts that the bounds cover
+    centers: Tensor  # (starts, clusters, features): centers of the bounds, minus `KMeans.origin`
+    changed_fraction: float  # of the labels, in [0, 1]
     bounds: AssignmentBounds | None
 
 
 @register
 class KMeans(Technique, CanCluster):
-    """Moves each center to the mean of the points nearest to it, for several starts at once."""
+    """k-means for several starts at once: each center moves to the mean of the points nearest to it."""
 
     Config = KMeansConfig
     name = "kmeans"
@@ -74,15 +74,15 @@ class KMeans(Technique, CanCluster):
     example_count = 500
 
     centers: Tensor  # (starts, clusters, features)
-    counts: Tensor  # int64 (starts, clusters): points of each cluster, in batches all it ever had
-    inertia: Tensor  # (starts,)
-    active: Tensor  # bool (starts,)
-    origin: Tensor  # (features,) what distances are computed about, so that no digits are lost far from 0
-    squared_norm_sum: Tensor  # () the squared distances of all points to the origin, summed
-    tolerance_squared: Tensor  # () starts whose centers move less in an epoch, squared, have converged
-    sums: Tensor  # like centers, in float64: of the points of each cluster; for Lloyd's algorithm
-    labels: Tensor  # label_type (starts, points): the cluster of each point; for Lloyd's algorithm
-    epoch_start_centers: Tensor  # the centers before this epoch; for batches
+    counts: Tensor  # int64 (starts, clusters): points of each cluster; with batches, in all steps so far
+    inertia: Tensor  # (starts,): sum of squared distances to the nearest center; estimated with batches
+    active: Tensor  # bool (starts,): the start has not converged
+    origin: Tensor  # (features,): subtracted from points and centers, since distances far from 0 lose digits
+    squared_norm_sum: Tensor  # (): sum of the squared distances of all points to `origin`
+    tolerance_squared: Tensor  # (): largest squared center shift of a converged start in an epoch
+    sums: Tensor  # float64 (starts, clusters, features): sums of each cluster's points; Lloyd's algorithm only
+    labels: Tensor  # `label_dtype` (starts, points): cluster of each point; Lloyd's algorithm only
+    epoch_start_centers: Tensor  # (starts, clusters, features): centers before this epoch; batches only
 
     def __init__(self, config: KMeansConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class KMeans(Technique, CanCluster):
             self.epoch_start_centers.copy_(self.centers)
 
     def _build_points(self, samples: Batches) -> PointBlocks:
-        # Nothing is subtracted where that changes nothing: it would be another pass over each block.
+        # An origin of 0 is not subtracted: that would be another pass over each block.
         return PointBlocks(samples, self.stream, self.origin if self.origin.any() else None)
 
     def _init_centers(self, points: PointBlocks, count: int) -> Tensor:
@@ -153,7 +153,10 @@ class KMeans(Technique, CanCluster):
         return INIT_METHODS[self.config.init](points, count, starts, clusters) + self.origin
 
     def lloyd_step(self, samples: Batches, clock: Clock) -> Metrics:
-        """Do one Lloyd iteration. Centers, sums, counts, labels and inertia belong together before and after."""
+        """Run one iteration of Lloyd's algorithm for the starts that have not converged.
+
+        Centers, sums, counts, labels and inertia are consistent with each other before and after.
+        """
         active = self.active.nonzero().squeeze(1)
         shift = torch.zeros_like(self.inertia)
         if len(active):
@@ -166,7 +169,10 @@ class KMeans(Technique, CanCluster):
         return self._build_metrics(shift)
 
     def _select_sums(self, starts: Tensor, centers: Tensor) -> ClusterSums:
-        """Return what is known of `starts`, with the hints where they still belong to `centers`."""
+        """Return the cluster sums of `starts`, with the stored bounds if these belong to `centers`.
+
+        `starts` is int64 (starts,), `centers` (starts, clusters, features).
+        """
         cluster_sums = ClusterSums(self.sums[starts], self.counts[starts], self.labels[starts])
         if self._bounds is None:
             return cluster_sums
@@ -190,14 +196,14 @@ class KMeans(Technique, CanCluster):
         self._bounds = _StoredBounds(starts, centers, cluster_sums.changed_fraction, cluster_sums.bounds)
 
     def minibatch_step(self, batch: Batch, clock: Clock) -> Metrics:
-        """Move centers to the mean of all points that were ever assigned to them, those of `batch` included."""
+        """Move each center to the mean of all points ever assigned to it, including those of `batch`."""
         points = batch[self.stream].flatten(1) - self.origin
         old_centers = self.centers - self.origin
         batch_sums = assign([points], old_centers, len(points))
         partial_inertia = batch_sums.partial_inertia(old_centers).to(old_centers)
         sums = (old_centers * self.counts.unsqueeze(2)).to(batch_sums.sums) + batch_sums.sums
         cluster_sums = ClusterSums(sums, self.counts + batch_sums.counts, batch_sums.labels)
-        if clock.is_epoch_end:  # a center that got no point in a whole epoch is lost
+        if clock.is_epoch_end:  # a cluster that is still empty after a whole epoch is relocated
             cluster_sums = relocate_empty_clusters(cluster_sums, old_centers, [points])
         self.centers.copy_(cluster_sums.means(old_centers) + self.origin)
         self.counts.copy_(cluster_sums.counts)
@@ -222,7 +228,7 @@ class KMeans(Technique, CanCluster):
 
     @property
     def best_centers(self) -> Tensor:
-        """Return the centers (clusters, features) of the best start."""
+        """Centers (clusters, features) of the start with the lowest inertia."""
         return self.centers[self.inertia.argmin()]
 
     def assign(self, batch: Batch) -> Tensor:
@@ -256,7 +262,10 @@ class KMeans(Technique, CanCluster):
         return draw_clusters(points, self.assign(examples), centers)
 
     def _draw_members(self, images: Tensor) -> Tensor:
-        """Return a picture with a row for each cluster: its center, and the images nearest to it that it has."""
+        """Return an image with one row per cluster: its center, then its members from near to far.
+
+        `images` is (images, channels, height, width). The result is (channels, height, width).
+        """
         centers = self.best_centers[:MAX_FIGURE_CLUSTERS]
         distances = torch.cdist(images.flatten(1), centers)  # (images, clusters)
         is_other_cluster = self.assign({"image": images}).unsqueeze(1) != torch.arange(
@@ -271,7 +280,7 @@ class KMeans(Technique, CanCluster):
 
 
 def _load_centers(config: KMeansConfig, features: int) -> Tensor:
-    """Return the centers (clusters, features) in the file that the config names. Raises ConfigError."""
+    """Return the centers (clusters, features) from the file `config.init`. Raises ConfigError."""
     try:
         centers = torch.from_numpy(np.load(Path(config.init), allow_pickle=False)).float()
     except (OSError, ValueError, TypeError, EOFError) as error:
