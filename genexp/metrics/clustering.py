@@ -1,4 +1,4 @@
-"""How well clusters agree with labels that the clustering never saw."""
+"""Agreement of clusters with class labels: accuracy, normalized mutual information, adjusted Rand index."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Assignment = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,); any integers, each value one group
+Assignment = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,): any integers; equal values are one group
 
 
 def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
-    """Return the share of samples rightly labeled under the best one-to-one matching of clusters to labels.
+    """Return the fraction of correct samples under the best one-to-one matching of clusters to labels.
 
-    The matching is Hungarian (Yang et al. 2010). Where there are more clusters than labels, samples of the
-    unmatched clusters count as wrong; where there are fewer, samples of the unmatched labels do.
+    The Hungarian algorithm finds the matching (Yang et al. 2010). If there are more clusters than labels, samples
+    of unmatched clusters count as errors. If there are fewer, samples of unmatched labels do.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -28,15 +28,15 @@ def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
 
 
 def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:
-    """Return "acc" (see `clustering_accuracy`), "nmi" (arithmetic normalizer) and "ari" of (samples,) twice.
+    """Return "acc" (see `clustering_accuracy`), "nmi" (normalized by the arithmetic mean) and "ari".
 
-    acc and nmi lie in [0, 1]; ari is 0 for chance and 1 for agreement, and may be negative.
+    acc and nmi lie in [0, 1]. ari is 0 for chance and 1 for agreement, and may be negative.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     rows, columns = _encode_labels(labels), _encode_labels(clusters)
     with warnings.catch_warnings():
-        # sklearn takes many small clusters for a regression target.
+        # With many small clusters, sklearn warns of a regression target.
         warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
         return {
             "acc": clustering_accuracy(rows, columns),
@@ -46,6 +46,6 @@ def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, flo
 
 
 def _encode_labels(assignment: Assignment) -> NDArray[np.int64]:
-    """Return `assignment` renumbered 0, 1, 2, ... without gaps."""
+    """Return `assignment` with its values renumbered from 0 without gaps: int64 (samples,)."""
     values = assignment.numpy(force=True) if isinstance(assignment, Tensor) else np.asarray(assignment)
     return np.unique(values, return_inverse=True)[1].reshape(-1)

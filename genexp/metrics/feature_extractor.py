@@ -1,4 +1,4 @@
-"""The feature space of the generation metrics: a classifier of the same data set, shipped or trained once."""
+"""Feature extractor of the generation metrics: a classifier of the same data set, bundled or trained once."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from genexp.networks.classifier import Classifier
 
 BUNDLED_VERSIONS = {"mnist": "mnist-v1", "mnist_5k": "mnist-v1", "fashion_mnist": "fashion_mnist-v1"}
 WEIGHTS_DIR = Path(__file__).parent / "weights"
-TRAINING_VERSION = 1  # raise it when the classifier or its training changes: cached ones are then trained anew
+TRAINING_VERSION = 1  # increase it when the classifier or its training changes: this invalidates cached ones
 BATCH_SIZE, LEARNING_RATE = 128, 4e-3
-TRAINING_SAMPLES, MAX_EPOCHS = 180_000, 60
-MAX_SPLIT_SAMPLES, MAX_SPLIT_BYTES = 60_000, 10**9  # of a split: it is held in memory
+TRAINING_SAMPLES, MAX_EPOCHS = 180_000, 60  # samples drawn in training, and the most epochs for them
+MAX_SPLIT_SAMPLES, MAX_SPLIT_BYTES = 60_000, 10**9  # of a split, which is held in memory
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A trained classifier, and all that is worth knowing of it."""
+    """Trained classifier with its data set, version and accuracy."""
 
     classifier: Classifier
-    dataset: str
-    version: str  # stands in the names of the metrics: scores of different versions cannot be compared
-    image_shape: tuple[int, int, int]
+    dataset: str  # name of the data set
+    version: str  # part of the metrics' names: scores of different versions are not comparable
+    image_shape: tuple[int, int, int]  # (channels, height, width)
     classes: int
     accuracy: float  # on the test split, in [0, 1]
 
@@ -44,7 +44,7 @@ class FeatureExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, channels, height, width) → (samples, features).
 
-        `images` are uint8, or float in [0, 1], on any device; the classifier moves to it.
+        `images` are uint8, or float in [0, 1], on any device. The classifier is moved to that device.
         """
         classifier = self.classifier.to(images.device).eval()
         with torch.autocast(images.device.type, enabled=False):
@@ -54,7 +54,7 @@ class FeatureExtractor:
 
 
 def save_extractor(extractor: FeatureExtractor, path: Path) -> None:
-    """Write `extractor` to `path`, whole or not at all; weights in float16. Raises OSError."""
+    """Write `extractor` to `path` atomically, with weights in float16. Raises OSError."""
     state = extractor.classifier.state_dict()
     content = {
         "dataset": extractor.dataset,
@@ -76,7 +76,7 @@ def save_extractor(extractor: FeatureExtractor, path: Path) -> None:
 
 
 def load_extractor(path: Path) -> FeatureExtractor:
-    """Read what `save_extractor` wrote, executing none of it. Raises OSError and, where damaged, other errors."""
+    """Read a file of `save_extractor`, running no code from it. Raises OSError; if damaged, other errors."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     channels, height, width = content["image_shape"]
     shape = (channels, height, width)
@@ -90,9 +90,9 @@ def load_extractor(path: Path) -> FeatureExtractor:
 
 
 def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """Return the extractor for `dataset`: shipped for the MNISTs, else trained on first use and cached.
+    """Return the extractor of `dataset`: bundled for MNIST and Fashion-MNIST, else trained once and cached.
 
-    A cached one is known by the data set's name, image shape, size and a sample of its content.
+    The cache key is made from the data set's name, image shape, size and a sample of its content.
     Raises ConfigError for a data set without images or without labels.
     """
     shape = dataset.spec.image_shape
@@ -109,14 +109,14 @@ def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "c
     path = _cache_dir() / f"{version}.pt"
     try:
         return load_extractor(path)
-    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):  # absent, or damaged
+    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):  # the file is missing or damaged
         _log.info(
             "training a classifier of %s for the generation metrics (once; then kept in %s)", dataset.name, path
         )
     extractor = train_classifier(dataset, version=version, device=device)
     try:
         save_extractor(extractor, path)
-    except OSError as error:  # a home that cannot be written to costs time, not the run
+    except OSError as error:  # an unwritable cache directory must not end the run
         _log.warning("could not keep the classifier in %s (%s); the next run trains it again", path, error)
     return extractor
 
@@ -124,10 +124,10 @@ def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "c
 def train_classifier(
     dataset: Dataset, *, version: str, epochs: int | None = None, device: str | torch.device = "cpu", seed: int = 0
 ) -> FeatureExtractor:
-    """Train on the training split (Adam, one-cycle rate) and measure the accuracy on the test split.
+    """Train on the training split (AdamW, one-cycle learning rate) and measure the accuracy on the test split.
 
-    Without `epochs`, as many as show 180,000 samples, 60 at most. Weights are rounded to float16, as they are
-    stored. Torch's global generator is left as it was.
+    By default `epochs` is the number that draws 180,000 samples, at most 60. Weights are rounded to float16, as in
+    the file. Torch's global generator is left unchanged.
     """
     images, labels = _load_labeled_images(dataset.train)
     classes = int(labels.max()) + 1
@@ -164,7 +164,7 @@ def _fit(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int) ->
 
 @torch.inference_mode()
 def classifier_accuracy(classifier: Classifier, split: Split) -> float:
-    """Return the share of `split` that `classifier` labels rightly, in [0, 1]."""
+    """Return the fraction of samples of `split` that `classifier` labels correctly, in [0, 1]."""
     images, labels = _load_labeled_images(split)
     device = next(classifier.parameters()).device
     predictions = torch.cat(
@@ -180,7 +180,7 @@ def _cache_dir() -> Path:
 
 
 def _fingerprint(dataset: Dataset) -> str:
-    """Return 8 hexadecimal digits of the image shape, the sizes and 64 samples spread over the training split."""
+    """Return 8 hexadecimal digits that identify the image shape, the training size and 64 training samples."""
     images, labels = dataset.train.streams["image"], dataset.train.streams["label"]
     digest = hashlib.sha256(f"{TRAINING_VERSION} {dataset.spec.image_shape} {len(images)}".encode())
     for index in torch.linspace(0, len(images) - 1, min(64, len(images))).long().tolist():
@@ -190,7 +190,7 @@ def _fingerprint(dataset: Dataset) -> str:
 
 
 def _load_labeled_images(split: Split) -> tuple[Tensor, Tensor]:
-    """Return images (samples, channels, height, width) and labels (samples,), evenly thinned to fit in memory."""
+    """Return images (samples, channels, height, width) and labels (samples,), thinned evenly to fit in memory."""
     images, labels = split.streams["image"], split.streams["label"]
     count = min(len(labels), MAX_SPLIT_SAMPLES, max(1, MAX_SPLIT_BYTES // images[0].nbytes))
     indices = torch.linspace(0, len(labels) - 1, count, dtype=torch.float64).long()

@@ -1,7 +1,8 @@
-"""How like real images generated ones are, from features (samples, features) of both.
+"""Fréchet distance (Heusel et al. 2017) and neighborhood scores (Naeem et al. 2020) of generated images.
 
-None of the names says "FID": that is the Fréchet distance in the features of Inception, and ours are of a small
-classifier whose version is part of each name. All scores depend on the numbers of samples: compare equal ones.
+Inputs are features (samples, features) of real and generated images. No score is named "FID", which is the Fréchet
+distance in the features of Inception. These features come from a small classifier, whose version is part of each
+name. All scores depend on the numbers of samples, so only scores from equal numbers are comparable.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch import Tensor
 from genexp.errors import ConfigError
 
 NEIGHBORS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
-BLOCK_ROWS = 500  # rows of the distance matrix in memory at once: 40 MB against 10,000 samples
+BLOCK_ROWS = 500  # rows of the distance matrix in memory at once: 40 MB for 10,000 columns
 
 
 def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, float]:
     """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's `version`.
 
-    `real` and `fake` are features, (samples, features) each. Raises ConfigError for fewer than 6 of either.
+    `real` and `fake` are features, (samples, features) each. Raises ConfigError for fewer than 6 samples.
     """
     if min(len(real), len(fake)) <= NEIGHBORS:
         raise ConfigError(
@@ -35,8 +36,8 @@ def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, flo
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Return the squared Fréchet (2-Wasserstein) distance of Gaussians fitted to both (Heusel et al. 2017).
 
-    |m - m'|² + tr(C + C' - 2 (C C')^½), where the trace of the root is that of the symmetric (C^½ C' C^½)^½, whose
-    eigenvalues are real however singular the covariances are.
+    It is |m - m'|² + tr(C + C' - 2 (C C')^½). The trace of the root is that of the symmetric (C^½ C' C^½)^½, whose
+    eigenvalues are real even for singular covariances. `real` and `fake` are (samples, features).
     """
     (mean, covariance), (other_mean, other_covariance) = _fit_gaussian(real), _fit_gaussian(fake)
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
@@ -50,11 +51,15 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 def neighborhood_scores(real: Tensor, fake: Tensor, neighbors: int = NEIGHBORS) -> dict[str, float]:
     """Return "precision", "recall" (Kynkäänniemi et al. 2019), "density" and "coverage" (Naeem et al. 2020).
 
-    A sample's ball reaches to its `neighbors`-th nearest neighbor of its own kind. Precision: the share of fakes
-    in a real ball. Recall: of reals in a fake ball. Density: real balls around a fake over `neighbors`; it may
-    exceed 1. Coverage: the share of real balls that hold a fake.
+    The radius of a sample's ball is the distance to its `neighbors`-th nearest neighbor of the same set.
+    - precision: fraction of fakes in at least one real ball
+    - recall: fraction of reals in at least one fake ball
+    - density: mean number of real balls around a fake, divided by `neighbors`; may exceed 1
+    - coverage: fraction of real balls with at least one fake
+
+    `real` and `fake` are (samples, features).
     """
-    center = real.double().mean(0)  # near the origin, squared distances lose fewer digits
+    center = real.double().mean(0)  # near the origin, squared distances lose fewer digits to rounding
     real, fake = real.double() - center, fake.double() - center
     real_radii, fake_radii = _squared_radii(real, neighbors), _squared_radii(fake, neighbors)
     balls_around_fake = torch.zeros(len(fake), dtype=torch.long)
@@ -78,7 +83,7 @@ def _fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_radii(samples: Tensor, neighbors: int) -> Tensor:
-    """Return the squared distance of each sample to its nearest neighbor number `neighbors`: (samples,)."""
+    """Return the squared distance of each sample to its `neighbors`-th nearest neighbor: (samples,)."""
     radii = [
         # One more than `neighbors`, since the nearest sample is the sample itself.
         distances.topk(neighbors + 1, largest=False).values[:, -1]
@@ -88,7 +93,7 @@ def _squared_radii(samples: Tensor, neighbors: int) -> Tensor:
 
 
 def _distance_blocks(samples: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows of the matrix of squared distances, (block, others), and where in `samples` they belong."""
+    """Yield slices of `samples`, and their squared distances to `others`: (block, others)."""
     squares = others.square().sum(1)
     for start in range(0, len(samples), BLOCK_ROWS):
         block = samples[start : start + BLOCK_ROWS]

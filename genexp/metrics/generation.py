@@ -1,4 +1,4 @@
-"""Who says how good generated images are: the generation metrics, bound to a data set."""
+"""Fréchet distance, precision, recall, density and coverage of generated images of one data set."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from genexp.metrics.feature_extractor import FeatureExtractor, load_or_train_ext
 from genexp.metrics.frechet import generation_scores
 from genexp.technique import Batches
 
-MAX_REAL_IMAGES = 10_000  # images of the held-out split that generated ones are compared with
+MAX_REAL_IMAGES = 10_000  # held-out images that generated images are compared with
 
 
 class PixelFeatures:
-    """Feature space of a data set without labels, thus without a classifier: the image at 8×8 pixels at most."""
+    """Feature extractor for data sets without labels: the image averaged to at most 8×8 pixels."""
 
     version = "pixels8-v1"
 
@@ -29,9 +29,9 @@ class PixelFeatures:
 
 
 class GenerationMetrics:
-    """Compares generated images with held-out ones, in the features of the data set's classifier.
+    """Metrics that compare generated images with held-out images, in the features of the data set's classifier.
 
-    The classifier is loaded (or trained, once) at the first use, and the real images are seen once.
+    The first use loads the classifier, or trains it. The features of the real images are computed once.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -41,18 +41,18 @@ class GenerationMetrics:
         self._real_features: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return this very judge: the averaged copy of a technique need not see the real images again."""
+        """Return self: the EMA copy of a technique shares the features of the real images."""
         return self
 
     def extract_features(self, images: Tensor) -> Tensor:
-        """Return features (samples, features) on the CPU of images (samples, c, h, w) in [0, 1]."""
+        """Return features on the CPU: (samples, channels, height, width) in [0, 1] → (samples, features)."""
         return self._get_extractor(images.device)(images)
 
     def compute_scores(self, samples: Batches, generated: Sequence[Tensor]) -> dict[str, float]:
-        """Return frechet_V, precision_V, ... of `generated` features, V being the feature space's version.
+        """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
 
-        The first one is there under the plain name "frechet" too, which names no data set: a recipe's
-        objective. Raises ConfigError for too few images.
+        `samples` are the real ones. `generated` are features, (samples, features) each. "frechet" repeats
+        frechet_V: a recipe's objective has this name for all data sets. Raises ConfigError for too few images.
         """
         if self._real_samples is not samples:
             self._real_samples, self._real_features = samples, self._extract_real_features(samples)
@@ -63,7 +63,10 @@ class GenerationMetrics:
         return {"frechet": scores[f"frechet_{version}"], **scores}
 
     def label_accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return label_accuracy_V: the share of generated images that the classifier labels as asked for."""
+        """Return label_accuracy_V: the fraction of generated images that the classifier gives the requested label.
+
+        `features` is (samples, features), `labels` (samples,). V is the extractor's version.
+        """
         extractor = self._extractor
         assert isinstance(extractor, FeatureExtractor)
         device = next(extractor.classifier.parameters()).device

@@ -1,4 +1,4 @@
-"""How well a latent-variable model explains images, in nats, and how much of its latent space it uses."""
+"""Importance-sampled log likelihood and active units of a latent-variable model (Burda et al. 2016)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
-LogLikelihood = Callable[[Tensor, Tensor], Tensor]
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # images → means and log variances of the posterior
+LogLikelihood = Callable[[Tensor, Tensor], Tensor]  # images, latents → log p(x|z) in nats
 
 
 def importance_log_likelihood(
@@ -17,10 +17,11 @@ def importance_log_likelihood(
 ) -> Tensor:
     """Return the importance-sampled log p(x) of each image in nats: (batch, ...) → (batch,).
 
-    Burda et al. 2016, equation 8, with the prior N(0, I): a lower bound in expectation, and tighter with more
-    `samples` of an image. `encode(images)` gives the posterior's means and log variances, (batch, latent) each;
-    `log_likelihood(images, latents)` gives log p(x|z) in nats, (rows, ...) and (rows, latent) → (rows,).
-    Memory holds `chunk` samples an image at once. Draws from torch's global generator.
+    This is equation 8 of Burda et al. 2016 with the prior N(0, I): a lower bound in expectation. It is tighter
+    with more `samples` per image. `encode(images)` returns means and log variances of the posterior,
+    (batch, latent) each. `log_likelihood(images, latents)` returns log p(x|z) in nats:
+    (rows, ...) and (rows, latent) → (rows,). Memory holds `chunk` samples per image at once. Draws from torch's
+    global generator.
     """
     means, log_variances = encode(images)
     deviations = (0.5 * log_variances).exp()
@@ -38,9 +39,9 @@ def importance_log_likelihood(
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:
-    """Return how many latent dimensions carry information: (samples, latent) posterior means of a split → count.
+    """Return the number of latent units that carry information, from posterior means (samples, latent).
 
-    A dimension counts if the variance of its mean over the data exceeds `threshold` (Burda et al. 2016).
+    A unit is active if the variance of its mean over the data exceeds `threshold` (Burda et al. 2016).
     """
-    variances = means.cpu().double().var(dim=0, correction=min(1, len(means) - 1))  # of one sample: none
+    variances = means.cpu().double().var(dim=0, correction=min(1, len(means) - 1))  # one sample has variance 0
     return int((variances > threshold).sum())

@@ -1,4 +1,4 @@
-"""How much a latent code says of the labels: two axes that all techniques share."""
+"""Accuracy of labels predicted from latent codes by nearest neighbors and by a linear probe."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import warnings
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 1000  # test codes whose distances to all training codes are in memory at once
+BLOCK_ROWS = 1000  # test codes whose distances to the training codes are in memory at once
 MAX_PROBE_ITERATIONS = 200
 
 
 def knn_accuracy(
     train_codes: Tensor, train_labels: Tensor, test_codes: Tensor, test_labels: Tensor, neighbors: int = 10
 ) -> float:
-    """Return the share of test codes that most of their nearest training codes label rightly, in [0, 1].
+    """Return the accuracy, in [0, 1], of a majority vote of the `neighbors` nearest training codes.
 
-    Codes are (samples, features), labels (samples,). Distances are Euclidean in the codes as they are; a tied
+    Codes are (samples, features), labels (samples,). Distances are Euclidean, without standardization. A tied
     vote goes to the smaller label. With fewer training codes than `neighbors`, all vote.
     """
     references = train_codes.flatten(1).float()
@@ -37,14 +37,14 @@ def knn_accuracy(
 def linear_probe_accuracy(
     train_codes: Tensor, train_labels: Tensor, test_codes: Tensor, test_labels: Tensor
 ) -> float:
-    """Return the test accuracy, in [0, 1], of a logistic regression on the codes: (samples, features), (samples,).
+    """Return the test accuracy, in [0, 1], of logistic regression on the codes.
 
-    Codes are standardized by the training codes. At most 200 L-BFGS iterations: a probe that has not converged
-    by then is judged as it is.
+    Codes are (samples, features), labels (samples,). Codes are standardized by the training codes. The probe is
+    scored after at most 200 L-BFGS iterations, whether it has converged or not.
     """
     from sklearn.linear_model import LogisticRegression
 
-    if (train_labels == train_labels[0]).all():  # one class leaves nothing to learn, and sklearn refuses it
+    if (train_labels == train_labels[0]).all():  # sklearn rejects a single class
         return float((test_labels == train_labels[0]).double().mean())
     train, test = train_codes.flatten(1).cpu().double(), test_codes.flatten(1).cpu().double()
     mean, deviation = train.mean(0), train.std(0, correction=0)

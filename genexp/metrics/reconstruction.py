@@ -1,4 +1,4 @@
-"""How near a reconstruction is to its target, image by image: pixel values in [0, 1]."""
+"""Mean squared error, PSNR and SSIM (Wang et al. 2004) of each image, for pixel values in [0, 1]."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-MSE_FLOOR = 1e-10  # identical images score 100 dB instead of infinity, so that means stay finite
-WINDOW_SIZE, SIGMA = 11, 1.5
-LUMINANCE_FLOOR, CONTRAST_FLOOR = 0.01**2, 0.03**2  # (k · data range)² with the paper's k1 and k2, range 1
+MSE_FLOOR = 1e-10  # identical images get 100 dB instead of infinity, so that means stay finite
+WINDOW_SIZE, SIGMA = 11, 1.5  # of the Gaussian window, in pixels
+LUMINANCE_FLOOR, CONTRAST_FLOOR = 0.01**2, 0.03**2  # (k · data range)²: k1 and k2 of the paper, range 1
 
 
 def mse(images: Tensor, targets: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def mse(images: Tensor, targets: Tensor) -> Tensor:
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of each image in dB, for a peak of 1: (batch, ...) twice → (batch,).
 
-    At most 100 dB: the squared error is floored at 1e-10.
+    It is at most 100 dB: the mean squared error is clamped to at least 1e-10.
     """
     return -10 * mse(images, targets).clamp_min(MSE_FLOOR).log10()
 
@@ -28,8 +28,8 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Return the structural similarity of each image: (batch, channels, height, width) twice → (batch,).
 
-    Wang et al. 2004 with its Gaussian window of 11 pixels (sigma 1.5), averaged over channels and all pixels;
-    borders are reflected, as torchmetrics does. Reflection needs a side of 6 or more: on smaller images
+    This is Wang et al. 2004 with its Gaussian window of 11 pixels (sigma 1.5), averaged over channels and all
+    pixels. Borders are reflected, as in torchmetrics. Reflection needs a side of 6 or more. On smaller images
     the window shrinks to 2 · side - 1.
     """
     height, width = images.shape[-2:]
@@ -38,9 +38,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     x, y = images.to(vertical_filter.dtype), targets.to(vertical_filter.dtype)
     moments = torch.stack((x, y, x * x + y * y, x * y))  # (4, batch, channels, height, width)
     # The Gaussian is separable: two small matrix products take a twentieth of the time of a 2-D convolution.
-    smoothed = (moments @ horizontal_filter.T).transpose(
-        -1, -2
-    ) @ vertical_filter.T  # transposed, which no mean below can see
+    # The result is transposed, which changes none of the means below.
+    smoothed = (moments @ horizontal_filter.T).transpose(-1, -2) @ vertical_filter.T
     mean_x, mean_y, mean_of_squares, mean_of_product = smoothed.unbind()
     square_of_means = mean_x.square() + mean_y.square()
     product_of_means = mean_x * mean_y
@@ -56,8 +55,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 def _gaussian_filter_matrix(size: int, device: torch.device) -> Tensor:
     """Return the (size, size) matrix that reflects a line at its ends and smooths it with the Gaussian window.
 
-    In double precision (but for MPS, which has none): a variance is a small difference of large means, and
-    neither autocast nor TF32 touches doubles.
+    It is float64, except on MPS, which has no float64. A variance is a small difference of large means, and
+    neither autocast nor TF32 affects float64.
     """
     radius = min(WINDOW_SIZE // 2, size - 1)
     offsets = torch.arange(-radius, radius + 1)

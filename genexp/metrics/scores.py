@@ -1,4 +1,4 @@
-"""Averaging per-sample scores over a split."""
+"""Mean of per-sample scores over a split, and the direction in which a metric improves."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ LOWER_IS_BETTER = "mse|l1|loss|kl|negative_elbo|frechet|inertia|domain_distance"
 
 
 def mean_scores(samples: Batches, score: Callable[[Batch], dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean over all samples of each per-sample score (batch,) that `score` gives."""
+    """Return the mean over all samples of each score. `score` maps a batch to scores, (batch,) each."""
     totals: dict[str, Tensor] = {}
     count = 0
     for batch in samples:
         scores = score(batch)
         for name, values in scores.items():
-            # float64: 60,000 float32 terms would lose the last digits that a comparison wants.
+            # float64: a sum of 60,000 float32 terms would lose the digits in which runs differ.
             totals[name] = totals.get(name, torch.zeros(())) + values.double().sum().cpu()
         count += len(next(iter(scores.values())))
     return {name: float(total) / count for name, total in totals.items()}
 
 
 def infer_direction(metric: str) -> Literal["min", "max"] | None:
-    """Return the direction in which a metric is better; None for one that is not known.
+    """Return the direction in which a metric improves, or None for an unknown metric.
 
     A known name may have words before and after it: noisy_psnr, frechet_mnist-v1.
     """

@@ -1,18 +1,19 @@
-"""How far apart two sets of images are, without a network."""
+"""Sliced Wasserstein distance of two sets of images (Rabin et al. 2012)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-PROJECTIONS = 256
+PROJECTIONS = 256  # number of random directions
 
 
 def sliced_wasserstein(first: Tensor, second: Tensor, projections: int = PROJECTIONS) -> Tensor:
-    """Return the sliced Wasserstein-1 distance of two equally large sets of images (samples, ...).
+    """Return the sliced Wasserstein-1 distance of two equally large sets of images (samples, ...): scalar.
 
-    Both are projected on random directions, where the distance is that of the sorted values (Rabin et al. 2012).
-    0 for equal sets, in any order; the directions come from torch's global generator.
+    Both sets are projected onto random directions. Along each, the distance is the mean absolute difference of the
+    sorted values (Rabin et al. 2012). It is 0 for equal sets in any order. The directions come from torch's global
+    generator.
     """
     assert len(first) == len(second)
     features = first[0].numel()
