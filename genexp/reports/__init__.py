@@ -1,4 +1,4 @@
-"""The answer of many runs: which settings matter, and by more than the noise."""
+"""Comparison of runs, and the HTML pages of a run and of a comparison."""
 
 from genexp.reports.comparison import Comparison, compare
 from genexp.reports.run_report import write_run_report

@@ -1,4 +1,4 @@
-"""Runs beside each other: in which settings they differ, what they score, and which is ahead."""
+"""Comparison of runs: differing settings, scores, ranking, and a significance test."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from genexp.run_dir.record import RunRecord, find_runs
 
 @dataclass(frozen=True)
 class Objective:
-    """What runs are sorted by."""
+    """Metric that runs are sorted by."""
 
-    metric: str
-    direction: str  # min or max
+    metric: str  # "train/NAME" for a training metric, else a test metric
+    direction: str  # "min" or "max"
 
     def cost(self, value: float | None) -> float:
-        """Return a number that is lower for a better value, and highest for none."""
+        """Return a number to sort by: lower for a better value, infinity for None."""
         if value is None:
             return math.inf
         return -value if self.direction == "max" else value
@@ -29,37 +29,41 @@ class Objective:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that can be said of some runs together. `runs` and `groups` are sorted, the best first."""
+    """Result of comparing runs."""
 
-    runs: tuple[RunRecord, ...]
-    parameters: tuple[str, ...]  # keys that differ, the seed left out
-    objective: Objective | None  # None where the runs have no metric in common
-    metrics: tuple[str, ...]  # the objective first
-    groups: tuple[SeedGroup, ...]
-    t_test: TTestResult | None  # None where no two groups were run with several seeds
-    notes: tuple[str, ...] = ()
+    runs: tuple[RunRecord, ...]  # best first; failed runs and runs without a score last
+    parameters: tuple[str, ...]  # dotted configuration keys that differ between runs, without the seed
+    objective: Objective | None  # None if the runs have no objective in common
+    metrics: tuple[str, ...]  # objective first
+    groups: tuple[SeedGroup, ...]  # best mean score first
+    # Test between the two best groups. None with fewer than two scored groups, or one seed in each group.
+    t_test: TTestResult | None
+    notes: tuple[str, ...] = ()  # messages for the user
 
     @property
     def has_multiple_seeds(self) -> bool:
-        """Return whether any runs differ only in their seed."""
+        """True if at least two runs differ only in their seed."""
         return any(len(group.runs) > 1 for group in self.groups)
 
     @property
     def failed_runs(self) -> tuple[RunRecord, ...]:
-        """Return the runs that ended with an error."""
+        """Runs that ended with an error."""
         return tuple(run for run in self.runs if run.error)
 
 
 def compare(directories: Sequence[Path]) -> Comparison:
-    """Return the comparison of all runs in folders: each a run's, a sweep's, or one that holds such.
+    """Return the comparison of all runs found in `directories`, searched recursively.
 
-    Raises DataError where a folder holds no run. A run that failed or was killed is one like the others.
+    Each directory is a run directory, a sweep directory, or a parent of such directories. Runs that failed or
+    were killed are included.
+
+    Raises DataError if a directory does not exist or contains no run.
     """
     return compare_runs(find_runs(directories))
 
 
 def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
-    """Return the comparison of runs."""
+    """Return the comparison of `runs`."""
     parameters = find_differing_keys(runs)
     objective, notes = _select_objective(runs)
     metrics = _select_metrics(runs, objective)
@@ -86,7 +90,7 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
 
 
 def check_comparable(comparison: Comparison) -> None:
-    """Raise DataError for runs of which no two have a metric in common."""
+    """Raise DataError if several runs have scores but no two of them share a metric."""
     scored_runs = [run for run in comparison.runs if run.scores]
     seen_metrics: set[str] = set()
     for run in scored_runs:
@@ -99,12 +103,15 @@ def check_comparable(comparison: Comparison) -> None:
 
 
 def _select_objective(runs: Sequence[RunRecord]) -> tuple[Objective | None, list[str]]:
-    """Return what all runs that have scores can be sorted by, and what there is to say about it."""
+    """Return the objective common to all runs with scores, if any, and notes for the user.
+
+    Test metrics take precedence over training metrics.
+    """
     scored_runs = [run for run in runs if run.scores]
     if not scored_runs:
         return None, ["no run has a score yet: nothing to sort by"]
     objectives = dict.fromkeys((run.objective, run.direction) for run in scored_runs if run.objective)
-    # A run that was killed before its first evaluation has training metrics only: it need not be sorted.
+    # Runs killed before their first evaluation have only training metrics. They must not restrict the choice.
     evaluated_runs = [
         run for run in scored_runs if not all(name.startswith("train/") for name in run.scores)
     ] or scored_runs

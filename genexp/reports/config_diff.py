@@ -1,4 +1,4 @@
-"""Which settings tell runs apart."""
+"""Configuration differences between runs, and between a run and the defaults."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Any
 from genexp.config import find_config_dir
 from genexp.run_dir.record import RunRecord, flatten_config
 
-CONFIG_GROUPS = ("dataset", "optimizer", "device")  # beside the model, which may choose among them
-GLOBAL_PACKAGE_HEADER = "# @package _global_"  # Hydra's word for a file that says what the top holds
-# Words for the user, where a run began, and defaults that other keys read: they make no other experiment.
+CONFIG_GROUPS = ("dataset", "optimizer", "device")  # groups whose option a model's YAML may override
+GLOBAL_PACKAGE_HEADER = "# @package _global_"  # Hydra directive: the file's keys belong to the root
+# Keys that do not define the experiment: annotations, how the run was started, and defaults read by other keys.
 IGNORED_KEY_PREFIXES = ("resume", "sweep.", "tags", "notes", "model.recipe.")
 GROUP_CHOICE_KEYS = ("model.name", "dataset.name", "optimizer.name", "device.name")
-GROUP_ORDER = ("model", "dataset", "optimizer", "trainer", "device")
+GROUP_ORDER = ("model", "dataset", "optimizer", "trainer", "device")  # order of display; other groups follow
 
 
 def load_default_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted key → default, for the choices of groups in `config`.
+    """Return dotted key → default value, for the config group options selected in `config`.
 
-    A choice that conf/ does not hold (from a --config-dir, or of another version) leaves its keys out. Read from
-    the files rather than composed by Hydra, which is slow and has one state a process.
+    Keys of an option that is missing in conf/ are left out. Such an option comes from a --config-dir or from
+    another version. The YAML files are merged here because Hydra's composition is slow and its state is global to
+    the process.
     """
     choices = {group: str(config.get(group, {}).get("name", "")) for group in ("model", *CONFIG_GROUPS)}
     defaults = dict(_load_defaults(*choices.values()))
@@ -53,7 +54,7 @@ def _load_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(*configs), resolve=True)
     except OmegaConfBaseException:
-        return ()  # an interpolation of an unknown choice
+        return ()  # an interpolation refers to a key of an unknown option
     assert isinstance(merged, dict)
     for group in CONFIG_GROUPS:
         if group in merged and group in defaults_list:
@@ -62,7 +63,10 @@ def _load_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
 
 
 def _load_group_option(config_dir: Path, group: str, name: str) -> Any:
-    """Return the file of a choice as a piece of the whole configuration."""
+    """Return the YAML content of a config group option, nested under `group` unless its package is global.
+
+    The result is empty if conf/ has no such file.
+    """
     from omegaconf import OmegaConf
 
     path = config_dir / group / f"{name}.yaml"
@@ -74,7 +78,7 @@ def _load_group_option(config_dir: Path, group: str, name: str) -> Any:
 
 
 def _parse_defaults_list(content: Any) -> dict[str, str]:
-    """Return group → choice, as a defaults list has it."""
+    """Return group → option of the defaults list in `content`, for `CONFIG_GROUPS` and the trainer."""
     group_entries = [entry for entry in content.get("defaults", []) if not isinstance(entry, str)]
     pairs = [
         (str(key).removeprefix("override ").removeprefix("/"), value)
@@ -85,21 +89,22 @@ def _parse_defaults_list(content: Any) -> dict[str, str]:
 
 
 def get_settings(run: RunRecord) -> dict[str, Any]:
-    """Return dotted key → value of what makes the run the experiment that it is, its seed included."""
+    """Return dotted key → value of all settings that define the experiment, including the seed."""
     order = {group: index for index, group in enumerate(GROUP_ORDER)}
     items = [(key, value) for key, value in flatten_config(run.config) if not key.startswith(IGNORED_KEY_PREFIXES)]
     return dict(sorted(items, key=lambda item: order.get(item[0].partition(".")[0], len(GROUP_ORDER))))
 
 
 def get_experiment_key(run: RunRecord) -> Hashable:
-    """Return what the runs of one experiment, with another seed each, have in common."""
+    """Return a hashable key that is equal for runs that differ only in their seed."""
     return tuple(sorted((key, format_setting(value)) for key, value in get_settings(run).items() if key != "seed"))
 
 
 def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
-    """Return the keys that differ between runs, the seed left out.
+    """Return the dotted keys whose values differ between runs, without the seed.
 
-    A key that follows from a choice is not named beside it: of another model every key is another one.
+    A key whose value is determined by the selected config group options is left out: with another model, all keys
+    of the model differ. It is kept if a run overrides its default.
     """
     all_settings = {run.run_dir: get_settings(run) for run in runs if run.config}
     settings_list = list(all_settings.values())
@@ -121,7 +126,7 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 
 
 def find_overridden_defaults(run: RunRecord) -> dict[str, Any]:
-    """Return the settings of a run that differ from the defaults of its choices → the default."""
+    """Return dotted key → default value, for the settings of `run` that differ from their default."""
     defaults = load_default_settings(run.config)
     settings = get_settings(run)
     return {
@@ -132,7 +137,7 @@ def find_overridden_defaults(run: RunRecord) -> dict[str, Any]:
 
 
 def format_setting(value: Any) -> str:
-    """Return a setting as it is written in YAML."""
+    """Return `value` as written in YAML, with floats rounded to 12 significant digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -145,17 +150,17 @@ def format_setting(value: Any) -> str:
 
 
 def format_setting_short(value: Any) -> str:
-    """Return a setting for the eye: of a number that a search has drawn, six digits."""
+    """Return `value` for display: a float with six significant digits, else as in YAML."""
     return f"{value:.6g}" if isinstance(value, float) else format_setting(value)
 
 
 def shorten_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Return key → a name for the head of a column: the choice of a group goes by the group's."""
+    """Return dotted key → column label. The label of a group's option ("model.name") is the group ("model")."""
     return {key: key.removesuffix(".name") if key in GROUP_CHOICE_KEYS else key for key in keys}
 
 
 def describe_settings(run: RunRecord, keys: Iterable[str]) -> str:
-    """Return the run's values of keys: "optimizer.lr=0.001 model=vae"."""
+    """Return the values of `keys` in `run` as text, such as "optimizer.lr=0.001 model=vae"."""
     settings = get_settings(run)
     names = shorten_keys(keys)
     return " ".join(

@@ -1,4 +1,4 @@
-"""Metrics over steps as charts: one run's in all detail, or those of many runs over each other."""
+"""Plotly charts of metrics over training steps, for one run or for many runs overlaid."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from genexp.reports.seed_statistics import SeedGroup
 from genexp.run_dir.metrics import LoggedCurve
 from genexp.run_dir.record import RunRecord
 
-Chart = dict[str, Any]  # title, traces and layout as plotly has them
-MetricColumns = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → column
+Chart = dict[str, Any]  # "title" (escaped), "traces" and "layout" as defined by plotly.js
+MetricColumns = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → curve
 
-MAX_CURVE_POINTS = 1500  # points of a curve with every step in it; of more the lowest and highest of each bucket
-MAX_GRID_POINTS = 400  # points of a curve among many, at most
-MAX_PAGE_POINTS = 250_000  # points of all curves of a page together
-MAX_COLORED_GROUPS = 8  # settings that stand out; the others are a gray background
+MAX_CURVE_POINTS = 1500  # points; longer raw curves keep the minimum and maximum of each bucket
+MAX_GRID_POINTS = 400  # points of each curve in a chart of many runs
+MAX_PAGE_POINTS = 250_000  # points of all curves on a page of many runs
+MAX_COLORED_GROUPS = 8  # seed groups drawn in color; the others are gray
 GRAY = "rgba(140, 140, 140, 0.4)"
 
 
 def build_run_charts(metrics: MetricColumns) -> list[Chart]:
-    """Return a chart for each metric, or group of them, of one run: every step faintly, means, and test scores."""
+    """Return one chart for each metric, or group of metrics, of one run.
+
+    A chart shows the raw training values in a faint color, their smoothed curve, and the test values.
+    """
     train, test = (_select_curves(metrics.get(split, {})) for split in ("train", "test"))
     steps_per_epoch = _estimate_steps_per_epoch([*train.values(), *test.values()])
     charts = []
@@ -61,7 +64,10 @@ def build_run_charts(metrics: MetricColumns) -> list[Chart]:
 
 
 def build_sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, MetricColumns]) -> list[Chart]:
-    """Return a chart for each metric with a curve for each setting: the mean over its seeds, and their band."""
+    """Return one chart for each split and metric, with one curve for each seed group.
+
+    A curve is the mean over seeds. A band shows its standard error. The objective comes first.
+    """
     panels: dict[tuple[str, str], None] = {}
     objective = comparison.objective.metric if comparison.objective else ""
     panels[("test", objective)] = None
@@ -74,7 +80,10 @@ def build_sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, Metri
 
 
 def downsample_min_max(column: LoggedCurve, max_points: int = MAX_CURVE_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Return (steps, values) of at most `points`: the lowest and the highest of each bucket."""
+    """Return (steps, values) with at most `max_points` points, `(points,)` each.
+
+    A longer curve is divided into buckets of consecutive points. The minimum and maximum of each are kept.
+    """
     count = len(column.values)
     if count <= max_points:
         return column.steps, column.values
@@ -91,9 +100,10 @@ def downsample_min_max(column: LoggedCurve, max_points: int = MAX_CURVE_POINTS) 
 
 
 def resample_to_grid(columns: Sequence[LoggedCurve], max_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (steps, values (columns, steps)) at common steps: all there are, or means of `points` buckets.
+    """Return the common steps `(steps,)` and the values `(columns, steps)` of several curves.
 
-    A step that a column does not have is NaN.
+    Common steps are the union of all steps, or the centers of `max_points` buckets if there are more. A value is
+    the mean of the curve's finite values at a step or in a bucket. It is NaN if there are none.
     """
     steps = np.unique(np.concatenate([column.steps for column in columns]))
     if len(steps) > max_points:
@@ -113,24 +123,27 @@ def resample_to_grid(columns: Sequence[LoggedCurve], max_points: int) -> tuple[n
 
 
 def round_for_json(values: np.ndarray) -> list[float | None]:
-    """Return numbers for JSON in five digits, which is finer than a screen; null for what is not finite."""
+    """Return `values` rounded to five significant digits, finer than screens. Non-finite values become None."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def escape_plotly(text: str) -> str:
-    """Return text so that plotly, which reads a few tags, shows it as it is."""
+    """Return `text` escaped for plotly, which interprets some HTML tags."""
     return html.escape(text, quote=False)
 
 
 def _select_curves(columns: Mapping[str, LoggedCurve]) -> dict[str, LoggedCurve]:
-    """Return the metrics that make a curve; the others are in the table of scores."""
+    """Return the metrics with at least two points. The table of scores shows the others."""
     return {name: column for name, column in columns.items() if len(column.steps) > 1}
 
 
 def _build_overlay_chart(
     groups: Sequence[SeedGroup], metrics: Mapping[RunRecord, MetricColumns], split: str, name: str, points: int
 ) -> Chart | None:
-    """Return a metric's curves over each other; None where it was measured once: it is in the table."""
+    """Return a chart with the curves of one metric of all groups, or None if it was logged at only one step.
+
+    `points` is the maximum number of points of each curve.
+    """
     ranked_curves = [
         (rank, metrics[run][split][name])
         for rank, group in enumerate(groups)
@@ -157,14 +170,17 @@ def _build_overlay_chart(
 
 
 def _select_drawn_runs(group: SeedGroup) -> list[RunRecord]:
-    """Return the runs of a group whose curve counts; of one without any that ended, all."""
+    """Return the finished (else stopped) runs of `group`, one for each seed, or all runs if there are none."""
     return list(group.runs_by_seed.values()) or list(group.runs)
 
 
 def _build_curve(
     steps: np.ndarray, values: np.ndarray, label: str, rank: int
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """Return the traces of a setting and what is to be seen of it: values (seeds, steps)."""
+    """Return the traces of one seed group, and the arrays that must lie within the range of the y axis.
+
+    `steps` is `(steps,)`, `values` is `(seeds, steps)` with NaN for missing values. `rank` is the group's index.
+    """
     is_finite = np.isfinite(values)
     counts = is_finite.sum(axis=0)
     has_values = counts > 0
@@ -202,7 +218,7 @@ def _build_trace(
 
 
 def _build_axes(y_values: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return axes that show the means: single steps may shoot over, and a double click shows them too."""
+    """Return a layout whose y axis covers `y_values`. Raw values may lie outside; a double-click shows them."""
     values = np.concatenate([np.asarray(part, float) for part in y_values]) if y_values else np.array([])
     values = values[np.isfinite(values)]
     layout: dict[str, Any] = {"xaxis": {}, "yaxis": {}}
@@ -223,7 +239,10 @@ def _make_transparent(color: str) -> str:
 
 
 def _estimate_steps_per_epoch(columns: Sequence[LoggedCurve]) -> int:
-    """Return the steps of an epoch, as the log tells them."""
+    """Return the steps per epoch, estimated from the first curve that spans several epochs.
+
+    Within one epoch, return the number of the last step. Without curves, return 1.
+    """
     for column in columns:
         later = column.steps[column.epochs > column.epochs[0]]
         if len(later):

@@ -1,4 +1,4 @@
-"""A run's pictures within a page: whole where their weight allows it, small where there are many."""
+"""Images of runs as data URIs for HTML pages, compressed to limits on file size."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from genexp.run_dir.record import RunRecord
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_IMAGE_BYTES = 800_000  # bytes of one picture; a heavier GIF loses frames, a heavier PNG pixels
-MAX_RUN_IMAGE_BYTES = 5_000_000  # bytes of all pictures of a run's page
-MAX_SIDE_PIXELS = 1200  # pixels of a picture that was too heavy
-MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all thumbnails of a page
-THUMBNAIL_WIDTHS = (320, 200, 120, 64)  # pixels; the first that is light enough
-MAX_THUMBNAILS_PER_RUN = 2  # of pictures that are shown of each run among many
-CURVES_FIGURE = "loss"  # figures/loss.png: the page has the curves themselves
+MAX_IMAGE_BYTES = 800_000  # bytes of one image; frames are dropped from a larger GIF, a larger PNG is downscaled
+MAX_RUN_IMAGE_BYTES = 5_000_000  # bytes of all images on the page of one run
+MAX_SIDE_PIXELS = 1200  # pixels of the longer side of a downscaled PNG
+MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all thumbnails on a page
+THUMBNAIL_WIDTHS = (320, 200, 120, 64)  # pixels; the first width whose file is small enough is used
+MAX_THUMBNAILS_PER_RUN = 2  # thumbnails of each run on a page of many runs
+CURVES_FIGURE = "loss"  # figures/loss.png, left out because the page draws the curves itself
 
 _MIME_SUBTYPES = {b"GIF8": "gif", b"\x89PNG": "png", b"RIFF": "webp"}
-_GIF_HEADER_BYTES = 13  # bytes of a GIF before its colors
+_GIF_HEADER_BYTES = 13  # GIF signature and logical screen descriptor, before the global color table
 _EXTENSION_INTRODUCER, _IMAGE_SEPARATOR, _GRAPHIC_CONTROL_LABEL = 0x21, 0x2C, 0xF9
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """A picture as an address that holds it."""
+    """An image encoded as a data URI."""
 
-    name: str
+    name: str  # file name without extension
     data_uri: str  # data:image/...;base64,...
-    linked_page: str | None = None  # a file beside it that shows more
+    linked_page: str | None = None  # path of an interactive version, relative to the run directory
 
 
 def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
-    """Return the pictures of a run, animations first, and the names of those left out for their weight."""
+    """Return the images of a run, animations first, and the relative paths of omitted files.
+
+    A file is omitted if it cannot be read, or if it would exceed `MAX_RUN_IMAGE_BYTES`.
+    """
     animations = [*sorted(run_dir.glob("*.gif")), *sorted((run_dir / FIGURES_DIR).glob("*.gif"))]
     animated_names = {path.stem for path in animations}
     still_images = [
@@ -63,7 +66,7 @@ def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
 
 
 def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, EmbeddedImage]]:
-    """Return name → run → a small picture, for the names that most runs have a picture of."""
+    """Return figure name → run → thumbnail, for the figures that exist in most runs."""
     paths: dict[str, dict[RunRecord, Path]] = {}
     for run in runs:
         for path in sorted((run.run_dir / FIGURES_DIR).glob("*.png")):
@@ -81,9 +84,10 @@ def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, Emb
 
 
 def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
-    """Return a GIF of at most some `limit` bytes: frames in even distances, the first and the last among them.
+    """Return a GIF with evenly spaced frames of `data`, of about `max_bytes` bytes.
 
-    For animations of whole frames, as `recorders.growing_gif` writes them.
+    At least two frames are kept: the first and the last. Frames must not depend on each other, as in the files of
+    `genexp.recorders.gif`.
     """
     header, frames = _split_gif(data)
     frame_bytes = sum(map(len, frames))
@@ -95,7 +99,7 @@ def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
 
 
 def _read_compressed(path: Path) -> bytes | None:
-    """Return a picture's file, made lighter where it is heavy; None where it cannot be read."""
+    """Return the bytes of an image file, compressed above `MAX_IMAGE_BYTES`. Return None if it cannot be read."""
     from PIL import Image
 
     try:
@@ -110,7 +114,7 @@ def _read_compressed(path: Path) -> bytes | None:
             image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
             return _encode_webp(image, quality=85)
     except (OSError, IndexError):
-        return None  # half-written when the run was killed
+        return None  # incomplete file of a killed run
 
 
 def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
@@ -125,7 +129,7 @@ def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
                 if len(data) <= max_bytes:
                     return data
     except OSError:
-        pass  # half-written when the run was killed
+        pass  # incomplete file of a killed run
     return None
 
 
@@ -140,7 +144,7 @@ def _build_data_uri(data: bytes) -> str:
 
 
 def _split_gif(data: bytes) -> tuple[bytes, list[bytes]]:
-    """Return what stands before the first frame, and the frames."""
+    """Return the bytes before the first frame, and the bytes of each frame. Raises IndexError if incomplete."""
     offset = _GIF_HEADER_BYTES + _color_table_bytes(data[10])
     header_end, frame_start, frames = 0, 0, []
     while data[offset] in (_EXTENSION_INTRODUCER, _IMAGE_SEPARATOR):
@@ -157,10 +161,12 @@ def _split_gif(data: bytes) -> tuple[bytes, list[bytes]]:
 
 
 def _skip_sub_blocks(data: bytes, offset: int) -> int:
+    """Return the offset behind a sequence of GIF data sub-blocks, which ends with an empty one."""
     while data[offset]:
         offset += data[offset] + 1
     return offset + 1
 
 
 def _color_table_bytes(flags: int) -> int:
+    """Return the size in bytes of the color table that a descriptor's packed field announces."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0

@@ -1,4 +1,4 @@
-"""Pages: data and a template become one file that needs no network."""
+"""Self-contained HTML pages, rendered from Jinja templates."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ TEMPLATE_DIR = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class TableCell:
-    """A cell of a table in a page."""
+    """A table cell of an HTML page."""
 
     text: str
-    sort_value: float | None = None  # to sort by; None sorts by the text
-    link: str | None = None
-    state: str | None = None  # of a run: it has a color
-    tooltip: str | None = None  # what else there is to know
+    sort_value: float | None = None  # number to sort by; None sorts by `text`
+    link: str | None = None  # relative URL
+    state: str | None = None  # state of a run, used as CSS class
+    tooltip: str | None = None
 
 
 def write_page(path: Path, template: str, charts: Sequence[Chart], **content: Any) -> None:
-    """Write a page. What a user or a run has written is escaped: `content` by the template, `charts` here."""
-    from markupsafe import Markup  # comes with jinja2, which takes a while to import
+    """Write a page to `path`, atomically. Raises OSError.
+
+    Text from users and runs is escaped: `content` by the template, `charts` here.
+    """
+    from markupsafe import Markup  # installed with jinja2, which is slow to import
 
     data = json.dumps(charts, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     text = (
@@ -56,7 +59,7 @@ def write_page(path: Path, template: str, charts: Sequence[Chart], **content: An
 
 
 def build_relative_url(target: Path, page: Path) -> str:
-    """Return the address of a file as seen from the page."""
+    """Return the URL of `target` relative to the directory of `page`."""
     return quote(os.path.relpath(target.resolve(), page.resolve().parent))
 
 
@@ -72,7 +75,7 @@ def _create_template_environment() -> Environment:
 
 @cache
 def _load_plotly_js() -> str:
-    """Return plotly.js, packed: 5 MB become 2, in each of many pages."""
+    """Return plotly.js, gzipped and base64-encoded. This reduces each page from 5 MB to 2 MB."""
     file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
     script = Path(str(file)).read_bytes()
     return base64.b64encode(gzip.compress(script, compresslevel=1)).decode()

@@ -1,4 +1,4 @@
-"""What settings do to the objective: each by itself, and all of them as parallel coordinates."""
+"""Charts of the objective against the settings: one per setting, and parallel coordinates of all."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from genexp.reports.config_diff import (
 from genexp.reports.curves import Chart, escape_plotly, round_for_json
 from genexp.run_dir.record import RunRecord
 
-LOG_SCALE_RATIO = 10  # settings that span more are drawn on a logarithmic axis
-MAX_DISTINCT_VALUES = 12  # values whose means are joined
-BEST_COLOR, WORST_COLOR = (42, 111, 176), (214, 168, 108)  # blue to sand, readable on black and on white
+LOG_SCALE_RATIO = 10  # ratio of largest to smallest positive value from which an axis is logarithmic
+MAX_DISTINCT_VALUES = 12  # with more values, means and one tick per value are left out
+BEST_COLOR, WORST_COLOR = (42, 111, 176), (214, 168, 108)  # RGB; blue and sand, readable on black and white
 
 
 def build_effect_charts(comparison: Comparison) -> list[Chart]:
-    """Return a chart for each setting that differs: the objective of every run over its value, and the means."""
+    """Return one scatter chart of the objective over the values of each setting that differs, with means."""
     if comparison.objective is None:
         return []
     metric, runs = comparison.objective.metric, _select_scored_runs(comparison)
@@ -35,7 +35,10 @@ def build_effect_charts(comparison: Comparison) -> list[Chart]:
 
 
 def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
-    """Return a line for each run through its settings to its objective; None where there is too little for one."""
+    """Return a parallel coordinates chart with one line per run, from its settings to its objective.
+
+    Return None without an objective, or with fewer than two differing settings.
+    """
     runs = _select_scored_runs(comparison)
     parameters = find_differing_keys(runs)
     if comparison.objective is None or len(parameters) < 2:
@@ -73,7 +76,7 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
         }
         for rank, (run, cells) in enumerate(zip(runs, zip(*columns, strict=True), strict=True))
     ]
-    traces.reverse()  # the best on top
+    traces.reverse()  # draws the best run on top
     annotations = [
         {
             "x": index,
@@ -101,7 +104,10 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
 
 
 class _ParallelAxis:
-    """Where a value stands on an axis from 0 to 1: by its size, or by its rank among words."""
+    """One axis of parallel coordinates, which maps values to [0, 1].
+
+    Numbers are mapped linearly or logarithmically, other values by order of first appearance.
+    """
 
     def __init__(self, values: Sequence[Any]) -> None:
         self.is_numeric = _is_numeric(values)
@@ -114,12 +120,12 @@ class _ParallelAxis:
         )
 
     def normalize(self, value: Any) -> float:
-        """Return 0 for the lowest value, 1 for the highest, 0.5 where there is only one."""
+        """Return the position of `value`: 0 for the lowest, 1 for the highest, 0.5 if all are equal."""
         span = self._high - self._low
         return (self._to_number(value) - self._low) / span if span else 0.5
 
     def get_ticks(self) -> list[tuple[float, str]]:
-        """Return (place, text) of the values to name."""
+        """Return (position, label) of each tick."""
         if not self.is_numeric:
             return [(self.normalize(category), category) for category in self._categories]
         if self._tick_values:
@@ -200,6 +206,6 @@ def _should_use_log_scale(values: Sequence[Any]) -> bool:
 
 
 def _interpolate_color(rank: float) -> str:
-    """Return blue for the best (0), sand for the worst (1)."""
+    """Return the CSS color at `rank`, from `BEST_COLOR` at 0 to `WORST_COLOR` at 1."""
     channels = (round(best + rank * (worst - best)) for best, worst in zip(BEST_COLOR, WORST_COLOR, strict=True))
     return "rgb({}, {}, {})".format(*channels)

@@ -1,4 +1,4 @@
-"""Two runs against each other: what they were made of, and the first step where their metrics part."""
+"""Differences between two runs: configuration, code, data, environment, and the first differing metric."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from genexp.reports.config_diff import format_setting, get_settings
 from genexp.run_dir.metrics import LoggedCurve
 from genexp.run_dir.record import RunRecord, read_run
 
-CODE_KEYS = ("git_commit", "genexp")  # of the environment
-ValuePair = tuple[str | None, str | None]  # None where a run has none
+CODE_KEYS = ("git_commit", "genexp")  # keys of the environment that identify the code
+ValuePair = tuple[str | None, str | None]  # (left, right); None if the run does not have the key
 
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """Where a metric of two runs parts."""
+    """First difference between the logged values of one metric in two runs."""
 
-    metric: str  # with its split: train/loss
-    step: int | None  # the first with two values; None where all are the same
-    values: tuple[float, float] | None  # there
-    compared: int  # steps that both have
+    metric: str  # split and name: "train/loss"
+    step: int | None  # first common step with different values; None if all are equal
+    values: tuple[float, float] | None  # (left, right) at `step`
+    compared: int  # number of steps logged by both runs
 
     @property
     def is_different(self) -> bool:
-        """Return whether there is a step with two values."""
+        """True if the runs have different values at a common step."""
         return self.step is not None
 
 
 @dataclass(frozen=True)
 class RunDiff:
-    """What differs between two runs: key → the two values."""
+    """Differences between two runs. Each mapping contains only keys with different values."""
 
-    runs: tuple[RunRecord, RunRecord]
-    configuration: Mapping[str, ValuePair]
+    runs: tuple[RunRecord, RunRecord]  # (left, right)
+    configuration: Mapping[str, ValuePair]  # settings other than those of the data set
     code: Mapping[str, ValuePair]
-    data: Mapping[str, ValuePair]
-    environment: Mapping[str, ValuePair]
-    results: Mapping[str, ValuePair]  # state, steps
-    metric_differences: tuple[MetricDifference, ...]  # of all that both have, the first to part first
+    data: Mapping[str, ValuePair]  # settings of the data set, and fingerprint of each split
+    environment: Mapping[str, ValuePair]  # without `CODE_KEYS`
+    results: Mapping[str, ValuePair]  # state and last step
+    metric_differences: tuple[MetricDifference, ...]  # one per common metric, earliest difference first
 
     @property
     def first_metric_difference(self) -> MetricDifference | None:
-        """Return the metric that parts first."""
+        """Metric that differs at the earliest step, or None."""
         return next((metric for metric in self.metric_differences if metric.is_different), None)
 
     @property
     def summary(self) -> str:
-        """Return in a line where the metrics part."""
+        """One-line description of the first difference between the metrics."""
         if not self.metric_differences:
             left, right = self.runs
             return f"no metric in common: {_describe_metrics(left)} and {_describe_metrics(right)}"
@@ -65,7 +65,10 @@ class RunDiff:
 
 
 def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:
-    """Return the differences between two runs. Raises DataError where a directory is not that of a run."""
+    """Return the differences between two runs.
+
+    Raises DataError if a directory is not a run directory, or if its metrics log is damaged.
+    """
     left, right = read_run(left_dir, str(left_dir)), read_run(right_dir, str(right_dir))
     environment = _diff_values(left.environment, right.environment)
     return RunDiff(
@@ -85,7 +88,7 @@ def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:
 
 
 def _select_settings(run: RunRecord, of_dataset: bool) -> dict[str, Any]:
-    """Return the settings of the data set, or all others."""
+    """Return the settings of the data set if `of_dataset`, else all other settings."""
     return {key: value for key, value in get_settings(run).items() if key.startswith("dataset.") == of_dataset}
 
 
@@ -113,7 +116,7 @@ def _diff_metric(name: str, left: LoggedCurve, right: LoggedCurve) -> MetricDiff
 
 
 def _diff_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, ValuePair]:
-    """Return the keys whose values differ, in order."""
+    """Return key → (left, right), for the keys whose formatted values differ, in their original order."""
     keys = dict.fromkeys([*left, *right])
     pairs = {
         key: tuple(format_setting(side[key]) if key in side else None for side in (left, right)) for key in keys

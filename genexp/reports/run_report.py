@@ -1,4 +1,4 @@
-"""`report.html` of one run: its curves, pictures and scores, and how it was made."""
+"""HTML page `report.html` of one run: images, curves, scores, configuration and environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from genexp.run_dir.record import YAML_LOADER, RunRecord, read_run
 
 
 def write_run_report(run_dir: Path) -> Path:
-    """Write the page of the run in `folder`, and return where it is. Raises DataError where there is no run."""
+    """Write the page of the run in `run_dir` and return its path.
+
+    Raises DataError if `run_dir` is not a run directory, and OSError.
+    """
     run = read_run(run_dir)
     warnings = list(run.warnings)
     try:
@@ -52,7 +55,10 @@ def write_run_report(run_dir: Path) -> Path:
 
 
 def group_config_entries(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
-    """Return group → entries with key, value, and the default where it is another."""
+    """Return config group → its settings as dictionaries with "key", "value" and "default".
+
+    "default" is None if the setting has its default. Keys outside groups belong to the group "run".
+    """
     overridden_defaults = find_overridden_defaults(run)
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, value in [*get_settings(run).items(), *((key, run.config.get(key)) for key in ("tags", "notes"))]:
@@ -64,7 +70,7 @@ def group_config_entries(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
 
 
 def _build_facts(run: RunRecord) -> dict[str, str]:
-    """Return the numbers to see first."""
+    """Return label → text of the facts in the page header."""
     total = f" of {run.total_steps:,}" if run.total_steps and run.state != "finished" else ""
     facts: dict[str, str] = {}
     if run.objective in run.scores:
@@ -83,7 +89,7 @@ def _build_facts(run: RunRecord) -> dict[str, str]:
 
 
 def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
-    """Return a row for the last value of each metric."""
+    """Return one table row for the last value of each metric of each split."""
     rows = []
     for split in ("test", "train"):
         for name, value in dict(run.status.get(split) or {}).items():
@@ -95,7 +101,7 @@ def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
 
 
 def _read_command(run_dir: Path) -> str:
-    """Return how the run was started, in words of the command line."""
+    """Return the command line that started the run, or "" if Hydra's overrides cannot be read."""
     try:
         overrides = yaml.load((run_dir / HYDRA_DIR / "overrides.yaml").read_text(encoding="utf-8"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):

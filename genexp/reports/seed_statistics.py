@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed, taken together: what they score, and whether two such groups differ."""
+"""Groups of runs that differ only in their seed: mean scores, standard errors, and paired t-test."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from functools import cached_property
 from genexp.reports.config_diff import describe_settings, get_experiment_key
 from genexp.run_dir.record import RunRecord
 
-SIGNIFICANCE_LEVEL = 0.05  # a difference that noise alone makes as large less often than this is one
+SIGNIFICANCE_LEVEL = 0.05  # a p-value below this counts as a difference
 
 
 @dataclass(frozen=True)
 class MeanScore:
-    """A score over seeds."""
+    """Mean of a score over seeds."""
 
     mean: float
-    error: float | None  # the mean's standard error; None for one seed
-    n: int
+    error: float | None  # standard error of the mean; None for one seed
+    n: int  # number of seeds
 
 
 @dataclass(frozen=True, eq=False)
 class SeedGroup:
-    """Runs of one experiment, a seed each."""
+    """Runs that differ only in their seed."""
 
     runs: tuple[RunRecord, ...]
-    label: str
+    label: str  # differing settings, such as "optimizer.lr=0.001", or the model's name if there are none
 
     @cached_property
     def runs_by_seed(self) -> dict[int | None, RunRecord]:
-        """Return seed → run, of those that have come to their end; of those that were stopped where none has."""
+        """Seed → run, for the finished runs, or for the stopped runs if none finished.
+
+        Among several runs with one seed, the last of `runs` is kept.
+        """
         for state in ("finished", "stopped"):
             by_seed = {run.seed: run for run in self.runs if run.state == state}
             if by_seed:
@@ -40,11 +43,11 @@ class SeedGroup:
         return {}
 
     def scores_by_seed(self, metric: str) -> dict[int | None, float]:
-        """Return seed → score."""
+        """Return seed → score, for the runs of `runs_by_seed` that have the metric."""
         return {seed: run.scores[metric] for seed, run in self.runs_by_seed.items() if metric in run.scores}
 
     def mean_score(self, metric: str) -> MeanScore | None:
-        """Return the mean score and its standard error."""
+        """Return the mean score over seeds with its standard error, or None without scores."""
         values = list(self.scores_by_seed(metric).values())
         if not values:
             return None
@@ -54,19 +57,22 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class TTestResult:
-    """Whether the first group differs from the second by more than the noise."""
+    """Paired t-test of one metric between two seed groups. Without two common seeds, its results are None."""
 
-    first: str
-    second: str
-    difference: float | None  # mean over the common seeds
-    p: float | None
-    seeds: int  # that both have
-    differs: bool | None  # None where it cannot be told
-    text: str
+    first: str  # label of the first group
+    second: str  # label of the second group
+    difference: float | None  # mean over the common seeds of first − second, in units of the metric
+    p: float | None  # two-sided p-value
+    seeds: int  # number of common seeds
+    differs: bool | None  # True if p < SIGNIFICANCE_LEVEL
+    text: str  # result as a sentence
 
 
 def build_seed_groups(runs: Iterable[RunRecord], parameters: Sequence[str]) -> list[SeedGroup]:
-    """Return the runs in groups that differ only in seed, in order of their first."""
+    """Return the groups of runs that differ only in their seed, in order of first appearance.
+
+    `parameters` are the dotted keys that make up the labels. A run without a configuration is its own group.
+    """
     members: dict[object, list[RunRecord]] = {}
     for run in runs:
         members.setdefault(get_experiment_key(run) if run.config else run.run_dir, []).append(run)
@@ -77,7 +83,10 @@ def build_seed_groups(runs: Iterable[RunRecord], parameters: Sequence[str]) -> l
 
 
 def paired_t_test(first: SeedGroup, second: SeedGroup, metric: str) -> TTestResult:
-    """Return what a paired t-test on the common seeds says. Groups of the same seeds see the same data order."""
+    """Return the paired t-test on the common seeds of two groups.
+
+    Pairing is valid because runs with the same seed use the same order of the data.
+    """
     scores = first.scores_by_seed(metric), second.scores_by_seed(metric)
     seeds = [seed for seed in scores[0] if seed in scores[1]]
     differences = [scores[0][seed] - scores[1][seed] for seed in seeds]
@@ -98,8 +107,8 @@ def paired_t_test(first: SeedGroup, second: SeedGroup, metric: str) -> TTestResu
 
 
 def _paired_t_test_p_value(differences: Sequence[float]) -> float:
-    """Return the two-sided p of a paired t-test."""
-    if len(set(differences)) == 1:  # no noise at all, where a t-test divides by it
+    """Return the two-sided p-value of a paired t-test."""
+    if len(set(differences)) == 1:  # zero variance, by which the t statistic would divide
         return 0.0 if differences[0] else 1.0
     from scipy.special import stdtr  # scipy.stats takes half a second to import
 

@@ -1,4 +1,4 @@
-"""`report.html` of many runs: table, curves over each other, what each setting does, pictures."""
+"""HTML page of a comparison of runs: tables, overlaid curves, effects of settings, thumbnails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from genexp.run_dir.record import RunRecord
 
 
 def write_sweep_report(comparison: Comparison, path: Path) -> None:
-    """Write the page of a comparison. Raises OSError."""
+    """Write the page of `comparison` to `path`. Raises OSError."""
     metrics, notes = _load_metrics(comparison)
     curves = build_sweep_charts(comparison, metrics)
     effects = build_effect_charts(comparison)
@@ -63,7 +63,7 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
 
 
 def _load_metrics(comparison: Comparison) -> tuple[dict[RunRecord, MetricColumns], list[str]]:
-    """Return run → its metrics, and which logs could not be read."""
+    """Return run → metrics, and one message for each metrics log that cannot be read."""
     metrics: dict[RunRecord, MetricColumns] = {}
     notes = []
     for run in comparison.runs:
@@ -98,7 +98,7 @@ def _build_facts(comparison: Comparison) -> dict[str, str]:
 
 
 def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return (warning, the runs that have it)."""
+    """Return (warning, names of at most ten runs that emitted it)."""
     run_names: dict[str, list[str]] = {}
     for run in comparison.runs:
         for warning in run.warnings:
@@ -159,7 +159,7 @@ def _build_score_cell(value: float | None) -> TableCell:
 
 
 def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return name of a picture → those of all runs, the best first."""
+    """Return figure name → thumbnails of all runs with captions, the best run first."""
     thumbnails = build_thumbnails(comparison.runs)
     header = _build_run_header(comparison)[1 : len(comparison.parameters) + 2]
     entries: dict[str, list[dict[str, Any]]] = {}
@@ -176,7 +176,7 @@ def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, li
 
 
 def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, Any]]]:
-    """Return the configuration that all runs share, with what differs from the defaults."""
+    """Return config group → settings shared by all runs, with their defaults. Empty for several models."""
     differing_keys = {*comparison.parameters, "seed"}
     config_entries = group_config_entries(next((run for run in comparison.runs if run.config), comparison.runs[0]))
     common_entries = {
@@ -191,7 +191,7 @@ def _join_key(group: str, key: str) -> str:
 
 
 def _merge_environments(comparison: Comparison) -> dict[str, str]:
-    """Return what the runs were made with; where they differ, all of it."""
+    """Return environment key → value. Different values are joined with " | "."""
     values_by_key: dict[str, dict[str, None]] = {}
     for run in comparison.runs:
         for key, value in run.environment.items():

@@ -1,4 +1,4 @@
-"""A comparison as tables: on the terminal, as CSV, as JSON."""
+"""Comparison of runs as terminal tables, CSV and JSON, and text formats shared with the HTML pages."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-MAX_TERMINAL_METRICS = 5  # metrics that a terminal has room for
+MAX_TERMINAL_METRICS = 5  # metric columns of a terminal table
 STATE_STYLES = {"finished": "green", "failed": "red", "killed": "red", "running": "cyan", "stopped": "yellow"}
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print the tables of groups and of runs, the verdict, and what went wrong."""
+    """Print the tables of seed groups and of runs, the t-test, errors of failed runs, and notes.
+
+    `console` is rich's global console by default.
+    """
     import rich
     from rich.console import Console
 
     console = console or rich.get_console()
     if not console.is_terminal:
-        console = Console(file=console.file, width=1000)  # a file has room for every column
+        console = Console(file=console.file, width=1000)  # columns; a file or pipe has no limit on its width
     if comparison.has_multiple_seeds:
         console.print(_fit_to_console(_build_group_table, comparison, console))
     console.print(_fit_to_console(_build_run_table, comparison, console))
@@ -39,7 +42,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 
 def write_csv(comparison: Comparison, file: IO[str]) -> None:
-    """Write a line for each run, with all metrics."""
+    """Write a header and one CSV line per run, with all metrics."""
     parameters = shorten_keys(comparison.parameters)
     header = [
         "run",
@@ -63,7 +66,7 @@ def write_csv(comparison: Comparison, file: IO[str]) -> None:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Return all of the comparison as JSON."""
+    """Return the complete comparison as JSON text."""
     objective, t_test = comparison.objective, comparison.t_test
     content = {
         "objective": None if objective is None else {"metric": objective.metric, "direction": objective.direction},
@@ -77,7 +80,7 @@ def to_json(comparison: Comparison) -> str:
 
 
 def format_state(run: RunRecord) -> str:
-    """Return a run's state, and how far it came where that is not the end."""
+    """Return the state of a run. Unless it finished, append its last step: "killed at 1,200/6,000"."""
     if run.state == "finished" or not run.step:
         return run.state
     total = f"/{run.total_steps:,}" if run.total_steps else ""
@@ -85,32 +88,32 @@ def format_state(run: RunRecord) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return a time in words."""
+    """Return a duration as "12.3 s", from one minute as "0:01:00". Return "" for None."""
     if seconds is None:
         return ""
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def format_score(value: float | None) -> str:
-    """Return a score in four digits."""
+    """Return a score with four significant digits, "" for None."""
     return "" if value is None else f"{value:.4g}"
 
 
 def format_mean(mean: MeanScore | None) -> str:
-    """Return a mean ± its standard error; the mean alone of one seed."""
+    """Return "mean ± standard error", the mean alone for one seed, "" for None."""
     if mean is None:
         return ""
     return format_score(mean.mean) if mean.error is None else f"{mean.mean:.4g} ± {mean.error:.2g}"
 
 
 def format_seed_count(group: SeedGroup) -> str:
-    """Return how many seeds are counted, of how many."""
+    """Return the number of seeds in the mean, as "2 of 3" if some seeds have no completed run."""
     completed_count, seed_count = len(group.runs_by_seed), len({run.seed for run in group.runs})
     return str(completed_count) if completed_count == seed_count else f"{completed_count} of {seed_count}"
 
 
 def format_sort_order(comparison: Comparison) -> str:
-    """Return what the comparison is sorted by."""
+    """Return the sort order: "by loss, the lowest first". Return "" without an objective."""
     objective = comparison.objective
     if objective is None:
         return ""
@@ -120,7 +123,10 @@ def format_sort_order(comparison: Comparison) -> str:
 def _fit_to_console(
     build: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console
 ) -> Table:
-    """Return a table with as many metrics as there is room for: a number that is cut short is none."""
+    """Return a table with as many metrics as fit the console, at most `MAX_TERMINAL_METRICS`, at least one.
+
+    Columns are left out rather than truncated: a truncated number would be wrong. The caption lists their names.
+    """
     from rich.measure import Measurement
 
     unbounded = console.options.update(width=10_000)

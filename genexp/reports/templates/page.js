@@ -1,8 +1,8 @@
 "use strict";
-// Charts are drawn when they come into view: a page of many opens at once.
+// Charts are drawn when they scroll into view, so that a page with many charts opens quickly.
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
-const hiddenCurves = new Set(); // curves of a sweep, by their label
+const hiddenCurves = new Set(); // labels of the hidden curves on a page of many runs
 const isTouchDevice = window.matchMedia("(pointer: coarse)").matches;
 
 function getCssVariable(name) {
@@ -79,7 +79,7 @@ async function drawCharts() {
   document.body.dataset.ready = "yes";
 }
 
-// Numbers by size, words by the alphabet, empty cells last.
+// Compare numbers numerically and text alphabetically. Empty cells come last.
 function compareCells(left, right) {
   if (left.text === "" || right.text === "") return (left.text === "") - (right.text === "");
   if (left.value !== null && right.value !== null) return left.value - right.value;
