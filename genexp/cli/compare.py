@@ -1,4 +1,4 @@
-"""`genexp-compare FOLDER...`: runs beside each other, the best first, and whether it leads by more than noise."""
+"""Command `genexp-compare FOLDER...`: comparison of runs, sorted by their objective, with a paired t-test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`genexp-diff RUN_A RUN_B`: what differs between two runs, and the first step where their metrics part."""
+"""Command `genexp-diff RUN_A RUN_B`: differences between two runs, and the first step with different metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PROGRAM = "genexp-diff"
-MAX_LISTED_METRICS = 10  # metrics that are listed
+MAX_LISTED_METRICS = 10  # differing metrics listed below the summary
 
 
 def main() -> NoReturn:

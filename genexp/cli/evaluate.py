@@ -1,4 +1,4 @@
-"""`genexp-evaluate RUN...`: the scores of finished runs on the test split, beside each other."""
+"""Command `genexp-evaluate RUN...`: scores of finished runs on the test split, one column per run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
     from rich.console import Console
 
-    from genexp.cli.scores import EvaluationOptions, evaluate, write_evaluation  # torch: only now
+    from genexp.cli.scores import EvaluationOptions, evaluate, write_evaluation  # imports torch
     from genexp.runs.load import load_run, read_config
 
     run = load_run(run_dir, read_config(run_dir), checkpoint_name=args.checkpoint, device=args.device)
@@ -88,7 +88,7 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
     elif evaluations:
         console = Console()
         if not console.is_terminal:
-            console.width = 1000  # a file has room for a column a run
+            console.width = 1000  # columns; a file or pipe has no limit on its width
         console.print(_build_table(evaluations))
         for evaluation in evaluations:
             console.print(
@@ -97,7 +97,7 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
 
 
 def _build_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Return a table with a column for each run."""
+    """Return a table with one row per metric and one column per run."""
     from rich.table import Table
 
     table = Table(title="Scores on the test split")

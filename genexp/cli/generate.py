@@ -1,4 +1,4 @@
-"""What can be made with a run's technique, each from an ability that the technique declares."""
+"""Output types of `genexp-sample`, one for each capability that a technique can declare."""
 
 from __future__ import annotations
 
@@ -36,23 +36,27 @@ from genexp.technique import Batch, Technique
 
 SAMPLE_BATCH_SIZE = 100
 INPUT_BATCH_SIZE = 32
-MAX_GRID_SAMPLES, SAMPLE_GRID_COLUMNS = 400, 10  # in the picture of all samples
-DEFAULT_EXAMPLES = 10  # held-out samples in a picture of before and after
-DEFAULT_PATHS, TRAVERSAL_EXAMPLES = 8, 500  # ways in an interpolation; samples by which units are chosen
+MAX_GRID_SAMPLES, SAMPLE_GRID_COLUMNS = 400, 10  # images in samples.png, and in each of its rows
+DEFAULT_EXAMPLES = 10  # held-out samples in a comparison of inputs and outputs
+DEFAULT_PATHS, TRAVERSAL_EXAMPLES = 8, 500  # paths of an interpolation; samples for selecting latent units
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What a user asks for."""
+    """Arguments for generating an output."""
 
     run: LoadedRun
-    output_dir: Path  # where to
+    output_dir: Path
     seed: int
-    count: int | None = None  # None: as many as suit the product
-    input_path: Path | None = None  # the user's own picture or folder of pictures, in place of held-out samples
+    count: int | None = None  # number of outputs; None selects the default of the output type
+    input_path: Path | None = None  # image file or directory of images that replaces held-out samples
 
     def load_batch(self, count: int) -> Batch:
-        """Return at most `count` of the user's images, or held-out samples. Raises GenexpError."""
+        """Return at most `count` of the user's images, or else held-out samples.
+
+        The stream "image" is `(batch, channels, height, width)`.
+        Raises DataError or ConfigError for unusable images.
+        """
         if self.input_path is None:
             return self.run.get_examples(count)
         files = list(find_input_images(self.input_path))[:count]
@@ -63,17 +67,15 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class OutputType:
-    """Something that can be made."""
+    """An output of `genexp-sample`, and the capability it requires."""
 
-    capability: type
-    generate: Callable[
-        [GenerationRequest], list[Path]
-    ]  # returns the files, and folders of files, that it has written
-    can_use_input: bool = False
+    capability: type  # base class that the technique must inherit
+    generate: Callable[[GenerationRequest], list[Path]]  # returns the files and directories it wrote
+    can_use_input: bool = False  # True if the user's own images can be the input
 
 
 def generate_samples(request: GenerationRequest) -> list[Path]:
-    """Make new images, each a file, and a picture of the first of them.
+    """Write new images as separate files, and a grid of the first ones.
 
     Image i is a function of the seed and i: a larger count begins with the same images.
     """
@@ -92,12 +94,12 @@ def generate_samples(request: GenerationRequest) -> list[Path]:
 
 
 def generate_reconstructions(request: GenerationRequest) -> list[Path]:
-    """Make what comes back of images: of the user's each a file, and a picture of before and after."""
+    """Write a grid of images and their reconstructions. Reconstructions of the user's images are also files."""
     run = request.run
     technique = run.technique
     assert isinstance(technique, CanReconstruct)
     with run.seeded_eval_mode("reconstructions", seed=request.seed):
-        if request.input_path is not None:  # taken as they are: it is the user who knows of their noise
+        if request.input_path is not None:  # not corrupted: they may be noisy already
             shape = run.dataset.spec.image_shape
             return _transform_inputs(request, "reconstructions", shape, technique.reconstruct)
         images = run.get_examples(request.count or DEFAULT_EXAMPLES)["image"]
@@ -109,7 +111,10 @@ def generate_reconstructions(request: GenerationRequest) -> list[Path]:
 
 
 def generate_interpolation(request: GenerationRequest) -> list[Path]:
-    """Make walks on which each image turns into the next, and the last into the first."""
+    """Write interpolations from each image to the next, and from the last to the first, as PNG and GIF.
+
+    Raises ConfigError for fewer than two images.
+    """
     run, count = request.run, request.count or DEFAULT_PATHS
     assert isinstance(run.technique, CanInterpolate)
     batch = request.load_batch(count)
@@ -121,7 +126,7 @@ def generate_interpolation(request: GenerationRequest) -> list[Path]:
 
 
 def generate_traversal(request: GenerationRequest) -> list[Path]:
-    """Make walks on which one unit of a code moves and the others stay, begun at the first image."""
+    """Write latent traversals of the first image as PNG and GIF. Each path varies one unit of its code."""
     run = request.run
     assert isinstance(run.technique, CanTraverse)
     with run.seeded_eval_mode("traversal", seed=request.seed):
@@ -133,7 +138,7 @@ def generate_traversal(request: GenerationRequest) -> list[Path]:
 
 
 def generate_cluster_table(request: GenerationRequest) -> list[Path]:
-    """Make a table of the cluster of each sample of the test split, beside its label where there is one."""
+    """Write a CSV file with the cluster of each test sample, and its label if the data set has labels."""
     run = request.run
     technique = run.technique
     assert isinstance(technique, CanCluster)
@@ -155,7 +160,7 @@ def generate_cluster_table(request: GenerationRequest) -> list[Path]:
 
 
 def generate_stylized_image(request: GenerationRequest) -> list[Path]:
-    """Make the image that was learned, pixel for pixel."""
+    """Write the stylized image at its original size."""
     technique = request.run.technique
     assert isinstance(technique, CanStylize)
     with request.run.seeded_eval_mode("stylized", seed=request.seed):
@@ -164,7 +169,7 @@ def generate_stylized_image(request: GenerationRequest) -> list[Path]:
 
 
 def generate_translations(request: GenerationRequest) -> list[Path]:
-    """Make images of one kind out of images of another: each a file, and a picture of before and after."""
+    """Write translations of images to another domain as separate files, and a grid of inputs and outputs."""
     technique = request.run.technique
     assert isinstance(technique, CanTranslate)
     written: list[Path] = []
@@ -198,7 +203,10 @@ def _translate_examples(request: GenerationRequest, translation: Translation) ->
 def _transform_inputs(
     request: GenerationRequest, name: str, shape: Sequence[int], transform: Callable[[Tensor], Tensor]
 ) -> list[Path]:
-    """Write what `change` makes of each of the user's images, and a picture of the first of them."""
+    """Write the result of `transform` for each of the user's images, and a grid of the first inputs and results.
+
+    `shape` is the (channels, height, width) that `transform` accepts in batches.
+    """
     assert request.input_path is not None
     names = find_input_images(request.input_path)
     inputs: list[Tensor] = []
@@ -226,5 +234,5 @@ OUTPUT_TYPES: Mapping[str, OutputType] = {
 
 
 def list_output_types(technique: type[Technique]) -> list[str]:
-    """Return what can be made with a technique."""
+    """Return the names of the output types that the capabilities of `technique` allow."""
     return [name for name, product in OUTPUT_TYPES.items() if issubclass(technique, product.capability)]

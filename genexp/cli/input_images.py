@@ -1,4 +1,4 @@
-"""A user's own images, read as a technique wants them."""
+"""Image files given by `--input`, read in the shape that a technique expects."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def find_input_images(path: Path) -> dict[Path, str]:
-    """Return the picture files that `path`, a file or a folder, stands for, each with a name of its own.
+    """Return image file → unique name. `path` is one file, or a directory that is searched recursively.
 
-    A name is the file's path below the folder, less its extension where that leaves it unique. Raises DataError.
+    A name is the path below the directory. The extension is removed unless two names would then be equal.
+    Raises DataError if `path` does not exist or contains no images.
     """
     if path.is_file():
         return {path: path.stem}
@@ -41,10 +42,12 @@ def find_input_images(path: Path) -> dict[Path, str]:
 def read_input_images(
     files: Sequence[Path], shape: tuple[int, ...], batch_size: int
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Yield files and their images (at most `at_once`, *shape), float in [0, 1].
+    """Yield files and their images: `(batch, channels, height, width)`, float in [0, 1].
 
-    Pictures are cut to their center square where they are not square. One that cannot be read is left out with a
-    warning. Raises DataError where none can be read, and ConfigError for a `shape` that is not square.
+    A batch has at most `batch_size` images. Images are cropped to their center square and resized. A file that
+    cannot be read is skipped with a warning. `shape` is (channels, height, width).
+
+    Raises DataError if no file can be read, and ConfigError if `shape` is not square.
     """
     channels, height, width = shape
     if height != width:
@@ -65,6 +68,7 @@ def read_input_images(
 def _read_valid_images(
     files: Sequence[Path], size: int, channels: int, broken: list[UnreadableImageError]
 ) -> Iterator[tuple[Path, Tensor]]:
+    """Yield (file, uint8 image `(channels, size, size)`), and append the errors of other files to `broken`."""
     for file in files:
         try:
             yield file, read_image(file, size, channels)

@@ -1,4 +1,4 @@
-"""What the tools write for the eye: pictures of before and after, walks, single images."""
+"""Image files written by `genexp-sample`: comparison grids, latent walks and single images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from genexp.recorders.gif import write_gif
 from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
 from genexp.training.trainer import to_uint8
 
-MAX_COMPARED_IMAGES, GRID_COLUMNS = 50, 10  # images in a picture of before and after, and in a row of it
-FRAME_MILLISECONDS = 80  # ms
+MAX_COMPARED_IMAGES, GRID_COLUMNS = 50, 10  # images of each batch in a comparison grid, and in each of its rows
+FRAME_MILLISECONDS = 80  # display time of one GIF frame
 
 
 def make_comparison_grid(*batches: Tensor) -> Tensor:
-    """Return a picture of batches (count, c, h, w), image i of each below that of the one before."""
+    """Return a grid `(channels, height, width)` of batches `(count, channels, height, width)`.
+
+    Corresponding images of the batches are below each other, in the order of the batches. Grayscale images are
+    expanded to RGB beside RGB images. At most `MAX_COMPARED_IMAGES` of each batch are shown.
+    """
     channels = max(batch.shape[1] for batch in batches)
     blocks = []
     for parts in zip(*(batch[:MAX_COMPARED_IMAGES].float().split(GRID_COLUMNS) for batch in batches), strict=True):
@@ -28,13 +32,13 @@ def make_comparison_grid(*batches: Tensor) -> Tensor:
 
 
 def _pad_with_blank_images(images: Tensor, count: int) -> Tensor:
-    """Return `images` with as many blank ones behind them as make `count`."""
+    """Return `images` (batch, c, h, w), padded at the end with blank images to `count` images."""
     blank = images.new_full((count - len(images), *images.shape[1:]), PAD_VALUE)
     return torch.cat([images, blank])
 
 
 def write_latent_walk(output_dir: Path, name: str, images: Tensor) -> list[Path]:
-    """Write images (frames, paths, c, h, w) as a picture with a path a row, and as an animation."""
+    """Write images `(frames, paths, c, h, w)` as a PNG with one row per path, and as a GIF. Return both paths."""
     grid_path, gif_path = output_dir / f"{name}.png", output_dir / f"{name}.gif"
     write_enlarged_image(grid_path, make_filmstrip(images))
     write_gif(gif_path, to_uint8(make_animation(images)), FRAME_MILLISECONDS)
@@ -42,14 +46,14 @@ def write_latent_walk(output_dir: Path, name: str, images: Tensor) -> list[Path]
 
 
 def write_enlarged_image(path: Path, image: Tensor) -> Path:
-    """Write a picture that is to be looked at: a small one enlarged."""
+    """Write an image `(c, h, w)` in [0, 1] as PNG for viewing: a small image is enlarged. Return `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(enlarge_small_image(to_pil_image(to_uint8(image)))))
     return path
 
 
 def write_image(path: Path, image: Tensor) -> Path:
-    """Write an image (c, h, w) pixel for pixel."""
+    """Write an image `(c, h, w)` in [0, 1] as PNG at its own size. Return `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(to_pil_image(to_uint8(image))))
     return path

@@ -1,4 +1,4 @@
-"""All that can be measured of a run's technique on the test split."""
+"""Evaluation of a finished run on the test split: its own scores, probes, clusters, samples and likelihood."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from genexp.runs.build import EVALUATION_BATCH_SIZE
 from genexp.runs.load import LoadedRun
 from genexp.technique import Batch, Batches
 
-MAX_PROBE_SAMPLES = 10_000  # training codes that the probes learn from, and test codes that judge them, at most
-NEIGHBORS = 10
-GENERATION_BATCH_SIZE = 500
+MAX_PROBE_SAMPLES = 10_000  # training codes to fit the probes, and test codes to score them, each at most
+NEIGHBORS = 10  # of the k-nearest-neighbor probe
+GENERATION_BATCH_SIZE = 500  # images
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What a user can choose."""
+    """Options of an evaluation."""
 
-    nll_samples: int  # of each image; 0 leaves the likelihood out
+    nll_samples: int  # latent samples per image of the likelihood estimate; 0 skips it
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and how."""
+    """Scores of a run, and the settings they were measured with."""
 
     run: LoadedRun
     scores: Mapping[str, float]
-    skip_reasons: Mapping[str, str]  # measure → why
-    options: Mapping[str, Any]
+    skip_reasons: Mapping[str, str]  # key of `MEASURES` → reason why it has no scores
+    options: Mapping[str, Any]  # settings that the scores depend on
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values; null for a NaN or an infinity, which JSON does not know."""
+        """Return the evaluation as plain values for JSON, which has no NaN and infinity: they become None."""
         run = self.run
         return {
             "run": str(run.run_dir),
@@ -69,25 +69,26 @@ class Evaluation:
 
 @dataclass
 class _EvaluationState:
-    """An evaluation that is going on."""
+    """Mutable state of an evaluation in progress."""
 
     run: LoadedRun
     options: EvaluationOptions
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # of the measures so far
     used_options: dict[str, Any] = field(default_factory=dict)  # settings that the scores depend on
 
 
 def evaluate(run: LoadedRun, options: EvaluationOptions, on_measure_start: Callable[[str], None]) -> Evaluation:
-    """Return every score that makes sense for the technique. `tell` hears what is being measured.
+    """Return all scores that apply to the technique of `run`.
 
-    Raises GenexpError where the technique's own evaluation does; other measures are then left out.
+    `on_measure_start` is called with the key in `MEASURES` before each measure. A measure that raises
+    GenexpError is skipped, and the reason is recorded. Raises GenexpError if the technique's own evaluation does.
     """
     state = _EvaluationState(run, options)
     skip_reasons: dict[str, str] = {}
     for name, measure in MEASURES.items():
         on_measure_start(name)
         try:
-            # The seed of evaluations during training: the technique's own scores are those it had then.
+            # The same seed as in training: it reproduces the technique's own scores.
             with run.seeded_eval_mode("evaluate"):
                 state.scores |= measure(state)
         except GenexpError as error:
@@ -98,12 +99,15 @@ def evaluate(run: LoadedRun, options: EvaluationOptions, on_measure_start: Calla
 
 
 def technique_scores(state: _EvaluationState) -> dict[str, float]:
-    """Return what the technique is judged by in training."""
+    """Return the scores that the technique reports during training."""
     return state.run.technique.evaluate(state.run.get_test_batches())
 
 
 def latent_scores(state: _EvaluationState) -> dict[str, float]:
-    """Return how well labels can be told from latent codes."""
+    """Return the accuracies, in [0, 1], of predicting labels from latent codes: k-NN and linear probe.
+
+    The result is empty without labels or codes.
+    """
     run = state.run
     probe_split = subset(run.dataset, MAX_PROBE_SAMPLES).train
     train = encode_with_labels(run, SplitBatches(make_loader(probe_split, run.device), EVALUATION_BATCH_SIZE))
@@ -123,7 +127,7 @@ def latent_scores(state: _EvaluationState) -> dict[str, float]:
 
 
 def encode_with_labels(run: LoadedRun, batches: Batches) -> tuple[Tensor, Tensor] | None:
-    """Return codes (samples, features) and labels (samples,) on the CPU; None where there are no such things."""
+    """Return codes `(samples, features)` and labels `(samples,)` on the CPU, or None without codes or labels."""
     codes, labels = [], []
     for batch in batches:
         code = run.technique.encode(batch) if "label" in batch else None
@@ -135,9 +139,10 @@ def encode_with_labels(run: LoadedRun, batches: Batches) -> tuple[Tensor, Tensor
 
 
 def cluster_scores(state: _EvaluationState) -> dict[str, float]:
-    """Return how well clusters agree with labels: "train_acc", ... of the training split, and the test split's.
+    """Return the agreement of clusters with labels: "acc", "nmi" and "ari", also with the prefix "train_".
 
-    The latter only where the technique has not said so itself.
+    Scores of the test split are left out if the technique's own scores include them. The result is empty without
+    clusters or labels.
     """
     run = state.run
     technique = run.technique
@@ -153,19 +158,22 @@ def cluster_scores(state: _EvaluationState) -> dict[str, float]:
 
 
 def evaluate_clusters(technique: CanCluster, batches: Batches) -> dict[str, float]:
-    """Return "acc", "nmi" and "ari" of a technique's clusters."""
+    """Return "acc", "nmi" and "ari" of the clusters that `technique` assigns to labeled `batches`."""
     pairs = [(batch["label"].cpu(), technique.assign(batch).cpu()) for batch in batches]
     labels, clusters = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return clustering_scores(labels, clusters)
 
 
 def generation_scores(state: _EvaluationState) -> dict[str, float]:
-    """Return how like held-out images new ones are, unless the technique has said so itself."""
+    """Return Fréchet distance, precision, recall, density and coverage of generated against test images.
+
+    The result is empty if the technique cannot sample, or if its own scores include the Fréchet distance.
+    """
     technique = state.run.technique
     if not isinstance(technique, CanSample) or "frechet" in state.scores:
         return {}
     metrics = GenerationMetrics(state.run.dataset)
-    # As many as there are real ones to compare with, as for the GANs: these scores depend on the number.
+    # As many generated as real images, as in the evaluation of the GANs: the scores depend on their number.
     count = min(len(state.run.test_loader), MAX_REAL_IMAGES)
     features = [
         metrics.extract_features(technique.sample(GENERATION_BATCH_SIZE)[: count - start])
@@ -176,9 +184,9 @@ def generation_scores(state: _EvaluationState) -> dict[str, float]:
 
 
 def likelihood_scores(state: _EvaluationState) -> dict[str, float]:
-    """Return the negative log-likelihood of binary images, in nats.
+    """Return the mean negative log-likelihood of binarized test images, in nats per image.
 
-    Each pixel is drawn with its brightness as the probability (Salakhutdinov & Murray 2008).
+    Each pixel is a Bernoulli sample with its brightness as probability (Salakhutdinov & Murray 2008).
     """
     technique, samples = state.run.technique, state.options.nll_samples
     if not isinstance(technique, CanEstimateLikelihood) or not samples:
@@ -201,7 +209,7 @@ MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {
 
 
 def write_evaluation(evaluation: Evaluation) -> Path:
-    """Write `evaluation.json` into the run's folder, whole or not at all. Raises OSError."""
+    """Write `evaluation.json` into the run directory, atomically, and return its path. Raises OSError."""
     path = evaluation.run.run_dir / EVALUATION_FILE
     temporary_path = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
