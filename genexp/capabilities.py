@@ -1,7 +1,8 @@
-"""What a learned technique can do beside being scored. A technique inherits what it can; tools ask `isinstance`.
+"""Optional interfaces of techniques: sampling, reconstruction, interpolation, traversal, clustering and others.
 
-All are called in evaluation mode, without gradients, on the technique's device. Images are float in [0, 1].
-Randomness comes from torch's global generator.
+A technique inherits the interfaces it implements; callers check with `isinstance`. All methods are called in
+evaluation mode, without gradients, on the technique's device. Images are float in [0, 1]. Random numbers come
+from torch's global generators.
 """
 
 from __future__ import annotations
@@ -16,85 +17,88 @@ from genexp.technique import Batch
 
 
 class CanSample(ABC):
-    """Makes new images out of noise."""
+    """Interface of techniques that generate images from noise."""
 
     @abstractmethod
     def sample(self, count: int) -> Tensor:
-        """Return new images (count, channels, height, width); of classes in turn, where it knows any."""
+        """Return new images (count, channels, height, width). Conditional techniques cycle through the classes."""
 
 
 class CanReconstruct(ABC):
-    """Gives back images through a narrow latent."""
+    """Interface of techniques that reconstruct images from a latent code."""
 
     @abstractmethod
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Return what comes back of `images` (batch, channels, height, width), in their shape."""
+        """Return the reconstructions of `images` (batch, channels, height, width), in the same shape."""
 
     def corrupt(self, images: Tensor) -> Tensor:
-        """Return `images` as the technique is meant to see them: noisy, where it is there to remove noise."""
+        """Return the inputs of the technique for `images`, in the same shape: noisy for denoising techniques."""
         return images
 
 
 class CanInterpolate(ABC):
-    """Has a latent space in which there is a way from one image to another."""
+    """Interface of techniques with a latent space in which images can be interpolated."""
 
     @abstractmethod
     def interpolate(self, examples: Batch, frames: int) -> Tensor:
-        """Return images (frames, paths, channels, height, width): along each path one image turns into another.
+        """Return images (frames, paths, channels, height, width): each path leads from one image to another.
 
-        There is one path for each of `examples`, held-out samples. A technique without a way from images to
-        codes takes only their number.
+        There is one path per sample of `examples`. A technique without an encoder uses only their number.
         """
 
 
 class CanTraverse(ABC):
-    """Has latent units that can be moved one by one."""
+    """Interface of techniques whose latent units can be varied one at a time."""
 
     @abstractmethod
     def traverse(self, examples: Batch, frames: int) -> Tensor:
-        """Return images (frames, units, channels, height, width): along each path one unit of a code moves alone.
+        """Return images (frames, units, channels, height, width): each path varies one latent unit alone.
 
-        The code is that of the first of `examples`, held-out samples; the units are those that say most of them.
+        The other units keep the values of the first sample of `examples`. The units are the most informative
+        ones for `examples`.
         """
 
 
 class CanCluster(ABC):
-    """Assigns samples to clusters."""
+    """Interface of techniques that assign samples to clusters."""
 
     @abstractmethod
     def assign(self, batch: Batch) -> Tensor:
-        """Return the cluster of each sample: int64 (batch,)."""
+        """Return the cluster index of each sample: int64 (batch,)."""
 
 
 class CanStylize(ABC):
-    """Has learned one image: a content in a style."""
+    """Interface of techniques that learn one image: given content in a given style."""
 
     @abstractmethod
     def stylize(self) -> Tensor:
-        """Return that image, (1, 3, height, width)."""
+        """Return the stylized image: (1, 3, height, width)."""
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A way from one kind of image to another."""
+    """Mapping from one image domain to another."""
 
-    name: str  # of the files that come of it: "translated", "a_to_b"
-    source_stream: str  # the stream whose images go in
-    target_stream: str  # the stream of what should come out, which the test split may have
-    translate: Callable[[Tensor], Tensor]  # (batch, c, h, w) → (batch, c, h, w)
+    name: str  # names the output files: "translated", "a_to_b"
+    source_stream: str  # stream of the inputs
+    target_stream: str  # stream of the expected outputs; not every test split has it
+    translate: Callable[[Tensor], Tensor]  # (batch, channels, height, width) → the same
 
 
 class CanTranslate(ABC):
-    """Turns images of one kind into images of another."""
+    """Interface of techniques that translate images between domains."""
 
     @abstractmethod
     def translations(self) -> Sequence[Translation]:
-        """Return all ways the technique knows."""
+        """Return all translations of the technique."""
 
 
 class CanEstimateLikelihood(ABC):
-    """Has a likelihood that can be estimated."""
+    """Interface of techniques with a likelihood that can be estimated."""
 
     @abstractmethod
     def log_likelihood(self, images: Tensor, samples: int) -> Tensor:
-        """Return log p in nats, estimated from so many samples, of binary images (batch, c, h, w): (batch,)."""
+        """Return log p in nats of binary images (batch, channels, height, width): (batch,).
+
+        The estimate uses `samples` latent samples per image.
+        """

@@ -1,4 +1,4 @@
-"""What a technique is: the only interface the trainer knows."""
+"""Base class and registry of techniques: the interface between a learning method and the trainer."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError
 
-Batch = dict[str, Tensor]  # stream name → tensor on the device; images are float in [0, 1]
+Batch = dict[str, Tensor]  # stream name → (batch, ...) on the device; images are float in [0, 1]
 Metrics = dict[str, Tensor]  # name → detached scalar, still on the device
-Batches = Iterable[Batch]  # a whole split, in order; can be iterated again
+Batches = Iterable[Batch]  # the batches of a whole split, in order; iterable more than once
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Where the run stands. Schedules are pure functions of it."""
+    """Progress of a run, in steps and epochs. Schedules are pure functions of it."""
 
-    step: int  # 1-based; 0 is initialization
+    step: int  # 1-based; 0 before the first step
     total_steps: int
     steps_per_epoch: int
 
     @property
     def epoch(self) -> int:
-        """Return the 1-based epoch that this step belongs to (0 before the first step)."""
+        """1-based epoch of this step; 0 before the first step."""
         return -(-self.step // self.steps_per_epoch)
 
     @property
     def completed_epochs(self) -> int:
-        """Return how many epochs lie behind."""
+        """Number of complete epochs up to and including this step."""
         return self.step // self.steps_per_epoch
 
     @property
@@ -50,84 +50,86 @@ class Clock:
 
 @dataclass(frozen=True)
 class GradientPhase:
-    """Move `learner` down the gradient of `loss`."""
+    """Phase that updates the parameters of `module` by gradient descent on `loss`."""
 
-    name: str  # names its optimizer too: optimizer.discriminator.lr=1e-4
+    name: str  # also the key of its optimizer settings: optimizer.discriminator.lr=1e-4
     module: nn.Module
-    loss: Callable[[Batch, Clock], tuple[Tensor, Metrics]]
-    every: int = 1
-    is_active: Callable[[Clock], bool] = lambda clock: True  # at other times the phase rests
+    loss: Callable[[Batch, Clock], tuple[Tensor, Metrics]]  # → scalar loss and metrics
+    every: int = 1  # the phase runs at steps divisible by this
+    is_active: Callable[[Clock], bool] = lambda clock: True  # steps where this is False skip the phase
 
 
 @dataclass(frozen=True)
 class ClosedFormPhase:
-    """Improve a part of the technique in closed form, from a batch or from the whole training split."""
+    """Phase that updates a part of the technique in closed form, from a batch or the whole training split."""
 
     name: str
     update: Callable[[Batch, Clock], Metrics] | Callable[[Batches, Clock], Metrics]
-    every: int = 1
-    is_full_batch: bool = False  # hand `refit` the training split as Batches instead of one Batch
-    is_active: Callable[[Clock], bool] = lambda clock: True
+    every: int = 1  # the phase runs at steps divisible by this
+    is_full_batch: bool = False  # `update` receives the training split as Batches, not one Batch
+    is_active: Callable[[Clock], bool] = lambda clock: True  # steps where this is False skip the phase
 
 
 Phase = GradientPhase | ClosedFormPhase
 
 
 class Technique(nn.Module, ABC):
-    """A way of learning from unlabeled data, as the phases of one step.
+    """Learning method for unlabeled data, as the phases of one step.
 
-    Subclasses are final, registered by `@register`, and built as `cls(config, spec)`. What must survive
-    a resume is a parameter, a buffer or an optimizer's state; nothing else crosses steps. Randomness
-    comes from torch's global generator, which is seeded before every call made here.
+    Registered subclasses are final and are built as `cls(config, spec)`. A checkpoint holds parameters, buffers
+    and optimizer states; no other state may affect later steps. Random numbers come from torch's global
+    generators, which the caller seeds before each call.
     """
 
-    Config: ClassVar[type]  # a dataclass: the keys of conf/model/<name>.yaml, less `name` and `recipe`
+    Config: ClassVar[type]  # dataclass of the keys in conf/model/<name>.yaml, except `name` and `recipe`
     name: ClassVar[str]
-    objective: ClassVar[str]  # the test metric by which checkpoints and sweeps are judged
+    objective: ClassVar[str]  # test metric that ranks checkpoints and the runs of a sweep
     direction: ClassVar[Literal["min", "max"]] = "min"
-    example_count: ClassVar[int] = 10  # how many held-out samples `preview` and `gallery` are given
-    # Batch normalization sees the whole batch where several processes share it; if not, each sees its own part.
+    example_count: ClassVar[int] = 10  # number of test samples given to `preview` and `render_gallery`
+    # With several ranks, batch normalization takes its statistics from the global batch. If False, each rank uses
+    # its own rows.
     should_sync_batch_norm: ClassVar[bool] = True
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """Return the phases of a step, in order. Called once, after the technique is on its device."""
+        """Return the phases of a step, in order. Called once, after the technique was moved to its device."""
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
-        """Learn what to be judged by. Called before all else, in every process: fresh, resumed or a tool.
+        """Prepare what `evaluate` needs from `dataset`.
 
-        Nothing kept here may change a step: it is derived from the data set and in no checkpoint.
+        Called before any other method in every process: in new runs, resumed runs and evaluation commands.
+        State kept here must not affect a step: it derives from the data set and is in no checkpoint.
         """
 
     def initialize(self, samples: Batches) -> None:
-        """Initialize from the training split. Called on fresh runs only, before step 1."""
+        """Initialize from the training split. Called once, before step 1 of a new run."""
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        """Return the pictures worth looking at now: name → (channels, height, width) in [0, 1].
+        """Return preview images: name → (channels, height, width) in [0, 1].
 
-        `examples` are the same few held-out samples each time. Each name becomes a GIF over the run.
+        `examples` are the same test samples at every call. The images of one name become the frames of a GIF.
         """
         return {}
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
-        """Return scores on held-out data. Called in eval mode without gradients."""
+        """Return metrics on the test split. Called in eval mode without gradients."""
         return {}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
-        """Return the pictures of a finished run: (channels, height, width), or (frames, ...) for a GIF."""
+        """Return images in [0, 1] of a finished run: (channels, height, width), or (frames, ...) for a GIF."""
         return {}
 
     def encode(self, batch: Batch) -> Tensor | None:
-        """Return the latent codes (batch, features) of a batch, or None where there is no latent."""
+        """Return the latent codes (batch, features) of a batch, or None if the technique has no latent."""
         return None
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        """Return a one-line warning when an epoch's mean metrics show a known failure, else None."""
+        """Return a one-line warning if `metrics`, the means of one epoch, show a known failure, else None."""
         return None
 
     @property
     def has_converged(self) -> bool:
-        """Return whether further steps are pointless. Asked once an epoch."""
+        """True once training has converged: the run then ends. Read at the end of each epoch."""
         return False
 
 
@@ -135,14 +137,14 @@ _REGISTRY: dict[str, type[Technique]] = {}
 
 
 def register(cls: type[Technique]) -> type[Technique]:
-    """Class decorator: make a technique known under `cls.name`, which is also its file's and its YAML's name."""
+    """Register a technique under `cls.name`, the name of its module and of its YAML file. A class decorator."""
     registered = _REGISTRY.setdefault(cls.name, cls)
     assert registered.__qualname__ == cls.__qualname__, f"two techniques are named {cls.name}"
     return cls
 
 
 def list_techniques() -> list[str]:
-    """Return the names of all techniques, the project's own and those installed by third parties."""
+    """Return the sorted names of all techniques: built-in ones and entry points of installed packages."""
     package = importlib.import_module("genexp.techniques")
     builtin_names = [
         module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
@@ -151,7 +153,7 @@ def list_techniques() -> list[str]:
 
 
 def find_technique(name: str) -> type[Technique]:
-    """Return the technique called `name`, importing only its own module. Raises ConfigError."""
+    """Return the technique registered as `name`; imports only its module. Raises ConfigError if unknown."""
     if name not in _REGISTRY:
         _import_technique(name)
     return _REGISTRY[name]
@@ -172,5 +174,5 @@ def _import_technique(name: str) -> None:
 
 
 def detach_metrics(**values: Tensor) -> Metrics:
-    """Return detached metrics, in the order given."""
+    """Return `values`, detached, in the order given."""
     return {name: value.detach() for name, value in values.items()}

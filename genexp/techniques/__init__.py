@@ -1,0 +1,1 @@
+"""Techniques, one file each. Files with a leading underscore are shared code."""

@@ -1,4 +1,4 @@
-"""What all GANs share: two players and their phases, fixed noise to look at, and a judge of samples."""
+"""Base classes of the GANs: phases, losses, sampling and evaluation (Goodfellow et al. 2014)."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from genexp.networks.gan import DISCRIMINATOR_NORMS, init_weights
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics
 
-PREVIEW_SAMPLES = 64  # images of fixed noise in a picture
-INTERPOLATION_KEYPOINTS = 4  # noise vectors that each image of the interpolation passes through, on its round
-FRAMES_PER_SEGMENT = 15  # from one of them to the next, both included
-GENERATION_BATCH_SIZE = 500
+PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
+INTERPOLATION_KEYPOINTS = 4  # noise vectors on the closed path of each interpolated image
+FRAMES_PER_SEGMENT = 15  # from one keypoint to the next, both included
+GENERATION_BATCH_SIZE = 500  # images
 
-SATURATION_THRESHOLD = (
-    0.99  # belief in real images above which, with as little in fakes, there is nothing left to learn
-)
-COLLAPSE_THRESHOLD = 0.2  # diversity of the generated images, relative to that of the real ones
+# The discriminator is saturated if the mean D(x) is above this and the mean D(G(z)) below 1 minus this.
+SATURATION_THRESHOLD = 0.99
+COLLAPSE_THRESHOLD = 0.2  # the generator has collapsed if `diversity` is below this
 
 
 @dataclass
 class BaseGANConfig:
-    """What every GAN can be told."""
+    """Configuration keys of all GANs."""
 
-    latent: int
-    loss: str
-    init_std: float | None  # of the initial weights; null leaves torch's
-    evaluation_samples: int
+    latent: int  # dimensions of the noise
+    loss: str  # key of ADVERSARIAL_LOSSES
+    init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
+    evaluation_samples: int  # generated images per evaluation
 
     def __post_init__(self) -> None:
         require(self.latent > 0, "latent", self.latent, "use at least 1")
@@ -53,14 +52,14 @@ class BaseGANConfig:
 
 @dataclass
 class ConvGANConfig(BaseGANConfig):
-    """A GAN of convolutions."""
+    """Configuration keys of the convolutional GANs."""
 
-    layout: str
-    generator_width: int
-    discriminator_width: int
+    layout: str  # key of LAYOUTS
+    generator_width: int  # channels of the generator's last hidden layer
+    discriminator_width: int  # channels of the discriminator's first layer
     generator_batch_norm: bool
-    discriminator_norm: str
-    dropout: float
+    discriminator_norm: str  # key of DISCRIMINATOR_NORMS
+    dropout: float  # probability in the discriminator, in [0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,16 +72,16 @@ class ConvGANConfig(BaseGANConfig):
 
 
 class BaseGAN(Technique, CanSample, CanInterpolate):
-    """A generator learns to make images that a discriminator cannot tell from real ones (Goodfellow et al. 2014).
+    """Generator and discriminator, trained against each other (Goodfellow et al. 2014).
 
-    Inside, images are in [-1, 1].
+    The networks use images in [-1, 1]; `sample` and the methods for evaluation return images in [0, 1].
     """
 
     objective = "frechet"
     generator: nn.Module
     discriminator: nn.Module
-    fixed_noise: Tensor
-    generator_every = 1
+    fixed_noise: Tensor  # (PREVIEW_SAMPLES, latent)
+    generator_every = 1  # steps per generator update
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
     @abstractmethod
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
-        """Return the generator and the discriminator."""
+        """Return the generator and the discriminator for the images of `spec`."""
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
         self.generation_metrics = GenerationMetrics(dataset)
@@ -108,22 +107,25 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         )
 
     def generate(self, batch: Batch) -> Tensor:
-        """Return as many fresh generated images as `batch` has real ones."""
+        """Return new generated images in [-1, 1], as many as `batch` has samples."""
         return self.generator(self.sample_noise(len(batch["image"])))
 
     def score(self, images: Tensor, batch: Batch) -> Tensor:
-        """Return how real the discriminator finds images in [-1, 1] that belong to `batch`: (batch,)."""
+        """Return the discriminator's scores of images in [-1, 1]: (batch,).
+
+        A conditional GAN takes the classes from `batch`.
+        """
         return self.discriminator(images).squeeze(1)
 
     def sample_noise(self, count: int) -> Tensor:
-        """Return noise (count, latent)."""
+        """Return standard normal noise (count, latent)."""
         return torch.randn(count, self.config.latent, device=self.fixed_noise.device)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         real = 2 * batch["image"] - 1
-        with torch.no_grad():  # this loss must not teach the generator
+        with torch.no_grad():  # this loss has no gradient for the generator
             fake = self.generate(batch)
-        # Apart: batch norm over a mixture would tell the two by its statistics.
+        # Two passes: the batch statistics of a mixed batch would separate real from generated images.
         real_scores, fake_scores = self.score(real, batch), self.score(fake, batch)
         penalty, penalty_metrics = self.discriminator_penalty(real, fake, batch)
         loss = self.adversarial_loss.discriminator(real_scores, fake_scores) + penalty
@@ -134,13 +136,16 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return loss, {**metrics, **penalty_metrics}
 
     def discriminator_penalty(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return what else the discriminator minimizes, and metrics of it."""
+        """Return an additional loss term of the discriminator (scalar), and its metrics.
+
+        `real` and `fake` are images (batch, channels, height, width) in [-1, 1].
+        """
         return torch.zeros((), device=real.device), {}
 
     def discriminator_metrics(self, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
         """Return the mean of D(x) and of D(G(z)), which tend to 0.5 at the equilibrium.
 
-        Where scores say nothing of probabilities, return how far apart they are.
+        If scores do not give probabilities, return the difference of their means instead.
         """
         real_probability = self.adversarial_loss.real_probability
         if real_probability is None:
@@ -153,7 +158,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return self.adversarial_loss.generator(self.score(self.generate(batch), batch)), {}
 
     def generate_from_noise(self, noise: Tensor) -> Tensor:
-        """Return the images in [0, 1] that the generator makes of noise (count, latent)."""
+        """Return the generated images in [0, 1] for noise (count, latent)."""
         return (self.generator(noise) + 1) / 2
 
     def sample(self, count: int) -> Tensor:
@@ -164,7 +169,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return self._interpolate_noise(start, start.roll(-1, dims=0), frames)
 
     def _interpolate_noise(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
-        """Return images (frames, count, c, h, w) on the way from some noise to other, (count, latent) each."""
+        """Return images (frames, count, c, h, w) for noise on great circles from `start` to `end`.
+
+        `start` and `end` are (count, latent) each.
+        """
         return torch.stack(
             [
                 self.generate_from_noise(slerp(start, end, fraction))
@@ -176,7 +184,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return {"samples": make_grid(self.generate_from_noise(self.fixed_noise), columns=8)}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
-        keypoints = self.fixed_noise.unflatten(0, (INTERPOLATION_KEYPOINTS, -1))  # (stations, images, latent)
+        keypoints = self.fixed_noise.unflatten(0, (INTERPOLATION_KEYPOINTS, -1))  # (keypoints, images, latent)
         segments = zip(keypoints, keypoints.roll(-1, dims=0), strict=True)
         walk = torch.cat([self._interpolate_noise(start, end, FRAMES_PER_SEGMENT) for start, end in segments])
         return {"generated": self.preview(examples)["samples"], "interpolation": make_animation(walk)}
@@ -189,12 +197,12 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return self.generation_metrics.compute_scores(samples, generated)
 
     def generate_evaluation_images(self) -> Iterator[Tensor]:
-        """Yield `evaluation_samples` images in [0, 1], some at a time."""
+        """Yield `evaluation_samples` images in [0, 1], in batches (count, channels, height, width)."""
         for count in compute_batch_sizes(self.config.evaluation_samples):
             yield self.sample(count)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        # Without the numbers: the same words twice are one warning.
+        # No measured values in the messages: repeated messages are reported only once.
         if metrics["diversity"] < COLLAPSE_THRESHOLD:
             return (
                 f"the generator has collapsed: its images vary less than {COLLAPSE_THRESHOLD} times as much as "
@@ -212,10 +220,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
 
 class BaseConvGAN(BaseGAN):
-    """A GAN of convolutions, fitted to the image's size and channels."""
+    """Convolutional GAN for square images."""
 
-    discriminator_outputs = 1  # of the discriminator
-    condition_size = 0  # of the generator, beside the noise
+    discriminator_outputs = 1  # output channels of the discriminator
+    condition_size = 0  # inputs of the generator in addition to the noise
 
     def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape
@@ -236,19 +244,19 @@ class BaseConvGAN(BaseGAN):
 
 
 def diversity(fake: Tensor, real: Tensor) -> Tensor:
-    """Return the mean deviation of a pixel over the generated batch, relative to that over the real one."""
+    """Return the mean pixel standard deviation of a generated batch, divided by that of a real batch (scalar)."""
     return _pixel_std(fake) / _pixel_std(real).clamp_min(1e-6)
 
 
 def _pixel_std(images: Tensor) -> Tensor:
-    """Return the deviation of a pixel over the batch, averaged over pixels."""
+    """Return the standard deviation of each pixel over the batch, averaged over pixels (scalar)."""
     return batch_mean((images - batch_mean(images)).square()).sqrt().mean()
 
 
 def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """Return points on the great circles from `start` to `end`, (count, latent) each.
+    """Return spherical interpolations from `start` to `end`, (count, latent) each, at `weight` in [0, 1].
 
-    On a straight line the norm sinks to where the generator has seen no noise (White 2016).
+    On a straight line the norm falls to values for which the generator was not trained (White 2016).
     """
     cosine = torch.cosine_similarity(start, end, dim=1)[:, None].clamp(-0.9999, 0.9999)
     angle = cosine.acos()
@@ -257,6 +265,6 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
 
 
 def compute_batch_sizes(count: int) -> list[int]:
-    """Return numbers of images to generate at once, `count` in all."""
+    """Return batch sizes of at most GENERATION_BATCH_SIZE that sum to `count`."""
     full, rest = divmod(count, GENERATION_BATCH_SIZE)
     return [GENERATION_BATCH_SIZE] * full + [rest] * math.ceil(rest / GENERATION_BATCH_SIZE)

@@ -1,4 +1,4 @@
-"""What all autoencoders share: corrupt, encode, decode, compare."""
+"""Base classes and network builders of the autoencoders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encod
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique
 
-STRIDES = (2, 2, 1)  # 28→13→6→4
+STRIDES = (2, 2, 1)  # of the three convolutions: 28→13→6→4 pixels
 
 
 @dataclass
 class AutoencoderConfig:
-    """What every autoencoder can be told."""
+    """Configuration keys of all autoencoders."""
 
-    loss: str
+    loss: str  # key of RECONSTRUCTION_LOSSES
 
     def __post_init__(self) -> None:
         choices = ", ".join(RECONSTRUCTION_LOSSES)
@@ -36,11 +36,11 @@ class AutoencoderConfig:
 
 @dataclass
 class DenseAutoencoderConfig(AutoencoderConfig):
-    """An autoencoder of dense layers."""
+    """Configuration keys of the dense autoencoders."""
 
-    widths: list[int]  # of the encoder's layers, the latent last; the decoder mirrors them
-    activation: str
-    latent_activation: str
+    widths: list[int]  # units of the encoder's layers, the latent last; the decoder mirrors them
+    activation: str  # key of ACTIVATIONS
+    latent_activation: str  # key of ACTIVATIONS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,11 +51,14 @@ class DenseAutoencoderConfig(AutoencoderConfig):
 
 
 class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
-    """Learns to give back its input through a narrow latent. Subclasses bring networks and noise."""
+    """Encoder to a low-dimensional latent and decoder back to the image.
+
+    Subclasses define the networks and, for denoising, the noise.
+    """
 
     objective = "mse"
     encoder: nn.Module
-    decoder: nn.Module  # to logits: the sigmoid belongs to the loss, which is exact with it
+    decoder: nn.Module  # returns logits; the sigmoid is part of the loss, for numerical accuracy
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
@@ -65,14 +68,14 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
-        """Return the encoder and the decoder for images of `shape`."""
+        """Return the encoder and the decoder for images of `shape`: (channels, height, width)."""
 
     def select_target(self, images: Tensor, corrupted: Tensor) -> Tensor:
-        """Return what the decoder should give."""
+        """Return the target of the loss, in the shape of `images`."""
         return images
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Return what comes back of `images`, in [0, 1]."""
+        """Return the reconstructions of `images` in [0, 1]: (batch, channels, height, width)."""
         return self.decode(self.encoder(images))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -111,9 +114,10 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         return decode_frames(self.decode, interpolate_codes(self.encode(examples), frames))
 
     def traverse(self, examples: Batch, frames: int) -> Tensor:
-        """Return images (frames, units, c, h, w): each unit goes from its least to its greatest value.
+        """Return images (frames, units, c, h, w): each path moves one unit from its minimum to its maximum.
 
-        Both are those of `examples`, and the units are those that vary most over them.
+        Minimum, maximum and standard deviation are those over `examples`. The units are those with the largest
+        standard deviation, at most 8. The other units keep the values of the first sample.
         """
         codes = self.encode(examples)
         units = codes.std(0, correction=0).topk(min(8, codes.shape[1])).indices
@@ -124,7 +128,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
 def build_dense_autoencoder(
     shape: tuple[int, int, int], config: DenseAutoencoderConfig
 ) -> tuple[nn.Module, nn.Module]:
-    """Return a dense encoder and the decoder that mirrors it."""
+    """Return a dense encoder and the decoder that mirrors it, for images of `shape`: (channels, height, width)."""
     activation = config.activation
     encoder = build_dense_encoder(
         shape, config.widths, activation=activation, last_activation=config.latent_activation
@@ -133,7 +137,7 @@ def build_dense_autoencoder(
 
 
 class DenoisingAutoencoder(Autoencoder):
-    """An autoencoder that sees noisy images (Vincent et al. 2008)."""
+    """Autoencoder that reconstructs images from noisy inputs (Vincent et al. 2008)."""
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
@@ -153,12 +157,12 @@ class DenoisingAutoencoder(Autoencoder):
 
 @dataclass
 class ConvAutoencoderConfig(AutoencoderConfig):
-    """An autoencoder of three convolutions and one dense layer."""
+    """Configuration keys of the autoencoders with three convolutions and one dense layer."""
 
     channels: list[int]  # of the three convolutions
-    latent: int
-    activation: str
-    latent_activation: str
+    latent: int  # units
+    activation: str  # key of ACTIVATIONS
+    latent_activation: str  # key of ACTIVATIONS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,7 +177,10 @@ class ConvAutoencoderConfig(AutoencoderConfig):
 def build_conv_autoencoder(
     shape: tuple[int, int, int], config: ConvAutoencoderConfig
 ) -> tuple[nn.Module, nn.Module]:
-    """Return a convolutional encoder and the decoder that mirrors it."""
+    """Return a convolutional encoder and the decoder that mirrors it.
+
+    `shape` is the (channels, height, width) of the images.
+    """
     layers = [
         ConvLayer(channels, kernel_size=3, stride=stride, padding=0)
         for channels, stride in zip(config.channels, STRIDES, strict=True)

@@ -1,4 +1,4 @@
-"""Generated images of the past, which discriminators meet again (Shrivastava et al. 2017): they do not forget."""
+"""Buffer of past generated images for training discriminators (Shrivastava et al. 2017)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from genexp.sharding import gather_rows, local_rows
 
 
 class ImageHistory(nn.Module):
-    """Keeps some images, and hands them out in the place of new ones."""
+    """Buffer of images that replaces some of the new images by stored ones."""
 
-    images: Tensor
-    count: Tensor
+    images: Tensor  # (capacity, *shape)
+    count: Tensor  # int64 scalar: images stored so far, at most the capacity
 
     def __init__(self, capacity: int, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -21,16 +21,18 @@ class ImageHistory(nn.Module):
 
     @torch.no_grad()
     def exchange(self, images: Tensor) -> Tensor:
-        """Return as many images (batch, ...): each, with even odds, a new one, or an old one that it replaces.
+        """Return images of the shape of `images` (batch, ...), some of them replaced by stored ones.
 
-        Until the history is full, new images are kept and returned. Nothing waits for the device.
+        Each new image is returned with probability 0.5. Otherwise a random stored image is returned, and the new
+        one takes its place. Until the buffer is full, new images are stored and returned. Images beyond the
+        capacity are returned unchanged. No operation synchronizes with the device.
         """
         capacity, images = len(self.images), gather_rows(images)
         new, remainder = images[:capacity], images[capacity:]
         next_slots = self.count + torch.arange(len(new), device=images.device)
         is_full = self.count >= capacity
         should_swap = torch.rand(len(new), device=images.device) < 0.5
-        random_slots = torch.randperm(capacity, device=images.device)[: len(new)]  # no slot twice
+        random_slots = torch.randperm(capacity, device=images.device)[: len(new)]  # no slot is drawn twice
         slots = torch.where(is_full, random_slots, next_slots % capacity)
         old = self.images[slots]
         is_swapped = _broadcast_per_image(is_full & should_swap, images)

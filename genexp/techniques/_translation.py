@@ -1,4 +1,4 @@
-"""What translators of images share: a judge of patches and its game, and pictures of before and after."""
+"""Configuration, metrics and image helpers shared by the image-to-image translation techniques."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from genexp.technique import Metrics, detach_metrics
 
 @dataclass
 class TranslationConfig:
-    """What every translator can be told."""
+    """Configuration keys of all image-to-image translation techniques."""
 
-    loss: str
-    generator_width: int
-    discriminator_width: int
-    norm: str  # of the discriminator
-    init_std: float | None  # of the initial weights; null leaves torch's
+    loss: str  # key of ADVERSARIAL_LOSSES
+    generator_width: int  # channels of the generator's first layer
+    discriminator_width: int  # channels of the discriminator's first layer
+    norm: str  # key of PATCHGAN_NORMS, for the discriminators and the U-Net of pix2pix
+    init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
 
     def __post_init__(self) -> None:
         choices = ", ".join(ADVERSARIAL_LOSSES)
@@ -33,23 +33,29 @@ class TranslationConfig:
 
 
 def to_signed_range(images: Tensor) -> Tensor:
-    """Return images in [0, 1] as the networks see them, in [-1, 1]."""
+    """Return images in [0, 1] scaled to [-1, 1], the range of the networks."""
     return 2 * images - 1
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Return a network's images as everyone else sees them, in [0, 1]."""
+    """Return images in [-1, 1], as a network returns them, scaled to [0, 1] as floats."""
     return (images.float() + 1) / 2
 
 
 def make_comparison_grid(*batches: Tensor) -> Tensor:
-    """Return a picture with a row for each batch; gray ones gain channels where others have colors."""
+    """Return one image (channels, height, width) with a row for each batch (count, channels, height, width).
+
+    Gray batches are expanded to three channels if another batch has colors.
+    """
     channels = max(batch.shape[1] for batch in batches)
     return make_row_grid(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
 
 
 def discriminator_metrics(adversarial_loss: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
-    """Return how real the discriminator takes real and translated images to be, where its scores say that."""
+    """Return `d_real` and `d_fake`, the mean probabilities of being real of real and of translated images.
+
+    If scores do not give probabilities, return the difference of their means instead.
+    """
     if adversarial_loss.real_probability is None:
         return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
     return detach_metrics(

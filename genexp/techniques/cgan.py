@@ -1,4 +1,4 @@
-"""The class-conditional GAN: a convolutional one that is told what to make (Mirza & Osindero 2014)."""
+"""Class-conditional convolutional GAN (Mirza & Osindero 2014)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from genexp.images.grid import make_grid
 from genexp.technique import Batch, Batches, register
 from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
-IMAGES_PER_CLASS = 10  # images of each class in a picture
-MAX_CLASSES = 20  # classes in a picture
+IMAGES_PER_CLASS = 10  # images of each class in the preview grid
+MAX_CLASSES = 20  # upper limit of classes in the preview grid
 
 
 @register
 class ConditionalGAN(BaseConvGAN):
-    """The generator sees the class beside the noise; the discriminator projects on it (Miyato & Koyama 2018).
+    """Conditional GAN with a projection discriminator (Miyato & Koyama 2018).
 
-    Its last layer has an output for realness and one more for each class: score(x, y) = (w + w_y)·features(x).
+    The generator receives the noise and the one-hot class. The last layer of the discriminator has one
+    unconditional output and one output per class: score(x, y) = (w + w_y)·features(x).
     """
 
     Config = ConvGANConfig
@@ -44,15 +45,15 @@ class ConditionalGAN(BaseConvGAN):
         return outputs[:, 0] + outputs[:, 1:].gather(1, batch["label"][:, None]).squeeze(1)
 
     def concat_noise_and_labels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Return the generator's inputs (count, latent + classes)."""
+        """Return the generator's inputs (count, latent + classes) of noise (count, latent) and labels (count,)."""
         return torch.cat([noise, F.one_hot(labels, self.num_classes).to(noise)], dim=1)
 
     def generate_from_noise(self, noise: Tensor) -> Tensor:
-        """Return images in [0, 1] of noise (count, latent), the classes in turn."""
+        """Return the generated images in [0, 1] for noise (count, latent), cycling through the classes."""
         return super().generate_from_noise(self.concat_noise_and_labels(noise, self._cycle_labels(len(noise))))
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        """Return a picture with one class a row, and the same noise down each column."""
+        """Return an image grid with one class per row and the same noise in each column."""
         rows = min(self.num_classes, MAX_CLASSES)
         noise = self.fixed_noise[:IMAGES_PER_CLASS].repeat(rows, 1)
         labels = torch.arange(rows, device=noise.device).repeat_interleave(IMAGES_PER_CLASS)

@@ -1,4 +1,4 @@
-"""The convolutional autoencoder (Masci et al. 2011)."""
+"""Convolutional autoencoder (Masci et al. 2011)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, b
 
 @register
 class ConvAutoencoder(Autoencoder):
-    """Convolutions of stride 2, 2 and 1 (28→13→6→4), one dense layer to the latent, and the mirror of it."""
+    """Convolutions of stride 2, 2 and 1 (28→13→6→4 pixels), a dense layer to the latent; mirrored decoder."""
 
     Config = ConvAutoencoderConfig
     name = "conv_autoencoder"

@@ -1,4 +1,4 @@
-"""The convolutional denoising autoencoder with batch normalization."""
+"""Convolutional denoising autoencoder with batch normalization."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from genexp.techniques._autoencoder import AutoencoderConfig, DenoisingAutoencod
 
 @dataclass
 class ConvDenoisingConfig(AutoencoderConfig):
-    """conf/model/conv_denoising_autoencoder.yaml."""
+    """Keys of conf/model/conv_denoising_autoencoder.yaml."""
 
     channels: list[int]  # of the three convolutions
-    hidden: int
-    latent: int
-    activation: str
+    hidden: int  # units of the dense layer before the latent
+    latent: int  # units
+    activation: str  # key of ACTIVATIONS
     noise: float  # standard deviation
-    target: str  # what the reconstruction is held against
+    target: str  # target of the loss: "clean" or "noisy" images
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,7 +39,7 @@ class ConvDenoisingConfig(AutoencoderConfig):
 
 @register
 class ConvDenoisingAutoencoder(DenoisingAutoencoder):
-    """Three convolutions of stride 2 (28→14→7→3), two dense layers to the latent, and the mirror of it."""
+    """Three convolutions of stride 2 (28→14→7→3 pixels), two dense layers to the latent; mirrored decoder."""
 
     Config = ConvDenoisingConfig
     name = "conv_denoising_autoencoder"

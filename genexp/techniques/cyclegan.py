@@ -1,4 +1,4 @@
-"""CycleGAN (Zhu et al. 2017): from two sets of images without pairs, learn to turn each kind into the other."""
+"""CycleGAN: unpaired image-to-image translation between two domains (Zhu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from genexp.techniques._translation import (
     to_unit_range,
 )
 
-MAX_COMPARED_PIXELS = 32  # pixels a side at most, of the images whose distributions are compared
+MAX_COMPARED_PIXELS = 32  # upper limit of the side of images whose distributions are compared
 
 
 @dataclass
 class CycleGANConfig(TranslationConfig):
-    """conf/model/cyclegan.yaml."""
+    """Keys of conf/model/cyclegan.yaml."""
 
-    blocks: int | None  # residual blocks of a generator; null goes by the size
+    blocks: int | None  # residual blocks of a generator; null chooses by the size of the images
     cycle_weight: float
     identity_weight: float
-    history: int
+    history: int  # past generated images kept per domain
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +53,7 @@ class CycleGANConfig(TranslationConfig):
 
 @register
 class CycleGAN(Technique, CanTranslate):
-    """Two generators, a to b and b to a; who goes there and back should arrive where they began."""
+    """Two generators, a to b and b to a, trained with cycle consistency and one discriminator per domain."""
 
     Config = CycleGANConfig
     name = "cyclegan"
@@ -95,7 +95,7 @@ class CycleGAN(Technique, CanTranslate):
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         a, b = to_signed_range(batch["a"]), to_signed_range(batch["b"])
         generator_ba, generator_ab = self.generators["ba"], self.generators["ab"]
-        # Instance norm sees each image by itself: what is to be changed and what is to be left go together.
+        # Instance norm treats each image separately, so one pass can hold images of both domains.
         fake_b, identity_b = generator_ab(torch.cat([a, b])).split([len(a), len(b)])
         fake_a, identity_a = generator_ba(torch.cat([b, a])).split([len(b), len(a)])
         cycle = F.l1_loss(generator_ba(fake_b), a) + F.l1_loss(generator_ab(fake_a), b)
@@ -108,7 +108,7 @@ class CycleGAN(Technique, CanTranslate):
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         a, b = to_signed_range(batch["a"]), to_signed_range(batch["b"])
-        with torch.no_grad():  # this loss must not teach the generators
+        with torch.no_grad():  # this loss has no gradient for the generators
             fake_a = self.history_a.exchange(self.generators["ba"](b))
             fake_b = self.history_b.exchange(self.generators["ab"](a))
         discriminator_a, discriminator_b = self.discriminators["a"], self.discriminators["b"]
@@ -122,11 +122,11 @@ class CycleGAN(Technique, CanTranslate):
         )
 
     def translate_to_b(self, images: Tensor) -> Tensor:
-        """Return images of domain a (batch, channels, height, width) in [0, 1] as domain b would have them."""
+        """Return translations to domain b of images of domain a: (batch, channels, height, width) in [0, 1]."""
         return to_unit_range(self.generators["ab"](to_signed_range(images)))
 
     def translate_to_a(self, images: Tensor) -> Tensor:
-        """Return images of domain b as domain a would have them."""
+        """Return translations to domain a of images of domain b: (batch, channels, height, width) in [0, 1]."""
         return to_unit_range(self.generators["ba"](to_signed_range(images)))
 
     def translations(self) -> Sequence[Translation]:
@@ -143,7 +143,11 @@ class CycleGAN(Technique, CanTranslate):
         return {"domain_distance": float(torch.stack(distances).mean()), **scores}
 
     def _score_batch(self, batch: Batch, thumbnails: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-        """Return how near images come back and stay, and to the truth where that is known; note small copies."""
+        """Return per-sample scores (batch,), and append downscaled images to `thumbnails`.
+
+        The scores are the cycle and identity distances. Where the data has true translations, they include the
+        distance and the similarity to these.
+        """
         a, b = batch["a"], batch["b"]
         fake_a, fake_b = self.translate_to_a(b), self.translate_to_b(a)
         for name, images in (("a", a), ("b", b), ("fake_a", fake_a), ("fake_b", fake_b)):
@@ -175,7 +179,7 @@ class CycleGAN(Technique, CanTranslate):
 
 
 def _l1(images: Tensor, others: Tensor) -> Tensor:
-    """Return the mean distance of each image's pixels: (batch,)."""
+    """Return the mean absolute pixel difference of each pair of images: (batch, ...) twice → (batch,)."""
     return (images - others).abs().flatten(1).mean(1)
 
 

@@ -1,4 +1,4 @@
-"""The deep convolutional GAN (Radford et al. 2016)."""
+"""Deep convolutional GAN, DCGAN (Radford et al. 2016)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 @register
 class DCGAN(BaseConvGAN):
-    """Builds images up from 1×1 by transposed convolutions, and takes them down by strided ones."""
+    """Generator of transposed convolutions from 1×1 pixel, and discriminator of strided convolutions to 1×1."""
 
     Config = ConvGANConfig
     name = "dcgan"

@@ -1,4 +1,4 @@
-"""The denoising autoencoder: dense layers that learn to take Gaussian noise away (Vincent et al. 2008)."""
+"""Denoising autoencoder of dense layers, for Gaussian noise (Vincent et al. 2008)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genexp.techniques._autoencoder import DenoisingAutoencoder, DenseAutoencode
 
 @dataclass
 class DenseDenoisingConfig(DenseAutoencoderConfig):
-    """conf/model/denoising_autoencoder.yaml."""
+    """Keys of conf/model/denoising_autoencoder.yaml."""
 
     noise: float  # standard deviation
 
@@ -25,7 +25,7 @@ class DenseDenoisingConfig(DenseAutoencoderConfig):
 
 @register
 class DenseDenoisingAutoencoder(DenoisingAutoencoder):
-    """The stacked autoencoder's network; sees image + N(0, noise²), gives back the image."""
+    """Network of the stacked autoencoder, trained to reconstruct an image from image + N(0, noise²)."""
 
     Config = DenseDenoisingConfig
     name = "denoising_autoencoder"

@@ -1,4 +1,4 @@
-"""The generative adversarial network of dense layers (Goodfellow et al. 2014)."""
+"""Generative adversarial network of dense layers (Goodfellow et al. 2014)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from genexp.techniques._adversarial import BaseGAN, BaseGANConfig
 
 @dataclass
 class GANConfig(BaseGANConfig):
-    """conf/model/gan.yaml."""
+    """Keys of conf/model/gan.yaml."""
 
-    hidden: list[int]  # widths of the generator's hidden layers; the discriminator mirrors them
+    hidden: list[int]  # units of the generator's hidden layers; the discriminator mirrors them
     generator_batch_norm: bool
     spectral_norm: bool  # of the discriminator
-    dropout: float
+    dropout: float  # probability in the discriminator, in [0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,7 +30,11 @@ class GANConfig(BaseGANConfig):
 
 @register
 class GAN(BaseGAN):
-    """128→256→512→1024→784 against 784→1024→512→256→1, for 28×28 images at the reference's widths."""
+    """GAN of dense layers.
+
+    In the reference preset for 28×28 images, the generator is 128→256→512→1024→784, and the discriminator
+    784→1024→512→256→1.
+    """
 
     Config = GANConfig
     name = "gan"

@@ -1,4 +1,4 @@
-"""An autoencoder with three latent numbers, to be looked at: its latents make a scatter one can turn."""
+"""Autoencoder with a three-dimensional latent, for scatter plots that can be rotated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from genexp.techniques._autoencoder import Autoencoder, DenseAutoencoderConfig, 
 
 @register
 class Latent3dAutoencoder(Autoencoder):
-    """784→128→64→12→3 and back, for 28×28 images at the reference's widths; the latent is linear."""
+    """Dense autoencoder with a linear latent.
+
+    In the reference preset for 28×28 images, the layers are 784→128→64→12→3 and their mirror.
+    """
 
     Config = DenseAutoencoderConfig
     name = "latent3d_autoencoder"

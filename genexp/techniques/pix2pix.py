@@ -1,4 +1,4 @@
-"""pix2pix (Isola et al. 2017): from pairs of images, learn to turn the one into the other."""
+"""pix2pix: image-to-image translation from paired images (Isola et al. 2017)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from genexp.techniques._translation import (
 
 @dataclass
 class Pix2PixConfig(TranslationConfig):
-    """conf/model/pix2pix.yaml."""
+    """Keys of conf/model/pix2pix.yaml."""
 
-    l1_weight: float
-    dropout: float
+    l1_weight: float  # of the mean absolute difference to the target, for images in [-1, 1]
+    dropout: float  # probability in the inner levels of the generator, in [0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class Pix2PixConfig(TranslationConfig):
 
 @register
 class Pix2Pix(Technique, CanTranslate):
-    """A U-Net translates; a discriminator that sees the input too judges patches of what it made."""
+    """U-Net generator with a PatchGAN discriminator that is conditioned on the input image."""
 
     Config = Pix2PixConfig
     name = "pix2pix"
@@ -76,27 +76,30 @@ class Pix2Pix(Technique, CanTranslate):
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
         fake = self.generator(inputs)
         adversarial = self.adversarial_loss.generator(self.score(inputs, fake))
-        distance = F.l1_loss(fake, target)
+        distance = F.l1_loss(fake, target)  # of images in [-1, 1]; the metric is that of images in [0, 1]
         return adversarial + self.config.l1_weight * distance, detach_metrics(
             adversarial=adversarial, l1=distance / 2
         )
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
-        with torch.no_grad():  # this loss must not teach the generator
+        with torch.no_grad():  # this loss has no gradient for the generator
             fake = self.generator(inputs)
-        # Apart: batch norm over a mixture would tell the two by its statistics.
+        # Two passes: the batch statistics of a mixed batch would separate real from generated images.
         real_scores, fake_scores = self.score(inputs, target), self.score(inputs, fake)
         return self.adversarial_loss.discriminator(real_scores, fake_scores), discriminator_metrics(
             self.adversarial_loss, real_scores, fake_scores
         )
 
     def score(self, inputs: Tensor, images: Tensor) -> Tensor:
-        """Return how real each patch of `images` is for its input: (batch, 1, rows, columns)."""
+        """Return a score for each patch of `images`, given their `inputs`: (batch, 1, rows, columns).
+
+        `inputs` and `images` are (batch, channels, height, width) in [-1, 1].
+        """
         return self.discriminator(torch.cat([inputs, images], dim=1))
 
     def translate(self, images: Tensor) -> Tensor:
-        """Return the translations of images (batch, channels, height, width) in [0, 1], of the same size."""
+        """Return the translations of images (batch, channels, height, width), in [0, 1] and of the same size."""
         return to_unit_range(self.generator(to_signed_range(images)))
 
     def translations(self) -> Sequence[Translation]:

@@ -1,4 +1,4 @@
-"""The stacked autoencoder: dense layers down to a narrow latent and back (Hinton & Salakhutdinov 2006)."""
+"""Stacked autoencoder of dense layers (Hinton & Salakhutdinov 2006)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from genexp.techniques._autoencoder import Autoencoder, DenseAutoencoderConfig, 
 
 @register
 class StackedAutoencoder(Autoencoder):
-    """784→128→32→10 and back, for 28×28 images at the reference's widths."""
+    """Dense autoencoder.
+
+    In the reference preset for 28×28 images, the layers are 784→128→32→10 and their mirror.
+    """
 
     Config = DenseAutoencoderConfig
     name = "stacked_autoencoder"

@@ -1,4 +1,4 @@
-"""Neural style transfer (Gatys, Ecker & Bethge 2016): an image learned so that its features fit two others'."""
+"""Neural style transfer: optimization of an image (Gatys, Ecker & Bethge 2016)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Tech
 
 @dataclass
 class StyleTransferConfig:
-    """conf/model/style_transfer.yaml."""
+    """Keys of conf/model/style_transfer.yaml."""
 
-    weights: str  # imagenet, random, or a file
-    pooling: str
-    content_layers: list[str]
-    style_layers: list[str]
+    weights: str  # "imagenet", "random" or the path of a weight file
+    pooling: str  # key of POOLINGS
+    content_layers: list[str]  # keys of LAYER_CHANNELS
+    style_layers: list[str]  # keys of LAYER_CHANNELS
     content_weight: float
     style_weight: float
     variation_weight: float
-    scales: list[float]  # parts of the full size, one after the other; the last is 1
-    preserve_color: str
+    scales: list[float]  # fractions of the full size, in order of use; the last is 1
+    preserve_color: str  # key of COLOR_MODES
 
     def __post_init__(self) -> None:
         for key in ("content_layers", "style_layers"):
@@ -53,10 +53,10 @@ class StyleTransferConfig:
 
 
 class ScaleLoss(nn.Module):
-    """One size at which images are compared, and what the features should be there."""
+    """Content and style losses at one size, with the features that are their targets."""
 
     def __init__(self, size: tuple[int, int], features: VGG19, config: StyleTransferConfig) -> None:
-        """`size` is (height, width), of which the content's and the style's features are taken."""
+        """Create empty targets for images of `size`: (height, width). Raises ConfigError if it is too small."""
         super().__init__()
         self.size = size
         shapes = features.compute_feature_shapes(size)
@@ -67,7 +67,7 @@ class ScaleLoss(nn.Module):
         self.content_layers, self.style_layers = config.content_layers, config.style_layers
 
     def set_targets(self, features: VGG19, content: Tensor, style: Tensor) -> None:
-        """Take the targets from two images (1, 3, height, width)."""
+        """Set the targets from two images (1, 3, height, width): `content` of this size, `style` of any size."""
         for layer, layer_features in features(content):
             if layer in self.content_layers:
                 self.get_buffer(f"content_{layer}").copy_(layer_features)
@@ -76,7 +76,10 @@ class ScaleLoss(nn.Module):
                 self.get_buffer(f"style_{layer}").copy_(gram_matrix(layer_features))
 
     def losses(self, features: VGG19, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far the content and the style of `image` are from the targets, summed over layers."""
+        """Return the content and style losses of `image` (1, 3, height, width): scalars, summed over layers.
+
+        The image is resized to the size of this loss.
+        """
         content, style = [], []
         for layer, layer_features in features(resize(image, self.size)):
             if layer in self.content_layers:
@@ -87,7 +90,7 @@ class ScaleLoss(nn.Module):
 
 
 class ImageParameter(nn.Module):
-    """The image that is learned. Its values may leave [0, 1]: whoever looks at it sees it `confined`."""
+    """Optimized image: (1, channels, height, width). Apply `clamp_keep_gradient`: values may leave [0, 1]."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -96,10 +99,11 @@ class ImageParameter(nn.Module):
 
 @register
 class StyleTransfer(Technique, CanStylize):
-    """Moves an image, beginning at the content, to the style's Gram matrices.
+    """Optimization of an image, from the content image towards the Gram matrices of the style image.
 
-    It is learned at full size throughout. Phases that see it from afar, scaled down, settle the coarse structure
-    first; each has an optimizer of its own, since curvature measured at one scale misleads at another.
+    The image has its full size throughout. With several `scales`, earlier phases compute the loss on a
+    downscaled copy: they determine the coarse structure. Each phase has its own optimizer, because the curvature
+    estimated at one scale does not fit another.
     """
 
     Config = StyleTransferConfig
@@ -107,7 +111,7 @@ class StyleTransfer(Technique, CanStylize):
     objective = "loss"
     example_count = 1
 
-    content: Tensor
+    content: Tensor  # (1, 3, height, width) in [0, 1]
 
     def __init__(self, config: StyleTransferConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -119,9 +123,8 @@ class StyleTransfer(Technique, CanStylize):
         self.canvas = ImageParameter((self.color_mode.channels, height, width))
         self.scales = nn.ModuleList()
         for fraction in config.scales:
-            self.features.compute_feature_shapes(
-                _scale_size((style_size[0], style_size[1]), fraction)
-            )  # raises where it is too small
+            # Raises ConfigError for a style image that is too small.
+            self.features.compute_feature_shapes(_scale_size((style_size[0], style_size[1]), fraction))
             self.scales.append(ScaleLoss(_scale_size((height, width), fraction), self.features, config))
         self.register_buffer("content", torch.zeros(1, 3, height, width))
         self._metric_suffix = "_random" if config.weights == "random" else ""
@@ -140,7 +143,10 @@ class StyleTransfer(Technique, CanStylize):
         )
 
     def _is_active_scale(self, index: int, clock: Clock) -> bool:
-        """Return whether scale `index` has its turn: each has an equal part of the steps."""
+        """Return whether the phase of scale `index` is active.
+
+        Each scale has an equal share of the steps, in order.
+        """
         return (clock.step - 1) * len(self.scales) // clock.total_steps == index
 
     @torch.no_grad()
@@ -172,7 +178,7 @@ class StyleTransfer(Technique, CanStylize):
         return {"loss": loss, **terms}
 
     def stylize(self) -> Tensor:
-        """Return the image as it is now: (1, 3, height, width)."""
+        """Return the current image in [0, 1]: (1, 3, height, width)."""
         return self.color_mode.restore(clamp_keep_gradient(self.canvas.image), self.content)
 
     def evaluate(self, samples: Batches) -> dict[str, float]:
@@ -214,38 +220,43 @@ class _ClampKeepGradient(torch.autograd.Function):
 
 
 def clamp_keep_gradient(values: Tensor) -> Tensor:
-    """Return values clamped to [0, 1], with a gradient that never leads further away from it, but back.
+    """Return `values` clamped to [0, 1], in the same shape.
 
-    To clamp the image itself at each step, as the source does, is to move it behind the optimizer's back: L-BFGS
-    takes the steps for what they were not, and the loss now and then rises a thousandfold.
+    Outside [0, 1] the gradient passes only if descent moves the value back towards the range. The reference
+    implementation clamps the image itself at each step. L-BFGS then estimates curvature from steps that it did
+    not take, and the loss occasionally rises a thousandfold.
     """
     return torch.as_tensor(_ClampKeepGradient.apply(values))
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """Return the products of channels over places: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w.
+    """Return the Gram matrices of features: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w.
 
-    Gradients are right where what comes back is symmetric, as it is of any loss that treats both channels of a
-    product alike: it takes one product more then, and not two, and their sum.
+    Gradients are exact only if the incoming gradient is symmetric in the two channel axes. This holds for any
+    loss that treats them alike. The backward pass then needs one matrix product, not two and their sum.
     """
     full_precision = promote_to_float32(features)
-    with torch.autocast(features.device.type, enabled=False):  # sums over thousands of places need all digits
+    # No autocast: sums over thousands of terms lose precision in bf16.
+    with torch.autocast(features.device.type, enabled=False):
         if full_precision.is_contiguous():
             positions = full_precision.flatten(2)
             products = positions @ positions.detach().transpose(1, 2)
-        else:  # channels last: so neither the features nor their gradient is brought into another order
+        else:  # channels last: this order needs no copy of the features or of their gradient
             channels = full_precision.permute(0, 2, 3, 1).flatten(1, 2)
             products = channels.detach().transpose(1, 2) @ channels
         return (2 * products - products.detach()) / features.numel()
 
 
 def total_variation(image: Tensor) -> Tensor:
-    """Return the mean difference of neighbors, down and across: it is 0 for a flat image."""
+    """Return the mean absolute difference of vertical neighbors plus that of horizontal neighbors (scalar).
+
+    `image` is (batch, channels, height, width). A constant image gives 0.
+    """
     return image.diff(dim=2).abs().mean() + image.diff(dim=3).abs().mean()
 
 
 def concat_horizontally(*images: Tensor) -> Tensor:
-    """Return images (1, 3, height, width) in one row (3, height, width), brought to the first one's height."""
+    """Return images (1, 3, height, width) side by side, scaled to the height of the first: (3, height, width)."""
     height = images[0].shape[2]
     scaled = [resize(image, (height, max(1, round(image.shape[3] * height / image.shape[2])))) for image in images]
     return torch.cat(

@@ -1,4 +1,4 @@
-"""The variational autoencoder (Kingma & Welling 2014), with β (Higgins 2017) and free bits (Kingma 2016)."""
+"""Variational autoencoder (Kingma & Welling 2014), with β (Higgins 2017) and free bits (Kingma 2016)."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_en
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 
-PREVIEW_SAMPLES = 64  # prior samples in a picture
-LATENTS_PER_CHUNK = 20  # latents of each image that the likelihood's estimate decodes together
+PREVIEW_SAMPLES = 64  # images in the grid of prior samples
+LATENTS_PER_CHUNK = 20  # latent samples per image decoded together in the likelihood estimate
 
 
 @dataclass
 class VAEConfig:
-    """conf/model/vae.yaml."""
+    """Keys of conf/model/vae.yaml."""
 
-    hidden: list[int]  # widths of the encoder's layers; the decoder mirrors them
-    latent: int
-    activation: str
-    beta: float
-    kl_warmup_epochs: float
-    free_bits: float  # nats a latent dimension may cost before the loss counts it
+    hidden: list[int]  # units of the encoder's layers; the decoder mirrors them
+    latent: int  # dimensions
+    activation: str  # key of ACTIVATIONS
+    beta: float  # weight of the KL divergence
+    kl_warmup_epochs: float  # epochs in which that weight rises linearly
+    free_bits: float  # nats of KL divergence per latent dimension that the loss does not penalize
 
     def __post_init__(self) -> None:
         require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
@@ -55,7 +55,7 @@ class VAEConfig:
 class VariationalAutoencoder(
     Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood
 ):
-    """Encodes an image to a Gaussian over latents, and decodes latents to Bernoulli pixels."""
+    """Encoder to a Gaussian posterior over latents, and decoder to Bernoulli distributions of the pixels."""
 
     Config = VAEConfig
     name = "vae"
@@ -75,9 +75,9 @@ class VariationalAutoencoder(
         return (GradientPhase("vae", self, self.loss),)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and log-variance of q(latent | image), each (batch, latent)."""
+        """Return the mean and the log-variance of q(latent | image): (batch, latent) each, in full precision."""
         hidden = self.encoder(images)
-        # In full precision: the KL divergence is a small difference of numbers near 1.
+        # The KL divergence is a small difference of numbers near 1.
         return promote_to_float32(self.mean(hidden)), promote_to_float32(self.log_variance(hidden))
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
@@ -91,7 +91,7 @@ class VariationalAutoencoder(
         return loss, detach_metrics(reconstruction=reconstruction, kl=kl_per_unit.sum())
 
     def kl_weight(self, clock: Clock) -> float:
-        """Return β, reached linearly over the warm-up (Sønderby et al. 2016)."""
+        """Return the weight of the KL divergence: β after a linear warm-up (Sønderby et al. 2016)."""
         warmup = self.config.kl_warmup_epochs * clock.steps_per_epoch
         return self.config.beta * min(1.0, clock.step / warmup if warmup else 1.0)
 
@@ -136,7 +136,7 @@ class VariationalAutoencoder(
         }
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        # The samples first: seeded alike for each preview, their noise is the same from one frame to the next.
+        # Samples first: generators are seeded equally for each preview, so their noise is the same in each frame.
         samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
         images = examples["image"]
         return {"samples": samples, "reconstructions": make_row_grid(images, self.reconstruct(images))}
@@ -152,9 +152,10 @@ class VariationalAutoencoder(
         return decode_frames(self.decode, interpolate_codes(self.encode(examples), frames))
 
     def traverse(self, examples: Batch, frames: int) -> Tensor:
-        """Return images (frames, units, c, h, w): each unit goes from −3 to 3, where the prior has 99.7 %.
+        """Return images (frames, units, c, h, w): each path moves one unit from −3 to 3 (99.7 % of the prior).
 
-        The units are those whose posterior is furthest from the prior.
+        The units are those with the largest KL divergence over `examples`, at most 8. The other units keep the
+        posterior mean of the first sample.
         """
         mean, log_variance = self.posterior(examples["image"])
         units = gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices

@@ -1,4 +1,4 @@
-"""The Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)."""
+"""Wasserstein GAN with gradient penalty, WGAN-GP (Gulrajani et al. 2017)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 @dataclass
 class WassersteinGANConfig(ConvGANConfig):
-    """conf/model/wgan_gp.yaml."""
+    """Keys of conf/model/wgan_gp.yaml."""
 
-    penalty: float
-    critic_steps: int  # a generator step
+    penalty: float  # weight of the gradient penalty
+    critic_steps: int  # per generator step
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.penalty >= 0, "penalty", self.penalty, "use 0 or more")
         require(self.critic_steps > 0, "critic_steps", self.critic_steps, "use at least 1")
-        # The penalty is on the slope at each image, which a norm over the batch would mix with the others'.
+        # The penalty is on the gradient at each image. Batch norm would make it depend on the other images.
         is_per_sample_norm = self.discriminator_norm != "batch"
         require(
             is_per_sample_norm,
@@ -36,7 +36,10 @@ class WassersteinGANConfig(ConvGANConfig):
 
 @register
 class WassersteinGAN(BaseConvGAN):
-    """A critic whose slope is held near 1: the difference of its scores measures how far apart images are."""
+    """GAN with a critic whose gradient norm is kept near 1.
+
+    The difference of the mean scores estimates the distance between real and generated images.
+    """
 
     Config = WassersteinGANConfig
     name = "wgan_gp"
