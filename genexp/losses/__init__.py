@@ -1,1 +1,1 @@
-"""Losses as functions of tensors."""
+"""Loss functions on tensors."""

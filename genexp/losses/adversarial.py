@@ -1,4 +1,4 @@
-"""What the two players of a GAN minimize, by name, and the penalties that keep a discriminator smooth."""
+"""Adversarial losses of discriminators and generators by name, and the gradient penalty of WGAN-GP."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """A game: what each player minimizes, as functions of the discriminator's scores (batch, ...)."""
+    """Losses of discriminator and generator, as functions of the discriminator's scores (batch, ...)."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # real scores, fake scores → scalar
     generator: Callable[[Tensor], Tensor]  # fake scores → scalar
-    # Scores → the probability of being real that the discriminator gives each; None where it gives none.
+    # Scores → probabilities of being real, in the same shape; None for scores without that meaning.
     real_probability: Callable[[Tensor], Tensor] | None
 
 
@@ -39,11 +39,11 @@ def _wasserstein(real: Tensor, fake: Tensor) -> Tensor:
 ADVERSARIAL_LOSSES = {
     # Goodfellow et al. 2014, on logits: softplus(-score) is the cross-entropy of sigmoid(score) with label 1.
     "non_saturating": AdversarialLoss(_non_saturating, lambda fake: F.softplus(-fake).mean(), torch.sigmoid),
-    # Mao et al. 2017: scores aim at 1 for real and 0 for fake, and are probabilities at the optimum.
+    # Mao et al. 2017: target scores are 1 for real and 0 for fake; at the optimum scores are probabilities.
     "least_squares": AdversarialLoss(
         _least_squares, lambda fake: 0.5 * (fake - 1).square().mean(), lambda scores: scores.clamp(0, 1)
     ),
-    # Lim & Ye 2017: scores aim beyond 1 for real and below -1 for fake.
+    # Lim & Ye 2017: target scores are 1 or more for real, and -1 or less for fake.
     "hinge": AdversarialLoss(_hinge, lambda fake: -fake.mean(), lambda scores: ((scores + 1) / 2).clamp(0, 1)),
     # Arjovsky et al. 2017: scores are unbounded, so the critic needs a penalty.
     "wasserstein": AdversarialLoss(_wasserstein, lambda fake: -fake.mean(), None),
@@ -51,14 +51,15 @@ ADVERSARIAL_LOSSES = {
 
 
 def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of (‖∇score‖ - 1)² between real and fake images, and the mean norm (Gulrajani et al. 2017).
+    """Return the mean of (‖∇score‖ - 1)² and the mean gradient norm, both scalars (Gulrajani et al. 2017).
 
-    The penalty can be back-propagated into the scorer: its gradient is one through a gradient.
+    `score` maps images (batch, ...) to scores (batch,). Gradients are taken at random points between the images
+    of `real` and `fake`, (batch, ...) each. The penalty is differentiable with respect to the parameters of
+    `score` (double backpropagation).
     """
     mix = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
     interpolates = torch.lerp(fake.detach(), real, mix)
-    gradients = torch.func.grad(lambda images: score(images).sum())(
-        interpolates
-    )  # a function of functions, as vmap wants it
+    # torch.func.grad, not torch.autograd.grad: it also works under vmap.
+    gradients = torch.func.grad(lambda images: score(images).sum())(interpolates)
     norms = gradients.flatten(1).norm(dim=1)  # (batch,)
     return (norms - 1).square().mean(), norms.mean()

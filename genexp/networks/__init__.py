@@ -1,0 +1,1 @@
+"""Networks: modules that receive numbers, never a configuration."""

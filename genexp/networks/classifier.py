@@ -1,4 +1,4 @@
-"""A small convolutional classifier; what it sees in an image is the feature space of the generation metrics."""
+"""Small convolutional classifier, whose features are the feature space of the generation metrics."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-FIRST_WIDTH, MAX_WIDTH = 32, 128
-POOLED_SIDE_PIXELS = 64  # larger images are first averaged down to a shorter side of 64 to 127
+FIRST_WIDTH, MAX_WIDTH = 32, 128  # channels
+POOLED_SIDE_PIXELS = 64  # larger images are first average-pooled to a shorter side of 64 to 127
 FINAL_SIDE_PIXELS = 4  # stages halve the image until its shorter side is at most this
 
 
 class Classifier(nn.Module):
-    """Convolution, batch norm, ReLU and 2x2 max pooling, repeated; then a layer of features and the logits."""
+    """Stages of convolution, batch norm, ReLU and 2×2 max pooling; then a feature layer and the logits."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, num_features: int = 64) -> None:
-        """`image_shape` is (channels, height, width); a side must be 2 or more."""
+        """Build for images of `image_shape`: (channels, height, width), each side at least 2 pixels."""
         super().__init__()
         channels, height, width = image_shape
         pool_size = max(1, min(height, width) // POOLED_SIDE_PIXELS)
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         flat = channels * (height >> stages) * (width >> stages)
         self.downsample = nn.AvgPool2d(pool_size)
         self.stages = nn.Sequential(*layers)
-        # Batch norm before the ReLU keeps every feature alive: a dead one would say nothing about any image.
+        # Batch norm before the ReLU prevents dead features, which would be 0 for every image.
         self.to_features = nn.Sequential(
             nn.Flatten(), nn.Linear(flat, num_features, bias=False), nn.BatchNorm1d(num_features), nn.ReLU()
         )

@@ -1,4 +1,4 @@
-"""Convolutional encoders and the decoders that mirror them."""
+"""Convolutional encoders and decoders that mirror them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """One convolution with a square kernel; its mirror undoes its change of size."""
+    """Settings of one convolution with a square kernel, and of the transposed convolution that mirrors it."""
 
-    channels: int
-    kernel_size: int
+    channels: int  # of the output
+    kernel_size: int  # pixels
     stride: int
-    padding: int
-    has_batch_norm: bool = False  # batch normalization behind it
+    padding: int  # pixels
+    has_batch_norm: bool = False  # batch normalization after the convolution
 
     def output_size(self, size: Size) -> Size:
-        """Return the size behind the convolution."""
+        """Return the output size for an input of `size`."""
         height, width = ((side + 2 * self.padding - self.kernel_size) // self.stride + 1 for side in size)
         return height, width
 
     def output_padding(self, size: Size) -> Size:
-        """Return the rows and columns that the mirror has to add to arrive at `size` again."""
+        """Return the output padding with which the transposed convolution restores `size`."""
         height, width = ((side + 2 * self.padding - self.kernel_size) % self.stride for side in size)
         return height, width
 
 
 def feature_map_sizes(size: Size, layers: Sequence[ConvLayer]) -> list[Size]:
-    """Return the size before the first layer and behind each. Raises ConfigError where nothing is left."""
+    """Return the sizes of the input and of each layer's output. Raises ConfigError if a size is below 1 pixel."""
     result = [size]
     for layer in layers:
         result.append(layer.output_size(result[-1]))
@@ -57,7 +57,10 @@ def build_conv_encoder(
     activation: str = "relu",
     last_activation: str = "linear",
 ) -> nn.Sequential:
-    """Return a network from images (batch, *shape) to (batch, widths[-1])."""
+    """Return a network from images (batch, *shape) to codes (batch, widths[-1]).
+
+    `shape` is (channels, height, width). Dense layers of `widths` units follow the convolutions.
+    """
     channels, *size = shape
     final_size = feature_map_sizes((size[0], size[1]), layers)[-1]
     modules: list[nn.Module] = []
@@ -81,9 +84,9 @@ def build_conv_decoder(
     batch_norms: Sequence[bool],
     activation: str = "relu",
 ) -> nn.Sequential:
-    """Return the mirror of `conv_encoder`: from (batch, widths[0]) to image logits (batch, *shape).
+    """Return the mirror of `build_conv_encoder`: from codes (batch, widths[0]) to image logits (batch, *shape).
 
-    `norms` says for each of its convolutions but the last whether batch normalization follows.
+    `batch_norms` has one flag for each transposed convolution but the last: True adds batch normalization.
     """
     layer_sizes = feature_map_sizes((shape[1], shape[2]), layers)
     channels, final_size = layers[-1].channels, layer_sizes[-1]

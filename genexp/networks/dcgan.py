@@ -1,4 +1,4 @@
-"""Convolutional generators and discriminators (Radford et al. 2016), and the layouts that fit them to an image."""
+"""Convolutional generators and discriminators of DCGAN (Radford et al. 2016), sized to the images."""
 
 from __future__ import annotations
 
@@ -13,39 +13,35 @@ from genexp.networks.gan import DISCRIMINATOR_NORMS, LEAKY_RELU_SLOPE, apply_spe
 
 Shape = tuple[int, int, int]  # channels, height, width
 
-FINAL_KERNEL_AND_PADDING = {
-    0: (2, 1),
-    1: (3, 1),
-    2: (4, 1),
-    3: (3, 0),
-    4: (4, 0),
-}  # kernel less twice padding → both
+# kernel_size - 2 * padding → (kernel_size, padding), both in pixels
+FINAL_KERNEL_AND_PADDING = {0: (2, 1), 1: (3, 1), 2: (4, 1), 3: (3, 0), 4: (4, 0)}
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """One (transposed) convolution with a square kernel."""
+    """Settings of one convolution or transposed convolution with a square kernel."""
 
-    channels: int
-    kernel_size: int
+    channels: int  # of the output
+    kernel_size: int  # pixels
     stride: int = 1
-    padding: int = 0
+    padding: int = 0  # pixels
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How images of a shape are built up from 1×1, and taken down to 1×1, at a width."""
+    """Rules for the layers of generator and discriminator, given the shape of the images and the width."""
 
-    generator_layers: Callable[
-        [Shape, int], list[ConvSpec]
-    ]  # transposed convolutions; the last one gives the image
-    discriminator_layers: Callable[
-        [Shape, int], list[ConvSpec]
-    ]  # convolutions; the last one, of one channel, gives the score
+    # (shape, width) → transposed convolutions from 1×1 to the image
+    generator_layers: Callable[[Shape, int], list[ConvSpec]]
+    # (shape, width) → convolutions from the image to 1×1; the last one has one channel: the score
+    discriminator_layers: Callable[[Shape, int], list[ConvSpec]]
 
 
 def _compute_halved_sides(side: int) -> list[int]:
-    """Return the sides from `side` down to at most 4 pixels, each half of the one before, rounded up."""
+    """Return sides in pixels: `side`, then repeated halves, rounded up, until at most 4 pixels are left.
+
+    Raises ConfigError for a side below 5 pixels.
+    """
     sides = [side]
     while sides[-1] > 4:
         sides.append((sides[-1] + 1) // 2)
@@ -57,7 +53,7 @@ def _compute_halved_sides(side: int) -> list[int]:
 
 
 def _compute_kernel_size(side: int) -> int:
-    """Return the kernel that, with stride 2 and padding 1, goes between a side and its half, rounded up."""
+    """Return the kernel size that maps between `side` and its half, rounded up, at stride 2 and padding 1."""
     return 4 if side % 2 == 0 else 3
 
 
@@ -82,11 +78,15 @@ def _plan_doubling_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
 
 
 def _plan_valid_generator(shape: Shape, width: int) -> list[ConvSpec]:
-    """Go 1→3→7→15→28: each side is twice the one before and one, but the last, which is the image's."""
+    """Return transposed convolutions with sides such as 1→3→7→15→28 pixels.
+
+    Each side is 2n + 1 for the previous side n; the last one is that of the image. Raises ConfigError for sides
+    that no last layer can reach.
+    """
     side, sides = _compute_halved_sides(_get_square_side(shape))[0], [3]
     while 2 * sides[-1] + 2 < side:
         sides.append(2 * sides[-1] + 1)
-    excess = side - 2 * (sides[-1] - 1)  # kernel less twice the padding
+    excess = side - 2 * (sides[-1] - 1)  # kernel_size - 2 * padding of the last layer
     if excess not in FINAL_KERNEL_AND_PADDING:
         raise ConfigError(
             f"images of {side}×{side} pixels are out of reach of the valid layout, which makes sides of "
@@ -102,23 +102,27 @@ def _plan_valid_generator(shape: Shape, width: int) -> list[ConvSpec]:
 
 
 def _plan_valid_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
-    """Halve, rounding up, until a kernel of 3 with stride 2 leaves one pixel: 28→14→7→4→1."""
+    """Return convolutions that halve the side, rounding up, such as 28→14→7→4→1 pixels.
+
+    The last one has kernel 3 and stride 2.
+    """
     *larger, _ = _compute_halved_sides(_get_square_side(shape))
     return [*(ConvSpec(width * min(2, 2**level), 3, 2, 1) for level in range(len(larger))), ConvSpec(1, 3, 2)]
 
 
 LAYOUTS = {
-    "doubling": Layout(
-        _plan_doubling_generator, _plan_doubling_discriminator
-    ),  # kernels that the stride divides: no checkerboards
-    "valid": Layout(
-        _plan_valid_generator, _plan_valid_discriminator
-    ),  # the source's: kernels of 3 without padding
+    # Kernel 4 at stride 2 wherever the side is even: a kernel size divisible by the stride avoids checkerboards.
+    "doubling": Layout(_plan_doubling_generator, _plan_doubling_discriminator),
+    # The layers of the reference implementation: kernel 3 without padding.
+    "valid": Layout(_plan_valid_generator, _plan_valid_discriminator),
 }
 
 
 def build_conv_generator(latent: int, layers: Sequence[ConvSpec], *, batch_norm: bool) -> nn.Sequential:
-    """Return a network from noise (batch, latent) to images in [-1, 1]: ReLU between, tanh at the end."""
+    """Return a network from noise (batch, latent) to images (batch, channels, height, width) in [-1, 1].
+
+    ReLU follows each layer but the last; tanh follows the last one.
+    """
     modules: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
     in_channels = latent
     for layer in layers:
@@ -136,7 +140,11 @@ def build_conv_generator(latent: int, layers: Sequence[ConvSpec], *, batch_norm:
 def build_conv_discriminator(
     image_channels: int, layers: Sequence[ConvSpec], *, norm: str, dropout: float, out_channels: int = 1
 ) -> nn.Sequential:
-    """Return a network from images in [-1, 1] to scores (batch, outputs): leaky ReLU and dropout between."""
+    """Return a network from images (batch, image_channels, height, width) to scores (batch, out_channels).
+
+    Images are in [-1, 1]. `norm` is a key of DISCRIMINATOR_NORMS. Leaky ReLU and dropout follow each layer but
+    the last, which has `out_channels` instead of its own number of channels.
+    """
     modules: list[nn.Module] = []
     in_channels = image_channels
     for index, layer in enumerate(layers[:-1]):
@@ -144,7 +152,7 @@ def build_conv_discriminator(
             nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding, bias=False)
         )
         in_channels = layer.channels
-        if index:  # the first layer sees the images' own distribution (Radford et al. 2016)
+        if index:  # no norm on the first layer (Radford et al. 2016)
             modules.append(DISCRIMINATOR_NORMS[norm](in_channels))
         modules.append(nn.LeakyReLU(LEAKY_RELU_SLOPE))
         if dropout:

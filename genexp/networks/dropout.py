@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014) by draws that cost a processor little."""
+"""Dropout (Srivastava et al. 2014) with masks that are cheap to draw on a CPU."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-MASK_LEVELS = 2**16  # a rate is met to half of one part in as many; each number wants 16 random bits
+MASK_LEVELS = 2**16  # probabilities are rounded to multiples of 1 / MASK_LEVELS; each element uses 16 random bits
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, but for where its random numbers come from."""
+    """nn.Dropout with another source of random numbers on the CPU."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return values (any shape), of which in training each is 0 with probability `p`, and else the larger."""
+        """Return `values` (any shape) after dropout with probability `p`; in evaluation mode, unchanged."""
         return dropout(values, self.p, self.training)
 
 
 def dropout(values: Tensor, p: float, training: bool) -> Tensor:
-    """Do what torch.nn.functional.dropout does."""
-    if has_torch_function_unary(values):  # someone who draws otherwise: see processes/loss.py, vectorized/draws.py
+    """Apply dropout as torch.nn.functional.dropout does: elements become 0 or are scaled by 1 / (1 - p)."""
+    if has_torch_function_unary(values):  # e.g. GlobalBatchMode, MemberRandomMode
         result: Tensor = handle_torch_function(dropout, (values,), values, p, training)
         return result
     if not training or not p:
@@ -30,9 +30,10 @@ def dropout(values: Tensor, p: float, training: bool) -> Tensor:
 
 
 def dropout_mask(reference: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Return what to multiply values `like` these with on a processor: 0 with probability `p`, else 1 / (1 - p).
+    """Return a dropout mask on the CPU: 0 with probability `p`, else 1 / (1 - p).
 
-    It lies in memory as they do, and is a function of the state of `generator`, which is torch's own if None.
+    It has the shape, dtype and strides of `reference`. It depends only on the state of `generator`, by default
+    torch's global one.
     """
     keep_levels = round((1 - p) * MASK_LEVELS)
     if keep_levels in (0, MASK_LEVELS):

@@ -1,4 +1,4 @@
-"""Dense generators and discriminators, and the initialization that GANs want."""
+"""Dense generators and discriminators of GANs, normalization layers and weight initialization."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from genexp.networks.dropout import Dropout
 
-LEAKY_RELU_SLOPE = 0.2  # of a leaky ReLU below zero (Radford et al. 2016)
+LEAKY_RELU_SLOPE = 0.2  # for negative inputs (Radford et al. 2016)
 
-# How a discriminator's hidden layers, each with so many channels, may be normalized. Spectral norm is
-# none of these: it bounds weights, not activations.
+# Number of channels → normalization layer of a discriminator. Spectral norm adds no layer: it normalizes weights,
+# not activations.
 DISCRIMINATOR_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "batch": nn.BatchNorm2d,
-    "layer": lambda channels: nn.GroupNorm(1, channels),  # over channels and pixels of each sample
+    "layer": lambda channels: nn.GroupNorm(1, channels),  # over the channels and pixels of each sample
     "spectral": lambda channels: nn.Identity(),
 }
 
@@ -26,7 +26,10 @@ DISCRIMINATOR_NORMS: dict[str, Callable[[int], nn.Module]] = {
 def build_dense_generator(
     latent: int, hidden: Sequence[int], shape: tuple[int, int, int], *, batch_norm: bool = False
 ) -> nn.Sequential:
-    """Return a network from noise (batch, latent) to images (batch, *shape) in [-1, 1]."""
+    """Return a network from noise (batch, latent) to images (batch, *shape) in [-1, 1].
+
+    `hidden` are the units of the hidden layers.
+    """
     modules: list[nn.Module] = []
     for in_features, out_features in pairwise([latent, *hidden]):
         modules.append(nn.Linear(in_features, out_features, bias=not batch_norm))
@@ -39,7 +42,10 @@ def build_dense_generator(
 def build_dense_discriminator(
     shape: tuple[int, int, int], hidden: Sequence[int], *, dropout: float = 0.0, has_spectral_norm: bool = False
 ) -> nn.Sequential:
-    """Return a network from images (batch, *shape) in [-1, 1] to scores (batch, 1)."""
+    """Return a network from images (batch, *shape) in [-1, 1] to scores (batch, 1).
+
+    `hidden` are the units of the hidden layers.
+    """
     modules: list[nn.Module] = [nn.Flatten()]
     for in_features, out_features in pairwise([math.prod(shape), *hidden]):
         modules += [nn.Linear(in_features, out_features), nn.LeakyReLU(LEAKY_RELU_SLOPE)]
@@ -50,7 +56,7 @@ def build_dense_discriminator(
 
 
 def apply_spectral_norm(network: nn.Sequential) -> nn.Sequential:
-    """Divide each layer's weights by their largest singular value (Miyato et al. 2018)."""
+    """Divide each layer's weights by their largest singular value, and return `network` (Miyato et al. 2018)."""
     for layer in network:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             spectral_norm(layer)
@@ -58,7 +64,7 @@ def apply_spectral_norm(network: nn.Sequential) -> nn.Sequential:
 
 
 def init_weights(network: nn.Module, std: float) -> None:
-    """Draw weights from N(0, deviation²), and scales of norms from N(1, deviation²); biases become 0."""
+    """Draw weights from N(0, std²) and the scales of normalization layers from N(1, std²); set biases to 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(module.weight, 0.0, std)

@@ -1,4 +1,4 @@
-"""Dense networks."""
+"""Multilayer perceptrons: dense encoders and decoders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build_mlp(widths: Sequence[int], *, activation: str, last_activation: str = "linear") -> nn.Sequential:
-    """Return linear layers of `widths`, with activation `between` them and `last` at the end."""
+    """Return linear layers from `widths[0]` to `widths[-1]` features.
+
+    `activation` follows each layer but the last, and `last_activation` the last; both are keys of ACTIVATIONS.
+    """
     layers: list[nn.Module] = []
     for in_features, out_features in pairwise(widths):
         layers += [nn.Linear(in_features, out_features), ACTIVATIONS[activation]()]
@@ -31,7 +34,7 @@ def build_mlp(widths: Sequence[int], *, activation: str, last_activation: str = 
 def build_dense_encoder(
     shape: tuple[int, int, int], widths: Sequence[int], *, activation: str, last_activation: str = "linear"
 ) -> nn.Sequential:
-    """Return a dense network from images (batch, *shape) to (batch, widths[-1])."""
+    """Return a dense network from images (batch, *shape) to codes (batch, widths[-1])."""
     return nn.Sequential(
         nn.Flatten(),
         *build_mlp([math.prod(shape), *widths], activation=activation, last_activation=last_activation),
@@ -39,5 +42,5 @@ def build_dense_encoder(
 
 
 def build_dense_decoder(shape: tuple[int, int, int], widths: Sequence[int], *, activation: str) -> nn.Sequential:
-    """Return a dense network from (batch, widths[0]) to image logits (batch, *shape)."""
+    """Return a dense network from codes (batch, widths[0]) to image logits (batch, *shape)."""
     return nn.Sequential(*build_mlp([*widths, math.prod(shape)], activation=activation), nn.Unflatten(1, shape))

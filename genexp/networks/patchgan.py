@@ -1,4 +1,4 @@
-"""The discriminator of pix2pix and CycleGAN: it judges each patch of an image by itself (Isola et al. 2017)."""
+"""PatchGAN discriminator of pix2pix and CycleGAN, with one score per image patch (Isola et al. 2017)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from genexp.networks.gan import LEAKY_RELU_SLOPE
 PATCHGAN_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "batch": nn.BatchNorm2d,
-    "instance": nn.InstanceNorm2d,  # each image by itself: for batches of few images
+    "instance": nn.InstanceNorm2d,  # per image, which suits small batches
 }
-MAX_WIDTH_FACTOR = 8  # times the first width
-RECEPTIVE_FIELD_PIXELS = (1, 16, 34, 70)  # pixels a side that one score sees, by the number of halvings
-MAX_PATCH_FRACTION = 5 / 8  # of the image at most; a score that saw all of it would be no patch's
+MAX_WIDTH_FACTOR = 8  # upper limit of channels, as a multiple of the first width
+RECEPTIVE_FIELD_PIXELS = (1, 16, 34, 70)  # side of the patch behind one score, by number of halvings
+MAX_PATCH_FRACTION = 5 / 8  # upper limit of the patch side, as a fraction of the image side
 
 
 def build_patchgan(channels: int, size: tuple[int, int], *, width: int, norm: str) -> nn.Sequential:
-    """Return a network from images (batch, channels, *size) to scores (batch, 1, rows, columns), one a patch.
+    """Return a network from images (batch, channels, *size) to one score per patch: (batch, 1, rows, columns).
 
-    Patches have 70 pixels a side where the image leaves room for that, and fewer on small images.
+    `size` is (height, width). Patches have a side of 70 pixels, or less on small images. `norm` is a key of
+    PATCHGAN_NORMS.
     """
     halvings = max(
         n

@@ -1,15 +1,15 @@
-"""The generator of CycleGAN (Zhu et al. 2017, after Johnson et al. 2016): residual blocks at a low resolution."""
+"""ResNet generator of CycleGAN (Zhu et al. 2017, after Johnson et al. 2016)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-BLOCKS_BY_MIN_SIDE = ((256, 9), (128, 6), (0, 3))  # from so many pixels a side: so many residual blocks
-TWO_HALVINGS_MIN_PIXELS = 16  # pixels a side; smaller images are halved once, not twice
+BLOCKS_BY_MIN_SIDE = ((256, 9), (128, 6), (0, 3))  # (minimum side in pixels, residual blocks)
+TWO_HALVINGS_MIN_PIXELS = 16  # side in pixels; smaller images are halved once, not twice
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions whose result is added to what came in."""
+    """Two convolutions whose output is added to the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -22,17 +22,18 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return features of the same shape."""
+        """Return features of the same shape: (batch, channels, height, width)."""
         return features + self.change(features)
 
 
 def build_resnet_generator(
     in_channels: int, out_channels: int, size: tuple[int, int], *, width: int, blocks: int | None
 ) -> nn.Sequential:
-    """Return a network from images (batch, inputs, *size) to (batch, outputs, *size), all in [-1, 1].
+    """Return a network from images (batch, in_channels, *size) to (batch, out_channels, *size), all in [-1, 1].
 
-    `blocks` of None goes by the size. The borders are padded with zeros: reflection, as in the paper, has no
-    backward pass that repeats bit for bit on a GPU.
+    `size` is (height, width). `width` is the number of channels at full size. If `blocks` is None, the size
+    determines the number of residual blocks. Borders are padded with zeros. The reflection padding of the paper
+    has no deterministic backward pass on a GPU.
     """
     side = min(size)
     if blocks is None:
@@ -46,7 +47,7 @@ def build_resnet_generator(
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
     layers += [ResidualBlock(width) for _ in range(blocks)]
     for height, image_width in reversed(sizes[:-1]):
-        output_padding = 1 - height % 2, 1 - image_width % 2  # the row and the column that halving cannot tell
+        output_padding = 1 - height % 2, 1 - image_width % 2  # restores an even side after halving
         layers.append(nn.ConvTranspose2d(width, width // 2, 3, 2, 1, output_padding=output_padding, bias=False))
         width //= 2
         layers += [nn.InstanceNorm2d(width), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""The convolutions of VGG19 (Simonyan & Zisserman 2015), cut off behind the last layer that is looked at."""
+"""Frozen convolutions of VGG19 (Simonyan & Zisserman 2015), up to the last layer whose features are needed."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from torch.nn.grad import conv2d_input
 
 from genexp.errors import ConfigError
 
-CONV_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels and number of convolutions
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
+CONV_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # (channels, number of convolutions)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # per RGB channel
 POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "max": lambda: nn.MaxPool2d(2),
-    "average": lambda: nn.AvgPool2d(2),  # lets gradients reach each pixel (Gatys et al. 2016)
+    "average": lambda: nn.AvgPool2d(2),  # gives a gradient to every pixel (Gatys et al. 2016)
 }
 WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
-DOWNLOAD_TIMEOUT_SECONDS = 30  # seconds without a byte from the network
+DOWNLOAD_TIMEOUT_SECONDS = 30  # without receiving data
 WEIGHTS_REMEDY = "set model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A convolution whose filters have no gradient. It forgets its input, which torch's keeps for theirs."""
+    """Convolution without gradients for its weights. It does not save its input for the backward pass."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (batch, outputs, height, width) of images (batch, inputs, height, width)."""
+        """Return the convolution: (batch, in_channels, height, width) → (batch, out_channels, height, width)."""
         return torch.as_tensor(_FrozenConv2dFunction.apply(images, self.weight, self.bias, self._get_conv_args()))
 
     def _get_conv_args(self) -> tuple[Any, ...]:
@@ -53,7 +53,7 @@ class _FrozenConv2dFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors  # in autocast the gradient may be of another type
+        (weight,) = ctx.saved_tensors  # under autocast the dtype of the gradient may differ
         input_gradient = conv2d_input(ctx.size, weight.to(gradient.dtype), gradient, *ctx.how)
         return input_gradient, None, None, None
 
@@ -68,19 +68,21 @@ def _iterate_layers() -> Iterator[tuple[str, int]]:
         yield f"pool_{number}", channels
 
 
-LAYER_CHANNELS = dict(
-    _iterate_layers()
-)  # name → channels, in order: the nth is features.n of torchvision's network
+# Layer name → channels, in order: entry n is features.n of torchvision's vgg19.
+LAYER_CHANNELS = dict(_iterate_layers())
 
 
 class VGG19(nn.Module):
-    """Frozen features of images. A convolution is looked at before its ReLU."""
+    """VGG19 as a frozen feature extractor. The features of a convolution are those before its ReLU."""
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
 
     def __init__(self, layers: Sequence[str], *, pooling: str = "max") -> None:
-        """`layers` are the names of those looked at, for example conv_4, relu_4 or pool_4."""
+        """Build the network up to the last of `layers`, the names of layers such as conv_4, relu_4 or pool_4.
+
+        `pooling` is a key of POOLINGS.
+        """
         super().__init__()
         names = list(LAYER_CHANNELS)
         self.output_layers = frozenset(layers)
@@ -92,8 +94,8 @@ class VGG19(nn.Module):
                 self.layers[name] = FrozenConv2d(channels, LAYER_CHANNELS[name], 3, padding=1)
                 channels = LAYER_CHANNELS[name]
             elif kind == "relu":
-                # One in place would spoil the convolution's output where that is looked at, and so is there
-                # anyway: then this is a ReLU that keeps its input for the gradient, not its output.
+                # An in-place ReLU would overwrite a convolution's output that is part of the features. That output
+                # stays in memory anyway. Threshold(0, 0) is a ReLU that saves its input, not its output.
                 is_output = f"conv_{name.partition('_')[2]}" in self.output_layers
                 self.layers[name] = nn.Threshold(0, 0) if is_output else nn.ReLU(inplace=True)
             else:
@@ -103,10 +105,10 @@ class VGG19(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield layers and their features (batch, channels, height, width) of RGB images in [0, 1].
+        """Yield (layer, features) for RGB images (batch, 3, height, width) in [0, 1].
 
-        What is computed of some features before the next are asked for has its gradient when theirs is due, and
-        not ahead of all: gradients go the way back.
+        Features are (batch, channels, height, width). Compute a loss of one layer before taking the next layer:
+        the backward pass runs in reverse order and then reaches each loss only when its layer is due.
         """
         features = (images - self.mean) / self.std
         for name, layer in self.layers.items():
@@ -115,7 +117,10 @@ class VGG19(nn.Module):
                 yield name, features
 
     def compute_feature_shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
-        """Return layer → (channels, height, width) of the features of images of `size`. Raises ConfigError."""
+        """Return layer → (channels, height, width) of the features, for images of `size`: (height, width).
+
+        Raises ConfigError if the images are too small for a layer.
+        """
         height, width = size
         shapes = {}
         for name in self.layers:
@@ -130,7 +135,10 @@ class VGG19(nn.Module):
         return {name: shapes[name] for name in shapes if name in self.output_layers}
 
     def load(self, weights: Mapping[str, Tensor], *, origin: str) -> None:
-        """Take over the convolutions of torchvision's vgg19. Raises ConfigError naming `origin`."""
+        """Copy the convolutions of torchvision's vgg19 from its state dict `weights`.
+
+        Raises ConfigError, which names `origin`, if a tensor is missing, not finite or of the wrong shape.
+        """
         indices = {name: index for index, name in enumerate(LAYER_CHANNELS)}
         for name, layer in self.layers.items():
             for parameter_name, parameter in layer.named_parameters():
@@ -147,10 +155,11 @@ class VGG19(nn.Module):
 
     @torch.no_grad()
     def init_random_weights(self, images: Sequence[Tensor]) -> None:
-        """Draw orthogonal filters and let each have responses of mean 0 and variance 1 to `images`.
+        """Draw orthogonal filters, then set scales and biases so that responses to `images` are standardized.
 
-        The filters suit any images; the scale and the bias from data (Salimans & Kingma 2016, section 3) keep
-        features from vanishing or blowing up, and each ReLU open for about half of the places.
+        `images` are (1, 3, height, width) each. Each channel gets mean 0 and variance 1 over all positions
+        (Salimans & Kingma 2016, section 3). Features then neither vanish nor explode, and each ReLU is active at
+        about half of the positions.
         """
         feature_maps = [(image - self.mean) / self.std for image in images]
         for layer in self.layers.values():
@@ -167,19 +176,19 @@ class VGG19(nn.Module):
 
 
 def load_weights(name: str) -> Mapping[str, Tensor]:
-    """Return the weights called "imagenet", or those in the file of that name. Raises ConfigError."""
+    """Return the ImageNet weights for "imagenet", else those in the file `name`. Raises ConfigError."""
     return load_imagenet_weights() if name == "imagenet" else load_weight_file(Path(name).expanduser())
 
 
 def load_imagenet_weights() -> Mapping[str, Tensor]:
-    """Return the weights in torchvision's cache, after downloading them there if need be. Raises ConfigError."""
+    """Return the weights in torchvision's cache; download them if absent. Raises ConfigError if that fails."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS_URL).name
     if path.is_file():
         return load_weight_file(path)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
-        # It arrives under another name and its checksum is compared: no half of it is ever taken for the whole.
+        # The download has a temporary name until its checksum is verified: a partial file is never used.
         torch.hub.load_state_dict_from_url(WEIGHTS_URL, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
@@ -192,12 +201,12 @@ def load_imagenet_weights() -> Mapping[str, Tensor]:
 
 
 def load_weight_file(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors in a weight file, by name, without executing what it may hold. Raises ConfigError."""
+    """Return the tensors in a weight file, by name; code in the file is not run. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"model.weights={path} is no file; {WEIGHTS_REMEDY}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's doubts about a file that it then refuses
+            warnings.simplefilter("ignore")  # torch warns about some files before it rejects them
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ConfigError(
