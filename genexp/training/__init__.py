@@ -1,1 +1,1 @@
-"""Training loop, one optimization step, optimizers, CUDA graphs and stopping."""
+"""Training loop, single training step, optimizers, CUDA graphs and stop requests."""

@@ -1,4 +1,7 @@
-"""Whole steps as CUDA graphs: small kernels launched as one, where a step mostly waits for launches."""
+"""Training steps captured as CUDA graphs.
+
+A replayed graph launches all kernels of a step at once. It saves time where kernel launches dominate a step.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,37 @@ import torch
 
 from genexp.technique import Batch, Clock, Metrics
 
-WARMUP_STEPS = 3  # steps that are done as they are before one is recorded: torch allocates and tunes in them
+WARMUP_STEPS = 3  # eager steps before the capture, in which torch allocates memory and tunes kernels
 StepFunction = Callable[[Batch, Clock], Metrics]
 
 log = logging.getLogger(__name__)
 
 
 class StepGraph(Protocol):
-    """Work that is recorded once and can be done again at one command, on the same memory."""
+    """A function captured once and replayed with a single launch, on the same memory."""
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Do the work as it is, where it will be recorded."""
+        """Run `function` eagerly, in the environment of the later capture."""
         ...
 
     def capture(self, function: Callable[[], None]) -> None:
-        """Note what the work does, without doing it."""
+        """Record the kernels that `function` launches, without running them."""
         ...
 
     def replay(self) -> None:
-        """Do it."""
+        """Run the recorded kernels."""
         ...
 
 
 class CudaGraph:
-    """A graph of one device. Random numbers in it follow the generator's seed at the time of each replay."""
+    """A CUDA graph on one device. Each replay draws from the current state of the CUDA random generator."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._graph = device, torch.cuda.CUDAGraph()
         self._stream = torch.cuda.Stream(device)
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Do the work on the stream of the graph."""
+        """Run `function` eagerly on the stream of the graph."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -48,7 +51,7 @@ class CudaGraph:
         current.wait_stream(self._stream)
 
     def capture(self, function: Callable[[], None]) -> None:
-        """Capture the work."""
+        """Capture `function`. Raises RuntimeError where CUDA cannot record an operation."""
         with torch.cuda.device(self._device), torch.cuda.graph(self._graph, stream=self._stream):
             function()
 
@@ -59,12 +62,12 @@ class CudaGraph:
 
 
 def get_graph_factory(device: torch.device) -> Callable[[], StepGraph] | None:
-    """Return what makes graphs for `device`, or None where there are none."""
+    """Return a function that creates graphs on `device`, or None unless it is a CUDA device."""
     return (lambda: CudaGraph(device)) if device.type == "cuda" else None
 
 
 class _TrackingClock(Clock):
-    """A clock that notes whether anyone asked it for the step."""
+    """A clock that records whether its step was read, directly or through a property."""
 
     is_step_read: bool
 
@@ -75,22 +78,22 @@ class _TrackingClock(Clock):
 
 
 class CapturedStep:
-    """A step that is done as it is a few times, then recorded, and replayed from there on.
+    """A training step that runs eagerly `WARMUP_STEPS` times, is then captured, and is replayed from then on.
 
-    A graph repeats what it was recorded with: a number that a step takes from the clock, or draws on the
-    processor, would stay what it was. Such a step is noticed and done as it is for good, and so is one that CUDA
-    cannot record (one that looks at a value, or brings something from the processor).
+    A replay repeats the constants of the capture. A value read from the clock, or drawn on the CPU, would never
+    change. A step that does either stays eager. So does a step that CUDA cannot capture: one that reads a tensor's
+    value on the CPU, or copies data from the CPU.
     """
 
     def __init__(self, step_function: StepFunction, graph: StepGraph) -> None:
         self._step_function, self._graph = step_function, graph
         self._warmup_count = 0
-        self._static_batch: Batch | None = None  # what the graph reads
-        self._static_metrics: Metrics = {}  # what it writes
+        self._static_batch: Batch | None = None  # input tensors of the graph
+        self._static_metrics: Metrics = {}  # output tensors of the graph, overwritten by each replay
         self._is_eager = False
 
     def __call__(self, batch: Batch, clock: Clock) -> Metrics:
-        """Do the step at `clock`."""
+        """Run the step at `clock` and return its metrics."""
         if self._is_eager:
             return self._step_function(batch, clock)
         if self._warmup_count < WARMUP_STEPS:
@@ -102,7 +105,7 @@ class CapturedStep:
         for name, rows in batch.items():
             self._static_batch[name].copy_(rows)
         self._graph.replay()
-        # Copies: the next step overwrites what this one wrote.
+        # Copies, because the next replay overwrites the output tensors.
         return {name: value.clone() for name, value in self._static_metrics.items()}
 
     def _warm_up(self, batch: Batch, clock: Clock) -> Metrics:
@@ -118,7 +121,7 @@ class CapturedStep:
         return metrics
 
     def _capture(self, batch: Batch, clock: Clock) -> Batch | None:
-        """Record the step on memory of its own, which is returned; None where that cannot be."""
+        """Capture the step on copies of `batch` and return them, or return None if the capture fails."""
         static_batch = {name: rows.clone() for name, rows in batch.items()}
         try:
             self._graph.capture(lambda: self._static_metrics.update(self._step_function(static_batch, clock)))

@@ -1,4 +1,4 @@
-"""One step of a technique: its phases, their optimizers, and the average of its weights."""
+"""A single training step: the phases of a technique, their optimizers, and the EMA of its weights."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ from genexp.training.optimizers import (
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf32", "bf16")
-AUTO_PRECISIONS = ("auto", "amx")  # by the processor
+AUTO_PRECISIONS = ("auto", "amx")  # resolved by the instructions of the CPU, see `resolve_precision`
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step is computed."""
+    """Settings of the computation of a step."""
 
-    precision: str = "fp32"  # of PRECISIONS or CHOSEN
-    gradient_clip: float | None = None  # largest norm of a phase's gradient
-    ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+    precision: str = "fp32"  # one of PRECISIONS or AUTO_PRECISIONS
+    gradient_clip: float | None = None  # maximum L2 norm of a phase's gradient; None disables clipping
+    ema: float = 0.0  # decay of the averaged weights, in [0, 1); 0 disables averaging
     capture: bool = False  # replay steps as CUDA graphs
 
 
 def resolve_precision(requested_precision: str, device: torch.device) -> str:
-    """Return which of PRECISIONS `wanted` is here.
+    """Return which of PRECISIONS to use for `requested_precision` on `device`.
 
-    "auto" is bf16 on processors that compute in it, "amx" on those that multiply whole matrices in it, where
-    "bf32" is itself. Elsewhere they are fp32.
+    "auto" becomes bf16 on a CPU with bfloat16 instructions. "amx" becomes bf16 on a CPU with AMX bfloat16
+    instructions. "bf32" needs these too. Otherwise all three become fp32, also under another default dtype than
+    float32. "fp32" and "bf16" are returned unchanged.
     """
     is_supported = has_bf16_arithmetic if requested_precision == "auto" else has_bf16_matmul
     if requested_precision in (*AUTO_PRECISIONS, "bf32") and not (
@@ -56,19 +57,22 @@ def resolve_precision(requested_precision: str, device: torch.device) -> str:
 
 
 class EMA:
-    """An exponential moving average of a technique's parameters; buffers are copied as they are."""
+    """Exponential moving average of a technique's parameters. Buffers are copied, not averaged."""
 
     def __init__(self, technique: Technique, decay: float) -> None:
         self.technique = copy.deepcopy(technique).requires_grad_(False)
         self.decay = decay
 
     def compute_decay(self, clock: Clock) -> float:
-        """Return the decay of a step; it warms up, so that a short run is not its first weights."""
+        """Return min(decay, (1 + step) / (10 + step)).
+
+        The warm-up keeps the initial weights from dominating the average of a short run.
+        """
         return min(self.decay, (1 + clock.step) / (10 + clock.step))
 
     @torch.no_grad()
     def update(self, technique: Technique, clock: Clock) -> None:
-        """Move towards `technique`."""
+        """Move the averaged parameters toward those of `technique`, and copy its buffers."""
         parameters: list[Tensor] = list(self.technique.parameters())
         if parameters:
             torch._foreach_lerp_(parameters, list(technique.parameters()), 1 - self.compute_decay(clock))
@@ -78,7 +82,7 @@ class EMA:
 
 
 class Learner:
-    """A technique being taught. `step` is the only thing that changes it."""
+    """A technique with the optimizers, precision and EMA of its training. In training only `step` changes it."""
 
     def __init__(
         self, technique: Technique, plan: OptimizerPlan, settings: StepSettings, device: torch.device
@@ -97,10 +101,10 @@ class Learner:
             p.name: plan.bind_phase_config(p.name) for p in gradient_phases
         }
         self._graph_factory = self._select_graph_factory() if settings.capture else None
-        self._captured_steps: dict[tuple[str, ...], CapturedStep] = {}  # names of the phases of a step → it
+        self._captured_steps: dict[tuple[str, ...], CapturedStep] = {}  # names of the active phases → their step
         self._learning_rates = {
             p.name: torch.zeros((), device=device) for p in gradient_phases
-        }  # that graphs read
+        }  # () tensors that captured steps read
         self.optimizers = {
             p.name: build_optimizer(
                 self.optimizer_configs[p.name], p.module, capturable=self._graph_factory is not None
@@ -114,7 +118,7 @@ class Learner:
         self.set_process_group(ProcessGroup())
 
     def set_process_group(self, group: ProcessGroup) -> None:
-        """Do from now on one member's part of each step; every member ends it with the same weights."""
+        """Share each later step with the other ranks of `group`. All ranks end a step with the same weights."""
         self._group = group
         if self._graph_factory is not None and not group.is_single_process:
             log.warning("trainer.capture=true has no effect: several processes share each step")
@@ -126,16 +130,19 @@ class Learner:
 
     @property
     def eval_technique(self) -> Technique:
-        """Return the technique whose pictures and scores count: the averaged one where there is one."""
+        """The technique used for evaluation and previews: the EMA if it is enabled, else the trained one."""
         return self.ema.technique if self.ema else self.technique
 
     @property
     def loss_phases(self) -> dict[str, str]:
-        """Return which phase each loss metric belongs to."""
+        """The phase of each loss metric: metric name → phase name."""
         return {loss: phase for phase, loss in self.loss_names.items()}
 
     def step(self, batch: Batch, train_batches: Batches, clock: Clock) -> Metrics:
-        """Run every phase that is due at `clock` and return their metrics, in order."""
+        """Run every phase that is due at `clock`, in order, and return their metrics.
+
+        `train_batches` is the training split, for phases with `is_full_batch`.
+        """
         due_phases = tuple(p for p in self.phases if clock.step % p.every == 0 and p.is_active(clock))
         for phase in due_phases:
             if isinstance(phase, GradientPhase):
@@ -160,7 +167,7 @@ class Learner:
         return metrics
 
     def _select_graph_factory(self) -> Callable[[], StepGraph] | None:
-        """Return what makes graphs of steps, or None, and say so, where these phases allow none."""
+        """Return a function that creates graphs, or log a warning and return None if no step can be captured."""
         factory = get_graph_factory(self.device)
         obstacle = None if factory else f"device={self.device.type} has no graphs"
         if any(isinstance(phase, ClosedFormPhase) for phase in self.phases):
@@ -175,7 +182,7 @@ class Learner:
     def _get_captured_step(
         self, due_phases: tuple[Phase, ...], graph_factory: Callable[[], StepGraph]
     ) -> CapturedStep:
-        """Return the step that has these phases, which has a graph of its own."""
+        """Return the captured step of these phases. Each combination of phases has a graph of its own."""
         names = tuple(phase.name for phase in due_phases)
         if names not in self._captured_steps:
             self._captured_steps[names] = CapturedStep(
@@ -192,7 +199,10 @@ class Learner:
     def _run_closed_form(
         self, phase: ClosedFormPhase, batch: Batch, train_batches: Batches, clock: Clock
     ) -> Metrics:
-        """Hand `phase` all that there is, wherever it is, also where several processes may divide the work."""
+        """Run `phase` on the whole batch or the whole training split, also if several processes share the run.
+
+        Under `shard_context` a phase may divide its work among the processes.
+        """
         with shard_context(self._group.shard):
             samples = (
                 train_batches if phase.is_full_batch else {name: gather_rows(rows) for name, rows in batch.items()}
@@ -204,13 +214,13 @@ class Learner:
         metrics: Metrics = {}
 
         def closure() -> Tensor:
-            for weight in parameters:  # torch's own zero_grad() takes longer than a small layer
+            for weight in parameters:  # Optimizer.zero_grad() takes longer than a small layer
                 weight.grad = None
             with self.autocast():
                 loss, loss_metrics = self._loss_functions[phase.name](batch, clock)
-            # Only the learner's gradients: nothing is computed for, or left in, anyone else's weights.
+            # `inputs` restricts gradients to the module of this phase. Other parameters get none.
             loss.backward(inputs=parameters)
-            # An optimizer may call this several times a step: the first call is the step's loss.
+            # An optimizer may call the closure several times a step. The metrics are those of the first call.
             is_first_call = not metrics
             if is_first_call:
                 metrics[self.loss_names[phase.name]] = loss.detach()
@@ -219,7 +229,7 @@ class Learner:
                 norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
                 if is_first_call:
                     metrics[f"{phase.name}_gradient_norm"] = norm
-            # L-BFGS is led by the loss's value, which must lead every member the same way.
+            # L-BFGS branches on the value of the loss, so the value must be equal on all ranks.
             return self._group.all_reduce_mean(loss) if isinstance(optimizer, torch.optim.LBFGS) else loss
 
         with self.matmul_context():
@@ -227,18 +237,18 @@ class Learner:
         return metrics
 
     def matmul_context(self) -> AbstractContextManager[None]:
-        """Return what losses and their gradients are computed under."""
+        """Return the context of the optimizer step, losses and gradients included: bf16 products under bf32."""
         return use_bf16_matmul() if self.precision == "bf32" else nullcontext()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return what losses are computed under."""
+        """Return the autocast context of the losses. It does nothing unless the precision is bf16."""
         if self.precision != "bf16":
             return nullcontext()
-        # A graph must not read what a cache made before it.
+        # A captured graph must not read casts that were cached before the capture.
         return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=self._graph_factory is None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next step depends on, as references to the live tensors."""
+        """Return the state that the next step depends on, as references to the live tensors."""
         return {
             "technique": dict(self.technique.state_dict()),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -246,7 +256,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the learner that `state` was taken from. Raises CheckpointError where it is another's."""
+        """Restore `state`. Raises CheckpointError where it belongs to another model or optimizer."""
         try:
             self.technique.load_state_dict(state["technique"])
             for name, optimizer in self.optimizers.items():
@@ -261,6 +271,6 @@ class Learner:
             ) from None
 
     def reset_ema(self) -> None:
-        """Start the average at the technique as it is now (after its initialization from data)."""
+        """Restart the average from the current weights, as after the initialization from data."""
         if self.ema:
             self.ema = EMA(self.technique, self.settings.ema)

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, by name."""
+"""Optimizers and learning-rate schedules by name, and their configuration."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DYNAMO_WRAPPED_METHODS = (
     "zero_grad",
     "state_dict",
     "load_state_dict",
-)  # from the compiler, by torch
-SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay in [0, 1] → factor of the rate
+)  # methods that torch decorates with `torch._disable_dynamo`
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay, in [0, 1] → factor of `lr`
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
@@ -31,7 +31,10 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay in [
 
 
 def remove_dynamo_wrappers(optimizer_class: type[Optimizer]) -> type[Optimizer]:
-    """Return optimizer `kind` with the same methods, less what torch has wrapped around them for its compiler."""
+    """Return a subclass of `optimizer_class` whose methods lack torch's wrappers for its compiler.
+
+    The wrappers import `torch._dynamo` at the first step, which takes about as long as `import torch`.
+    """
     methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in DYNAMO_WRAPPED_METHODS}
     return type(
         optimizer_class.__name__,
@@ -42,13 +45,13 @@ def remove_dynamo_wrappers(optimizer_class: type[Optimizer]) -> type[Optimizer]:
 
 @dataclass
 class OptimizerConfig:
-    """What every optimizer has: a rate and its schedule."""
+    """Settings that all optimizers share: the learning rate and its schedule."""
 
     name: str
     lr: float
-    schedule: str
-    warmup_steps: int  # the rate rises linearly over these steps
-    decay_start: float  # the part of the run after which the schedule sets in
+    schedule: str  # one of SCHEDULES
+    warmup_steps: int  # number of steps in which the learning rate rises linearly to `lr`
+    decay_start: float  # fraction of the run, in [0, 1), after which the decay begins
 
     def __post_init__(self) -> None:
         require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "use a positive learning rate")
@@ -58,14 +61,14 @@ class OptimizerConfig:
         require(0 <= self.decay_start < 1, "decay_start", self.decay_start, "use a part of the run, 0 <= x < 1")
 
     def to_kwargs(self) -> dict[str, Any]:
-        """Return the keyword arguments of the torch optimizer."""
+        """Return the keyword arguments for the torch optimizer."""
         excluded_keys = {"name", "schedule", "warmup_steps", "decay_start"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in excluded_keys}
 
 
 @dataclass
 class WeightDecayConfig(OptimizerConfig):
-    """An optimizer with weight decay."""
+    """Settings of an optimizer with weight decay."""
 
     weight_decay: float
 
@@ -76,7 +79,7 @@ class WeightDecayConfig(OptimizerConfig):
 
 @dataclass
 class AdamConfig(WeightDecayConfig):
-    """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019)."""
+    """Settings of Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019)."""
 
     betas: tuple[float, float]
     eps: float
@@ -91,7 +94,7 @@ class AdamConfig(WeightDecayConfig):
 
 @dataclass
 class SGDConfig(WeightDecayConfig):
-    """Stochastic gradient descent."""
+    """Settings of stochastic gradient descent."""
 
     momentum: float
     nesterov: bool
@@ -105,7 +108,7 @@ class SGDConfig(WeightDecayConfig):
 
 @dataclass
 class RMSpropConfig(WeightDecayConfig):
-    """RMSprop (Tieleman & Hinton 2012)."""
+    """Settings of RMSprop (Tieleman & Hinton 2012)."""
 
     alpha: float
     eps: float
@@ -120,7 +123,7 @@ class RMSpropConfig(WeightDecayConfig):
 
 @dataclass
 class AdadeltaConfig(WeightDecayConfig):
-    """Adadelta (Zeiler 2012)."""
+    """Settings of Adadelta (Zeiler 2012)."""
 
     rho: float
     eps: float
@@ -133,7 +136,7 @@ class AdadeltaConfig(WeightDecayConfig):
 
 @dataclass
 class LBFGSConfig(OptimizerConfig):
-    """L-BFGS; `max_iter` iterations a step."""
+    """Settings of L-BFGS, which runs up to `max_iter` iterations a step."""
 
     max_iter: int
     history_size: int
@@ -151,9 +154,9 @@ class LBFGSConfig(OptimizerConfig):
 class _OptimizerSpec:
     config_class: type[OptimizerConfig]
     optimizer_class: Callable[..., torch.optim.Optimizer]
-    fused: bool = False  # has one kernel for all parameters
-    capturable: bool = False  # can be part of a CUDA graph
-    elementwise: bool = True  # each number moves as its own gradients say, whatever the others do
+    fused: bool = False  # whether torch has a fused implementation: one kernel for all parameters
+    capturable: bool = False  # whether a step can be part of a CUDA graph
+    elementwise: bool = True  # whether each element's update depends on its own gradients alone
 
 
 OPTIMIZERS = {
@@ -168,13 +171,13 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """The optimizer of every phase: the shared settings, and each phase's own."""
+    """Optimizer settings of all phases: shared defaults, and overrides by phase."""
 
     defaults: Mapping[str, Any]
     phase_overrides: Mapping[str, Mapping[str, Any]]
 
     def bind_phase_config(self, name: str) -> OptimizerConfig:
-        """Return the settings of phase `name`. Raises ConfigError."""
+        """Return the optimizer settings of phase `name`. Raises ConfigError."""
         overrides = self.phase_overrides.get(name, {})
         spec = OPTIMIZERS[self.defaults["name"]]
         group = f"optimizer.{name}" if overrides else "optimizer"
@@ -185,7 +188,7 @@ class OptimizerPlan:
         return bind(spec.config_class, {**self.defaults, **overrides}, group)
 
     def check_phases(self, names: list[str]) -> None:
-        """Raise ConfigError where settings are given to a phase that does not exist."""
+        """Raise ConfigError where an override is for a phase that is not in `names`."""
         for phase in self.phase_overrides:
             if phase not in names:
                 raise ConfigError(
@@ -194,7 +197,7 @@ class OptimizerPlan:
 
 
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
-    """Split the `optimizer` group into shared settings and those of phases. Raises ConfigError."""
+    """Split the `optimizer` config group into shared settings and overrides by phase. Raises ConfigError."""
     values = OmegaConf.to_container(OmegaConf.create(dict(node)), resolve=True)
     assert isinstance(values, dict)
     name = values["name"]
@@ -202,12 +205,12 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
         raise ConfigError(f"optimizer.name={name} is no optimizer; {suggest_choice(str(name), OPTIMIZERS)}")
     phase_overrides = {str(key): value for key, value in values.items() if isinstance(value, dict)}
     plan = OptimizerPlan({str(k): v for k, v in values.items() if k not in phase_overrides}, phase_overrides)
-    plan.bind_phase_config("")  # the shared settings must be right by themselves
+    plan.bind_phase_config("")  # checks the shared settings by themselves
     return plan
 
 
 def find_capture_obstacle(config: OptimizerConfig) -> str | None:
-    """Return why a graph cannot hold this optimizer, or None where it can."""
+    """Return why a CUDA graph cannot contain this optimizer's step, or None where it can."""
     if OPTIMIZERS[config.name].capturable:
         return None
     capturable_names = " or ".join(name for name, spec in OPTIMIZERS.items() if spec.capturable)
@@ -217,13 +220,13 @@ def find_capture_obstacle(config: OptimizerConfig) -> str | None:
 def build_optimizer(
     config: OptimizerConfig, module: nn.Module, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of `learner`'s trainable parameters, fused where torch has it.
+    """Return the optimizer of `module`'s trainable parameters, fused where torch supports it.
 
-    One that is to be `captured` in a graph counts its steps on the device.
+    A `capturable` optimizer can be part of a CUDA graph: it counts its steps on the device.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not is_elementwise(config.name):
-        for parameter in parameters:  # they are seen as one vector, and not in a layout that convolutions like
+        for parameter in parameters:  # L-BFGS flattens each tensor with view(-1), which channels last forbids
             parameter.data = parameter.data.contiguous()
     return build_joint_optimizer([config], [parameters], capturable=capturable)
 
@@ -231,7 +234,10 @@ def build_optimizer(
 def build_joint_optimizer(
     configs: Sequence[OptimizerConfig], param_groups: Sequence[Sequence[Tensor]], *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Return one optimizer of several groups of tensors, each with its own settings of the same optimizer."""
+    """Return one optimizer of several parameter groups, `configs[i]` for `param_groups[i]`.
+
+    All configurations name the same optimizer.
+    """
     spec = OPTIMIZERS[configs[0].name]
     on_fused_device = all(
         tensor.device.type in ("cpu", "cuda", "mps") for group in param_groups for tensor in group
@@ -250,12 +256,15 @@ def build_joint_optimizer(
 
 
 def is_elementwise(name: str) -> bool:
-    """Return whether optimizer `name` moves each number by its own gradients alone."""
+    """Return whether optimizer `name` updates each element from its own gradients alone."""
     return OPTIMIZERS[name].elementwise
 
 
 def learning_rate(config: OptimizerConfig, clock: Clock) -> float:
-    """Return the learning rate of step `clock.step`."""
+    """Return the learning rate of step `clock.step`.
+
+    It rises linearly during the warm-up, stays at `config.lr` until `decay_start`, then follows the schedule.
+    """
     if clock.step < config.warmup_steps:
         return config.lr * clock.step / config.warmup_steps
     decay_start_step = max(config.decay_start * clock.total_steps, config.warmup_steps)

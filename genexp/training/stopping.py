@@ -1,4 +1,7 @@
-"""Stopping cleanly: a signal, a spent time budget or a halt at an epoch ends a run after the step in hand."""
+"""Graceful stop of a run on a signal, after a time budget, or at an epoch.
+
+The run ends after the current step.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# The last two are what schedulers of clusters announce the end of a job with.
+# Cluster schedulers announce the end of a job with SIGUSR1 or SIGUSR2.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Whether the run should end after this step, and why. `then` is called when a signal comes."""
+    """Request to end the run after the current step, and the reason for it.
+
+    `time_budget` is in seconds from now. `on_signal` is called at the first signal.
+    """
 
     def __init__(
         self,
@@ -30,20 +36,23 @@ class StopRequest:
 
     @property
     def is_out_of_time(self) -> bool:
-        """Return whether the time budget is spent."""
+        """Whether the time budget is used up."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def should_interrupt(self, complete_epochs: int) -> bool:
-        """Return whether the run should halt, to go on later, when so many epochs are complete."""
+        """Return whether the run should stop after `complete_epochs` epochs, to be resumed later."""
         return self.signal is not None or (self._until_epoch is not None and complete_epochs >= self._until_epoch)
 
     def set_signal(self, signum: int) -> None:
-        """Note the signal that some process of the run was sent; 0 is none."""
+        """Set the signal that any process of the run received. 0 stands for no signal."""
         if signum:
             self.signal = signal.Signals(signum)
 
     def handle_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal: note the first. A second Ctrl-C is obeyed at once; schedulers say all things twice."""
+        """Request a stop at the first signal, and exit at once at a later SIGINT (Ctrl-C).
+
+        Other repeated signals are ignored, because schedulers send theirs twice.
+        """
         if self.signal is not None:
             if signum == signal.SIGINT:
                 os._exit(128 + signum)
@@ -60,7 +69,10 @@ def stop_on_signals(
     until_epoch: int | None = None,
     on_signal: Callable[[], None] | None = None,
 ) -> Iterator[StopRequest]:
-    """Turn signals into a request while the block runs (only the main thread may do so)."""
+    """Yield a request that the STOP_SIGNALS trigger while the block runs.
+
+    Outside the main thread, where Python forbids signal handlers, no signal is handled.
+    """
     request = StopRequest(time_budget, until_epoch, on_signal)
     signums = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
     previous_handlers = {signum: signal.signal(signum, request.handle_signal) for signum in signums}
@@ -68,5 +80,5 @@ def stop_on_signals(
         yield request
     finally:
         for number, handler in previous_handlers.items():
-            if handler is not None:  # one of a library in C, which cannot be put back
+            if handler is not None:  # None: installed by C code, cannot be restored from Python
                 signal.signal(number, handler)

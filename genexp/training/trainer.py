@@ -1,4 +1,4 @@
-"""The loop. It knows phases, batches and snapshots, and nothing of any technique or file."""
+"""Training loop. It depends on phases, batches and snapshots, but on no particular technique and on no files."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from genexp.technique import Batch, Batches, Clock, Metrics, Technique
 from genexp.training.learner import AUTO_PRECISIONS, PRECISIONS, Learner, StepSettings
 from genexp.training.stopping import StopRequest
 
-METRICS_FLUSH_STEPS = 50  # metrics leave the device in blocks: no step waits for it
+METRICS_FLUSH_STEPS = 50  # metrics are copied from the device in blocks, so that no step waits for a copy
 METRICS_FLUSH_SECONDS = 1.0
-MAX_LATENT_SAMPLES = 2000  # latent codes kept for figures and the projector
+MAX_LATENT_SAMPLES = 2000  # maximum number of latent codes for figures and the TensorBoard projector
 
 
 @dataclass
 class TrainerConfig:
-    """conf/trainer/*.yaml. Intervals count epochs; 0 means never."""
+    """Trainer settings (conf/trainer/*.yaml). The `*_every` intervals are in epochs; 0 means never."""
 
     epochs: int
-    max_steps: int | None
-    time_budget: float | None  # seconds
-    batch_size: int | None  # null takes the whole training split as one batch
-    precision: str
-    capture: bool
-    gradient_clip: float | None
-    ema: float
+    max_steps: int | None  # ends the run before `epochs` where it is smaller
+    time_budget: float | None  # seconds, after which the run saves and stops
+    batch_size: int | None  # None: the whole training split is one batch
+    precision: str  # one of AUTO_PRECISIONS or PRECISIONS
+    capture: bool  # whether steps are replayed as CUDA graphs
+    gradient_clip: float | None  # maximum L2 norm of a phase's gradient
+    ema: float  # decay of the averaged weights, in [0, 1); 0 disables averaging
     evaluate_every: int
     preview_every: int
     checkpoint_every: int
-    checkpoint_spacing: float  # seconds that pass at least between two checkpoints
-    keep_checkpoints: int
-    deterministic: bool
-    objective: str
-    direction: str
+    checkpoint_spacing: float  # minimum time between two checkpoints, in seconds
+    keep_checkpoints: int  # number of newest checkpoints to keep, besides the best
+    deterministic: bool  # bit-exact on a GPU too, and slower there
+    objective: str  # test metric that selects the best checkpoint
+    direction: str  # min or max
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "use at least 1")
@@ -64,34 +64,35 @@ class TrainerConfig:
 
     @property
     def step_settings(self) -> StepSettings:
+        """The settings that concern a single step."""
         return StepSettings(self.precision, self.gradient_clip, self.ema, self.capture)
 
     def compute_total_steps(self, steps_per_epoch: int) -> int:
-        """Return the last step of the run."""
+        """Return the number of steps of the whole run."""
         steps = self.epochs * steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 class BatchSource(Protocol):
-    """Where batches come from."""
+    """Source of the training batches."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return how many batches an epoch has."""
+        """Number of batches in an epoch."""
         ...
 
     def close(self) -> None:
-        """End what reads ahead."""
+        """Stop the prefetching of batches."""
         ...
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Return the batches of steps `first_step`, `first_step` + 1, … without end."""
+        """Return the endless sequence of batches of steps `first_step` (1-based), `first_step` + 1, …"""
         ...
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run learns from and is judged by."""
+    """Training and test data of a run."""
 
     batch_source: BatchSource
     train: Batches  # the training split in order
@@ -100,10 +101,10 @@ class RunData:
 
 
 class SnapshotSink(Protocol):
-    """Who is told."""
+    """Receiver of snapshots."""
 
     def record(self, snapshot: Snapshot) -> None:
-        """Write down a snapshot."""
+        """Record a snapshot."""
         ...
 
 
@@ -118,10 +119,11 @@ def train(
     start_step: int = 0,
     group: ProcessGroup | None = None,
 ) -> Clock:
-    """Run steps `start` + 1 to the last, and return where the run stands when it ends.
+    """Run the steps from `start_step` + 1 to the last one, and return the clock of the last step run.
 
-    Step n is a function of the learner's state, `seed` and n alone. Of a `team` all members come here, and each
-    has its rows of the batches; the first one's state is everyone's. Raises DivergenceError.
+    Step n is a function of the learner's state, `seed` and n alone. If `group` has several ranks, all of them call
+    this function, each with its rows of the batches. All ranks start from the state of rank 0.
+    Raises DivergenceError where a loss or a weight becomes NaN or infinite.
     """
     group = group or ProcessGroup()
     learner.set_process_group(group)
@@ -133,7 +135,7 @@ def train(
             initialize_technique(learner, data.train, seed)
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
-    # Killed between its last checkpoint and its last picture, or halted there before.
+    # The previous attempt was killed after its last checkpoint, or it had stopped at this epoch.
     (already_finished,) = group.all_reduce_max(
         clock, clock.is_last_step or (start_step > 0 and stop.should_interrupt(clock.completed_epochs))
     )
@@ -163,7 +165,7 @@ def train(
 
 
 def initialize_technique(learner: Learner, samples: Batches, seed: int) -> None:
-    """Initialize the technique of a fresh run from the training split."""
+    """Initialize the technique of a new run from the training split `samples`, and restart its EMA."""
     seed_generators(learner.device, seed, "begin")
     with torch.no_grad():
         learner.technique.initialize(samples)
@@ -172,7 +174,7 @@ def initialize_technique(learner: Learner, samples: Batches, seed: int) -> None:
 
 @contextmanager
 def eval_mode(technique: Technique) -> Iterator[None]:
-    """Put a technique in evaluation mode without gradients, and back."""
+    """Disable gradients and set evaluation mode within the block, then restore the mode of every module."""
     modes = {module: module.training for module in technique.modules()}
     technique.eval()
     try:
@@ -184,7 +186,7 @@ def eval_mode(technique: Technique) -> Iterator[None]:
 
 
 class SnapshotBuilder:
-    """Makes snapshots. Nothing it does can change a step: every step seeds itself."""
+    """Builder of snapshots. It cannot influence a step, because every step seeds the generators itself."""
 
     def __init__(
         self, learner: Learner, material: RunData, config: TrainerConfig, seed: int, team: ProcessGroup
@@ -192,15 +194,15 @@ class SnapshotBuilder:
         self.learner, self.data, self.config, self.seed, self.group = learner, material, config, seed, team
         self._step_metrics: list[Metrics] = []
         self._epoch = 0
-        self._epoch_values: dict[str, list[np.ndarray]] = {}  # metrics since this epoch began
+        self._epoch_values: dict[str, list[np.ndarray]] = {}  # metric name → values of this epoch, in blocks
         self._last_snapshot_time = self._last_checkpoint_time = time.monotonic()
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Keep a step's metrics on the device until the next snapshot."""
+        """Store a step's metrics, which stay on the device until the next snapshot."""
         self._step_metrics.append(metrics)
 
     def build_initial(self, clock: Clock) -> Snapshot:
-        """Return the snapshot before the first step; with its checkpoint a run resumes from its first moment."""
+        """Return the snapshot of step 0, whose checkpoint lets a run resume that is killed before the next one."""
         return Snapshot(
             clock,
             images=self._render_preview() if self.config.preview_every else {},
@@ -208,11 +210,11 @@ class SnapshotBuilder:
         )
 
     def build_final(self, clock: Clock) -> Snapshot:
-        """Return what is looked at once at the end of a run that is otherwise complete."""
+        """Return a snapshot of the final artifacts alone, for a run that has recorded everything else."""
         return Snapshot(clock, final_artifacts=self._build_final_artifacts())
 
     def is_due(self, clock: Clock) -> bool:
-        """Return whether a snapshot should be made at `clock`."""
+        """Return whether a snapshot is due at `clock`."""
         if (
             len(self._step_metrics) >= METRICS_FLUSH_STEPS
             or time.monotonic() - self._last_snapshot_time >= METRICS_FLUSH_SECONDS
@@ -222,10 +224,11 @@ class SnapshotBuilder:
         return any(self._is_interval_end(every, clock) for every in intervals) or self._is_checkpoint_due(clock)
 
     def build(self, clock: Clock, *, is_finished: bool, is_ending: bool) -> Snapshot:
-        """Return what happened since the last snapshot, and whatever is due now.
+        """Return the snapshot of the metrics since the last one, and of everything that is due at `clock`.
 
-        A run that is `done` is judged once more; one that is only `ending`, interrupted, is not: it will be
-        resumed, and must then hold the same records as a run that was never stopped. Raises DivergenceError.
+        `is_finished` adds an evaluation and a preview. An interrupted run has `is_ending` alone, which adds
+        neither: after it is resumed, its records must equal those of an uninterrupted run.
+        Raises DivergenceError.
         """
         config, technique = self.config, self.learner.technique
         train = self._collect_curves(clock)
@@ -266,7 +269,7 @@ class SnapshotBuilder:
         return curves
 
     def _compute_epoch_means(self, train: Mapping[str, Curve], clock: Clock) -> dict[str, float]:
-        """Return the mean metrics of the epoch that ends at `clock`, however many blocks it had; else nothing."""
+        """Return the mean of each metric over the epoch that ends at `clock`, or {} if none ends there."""
         if clock.epoch != self._epoch:
             self._epoch, self._epoch_values = clock.epoch, {}
         start_step = (clock.epoch - 1) * clock.steps_per_epoch
@@ -299,7 +302,7 @@ class SnapshotBuilder:
     def _build_checkpoint(self, clock: Clock) -> dict[str, Any]:
         self._last_checkpoint_time = time.monotonic()
         for name, weight in self.learner.technique.state_dict().items():
-            # A step can have a finite loss and still leave unusable weights behind.
+            # A step with a finite loss can still produce non-finite weights.
             if weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise DivergenceError(
                     f"{name} became NaN or infinite by step {clock.step}; "
@@ -326,7 +329,7 @@ class SnapshotBuilder:
 
     @contextmanager
     def _seeded_eval_mode(self, purpose: str) -> Iterator[Technique]:
-        # The same seed each time: noise and prior samples are the same from one look to the next.
+        # One seed per purpose: noise and prior samples are equal in all snapshots, and so comparable.
         seed_generators(self.learner.device, self.seed, purpose)
         with eval_mode(self.learner.eval_technique):
             yield self.learner.eval_technique
@@ -337,11 +340,15 @@ class SnapshotBuilder:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Return an image in [0, 1] as uint8 on the CPU."""
+    """Return an image in [0, 1], of any shape, as uint8 in [0, 255] on the CPU."""
     return image.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def _collect_latents(technique: Technique, samples: Batches) -> dict[str, Tensor]:
+    """Return codes, labels and thumbnails of the first MAX_LATENT_SAMPLES samples, or {} without a latent.
+
+    Shapes: codes (samples, features), labels (samples,), thumbnails uint8 (samples, channels, height, width).
+    """
     codes, labels, thumbnails = [], [], []
     count = 0
     for batch in samples:
