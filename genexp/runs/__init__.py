@@ -1,1 +1,1 @@
-"""Building, running, resuming and loading a run."""
+"""Construction, execution, resumption and loading of runs."""

@@ -1,4 +1,4 @@
-"""A run built from its configuration: data, technique and learner, ready to begin."""
+"""Construction of a run from its configuration: data, technique and learner."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from genexp.training.trainer import BatchSource, RunData, TrainerConfig
 
 log = logging.getLogger(__name__)
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
-EVALUATION_BATCH_SIZE = 500  # held-out samples at a time
+EVALUATION_BATCH_SIZE = 500  # test samples per batch
 MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = (
     2**23,
     2**14,
-)  # of the training split at a time: enough to keep all cores busy
+)  # limits of a batch in passes over the training split: enough to keep all cores busy
 
 
 @dataclass
 class RunConfig:
-    """The keys at the top of conf/train.yaml."""
+    """Top-level keys of conf/train.yaml that are not config groups."""
 
     seed: int
-    resume: str | None
+    resume: str | None  # directory of the run to resume
     tags: list[str]
     notes: str
 
@@ -52,14 +52,17 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DatasetLoaders:
-    """A data set within reach of the device."""
+    """Loaders of both splits of a data set."""
 
     train: SplitLoader
     test: SplitLoader
 
 
 def make_loaders(dataset: Dataset, device: torch.device, resident_gb: float) -> DatasetLoaders:
-    """Bring a data set within reach of `device`."""
+    """Return loaders of both splits for `device`.
+
+    A split of at most `resident_gb` (10⁹ bytes) is kept on the device. A larger one is read batch by batch.
+    """
     return DatasetLoaders(
         make_loader(dataset.train, device, resident_gb), make_loader(dataset.test, device, resident_gb)
     )
@@ -67,7 +70,7 @@ def make_loaders(dataset: Dataset, device: torch.device, resident_gb: float) -> 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to begin."""
+    """A run that is ready to train."""
 
     learner: Learner
     data: RunData
@@ -78,6 +81,7 @@ class Run:
 
     @property
     def total_steps(self) -> int:
+        """Number of steps of the whole run."""
         return self.trainer_config.compute_total_steps(self.data.batch_source.steps_per_epoch)
 
 
@@ -87,9 +91,10 @@ def build_run(
     rank_info: RankInfo | None = None,
     template: Run | None = None,
 ) -> Run:
-    """Return what a plain, resolved configuration describes, in state `previous` if given. Raises GenexpError.
+    """Build the run of a plain, resolved configuration, and restore `resume_state` if given. Raises GenexpError.
 
-    `place` is this process's among those of the run. A run `like` it, on the same data, shares these with it.
+    `rank_info` is the rank of this process, by default that of a single process. `template` is another run on the
+    same data set, whose data set and loaders are reused.
     """
     rank_info = rank_info or RankInfo()
     run_config = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
@@ -110,7 +115,7 @@ def build_run(
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a plain, resolved configuration is wrong in itself, whatever the data."""
+    """Raise ConfigError where a plain, resolved configuration is invalid. Loads no data and builds no model."""
     check_top_level_keys(config)
     bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
     batch_size = _bind_trainer_config(config).batch_size
@@ -135,14 +140,14 @@ def _bind_trainer_config(config: Mapping[str, Any]) -> TrainerConfig:
 
 
 def bind_technique_config(model: Mapping[str, Any]) -> tuple[type[Technique], Any]:
-    """Return the technique that a `model` node names, and its settings. Raises ConfigError."""
+    """Return the technique class that a `model` node names, and its bound `Config`. Raises ConfigError."""
     cls = find_technique(model["name"])
     values = {key: value for key, value in model.items() if key not in ("name", "recipe")}
     return cls, bind(cls.Config, values, "model")
 
 
 def check_top_level_keys(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a group is missing, or something stands at the top that nothing reads."""
+    """Raise ConfigError where a required group is missing or a top-level key is unknown."""
     for key in REQUIRED_GROUPS:
         if key not in config:
             raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
@@ -156,15 +161,16 @@ def check_top_level_keys(config: Mapping[str, Any]) -> None:
 def build_technique(
     config: Mapping[str, Any], device: torch.device, seed: int, dataset: Dataset | None = None
 ) -> tuple[Technique, Dataset]:
-    """Return the technique of a plain, resolved configuration, and the data set it is for. Raises GenexpError.
+    """Return the technique of a plain, resolved configuration, on `device`, and its data set. Raises GenexpError.
 
-    The data set is not loaded where it is given.
+    The data set is loaded unless `dataset` is given.
     """
     cls, settings = bind_technique_config(config["model"])
     dataset = dataset or load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
-    seed_generators(device, seed, "initialise")  # part of the seed: another spelling would draw other weights
+    # The string is part of the seed: another spelling would change the initial weights.
+    seed_generators(device, seed, "initialise")
     technique = move_to_device(cls(settings, dataset.spec), device)
     technique.prepare_evaluation(dataset)
     return technique, dataset
@@ -179,7 +185,7 @@ def _build_run_data(
     *,
     seed: int,
 ) -> RunData:
-    # Phases that take the whole split have no use for batches: none is made.
+    # If all phases take the whole split, no batches are needed.
     needs_no_batches = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)
     batch_source: BatchSource = _EmptyBatchSource()
     if not needs_no_batches:
@@ -198,17 +204,19 @@ def _build_run_data(
 
 
 def _choose_split_batch_size(dataset: Dataset) -> int:
-    """Return how many samples to take at a time where all of them are passed over."""
+    """Return the batch size of passes over the training split, by the number of elements per sample."""
     features = max(prod(shape) for shape in dataset.spec.shapes.values())
     return min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // max(1, features)))
 
 
 class _EmptyBatchSource:
+    """Batch source of a run without batches. An epoch is one step."""
+
     steps_per_epoch = 1
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Return empty batches without end."""
+        """Return an endless sequence of empty batches."""
         return itertools.repeat({})

@@ -1,4 +1,4 @@
-"""A run's folder as a technique with the weights that it learned, and the data that it is judged by."""
+"""Loading of a finished or stopped run: its technique with trained weights, and its test data."""
 
 from __future__ import annotations
 
@@ -30,35 +30,38 @@ from genexp.training.trainer import eval_mode
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a run has left behind, ready to be used."""
+    """The trained technique of a run, with its data set and the loader of its test split."""
 
     run_dir: Path
     technique: Technique
     dataset: Dataset
-    test_loader: SplitLoader  # the test split
+    test_loader: SplitLoader
     device: torch.device
-    seed: int
+    seed: int  # of the run
     checkpoint_path: Path
-    step: int
+    step: int  # of the checkpoint
 
     def get_test_batches(self) -> SplitBatches:
-        """Return the test split in order."""
+        """Return the test split in order, in batches of EVALUATION_BATCH_SIZE."""
         return SplitBatches(self.test_loader, EVALUATION_BATCH_SIZE)
 
     def get_examples(self, count: int) -> Batch:
-        """Return `count` held-out samples, the classes in turn; fewer where there are fewer."""
+        """Return the first `count` test samples, or all if there are fewer. The classes alternate where known."""
         return select_examples(self.test_loader, count)
 
     @contextmanager
     def seeded_eval_mode(self, *purpose: int | str, seed: int | None = None) -> Iterator[None]:
-        """Evaluate: no gradients, and the generators seeded from `seed` (else the run's) and `purpose`."""
+        """Set evaluation mode without gradients, and seed the generators, within the block.
+
+        The seed is derived from `seed`, by default the run's, and `purpose`.
+        """
         seed_generators(self.device, self.seed if seed is None else seed, *purpose)
         with eval_mode(self.technique):
             yield
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """Return the plain, resolved configuration of the run in `folder`. Raises CheckpointError."""
+    """Return the plain, resolved configuration of the run in `run_dir`. Raises CheckpointError."""
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
@@ -75,17 +78,21 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def get_technique_class(config: Mapping[str, Any]) -> type[Technique]:
-    """Return the class that a run's configuration names. Raises ConfigError."""
+    """Return the technique class that a run's configuration names. Raises ConfigError."""
     return find_technique(config["model"]["name"])
 
 
 def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, device: str) -> LoadedRun:
-    """Return the run in `folder` with the weights of checkpoint `which`. Raises GenexpError."""
+    """Return the run in `run_dir` with the weights of a checkpoint. Raises GenexpError.
+
+    `config` is the run's configuration from `read_config`. `checkpoint_name` is an argument of `find_checkpoint`.
+    `device` is one of DEVICE_CHOICES, and replaces the device of `config`.
+    """
     path = find_checkpoint(run_dir, checkpoint_name)
     content = checkpoint.load(path)
     torch_device = choose_device(bind(DeviceConfig, {**config["device"], "name": device, "index": 0}, "device"))
     technique, dataset = build_technique(config, torch_device, config["seed"])
-    # best.pt holds the weights that were judged; of a checkpoint to resume from these are the averaged ones.
+    # best.pt holds the evaluated weights. In a resumable checkpoint these are the averaged ones, if there are any.
     weights = content.get("average") or content["technique"]
     try:
         technique.load_state_dict(weights)
@@ -101,7 +108,7 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
 
 
 def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
-    """Return the file that "best", "newest" or a file's name means. Raises CheckpointError."""
+    """Return the checkpoint for "best", "newest", a file name in the run, or a path. Raises CheckpointError."""
     checkpoint_dir, run_path = run_dir / CHECKPOINTS_DIR, format_path(run_dir)
     checkpoints = checkpoint.list_checkpoints(run_dir)
     best = checkpoint_dir / checkpoint.BEST_FILE

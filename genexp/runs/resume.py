@@ -1,4 +1,4 @@
-"""Going on with a run: what may change, from which state, and that nobody else is at it."""
+"""Resumption of a run: checks of its configuration, its newest state, and the lock of its directory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from genexp.run_dir import checkpoint
 from genexp.run_dir.paths import CONFIG_FILE, LOCK_FILE, METRICS_FILE, STATUS_FILE
 
 log = logging.getLogger(__name__)
-RESUMABLE_KEYS = {
+RESUMABLE_KEYS = {  # keys that may differ when a run is resumed
     *("resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"),
     "device.processes",
 }
 
 
 def load_resume_state(cfg: DictConfig, run_dir: Path) -> dict[str, Any] | None:
-    """Return the newest usable state of the run in `folder`; None where it starts anew. Raises GenexpError."""
+    """Return the newest valid checkpoint of the run in `run_dir`. Raises GenexpError.
+
+    Returns None for a new run, and for one to resume at step 0, which starts from its beginning.
+    """
     if cfg.resume is None:
         _check_no_existing_run(run_dir)
         return None
@@ -33,31 +36,31 @@ def load_resume_state(cfg: DictConfig, run_dir: Path) -> dict[str, Any] | None:
     state, warnings = checkpoint.load_newest(run_dir)
     for warning in warnings:
         log.warning(warning)
-    if state["step"] == 0:  # nothing was learnt yet: the same run from its beginning
+    if state["step"] == 0:  # no step is lost if the run starts from its beginning
         truncate_logs(run_dir, {})
         return None
     return state
 
 
 def check_not_finished(run_dir: Path) -> None:
-    """Raise ConfigError for a run that has nothing left to do."""
+    """Raise ConfigError where the state in the run's status file is "finished"."""
     try:
         state = json.loads((run_dir / STATUS_FILE).read_text())["state"]
     except (OSError, ValueError, KeyError):
-        return  # killed before it could say so
+        return  # killed before it wrote its status
     if state == "finished":
         raise ConfigError(f"resume={run_dir} has finished; set a larger trainer.epochs to go on with it")
 
 
 def _check_no_existing_run(run_dir: Path) -> None:
-    """Raise ConfigError where a fresh run would write over another one, or be mistaken for it when resumed."""
+    """Raise ConfigError where `run_dir` contains the checkpoints or metrics of another run."""
     metrics = run_dir / METRICS_FILE
     if checkpoint.list_checkpoints(run_dir) or (metrics.exists() and metrics.stat().st_size):
         raise ConfigError(f"{run_dir} holds a run already; go on with resume={run_dir}, or choose another folder")
 
 
 def _check_resumable_changes(cfg: DictConfig, run_dir: Path) -> None:
-    """Raise ConfigError where a key differs that would make it another run."""
+    """Raise ConfigError where a key outside RESUMABLE_KEYS differs from the stored configuration."""
     stored_config = dict(
         flatten_items(OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE), resolve=True))
     )
@@ -74,7 +77,7 @@ def _check_resumable_changes(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def flatten_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of nested dicts."""
+    """Yield (dotted key, value) for each leaf of nested dicts."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flatten_items(value, f"{prefix}{key}.")
@@ -84,9 +87,9 @@ def flatten_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Keep a second process out of the folder while the block runs; a killed process holds nothing.
+    """Hold an exclusive lock on `run_dir` within the block. The lock of a killed process is released.
 
-    Raises FolderInUseError.
+    Raises RunDirInUseError where another process holds it.
     """
     with (run_dir / LOCK_FILE).open("w") as file:
         try:

@@ -1,4 +1,4 @@
-"""A run in its folder: begun or gone on with, trained, and written down to its end."""
+"""Execution of a run in its directory: start or resumption, training and recording."""
 
 from __future__ import annotations
 
@@ -41,26 +41,27 @@ from genexp.training.trainer import TrainerConfig, train
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished command has to say."""
+    """Result of a training command."""
 
-    exit_code: int
-    objective: float | None  # the last value of trainer.objective
+    exit_code: int  # 0, or 128 + the signal that stopped the run
+    objective: float | None  # last value of trainer.objective; None if nothing was evaluated
 
 
 def run_experiment(cfg: DictConfig, run_dir: Path, until_epoch: int | None = None) -> RunResult:
-    """Run what `cfg` says in `folder`; halt behind `until_epoch`, where it is given. Raises GenexpError."""
-    flush_denormals()  # before torch begins its other threads
+    """Train the run of `cfg` in `run_dir`, and stop after `until_epoch` if given. Raises GenexpError."""
+    flush_denormals()  # before torch starts its other threads
     with lock_run_dir(run_dir):
         config, resume_state = _load_config_and_state(cfg, run_dir)
         device_config = bind(DeviceConfig, config["device"], "device")
         rank_info = resolve_rank_info(device_config.processes)
-        run = build_run(config, resume_state, rank_info)  # first: what cannot be built starts no other process
+        # Built before the launch, so that a run that cannot be built starts no process.
+        run = build_run(config, resume_state, rank_info)
         with closing(run.data.batch_source), launch_processes(rank_info, device_config.threads) as launcher:
             return _train_and_record(RunContext(run, config, run_dir, resume_state), launcher, until_epoch)
 
 
 def _load_config_and_state(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return a configuration, plain and resolved, and the state to go on from. Raises GenexpError."""
+    """Return the plain, resolved configuration, and the state to resume from or None. Raises GenexpError."""
     resume_state = load_resume_state(cfg, run_dir)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -70,7 +71,7 @@ def _load_config_and_state(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, An
 
 
 def run_rank_process() -> None:
-    """Do this process's part of runs that another process leads. Raises what keeps it from that."""
+    """Train this rank's part of each run that rank 0 sends. Reports an error to rank 0 and reraises it."""
     rank_process = RankProcess()
     try:
         for task in rank_process.receive_tasks():
@@ -84,7 +85,7 @@ def _run_rank_task(rank_process: RankProcess, task: RankTask) -> None:
     flush_denormals()
     torch.set_default_dtype(getattr(torch, task.default_dtype))
     run = build_run(task.config, None, rank_process.rank_info)
-    # The first process looks, judges and saves.
+    # Only rank 0 evaluates, renders previews and writes files.
     trainer_config = replace(run.trainer_config, evaluate_every=0, preview_every=0, checkpoint_every=0)
     with (
         closing(run.data.batch_source),
@@ -105,38 +106,42 @@ def _run_rank_task(rank_process: RankProcess, task: RankTask) -> None:
 
 class _NullSink:
     def record(self, snapshot: Snapshot) -> None:
-        """Write nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run and its folder, from its beginning, or where it goes on, to where it ends or stops."""
+    """A run with its configuration, its directory, and the state that it resumes from."""
 
     run: Run
     config: Mapping[str, Any]  # plain and resolved
     run_dir: Path
-    resume_state: Mapping[str, Any] | None  # the state that it goes on from
+    resume_state: Mapping[str, Any] | None  # checkpoint that it resumes from; None for a new run
 
     @property
     def start_step(self) -> int:
+        """Last step already done, or 0 for a new run."""
         return self.resume_state["step"] if self.resume_state is not None else 0
 
     def prepare_recorders(self) -> RecorderGroup:
-        """Make the folder ready and return what writes to it, to be opened. Raises GenexpError."""
+        """Truncate the logs of a resumed run, write config.yaml, and return the recorders, not yet opened.
+
+        Raises GenexpError.
+        """
         run, run_dir = self.run, self.run_dir
         if self.resume_state is not None:
             if self.start_step >= run.total_steps or run.learner.technique.has_converged:
                 check_not_finished(run_dir)
             truncate_logs(run_dir, self.resume_state["ledger"])
-        _write_config(self.config, run_dir)  # not before: a refused command leaves a run as it was
+        _write_config(self.config, run_dir)  # after the checks: a rejected command leaves the run unchanged
         return build_recorders(run.trainer_config, self.resume_state)
 
     def build_info(self, world_size: int = 1) -> RunInfo:
-        """Return what recorders are told when they open."""
+        """Return the facts about the run with which recorders are opened."""
         return build_run_info(self.run, self.config, self.run_dir, self.start_step, world_size)
 
     def close_recorders(self, recorders: RecorderGroup, clock: Clock) -> bool:
-        """Write down how the run stands now that it has come to `clock`; return whether nothing is left to do."""
+        """Close the recorders with the outcome of the run at `clock`, and return whether it is finished."""
         is_finished = clock.is_last_step or self.run.learner.technique.has_converged
         resume_command = None if is_finished else self.resume_command
         recorders.close(
@@ -146,14 +151,15 @@ class RunContext:
 
     @property
     def resume_command(self) -> str:
+        """Command line that resumes the run."""
         return format_command("genexp", f"resume={format_path(self.run_dir)}")
 
 
 @contextmanager
 def open_run_context(cfg: DictConfig, run_dir: Path, template: Run | None = None) -> Iterator[RunContext]:
-    """Build what `cfg` says, for a loop in this process, and keep other processes from the folder.
+    """Yield the run of `cfg`, built for a single process, and lock `run_dir` within the block.
 
-    A run `like` it, on the same data, shares these with it. Raises GenexpError.
+    `template` is another run on the same data set, whose data set and loaders are reused. Raises GenexpError.
     """
     flush_denormals()
     with lock_run_dir(run_dir):
@@ -192,18 +198,21 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
 
 
 def build_failed_outcome(recorders: RecorderGroup, error: BaseException) -> RunOutcome:
-    """Return what recorders are told of an error that ends their run."""
+    """Return the outcome of a run that `error` ended, for its recorders."""
     return RunOutcome("failed", recorders.last_step, error=_format_error(error))
 
 
 def _format_error(error: BaseException) -> str:
-    """Return an error for the records. What is no Exception asks to exit: rich does where its reader has gone."""
+    """Return the message of an error, or its class name if it has none or is not an Exception.
+
+    rich raises SystemExit, which is not an Exception, when its output pipe is closed.
+    """
     return str(error) if isinstance(error, Exception) and str(error) else type(error).__name__
 
 
 def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, Any] | None) -> RecorderGroup:
-    """Return the recorders that a run has by default."""
-    # TensorBoard and the report show the pictures, and the console names the files, that those before them write.
+    """Return the default recorders of a run."""
+    # The order matters: TensorBoard and the report show images, and the console names files, of earlier recorders.
     report = Report(write_run_report)
     log_recorders: Sequence[Recorder] = (
         MetricsLog(),
@@ -223,7 +232,7 @@ def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, An
 def build_run_info(
     run: Run, config: Mapping[str, Any], run_dir: Path, start_step: int, world_size: int = 1
 ) -> RunInfo:
-    """Return what recorders are told of a run."""
+    """Return the facts about a run with which recorders are opened."""
     technique, data = run.learner.technique, run.data
     return RunInfo(
         run_dir=run_dir,
