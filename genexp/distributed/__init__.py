@@ -1,1 +1,4 @@
-"""One run over several processes: each does its rows of every batch, and the first of them all else."""
+"""Data-parallel training of one run by several processes.
+
+Each rank computes its rows of every batch. Rank 0 does everything else.
+"""

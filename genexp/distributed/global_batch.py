@@ -1,8 +1,7 @@
-"""The loss of a part of the batch, such that the parts' mean is what one process would compute of the whole.
+"""Loss of a shard of the batch, whose mean over all shards equals the loss of the whole batch.
 
-Techniques are written for a batch and know of no parts. While a part's loss is computed, random numbers are
-therefore drawn for the whole batch, of which the part's rows are kept, and batch normalization takes its
-statistics from the whole batch.
+A technique is written for a single process. While a rank computes the loss of its shard, random numbers are drawn
+for the whole batch, and the rows of the shard are kept. Batch normalization uses statistics of the whole batch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from genexp.technique import Batch, Clock, GradientPhase, Metrics
 
 LossFunction = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
 
-# Functions that draw numbers of a shape given, and those that draw as many as their argument has.
+# Functions that draw random numbers: of a given shape, of the shape of an argument, and in place.
 RANDOM_BY_SHAPE = {torch.rand, torch.randn, torch.randint}
 RANDOM_BY_INPUT = {
     *(torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.normal, torch.multinomial),
@@ -37,9 +36,10 @@ RANDOM_IN_PLACE = {
 
 
 def build_distributed_loss(phase: GradientPhase, shard: Shard, *, sync_batch_norm: bool) -> LossFunction:
-    """Return the loss of `phase` for the `part` of the batch that is here.
+    """Return the loss of `phase` on this rank's `shard` of the batch.
 
-    Gradients are averaged over all parts while they are computed. `synchronized` is the technique's.
+    DistributedDataParallel averages the gradients over all shards during the backward pass. `sync_batch_norm`
+    makes batch normalization use the whole batch.
     """
     loss: LossFunction = DistributedDataParallel(
         _LossModule(phase, shard, sync_batch_norm), find_unused_parameters=True
@@ -48,28 +48,29 @@ def build_distributed_loss(phase: GradientPhase, shard: Shard, *, sync_batch_nor
 
 
 class _LossModule(nn.Module):
-    """A phase's loss as the forward pass of its learner, which is what DistributedDataParallel wraps."""
+    """A phase's loss as the forward pass of a module, as DistributedDataParallel requires."""
 
     def __init__(self, phase: GradientPhase, shard: Shard, sync_batch_norm: bool) -> None:
         super().__init__()
-        # Not the learner: its buffers are equal everywhere by themselves, and would be sent at each step.
+        # Parameters only. The buffers of `phase.module` are equal on all ranks, but DDP would broadcast them.
         self.weights = nn.ParameterList(weight for weight in phase.module.parameters() if weight.requires_grad)
-        # Some losses leave weights out for a while. Where none is, torch warns that it looked for some in vain.
+        # Some losses leave parameters unused at times, hence `find_unused_parameters`. With it, torch warns if no
+        # parameter is unused. This one always is.
         self.unused_parameter = nn.Parameter(torch.zeros((), device=self.weights[0].device))
         self._loss, self._shard, self._sync_batch_norm = phase.loss, shard, sync_batch_norm
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        """Return the loss of the part, and metrics of it."""
+        """Return the loss and the metrics of this shard, given its rows of the batch."""
         local_batch_size = len(next(iter(batch.values())))
         with shard_context(self._shard), GlobalBatchMode(self._shard, local_batch_size, self._sync_batch_norm):
             return self._loss(batch, clock)
 
 
 class GlobalBatchMode(TorchFunctionMode):
-    """Computes what depends on the whole batch as if it were here.
+    """Torch function mode in which random draws and batch normalization act on the whole batch.
 
-    A draw with a row for each sample is made for all of the batch. Any other is left as it is: the generators are
-    seeded alike, and so it is the same in all processes.
+    A draw whose first dimension equals the local batch size is made for the whole batch, then reduced to this
+    shard's rows. Any other draw is equal on all ranks, because their generators have the same seed.
     """
 
     def __init__(self, shard: Shard, local_batch_size: int, sync_batch_norm: bool) -> None:
@@ -123,8 +124,8 @@ class GlobalBatchMode(TorchFunctionMode):
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self._local_batch_size
 
     def _expand_to_global_batch(self, value: Any) -> Any:
-        """Return the part's rows in their place among those of the whole batch, whose values do not matter."""
-        # Not by repeat(), which forgets how numbers lie (channels last, say): they are drawn in that order.
+        """Return a batched `value` with the rows of the whole batch; those of other shards are placeholders."""
+        # cat() keeps the memory format (e.g. channels last), in whose order numbers are drawn. repeat() does not.
         return torch.cat([value] * self._shard.count) if self._is_batched(value) else value
 
     def _select_local_rows(self, global_draw: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class GlobalBatchMode(TorchFunctionMode):
 def _split_shape_argument(
     function: Any, args: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[list[Any], tuple[int, ...]]:
-    """Return what stands before the shape among the arguments of a draw, and the shape."""
+    """Return the positional arguments before the shape of a draw, and the shape."""
     if "size" in options:
         return list(args), tuple(options["size"])
     if args and isinstance(args[-1], tuple | list):  # torch.Size is a tuple
@@ -152,19 +153,22 @@ def _global_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return what `F.batch_norm` would for the part's rows if it saw the whole batch (rows, channels, ...)."""
+    """Return `F.batch_norm` of the local rows `values` (rows, channels, ...), with statistics of the whole batch.
+
+    Ioffe & Szegedy, "Batch Normalization" (2015). In training it updates the running statistics in place.
+    """
     if not training:
         return F.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
-    features = promote_to_float32(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, places)
+    features = promote_to_float32(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, positions)
     mean = batch_mean(features.mean(2))
     centered = features - mean[:, None]
     variance = batch_mean(centered.square().mean(2))
     with torch.no_grad():
         if running_mean is not None and running_var is not None:
-            count = features[:, 0].numel() * current_shard().count  # samples of each channel
+            count = features[:, 0].numel() * current_shard().count  # elements per channel in the whole batch
             running_mean.lerp_(mean.to(running_mean), momentum)
             running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
     scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
     normalized = centered * scale[:, None] if bias is None else centered * scale[:, None] + bias[:, None]
-    # They lie as F.batch_norm leaves them: a dropout behind it draws in that order.
+    # The memory format is that of F.batch_norm, since a later dropout draws in the order of the memory.
     return torch.empty_like(values).copy_(normalized.reshape(values.shape))

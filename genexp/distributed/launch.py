@@ -1,7 +1,7 @@
-"""Bringing the processes of a run together: starting them, telling them what to do, noticing that one is gone.
+"""Start of the ranks of a run, dispatch of their task, and detection of failed ranks.
 
-A process that follows is the same program with the variables set that torchrun would set. It reads no command
-line: the first process sends it the configuration, and later its own state. It is one way, whoever started it.
+A nonzero rank is the same program, started with the environment variables that torchrun sets. It reads no command
+line: rank 0 sends it the configuration, and later the training state. This holds under torchrun too.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from genexp.distributed.rank import RankInfo, read_rank_info
 from genexp.distributed.store import LOCALHOST, RankTask, connect_rank_store, create_rank_store
 from genexp.errors import RankFailedError
 
-FAILURE_DETECTION_SECONDS = (
-    5.0  # seconds in which the death of a process shows, once something sent to it did not arrive
-)
-SHUTDOWN_SECONDS = 20.0  # seconds for a process that has nothing left to do
-POLL_SECONDS = 0.01  # seconds
+FAILURE_DETECTION_SECONDS = 5.0  # seconds to find the failed rank after a failed send or receive
+SHUTDOWN_SECONDS = 20.0  # seconds for a rank to exit before it is killed
+POLL_SECONDS = 0.01  # seconds between two checks of the ranks
 
 
 class ProcessLauncher:
-    """The processes of a run, from when they are started until they have ended, as their first one sees them."""
+    """Launcher of the nonzero ranks of a run, used by rank 0. It owns them from start to exit."""
 
     def __init__(self, place: RankInfo, threads: int | None) -> None:
-        """Start the others, unless torchrun has; each is given so many threads, or its share of them."""
+        """Start the nonzero ranks, unless torchrun has started them.
+
+        Each started rank uses `threads` CPU threads, or an equal share of torch's threads if None.
+        """
         self.rank_info = place
         self._children: list[subprocess.Popen[bytes]] = []
         self._previous_threads = torch.get_num_threads()
@@ -51,9 +52,9 @@ class ProcessLauncher:
 
     @contextmanager
     def dispatch_task(self, task: RankTask, device: torch.device, resume_command: str) -> Iterator[ProcessGroup]:
-        """Give all processes their task, and yield their team. Raises ProcessError where one is lost.
+        """Send `task` to all ranks and yield their process group. Raises RankFailedError where a rank fails.
 
-        `again` is the command that goes on with the run.
+        `resume_command` is the command line, for the error message, that resumes the run.
         """
         if self.rank_info.world_size == 1:
             yield ProcessGroup()
@@ -71,7 +72,7 @@ class ProcessLauncher:
             ) from None
 
     def close(self, *, failed: bool) -> None:
-        """Let the others end; where the run has `failed`, at once."""
+        """Wait until the started ranks exit, and kill those that do not. If the run `failed`, do not wait."""
         if self._children:
             self._store.publish_task(None)
         for child in self._children:
@@ -83,7 +84,7 @@ class ProcessLauncher:
         torch.set_num_threads(self._previous_threads)
 
     def _wait_until_ready(self) -> None:
-        """Wait until all are ready. Raises ProcessError where one will not be."""
+        """Wait until all ranks are ready. Raises RankFailedError where one fails before."""
         while any(
             self._store.read_message(f"ready/{rank}") is None for rank in range(1, self.rank_info.world_size)
         ):
@@ -93,7 +94,7 @@ class ProcessLauncher:
             time.sleep(POLL_SECONDS)
 
     def _wait_for_failure(self, timeout_seconds: float) -> str:
-        """Return in words which process is gone, and why, as far as that shows within some seconds."""
+        """Return a description of the rank that failed; a generic one if none is found in `timeout_seconds`."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             failure = self._describe_failure()
@@ -102,7 +103,7 @@ class ProcessLauncher:
             time.sleep(POLL_SECONDS)
 
     def _describe_failure(self) -> str | None:
-        """Return in words what became of a process that is gone, if one is known to be."""
+        """Return a description of a rank that failed or exited, or None if none is known."""
         for rank in range(1, self.rank_info.world_size):
             error = self._store.read_message(f"failed/{rank}")
             if error is not None:
@@ -117,7 +118,7 @@ class ProcessLauncher:
 
 @contextmanager
 def launch_processes(rank_info: RankInfo, threads: int | None) -> Iterator[ProcessLauncher]:
-    """Yield the processes of a run; all that it started have ended when the block ends."""
+    """Yield the launcher of a run's ranks. All ranks it started have exited when the block ends."""
     launcher = ProcessLauncher(rank_info, threads)
     failed = True
     try:
@@ -129,7 +130,8 @@ def launch_processes(rank_info: RankInfo, threads: int | None) -> Iterator[Proce
 
 def _start_process(rank: int, world_size: int, port: int, threads: int) -> subprocess.Popen[bytes]:
     import_root = str(Path(__file__).resolve().parents[2])
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # no traces
+    # Without HYDRA_FULL_ERROR the process prints no tracebacks.
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -138,7 +140,7 @@ def _start_process(rank: int, world_size: int, port: int, threads: int) -> subpr
         "MASTER_ADDR": LOCALHOST,
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": threads,
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # torch would print where in its code it noticed the end of another
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # torch would print a C++ stack trace when another rank exits
         "PYTHONPATH": os.pathsep.join(filter(None, (import_root, os.environ.get("PYTHONPATH")))),
     }
     return subprocess.Popen(
@@ -146,5 +148,5 @@ def _start_process(rank: int, world_size: int, port: int, threads: int) -> subpr
         env={**environment, **{name: str(value) for name, value in variables.items()}},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is the first process's to answer: it tells the others when to stop
+        start_new_session=True,  # Ctrl-C reaches rank 0 only, which stops all ranks at the same step
     )

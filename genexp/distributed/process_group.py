@@ -1,4 +1,4 @@
-"""The processes of a run as seen from one of them: what they agree on, and what they tell each other."""
+"""Process group of a run: collective operations on top of `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -20,46 +20,48 @@ from genexp.distributed.store import GROUP_TIMEOUT, RankStore
 from genexp.sharding import Shard
 from genexp.technique import Clock, GradientPhase
 
-SYNC_SECONDS = 0.1  # between two agreements: so soon a signal stops all
-RELEASE_SECONDS = 0.05  # seconds in which torch's threads free what was sent before, see `Team._send`
+SYNC_SECONDS = 0.1  # seconds between two synchronizations, the delay until a signal stops all ranks
+RELEASE_SECONDS = 0.05  # seconds for torch's threads to free sent tensors, see `ProcessGroup._all_reduce`
 
 
 class Stateful(Protocol):
-    """What can be brought to the state of the first process's."""
+    """An object whose state can be saved and restored, e.g. a Learner."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of the state."""
+        """Return the complete state."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take on a state."""
+        """Restore a state."""
         ...
 
 
 class ProcessGroup:
-    """Those who do a run together; by itself a process is a team of one, and nothing is sent.
+    """All processes of a run, as seen from one of them. A single process communicates with no other.
 
-    All but `share` is asked of every member, at the same steps.
+    The methods `wrap_loss`, `all_reduce_max`, `all_reduce_mean` and `broadcast_state` are collective. Every rank
+    calls them, in the same order.
     """
 
     def __init__(self, place: RankInfo | None = None) -> None:
         self.rank_info = place or RankInfo()
         self.shard = Shard(self.rank_info.rank, self.rank_info.world_size)
         self._recent_tensors: deque[Tensor] = deque(maxlen=16)
-        self._next_sync_step = 0  # the step of the next agreement
-        self._last_sync = 0, time.monotonic()  # step and time of the last one
+        self._next_sync_step = 0  # step of the next synchronization
+        self._last_sync = 0, time.monotonic()  # step and monotonic time, in seconds, of the last synchronization
 
     @property
     def is_rank_zero(self) -> bool:
-        """Return whether this process keeps the records, judges and saves."""
+        """Whether this is rank 0, which alone evaluates, renders previews and writes files."""
         return self.rank_info.is_rank_zero
 
     @property
     def is_single_process(self) -> bool:
+        """Whether this process is the only one of the run."""
         return self.rank_info.world_size == 1
 
     def wrap_loss(self, phase: GradientPhase, *, sync_batch_norm: bool) -> LossFunction:
-        """Return the loss of `phase` for this process's rows; its gradients are those of the whole batch."""
+        """Return the loss of `phase` on this rank's rows. Its gradients are those of the whole batch."""
         return (
             phase.loss
             if self.is_single_process
@@ -67,7 +69,10 @@ class ProcessGroup:
         )
 
     def should_sync(self, clock: Clock) -> bool:
-        """Return whether the team agrees on how to go on after this step: alone always, else every few steps."""
+        """Return whether the ranks synchronize after this step. A single process does so after every step.
+
+        Several ranks do so about every SYNC_SECONDS, at the end of each epoch, and at the last step.
+        """
         return (
             self.is_single_process
             or clock.is_epoch_end
@@ -76,26 +81,29 @@ class ProcessGroup:
         )
 
     def all_reduce_max(self, clock: Clock, *values: int) -> list[int]:
-        """Return for each wish the greatest that any member has. Only at steps where the team `meets`."""
+        """Return the maximum over all ranks of each of `values`.
+
+        Call it before the first step, and after each step for which `should_sync` returns True.
+        """
         if self.is_single_process:
             return list(values)
         last_step, last_time = self._last_sync
-        seconds_per_step = (time.monotonic() - last_time) / max(1, clock.step - last_step)  # a step
+        seconds_per_step = (time.monotonic() - last_time) / max(1, clock.step - last_step)
         steps_until_sync = max(1, int(SYNC_SECONDS / max(seconds_per_step, 1e-6)))
-        # The slowest says how many steps there are to the next meeting: the greatest of negative numbers.
+        # The slowest rank has the fewest steps until the next synchronization: the maximum of negative numbers.
         maxima = self._all_reduce(torch.tensor([-steps_until_sync, *values]), dist.ReduceOp.MAX)
         self._next_sync_step = clock.step - int(maxima[0])
         self._last_sync = clock.step, time.monotonic()
         return [int(value) for value in maxima[1:]]
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
-        """Return the mean of the members' values, without a gradient."""
+        """Return the elementwise mean of `values` over all ranks, in their shape and without a gradient."""
         if self.is_single_process:
             return values
         return self._all_reduce(values.detach().clone(), dist.ReduceOp.SUM) / self.rank_info.world_size
 
     def broadcast_state(self, learner: Stateful) -> None:
-        """Bring all members' learners to the state of the first."""
+        """Copy the state of rank 0's `learner` to the learners of all ranks."""
         if self.is_single_process:
             return
         state = [_to_cpu(learner.state_dict()) if self.is_rank_zero else None]
@@ -105,10 +113,10 @@ class ProcessGroup:
             learner.load_state_dict(state[0])
 
     def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """Return what all members' values come to, in the place of those given."""
+        """Reduce `values` over all ranks in place, and return them."""
         dist.all_reduce(values, operation)
-        # What was sent last is not freed before the group ends: torch's thread would ask for the interpreter's
-        # lock to do so, and who ends the group has that lock and waits for the thread.
+        # Recently sent tensors are kept alive until the group ends, to avoid a deadlock. To free one, a torch
+        # thread needs the GIL, which `destroy_process_group` holds while it waits for that thread.
         self._recent_tensors.append(values)
         return values
 
@@ -123,11 +131,11 @@ def _to_cpu(value: Any) -> Any:
 
 @contextmanager
 def join_process_group(store: RankStore, rank_info: RankInfo, device: torch.device) -> Iterator[ProcessGroup]:
-    """Yield the team of all processes of a run, each of which calls this with its own place."""
+    """Yield the process group of a run. Every rank calls this function with its own `rank_info`."""
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(device)
-    excepthook = sys.excepthook  # torch puts its own before it
+    excepthook = sys.excepthook  # init_process_group replaces it
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
         store=dist.PrefixStore("group", store.run_store),
@@ -137,7 +145,7 @@ def join_process_group(store: RankStore, rank_info: RankInfo, device: torch.devi
     )
     try:
         with warnings.catch_warnings():
-            # Filters of one channel lie both channels first and channels last, whatever strides say.
+            # Filters of one channel have the same memory order in both formats. Only their strides differ.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield ProcessGroup(rank_info)
     finally:
@@ -147,7 +155,7 @@ def join_process_group(store: RankStore, rank_info: RankInfo, device: torch.devi
 
 
 def is_connection_error(error: Exception) -> bool:
-    """Return whether an error is that something could not be sent or received."""
+    """Return whether `error` is a failed send or receive between ranks."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
     )

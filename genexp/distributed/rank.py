@@ -1,4 +1,7 @@
-"""Which process of a run this is. Light on purpose: every start asks, and must not wait for torch."""
+"""Rank and world size of this process.
+
+Every start of the program imports this module, so it must not import torch.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,27 @@ from dataclasses import dataclass
 
 from genexp.errors import ConfigError
 
-# What torchrun tells each process that it starts, and what a run tells those that it starts itself.
+# Environment variables that torchrun, or rank 0 of a run, sets for the processes that it starts.
 RENDEZVOUS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A process among those of a run."""
+    """Rank of a process, and number of processes of its run."""
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0  # on its machine
-    local_world_size: int = 1
+    local_rank: int = 0  # rank among the processes on this machine
+    local_world_size: int = 1  # number of processes on this machine
 
     @property
     def is_rank_zero(self) -> bool:
-        """Return whether this process keeps the records, judges and saves."""
+        """Whether this is rank 0, which alone evaluates, renders previews and writes files."""
         return self.rank == 0
 
 
 def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo | None:
-    """Return the place that torchrun, or the run that started this process, has given it; None for any other."""
+    """Return the rank that torchrun or rank 0 gave this process, or None if it has no other processes."""
     if any(name not in environment for name in RENDEZVOUS_VARIABLES) or int(environment["WORLD_SIZE"]) < 2:
         return None
     rank, world_size, local_rank = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -36,13 +39,16 @@ def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo | No
 
 
 def is_nonzero_rank() -> bool:
-    """Return whether this process waits to be told what to do, instead of reading its command line."""
+    """Return whether this process receives its tasks from rank 0, instead of reading the command line."""
     rank_info = read_rank_info()
     return rank_info is not None and not rank_info.is_rank_zero
 
 
 def resolve_rank_info(processes: int) -> RankInfo:
-    """Return the place of the process that reads the command line. Raises ConfigError."""
+    """Return the rank of the process that reads the command line, rank 0 of `processes`.
+
+    Raises ConfigError where `processes` is above 1 and torchrun has started processes too.
+    """
     rank_info = read_rank_info()
     if rank_info is None:
         return RankInfo(world_size=processes, local_world_size=processes)

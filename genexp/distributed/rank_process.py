@@ -1,4 +1,4 @@
-"""Being a process that follows: it waits to be told what to do, and writes nothing."""
+"""A process of nonzero rank. It receives tasks from rank 0 and writes no files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genexp.errors import GenexpError
 
 
 class RankProcess:
-    """A process that another one leads."""
+    """The current process as a nonzero rank. It exits when its parent process does."""
 
     def __init__(self) -> None:
         rank_info = read_rank_info()
@@ -26,17 +26,17 @@ class RankProcess:
         self.rank_info, self._store = rank_info, connect_rank_store()
 
     def receive_tasks(self) -> Iterator[RankTask]:
-        """Yield what there is to do until there is nothing more."""
+        """Yield tasks until rank 0 publishes None."""
         while (task := self._store.wait_for_task()) is not None:
             yield task
 
     def join_group(self, device: torch.device) -> AbstractContextManager[ProcessGroup]:
-        """Say that all is ready, and return the team."""
+        """Report to rank 0 that this rank is ready, and return the context of the process group."""
         self._store.write_message(f"ready/{self.rank_info.rank}")
         return join_process_group(self._store, self.rank_info, device)
 
     def report_error(self, error: Exception) -> None:
-        """Leave word of an error that ends this process, unless it is that another one has ended."""
+        """Report `error` to rank 0, unless it is the loss of the connection to another rank."""
         if is_connection_error(error):
             return
         message = str(error) if isinstance(error, GenexpError) else f"{type(error).__name__}: {error}"
@@ -44,12 +44,12 @@ class RankProcess:
 
 
 def _exit_with_parent(parent_pid: int) -> None:
-    """End this process when who started it has ended, whatever it is doing or waiting for."""
+    """Exit this process with code 1 once its parent has exited. Runs in a thread."""
     while os.getppid() == parent_pid:
         time.sleep(1)
     os._exit(1)
 
 
 def release_ranks() -> None:
-    """Tell those that torchrun has started to follow this process that nothing more is to do."""
+    """End the nonzero ranks that torchrun started, by publishing that there are no more tasks."""
     connect_rank_store().publish_task(None)

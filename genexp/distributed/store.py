@@ -1,4 +1,7 @@
-"""Words that the processes of a run leave for each other: before they compute together, and when one fails."""
+"""Key-value store shared by the ranks of a run, for tasks, readiness and errors.
+
+It works before the process group exists, and after a rank has failed.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from genexp.distributed.rank import read_rank_info
 
-# Nothing is ever late: the first process may judge for hours while the others wait. One that dies is noticed
-# by its connections, which close.
+# In effect unlimited: rank 0 may evaluate for hours while the other ranks wait. A rank that dies is detected by
+# its closed connections.
 GROUP_TIMEOUT = timedelta(days=30)
 CONNECT_TIMEOUT = timedelta(minutes=5)
 LOCALHOST = "127.0.0.1"
@@ -23,35 +26,38 @@ LOCALHOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class RankTask:
-    """What the processes that follow are told of a run."""
+    """Description of a run that rank 0 sends to the other ranks."""
 
-    config: Mapping[str, Any]
-    start_step: int  # the step that the run goes on from
-    default_dtype: str  # torch's default
+    config: Mapping[str, Any]  # plain and resolved
+    start_step: int  # last step already done; 0 for a new run
+    default_dtype: str  # name of torch's default dtype, e.g. "float32"
 
 
 class RankStore:
-    """Words under names, anew for each run that the same processes do."""
+    """Messages by name, with a separate key prefix for each run of the same processes.
+
+    Each task opens the prefix of the next run, on all ranks in the same order.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store, self._run_count = store, 0
         self.run_store = store
 
     def publish_task(self, task: RankTask | None) -> None:
-        """Tell those that follow what to do next; None is nothing more."""
+        """Send the next task to the other ranks. None ends them."""
         self._next_run_store().set("task", json.dumps(asdict(task) if task else None))
 
     def wait_for_task(self) -> RankTask | None:
-        """Wait for what to do next; None is nothing more."""
+        """Wait for the next task and return it, or None if there are no more."""
         task = json.loads(self._next_run_store().get("task"))
         return task and RankTask(**task)
 
     def write_message(self, name: str, message: str = "") -> None:
-        """Leave word about the run."""
+        """Store `message` under `name`, for the current run."""
         self.run_store.set(name, message)
 
     def read_message(self, name: str) -> str | None:
-        """Return the words left under a name, if any."""
+        """Return the message under `name` of the current run, or None."""
         return self.run_store.get(name).decode() if self.run_store.check([name]) else None
 
     def _next_run_store(self) -> Store:
@@ -61,14 +67,14 @@ class RankStore:
 
 
 def create_rank_store() -> tuple[RankStore, int]:
-    """Return a new board of this process's, and the port at which others reach it."""
+    """Return a new store that this process hosts, and its TCP port on LOCALHOST."""
     store = TCPStore(LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=GROUP_TIMEOUT)
     return RankStore(PrefixStore(_format_key_prefix(), store)), store.port
 
 
 @cache
 def connect_rank_store() -> RankStore:
-    """Return the board of those that torchrun, or a run, has started: its address came with their place."""
+    """Connect to the store at MASTER_ADDR:MASTER_PORT, or host it on rank 0 unless torchrun's agent does."""
     rank_info = read_rank_info()
     assert rank_info is not None
     is_host = rank_info.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -79,4 +85,4 @@ def connect_rank_store() -> RankStore:
 
 
 def _format_key_prefix() -> str:
-    return f"genexp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"  # the store is torchrun's too
+    return f"genexp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"  # torchrun uses the same store
