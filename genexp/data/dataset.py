@@ -1,4 +1,4 @@
-"""What a data set is: named streams of samples, split into train and test."""
+"""Data sets as named streams of samples, split into train and test."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from genexp.errors import ConfigError, DataError
 
-CHECKSUM_SAMPLES = 2000  # of each stream that the checksum takes in, evenly spread: it costs a millisecond
+CHECKSUM_SAMPLES = 2000  # largest number of evenly spaced samples of a stream in its checksum: takes 1 ms
 
 
 class LazyStream(ABC):
-    """A stream whose samples are read from disk one by one, for what does not fit in memory."""
+    """Stream whose samples are read from disk one by one, for data that does not fit in memory."""
 
     shape: tuple[int, ...]  # of one sample
     dtype: torch.dtype
@@ -27,7 +27,7 @@ class LazyStream(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
-        """Return sample `index`, of `shape` and `dtype`, on the CPU."""
+        """Return sample `index` as a CPU tensor of `shape` and `dtype`."""
 
 
 Stream = Tensor | LazyStream
@@ -42,24 +42,24 @@ class Split:
     """
 
     streams: Mapping[str, Stream]
-    is_aligned: bool = True  # sample i of each stream belongs together; else streams are shuffled apart
+    is_aligned: bool = True  # samples i of all streams belong together; otherwise each stream has its own order
 
     def __len__(self) -> int:
-        """Return the number of samples an epoch draws: that of the shortest stream."""
+        """Return the number of samples in an epoch, which is the length of the shortest stream."""
         return min(len(stream) for stream in self.streams.values())
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a technique may know of a data set before it sees it."""
+    """Shapes, size and class names of a data set, from which a technique is built."""
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]  # of one sample of each stream
-    train_size: int
+    train_size: int  # samples
     class_names: tuple[str, ...] = ()
 
     def shape(self, stream: str) -> tuple[int, ...]:
-        """Return the shape of one sample of `stream`. Raises ConfigError where the data set has none."""
+        """Return the shape of one sample of `stream`. Raises ConfigError if the data set has no such stream."""
         if stream not in self.shapes:
             raise ConfigError(
                 f"dataset={self.name} has no {stream} stream (it has: {', '.join(self.shapes)}); "
@@ -69,20 +69,20 @@ class DataSpec:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Return (channels, height, width)."""
+        """Shape of one image: (channels, height, width). Raises ConfigError if the data set has no images."""
         channels, height, width = self.shape("image")
         return channels, height, width
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, ready to be drawn from."""
+    """A loaded data set. Raises DataError if a split is empty."""
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()  # said to the user once, for example unreadable files
+    warnings: tuple[str, ...] = ()  # logged when a run is built, for example unreadable files
 
     def __post_init__(self) -> None:
         for split_name, split in (("train", self.train), ("test", self.test)):
@@ -100,7 +100,10 @@ class Dataset:
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:
-    """Return split → its size and a checksum. What is read from disk sample by sample has its size only."""
+    """Return the size and the CRC-32C checksum of each split, by split name.
+
+    A split with a lazy stream has no checksum.
+    """
     return {"train": _describe_split(dataset.train), "test": _describe_split(dataset.test)}
 
 

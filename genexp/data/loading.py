@@ -1,4 +1,4 @@
-"""A split within reach of the device: either all of it as tensors there, or fetched batch by batch."""
+"""Loaders of a split: whole on the device as tensors, or read batch by batch in worker processes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from genexp.errors import DataError
 Batch = dict[str, Tensor]
 Indices = Mapping[str, Tensor]  # stream name → int64 (batch,)
 
-# Torch wakes its other threads for 32,768 elements already. On cores that are shared with another process
-# waiting for them takes up to a hundred times as long as doing it alone.
+# torch uses several threads from 32,768 elements on. On cores that are shared with another process, waiting for
+# these threads takes up to a hundred times as long as computing in one thread.
 SINGLE_THREAD_MAX_ELEMENTS = 2**18
-WORD_DTYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+WORD_DTYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # bytes → dtype
 WORKER_KILLED_MESSAGE = (
     "a process that reads the data set was killed, perhaps for want of memory; set trainer.batch_size or "
     "dataset.size lower, or give the machine more, and resume"
@@ -32,9 +32,9 @@ WORKER_KILLED_MESSAGE = (
 
 
 class SplitLoader(ABC):
-    """A split whose batches can be had on `device`: scaled, and the same whichever way they come."""
+    """Source of a split's batches on `device`. All subclasses yield the same batches, with images in [0, 1]."""
 
-    index_device: torch.device  # where indices must be when a batch is fetched
+    index_device: torch.device  # device of the indices that `fetch` takes
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self.split, self.device = split, device
@@ -44,32 +44,33 @@ class SplitLoader(ABC):
 
     @abstractmethod
     def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
-        """Yield the batch of each of `indices`, which may be endless. Raises DataError."""
+        """Yield one batch for each element of `indices`, which may be endless. Raises DataError."""
 
 
 def make_loader(
     split: Split, device: torch.device | str, resident_gb: float = 4.0, *, num_workers: int | None = None
 ) -> SplitLoader:
-    """Bring `split` within reach of `device`: whole if its streams fit in `resident_gb` (10⁹ bytes).
+    """Return an InMemoryLoader if all streams are tensors and fit in `resident_gb`, else a StreamingLoader.
 
-    `workers` processes read the lazy streams of one that does not fit; None takes a few.
+    `resident_gb` is in 10⁹ bytes. `num_workers` processes read the streams of a StreamingLoader. None means up to
+    4 for lazy streams and 0 for tensors.
     """
     device = torch.device(device)
     in_memory = all(isinstance(stream, Tensor) for stream in split.streams.values())
     if in_memory and split_bytes(split) <= resident_gb * 1e9:
         return InMemoryLoader(split, device)
-    # Nothing is decoded for tensors: a process of its own would only copy them.
+    # Tensors need no decoding: a worker process would only copy them.
     default_workers = 0 if in_memory else min(4, os.cpu_count() or 1)
     return StreamingLoader(split, device, num_workers=default_workers if num_workers is None else num_workers)
 
 
 def split_bytes(split: Split) -> int:
-    """Return the size of all streams together once read."""
+    """Return the size in bytes of all streams together in memory."""
     return sum(len(stream) * _sample_bytes(stream) for stream in split.streams.values())
 
 
 class InMemoryLoader(SplitLoader):
-    """Each stream is one tensor on the device; a batch is gathered there."""
+    """Loader that keeps each stream as one tensor on the device and gathers batches there."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
         super().__init__(split, device)
@@ -83,7 +84,7 @@ class InMemoryLoader(SplitLoader):
         self._words = {name: _view_as_words(tensor) for name, tensor in self._tensors.items()}
 
     def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
-        """Yield the batch of each of `indices`."""
+        """Yield one batch for each element of `indices`."""
         for batch_indices in indices:
             yield {name: convert_dtype(self._gather(name, batch_indices[name])) for name in self._words}
 
@@ -94,7 +95,7 @@ class InMemoryLoader(SplitLoader):
 
 
 class StreamingLoader(SplitLoader):
-    """Samples are read as they are needed, ahead of time, by worker processes."""
+    """Loader whose worker processes read samples ahead of their use."""
 
     index_device = torch.device("cpu")
 
@@ -103,17 +104,17 @@ class StreamingLoader(SplitLoader):
         self.num_workers = num_workers
 
     def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
-        """Yield the batch of each of `indices`. Workers live as long as the generator. Raises DataError."""
+        """Yield one batch for each element of `indices`. Workers end with the generator. Raises DataError."""
         loader: DataLoader[Any] = DataLoader(
             _BatchDataset(self.split.streams),
             sampler=_IndexSampler(indices),
-            batch_size=None,  # the sampler yields whole batches, without end: there is no gap between epochs
+            batch_size=None,  # the sampler yields whole batches without end: workers read ahead across epochs
             num_workers=self.num_workers,
             collate_fn=_identity_collate,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_interrupts,
             multiprocessing_context=_process_context() if self.num_workers else None,
-            generator=torch.Generator(),  # else it draws from the generator that the steps are seeded by
+            generator=torch.Generator(),  # the default is the global generator, whose state the steps depend on
         )
         try:
             for batch in loader:
@@ -123,19 +124,22 @@ class StreamingLoader(SplitLoader):
                     name: convert_dtype(tensor.to(self.device, non_blocking=True))
                     for name, tensor in batch.items()
                 }
-        except (EOFError, ConnectionError):  # it was killed while it handed a batch over
+        except (EOFError, ConnectionError):  # a worker was killed while it sent a batch
             raise DataError(WORKER_KILLED_MESSAGE) from None
 
 
 def translate_worker_error(error: BaseException) -> BaseException:
-    """Return `error`; but where torch says, wherever the program is, that a reading process is gone: DataError."""
+    """Return a DataError if `error` is torch's report of a dead DataLoader worker, else `error` itself.
+
+    torch raises that report from a signal handler, at any point of the program.
+    """
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return DataError(WORKER_KILLED_MESSAGE)
     return error
 
 
 def convert_dtype(tensor: Tensor) -> Tensor:
-    """Return uint8 images in [0, 1], and points, in torch's default precision; anything else as it is."""
+    """Return uint8 tensors scaled to [0, 1] and floats in torch's default dtype; any other tensor unchanged."""
     precision = torch.get_default_dtype()
     if tensor.dtype != torch.uint8:
         return tensor.to(precision) if tensor.is_floating_point() else tensor
@@ -145,7 +149,10 @@ def convert_dtype(tensor: Tensor) -> Tensor:
 
 
 def _view_as_words(tensor: Tensor) -> Tensor:
-    """Return contiguous `tensor` as (samples, words): gathering bytes eight at a time is several times faster."""
+    """Return a view (samples, words) of contiguous `tensor` with the widest dtype that fits.
+
+    Gathering eight bytes at a time is several times faster than gathering single bytes.
+    """
     flat = tensor.view(len(tensor), -1)
     if tensor.dtype != torch.uint8:
         return flat
@@ -161,7 +168,7 @@ def _sample_bytes(stream: Stream) -> int:
 
 
 class _BatchDataset(Dataset[Any]):
-    """Reads whole batches: {stream: indices} → {stream: (batch, ...)} of the streams' own types."""
+    """Dataset whose index is a batch: {stream: indices} → {stream: (batch, ...)} in the streams' own dtypes."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         self.streams = dict(streams)
@@ -170,12 +177,12 @@ class _BatchDataset(Dataset[Any]):
         try:
             return {name: _read_samples(stream, indices[name]) for name, stream in self.streams.items()}
         except DataError as error:
-            # Raised here, in a worker, it would arrive wrapped in a stack trace; a subclass may not pickle.
+            # An error raised in a worker arrives wrapped in a stack trace, and a subclass may not pickle.
             return DataError(str(error))
 
 
 class _IndexSampler(Sampler[dict[str, list[int]]]):
-    """Indices as lists: tensors would each travel to a worker through a file descriptor."""
+    """Sampler that yields indices as lists: each tensor would use a file descriptor on its way to a worker."""
 
     def __init__(self, indices: Iterable[Indices]) -> None:
         self.indices = indices
@@ -196,13 +203,16 @@ def _identity_collate(batch: Any) -> Any:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it may want one more batch
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and may need one more batch
 
 
 def _process_context() -> BaseContext:
-    """Return how worker processes begin: not by fork(), which copies the locks of other threads, perhaps held."""
+    """Return the multiprocessing context of worker processes: forkserver, or spawn if that is unavailable.
+
+    fork() is unsafe here: it copies the locks of other threads, which may be held.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not by each worker of each evaluation
+    context.set_forkserver_preload([__name__])  # imports torch once, not in each worker of each evaluation
     return context

@@ -1,4 +1,4 @@
-"""Where data sets come from: a source is a function `load(config) -> Dataset`, found by its name."""
+"""Registry of data sets: functions `load(config) -> Dataset` by name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from genexp.errors import ConfigError
 
 @dataclass
 class DatasetConfig:
-    """The keys that every conf/dataset/<name>.yaml has. Sources add their own in a subclass."""
+    """Keys that every conf/dataset/<name>.yaml has. Data sets add their own in a subclass."""
 
     name: str
-    limit: int | None  # training samples to keep at most; the test split shrinks in proportion
-    resident_gb: float  # a split up to this size (10⁹ bytes) lives as one tensor a stream on the device
+    limit: int | None  # largest number of training samples; the test split shrinks in proportion
+    resident_gb: float  # largest split (10⁹ bytes) that is kept on the device, one tensor per stream
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "limit", self.limit, "use at least 1, or null for all")
@@ -33,7 +33,7 @@ Config = TypeVar("Config", bound=DatasetConfig)
 
 
 class DatasetEntry(NamedTuple):
-    """A way to a data set."""
+    """Configuration class and `load` function of a registered data set."""
 
     config_class: type[DatasetConfig]
     load: Callable[[Any], Dataset]
@@ -45,7 +45,10 @@ _REGISTRY: dict[str, DatasetEntry] = {}
 def register_dataset(
     name: str, config: type[Config]
 ) -> Callable[[Callable[[Config], Dataset]], Callable[[Config], Dataset]]:
-    """Decorator: make `load(config)` known as dataset=`name`, which is also its file's and its YAML's name."""
+    """Return a decorator that registers `load(config)` as dataset=`name`.
+
+    `name` is also the name of the Python file and of the YAML file.
+    """
 
     def register(load: Callable[[Config], Dataset]) -> Callable[[Config], Dataset]:
         entry = _REGISTRY.setdefault(name, DatasetEntry(config, load))
@@ -56,7 +59,7 @@ def register_dataset(
 
 
 def list_datasets() -> list[str]:
-    """Return the names of all sources, without importing any."""
+    """Return the names of all data sets in genexp.data.sources, without importing them."""
     package = importlib.import_module("genexp.data.sources")
     return sorted(
         module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
@@ -64,7 +67,7 @@ def list_datasets() -> list[str]:
 
 
 def find_dataset(name: str) -> DatasetEntry:
-    """Return the source called `name`, importing only its own module. Raises ConfigError."""
+    """Return the registry entry of `name`, importing only its own module. Raises ConfigError."""
     if name not in _REGISTRY:
         names = list_datasets()
         if name not in names:
@@ -74,11 +77,10 @@ def find_dataset(name: str) -> DatasetEntry:
 
 
 def load_dataset(node: Mapping[str, Any] | DictConfig, group: str = "dataset") -> Dataset:
-    """Return the data set that the `dataset` node of a configuration describes, cut to its `limit`.
+    """Return the data set that the `dataset` node of a configuration describes, reduced to its `limit`.
 
-    `group` is what messages call the node.
-
-    Raises ConfigError for a wrong name, key or value, and DataError where the data is absent or damaged.
+    `group` is the prefix of keys in error messages. Raises ConfigError for a wrong name, key or value. Raises
+    DataError if the data is missing or damaged.
     """
     if "name" not in node:
         raise ConfigError(f"dataset.name is missing; {suggest_choice('', list_datasets())}")

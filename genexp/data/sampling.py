@@ -1,4 +1,4 @@
-"""In which order samples are taken: always a pure function of a seed, never of what was drawn before."""
+"""Sample orders and subsets, as pure functions of a seed without random state."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from genexp.seeding import derive_seed
 
 
 def permutation(count: int, *seed_parts: int | str) -> Tensor:
-    """Return 0 … `count` - 1 in an order that depends on the seed parts alone: int64, on the CPU."""
+    """Return a permutation of 0 … `count` - 1 that depends on `seed_parts` only: int64 (count,), on the CPU."""
     generator = torch.Generator().manual_seed(derive_seed(*seed_parts))
     return torch.randperm(count, generator=generator)
 
 
 def round_robin(labels: Tensor, *seed_parts: int | str) -> Tensor:
-    """Return the indices of `labels` (samples,) so that classes take turns: every prefix is class-balanced.
+    """Return the indices of `labels` (samples,) with the classes in alternation: every prefix is class-balanced.
 
-    Within a class the samples keep their order, or are shuffled where seed parts are given. Classes that
-    run out leave the turns to the others.
+    Within a class the samples keep their order, or are shuffled if `seed_parts` are given. When a class has no
+    samples left, the others continue.
     """
     order = permutation(len(labels), *seed_parts) if seed_parts else torch.arange(len(labels))
     _, classes = torch.unique(labels[order], return_inverse=True)
     by_class = torch.argsort(classes, stable=True)
     counts = torch.bincount(classes)
-    starts = counts.cumsum(0) - counts  # (classes,) where each class begins in by_class
+    starts = counts.cumsum(0) - counts  # (classes,) first position of each class in by_class
     turns = torch.empty_like(classes)
     turns[by_class] = torch.arange(len(labels)) - starts[classes[by_class]]
     return order[torch.argsort(turns * len(counts) + classes)]
 
 
 def stratified_split(labels: Tensor, test_count: int, *seed_parts: int | str) -> tuple[Tensor, Tensor]:
-    """Return the indices of a train and a test split with equal classes in the test split, each ascending."""
+    """Return the indices of a train and a test split, each ascending. The test split is class-balanced."""
     order = round_robin(labels, *seed_parts)
     return order[test_count:].sort().values, order[:test_count].sort().values
 
 
 class LazySubset(LazyStream):
-    """Some samples of another lazy stream."""
+    """The samples of another lazy stream at `indices` (int64 (n,)), in that order."""
 
     def __init__(self, stream: LazyStream, indices: Tensor) -> None:
         self.stream, self.indices = stream, indices.tolist()
@@ -55,10 +55,10 @@ class LazySubset(LazyStream):
 
 
 def subset(dataset: Dataset, limit: int | None) -> Dataset:
-    """Return `dataset` with at most `limit` training samples, and its test split cut in proportion.
+    """Return `dataset` with at most `limit` training samples and its test split reduced in proportion.
 
-    What is kept is the beginning of one fixed shuffled order in which classes take turns, so the subset is
-    the same in every run whatever its seed, and a larger limit contains a smaller one.
+    The subset is a prefix of one fixed random order in which labeled classes alternate. It is therefore the same
+    for every seed of a run, and a larger limit contains a smaller one.
     """
     train_size, test_size = len(dataset.train), len(dataset.test)
     if limit is None or limit >= train_size:

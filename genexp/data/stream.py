@@ -1,4 +1,4 @@
-"""Batches: endless and shuffled to learn from, or a whole split in order to be judged by."""
+"""Batches of a split: endless and shuffled for training, or one ordered pass for evaluation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from genexp.sharding import SINGLE_SHARD, Shard
 
 
 class BatchStream:
-    """The batches of a training split. Batch n is a function of (seed, n) alone.
+    """Endless batches of a training split. Batch n is a function of (seed, n) alone.
 
-    Each epoch has an order of its own, and its incomplete last batch is dropped: shapes are static. A
-    `batch_size` of None means the whole split, in order, at every step. Of each batch the rows of `part` are
-    given. Raises ConfigError for a batch that `held` cannot fill; `name` is the data set's, for that message.
+    Each epoch has its own random order. Its incomplete last batch is dropped, so that shapes are static. A
+    `batch_size` of None means the whole split, in order, at every step. Only the rows of `shard` are returned of
+    each batch. `dataset_name` appears in error messages. Raises ConfigError if the batch is larger than the split,
+    or if the whole split is requested from a StreamingLoader.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class BatchStream:
         return 1 if self._batch_size is None else len(self._loader) // self._batch_size
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Return the batches of steps `first_step` (1-based), `first_step` + 1, … without end."""
+        """Return an endless iterator over the batches of steps `first_step` (1-based), `first_step` + 1, …"""
         assert first_step >= 1
         if self._batch_size is None:
             return self._repeat_full_batch()
@@ -64,7 +65,7 @@ class BatchStream:
         return iterator
 
     def close(self) -> None:
-        """End every iterator handed out, and the worker processes behind it."""
+        """Close all iterators that `batches` returned, and their worker processes."""
         for fetched in list(self._open_iterators):
             fetched.close()
 
@@ -93,7 +94,10 @@ class BatchStream:
             skipped = 0
 
     def _epoch_indices(self, epoch: int, steps: int, batch_size: int) -> dict[str, Tensor]:
-        """Return the order of each stream as (steps, batch), moved to the device once an epoch."""
+        """Return the sample indices of an epoch for each stream, (steps, rows of the shard), on `index_device`.
+
+        They are moved there once per epoch.
+        """
         split = self._loader.split
 
         def draw_order(samples: int, *parts: str) -> Tensor:
@@ -107,9 +111,9 @@ class BatchStream:
 
 
 def stack_batches(streams: Sequence[BatchStream], first_step: int) -> Iterator[Batch]:
-    """Return the batches of several streams over one split, gathered together: each is (streams, batch, ...).
+    """Return the batches of several BatchStreams over one split, gathered together: (batch streams, batch, ...).
 
-    Where a batch is the whole split it is the same for all, and has no axis of streams.
+    If a batch is the whole split, it is the same for all and has no leading axis.
     """
     first = streams[0]
     if first._batch_size is None:
@@ -122,9 +126,9 @@ def stack_batches(streams: Sequence[BatchStream], first_step: int) -> Iterator[B
 
 
 class SplitBatches:
-    """A split in order, in batches of at most `batch_size`, the last one perhaps smaller. Can be iterated again.
+    """Batches of a split in order; the last one may be smaller than `batch_size`. Can be iterated repeatedly.
 
-    `limit` takes the first so many samples only.
+    With `limit`, only the first `limit` samples are used.
     """
 
     def __init__(self, loader: SplitLoader, batch_size: int, *, limit: int | None = None) -> None:
@@ -143,7 +147,7 @@ class SplitBatches:
 
 
 def select_examples(loader: SplitLoader, count: int) -> Batch:
-    """Return `count` samples to look at (fewer if there are fewer), the classes in turn where there are labels."""
+    """Return the first `count` samples as one batch, or all if there are fewer. Labeled classes alternate."""
     split = loader.split
     labels = split.streams.get("label")
     is_labeled = split.is_aligned and isinstance(labels, Tensor)

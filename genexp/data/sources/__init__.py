@@ -1,1 +1,1 @@
-"""One file a data set, named as the data set is; files that begin with an underscore help several of them."""
+"""Data sets, one file each, named as the data set. Files with a leading underscore are shared code."""

@@ -1,4 +1,4 @@
-"""Data sets made from the images of another."""
+"""Data sets derived from the images of another data set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from genexp.data.dataset import Dataset, LazyStream, Stream
 from genexp.data.registry import DatasetConfig, list_datasets, load_dataset
 from genexp.errors import ConfigError
 
-BLOCK_IMAGES = 1000  # images changed at a time
+BLOCK_IMAGES = 1000  # images transformed at a time
 Transform = Callable[
     [Tensor], Tensor
-]  # uint8 images (batch, ...) → (batch, ...); known to worker processes by name
+]  # uint8 images (batch, ...) → (batch, ...); a module-level function, so that worker processes can unpickle it
 
 
 @dataclass
 class DerivedConfig(DatasetConfig):
-    """Keys of all data sets that are made from another's images."""
+    """Keys of all data sets that are derived from another data set's images."""
 
-    source: str
-    options: dict[str, Any]  # of conf/dataset/<source>.yaml
+    source: str  # name of the other data set
+    options: dict[str, Any]  # overrides of keys in conf/dataset/<source>.yaml
 
     def load_source(self, limit: int | None) -> Dataset:
         """Return the data set `source` with at most `limit` training samples. Raises ConfigError, DataError."""
@@ -43,7 +43,7 @@ class DerivedConfig(DatasetConfig):
 
 
 class TransformedStream(LazyStream):
-    """Another lazy stream's samples, changed as they are read."""
+    """The samples of another lazy stream, transformed when they are read."""
 
     def __init__(self, stream: LazyStream, change: Transform) -> None:
         sample = change(torch.zeros(1, *stream.shape, dtype=stream.dtype))[0]
@@ -58,7 +58,7 @@ class TransformedStream(LazyStream):
 
 
 def transform_stream(stream: Stream, transform: Transform) -> Stream:
-    """Return the stream of changed samples: computed at once where the samples are in memory."""
+    """Return the transformed stream: lazy for a lazy stream, computed at once for a tensor."""
     if isinstance(stream, LazyStream):
         return TransformedStream(stream, transform)
     return torch.cat([transform(block) for block in stream.split(BLOCK_IMAGES)])

@@ -1,4 +1,4 @@
-"""Folders of pictures as streams: found, held out, read."""
+"""Image directories as streams: file search, train/test split and loading."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Item = TypeVar("Item")
 
 @dataclass
 class ImageDirectoriesConfig(DatasetConfig):
-    """Keys of all data sets that are read from several folders of pictures."""
+    """Keys of all data sets that are read from image directories."""
 
-    size: int  # pixels, of both sides
-    channels: int
-    test_fraction: float
+    size: int  # height and width, in pixels
+    channels: int  # 1 for gray, 3 for color
+    test_fraction: float  # in (0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,19 +45,19 @@ class ImageDirectoriesConfig(DatasetConfig):
 
 @dataclass(frozen=True)
 class ImageDirectory:
-    """The pictures of one folder whose headers are sound, and what there is to say about the others."""
+    """Image files of one directory with valid headers, and warnings about the other files."""
 
     root: Path
     paths: list[Path]
     warnings: tuple[str, ...]
 
     def get_relative_stem(self, path: Path) -> str:
-        """Return what a picture is called, wherever the folder lies and whatever its format."""
+        """Return the path of an image relative to `root`, without its extension."""
         return path.relative_to(self.root).with_suffix("").as_posix()
 
 
 def scan_directory(directory: str, key: str) -> ImageDirectory:
-    """Return what is in the folder that dataset.`key` names. Raises DataError."""
+    """Return the images in `directory`, the value of dataset.`key`. Raises DataError if there are none."""
     root = Path(directory).expanduser()
     if not root.is_dir():
         raise DataError(f"dataset.{key}={directory} is no folder; set it to a folder of pictures")
@@ -71,9 +71,10 @@ def scan_directory(directory: str, key: str) -> ImageDirectory:
 def split_by_hash(
     items: Sequence[Item], get_name: Callable[[Item], str], fraction: float
 ) -> tuple[list[Item], list[Item]]:
-    """Return (train, test). An item's side depends on its name alone, but for a few: it stays as others come.
+    """Return (train, test), each sorted by name, with about `fraction` of the items in test.
 
-    Neither is empty where there are two items.
+    Items are ranked by a hash of their name, and the first ones go to test. Adding items therefore moves few
+    others between the splits. Both splits have items if there are at least two.
     """
     ranked = sorted(items, key=lambda item: derive_seed("split", get_name(item)))
     count = min(max(1, round(len(items) * fraction)), len(items) - 1)
@@ -81,11 +82,12 @@ def split_by_hash(
 
 
 def subset_and_load(dataset: Dataset, config: ImageDirectoriesConfig) -> Dataset:
-    """Return `dataset` cut to its limit, and in memory if its pictures fit. Raises DataError.
+    """Return `dataset` reduced to `limit` samples, and read into memory if it fits in `resident_gb`.
 
-    Pictures that turn out broken are left out, and what belongs with them.
+    Images that cannot be decoded are left out with a warning, and in aligned splits their partners too. Raises
+    DataError if no images are left.
     """
-    # Cut before reading: a small limit must not wait for the whole folder.
+    # Reduced before reading: a small limit must not read the whole directory.
     dataset = subset(dataset, config.limit)
     if split_bytes(dataset.train) + split_bytes(dataset.test) > config.resident_gb * 1e9:
         return dataset
@@ -99,7 +101,7 @@ def subset_and_load(dataset: Dataset, config: ImageDirectoriesConfig) -> Dataset
 
 
 def _load_split(split: Split) -> tuple[Split, list[Path]]:
-    """Return the split with its pictures as tensors, and the files that turned out broken."""
+    """Return the split with its images as tensors, and the files that could not be decoded."""
     streams: dict[str, Tensor] = {}
     sample_indices: dict[str, Tensor] = {}
     broken: list[Path] = []

@@ -1,4 +1,4 @@
-"""The idx files of MNIST and its kin: a magic number, the sizes of the array, its bytes."""
+"""Reader of IDX files, the array format of MNIST."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from genexp.errors import DataError
 
-UINT8_TYPE_CODE = 8  # the only element type these data sets use
+UINT8_TYPE_CODE = 8  # the only element type in these data sets
 REMEDY = "replace the file by a whole copy, or point dataset.root to another folder"
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Return the uint8 array in `path`, unpacked or .gz. Raises DataError for a damaged file.
+    """Return the uint8 array with `dimensions` axes in `path`, plain or .gz. Raises DataError for a damaged file.
 
-    The format: two zero bytes, the element type, the number of dimensions; one big-endian 32-bit size
-    a dimension; the elements, row by row.
+    Format: two zero bytes, the element type, the number of dimensions; one big-endian 32-bit size per dimension;
+    the elements in row-major order.
     """
     content = _read_bytes(path)
     magic = bytes((0, 0, UINT8_TYPE_CODE, dimensions))

@@ -1,4 +1,4 @@
-"""Picture files of any kind, brought to one square size."""
+"""Image files in any format that Pillow reads, resized and cropped to one square size."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PIL_MODES = {1: "L", 3: "RGB"}
-MAX_LISTED_FILES = 5  # broken files that a message names; it counts the others
-CropRange = tuple[float, float]  # from where to where across a picture, as parts of its width
+MAX_LISTED_FILES = 5  # unreadable files named in a warning; the others are counted
+CropRange = tuple[float, float]  # left and right edge of a crop, as fractions of the image width
 FULL_WIDTH: CropRange = (0.0, 1.0)
 
 
 class UnreadableImageError(DataError):
-    """A picture cannot be read."""
+    """Error of an image file that cannot be read."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be read ({reason}); replace or remove it")
@@ -32,7 +32,7 @@ class UnreadableImageError(DataError):
 
 
 class ImageFiles(LazyStream):
-    """Pictures, or a part of each, read on demand: uint8 (channels, size, size)."""
+    """Lazy stream of image files, optionally cropped: uint8 (channels, size, size)."""
 
     dtype = torch.uint8
 
@@ -44,18 +44,18 @@ class ImageFiles(LazyStream):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return one picture. Raises BrokenPicture where the file broke, or vanished, after its check."""
+        """Return one image. Raises UnreadableImageError, for example if the file was removed after the search."""
         channels, size, _ = self.shape
         return read_image(self.paths[index], size, channels, self.crop)
 
 
 def find_image_files(root: Path) -> list[Path]:
-    """Return the files under `root` with an extension that Pillow reads, sorted, hidden ones left out."""
+    """Return the sorted files under `root` with an extension that Pillow reads, without hidden files."""
     from PIL import Image
 
     extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
-    visited = {root.resolve()}  # links are followed, but not in circles
+    visited = {root.resolve()}  # symbolic links are followed, but not in cycles
     for folder, folders, files in os.walk(root, followlinks=True):
         subdirs = {name: (Path(folder) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
         folders[:] = [name for name, target in subdirs.items() if target not in visited]
@@ -65,9 +65,10 @@ def find_image_files(root: Path) -> list[Path]:
 
 
 def read_image(path: Path, size: int, channels: int, crop: CropRange = FULL_WIDTH) -> Tensor:
-    """Return the center square of a picture, its shorter side resized to `size`: uint8 (channels, size, size).
+    """Return the center square of an image, resized to `size`: uint8 (channels, size, size).
 
-    Where a `part` is given, that is the picture. Of an animation this is the first frame. Raises BrokenPicture.
+    With `crop`, the square is taken from that part of the image. Of an animation the first frame is read. Raises
+    UnreadableImageError.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -75,20 +76,20 @@ def read_image(path: Path, size: int, channels: int, crop: CropRange = FULL_WIDT
     try:
         with Image.open(path) as image:
             if crop == FULL_WIDTH:
-                image.draft(PIL_MODES[channels], (size, size))  # lets JPEG decode at a fraction of its resolution
+                image.draft(PIL_MODES[channels], (size, size))  # JPEG is then decoded at a reduced resolution
             upright = convert_to_8bit(ImageOps.exif_transpose(image), PIL_MODES[channels])
             if crop != FULL_WIDTH:
                 left, right = (round(edge * upright.width) for edge in crop)
                 upright = upright.crop((left, 0, right, upright.height))
             fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow's plugins raise what they like on damaged files
+    except Exception as error:  # Pillow's plugins raise any exception on damaged files
         raise UnreadableImageError(path, _first_line(error)) from None
     pixels = torch.from_numpy(np.array(fitted))  # (size, size) or (size, size, 3)
     return pixels.reshape(size, size, channels).permute(2, 0, 1).contiguous()
 
 
 def is_readable(path: Path) -> bool:
-    """Return whether a file's header, and what else can be checked without decoding, is sound."""
+    """Return whether a file passes Pillow's checks of its header and structure, without decoding it."""
     from PIL import Image
 
     try:
@@ -100,7 +101,7 @@ def is_readable(path: Path) -> bool:
 
 
 def partition_readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return (sound, broken) files, checked without decoding them."""
+    """Return (readable, broken) files, checked without decoding them."""
     with ThreadPoolExecutor() as pool:
         flags = list(pool.map(is_readable, paths))
     readable_paths = [path for path, is_good in zip(paths, flags, strict=True) if is_good]
@@ -108,7 +109,10 @@ def partition_readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_all_images(images: LazyStream) -> tuple[Tensor, Tensor, list[Path]]:
-    """Return the pictures that decode (n, channels, size, size), their indices (n,), and the broken files."""
+    """Decode all images. Return the pixels, the indices of the decoded images, and the broken files.
+
+    Pixels are uint8 (decoded, channels, size, size), and indices int64 (decoded,).
+    """
     pixels = torch.empty(len(images), *images.shape, dtype=torch.uint8)
 
     def read(index: int) -> Path | None:
@@ -118,7 +122,7 @@ def read_all_images(images: LazyStream) -> tuple[Tensor, Tensor, list[Path]]:
             return error.path
         return None
 
-    with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter while it decodes
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
         broken = list(pool.map(read, range(len(images))))
     kept = torch.tensor([index for index, path in enumerate(broken) if path is None], dtype=torch.int64)
     readable_pixels = pixels if len(kept) == len(pixels) else pixels[kept]
@@ -126,7 +130,7 @@ def read_all_images(images: LazyStream) -> tuple[Tensor, Tensor, list[Path]]:
 
 
 def format_unreadable_warning(broken: Iterable[Path], total: int, root: Path) -> tuple[str, ...]:
-    """Return the warning that names and counts the broken files, if there are any."""
+    """Return a warning with the number and names of the broken files, or no warning if there are none."""
     names = sorted(str(path.relative_to(root)) for path in broken)
     if not names:
         return ()

@@ -1,4 +1,4 @@
-"""What the sets of small labeled pictures share."""
+"""Shared code of small labeled image data sets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ DIGIT_NAMES = tuple("0123456789")
 def split_images(
     name: str, images: Tensor, labels: Tensor, *, test_count: int, class_names: tuple[str, ...]
 ) -> Dataset:
-    """Return uint8 images (n, channels, height, width) and labels (n,), split once and for all.
+    """Return a data set from uint8 images (n, channels, height, width) and labels (n,), with a fixed random split.
 
-    Each class gives the same number of samples to the test split.
+    Each class has the same number of samples in the test split.
     """
     splits = (
         Split({"image": images[indices], "label": labels[indices].to(torch.int64)})

@@ -1,4 +1,4 @@
-"""MNIST and the sets made in its image: four idx files, found on this machine or downloaded."""
+"""MNIST and data sets in its format: four IDX files, found on this machine or downloaded."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from genexp.errors import DataError
 FILE_NAMES = tuple(
     f"{split}-{content}-ubyte" for split in ("train", "t10k") for content in ("images-idx3", "labels-idx1")
 )
-TIMEOUT_SECONDS = 30  # seconds without a byte from the network
+TIMEOUT_SECONDS = 30  # longest wait for data from the network
 
 
 @dataclass
 class MnistConfig(DatasetConfig):
-    """conf/dataset/mnist.yaml and its kin."""
+    """conf/dataset/mnist.yaml and conf/dataset/fashion_mnist.yaml."""
 
-    root: str | None
+    root: str | None  # directory of the files; None searches the usual directories, then downloads
 
 
 @dataclass(frozen=True)
 class IdxDataset:
-    """What tells one set of four files from another; the files' names do not."""
+    """Properties of one data set of four IDX files. The file names are the same for all of them."""
 
-    torchvision_name: str  # the class in torchvision.datasets, and its folder
+    torchvision_name: str  # class in torchvision.datasets, and name of its directory
     class_names: tuple[str, ...]
-    test_labels_md5: str  # of the labels alone, without the file's header
-    system_dirs: tuple[Path, ...] = ()
+    test_labels_md5: str  # of the test labels, without the file's header
+    system_dirs: tuple[Path, ...] = ()  # of packages of the operating system
 
 
 FASHION_CLASS_NAMES = (
@@ -57,7 +57,7 @@ IDX_DATASETS = {
 
 
 def load_idx_dataset(config: MnistConfig) -> Dataset:
-    """Return the set in the first place that has it, or download it. Raises DataError."""
+    """Load the data set from the first directory that has it, or download it. Raises DataError."""
     idx_dataset = IDX_DATASETS[config.name]
     folder = find_directory(config, idx_dataset) or download(config.name, idx_dataset)
     train, test = _read_split(folder, "train", idx_dataset), _read_split(folder, "t10k", idx_dataset)
@@ -65,14 +65,14 @@ def load_idx_dataset(config: MnistConfig) -> Dataset:
 
 
 def find_directory(config: MnistConfig, idx_dataset: IdxDataset) -> Path | None:
-    """Return the first folder that holds all four files. Raises DataError where dataset.root has none."""
+    """Return the first directory with all four files, or None. Raises DataError if dataset.root lacks them."""
     for search_dir in _list_search_dirs(config, idx_dataset):
         candidates = (search_dir / idx_dataset.torchvision_name / "raw", search_dir / "raw", search_dir)
         for folder in candidates:
             if all(_find_file(folder, name) for name in FILE_NAMES):
                 return folder
     if config.root is not None:
-        # A folder that was asked for by name is not silently replaced by another.
+        # An explicit directory must not be replaced silently by another.
         raise DataError(
             f"dataset.root={config.root} lacks {_format_expected_files(idx_dataset)}, also .gz, there or in "
             f"{idx_dataset.torchvision_name}/raw; correct it, or set dataset.root=null to search elsewhere"
@@ -81,10 +81,10 @@ def find_directory(config: MnistConfig, idx_dataset: IdxDataset) -> Path | None:
 
 
 def download(name: str, idx_dataset: IdxDataset) -> Path:
-    """Download the set into the user's cache through torchvision, and return its folder. Raises DataError.
+    """Download the data set into the user's cache with torchvision. Return its directory. Raises DataError.
 
-    The files arrive in a folder of their own and move into place whole: an interrupted download leaves
-    nothing that could be taken for the data.
+    The files are downloaded to a temporary directory and then moved. An interrupted download therefore leaves no
+    incomplete files in the cache.
     """
     from genexp.images.vision import torchvision
 
@@ -111,14 +111,14 @@ def download(name: str, idx_dataset: IdxDataset) -> Path:
 
 
 def get_cache_dir() -> Path:
-    """Return where downloads are kept."""
+    """Return the directory of downloaded data sets."""
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("genexp"))
 
 
 def _move_into_place(source: Path, target: Path) -> None:
-    if target.is_dir():  # another process was faster, or an incomplete folder is in the way
+    if target.is_dir():  # another process was faster, or an incomplete directory exists
         for file in (source / "raw").iterdir():
             (target / "raw").mkdir(exist_ok=True)
             file.replace(target / "raw" / file.name)

@@ -1,4 +1,4 @@
-"""Points in space with a label each, drawn anew from a fixed seed."""
+"""Labeled point sets, generated from a fixed seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from genexp.seeding import derive_seed
 class PointsConfig(DatasetConfig):
     """Keys that all point sets share."""
 
-    n_samples: int  # of the training split, and of the test split again
-    data_seed: int  # the run's seed does not change the data
+    n_samples: int  # in the training split, and as many in the test split
+    data_seed: int  # seed of the data, independent of the run's seed
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -27,13 +27,13 @@ class PointsConfig(DatasetConfig):
 
     @property
     def test_seed(self) -> int:
-        """Return the seed of the test split: the same kind of points, drawn independently."""
-        return derive_seed("test", self.data_seed) % 2**32  # scikit-learn takes 32 bits
+        """Seed of the test split, whose points are drawn independently of the training split."""
+        return derive_seed("test", self.data_seed) % 2**32  # scikit-learn takes seeds of 32 bits
 
 
 @dataclass
 class NoisyCurvesConfig(PointsConfig):
-    """Keys of point sets that lie on curves."""
+    """Keys of noisy point sets on curves."""
 
     noise: float  # standard deviation of the Gaussian noise on each coordinate
 
@@ -43,5 +43,5 @@ class NoisyCurvesConfig(PointsConfig):
 
 
 def make_point_split(points: Any, labels: Any) -> Split:
-    """Return arrays (samples, features) and (samples,) as the streams "point" and "label"."""
+    """Return arrays (samples, features) and (samples,) as the streams "point", float32, and "label", int64."""
     return Split({"point": torch.from_numpy(points).float(), "label": torch.from_numpy(labels).long()})

@@ -1,4 +1,4 @@
-"""Gaussian clouds around centers drawn at random."""
+"""Gaussian blobs around random centers (sklearn.datasets.make_blobs)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from genexp.data.sources._points import PointsConfig, make_point_split
 class BlobsConfig(PointsConfig):
     """conf/dataset/blobs.yaml."""
 
-    centers: int
-    features: int  # dimensions of the space
-    cluster_std: float  # the centers lie in [-10, 10] on each axis
+    centers: int  # number of blobs; their centers lie in [-10, 10] on each axis
+    features: int  # dimensions of the points
+    cluster_std: float  # standard deviation of each blob on each axis
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,7 +28,7 @@ class BlobsConfig(PointsConfig):
 
 @register_dataset("blobs", BlobsConfig)
 def load(config: BlobsConfig) -> Dataset:
-    """Return points (n, features); the test split is drawn around the same centers."""
+    """Return points (n, features). The test split is drawn around the same centers."""
     from sklearn.datasets import make_blobs
 
     points, labels, centers = make_blobs(

@@ -1,4 +1,4 @@
-"""Two noisy circles, one inside the other."""
+"""Two concentric noisy circles (sklearn.datasets.make_circles)."""
 
 from __future__ import annotations
 

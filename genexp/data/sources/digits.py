@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of 8×8 pixels that scikit-learn ships (Alpaydin & Kaynak 1998)."""
+"""Digits data set of scikit-learn: 1,797 handwritten digits of 8×8 pixels (Alpaydin & Kaynak 1998)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class DigitsConfig(DatasetConfig):
 
 @register_dataset("digits", DigitsConfig)
 def load(config: DigitsConfig) -> Dataset:
-    """Return images (n, 1, 8, 8): 1,437 to train, 360 to test."""
+    """Return images (n, 1, 8, 8): 1,437 for training, 360 for test."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()
-    pixels = torch.from_numpy(scans.images)[:, None]  # (1797, 1, 8, 8), integers 0 … 16
+    pixels = torch.from_numpy(scans.images)[:, None]  # (1797, 1, 8, 8), whole numbers 0 … 16
     images = (pixels * 255 / 16).round().to(torch.uint8)
     labels = torch.from_numpy(scans.target)
     return split_images(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)

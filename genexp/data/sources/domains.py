@@ -1,4 +1,4 @@
-"""An unpaired task made from any images: one domain is the images, the other the images changed."""
+"""Unpaired image-to-image task from any images: domain a and domain b are two transforms of them."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from genexp.data.registry import register_dataset
 from genexp.data.sampling import permutation, take_samples
 from genexp.data.sources._derived import DerivedConfig, Transform, transform_stream
 
-DARK_COLOR, LIGHT_COLOR = (24.0, 32.0, 80.0), (255.0, 160.0, 40.0)  # RGB of what was black and white
+DARK_COLOR, LIGHT_COLOR = (24.0, 32.0, 80.0), (255.0, 160.0, 40.0)  # RGB colors that replace black and white
 
 
 def identity(images: Tensor) -> Tensor:
-    """Return the images."""
+    """Return the images unchanged."""
     return images
 
 
 def invert(images: Tensor) -> Tensor:
-    """Return the negatives."""
+    """Return the negatives of uint8 images."""
     return 255 - images
 
 
 def rotate_180(images: Tensor) -> Tensor:
-    """Return the images upside down, turned by 180 degrees."""
+    """Return the images (n, channels, h, w) rotated by 180 degrees."""
     return images.flip(-1, -2)
 
 
 def to_grayscale(images: Tensor) -> Tensor:
-    """Return the images without color, in three equal channels."""
+    """Return images (n, channels, h, w) in gray, with three equal channels (n, 3, h, w)."""
     return images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
 def colorize(images: Tensor) -> Tensor:
-    """Return color images as they are, and gray ones in two colors: (n, 3, h, w)."""
+    """Return images (n, 3, h, w): color images unchanged, gray ones interpolated between two colors."""
     if images.shape[1] == 3:
         return images
     dark, light = (torch.tensor(color).view(3, 1, 1) for color in (DARK_COLOR, LIGHT_COLOR))
     return torch.lerp(dark, light, images / 255).round().to(torch.uint8)
 
 
-TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # how domain a, and how domain b is made of an image
+TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # transforms for domain a and domain b
     "invert": (identity, invert),
     "color": (to_grayscale, colorize),
     "rotate": (identity, rotate_180),
@@ -64,9 +64,10 @@ class DomainsConfig(DerivedConfig):
 
 @register_dataset("domains", DomainsConfig)
 def load(config: DomainsConfig) -> Dataset:
-    """Return the streams "a" and "b", which have no image in common and are not aligned.
+    """Return the streams "a" and "b", uint8 (n, channels, h, w). Raises ConfigError and DataError.
 
-    In the test split they are, and "a_as_b" and "b_as_a" hold what a perfect translation would give.
+    In the training split they are not aligned and have no source image in common. In the test split they are
+    aligned, and "a_as_b" and "b_as_a" hold the results of a perfect translation.
     """
     base = config.load_source(None if config.limit is None else 2 * config.limit)
     to_a, to_b = TRANSFORMS[config.change]

@@ -1,4 +1,4 @@
-"""A paired task made from any images: the edges of a picture go in, the picture comes out."""
+"""Paired image-to-image task from any images: Sobel edges as input, the image as target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genexp.data.registry import register_dataset
 from genexp.data.sources._derived import DerivedConfig, transform_stream
 
 SOBEL_KERNEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
-SOBEL_STEP_RESPONSE = 4.0  # what the filter answers to a step of 1
+SOBEL_STEP_RESPONSE = 4.0  # response of the Sobel filter to a step of 1
 
 
 @dataclass
@@ -23,7 +23,7 @@ class EdgesConfig(DerivedConfig):
 
 @register_dataset("edges", EdgesConfig)
 def load(config: EdgesConfig) -> Dataset:
-    """Return the streams "input", (n, 1, h, w), "target", the images themselves, and their labels, if any."""
+    """Return the streams "input", uint8 (n, 1, h, w), "target", the images, and other streams of the source."""
     base = config.load_source(config.limit)
     train, test = (_make_pairs(split) for split in (base.train, base.test))
     return Dataset(config.name, train, test, base.class_names, base.warnings)
@@ -36,9 +36,9 @@ def _make_pairs(split: Split) -> Split:
 
 
 def sobel_edges(images: Tensor) -> Tensor:
-    """Return how steep the brightness is: uint8 (n, channels, h, w) → (n, 1, h, w).
+    """Return the Sobel gradient magnitude of the channel mean: uint8 (n, channels, h, w) → uint8 (n, 1, h, w).
 
-    255 is a step from black to white.
+    255 is a vertical or horizontal step from black to white.
     """
     gray = F.pad(images.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     kernel = torch.tensor(SOBEL_KERNEL, dtype=gray.dtype) / SOBEL_STEP_RESPONSE

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 pictures of clothes, 28×28 pixels (Xiao, Rasul & Vollgraf 2017)."""
+"""Fashion-MNIST: 70,000 images of clothes, 28×28 pixels (Xiao, Rasul & Vollgraf 2017)."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from genexp.data.sources._mnist import MnistConfig, load_idx_dataset
 
 @register_dataset("fashion_mnist", MnistConfig)
 def load(config: MnistConfig) -> Dataset:
-    """Return images (n, 1, 28, 28): 60,000 to train, 10,000 to test. Raises DataError."""
+    """Return images (n, 1, 28, 28): 60,000 for training, 10,000 for test. Raises DataError."""
     return load_idx_dataset(config)

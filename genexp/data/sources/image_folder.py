@@ -1,4 +1,4 @@
-"""Any folder of pictures; where they lie in sub-folders, each of these is a class."""
+"""Image directory as a data set. Subdirectories, if any, are the classes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from genexp.seeding import derive_seed
 class ImageFolderConfig(DatasetConfig):
     """conf/dataset/image_folder.yaml."""
 
-    root: str | None
-    size: int  # pixels, of both sides
-    channels: int
-    test_fraction: float
+    root: str | None  # directory of the images; required
+    size: int  # height and width, in pixels
+    channels: int  # 1 for gray, 3 for color
+    test_fraction: float  # in (0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,9 +44,9 @@ class ImageFolderConfig(DatasetConfig):
 
 @register_dataset("image_folder", ImageFolderConfig)
 def load(config: ImageFolderConfig) -> Dataset:
-    """Return uint8 images (n, channels, size, size), read at once if they fit in `resident_gb`.
+    """Return uint8 images (n, channels, size, size), in memory if they fit in `resident_gb`, else lazy.
 
-    Raises DataError for a folder without two readable pictures. Broken files are left out with a warning.
+    Unreadable files are left out with a warning. Raises DataError if fewer than two readable images remain.
     """
     assert config.root is not None
     root = Path(config.root).expanduser()
@@ -62,7 +62,7 @@ def load(config: ImageFolderConfig) -> Dataset:
     dataset = Dataset(
         config.name, _build_lazy_split(train, names, config), _build_lazy_split(test, names, config), names
     )
-    # Cut before reading: a small limit must not wait for the whole folder.
+    # Reduced before reading: a small limit must not read the whole directory.
     dataset = subset(dataset, config.limit)
     train_split, test_split = dataset.train, dataset.test
     if split_bytes(train_split) + split_bytes(test_split) <= config.resident_gb * 1e9:
@@ -96,7 +96,7 @@ def _group_by_class(
 ) -> tuple[tuple[str, ...], list[list[Path]], tuple[str, ...]]:
     """Return the class names, the files of each class, and a warning about files outside any class.
 
-    Without sub-folders there are no names, and one group of files.
+    Without subdirectories there are no class names, and all files are one group.
     """
     files_by_class: dict[str, list[Path]] = {}
     for path in paths:
@@ -110,15 +110,16 @@ def _group_by_class(
     return names, [files_by_class[name] for name in names], (warning,) if outside else ()
 
 
-LabeledPaths = list[tuple[Path, int]]  # file, class
+LabeledPaths = list[tuple[Path, int]]  # file, class index
 
 
 def _split_by_hash(
     files_by_class: list[list[Path]], root: Path, test_fraction: float
 ) -> tuple[LabeledPaths, LabeledPaths]:
-    """Return the files of train and test. A file's side hardly changes when others are added.
+    """Return the files of the train and test split, each with a share of every class.
 
-    Within each class the files are ranked by a hash of their path below `root`, and the first go to test.
+    Within each class the files are ranked by a hash of their path below `root`, and the first ones go to test.
+    Adding files therefore moves few others between the splits.
     """
     train: LabeledPaths = []
     test: LabeledPaths = []
@@ -127,7 +128,7 @@ def _split_by_hash(
         count = round(len(paths) * test_fraction)
         test += [(path, label) for path in sorted(ranked[:count])]
         train += [(path, label) for path in sorted(ranked[count:])]
-    # Tiny folders: neither side may be empty.
+    # In tiny directories too, neither split may be empty.
     if not test:
         test.append(train.pop())
     if not train:
@@ -142,7 +143,7 @@ def _build_lazy_split(files: LabeledPaths, names: tuple[str, ...], config: Image
 
 
 def _load_split(split: Split) -> tuple[Split, list[Path]]:
-    """Return the split with its pictures as a tensor, and the files that turned out broken."""
+    """Return the split with its images as a tensor, and the files that could not be decoded."""
     stream = split.streams["image"]
     assert isinstance(stream, LazyStream)
     images, kept, broken = read_all_images(stream)

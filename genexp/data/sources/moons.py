@@ -1,4 +1,4 @@
-"""Two noisy half-circles that interlock."""
+"""Two interleaving noisy half-circles (sklearn.datasets.make_moons)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of pictures: two folders with equal file names, or one folder of pictures side by side."""
+"""Image pairs: two directories with equal file names, or one directory of side-by-side images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genexp.errors import DataError
 
 CROPS_BY_INPUT_SIDE: dict[
     str, tuple[CropRange, CropRange]
-] = {  # where the input is → the parts of the input and of the target
+] = {  # side of the input → crops of the input and the target
     "left": ((0.0, 0.5), (0.5, 1.0)),
     "right": ((0.5, 1.0), (0.0, 0.5)),
 }
@@ -25,9 +25,9 @@ ImagePair = tuple[Path, Path]
 class PairsConfig(ImageDirectoriesConfig):
     """conf/dataset/pairs.yaml."""
 
-    root: str | None
-    input_side: str
-    input: str | None
+    root: str | None  # directory of side-by-side images
+    input_side: str  # side of the input in these images: "left" or "right"
+    input: str | None  # directory of the inputs, used with `target` instead of `root`
     target: str | None
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ def _list_side_by_side(config: PairsConfig) -> tuple[list[ImagePair], tuple[str,
 
 
 def _match_by_name(config: PairsConfig) -> tuple[list[ImagePair], tuple[str, ...]]:
-    """Return the pictures that have a namesake in the other folder, and a warning about the others."""
+    """Return the images with equal names in both directories, and warnings about the others. Raises DataError."""
     assert config.input is not None
     assert config.target is not None
     first, second = scan_directory(config.input, "input"), scan_directory(config.target, "target")

@@ -1,4 +1,4 @@
-"""Two photographs: one for its content, one for its style."""
+"""Two photographs for style transfer: one for content, one for style."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from genexp.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DEFAULT_FILES = {"content": "china.jpg", "style": "flower.jpg"}  # the two that scikit-learn ships
+DEFAULT_FILES = {"content": "china.jpg", "style": "flower.jpg"}  # sample images of scikit-learn
 
 
 @dataclass
 class PhotographsConfig(DatasetConfig):
     """conf/dataset/photographs.yaml."""
 
-    content: str | None
+    content: str | None  # path of the photograph; None for scikit-learn's
     style: str | None
-    size: int  # pixels of the longer side
+    size: int  # longer side, in pixels
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,9 +36,9 @@ class PhotographsConfig(DatasetConfig):
 
 @register_dataset("photographs", PhotographsConfig)
 def load(config: PhotographsConfig) -> Dataset:
-    """Return the streams "content" and "style": one sample, uint8 (1, 3, height, width), each of its own size.
+    """Return the streams "content" and "style": one sample each, uint8 (1, 3, height, width), of different sizes.
 
-    There is nothing to hold back: the test split is the same. Raises DataError.
+    The test split equals the training split. Raises DataError.
     """
     streams = {name: _load_photograph(name, getattr(config, name), config.size) for name in DEFAULT_FILES}
     return Dataset(config.name, Split(streams), Split(streams))
@@ -61,7 +61,7 @@ def _load_photograph(role: str, file: str | None, size: int) -> Tensor:
 
 
 def _read_image(path: Path, setting: str) -> Image:
-    """Return the picture as it is meant to be seen: upright, in RGB, without transparency."""
+    """Return the image in RGB, without transparency and with its EXIF orientation applied. Raises DataError."""
     from PIL import Image, ImageOps
 
     if not path.is_file():
@@ -69,6 +69,6 @@ def _read_image(path: Path, setting: str) -> Image:
     try:
         with Image.open(path) as image:
             return convert_to_8bit(ImageOps.exif_transpose(image), "RGB")
-    except Exception as error:  # Pillow's plugins raise what they like on damaged files
+    except Exception as error:  # Pillow's plugins raise any exception on damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{setting} cannot be read as a picture ({reason}); give another file") from None

@@ -1,4 +1,4 @@
-"""Two folders of pictures, each a domain of its own; no picture belongs to any in the other."""
+"""Two image directories as two unpaired domains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genexp.errors import DataError
 class UnpairedConfig(ImageDirectoriesConfig):
     """conf/dataset/unpaired.yaml."""
 
-    a: str | None
+    a: str | None  # directory of domain a; required
     b: str | None
 
     def __post_init__(self) -> None:
