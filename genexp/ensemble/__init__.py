@@ -1,1 +1,1 @@
-"""Many models as one computation: runs that differ in numbers only learn side by side, as rows of tensors."""
+"""Vectorized training of several runs that differ only in seeds and floats, stacked along a leading axis."""

@@ -1,4 +1,4 @@
-"""Whether it pays: a few steps of several runs as one, and of one of them alone, on the clock."""
+"""Timing of a few ensemble steps against the same steps of a single run."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from genexp.seeding import seed_generators
 from genexp.technique import Batch, Clock, GradientPhase
 from genexp.training.trainer import initialize_technique
 
-TIMING_ROUNDS = 5  # of which the first is not counted
-STEPS_PER_ROUND = 4  # of one run alone in a round
+TIMING_ROUNDS = 5  # the first round is a warm-up and is not counted
+STEPS_PER_ROUND = 4  # steps of the single run in each round
 CHECKED_FRACTIONS = (
     0.0,
     0.25,
     0.5,
     0.75,
     1.0,
-)  # of a run, at which its losses are tried: schedules may take another branch
+)  # fractions of a run at which its losses are computed: schedules may take another branch
 
 
 @dataclass(frozen=True)
 class TimingResult:
-    """What a step of all runs takes, in seconds."""
+    """Median duration of one step of all members."""
 
-    ensemble_seconds: float
-    sequential_seconds: float
+    ensemble_seconds: float  # all members at once
+    sequential_seconds: float  # one member after the other
 
     @property
     def is_ensemble_faster(self) -> bool:
@@ -44,9 +44,9 @@ class TimingResult:
 
 
 def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> TimingResult | None:
-    """Return how long steps take, where that is to be measured. Raises UnlikeError where rows cannot be one.
+    """Return the duration of ensemble and sequential steps, or None unless `should_measure`.
 
-    Leaves the rows as they were.
+    The members are left unchanged. Raises IncompatibleRunsError where they cannot be one ensemble.
     """
     with _preserve_states(members):
         clock = Clock(
@@ -117,7 +117,7 @@ def _preserve_states(members: Sequence[EnsembleMember]) -> Iterator[None]:
 
 
 def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:
-    # Python wants a value where vmap has one a row.
+    # Python requires one value where vmap has one per member.
     needs_python_value = isinstance(error, TypeError) or any(
         word in str(error) for word in ("control flow", "item()")
     )

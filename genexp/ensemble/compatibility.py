@@ -1,4 +1,4 @@
-"""What may differ between techniques that learn as one: numbers, which then are tensors with a value a row."""
+"""Float hyperparameters that differ between ensemble members, and checks that nothing else differs."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from genexp.sweep.job import Job
 from genexp.sweep.manifest import METADATA_KEYS, to_plain_config
 from genexp.training.optimizers import is_elementwise
 
-MODULE_ATTRIBUTES = set(vars(nn.Module()))  # what every module has, of which weights may differ
-FLOAT_PLACEHOLDER = "a number"  # stands for any float
+MODULE_ATTRIBUTES = set(vars(nn.Module()))  # of every nn.Module; excluded from the comparison
+FLOAT_PLACEHOLDER = "a number"  # stands for any float hyperparameter when configurations are compared
 
 
 class IncompatibleRunsError(Exception):
-    """Runs cannot be one computation; the message says why."""
+    """Error of runs that cannot be one ensemble. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class VaryingValue:
-    """A float that differs between rows: an attribute of an object that the first row's technique holds."""
+    """Float attribute that differs between members. `owner` belongs to the first member's technique."""
 
-    owner: Any
+    owner: Any  # the object that has the attribute
     attribute: str
-    name: str  # as a user knows it, or nearly
-    values: tuple[float, ...]  # one a row
+    name: str  # dotted path within the technique, for example config.beta
+    values: tuple[float, ...]  # one value per member
 
 
 class VaryingHyperparameters:
-    """The floats in which techniques differ. Raises UnlikeError where anything else differs but the weights."""
+    """Float hyperparameters that differ between techniques, stacked along the leading axis.
+
+    Raises IncompatibleRunsError where anything except these floats and the weights differs.
+    """
 
     def __init__(self, techniques: Sequence[nn.Module]) -> None:
         self.entries: list[VaryingValue] = []
@@ -58,14 +61,14 @@ class VaryingHyperparameters:
                 _require(all(each.get(name) == shape for each in tensors), f"{name} has different shapes")
 
     def stack_values(self, device: torch.device) -> list[Tensor]:
-        """Return each number as (rows,), in torch's default precision."""
+        """Return each hyperparameter as a tensor of shape `(members,)` in torch's default dtype."""
         return [
             torch.tensor(number.values, dtype=torch.get_default_dtype(), device=device) for number in self.entries
         ]
 
     @contextmanager
     def substitute(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Let the technique meet `tensors` where its numbers are, while the block runs."""
+        """Replace the hyperparameters by `tensors`, one scalar each under vmap, while the block runs."""
         for number, tensor in zip(self.entries, tensors, strict=True):
             object.__setattr__(number.owner, number.attribute, tensor)
             self._active_values[id(tensor)] = number.values
@@ -77,7 +80,10 @@ class VaryingHyperparameters:
                 object.__setattr__(number.owner, number.attribute, number.values[0])
 
     def get_values(self, value: float | Tensor, member_count: int) -> tuple[float, ...]:
-        """Return what a number is in each row, whether it differs or not."""
+        """Return the value of a hyperparameter for each member. A plain float is repeated `member_count` times.
+
+        `value` is a float, or one of the tensors that `substitute` received.
+        """
         return self._active_values[id(value)] if isinstance(value, Tensor) else (value,) * member_count
 
     def _compare(self, values: Sequence[Any], owner: Any, key: str, name: str) -> None:
@@ -111,7 +117,7 @@ class VaryingHyperparameters:
 
 
 def _has_only_attributes(value: object) -> bool:
-    """Return whether an object has attributes and nothing that compares it with others."""
+    """Return whether an object has a `__dict__` and its class defines no `__eq__`."""
     compares = any("__eq__" in vars(kind) for kind in type(value).__mro__[:-1])
     return hasattr(value, "__dict__") and not compares
 
@@ -126,7 +132,10 @@ def _require(condition: bool, reason: str) -> None:
 
 
 def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Return jobs that differ in seeds and numbers only, together; those of equal optimizers are neighbors."""
+    """Group the jobs that differ only in seed, optimizer settings and float hyperparameters of the model.
+
+    Within a group, jobs with equal optimizer settings are adjacent.
+    """
     jobs_by_config: dict[str, list[Job]] = {}
     for job in jobs:
         jobs_by_config.setdefault(json.dumps([job.until_epoch, _fixed_config(job)], sort_keys=True), []).append(
@@ -136,7 +145,7 @@ def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
-    """Return why a group cannot be one computation, or None where that is not known."""
+    """Return the reason why a group cannot be one ensemble, or None if its configuration shows none."""
     config = to_plain_config(group[0].config)
     name, processes = config["optimizer"]["name"], config["device"]["processes"]
     if processes > 1:
@@ -145,14 +154,14 @@ def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
 
 
 def find_config_differences(groups: Sequence[Sequence[Job]]) -> str:
-    """Return the keys, apart from seeds and numbers, in which groups differ."""
+    """Return the names of the keys in which groups differ, without those that may differ within a group."""
     configs = [dict(flatten_items(_fixed_config(group[0]))) for group in groups]
     keys = sorted({key for config in configs for key in config})
     return ", ".join(key for key in keys if len({json.dumps(form.get(key)) for form in configs}) > 1)
 
 
 def _fixed_config(job: Job) -> dict[str, Any]:
-    """Return a job's configuration without what may differ between rows."""
+    """Return a job's configuration without the values that may differ between ensemble members."""
     config = {
         key: value for key, value in to_plain_config(job.config).items() if key not in (*METADATA_KEYS, "seed")
     }

@@ -1,5 +1,7 @@
-"""Linear layers in rows. What autograd makes of a matrix product in rows lies transposed: copying it costs as much
-again as computing it. Here gradients lie as weights do.
+"""Linear layers of an ensemble, with gradients in the memory layout of the weights.
+
+Autograd returns the weight gradient of a batched matrix product transposed. Copying it costs as much as computing
+it. The functions below compute it in the layout of the weight.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from torch import Tensor
 
 
 def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what torch.nn.functional.linear does, under vmap."""
+    """Return `torch.nn.functional.linear(values, weight, bias)` under vmap.
+
+    The layout of gradients differs from torch for values of shape `(batch, inputs)` with a bias, outside autocast.
+    """
     use_torch = torch.is_autocast_enabled(values.device.type) or values.dim() != 2
     if use_torch or bias is None:
         return F.linear(values, weight, bias)
@@ -21,7 +26,7 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _MemberLinear(torch.autograd.Function):
-    """One row: values (batch, inputs), weight (outputs, inputs), bias (outputs,)."""
+    """Linear layer of one member: values (batch, inputs), weight (outputs, inputs), bias (outputs,)."""
 
     @staticmethod
     def forward(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,7 +53,10 @@ class _MemberLinear(torch.autograd.Function):
 
 
 class _BatchedLinear(torch.autograd.Function):
-    """All rows: values (rows, batch, inputs), weight (rows, outputs, inputs), bias (rows, outputs)."""
+    """Linear layer of all members.
+
+    values (members, batch, inputs), weight (members, outputs, inputs), bias (members, outputs).
+    """
 
     @staticmethod
     def forward(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loop of runs that learn as one. It is `genexp.trainer.train` for several rows, which end when each does."""
+"""Training loop of an ensemble: `genexp.training.trainer.train` for members that may end at different steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genexp.training.stopping import StopRequest
 
 
 def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None:
-    """Run rows that stand at the same step to their ends. A row that fails leaves the others alone."""
+    """Train members that are at the same step, each to its end. A member that fails does not affect the others."""
     first = members[0].run
     steps_per_epoch = first.data.batch_source.steps_per_epoch
     clock = Clock(members[0].context.start_step, first.total_steps, steps_per_epoch)
@@ -32,12 +32,15 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
 
 
 def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
-    """Return the rows as one computation. Raises UnlikeError."""
+    """Return the ensemble step of the members. Raises IncompatibleRunsError."""
     return EnsembleStep([row.run.learner for row in members], [row.run.seed for row in members])
 
 
 def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
-    """Return the rows' batches, and whether these are the same for all of them."""
+    """Return the batches of all members, and whether every member gets the same batch.
+
+    Streams are (members, batch, ...), or (batch, ...) where the batch is shared.
+    """
     feeds = [row.run.data.batch_source for row in members]
     streams = [feed for feed in feeds if isinstance(feed, BatchStream)]
     if len(streams) < len(feeds) or members[0].run.trainer_config.batch_size is None:
@@ -48,7 +51,7 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
 def _train_until_exit(
     members: Sequence[EnsembleMember], clock: Clock, stop: StopRequest
 ) -> tuple[Clock, list[EnsembleMember]]:
-    """Step all rows until one leaves; return where they stand, and those that go on."""
+    """Step all members until at least one ends. Return the clock then, and the members that continue."""
     step = build_step(members)
     train_batches = members[0].run.data.train
     batches, is_shared = make_batches(members, clock.step + 1)
@@ -78,7 +81,7 @@ def _train_until_exit(
 def _apply_to_members(
     members: Sequence[EnsembleMember], action: Callable[[EnsembleMember], None]
 ) -> list[EnsembleMember]:
-    """Do something for each row; return those that it did not end."""
+    """Call `action` for each member. Return those for which it did not fail; record the failure of the others."""
     succeeded = []
     for row in members:
         with row.redirect_logging():

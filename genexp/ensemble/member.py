@@ -1,4 +1,4 @@
-"""Runs as rows of one computation: what each has beside its weights, and what is done for each by itself."""
+"""One run of an ensemble, with its own recorders, log and run directory."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from genexp.training.trainer import SnapshotBuilder, initialize_technique
 
 @dataclass
 class EnsembleMember:
-    """A job whose run is built, and perhaps under way. Its folder stays claimed until `leave`."""
+    """A job whose run has been built. Its run directory stays locked until `release`."""
 
-    job_number: int  # the job's
+    job_number: int  # number of the job in its sweep
     context: RunContext
-    exit_stack: ExitStack
-    log_handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))  # its log's
+    exit_stack: ExitStack  # closes `context`
+    # Hydra has set the handlers of this job's log when the member is created.
+    log_handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))
 
-    recorders: Any = None  # once it is open
-    is_finished: bool = False  # nothing is left to do after this step
-    is_ending: bool = False  # it stops after this step
+    recorders: Any = None  # a RecorderGroup after `open`
+    is_finished: bool = False  # the run is complete after this step
+    is_ending: bool = False  # the run ends or is interrupted after this step
 
     @property
     def run(self) -> Run:
         return self.context.run
 
     def open(self) -> None:
-        """Begin to write to the folder. Raises GenexpError."""
+        """Prepare the run directory and open the recorders. Raises GenexpError."""
         built = self.run
         self.recorders = self.context.prepare_recorders()
         self.snapshot_builder = SnapshotBuilder(
@@ -44,14 +45,14 @@ class EnsembleMember:
         self.recorders.open(self.context.build_info())
 
     def initialize(self, clock: Clock) -> None:
-        """Do what comes before the first step of a fresh run."""
+        """Initialize the technique of a fresh run and record its first snapshot. Do nothing for a resumed run."""
         built = self.run
         if self.context.start_step == 0:
             initialize_technique(built.learner, built.data.train, built.seed)
             self.recorders.record(self.snapshot_builder.build_initial(clock))
 
     def record(self, clock: Clock) -> None:
-        """Write down where the run stands; and its end, where it is `ending`."""
+        """Record a snapshot at `clock`. Close the recorders if the run `is_ending`."""
         self.recorders.record(
             self.snapshot_builder.build(clock, is_finished=self.is_finished, is_ending=self.is_ending)
         )
@@ -59,24 +60,24 @@ class EnsembleMember:
             self.context.close_recorders(self.recorders, clock)
 
     def record_final_snapshot(self, clock: Clock) -> None:
-        """Write down the end of a run that had come to it, and was killed before it could."""
+        """Record the final snapshot of a run that needs no further step, and close its recorders."""
         snapshot: Snapshot = self.snapshot_builder.build_final(clock)
         self.recorders.record(snapshot)
         self.context.close_recorders(self.recorders, clock)
 
     def close(self, error: BaseException) -> None:
-        """Tell the recorders of an error that ends the run."""
+        """Close the recorders with the error that ended the run."""
         if self.recorders is not None:
             self.recorders.close(build_failed_outcome(self.recorders, error))
 
     def record_failure(self, error: Exception) -> None:
-        """Write down that the run ends here."""
+        """Close the recorders and write the error to the log and the run directory."""
         self.close(error)
         log_failure(dict(self.context.config), self.context.run_dir, error)
 
     @contextmanager
     def redirect_logging(self) -> Iterator[None]:
-        """Let what is logged in the block go to this run's log."""
+        """Send log records to this run's log while the block runs."""
         previous_handlers = logging.root.handlers
         logging.root.handlers = self.log_handlers
         try:
@@ -85,7 +86,7 @@ class EnsembleMember:
             logging.root.handlers = previous_handlers
 
     def release(self) -> None:
-        """Close what the run holds open."""
+        """Close the run context, which unlocks the run directory, and the log handlers."""
         self.exit_stack.close()
         for handler in self.log_handlers:
             handler.close()

@@ -1,4 +1,4 @@
-"""The optimizer of one phase for all rows: torch's own, which works number by number, on common tensors."""
+"""Optimizer of one phase for all members: an element-wise torch optimizer on stacked parameters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from genexp.training.optimizers import OptimizerConfig, build_joint_optimizer, l
 
 
 class EnsembleOptimizer:
-    """Steps all rows at once; neighbors of equal settings share a group of torch's optimizer.
+    """Torch optimizer of all members. Adjacent members with equal settings share one parameter group.
 
-    The rows' own optimizers never step. `publish` gives them their part of the state: from it a row's checkpoint
-    is made, and it is what another stack of these rows begins with.
+    The members' own optimizers never step. `update_members` writes to each its part of the state. A member's
+    checkpoint is made from that state, and the next EnsembleOptimizer of these members starts from it.
     """
 
     def __init__(
@@ -26,7 +26,11 @@ class EnsembleOptimizer:
         leaves: Mapping[str, Tensor],
         member_parameters: Sequence[Mapping[str, Tensor]],
     ) -> None:
-        """Take each row's settings, optimizer and parameters, and the common `leaves` (rows, ...) of these."""
+        """Build the joint optimizer.
+
+        `configs`, `member_optimizers` and `member_parameters` have one entry per member. `leaves` holds the
+        stacked parameters (members, ...) by name.
+        """
         self._configs, self._member_optimizers, self._leaves, self._member_parameters = (
             configs,
             member_optimizers,
@@ -47,7 +51,7 @@ class EnsembleOptimizer:
         self._load_member_states()
 
     def step(self, clock: Clock) -> None:
-        """Move all rows along the gradients of the leaves."""
+        """Step all members with the gradients of the leaves and the learning rates of `clock`."""
         for rows, slices, group in zip(
             self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
         ):
@@ -58,7 +62,7 @@ class EnsembleOptimizer:
         self._optimizer.step()
 
     def update_members(self) -> None:
-        """Make every row's own optimizer what it would be had it stepped alone."""
+        """Set the state of each member's optimizer to what it would be after the steps of a single run."""
         for rows, slices, group in zip(
             self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
         ):
@@ -73,7 +77,7 @@ class EnsembleOptimizer:
                         }
 
     def _load_member_states(self) -> None:
-        """Begin with the state of the rows' own optimizers."""
+        """Start from the state of the members' own optimizers."""
         for rows, slices in zip(self._group_members, self._group_slices, strict=True):
             for name, part in slices.items():
                 states = [
@@ -92,7 +96,7 @@ def _select_member(value: object, parameter: Tensor, position: int) -> object:
 
 
 def _stack_states(values: Sequence[object], parameter: Tensor) -> object:
-    """Return one state of all rows: numbers for each weight as rows, the count of steps as it is in all."""
+    """Return the state of all members: per-weight tensors stacked, step counts taken from the first member."""
     first = values[0]
     if isinstance(first, Tensor) and first.shape == parameter.shape[1:]:
         return torch.stack([value for value in values if isinstance(value, Tensor)])

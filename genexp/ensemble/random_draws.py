@@ -1,4 +1,4 @@
-"""Randomness row by row: each row of a vectorized computation draws what its run would draw alone."""
+"""Random draws under vmap: each ensemble member draws the same numbers as in a single run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from genexp.ensemble.linear import linear
 from genexp.networks.dropout import dropout, dropout_mask
 from genexp.seeding import derive_seed
 
-FillFunction = Callable[[int, Tensor, torch.Generator], object]  # row, its tensor, its generator
-MaskFunction = Callable[[Tensor, float, torch.Generator], Tensor]  # of values, with a rate of zeros
+FillFunction = Callable[[int, Tensor, torch.Generator], object]  # member index, its tensor, its generator
+MaskFunction = Callable[[Tensor, float, torch.Generator], Tensor]  # values, dropout rate, generator → mask
 
 
 class MemberGenerators:
-    """A row's generators, one for each kind of device that it draws on; torch's global ones in a run alone."""
+    """Random generators of one member, one per device type. They replace torch's global generators."""
 
     def __init__(self) -> None:
         self._seed = 0
         self._by_device_type: dict[str, torch.Generator] = {}
 
     def seed(self, *parts: int | str) -> None:
-        """Begin a step, as `seed_generators` does for a run alone."""
+        """Seed all generators from `parts`, as `seed_generators` does in a single run."""
         self._seed = derive_seed(*parts)
         for generator in self._by_device_type.values():
             generator.manual_seed(self._seed)
@@ -41,7 +41,7 @@ class MemberGenerators:
 
     @contextmanager
     def use_as_global(self, device: torch.device) -> Iterator[None]:
-        """Let torch's global generators draw what these would, while the block runs."""
+        """Copy the generators' states to torch's global generators for the block, and back afterwards."""
         kinds = {device.type: _get_global_generator(device), "cpu": torch.default_generator}
         for kind, generator in kinds.items():
             generator.set_state(self.get_generator(torch.device(kind)).get_state())
@@ -57,9 +57,10 @@ def _get_global_generator(device: torch.device) -> torch.Generator:
 
 
 class MemberRandomMode(TorchFunctionMode):
-    """While active within a function under vmap, random functions draw for each row from the row's own generators.
+    """Torch function mode in which random functions under vmap draw from each member's own generators.
 
-    A random function that is not among them is left to vmap, which refuses it.
+    REPLACEMENTS lists them, and other functions that vmap does not support or computes inefficiently. vmap rejects
+    every other random function.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class MemberRandomMode(TorchFunctionMode):
         )
 
     def draw_per_member(self, shape: Sequence[int], like: Tensor, fill: FillFunction) -> Tensor:
-        """Return what `fill` writes for each row, in the view that the vmapped function has: `shape`."""
+        """Return a tensor of `shape` per member, filled by `fill`, with the dtype and device of `like`."""
 
         def draw() -> Tensor:
             stacked = torch.empty(len(self._generators), *shape, dtype=like.dtype, device=like.device)
@@ -91,12 +92,16 @@ class MemberRandomMode(TorchFunctionMode):
         return result
 
     def dropout(self, values: Tensor, p: float | Tensor, training: bool, make_mask: MaskFunction) -> Tensor:
-        """Do what dropout by masks of a kind does on a CPU. Raises UnlikeError where rows cannot."""
+        """Apply dropout with masks from `make_mask`, which draws as a single run does on a CPU.
+
+        `p` is the same for all members, or one of the substituted hyperparameters. Raises IncompatibleRunsError
+        for values of shape (batch, channels, height, width) on a CPU.
+        """
         rates = self._hyperparameters.get_values(p, len(self._generators))
         if not training or not any(rates):
             return values
         if values.dim() == 4 and values.device.type == "cpu":
-            # A run alone draws there in the order in which numbers lie: channels last, unlike here.
+            # A single run draws in memory order, which is channels last there but not under vmap.
             raise IncompatibleRunsError(
                 "dropout between convolutions would draw other numbers than in a run alone"
             )
@@ -108,14 +113,17 @@ class MemberRandomMode(TorchFunctionMode):
 
 
 def _torch_dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    """Return the mask that torch.nn.functional.dropout draws."""
+    """Return the mask that torch.nn.functional.dropout draws on a CPU, in the shape of `like`."""
     if p in (0, 1):
         return torch.full_like(like, 1 - p)
     return torch.empty_like(like).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
 class _DrawOutsideVmap(torch.autograd.Function):
-    """Calls a function outside of vmap, which would refuse to draw, and takes its result as that of all rows."""
+    """Call of `draw` outside of vmap, which would reject random functions.
+
+    The result of `draw` is (members, ...). Its leading axis becomes the axis of vmap.
+    """
 
     @staticmethod
     def forward(index: Tensor, draw: Callable[[], Tensor]) -> Tensor:
@@ -133,7 +141,7 @@ class _DrawOutsideVmap(torch.autograd.Function):
 
 
 def _wrap_sized(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the row-wise form of torch.randn or its like, which take a size."""
+    """Return the per-member form of a function that takes a size, for example torch.randn."""
 
     def draw_sized(draws: MemberRandomMode, *size: Any, **options: Any) -> Tensor:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
@@ -146,7 +154,10 @@ def _wrap_sized(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _wrap_like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the row-wise form of torch.randn_like or its like; `function` takes a size."""
+    """Return the per-member form of torch.randn_like or torch.rand_like.
+
+    `function` is torch.randn or torch.rand.
+    """
 
     def draw_like(draws: MemberRandomMode, values: Tensor, **options: Any) -> Tensor:
         like = torch.empty(
@@ -190,13 +201,13 @@ def _normalize(
     eps: float = 1e-12,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Under vmap there is no `out`; spectral normalization asks for it."""
+    """Return torch.nn.functional.normalize. vmap does not support `out`, which spectral normalization passes."""
     result = F.normalize(values, p, dim, eps)
     return result if out is None else out.copy_(result)
 
 
 class _AffineGrid(torch.autograd.Function):
-    """torch.nn.functional.affine_grid, for which vmap has no rule: rows of batches are one larger batch."""
+    """torch.nn.functional.affine_grid, for which vmap has no rule: members and batch become one larger batch."""
 
     @staticmethod
     def forward(theta: Tensor, size: list[int], align_corners: bool | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, as many as possible as one computation and the rest one after the other."""
+"""Execution of a sweep's jobs: compatible jobs as an ensemble, the others one after the other."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ MessageCallback = Callable[[str], None]
 def run_jobs(
     jobs: Sequence[Job], can_start_job: Callable[[], bool], print_line: MessageCallback, *, should_measure: bool
 ) -> signal.Signals | None:
-    """Run jobs; return the signal that stopped them, if one did.
+    """Run jobs. Return the signal that stopped them, or None.
 
-    What can be one computation and is faster so is; all of it that can be, where nothing is to be `measured`.
+    Compatible jobs run as an ensemble if that is faster, or in any case unless `should_measure`. No further job
+    starts once `can_start_job` returns False.
     """
     sequential: list[Sequence[Job]] = []
     for group in group_jobs(jobs):
@@ -67,7 +68,7 @@ def run_jobs(
 def _run_ensemble(
     jobs: Sequence[Job], print_line: MessageCallback, *, should_measure: bool
 ) -> tuple[signal.Signals | None, list[Sequence[Job]]]:
-    """Run jobs as one computation; return the signal that stopped them, and the jobs that are left."""
+    """Run jobs as ensembles, one for each start step. Return the stop signal and the groups that did not run."""
     remaining: list[Sequence[Job]] = []
     with _open_members(jobs) as all_members:
         for _, same_start in groupby(
@@ -109,10 +110,10 @@ def _should_run_ensemble(
 
 @contextmanager
 def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
-    """Build jobs that differ in numbers only, on one data set; one that cannot be built is left out."""
+    """Build the members of one group of jobs on one shared data set. Jobs that cannot be built are left out."""
     members: list[EnsembleMember] = []
     with silence_console(), warnings.catch_warnings():
-        # Where vmap has no rule for an operation it calls it row by row, which is what a run alone does.
+        # Without a batching rule, vmap calls the operation member by member, as single runs do.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
             for job in jobs:

@@ -1,4 +1,4 @@
-"""Learners of one technique whose weights are rows of common tensors, and who learn in one computation."""
+"""Training step of an ensemble: several learners whose weights are slices of stacked tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from genexp.ensemble.random_draws import MemberGenerators, MemberRandomMode
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics
 from genexp.training.learner import Learner
 
-MemberMetrics = dict[str, Tensor]  # name → detached (rows,)
+MemberMetrics = dict[str, Tensor]  # name → detached (members,)
 
 
 class EnsembleStep:
-    """Steps several learners as one. Row i is then what learner i would be had it stepped alone.
+    """Vectorized `Learner.step` of several learners. Each learner changes as if it had stepped alone.
 
-    The learners stay whole: their techniques, averages and (after `publish`) optimizers are rows of what is
-    computed here, so that they can be looked at, judged and saved at any time. Raises UnlikeError where they
-    cannot be one computation.
+    The learners' techniques, EMAs and (after `update_members`) optimizers are views of the stacked tensors.
+    They can therefore be evaluated and saved at any time. Raises IncompatibleRunsError where the learners differ
+    in more than seeds, weights and floats.
     """
 
     def __init__(self, learners: Sequence[Learner], seeds: Sequence[int]) -> None:
@@ -33,7 +33,7 @@ class EnsembleStep:
         techniques = [learner.technique for learner in learners]
         self._generators = [MemberGenerators() for _ in learners]
         if not any(isinstance(phase, GradientPhase) for phase in first.phases):
-            techniques = []  # nothing is computed as one
+            techniques = []  # closed-form phases run on each learner by itself
         self.hyperparameters = VaryingHyperparameters(techniques)
         self._hyperparameter_values = self.hyperparameters.stack_values(self.device)
         self._parameters, self._buffers = stack_shared_state(techniques)
@@ -43,7 +43,7 @@ class EnsembleStep:
         self._function_module = _FunctionModule(first.technique)
         self._member_indices = torch.arange(len(learners), device=self.device)
         self._parameter_names = {id(weight): name for name, weight in first.technique.named_parameters()}
-        self._leaves: dict[str, dict[str, Tensor]] = {}  # phase → its learner's parameters, to be learnt
+        self._leaves: dict[str, dict[str, Tensor]] = {}  # phase → trainable parameters (members, ...) by name
         self._optimizers: dict[str, EnsembleOptimizer] = {}
         for phase in first.phases:
             if isinstance(phase, GradientPhase):
@@ -62,9 +62,9 @@ class EnsembleStep:
         )
 
     def step(self, batch: Batch, is_shared: bool, train_batches: Batches, clock: Clock) -> MemberMetrics:
-        """Run every phase that is due; see `Learner.step`.
+        """Run every phase that is due and return the metrics of each member; see `Learner.step`.
 
-        Each stream of `batch` is (rows, batch, ...), or (batch, ...) where it is `shared` by all rows.
+        Each stream of `batch` is (members, batch, ...), or (batch, ...) if `is_shared` by all members.
         """
         for seed, generators in zip(self.seeds, self._generators, strict=True):
             generators.seed(seed, clock.step)
@@ -80,14 +80,17 @@ class EnsembleStep:
         return metrics
 
     def update_members(self) -> None:
-        """Make the learners whole, for whoever looks at them or saves them."""
+        """Write the optimizer state to the learners' own optimizers. Required before a learner is saved."""
         for optimizer in self._optimizers.values():
             optimizer.update_members()
 
     def compute_losses(
         self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock
     ) -> tuple[Tensor, MemberMetrics]:
-        """Return each row's loss (rows,) and metrics. Raises UnlikeError where vmap cannot compute them."""
+        """Return the loss of each member (members,) and the metrics.
+
+        Raises IncompatibleRunsError for dropout that cannot be reproduced, and errors of vmap as they are.
+        """
         leaves = self._leaves[phase.name]
         parameters = {name: leaves.get(name, weight) for name, weight in self._parameters.items()}
 
@@ -104,7 +107,7 @@ class EnsembleStep:
                 MemberRandomMode(self._generators, self.hyperparameters, row),
             ):
                 loss, metrics = functional_call(self._function_module, state, (phase.loss, batch, clock))
-            # What was changed in place has changed the common tensor; what was replaced is handed out.
+            # A change in place has already reached the stacked tensor. A replaced buffer is returned.
             new_buffers = {name: state[f"technique.{name}"] for name in buffers}
             return (
                 loss,
@@ -131,7 +134,7 @@ class EnsembleStep:
         with learner.matmul_context():
             with learner.autocast():
                 losses, extra = self.compute_losses(phase, batch, is_shared, clock)
-            # Row i of the gradient of the sum is the gradient of row i: nothing else depends on its weights.
+            # Only loss i depends on the weights of member i, so the gradient of the sum is that of each loss.
             losses.sum().backward(inputs=list(leaves.values()))
         metrics = {learner.loss_names[phase.name]: losses.detach(), **extra}
         if learner.settings.gradient_clip is not None:
@@ -145,7 +148,7 @@ class EnsembleStep:
     def _run_closed_form(
         self, phase_index: int, batch: Batch, is_shared: bool, train_batches: Batches, clock: Clock
     ) -> MemberMetrics:
-        """Refit row by row, each on its own technique: closed forms differ in how many passes they take."""
+        """Update member by member: closed-form updates take different numbers of passes over the data."""
         member_metrics: list[Metrics] = []
         for row, (learner, generators) in enumerate(zip(self.learners, self._generators, strict=True)):
             phase = learner.phases[phase_index]
@@ -178,19 +181,22 @@ class EnsembleStep:
 
 
 class _FunctionModule(nn.Module):
-    """A technique as `functional_call` wants it: calling it calls the function given."""
+    """Module around a technique whose `forward` calls a given function, as `functional_call` requires."""
 
     def __init__(self, technique: nn.Module) -> None:
         super().__init__()
         self.technique = technique
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `function` does, which belongs to the technique."""
+        """Return `function(*arguments)`. `function` must use the parameters of the technique."""
         return function(*arguments)
 
 
 def clip_grad_norm_per_member(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Scale each row of gradients (rows, ...) to a norm of at most `largest`; return the norms before (rows,)."""
+    """Clip the gradient norm of each member to `max_norm`, in place. Return the norms before clipping (members,).
+
+    Each gradient is (members, ...). A member's norm is taken over all `gradients` together.
+    """
     norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
     total = torch.linalg.vector_norm(norms, dim=0)
     factors = (max_norm / (total + 1e-6)).clamp(max=1.0)
@@ -200,9 +206,9 @@ def clip_grad_norm_per_member(gradients: Sequence[Tensor], max_norm: float) -> T
 
 
 def stack_shared_state(modules: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the modules' parameters and buffers by name, each as (rows, ...), of which theirs become the rows.
+    """Return the modules' parameters and buffers by name, each stacked to (modules, ...).
 
-    From then on what changes the common tensors in place changes the modules, and the other way round.
+    The modules' own tensors become views of the stacked ones: a change in place of either changes both.
     """
     parameters = [dict(module.named_parameters()) for module in modules]
     buffers = [dict(module.named_buffers()) for module in modules]
