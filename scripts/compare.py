@@ -1,4 +1,4 @@
-"""The same as the command `genexp-compare`."""
+"""Command `genexp-compare` as a script."""
 
 from genexp.cli.compare import main
 

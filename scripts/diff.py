@@ -1,4 +1,4 @@
-"""The same as the command `genexp-diff`."""
+"""Command `genexp-diff` as a script."""
 
 from genexp.cli.diff import main
 

@@ -1,6 +1,6 @@
-"""The same as the command `genexp-evaluate`."""
+"""Command `genexp-evaluate` as a script."""
 
 from genexp.cli.evaluate import main
 
-if __name__ == "__main__":  # a process that reads pictures imports this file too
+if __name__ == "__main__":  # data-loading worker processes import this file too
     main()

@@ -1,6 +1,6 @@
-"""The same as the command `genexp-sample`."""
+"""Command `genexp-sample` as a script."""
 
 from genexp.cli.sample import main
 
-if __name__ == "__main__":  # a process that reads pictures imports this file too
+if __name__ == "__main__":  # data-loading worker processes import this file too
     main()

@@ -1,4 +1,4 @@
-"""Train the classifier whose features the generation metrics of a data set compare, and store its weights."""
+"""Training of the classifier whose features the generation metrics of a data set compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Parse the command line, train, save, and print the test accuracy."""
+    """Parse the command line, train, save the weights, and print the test accuracy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", choices=("mnist", "fashion_mnist"))
     parser.add_argument(

@@ -1,1 +1,1 @@
-"""Measuring genexp against what a user would write or pick instead."""
+"""Benchmarks of genexp against hand-written code and other libraries."""

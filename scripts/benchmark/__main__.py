@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# Python puts this folder on the path, where `logging_overhead` and its neighbors are no package.
+# Python puts this directory on sys.path. Importing `benchmark` as a package requires its parent.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmark.command import main  # noqa: E402

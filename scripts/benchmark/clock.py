@@ -1,4 +1,4 @@
-"""The clock that all suites read."""
+"""Clock of all benchmark suites: wall time or processor time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _selected_clock = ["wall"]
 
 
 def select_clock(name: str) -> None:
-    """Let `now` read the clock on the wall, or the processor time of this process.
+    """Select the clock of `read_seconds`: "wall" or "processor", the processor time of this process.
 
-    On a machine that others are busy on too, the latter is the steadier one, of one thread: threads that wait
-    for each other spend it as well.
+    Processor time varies less on a machine that other processes use. With it torch uses one thread, because
+    threads that wait for each other consume processor time too.
     """
     _selected_clock[0] = name
     if name == "processor":
@@ -23,10 +23,10 @@ def select_clock(name: str) -> None:
 
 
 def get_selected_clock() -> str:
-    """Return which one that is."""
+    """Return the name of the selected clock, a key of CLOCKS."""
     return _selected_clock[0]
 
 
 def read_seconds() -> float:
-    """Return seconds."""
+    """Return the time of the selected clock, in seconds. Only differences are meaningful."""
     return CLOCKS[_selected_clock[0]]()

@@ -22,7 +22,7 @@ from benchmark.paired_rounds import PairedComparison
 from genexp.device import describe_device
 from genexp.run_dir.environment import describe_environment
 
-SUITES: dict[str, tuple[str, tuple[str, ...]]] = {  # suite → its module and the packages that it compares with
+SUITES: dict[str, tuple[str, tuple[str, ...]]] = {  # suite → module, packages it requires
     "trainer": ("trainer", ("lightning",)),
     "kmeans": ("kmeans", ("faiss",)),
     "style": ("style", ()),
@@ -70,7 +70,7 @@ def _parse_count(text: str) -> int:
 
 
 def _parse_output_path(text: str) -> Path:
-    """Return the path, if a file can be written there: to find out after the measurement would be too late."""
+    """Return the path if its directory exists. Checked before the measurement, which takes minutes."""
     path = Path(text)
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} cannot be written; give a file in a folder that exists")
@@ -78,7 +78,7 @@ def _parse_output_path(text: str) -> Path:
 
 
 def _run_suite(suite: str, rounds: int) -> list[PairedComparison]:
-    """Return a suite's comparisons; what runs print is not what a benchmark has to say."""
+    """Return a suite's comparisons, with the output of its runs suppressed."""
     module, rivals = SUITES[suite]
     for rival in rivals:
         if find_spec(rival) is None:

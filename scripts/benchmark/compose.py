@@ -1,4 +1,4 @@
-"""The configurations that are measured: what the command line would compose."""
+"""Configurations of the measured runs, composed as on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genexp.data import load_dataset
 
 
 def compose_config(*overrides: str) -> dict[str, Any]:
-    """Return the plain, resolved configuration of a command line."""
+    """Return the plain, resolved configuration for the overrides of a command line."""
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
     assert isinstance(config, dict)
@@ -21,7 +21,7 @@ def compose_config(*overrides: str) -> dict[str, Any]:
 
 
 def load_training_stream(stream: str, *overrides: str) -> Tensor:
-    """Return a stream of a data set's training split, as it is stored."""
+    """Return a stream of the training split as it is stored, for example images as uint8 (n, channels, h, w)."""
     tensor = load_dataset(compose_config(*overrides)["dataset"]).train.streams[stream]
     assert isinstance(tensor, Tensor)
     return tensor

@@ -1,4 +1,4 @@
-"""Measuring in a process of its own, which has no memory but what the work takes."""
+"""Measurement in a new process, whose memory holds only what the measured function allocates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def run_in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what `work` returns in a new process."""
+    """Return `function(*args, **kwargs)` from a new process with the same clock."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=select_clock, initargs=(get_selected_clock(),)) as process:
         return process.submit(function, *args, **kwargs).result()

@@ -1,4 +1,4 @@
-"""Whole k-means fits against scikit-learn and faiss: same points, same initial centers, same iterations."""
+"""k-means fits against scikit-learn and faiss, with equal points, initial centers and iterations."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import assign, fit, lloyd_step
 from genexp.runs.build import MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE
 
-ITERATIONS = 25  # what faiss does by default
-INERTIA_TOLERANCE = 1e-3  # of the inertia
-MIN_SECONDS = 0.2  # seconds
-MIN_POINT_BYTES = 2**20  # bytes of points: with fewer, memory is not worth a look
+ITERATIONS = 25  # default of faiss
+INERTIA_TOLERANCE = 1e-3  # largest relative difference of inertias
+MIN_SECONDS = 0.2  # a fit is repeated until so much time has passed
+MIN_POINT_BYTES = 2**20  # memory is measured only for tasks with more bytes of points
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where a fit ended."""
+    """Result of one k-means fit."""
 
     centers: np.ndarray  # (clusters, features)
     labels: np.ndarray  # (points,)
@@ -48,7 +48,7 @@ class _TensorBlocks:
 
 
 def run(rounds: int) -> list[PairedComparison]:
-    """Measure fits/s. Raises AssertionError where inertias differ by more than 0.1 %."""
+    """Measure fits/s. Raises AssertionError if inertias differ by more than 0.1 %."""
     rows = []
     for name, points, clusters in run_in_thread(lambda: list(_generate_tasks())):
         initial_centers = _select_initial_centers(points, clusters)
@@ -96,7 +96,7 @@ def _fit_sklearn(points: np.ndarray, initial_centers: np.ndarray, algorithm: str
         len(initial_centers), init=initial_centers, n_init=1, max_iter=ITERATIONS, tol=0, algorithm=algorithm
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it did not converge: no more is asked of it
+        warnings.simplefilter("ignore")  # of missing convergence, which is expected
         model.fit(points)
     return FitResult(model.cluster_centers_, model.labels_)
 
@@ -111,7 +111,7 @@ def _fit_faiss(points: np.ndarray, initial_centers: np.ndarray) -> FitResult:
 
 
 def _check_inertias(points: np.ndarray, contenders: dict[str, Callable[[], FitResult]]) -> None:
-    """Compare the inertias in float64, each about the fit's own centers."""
+    """Compare the inertias, in float64, each with the fit's own centers. Raises AssertionError."""
     inertias = {name: _inertia(points, fit()) for name, fit in contenders.items()}
     for name, inertia in inertias.items():
         assert abs(inertia - inertias[""]) < INERTIA_TOLERANCE * inertia, (
@@ -125,7 +125,7 @@ def _inertia(points: np.ndarray, result: FitResult) -> float:
 
 
 def _measure_fits_per_second(fit: Callable[[], FitResult]) -> float:
-    """Return fits/s, of as many as it takes to tell a short fit from chance."""
+    """Return fits/s, measured for at least MIN_SECONDS because one short fit is too noisy."""
     started_at, done = read_seconds(), 0
     while done == 0 or read_seconds() - started_at < MIN_SECONDS:
         fit()
@@ -134,7 +134,7 @@ def _measure_fits_per_second(fit: Callable[[], FitResult]) -> float:
 
 
 def _compare_init_counts(rounds: int) -> list[PairedComparison]:
-    """Measure what ten k-means++ starts, fitted together, cost beside one."""
+    """Compare ten k-means++ initializations, fitted together, with one."""
     images, iterations = run_in_thread(_load_images), 10
     blocks, count = _TensorBlocks(torch.from_numpy(images)), len(images)
 
@@ -154,7 +154,10 @@ def _compare_init_counts(rounds: int) -> list[PairedComparison]:
 
 
 def _compare_memory() -> list[PairedComparison]:
-    """Measure what a fit takes besides the points, in one round: others differ by a few percent of them."""
+    """Compare the peak memory of a fit, without the points, with the size of the points.
+
+    One round is enough: further rounds differ by a few percent of the points' size.
+    """
     rows = []
     for index, (name, points, clusters) in enumerate(_generate_tasks() if memory.can_measure() else ()):
         if points.nbytes > MIN_POINT_BYTES:
@@ -168,5 +171,5 @@ def _compare_memory() -> list[PairedComparison]:
 def _measure_fit_memory(index: int) -> float:
     _, points, clusters = next(islice(_generate_tasks(), index, None))
     initial = _select_initial_centers(points, clusters)
-    _fit_genexp(points[:2048].copy(), initial)  # what libraries take once is not the fit's
+    _fit_genexp(points[:2048].copy(), initial)  # excludes the memory that libraries allocate once
     return memory.measure_peak_megabytes(partial(_fit_genexp, points, initial))

@@ -1,4 +1,4 @@
-"""The same training by Lightning's Trainer."""
+"""Training of the reference phases by Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmark.reference_loops import ReferencePhase
 
 
 class _SinglePhaseModule(lightning.LightningModule):
-    """One loss, stepped by Lightning itself."""
+    """One loss, with Lightning's automatic optimization."""
 
     def __init__(self, players: list[ReferencePhase]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _SinglePhaseModule(lightning.LightningModule):
 
 
 class _MultiPhaseModule(_SinglePhaseModule):
-    """Several losses, each with its optimizer, which Lightning leaves to be stepped by hand."""
+    """Several losses, each with its own optimizer, for which Lightning requires manual optimization."""
 
     def __init__(self, players: list[ReferencePhase]) -> None:
         super().__init__(players)
@@ -62,12 +62,12 @@ class _FitTimer(lightning.Callback):
 def measure_lightning(
     phases: list[ReferencePhase], images: Tensor, batch_size: int, steps: int, folder: Path
 ) -> float:
-    """Return the images/s of `steps` steps with the Trainer's defaults, its files going to `folder`."""
+    """Return the images/s of `steps` steps with the Trainer's defaults. Its files go to `folder`."""
     loader = DataLoader(TensorDataset(images.float() / 255), batch_size=batch_size, shuffle=True, drop_last=True)
     timer = _FitTimer()
     trainer = lightning.Trainer(
         accelerator="cpu",
-        max_steps=steps * len(phases),
+        max_steps=steps * len(phases),  # Lightning counts the steps of every optimizer
         max_epochs=-1,
         callbacks=[timer],
         default_root_dir=folder,

@@ -1,4 +1,4 @@
-"""What records cost: the pauses between a step and the next, in which nothing is learned."""
+"""Cost of recording: the pauses between training steps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from genexp.seeding import seed_generators
 from genexp.snapshot import Snapshot
 from genexp.training.trainer import eval_mode
 
-CHECKPOINT_SPACING_SECONDS = 30.0  # seconds between two checkpoints at least, by default
+CHECKPOINT_SPACING_SECONDS = 30.0  # default of trainer.checkpoint_spacing
 EVALUATION_OVERRIDES = ("trainer.evaluate_every=1", "trainer.preview_every=1")
 NO_EVALUATION_OVERRIDES = ("trainer.evaluate_every=0", "trainer.preview_every=0")
 
 
 @dataclass(frozen=True)
 class LoggingTask:
-    """What is trained, and how long in a round."""
+    """A model and the length of its training in one round."""
 
     model: str
     steps: int
-    images: int  # of the training split, where epochs are to end often
+    images: int  # dataset.limit of the runs that need many epoch ends
 
 
 TASKS = (
@@ -40,7 +40,7 @@ TASKS = (
 
 
 def run(rounds: int, tasks: tuple[LoggingTask, ...] = TASKS) -> list[PairedComparison]:
-    """Measure what records cost. Raises AssertionError where they change what is learned."""
+    """Measure the cost of recording. Raises AssertionError if recording changes the training metrics."""
     rows = []
     for task in tasks:
         _check_unchanged(task)
@@ -96,7 +96,7 @@ def _mean_pause(timer: StepTimer, is_counted: Callable[[Snapshot], bool]) -> flo
 
 
 def _measure_evaluation_seconds(run: Run, *, times: int = 3) -> float:
-    """Return how long an evaluation and a preview take by themselves."""
+    """Return the mean seconds of one evaluation and one preview without recording."""
     learner, material = run.learner, run.data
     started_at = read_seconds()
     for _ in range(times):
@@ -108,7 +108,7 @@ def _measure_evaluation_seconds(run: Run, *, times: int = 3) -> float:
 
 
 def _check_unchanged(task: LoggingTask) -> None:
-    """Compare the training metrics of a run that records all it can with those of one that records little."""
+    """Check that training metrics are equal with frequent and with minimal recording. Raises AssertionError."""
     short = ("dataset.limit=256", "trainer.max_steps=20")
     recorded = _join_curves(_time_task(task, *EVALUATION_OVERRIDES, *short, "trainer.checkpoint_spacing=0"))
     unrecorded = _join_curves(_time_task(task, *NO_EVALUATION_OVERRIDES, *short, "trainer.checkpoint_every=0"))

@@ -1,4 +1,4 @@
-"""How much memory work takes, where the system tells how much was held at most: on Linux."""
+"""Peak memory of a function call on Linux, read from /proc."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-CLEAR_REFS = Path("/proc/self/clear_refs")  # where the system is told to forget how much was held at most
+CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak
 PROC_STATUS = Path("/proc/self/status")
 
 
 def can_measure() -> bool:
-    """Return whether memory can be measured here."""
+    """Return whether this system allows the measurement."""
     return os.access(CLEAR_REFS, os.W_OK) and PROC_STATUS.is_file()
 
 
 def measure_peak_megabytes(function: Callable[[], object]) -> float:
-    """Return the megabytes that this process held at most during `work`, more than before."""
-    ctypes.CDLL(None).malloc_trim(0)  # or the work would get what was freed before
+    """Return the increase of resident memory to its peak during `function`, in 10⁶ bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise `function` would reuse memory that was freed before
     CLEAR_REFS.write_text("5")
     before = _read_status_bytes("VmRSS")
     function()
@@ -26,6 +26,6 @@ def measure_peak_megabytes(function: Callable[[], object]) -> float:
 
 
 def _read_status_bytes(name: str) -> int:
-    """Return bytes."""
+    """Return a field of /proc/self/status, which is in KiB, in bytes."""
     (line,) = (line for line in PROC_STATUS.read_text().splitlines() if line.startswith(name))
     return 1024 * int(line.split()[1])

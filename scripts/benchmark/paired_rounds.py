@@ -1,4 +1,4 @@
-"""Fair measurement on a noisy machine: rivals take turns, and only ratios of the same round are compared."""
+"""Paired measurement on a noisy machine: contenders alternate, and ratios are taken within each round."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """How one contestant did against another, over paired rounds."""
+    """Figures of genexp and of one rival over paired rounds."""
 
-    task: str
-    rival: str
-    ours: float  # median
-    theirs: float  # median
-    ratio: float  # median of ours / theirs, round by round
-    low: float  # smallest and largest ratio
-    high: float
-    unit: str  # of both figures; ahead is who has more per second, or fewer seconds or bytes
+    task: str  # description of the measured work
+    rival: str  # name of the other contender
+    ours: float  # median of genexp
+    theirs: float  # median of the rival
+    ratio: float  # median of ours / theirs over the rounds
+    low: float  # smallest ratio
+    high: float  # largest ratio
+    unit: str  # of `ours` and `theirs`; more is better for rates, less for seconds and bytes
 
     def as_dict(self) -> dict[str, str | float]:
         """Return the figures for JSON."""
@@ -37,9 +37,9 @@ def run_paired_rounds(
     rounds: int,
     unit: str = "images/s",
 ) -> list[PairedComparison]:
-    """Return a comparison with each rival. Each callable does the work once and returns its figure.
+    """Return a comparison with each rival. Each callable runs the task once and returns its figure.
 
-    A first round that nobody counts warms caches and allocators.
+    An additional first round warms caches and allocators and is not counted.
     """
     contenders = {"": ours, **rivals}
     figures: dict[str, list[float]] = {name: [] for name in contenders}
@@ -52,11 +52,12 @@ def run_paired_rounds(
 
 
 def run_in_thread(function: Callable[[], T]) -> T:
-    """Return what `work` returns in a thread of its own.
+    """Return `function()` from a new thread, so that contenders do not affect each other.
 
-    How a thread computes with tiny numbers is left to those that it begins, among them torch's: what one
-    contestant chooses must not reach the next. Nor may there be idle threads of another: OpenMP counts them all,
-    and lets them sleep after each loop where they are more than cores. So what prepares work runs here as well.
+    The threads that a thread starts, torch's included, inherit its treatment of denormal numbers. The choice of
+    one contender must not apply to the next. Idle threads of an earlier contender must not exist either: OpenMP
+    counts all threads, and lets them sleep after each loop if there are more threads than cores. Preparations of
+    a task therefore run in a new thread as well.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function).result()
@@ -65,7 +66,7 @@ def run_in_thread(function: Callable[[], T]) -> T:
 def compare(
     task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str
 ) -> PairedComparison:
-    """Return the comparison of figures that belong together in pairs."""
+    """Return the comparison of paired figures; index i of both sequences belongs to round i."""
     ratios = [our_value / their_value for our_value, their_value in zip(ours, theirs, strict=True)]
     return PairedComparison(
         task,

@@ -1,4 +1,4 @@
-"""The losses of some techniques as one would write them by hand, on networks that genexp has built."""
+"""Hand-written losses and training step of some techniques, on networks built by genexp."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from genexp.networks.dropout import Dropout
 
-Loss = Callable[[Tensor], Tensor]  # of images (batch, channels, height, width) in [0, 1]
+Loss = Callable[[Tensor], Tensor]  # images (batch, channels, height, width) in [0, 1] → scalar
 
 
 @dataclass(frozen=True)
 class ReferencePhase:
-    """What one optimizer moves, and the loss it moves it down."""
+    """A network with its own optimizer, and the loss that the optimizer minimizes."""
 
     network: nn.Module
     loss: Loss
@@ -25,7 +25,7 @@ class ReferencePhase:
 
 
 def remove_optimizations(network: nn.Module) -> None:
-    """Take from a network what genexp does for speed and nobody does by hand: its own dropout, and layouts."""
+    """Replace genexp's dropout by nn.Dropout and make all weights contiguous, as in hand-written code."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, Dropout):
@@ -35,7 +35,7 @@ def remove_optimizations(network: nn.Module) -> None:
 
 
 def build_autoencoder_phases(technique: Any, lr: float) -> list[ReferencePhase]:
-    """Return the one player of a plain autoencoder."""
+    """Return the single phase of a plain autoencoder with a mean squared error."""
 
     def loss(images: Tensor) -> Tensor:
         return F.mse_loss(technique.decoder(technique.encoder(images)).sigmoid(), images)
@@ -44,7 +44,7 @@ def build_autoencoder_phases(technique: Any, lr: float) -> list[ReferencePhase]:
 
 
 def build_vae_phases(technique: Any, lr: float) -> list[ReferencePhase]:
-    """Return the one player of a variational autoencoder."""
+    """Return the single phase of a variational autoencoder (Kingma & Welling 2014)."""
 
     def loss(images: Tensor) -> Tensor:
         hidden = technique.encoder(images)
@@ -59,7 +59,7 @@ def build_vae_phases(technique: Any, lr: float) -> list[ReferencePhase]:
 
 
 def build_gan_phases(technique: Any, lr: float) -> list[ReferencePhase]:
-    """Return the discriminator and the generator of a GAN."""
+    """Return the discriminator phase and the generator phase of a GAN (Goodfellow et al. 2014)."""
     generator, discriminator, latent = technique.generator, technique.discriminator, technique.config.latent
 
     def discriminator_loss(images: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def build_gan_phases(technique: Any, lr: float) -> list[ReferencePhase]:
 
 
 def step(phases: list[ReferencePhase], optimizers: list[torch.optim.Optimizer], images: Tensor) -> list[Tensor]:
-    """Do one step of the loop that everybody writes, and return the losses."""
+    """Run one step of each phase on images (batch, channels, height, width). Return the losses."""
     losses = []
     for phase, optimizer in zip(phases, optimizers, strict=True):
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""How time and memory grow: with the images, their size, the batch and the steps, each in a process of its own."""
+"""Growth of time and memory with the number and size of images, the batch size and the steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmark.isolated_process import run_in_new_process
 from benchmark.paired_rounds import PairedComparison, compare
 from benchmark.step_timer import time_run
 
-IMAGE_COUNT = 2500  # pictures on disk, of which nine in ten are learned from
+IMAGE_COUNT = 2500  # image files on disk; nine in ten are in the training split
 FASHION_OVERRIDES = ("model=conv_autoencoder", "dataset=fashion_mnist", "trainer.max_steps=60")
 IMAGE_FOLDER_OVERRIDES = (
     "model=conv_autoencoder",
@@ -31,7 +31,7 @@ COMMON_OVERRIDES = ("device=cpu", "trainer.evaluate_every=0", "trainer.preview_e
 
 @dataclass(frozen=True)
 class ScalingAxis:
-    """What grows, and the words of the command line for each place."""
+    """A quantity that grows, and the command-line overrides for each of its values."""
 
     name: str
     values: tuple[int, ...]
@@ -70,7 +70,7 @@ AXES = (
 
 
 def run(rounds: int, axes: tuple[ScalingAxis, ...] = AXES) -> list[PairedComparison]:
-    """Measure milliseconds a step and the most memory held, each place beside the first of its axis."""
+    """Measure ms/step and peak memory of each value of an axis against the axis' first value."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         _write_images(Path(name))
@@ -97,7 +97,7 @@ def _write_images(folder: Path) -> None:
 
 
 def _measure_in_new_process(overrides: tuple[str, ...], image_dir: str) -> tuple[float, float]:
-    """Return milliseconds a step and megabytes, of a run in a new process."""
+    """Return the ms/step and the peak memory in MB of a run in a new process."""
     root = (f"dataset.root='{image_dir}'",) if "dataset=image_folder" in overrides else ()
     return run_in_new_process(_measure_run, (*overrides, *root, *COMMON_OVERRIDES))
 

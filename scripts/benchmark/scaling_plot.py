@@ -1,4 +1,4 @@
-"""The scaling suite's figure: a column for each axis, time above and memory below."""
+"""Figure of the scaling suite: one column per axis, with time above memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNITS = ("ms/step", "MB")
 
 
 def plot_scaling(rows: Sequence[PairedComparison], path: Path) -> None:
-    """Draw the rows of the scaling suite, whose tasks begin with the number that grows."""
+    """Plot the comparisons of the scaling suite to `path`. Each task begins with the value of its axis."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 

@@ -1,4 +1,4 @@
-"""How long a command takes until it helps or trains, against an interpreter that imports torch and no more."""
+"""Start-up time of `genexp --help` and of a training run, against an interpreter that imports torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmark.paired_rounds import PairedComparison, run_paired_rounds
 
 IMPORT_TORCH_COMMAND = (sys.executable, "-c", "import torch")
 GENEXP_COMMAND = (sys.executable, "-m", "genexp.train")
-POLL_SECONDS = 0.005  # seconds
+POLL_SECONDS = 0.005  # between two checks for the first metrics
 
 
 def run(rounds: int) -> list[PairedComparison]:
-    """Measure seconds. Raises AssertionError where a command fails."""
+    """Measure seconds. Raises CalledProcessError or AssertionError if a command fails."""
     rivals = {"import torch": partial(_time_command, *IMPORT_TORCH_COMMAND)}
     rows = run_paired_rounds(
         "genexp --help", partial(_time_command, *GENEXP_COMMAND, "--help"), rivals, rounds=rounds, unit="s"
@@ -30,7 +30,7 @@ def run(rounds: int) -> list[PairedComparison]:
 
 
 def _read_command_seconds() -> float:
-    """Return seconds on the clock that was chosen; of the processor's time, what commands have spent."""
+    """Return seconds: wall time, or the processor time of all finished child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return read_seconds() if get_selected_clock() == "wall" else usage.ru_utime + usage.ru_stime
 
@@ -42,7 +42,7 @@ def _time_command(*command: str) -> float:
 
 
 def _time_to_first_steps() -> float:
-    """Return how long it takes until the metrics of the first steps are on disk: a few steps late, never early."""
+    """Return the seconds until the metrics of the first steps are on disk: a few steps late, never early."""
     with tempfile.TemporaryDirectory() as name:
         command = (*GENEXP_COMMAND, "device=cpu", f"hydra.run.dir={name}")
         started_at = _read_command_seconds()

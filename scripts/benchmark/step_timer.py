@@ -1,4 +1,4 @@
-"""A training run under a stopwatch: how long its steps take, and the pauses between them."""
+"""Timer of a training run: duration of its steps, and of the pauses between them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from genexp.training.trainer import train
 
 
 class StepTimer:
-    """Stands between the trainer and a run's learner, feed and recorders, and notes when they are called.
+    """Proxy of a run's learner, batch source and recorders that records when the trainer calls them.
 
-    The last step has no pause behind it: the pictures of the end are not the loop's work.
+    There is no pause after the last step: final artifacts are not part of the loop.
     """
 
     def __init__(self, built: Run, recorders: Any) -> None:
         self.run, self._recorders = built, recorders
         self.seconds = 0.0  # from the request for the first batch to the end of the last step
-        self.pauses: list[tuple[float, Snapshot | None]] = []  # seconds, and what was recorded in them
+        self.pauses: list[tuple[float, Snapshot | None]] = []  # seconds, and the snapshot recorded in them
         self.snapshots: list[Snapshot] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -40,7 +40,7 @@ class StepTimer:
         return self.run.data.batch_source.steps_per_epoch
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Yield batches. The next one is asked for when all is recorded."""
+        """Yield batches. The trainer requests the next batch after it has recorded a snapshot."""
         self._started_at = read_seconds()
         for batch in self.run.data.batch_source.batches(first_step):
             snapshot_count = len(self.snapshots)
@@ -49,20 +49,20 @@ class StepTimer:
             self.pauses.append((read_seconds() - self._step_ended_at, snapshot))
 
     def step(self, *arguments: Any) -> Metrics:
-        """Do a step."""
+        """Run one step of the learner and return its metrics."""
         metrics = self.run.learner.step(*arguments)
         self._step_ended_at = read_seconds()
         self.seconds = self._step_ended_at - self._started_at
         return metrics
 
     def record(self, snapshot: Snapshot) -> None:
-        """Record a snapshot."""
+        """Record a snapshot and keep it."""
         self._recorders.record(snapshot)
         self.snapshots.append(snapshot)
 
 
 def time_run(config: Mapping[str, Any]) -> StepTimer:
-    """Run what a plain, resolved configuration says, with all that a run records, in a folder that goes again."""
+    """Train a plain, resolved configuration with all recorders, in a temporary directory. Return its timer."""
     flush_denormals()
     run = build_run(config, None)
     recorders = build_recorders(run.trainer_config, None)

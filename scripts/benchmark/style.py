@@ -1,4 +1,4 @@
-"""Style transfer against the formulation of the tutorials: a stack of loss modules, its weights not frozen."""
+"""Style transfer against the tutorials' formulation: a stack of loss modules, its weights not frozen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genexp.runs.build import Run, build_run
 from genexp.technique import Clock, GradientPhase
 from genexp.training.trainer import initialize_technique
 
-CLOSURE_CALLS = 6  # of the closure in a round
+CLOSURE_CALLS = 6  # evaluations of the loss and its gradient in a round
 IMAGE_SIZES = (256, 512)
 WARMUP_IMAGE_SIZE = 64  # pixels
 PRECISIONS = ("fp32", "bf16")
@@ -28,7 +28,7 @@ STYLE_WEIGHT = 1e5
 
 
 def run(rounds: int) -> list[PairedComparison]:
-    """Measure L-BFGS iterations/s and memory. Raises AssertionError where both begin with different losses."""
+    """Measure L-BFGS iterations/s and memory. Raises AssertionError if the initial losses differ."""
     rows = []
     for size in IMAGE_SIZES:
         reference_run, rival = run_in_thread(partial(_prepare_run, size, "fp32")), "tutorial formulation"
@@ -45,20 +45,20 @@ def run(rounds: int) -> list[PairedComparison]:
 
 
 def _compare_memory(size: int, precision: str, rival: str) -> PairedComparison:
-    """Compare the memory of steps, in one round: a process takes as long as many steps."""
+    """Compare the peak memory of steps, in one round: starting a process takes as long as many steps."""
     ours, theirs = (run_in_new_process(_measure_step_memory, size, kind) for kind in (precision, None))
     return compare(f"style transfer, {size} pixels, {precision}, memory", rival, [ours], [theirs], unit="MB")
 
 
 def _measure_step_memory(size: int, precision: str | None) -> float:
-    """Return megabytes: ours, or, without a precision, the tutorials'."""
-    _measure_tutorial(_prepare_run(WARMUP_IMAGE_SIZE, "fp32"))  # what libraries take once is neither's
+    """Return the peak memory in MB: of genexp, or of the tutorial formulation if `precision` is None."""
+    _measure_tutorial(_prepare_run(WARMUP_IMAGE_SIZE, "fp32"))  # excludes the memory that libraries allocate once
     built = _prepare_run(size, precision or "fp32")
     return memory.measure_peak_megabytes(partial(_measure_steps if precision else _measure_tutorial, built))
 
 
 def _prepare_run(size: int, precision: str) -> Run:
-    """Return a run of the reference preset whose targets are set. Its filters are random: the work is the same."""
+    """Return a run of the reference preset with its targets set. Random filters cost the same as trained ones."""
     overrides = [
         "experiment=style_transfer_reference",
         "model.weights=random",
@@ -89,7 +89,7 @@ class Normalization(nn.Module):
 
 
 class _FeatureLoss(nn.Module):
-    """Hands features through, and keeps how far what `look` sees of them is from the target."""
+    """Identity module that keeps the mean squared error between a statistic of the features and its target."""
 
     def __init__(self, look: Callable[[Tensor], Tensor], target: Tensor) -> None:
         super().__init__()
@@ -107,7 +107,10 @@ def _gram(features: Tensor) -> Tensor:
 
 
 def _build_tutorial_network(run: Run) -> tuple[nn.Sequential, list[_FeatureLoss], list[_FeatureLoss], Tensor]:
-    """Return the tutorials' network on copies of our filters, its losses, and the content."""
+    """Return the tutorials' network, its content and style losses, and the content image.
+
+    Its filters are copies of those of the technique.
+    """
     technique: Any = run.learner.technique
     (photographs,) = run.data.train
     network, content_losses, style_losses = (

@@ -1,6 +1,6 @@
-"""Sixteen seeds as one computation, against the same jobs one after the other and side by side under joblib.
+"""An ensemble of sixteen seeds, against the same jobs one after the other and in parallel with joblib.
 
-What is measured is steps with their batches. What a run records costs the same either way, and is left out.
+Steps with their batches are measured. Recording costs the same in all cases and is left out.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from genexp.seeding import seed_generators
 from genexp.technique import Clock
 
 SEED_COUNT = 16
-SEQUENTIAL_JOBS = 4  # of the jobs, one after the other: they are alike
+SEQUENTIAL_JOBS = 4  # measured jobs of the sequential contender: all take equally long
 STEPS = 60
-WARMUP_STEPS = 3  # steps that nobody counts
+WARMUP_STEPS = 3  # not counted
 BATCH_SIZES = (16, 50)
 BASE_OVERRIDES = ("experiment=stacked_autoencoder_reference", "dataset=mnist_5k", "device=cpu")
-LOSS_TOLERANCE = 1e-3  # of a loss, by which the last of both ways may differ
+LOSS_TOLERANCE = 1e-3  # largest relative difference of the last losses
 Config = dict[str, Any]
 
 
 def run(rounds: int) -> list[PairedComparison]:
-    """Measure steps of single jobs a second. Raises AssertionError where losses differ."""
+    """Measure steps/s, where one step of one job counts once. Raises AssertionError if losses differ."""
     rows = []
     for batch_size in BATCH_SIZES:
         configs = [
@@ -74,7 +74,7 @@ def _measure_sequential(configs: Sequence[Config]) -> float:
 
 
 def _measure_joblib(configs: Sequence[Config]) -> float:
-    """Return what as many workers as cores do together, each with one thread."""
+    """Return the steps/s of as many workers as cores together, each with one thread."""
     import joblib
 
     workers = joblib.cpu_count()
@@ -89,7 +89,7 @@ def _time_worker_job(config: Config, clock_name: str) -> float:
 
 
 def _time_single_run(run: Run) -> tuple[float, float]:
-    """Return the seconds of a run's steps, and the last loss."""
+    """Return the seconds of STEPS steps of a run, and the last loss."""
     batches = run.data.batch_source.batches(1)
     for step in range(1, WARMUP_STEPS + STEPS + 1):
         if step == WARMUP_STEPS + 1:
@@ -101,7 +101,7 @@ def _time_single_run(run: Run) -> tuple[float, float]:
 
 
 def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
-    """Return the seconds of the runs' steps as one computation, and the last losses."""
+    """Return the seconds of STEPS ensemble steps, and the last loss of each member."""
     runs: list[Run] = []
     for config in configs:
         runs.append(build_run(config, None, template=runs[0] if runs else None))

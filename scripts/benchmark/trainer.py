@@ -1,4 +1,4 @@
-"""The trainer with its default recorders against a bare loop, the tutorials' loop, and Lightning."""
+"""Trainer with its default recorders against a bare loop, the tutorials' loop, and Lightning."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is trained, for how long in a round, and the same written by hand."""
+    """A preset, the length of its training in one round, and its hand-written reference."""
 
-    preset: str
+    preset: str  # name in conf/experiment
     batch_size: int
     steps: int
-    build_phases: Callable[[Any, float], list[ReferencePhase]]
+    build_phases: Callable[[Any, float], list[ReferencePhase]]  # technique, learning rate → phases
 
 
 TASKS = {
@@ -55,7 +55,7 @@ TASKS = {
 
 
 def run(rounds: int, tasks: tuple[str, ...] = tuple(TASKS)) -> list[PairedComparison]:
-    """Measure images/s. Raises AssertionError where hand and program do not compute the same losses."""
+    """Measure images/s. Raises AssertionError if genexp and the reference compute different losses."""
     rows = []
     entries = [(name, TASKS[name], precision) for name in tasks for precision in list_precisions(TASKS[name])]
     for name, task, precision in entries:
@@ -72,7 +72,7 @@ def run(rounds: int, tasks: tuple[str, ...] = tuple(TASKS)) -> list[PairedCompar
 
 
 def compose_task_config(task: TrainingTask, *extra_overrides: str) -> dict[str, Any]:
-    """Return the configuration of `work` on the command line, and of `words`."""
+    """Return the configuration of `task`, with `extra_overrides`."""
     overrides = [f"experiment={task.preset}", "dataset=mnist_5k", "device=cpu"]
     overrides += [f"trainer.batch_size={task.batch_size}", f"trainer.max_steps={task.steps}"]
     overrides += ["trainer.evaluate_every=0", "trainer.preview_every=0"]
@@ -80,13 +80,13 @@ def compose_task_config(task: TrainingTask, *extra_overrides: str) -> dict[str, 
 
 
 def list_precisions(task: TrainingTask) -> list[str]:
-    """Return fp32, and what the model's recipe chooses on this processor."""
+    """Return "fp32", and the precision of the model's recipe on this processor if it differs."""
     recipe_precision = compose_task_config(task)["model"]["recipe"].get("precision", "fp32")
     return list(dict.fromkeys(["fp32", resolve_precision(recipe_precision, CPU)]))
 
 
 def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
-    """Compare the losses of each phase on one batch, with the same weights and the same noise."""
+    """Compare the losses of each phase with equal batch, weights and noise. Raises AssertionError."""
     run, reference_phases = _build_both(config, task)
     batch = next(iter(run.data.batch_source.batches(1)))
     clock = Clock(1, task.steps, run.data.batch_source.steps_per_epoch)
@@ -117,12 +117,12 @@ def _load_images(config: dict[str, Any]) -> Tensor:
 
 
 def _measure_genexp(config: dict[str, Any], task: TrainingTask) -> float:
-    """Return the images/s of genexp's trainer with all its recorders."""
+    """Return the images/s of genexp's trainer with its default recorders."""
     return task.steps * task.batch_size / time_run(config).seconds
 
 
 def _measure_bare_loop(config: dict[str, Any], task: TrainingTask) -> float:
-    """Return the images/s of the loop one would write by hand over data in memory."""
+    """Return the images/s of a hand-written loop over data in memory, with a fused optimizer."""
     phases = _build_reference_phases(config, task)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Adam(phase.network.parameters(), lr=phase.lr, fused=True) for phase in phases
@@ -138,7 +138,7 @@ def _measure_bare_loop(config: dict[str, Any], task: TrainingTask) -> float:
 
 
 class _PillowImages(Dataset[Any]):
-    """Images as torchvision's MNIST gives them out: each one a Pillow image that a transform makes a tensor."""
+    """Dataset like torchvision's MNIST: each item is a Pillow image that a transform turns into a tensor."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images.squeeze(1)
@@ -152,7 +152,7 @@ class _PillowImages(Dataset[Any]):
 
 
 def _measure_tutorial_loop(config: dict[str, Any], task: TrainingTask) -> float:
-    """Return the images/s of the tutorials' loop: a DataLoader, and every loss read at every step."""
+    """Return the images/s of the tutorials' loop: a DataLoader, and `item()` of each loss at every step."""
     phases = _build_reference_phases(config, task)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Adam(phase.network.parameters(), lr=phase.lr) for phase in phases
@@ -171,7 +171,7 @@ def _measure_tutorial_loop(config: dict[str, Any], task: TrainingTask) -> float:
 
 
 def _measure_lightning(config: dict[str, Any], task: TrainingTask) -> float:
-    """Return the images/s of Lightning's Trainer with its defaults, over the same data in memory."""
+    """Return the images/s of Lightning's Trainer with its defaults, over data in memory."""
     from benchmark.lightning import measure_lightning
 
     phases = _build_reference_phases(config, task)
