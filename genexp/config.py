@@ -1,4 +1,4 @@
-"""From composed YAML to typed, checked dataclasses."""
+"""Binding of composed YAML to typed, validated dataclasses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG_GROUPS = (
     "trainer",
     "device",
     "experiment",
-)  # folders of conf/ to choose from
+)  # folders of conf/ in which a command line can choose a file
 ConfigT = TypeVar("ConfigT")
 TYPE_DESCRIPTIONS = {
     int: "a whole number",
@@ -34,7 +34,7 @@ PLURAL_TYPE_DESCRIPTIONS = {int: "whole numbers", float: "numbers", str: "words"
 
 
 class FieldError(Exception):
-    """A field's value is out of range; `bind` turns it into a ConfigError that names the full key."""
+    """Error of a field whose value is out of range. `bind` converts it to a ConfigError with the full key."""
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
         super().__init__(key, value, remedy)
@@ -42,23 +42,26 @@ class FieldError(Exception):
 
 
 def find_config_dir() -> Path:
-    """Return the folder of the YAML files: beside the package in a wheel, beside it in a checkout."""
+    """Return the conf/ directory: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     packaged_dir = package / "conf"
     return packaged_dir if packaged_dir.is_dir() else package.parent / "conf"
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
-    """Raise FieldError unless `condition` holds. For the `__post_init__` of config dataclasses."""
+    """Raise FieldError unless `condition` holds. For the `__post_init__` of config dataclasses.
+
+    `remedy` is an instruction for the user, such as "use 0 or more".
+    """
     if not condition:
         raise FieldError(key, value, remedy)
 
 
 def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -> ConfigT:
-    """Return `node` as an instance of the dataclass `cls`. Raises ConfigError naming `group`.key.
+    """Return `node` as an instance of the dataclass `cls`. Raises ConfigError with the key `group`.key.
 
-    Every field must be in `node` (a default that lives in code only could not be seen or overridden),
-    and every key of `node` must be a field. An empty `group` stands for the top of the configuration.
+    Every field must be in `node`, because a default in code alone could not be seen or overridden. Every key of
+    `node` must be a field. An empty `group` stands for the top level of the configuration.
     """
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     node_values = {str(key): value for key, value in values.items() if value != MISSING}  # type: ignore[union-attr]
@@ -81,7 +84,7 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
 
 
 def suggest_choice(value: str, choices: Iterable[str]) -> str:
-    """Return a hint naming the choice nearest to `word`, or all choices where none is near."""
+    """Return a hint with the choice most similar to `value`, or with all choices if none is similar."""
     choices = sorted(choices)
     matches = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
     return f"did you mean {matches[0]}?" if matches else f"choose one of: {', '.join(choices)}"
@@ -99,7 +102,7 @@ def _join_key(group: str, key: str) -> str:
 
 
 def _describe_type(annotation: Any) -> str:
-    """Return what a value of a type annotation is: "a whole number or null" for int | None."""
+    """Return a description of a type annotation for users: "a whole number or null" for int | None."""
     if annotation in TYPE_DESCRIPTIONS:
         return TYPE_DESCRIPTIONS[annotation]
     type_args = get_args(annotation)

@@ -1,4 +1,4 @@
-"""Where a run computes."""
+"""Devices: selection, precision support, determinism and description."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 @dataclass
 class DeviceConfig:
-    """conf/device/*.yaml."""
+    """Device settings (conf/device/*.yaml)."""
 
-    name: str
-    index: int  # which GPU, where there are several
-    threads: int | None  # CPU threads of each process; null leaves torch's choice
-    processes: int  # how many share the run, each with some rows of every batch
+    name: str  # one of DEVICE_CHOICES
+    index: int  # index of the GPU; with several processes, that of the first
+    threads: int | None  # CPU threads of each process; None keeps torch's default
+    processes: int  # number of processes that share the run, each with its rows of every batch
 
     def __post_init__(self) -> None:
         require(self.name in DEVICE_CHOICES, "name", self.name, f"choose one of {', '.join(DEVICE_CHOICES)}")
@@ -40,9 +40,10 @@ class DeviceConfig:
 
 
 def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
-    """Return the device that `config` names; "auto" is the first of cuda, mps, cpu that is there.
+    """Return the device that `config` names, and set the number of torch's CPU threads.
 
-    Of several `processes` on this machine each has a GPU of its own. Raises ConfigError.
+    "auto" is the first available of cuda, mps and cpu. Each of the `local_world_size` processes on this machine
+    has its own GPU. Raises ConfigError.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -67,9 +68,9 @@ def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size
 
 
 def move_to_device(module: ModuleT, device: torch.device) -> ModuleT:
-    """Bring a module to `device`, its filters in the layout in which convolutions are fastest there.
+    """Move `module` to `device`, with convolution filters in the fastest memory format for it.
 
-    On a processor that is channels last: it spares each convolution the bringing of its input into that order.
+    On a CPU this is channels last, which saves each convolution the conversion of its input.
     """
     module.to(device)
     if device.type == "cpu":
@@ -80,28 +81,28 @@ def move_to_device(module: ModuleT, device: torch.device) -> ModuleT:
 
 
 def has_bf16_matmul(device: torch.device) -> bool:
-    """Return whether `device` is a processor with instructions for matrices of bfloat16 (AMX)."""
+    """Return whether `device` is a CPU with instructions for bfloat16 matrix products (AMX)."""
     return _has_cpu_capability("amx_bf16", device)
 
 
 def has_bf16_arithmetic(device: torch.device) -> bool:
-    """Return whether `device` is a processor with instructions for bfloat16: for matrices, or for vectors."""
+    """Return whether `device` is a CPU with bfloat16 instructions, for matrices (AMX) or vectors (AVX-512)."""
     return has_bf16_matmul(device) or _has_cpu_capability("avx512_bf16", device)
 
 
 def _has_cpu_capability(capability: str, device: torch.device) -> bool:
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which older releases lack
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older torch releases lack it
         return False
     return bool(torch.cpu.get_capabilities().get(capability))
 
 
 @contextmanager
 def use_bf16_matmul() -> Iterator[None]:
-    """Multiply float32 matrices on a processor as they are rounded to bfloat16, while the block runs.
+    """Round the factors of float32 matrix products on the CPU to bfloat16 within the block.
 
-    The products are added in float32, and everything else is computed in it. So are products too small to gain.
+    Products are accumulated in float32. All other operations, and products too small to benefit, stay in float32.
     """
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made by a property of the module
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # a property creates it
     previous, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         yield
@@ -110,31 +111,34 @@ def use_bf16_matmul() -> Iterator[None]:
 
 
 def flush_denormals() -> None:
-    """Let this thread, and those that it begins from now on, compute with 0 in the place of numbers below 1e-38.
+    """Replace float32 numbers below 1e-38 (denormals) by 0, in this thread and those that it starts later.
 
-    The averages that Adam keeps of gradients which have ceased sink there, and an Intel processor needs several
-    times as long for a whole step with them.
+    Once gradients vanish, Adam's moment estimates decay to denormals. With them a whole step takes several times
+    as long on an Intel processor.
     """
     torch.set_flush_denormal(True)
 
 
 def use_deterministic_algorithms(enabled: bool) -> None:
-    """Make every operation repeat bit for bit on one machine, or not; slower on a GPU, free on a CPU."""
+    """Enable or disable torch's deterministic algorithms, which repeat bit for bit on one machine.
+
+    They are slower on a GPU and cost nothing on a CPU.
+    """
     if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    # Said in either case: the runs of a sweep share one process.
-    if enabled != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: a second
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
+    # Also disabled explicitly, because the runs of a sweep share one process.
+    if enabled != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler, about 1 s
         torch.use_deterministic_algorithms(enabled)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what it was asked for."""
+    """Wait until all work queued on `device` is done. Does nothing on a CPU."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
 
 
 def describe_device(device: torch.device, world_size: int = 1) -> str:
-    """Return the device in words, for logs, and how many processes have one of its kind."""
+    """Return a description of the device for logs, such as "cpu (8 threads)"; "4 × …" for 4 processes."""
     if world_size > 1:
         return f"{world_size} × {describe_device(device)}"
     if device.type == "cuda":
@@ -144,5 +148,5 @@ def describe_device(device: torch.device, world_size: int = 1) -> str:
 
 
 def promote_to_float32(tensor: Tensor) -> Tensor:
-    """Return a floating tensor in float32, or in float64 where that is the precision of all computation."""
+    """Return `tensor` in float32, whatever its shape. A float64 tensor stays float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,29 +1,29 @@
-"""The errors a user can cause. Each message is one line: what, its value, and what to do about it."""
+"""Errors that a user can cause or fix. Each message is one line: the key, its value, the reason and a remedy."""
 
 
 class GenexpError(Exception):
-    """Base of every error that ends a command in one line instead of a stack trace."""
+    """Base class of errors that are printed as one line instead of a traceback."""
 
 
 class ConfigError(GenexpError):
-    """A setting is unknown, of the wrong type, out of range, or does not fit another one."""
+    """Error of a setting that is unknown, of the wrong type, out of range, or in conflict with another one."""
 
 
 class RunDirInUseError(ConfigError):
-    """Another process is at work in the folder."""
+    """Error of a run directory that another process has locked."""
 
 
 class DataError(GenexpError):
-    """A data set is absent, damaged or unfit for what was asked."""
+    """Error of a data set that is missing, damaged or unsuitable for the request."""
 
 
 class CheckpointError(GenexpError):
-    """A run folder or checkpoint cannot be resumed from, or could not be written."""
+    """Error of a run directory or checkpoint that cannot be used or written."""
 
 
 class RankFailedError(GenexpError):
-    """One of several processes of a run is gone."""
+    """Error of a run with several processes, one of which failed or exited."""
 
 
 class DivergenceError(GenexpError):
-    """A loss became NaN or infinite."""
+    """Error of a training whose loss or weights became NaN or infinite."""

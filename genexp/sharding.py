@@ -1,7 +1,8 @@
-"""The whole batch, of which a loss may be given a part: for what is no mean over samples.
+"""Statistics of the whole batch, for losses that receive only this process's shard of it.
 
-The loss of a step is the mean of its parts' losses. What is a mean over the batch is therefore right by itself;
-what is not (a statistic that a loss bends or a buffer keeps) is asked for here. Alone, a part is the whole.
+The loss of a step is the mean of the shards' losses, so a mean of per-sample losses needs no function of this
+module. A statistic needs one if a loss is nonlinear in it, or if a buffer stores it. With a single process the
+shard is the whole batch.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of how many equal parts is here; the others are with the other processes."""
+    """One of `count` equal parts of the batch. Each process has one."""
 
-    index: int = 0
+    index: int = 0  # 0-based, below `count`
     count: int = 1
 
     def row_slice(self, num_rows: int) -> slice:
-        """Return which of `total` rows belong to this part."""
+        """Return the slice of `num_rows` rows that belongs to this shard."""
         return slice(self.index * num_rows // self.count, (self.index + 1) * num_rows // self.count)
 
 
@@ -35,7 +36,7 @@ _CURRENT_SHARD: ContextVar[Shard] = ContextVar("part", default=SINGLE_SHARD)
 
 @contextmanager
 def shard_context(shard: Shard) -> Iterator[None]:
-    """Let the functions below know, while the block runs, that work is divided."""
+    """Make `shard` the current shard of the functions below, within the block."""
     token = _CURRENT_SHARD.set(shard)
     try:
         yield
@@ -44,12 +45,12 @@ def shard_context(shard: Shard) -> Iterator[None]:
 
 
 def current_shard() -> Shard:
-    """Return the part that is here."""
+    """Return the shard of this process; the only one outside `shard_context`."""
     return _CURRENT_SHARD.get()
 
 
 def batch_mean(values: Tensor) -> Tensor:
-    """Return the mean of values (rows, ...) over the rows of the whole batch. Gradients pass through it."""
+    """Return the mean (...) of `values` (rows, ...) over the rows of the whole batch. It is differentiable."""
     mean = values.mean(0)
     return (
         mean
@@ -59,7 +60,7 @@ def batch_mean(values: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of the whole batch, without a gradient."""
+    """Return the rows of the whole batch, (count * rows, ...), from local (rows, ...). Without a gradient."""
     if current_shard() == SINGLE_SHARD:
         return rows
     shards = [torch.empty_like(rows) for _ in range(current_shard().count)]
@@ -68,19 +69,19 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def local_rows(rows: Tensor) -> Tensor:
-    """Return those of the whole batch's rows that are here."""
+    """Return the local rows, (rows / count, ...), of the whole batch's `rows` (rows, ...)."""
     return rows[current_shard().row_slice(len(rows))]
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of the parts' tensors, in the place of the one given."""
+    """Sum `tensor` over all shards in place, and return it."""
     if current_shard() != SINGLE_SHARD:
         dist.all_reduce(tensor)
     return tensor
 
 
 class _AllReduceMean(torch.autograd.Function):
-    """The mean of the parts' tensors. Its gradient is the mean of theirs, and so on for higher ones."""
+    """Differentiable mean over all shards. Its gradient, of any order, is the mean of the shards' gradients."""
 
     @staticmethod
     def forward(ctx: Any, local_mean: Tensor, count: int) -> Tensor:
