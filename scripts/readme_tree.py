@@ -9,7 +9,7 @@ TREE_PATTERN = re.compile(r"(?<=<!-- tree -->\n```\n).*?(?=```\n<!-- /tree -->)"
 COMMENT_COLUMN = 34
 # Directories without a package docstring.
 DIRECTORY_COMMENTS = {
-    "conf": "configuration: one folder for each group, one YAML file for each option, presets in experiment/",
+    "conf": "configuration: one folder for each group, one file for each option, presets in experiment/",
     "genexp/plugins/hydra_plugins": "namespace package in which Hydra finds launchers and sweepers; no __init__.py",
     "scripts": "the commands, and tools of the project",
     "tests": "mirror of genexp/; support/ holds shared helpers",
