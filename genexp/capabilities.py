@@ -40,7 +40,7 @@ class CanInterpolate(ABC):
     """Interface of techniques with a latent space in which images can be interpolated."""
 
     @abstractmethod
-    def interpolate(self, examples: Batch, frames: int) -> Tensor:
+    def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
         """Return images (frames, paths, channels, height, width): each path leads from one image to another.
 
         There is one path per sample of `examples`. A technique without an encoder uses only their number.
@@ -51,7 +51,7 @@ class CanTraverse(ABC):
     """Interface of techniques whose latent units can be varied one at a time."""
 
     @abstractmethod
-    def traverse(self, examples: Batch, frames: int) -> Tensor:
+    def traverse(self, examples: Batch, num_frames: int) -> Tensor:
         """Return images (frames, units, channels, height, width): each path varies one latent unit alone.
 
         The other units keep the values of the first sample of `examples`. The units are the most informative
@@ -97,8 +97,8 @@ class CanEstimateLikelihood(ABC):
     """Interface of techniques with a likelihood that can be estimated."""
 
     @abstractmethod
-    def log_likelihood(self, images: Tensor, samples: int) -> Tensor:
+    def log_likelihood(self, images: Tensor, num_samples: int) -> Tensor:
         """Return log p in nats of binary images (batch, channels, height, width): (batch,).
 
-        The estimate uses `samples` latent samples per image.
+        The estimate uses `num_samples` latent samples per image.
         """

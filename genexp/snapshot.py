@@ -30,11 +30,11 @@ class RunInfo:
     class_names: tuple[str, ...] = ()  # by label; empty if the data set has none
     environment: Mapping[str, str] = field(default_factory=dict)  # device, precision, versions, commit
     data_fingerprints: Mapping[str, str] = field(default_factory=dict)  # split → size and checksum
-    start_step: int = 0  # step of the checkpoint that the run resumes from; 0 for a fresh run
+    completed_steps: int = 0  # step of the checkpoint that the run resumes from; 0 for a fresh run
 
-    def has_recorded(self, step: int) -> bool:
+    def is_recorded(self, step: int) -> bool:
         """Return whether `step` was already recorded before the run was resumed."""
-        return self.start_step > 0 and step <= self.start_step
+        return self.completed_steps > 0 and step <= self.completed_steps
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,14 @@ class Snapshot:
     """State of a run at one step, with the metrics since the previous snapshot."""
 
     clock: Clock
-    train: Mapping[str, Curve] = field(default_factory=dict)  # metrics since the previous snapshot
-    test: Mapping[str, float] = field(default_factory=dict)  # test metrics; empty if no evaluation was due
-    images: Mapping[str, Tensor] = field(default_factory=dict)  # previews: uint8 (channels, height, width), CPU
+    train_curves: Mapping[str, Curve] = field(default_factory=dict)  # metrics since the previous snapshot
+    test_metrics: Mapping[str, float] = field(default_factory=dict)  # test metrics; empty if no evaluation was due
+    preview_images: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # previews: uint8 (channels, height, width), CPU
     warnings: tuple[str, ...] = ()
-    checkpoint: Mapping[str, Any] | None = None  # full training state, if a checkpoint is due
-    weights: Mapping[str, Tensor] | None = None  # state dict of the evaluated technique
+    checkpoint_state: Mapping[str, Any] | None = None  # full training state, if a checkpoint is due
+    technique_state: Mapping[str, Tensor] | None = None  # state dict of the evaluated technique
     final_artifacts: FinalArtifacts | None = None  # in the last snapshot only
 
 

@@ -101,7 +101,7 @@ class Technique(nn.Module, ABC):
         State kept here must not affect a step: it derives from the data set and is in no checkpoint.
         """
 
-    def initialize(self, samples: Batches) -> None:
+    def initialize(self, train_batches: Batches) -> None:
         """Initialize from the training split. Called once, before step 1 of a new run."""
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ class Technique(nn.Module, ABC):
         """
         return {}
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         """Return metrics on the test split. Called in eval mode without gradients."""
         return {}
 

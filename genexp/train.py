@@ -47,9 +47,9 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN_FLAGS)
     try:
         with _exit_on_signal():
-            page = build_help_page(sys.argv[1:])
-            if page is not None:
-                print(page)
+            help_page = build_help_page(sys.argv[1:])
+            if help_page is not None:
+                print(help_page)
                 return
             _build_hydra_main(sys.argv[1:])()
     except (GenexpError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
@@ -58,9 +58,9 @@ def main() -> None:
         sys.exit(f"genexp: {format_error(error, sys.argv[1:])}")
     finally:
         if read_rank_info() is not None:
-            from genexp.distributed.rank_process import release_ranks
+            from genexp.distributed.rank_process import shut_down_ranks
 
-            release_ranks()
+            shut_down_ranks()
 
 
 def _run_rank_process() -> None:
@@ -93,26 +93,26 @@ def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
     if sweep_dir is not None:
         if not any(argument in MULTIRUN_FLAGS for argument in arguments):
             raise ConfigError(f"sweep.resume={sweep_dir} goes on with a sweep; add -m")
-        sys.argv.append(f"hydra.sweep.dir={_quote(str(sweep_dir))}")
+        sys.argv.append(f"hydra.sweep.dir={_quote_override_value(str(sweep_dir))}")
     if run_dir is None:
-        return hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="train")(_run_job)
+        return hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="train")(_run_task)
     if not (run_dir / CONFIG_FILE).is_file():
         raise CheckpointError(f"resume={run_dir} is no run's folder (it has no config.yaml); give one that is")
-    for word in arguments:
-        if word in MULTIRUN_FLAGS:
-            raise ConfigError(f"resume={run_dir} goes on with one run; leave out {word}")
-        if word.partition("=")[0] in CONFIG_GROUPS:
-            raise ConfigError(f"resume={run_dir} cannot change {word}; leave it out, or start a new run")
+    for argument in arguments:
+        if argument in MULTIRUN_FLAGS:
+            raise ConfigError(f"resume={run_dir} goes on with one run; leave out {argument}")
+        if argument.partition("=")[0] in CONFIG_GROUPS:
+            raise ConfigError(f"resume={run_dir} cannot change {argument}; leave it out, or start a new run")
     sys.argv[1:] = [word for word in arguments if not word.startswith("resume=")] + [
-        f"resume={_quote(str(run_dir))}",
-        f"hydra.searchpath=[{_quote('file://' + str(conf_dir))}]",
+        f"resume={_quote_override_value(str(run_dir))}",
+        f"hydra.searchpath=[{_quote_override_value('file://' + str(conf_dir))}]",
         "hydra/job_logging=genexp",
-        f"hydra.run.dir={_quote(str(run_dir))}",
+        f"hydra.run.dir={_quote_override_value(str(run_dir))}",
         "hydra.output_subdir=null",  # keep the .hydra/ files of the first start
         "hydra.job.name=genexp",
         "hydra.job.chdir=false",
     ]
-    return hydra.main(version_base="1.3", config_path=str(run_dir.resolve()), config_name="config")(_run_job)
+    return hydra.main(version_base="1.3", config_path=str(run_dir.resolve()), config_name="config")(_run_task)
 
 
 def parse_resume_dir(arguments: list[str]) -> Path | None:
@@ -138,12 +138,12 @@ def _exit_on_signal() -> Iterator[None]:
     """
     received_signals: list[int] = []
 
-    def handle_signal(number: int, frame: FrameType | None) -> None:
-        received_signals.append(number)
+    def handle_signal(signum: int, frame: FrameType | None) -> None:
+        received_signals.append(signum)
         raise KeyboardInterrupt  # no direct exit, so that a download removes its partial file
 
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    previous = {number: signal.signal(number, handle_signal) for number in signals}
+    previous_handlers = {number: signal.signal(number, handle_signal) for number in signals}
     try:
         yield
     except BaseException:
@@ -151,17 +151,17 @@ def _exit_on_signal() -> Iterator[None]:
             sys.exit(128 + received_signals[0])
         raise
     finally:
-        for number, handler in previous.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
-def _quote(text: str) -> str:
+def _quote_override_value(text: str) -> str:
     """Return `text` as a quoted value of Hydra's override grammar."""
     escaped = text.replace("'", "\\'")
     return f"'{escaped}'"
 
 
-def _run_job(cfg: DictConfig) -> float | None:
+def _run_task(cfg: DictConfig) -> float | None:
     from genexp.runs.run import run_experiment  # imports torch, over a second
 
     hydra_config = HydraConfig.get()

@@ -9,8 +9,8 @@ TREE_PATTERN = re.compile(r"(?<=<!-- tree -->\n```\n).*?(?=```\n<!-- /tree -->)"
 COMMENT_COLUMN = 34
 # Directories without a package docstring.
 DIRECTORY_COMMENTS = {
-    "conf": "configuration: one folder for each group, one file for each option, presets in experiment/",
-    "genexp/plugins/hydra_plugins": "namespace package in which Hydra finds launchers and sweepers; no __init__.py",
+    "conf": "configuration: a folder for each group, a file for each option, presets in experiment/",
+    "genexp/plugins/hydra_plugins": "namespace package where Hydra finds launchers and sweepers",
     "scripts": "the commands, and tools of the project",
     "tests": "mirror of genexp/; support/ holds shared helpers",
     "outputs": "runs (ignored by git); gallery/ holds the README's pictures",

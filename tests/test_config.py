@@ -17,7 +17,7 @@ from genexp.data.dataset import DataSpec
 from genexp.data.registry import find_dataset, list_datasets
 from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
-from genexp.runs.build import RunConfig
+from genexp.runs.build import TopLevelConfig
 from genexp.sweep.config import SweepConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
@@ -85,7 +85,7 @@ def test_every_data_set_has_a_file() -> None:
 
 def test_the_top_of_the_configuration_has_the_keys_of_its_dataclass() -> None:
     groups = {"model", "dataset", "optimizer", "trainer", "device"}
-    assert {str(key) for key in composed()} - groups - {"sweep"} == keys(RunConfig)
+    assert {str(key) for key in composed()} - groups - {"sweep"} == keys(TopLevelConfig)
 
 
 def test_what_is_said_of_a_sweep_has_the_keys_of_its_dataclass() -> None:
@@ -282,7 +282,7 @@ def bound(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
     """Bind all of a configuration; return (model's settings, trainer's, optimizer's)."""
     config = plain(cfg)
     model = {key: value for key, value in config["model"].items() if key not in ("name", "recipe")}
-    bind(RunConfig, {key: config[key] for key in keys(RunConfig)}, "")
+    bind(TopLevelConfig, {key: config[key] for key in keys(TopLevelConfig)}, "")
     bind(DeviceConfig, config["device"], "device")
     bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
     technique: Any = bind(find_technique(config["model"]["name"]).Config, model, "model")

@@ -84,9 +84,9 @@ def test_batch_norm_of_the_whole_is_torchs(shape: tuple[int, ...]) -> None:
 
 def test_parts_of_batches_are_disjoint_and_make_up_the_batches() -> None:
     numbers = make_loader(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
-    whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").batches(1)
+    whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").iter_batches(1)
     streams = [
-        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).batches(1)
+        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).iter_batches(1)
         for index in range(3)
     ]
     for _ in range(7):

@@ -23,7 +23,7 @@ class CommandParser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_and_device_options(parser: argparse.ArgumentParser) -> None:
     """Add the options `--checkpoint` and `--device`."""
     parser.add_argument(
         "--checkpoint",
@@ -62,13 +62,13 @@ def run_command(program: str, command: Callable[[], int]) -> NoReturn:
     except (GenexpError, OSError) as error:
         if SHOW_TRACEBACKS:
             raise
-        sys.exit(f"{program}: {format_exception(error)}")
+        sys.exit(f"{program}: {format_first_line(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code)
 
 
-def format_exception(error: Exception) -> str:
+def format_first_line(error: Exception) -> str:
     """Return the first line of the message of `error`, with the file name for an OSError."""
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"

@@ -11,7 +11,7 @@ from typing import NoReturn
 from genexp.cli.common import CommandParser, run_command
 from genexp.reports import compare, print_comparison, write_sweep_report
 from genexp.reports.comparison import check_comparable
-from genexp.reports.table import to_json, write_csv
+from genexp.reports.table import format_json, write_csv
 
 PROGRAM = "genexp-compare"
 
@@ -51,7 +51,7 @@ def _run(arguments: Sequence[str]) -> int:
     if args.csv:
         write_csv(comparison, sys.stdout)
     elif args.json:
-        print(to_json(comparison))
+        print(format_json(comparison))
     else:
         print_comparison(comparison)
     if args.html:

@@ -39,31 +39,31 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
-    difference = diff_runs(args.left, args.right)
+    run_diff = diff_runs(args.left, args.right)
     if args.json:
-        print(json.dumps(_diff_to_dict(difference), indent=2, ensure_ascii=False))
+        print(json.dumps(_diff_to_dict(run_diff), indent=2, ensure_ascii=False))
     else:
-        _print_diff(difference)
+        _print_diff(run_diff)
     return 0
 
 
-def _print_diff(difference: RunDiff) -> None:
+def _print_diff(run_diff: RunDiff) -> None:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console.width = 1000
-    for name, pairs in _build_sections(difference).items():
-        _print_section(console, name, pairs, difference)
-    differing_metrics = [metric for metric in difference.metric_differences if metric.is_different]
+    for name, pairs in _build_sections(run_diff).items():
+        _print_section(console, name, pairs, run_diff)
+    differing_metrics = [metric for metric in run_diff.metric_differences if metric.is_different]
     lines = [
         f"  {metric.metric} from step {metric.step:,}" for metric in differing_metrics[1 : MAX_LISTED_METRICS + 1]
     ]
-    for line in [difference.summary, *lines]:
+    for line in [run_diff.summary, *lines]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_section(console: Console, name: str, pairs: Mapping[str, ValuePair], difference: RunDiff) -> None:
+def _print_section(console: Console, name: str, pairs: Mapping[str, ValuePair], run_diff: RunDiff) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -73,30 +73,30 @@ def _print_section(console: Console, name: str, pairs: Mapping[str, ValuePair], 
         return
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     table.add_column(name)
-    for run in difference.runs:
+    for run in run_diff.runs:
         table.add_column(escape(run.name), overflow="fold")
     for key, values in pairs.items():
         table.add_row(key, *("" if value is None else escape(value) for value in values))
     console.print(table)
 
 
-def _build_sections(difference: RunDiff) -> dict[str, Mapping[str, ValuePair]]:
+def _build_sections(run_diff: RunDiff) -> dict[str, Mapping[str, ValuePair]]:
     return {
-        "configuration": difference.configuration,
-        "code": difference.code,
-        "data": difference.data,
-        "environment": difference.environment,
-        "result": difference.results,
+        "configuration": run_diff.configuration,
+        "code": run_diff.code,
+        "data": run_diff.data,
+        "environment": run_diff.environment,
+        "result": run_diff.results,
     }
 
 
-def _diff_to_dict(difference: RunDiff) -> dict[str, object]:
-    metrics = [asdict(metric) for metric in difference.metric_differences]
+def _diff_to_dict(run_diff: RunDiff) -> dict[str, object]:
+    metrics = [asdict(metric) for metric in run_diff.metric_differences]
     return {
-        "runs": [str(run.run_dir) for run in difference.runs],
-        **_build_sections(difference),
+        "runs": [str(run.run_dir) for run in run_diff.runs],
+        **_build_sections(run_diff),
         "metrics": metrics,
-        "verdict": difference.summary,
+        "verdict": run_diff.summary,
     }
 
 

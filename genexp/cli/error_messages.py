@@ -43,13 +43,13 @@ def format_error(error: Exception, arguments: list[str]) -> str:
             return f"{key} is no key of the config.yaml of the run; leave it out, or start a new run"
         return f"{key} is no key of this configuration; {suggest_choice(key, _list_known_keys(arguments))}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{error.full_key}: {_first_line(error)}; see genexp --cfg job"
+        return f"{error.full_key}: {_get_first_line(error)}; see genexp --cfg job"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return f"{_first_line(error)}; see genexp --help"
-    return _first_line(error)
+        return f"{_get_first_line(error)}; see genexp --help"
+    return _get_first_line(error)
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), repr(error))
 
 

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_exception, run_command
+from genexp.cli.common import (
+    CommandParser,
+    add_checkpoint_and_device_options,
+    build_int_type,
+    format_first_line,
+    run_command,
+)
 from genexp.errors import GenexpError
 
 if TYPE_CHECKING:
@@ -32,7 +38,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "also written to RUN/evaluation.json.",
     )
     parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="a run's folder")
-    add_run_options(parser)
+    add_checkpoint_and_device_options(parser)
     parser.add_argument(
         "--nll-samples",
         type=build_int_type(0),
@@ -48,13 +54,13 @@ def _build_parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
     evaluations, exit_code = [], 0
-    for folder in args.run:
+    for run_dir in args.run:
         try:
-            evaluations.append(_evaluate_run(folder, args))
+            evaluations.append(_evaluate_run(run_dir, args))
         except (GenexpError, OSError) as error:
             if len(args.run) == 1:
                 raise
-            print(f"{PROGRAM}: {format_exception(error)}", file=sys.stderr)
+            print(f"{PROGRAM}: {format_first_line(error)}", file=sys.stderr)
             exit_code = 1
     _print_scores(evaluations, as_json=args.json)
     return exit_code

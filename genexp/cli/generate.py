@@ -37,8 +37,11 @@ from genexp.technique import Batch, Technique
 SAMPLE_BATCH_SIZE = 100
 INPUT_BATCH_SIZE = 32
 MAX_GRID_SAMPLES, SAMPLE_GRID_COLUMNS = 400, 10  # images in samples.png, and in each of its rows
-DEFAULT_EXAMPLES = 10  # held-out samples in a comparison of inputs and outputs
-DEFAULT_PATHS, TRAVERSAL_EXAMPLES = 8, 500  # paths of an interpolation; samples for selecting latent units
+NUM_DEFAULT_EXAMPLES = 10  # held-out samples in a comparison of inputs and outputs
+DEFAULT_LATENT_PATHS, NUM_TRAVERSAL_EXAMPLES = (
+    8,
+    500,
+)  # paths of an interpolation; samples for selecting latent units
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def generate_reconstructions(request: GenerationRequest) -> list[Path]:
         if request.input_path is not None:  # not corrupted: they may be noisy already
             shape = run.dataset.spec.image_shape
             return _transform_inputs(request, "reconstructions", shape, technique.reconstruct)
-        images = run.get_examples(request.count or DEFAULT_EXAMPLES)["image"]
+        images = run.get_examples(request.count or NUM_DEFAULT_EXAMPLES)["image"]
         corrupted = technique.corrupt(images)
         rows = [images, technique.reconstruct(corrupted)]
         if corrupted is not images:
@@ -115,7 +118,7 @@ def generate_interpolation(request: GenerationRequest) -> list[Path]:
 
     Raises ConfigError for fewer than two images.
     """
-    run, count = request.run, request.count or DEFAULT_PATHS
+    run, count = request.run, request.count or DEFAULT_LATENT_PATHS
     assert isinstance(run.technique, CanInterpolate)
     batch = request.load_batch(count)
     if len(next(iter(batch.values()))) < 2:
@@ -130,7 +133,7 @@ def generate_traversal(request: GenerationRequest) -> list[Path]:
     run = request.run
     assert isinstance(run.technique, CanTraverse)
     with run.seeded_eval_mode("traversal", seed=request.seed):
-        batch = run.get_examples(TRAVERSAL_EXAMPLES)
+        batch = run.get_examples(NUM_TRAVERSAL_EXAMPLES)
         if request.input_path is not None:
             batch = {"image": torch.cat([request.load_batch(1)["image"], batch["image"]])}
         images = run.technique.traverse(batch, WALK_FRAMES)
@@ -153,9 +156,9 @@ def generate_cluster_table(request: GenerationRequest) -> list[Path]:
     path = request.output_dir / "clusters.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["index", "cluster", "label"][: 1 + len(columns)])
-        table.writerows(zip(range(len(columns[0])), *columns, strict=True))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["index", "cluster", "label"][: 1 + len(columns)])
+        writer.writerows(zip(range(len(columns[0])), *columns, strict=True))
     return [path]
 
 
@@ -172,32 +175,32 @@ def generate_translations(request: GenerationRequest) -> list[Path]:
     """Write translations of images to another domain as separate files, and a grid of inputs and outputs."""
     technique = request.run.technique
     assert isinstance(technique, CanTranslate)
-    written: list[Path] = []
+    written_paths: list[Path] = []
     with request.run.seeded_eval_mode("translations", seed=request.seed):
         for translation in technique.translations():
             if request.input_path is None:
-                written += _translate_examples(request, translation)
+                written_paths += _translate_examples(request, translation)
             else:
-                shape = request.run.dataset.spec.shape(translation.source_stream)
-                written += _transform_inputs(request, translation.name, shape, translation.translate)
-    return written
+                shape = request.run.dataset.spec.get_shape(translation.source_stream)
+                written_paths += _transform_inputs(request, translation.name, shape, translation.translate)
+    return written_paths
 
 
 def _translate_examples(request: GenerationRequest, translation: Translation) -> list[Path]:
-    run, folder = request.run, request.output_dir / translation.name
-    batch = run.get_examples(request.count or DEFAULT_EXAMPLES)
+    run, translation_dir = request.run, request.output_dir / translation.name
+    batch = run.get_examples(request.count or NUM_DEFAULT_EXAMPLES)
     results = torch.cat(
         [translation.translate(part) for part in batch[translation.source_stream].split(INPUT_BATCH_SIZE)]
     )
     for index, image in enumerate(results):
-        write_image(folder / f"{index:05d}.png", image)
-    truth = (
+        write_image(translation_dir / f"{index:05d}.png", image)
+    targets = (
         [batch[translation.target_stream]]
         if run.dataset.test.is_aligned and translation.target_stream in batch
         else []
     )
-    grid = make_comparison_grid(batch[translation.source_stream], results, *truth)
-    return [write_enlarged_image(request.output_dir / f"{translation.name}.png", grid), folder]
+    grid = make_comparison_grid(batch[translation.source_stream], results, *targets)
+    return [write_enlarged_image(request.output_dir / f"{translation.name}.png", grid), translation_dir]
 
 
 def _transform_inputs(
@@ -208,13 +211,13 @@ def _transform_inputs(
     `shape` is the (channels, height, width) that `transform` accepts in batches.
     """
     assert request.input_path is not None
-    names = find_input_images(request.input_path)
+    names_by_file = find_input_images(request.input_path)
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
-    for files, images in read_input_images(list(names)[: request.count], tuple(shape), INPUT_BATCH_SIZE):
+    for files, images in read_input_images(list(names_by_file)[: request.count], tuple(shape), INPUT_BATCH_SIZE):
         results = transform(images.to(request.run.device)).cpu()
         for file, image in zip(files, results, strict=True):
-            write_image(request.output_dir / name / f"{names[file]}.png", image)
+            write_image(request.output_dir / name / f"{names_by_file[file]}.png", image)
         if sum(len(part) for part in inputs) < MAX_COMPARED_IMAGES:
             inputs.append(images)
             outputs.append(results)
@@ -233,6 +236,8 @@ OUTPUT_TYPES: Mapping[str, OutputType] = {
 }
 
 
-def list_output_types(technique: type[Technique]) -> list[str]:
-    """Return the names of the output types that the capabilities of `technique` allow."""
-    return [name for name, product in OUTPUT_TYPES.items() if issubclass(technique, product.capability)]
+def list_output_types(technique_class: type[Technique]) -> list[str]:
+    """Return the names of the output types that the capabilities of `technique_class` allow."""
+    return [
+        name for name, output_type in OUTPUT_TYPES.items() if issubclass(technique_class, output_type.capability)
+    ]

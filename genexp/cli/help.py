@@ -24,7 +24,7 @@ def build_help_page(arguments: Sequence[str]) -> str | None:
     options, _ = parser.parse_known_args(arguments)
     if not options.help:
         return None
-    config_dirs = [folder for folder in (find_config_dir(), options.config_dir) if folder is not None]
+    config_dirs = [config_dir for config_dir in (find_config_dir(), options.config_dir) if config_dir is not None]
     choices = [_format_group(group, _list_choices(group, config_dirs)) for group in CONFIG_GROUPS]
     template = yaml.safe_load((find_config_dir() / TEMPLATE_PATH).read_text(encoding="utf-8"))["template"]
     return Template(template).substitute(APP_CONFIG_GROUPS="".join(choices))
@@ -36,4 +36,4 @@ def _format_group(group: str, choices: Sequence[str]) -> str:
 
 
 def _list_choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
-    return sorted({path.stem for folder in config_dirs for path in (folder / group).glob("*.yaml")})
+    return sorted({path.stem for config_dir in config_dirs for path in (config_dir / group).glob("*.yaml")})

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genexp.data.loading import convert_dtype
+from genexp.data.loading import convert_and_scale
 from genexp.data.sources._image_files import UnreadableImageError, find_image_files, read_image
 from genexp.errors import ConfigError, DataError
 
@@ -52,25 +52,25 @@ def read_input_images(
     channels, height, width = shape
     if height != width:
         raise ConfigError(f"--input gives square images, and this run's are {width}×{height}; leave it out")
-    broken: list[UnreadableImageError] = []
-    readable = _read_valid_images(files, height, channels, broken)
+    errors: list[UnreadableImageError] = []
+    readable_images = _read_valid_images(files, height, channels, errors)
     count = 0
-    while batch := list(islice(readable, batch_size)):
+    while batch := list(islice(readable_images, batch_size)):
         count += len(batch)
-        yield [file for file, _ in batch], convert_dtype(torch.stack([image for _, image in batch]))
+        yield [file for file, _ in batch], convert_and_scale(torch.stack([image for _, image in batch]))
     if not count:
-        others = f", nor can the {len(broken) - 1} others" if len(broken) > 1 else ""
-        raise DataError(f"--input: {broken[0]}{others}")
-    for error in broken:
+        others = f", nor can the {len(errors) - 1} others" if len(errors) > 1 else ""
+        raise DataError(f"--input: {errors[0]}{others}")
+    for error in errors:
         log.warning("left out: %s", error)
 
 
 def _read_valid_images(
-    files: Sequence[Path], size: int, channels: int, broken: list[UnreadableImageError]
+    files: Sequence[Path], size: int, channels: int, errors: list[UnreadableImageError]
 ) -> Iterator[tuple[Path, Tensor]]:
-    """Yield (file, uint8 image `(channels, size, size)`), and append the errors of other files to `broken`."""
+    """Yield (file, uint8 image `(channels, size, size)`), and append the errors of other files to `errors`."""
     for file in files:
         try:
             yield file, read_image(file, size, channels)
         except UnreadableImageError as error:
-            broken.append(error)
+            errors.append(error)

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genexp.images.grid import PAD_VALUE, make_grid
+from genexp.images.grid import PADDING_VALUE, make_grid
 from genexp.images.latent_walks import make_animation, make_filmstrip
 from genexp.recorders.gif import write_gif
-from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
+from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image
 from genexp.training.trainer import to_uint8
 
 MAX_COMPARED_IMAGES, GRID_COLUMNS = 50, 10  # images of each batch in a comparison grid, and in each of its rows
@@ -33,7 +33,7 @@ def make_comparison_grid(*batches: Tensor) -> Tensor:
 
 def _pad_with_blank_images(images: Tensor, count: int) -> Tensor:
     """Return `images` (batch, c, h, w), padded at the end with blank images to `count` images."""
-    blank = images.new_full((count - len(images), *images.shape[1:]), PAD_VALUE)
+    blank = images.new_full((count - len(images), *images.shape[1:]), PADDING_VALUE)
     return torch.cat([images, blank])
 
 

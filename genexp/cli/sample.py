@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from genexp.cli.common import CommandParser, add_run_options, build_int_type, format_exception, run_command
+from genexp.cli.common import (
+    CommandParser,
+    add_checkpoint_and_device_options,
+    build_int_type,
+    format_first_line,
+    run_command,
+)
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.paths import format_path
@@ -52,7 +58,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a picture, or a folder of them, to make something of; without it, samples of the test split",
     )
-    add_run_options(parser)
+    add_checkpoint_and_device_options(parser)
     return parser
 
 
@@ -81,12 +87,14 @@ def _run(arguments: Sequence[str]) -> int:
         except GenexpError as error:
             if len(output_types) == 1:
                 raise
-            print(f"{PROGRAM}: {name}: {format_exception(error)}", file=sys.stderr)
+            print(f"{PROGRAM}: {name}: {format_first_line(error)}", file=sys.stderr)
             exit_code = 1
     return exit_code
 
 
-def _select_output_types(technique: type[Technique], output_type: str | None, *, has_input: bool) -> list[str]:
+def _select_output_types(
+    technique_class: type[Technique], output_type: str | None, *, has_input: bool
+) -> list[str]:
     """Return the names of the outputs to generate: `output_type`, or all that the technique supports.
 
     With `has_input`, only outputs that can use the user's own images qualify.
@@ -94,19 +102,21 @@ def _select_output_types(technique: type[Technique], output_type: str | None, *,
     """
     from genexp.cli.generate import OUTPUT_TYPES, list_output_types
 
-    supported = list_output_types(technique)
+    supported = list_output_types(technique_class)
     if not supported:
-        raise ConfigError(f"model={technique.name} makes nothing of its own; see the figures of its run")
+        raise ConfigError(f"model={technique_class.name} makes nothing of its own; see the figures of its run")
     if output_type is not None and output_type not in supported:
         raise ConfigError(
-            f"{output_type}: model={technique.name} cannot make that; it can make: {', '.join(supported)}"
+            f"{output_type}: model={technique_class.name} cannot make that; it can make: {', '.join(supported)}"
         )
     selectable = [name for name in supported if OUTPUT_TYPES[name].can_use_input] if has_input else supported
     if output_type is None and selectable:
         return selectable
     if output_type in selectable:
         return [output_type]
-    raise ConfigError(f"{output_type or technique.name}: nothing of that is made from images; leave out --input")
+    raise ConfigError(
+        f"{output_type or technique_class.name}: nothing of that is made from images; leave out --input"
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from genexp.runs.load import LoadedRun
 from genexp.technique import Batch, Batches
 
 MAX_PROBE_SAMPLES = 10_000  # training codes to fit the probes, and test codes to score them, each at most
-NEIGHBORS = 10  # of the k-nearest-neighbor probe
+NUM_NEIGHBORS = 10  # of the k-nearest-neighbor probe
 GENERATION_BATCH_SIZE = 500  # images
 
 
@@ -47,7 +47,7 @@ class Evaluation:
     run: LoadedRun
     scores: Mapping[str, float]
     skip_reasons: Mapping[str, str]  # key of `MEASURES` → reason why it has no scores
-    options: Mapping[str, Any]  # settings that the scores depend on
+    used_options: Mapping[str, Any]  # settings that the scores depend on
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as plain values for JSON, which has no NaN and infinity: they become None."""
@@ -62,7 +62,7 @@ class Evaluation:
             "step": run.step,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.scores.items()},
             "left_out": dict(self.skip_reasons),
-            "options": dict(self.options),
+            "options": dict(self.used_options),
             "environment": describe_environment(run.device),
         }
 
@@ -92,18 +92,18 @@ def evaluate(run: LoadedRun, options: EvaluationOptions, on_measure_start: Calla
             with run.seeded_eval_mode("evaluate"):
                 state.scores |= measure(state)
         except GenexpError as error:
-            if measure is technique_scores:
+            if measure is compute_technique_scores:
                 raise
             skip_reasons[name] = str(error)
     return Evaluation(run, state.scores, skip_reasons, state.used_options)
 
 
-def technique_scores(state: _EvaluationState) -> dict[str, float]:
+def compute_technique_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the scores that the technique reports during training."""
     return state.run.technique.evaluate(state.run.get_test_batches())
 
 
-def latent_scores(state: _EvaluationState) -> dict[str, float]:
+def compute_latent_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the accuracies, in [0, 1], of predicting labels from latent codes: k-NN and linear probe.
 
     The result is empty without labels or codes.
@@ -118,10 +118,10 @@ def latent_scores(state: _EvaluationState) -> dict[str, float]:
     state.used_options |= {
         "probe_train_samples": len(probe_split),
         "probe_test_samples": len(test[0]),
-        "neighbors": NEIGHBORS,
+        "neighbors": NUM_NEIGHBORS,
     }
     return {
-        "knn_accuracy": knn_accuracy(*train, *test, neighbors=NEIGHBORS),
+        "knn_accuracy": knn_accuracy(*train, *test, neighbors=NUM_NEIGHBORS),
         "linear_probe_accuracy": linear_probe_accuracy(*train, *test),
     }
 
@@ -138,7 +138,7 @@ def encode_with_labels(run: LoadedRun, batches: Batches) -> tuple[Tensor, Tensor
     return torch.cat(codes), torch.cat(labels)
 
 
-def cluster_scores(state: _EvaluationState) -> dict[str, float]:
+def compute_cluster_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the agreement of clusters with labels: "acc", "nmi" and "ari", also with the prefix "train_".
 
     Scores of the test split are left out if the technique's own scores include them. The result is empty without
@@ -164,7 +164,7 @@ def evaluate_clusters(technique: CanCluster, batches: Batches) -> dict[str, floa
     return clustering_scores(labels, clusters)
 
 
-def generation_scores(state: _EvaluationState) -> dict[str, float]:
+def compute_generation_scores(state: _EvaluationState) -> dict[str, float]:
     """Return Fréchet distance, precision, recall, density and coverage of generated against test images.
 
     The result is empty if the technique cannot sample, or if its own scores include the Fréchet distance.
@@ -183,7 +183,7 @@ def generation_scores(state: _EvaluationState) -> dict[str, float]:
     return metrics.compute_scores(state.run.get_test_batches(), features)
 
 
-def likelihood_scores(state: _EvaluationState) -> dict[str, float]:
+def compute_likelihood_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the mean negative log-likelihood of binarized test images, in nats per image.
 
     Each pixel is a Bernoulli sample with its brightness as probability (Salakhutdinov & Murray 2008).
@@ -200,11 +200,11 @@ def likelihood_scores(state: _EvaluationState) -> dict[str, float]:
 
 
 MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {
-    "technique": technique_scores,
-    "latent": latent_scores,
-    "clusters": cluster_scores,
-    "generation": generation_scores,
-    "likelihood": likelihood_scores,
+    "technique": compute_technique_scores,
+    "latent": compute_latent_scores,
+    "clusters": compute_cluster_scores,
+    "generation": compute_generation_scores,
+    "likelihood": compute_likelihood_scores,
 }
 
 

@@ -58,7 +58,7 @@ class DataSpec:
     train_size: int  # samples
     class_names: tuple[str, ...] = ()
 
-    def shape(self, stream: str) -> tuple[int, ...]:
+    def get_shape(self, stream: str) -> tuple[int, ...]:
         """Return the shape of one sample of `stream`. Raises ConfigError if the data set has no such stream."""
         if stream not in self.shapes:
             raise ConfigError(
@@ -70,7 +70,7 @@ class DataSpec:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image: (channels, height, width). Raises ConfigError if the data set has no images."""
-        channels, height, width = self.shape("image")
+        channels, height, width = self.get_shape("image")
         return channels, height, width
 
 
@@ -108,15 +108,15 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
 
 
 def _describe_split(split: Split) -> str:
-    checksum, is_complete = 0, True
+    checksum, is_in_memory = 0, True
     for name in sorted(split.streams):
         stream = split.streams[name]
         if isinstance(stream, Tensor):
             checksum = crc32c(_read_evenly_spaced(stream), checksum)
         else:
-            is_complete = False
+            is_in_memory = False
     size = f"{len(split):,} samples"
-    return f"{size}, checksum {checksum:08x}" if is_complete else size
+    return f"{size}, checksum {checksum:08x}" if is_in_memory else size
 
 
 def _read_evenly_spaced(stream: Tensor) -> bytes:

@@ -86,7 +86,7 @@ class InMemoryLoader(SplitLoader):
     def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
         """Yield one batch for each element of `indices`."""
         for batch_indices in indices:
-            yield {name: convert_dtype(self._gather(name, batch_indices[name])) for name in self._words}
+            yield {name: convert_and_scale(self._gather(name, batch_indices[name])) for name in self._words}
 
     def _gather(self, name: str, indices: Tensor) -> Tensor:
         tensor = self._tensors[name]
@@ -113,7 +113,7 @@ class StreamingLoader(SplitLoader):
             collate_fn=_identity_collate,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_interrupts,
-            multiprocessing_context=_process_context() if self.num_workers else None,
+            multiprocessing_context=_get_multiprocessing_context() if self.num_workers else None,
             generator=torch.Generator(),  # the default is the global generator, whose state the steps depend on
         )
         try:
@@ -121,7 +121,7 @@ class StreamingLoader(SplitLoader):
                 if isinstance(batch, DataError):
                     raise batch
                 yield {
-                    name: convert_dtype(tensor.to(self.device, non_blocking=True))
+                    name: convert_and_scale(tensor.to(self.device, non_blocking=True))
                     for name, tensor in batch.items()
                 }
         except (EOFError, ConnectionError):  # a worker was killed while it sent a batch
@@ -138,7 +138,7 @@ def translate_worker_error(error: BaseException) -> BaseException:
     return error
 
 
-def convert_dtype(tensor: Tensor) -> Tensor:
+def convert_and_scale(tensor: Tensor) -> Tensor:
     """Return uint8 tensors scaled to [0, 1] and floats in torch's default dtype; any other tensor unchanged."""
     precision = torch.get_default_dtype()
     if tensor.dtype != torch.uint8:
@@ -189,7 +189,7 @@ class _IndexSampler(Sampler[dict[str, list[int]]]):
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
         for batch_indices in self.indices:
-            yield {name: row.tolist() for name, row in batch_indices.items()}
+            yield {name: stream_indices.tolist() for name, stream_indices in batch_indices.items()}
 
 
 def _read_samples(stream: Stream, indices: list[int]) -> Tensor:
@@ -202,11 +202,11 @@ def _identity_collate(batch: Any) -> Any:
     return batch
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _ignore_interrupts(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and may need one more batch
 
 
-def _process_context() -> BaseContext:
+def _get_multiprocessing_context() -> BaseContext:
     """Return the multiprocessing context of worker processes: forkserver, or spawn if that is unavailable.
 
     fork() is unsafe here: it copies the locks of other threads, which may be held.

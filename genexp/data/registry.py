@@ -29,7 +29,7 @@ class DatasetConfig:
         require(self.resident_gb >= 0, "resident_gb", self.resident_gb, "use 0 or more")
 
 
-Config = TypeVar("Config", bound=DatasetConfig)
+ConfigT = TypeVar("ConfigT", bound=DatasetConfig)
 
 
 class DatasetEntry(NamedTuple):
@@ -43,15 +43,15 @@ _REGISTRY: dict[str, DatasetEntry] = {}
 
 
 def register_dataset(
-    name: str, config: type[Config]
-) -> Callable[[Callable[[Config], Dataset]], Callable[[Config], Dataset]]:
+    name: str, config_class: type[ConfigT]
+) -> Callable[[Callable[[ConfigT], Dataset]], Callable[[ConfigT], Dataset]]:
     """Return a decorator that registers `load(config)` as dataset=`name`.
 
     `name` is also the name of the Python file and of the YAML file.
     """
 
-    def register(load: Callable[[Config], Dataset]) -> Callable[[Config], Dataset]:
-        entry = _REGISTRY.setdefault(name, DatasetEntry(config, load))
+    def register(load: Callable[[ConfigT], Dataset]) -> Callable[[ConfigT], Dataset]:
+        entry = _REGISTRY.setdefault(name, DatasetEntry(config_class, load))
         assert entry.load.__module__ == load.__module__, f"two sources are named {name}"
         return load
 

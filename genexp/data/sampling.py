@@ -18,7 +18,7 @@ def permutation(count: int, *seed_parts: int | str) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def round_robin(labels: Tensor, *seed_parts: int | str) -> Tensor:
+def interleave_classes(labels: Tensor, *seed_parts: int | str) -> Tensor:
     """Return the indices of `labels` (samples,) with the classes in alternation: every prefix is class-balanced.
 
     Within a class the samples keep their order, or are shuffled if `seed_parts` are given. When a class has no
@@ -36,7 +36,7 @@ def round_robin(labels: Tensor, *seed_parts: int | str) -> Tensor:
 
 def stratified_split(labels: Tensor, test_count: int, *seed_parts: int | str) -> tuple[Tensor, Tensor]:
     """Return the indices of a train and a test split, each ascending. The test split is class-balanced."""
-    order = round_robin(labels, *seed_parts)
+    order = interleave_classes(labels, *seed_parts)
     return order[test_count:].sort().values, order[:test_count].sort().values
 
 
@@ -78,7 +78,9 @@ def _subset_split(split: Split, limit: int) -> Split:
     labels = split.streams.get("label")
     if split.is_aligned:
         order = (
-            round_robin(labels, "limit") if isinstance(labels, torch.Tensor) else permutation(len(split), "limit")
+            interleave_classes(labels, "limit")
+            if isinstance(labels, torch.Tensor)
+            else permutation(len(split), "limit")
         )
         orders = dict.fromkeys(split.streams, order)
     else:

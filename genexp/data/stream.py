@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genexp.data.loading import Batch, Indices, SplitLoader, StreamingLoader
-from genexp.data.sampling import permutation, round_robin
+from genexp.data.sampling import interleave_classes, permutation
 from genexp.errors import ConfigError
 from genexp.sharding import SINGLE_SHARD, Shard
 
@@ -55,19 +55,19 @@ class BatchStream:
     def steps_per_epoch(self) -> int:
         return 1 if self._batch_size is None else len(self._loader) // self._batch_size
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    def iter_batches(self, first_step: int) -> Iterator[Batch]:
         """Return an endless iterator over the batches of steps `first_step` (1-based), `first_step` + 1, …"""
         assert first_step >= 1
         if self._batch_size is None:
             return self._repeat_full_batch()
-        iterator = self._loader.fetch(self._indices(first_step, self._batch_size))
+        iterator = self._loader.fetch(self._generate_indices(first_step, self._batch_size))
         self._open_iterators.add(iterator)
         return iterator
 
     def close(self) -> None:
-        """Close all iterators that `batches` returned, and their worker processes."""
-        for fetched in list(self._open_iterators):
-            fetched.close()
+        """Close all iterators that `iter_batches` returned, and their worker processes."""
+        for iterator in list(self._open_iterators):
+            iterator.close()
 
     def __enter__(self) -> Self:
         return self
@@ -84,16 +84,18 @@ class BatchStream:
         while True:
             yield self._full_batch
 
-    def _indices(self, first_step: int, batch_size: int) -> Iterator[Indices]:
+    def _generate_indices(self, first_step: int, batch_size: int) -> Iterator[Indices]:
         steps = self.steps_per_epoch
         first_epoch, skipped = divmod(first_step - 1, steps)
         for epoch in count(first_epoch):
-            rows = {name: order.unbind() for name, order in self._epoch_indices(epoch, steps, batch_size).items()}
+            batches_by_stream = {
+                name: order.unbind() for name, order in self._draw_epoch_indices(epoch, steps, batch_size).items()
+            }
             for step in range(skipped, steps):
-                yield {name: row[step] for name, row in rows.items()}
+                yield {name: batches[step] for name, batches in batches_by_stream.items()}
             skipped = 0
 
-    def _epoch_indices(self, epoch: int, steps: int, batch_size: int) -> dict[str, Tensor]:
+    def _draw_epoch_indices(self, epoch: int, steps: int, batch_size: int) -> dict[str, Tensor]:
         """Return the sample indices of an epoch for each stream, (steps, rows of the shard), on `index_device`.
 
         They are moved there once per epoch.
@@ -110,19 +112,19 @@ class BatchStream:
         return {name: draw_order(len(stream), name) for name, stream in split.streams.items()}
 
 
-def stack_batches(streams: Sequence[BatchStream], first_step: int) -> Iterator[Batch]:
+def stack_batches(sources: Sequence[BatchStream], first_step: int) -> Iterator[Batch]:
     """Return the batches of several BatchStreams over one split, gathered together: (batch streams, batch, ...).
 
     If a batch is the whole split, it is the same for all and has no leading axis.
     """
-    first = streams[0]
+    first = sources[0]
     if first._batch_size is None:
-        return first.batches(first_step)
-    steps = zip(*(stream._indices(first_step, first._batch_size) for stream in streams), strict=True)
+        return first.iter_batches(first_step)
+    steps = zip(*(source._generate_indices(first_step, first._batch_size) for source in sources), strict=True)
     joint_indices = ({name: torch.cat([rows[name] for rows in step]) for name in step[0]} for step in steps)
     iterator = first._loader.fetch(joint_indices)
     first._open_iterators.add(iterator)
-    return ({name: part.unflatten(0, (len(streams), -1)) for name, part in batch.items()} for batch in iterator)
+    return ({name: part.unflatten(0, (len(sources), -1)) for name, part in batch.items()} for batch in iterator)
 
 
 class SplitBatches:
@@ -143,7 +145,7 @@ class SplitBatches:
     def __iter__(self) -> Iterator[Batch]:
         order = torch.arange(self._sample_count, device=self._loader.index_device)
         names = self._loader.split.streams
-        return self._loader.fetch(dict.fromkeys(names, rows) for rows in order.split(self._batch_size))
+        return self._loader.fetch(dict.fromkeys(names, indices) for indices in order.split(self._batch_size))
 
 
 def select_examples(loader: SplitLoader, count: int) -> Batch:
@@ -151,6 +153,6 @@ def select_examples(loader: SplitLoader, count: int) -> Batch:
     split = loader.split
     labels = split.streams.get("label")
     is_labeled = split.is_aligned and isinstance(labels, Tensor)
-    order = round_robin(labels) if is_labeled and isinstance(labels, Tensor) else torch.arange(len(split))
+    order = interleave_classes(labels) if is_labeled and isinstance(labels, Tensor) else torch.arange(len(split))
     (batch,) = loader.fetch([dict.fromkeys(split.streams, order[:count].to(loader.index_device))])
     return batch

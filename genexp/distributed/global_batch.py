@@ -80,43 +80,43 @@ class GlobalBatchMode(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        options = dict(kwargs or {})
+        all_kwargs = dict(kwargs or {})
         if function in RANDOM_BY_SHAPE:
-            return self._draw_by_shape(function, args, options)
+            return self._draw_by_shape(function, args, all_kwargs)
         if function in RANDOM_BY_INPUT:
-            return self._draw_by_input(function, args, options)
+            return self._draw_by_input(function, args, all_kwargs)
         if function in RANDOM_IN_PLACE:
-            return self._draw_in_place(function, args, options)
+            return self._draw_in_place(function, args, all_kwargs)
         if function is F.batch_norm and self._sync_batch_norm:
-            return _global_batch_norm(*args, **options)
-        return function(*args, **options)
+            return _global_batch_norm(*args, **all_kwargs)
+        return function(*args, **all_kwargs)
 
-    def _draw_by_shape(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        leading_args, shape = _split_shape_argument(function, args, options)
+    def _draw_by_shape(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leading_args, shape = _split_shape_argument(function, args, kwargs)
         if not shape or shape[0] != self._local_batch_size:
-            return function(*args, **options)
-        options.pop("size", None)
-        global_draw = function(*leading_args, (self._local_batch_size * self._shard.count, *shape[1:]), **options)
+            return function(*args, **kwargs)
+        kwargs.pop("size", None)
+        global_draw = function(*leading_args, (self._local_batch_size * self._shard.count, *shape[1:]), **kwargs)
         return self._select_local_rows(global_draw)
 
-    def _draw_by_input(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        tensor_args = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
+    def _draw_by_input(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor_args = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if not tensor_args:  # torch.normal(0, 1, shape)
-            return self._draw_by_shape(function, args, options)
+            return self._draw_by_shape(function, args, kwargs)
         if not any(self._is_batched(value) for value in tensor_args):
-            return function(*args, **options)
+            return function(*args, **kwargs)
         global_draw = function(
             *map(self._expand_to_global_batch, args),
-            **{key: self._expand_to_global_batch(value) for key, value in options.items()},
+            **{key: self._expand_to_global_batch(value) for key, value in kwargs.items()},
         )
         return self._select_local_rows(global_draw)
 
-    def _draw_in_place(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _draw_in_place(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         target, *other_args = args
         if not self._is_batched(target):
-            return function(*args, **options)
+            return function(*args, **kwargs)
         global_draw = function(
-            self._expand_to_global_batch(target), *map(self._expand_to_global_batch, other_args), **options
+            self._expand_to_global_batch(target), *map(self._expand_to_global_batch, other_args), **kwargs
         )
         return target.copy_(self._select_local_rows(global_draw))
 
@@ -133,11 +133,11 @@ class GlobalBatchMode(TorchFunctionMode):
 
 
 def _split_shape_argument(
-    function: Any, args: tuple[Any, ...], options: Mapping[str, Any]
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], tuple[int, ...]]:
     """Return the positional arguments before the shape of a draw, and the shape."""
-    if "size" in options:
-        return list(args), tuple(options["size"])
+    if "size" in kwargs:
+        return list(args), tuple(kwargs["size"])
     if args and isinstance(args[-1], tuple | list):  # torch.Size is a tuple
         return list(args[:-1]), tuple(args[-1])
     return [], tuple(args) if function is not torch.randint else ()
@@ -159,13 +159,13 @@ def _global_batch_norm(
     """
     if not training:
         return F.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
-    features = promote_to_float32(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, positions)
-    mean = batch_mean(features.mean(2))
-    centered = features - mean[:, None]
+    flat_values = promote_to_float32(values).unflatten(1, (-1, 1)).flatten(2)  # (rows, channels, positions)
+    mean = batch_mean(flat_values.mean(2))
+    centered = flat_values - mean[:, None]
     variance = batch_mean(centered.square().mean(2))
     with torch.no_grad():
         if running_mean is not None and running_var is not None:
-            count = features[:, 0].numel() * current_shard().count  # elements per channel in the whole batch
+            count = flat_values[:, 0].numel() * current_shard().count  # elements per channel in the whole batch
             running_mean.lerp_(mean.to(running_mean), momentum)
             running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
     scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight

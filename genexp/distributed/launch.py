@@ -29,25 +29,25 @@ POLL_SECONDS = 0.01  # seconds between two checks of the ranks
 class ProcessLauncher:
     """Launcher of the nonzero ranks of a run, used by rank 0. It owns them from start to exit."""
 
-    def __init__(self, place: RankInfo, threads: int | None) -> None:
+    def __init__(self, rank_info: RankInfo, threads: int | None) -> None:
         """Start the nonzero ranks, unless torchrun has started them.
 
         Each started rank uses `threads` CPU threads, or an equal share of torch's threads if None.
         """
-        self.rank_info = place
+        self.rank_info = rank_info
         self._children: list[subprocess.Popen[bytes]] = []
         self._previous_threads = torch.get_num_threads()
-        if place.world_size == 1:
+        if rank_info.world_size == 1:
             return
         if read_rank_info() is not None:
             self._store = connect_rank_store()
             return
         self._store, port = create_rank_store()
-        threads_per_process = threads or max(1, self._previous_threads // place.world_size)
+        threads_per_process = threads or max(1, self._previous_threads // rank_info.world_size)
         torch.set_num_threads(threads_per_process)
         self._children = [
-            _start_process(rank, place.world_size, port, threads_per_process)
-            for rank in range(1, place.world_size)
+            _start_process(rank, rank_info.world_size, port, threads_per_process)
+            for rank in range(1, rank_info.world_size)
         ]
 
     @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genexp.distributed.global_batch import LossFunction, build_distributed_loss
 from genexp.distributed.rank import RankInfo
-from genexp.distributed.store import GROUP_TIMEOUT, RankStore
+from genexp.distributed.store import COLLECTIVE_TIMEOUT, RankStore
 from genexp.sharding import Shard
 from genexp.technique import Clock, GradientPhase
 
@@ -43,8 +43,8 @@ class ProcessGroup:
     calls them, in the same order.
     """
 
-    def __init__(self, place: RankInfo | None = None) -> None:
-        self.rank_info = place or RankInfo()
+    def __init__(self, rank_info: RankInfo | None = None) -> None:
+        self.rank_info = rank_info or RankInfo()
         self.shard = Shard(self.rank_info.rank, self.rank_info.world_size)
         self._recent_tensors: deque[Tensor] = deque(maxlen=16)
         self._next_sync_step = 0  # step of the next synchronization
@@ -141,7 +141,7 @@ def join_process_group(store: RankStore, rank_info: RankInfo, device: torch.devi
         store=dist.PrefixStore("group", store.run_store),
         rank=rank_info.rank,
         world_size=rank_info.world_size,
-        timeout=GROUP_TIMEOUT,
+        timeout=COLLECTIVE_TIMEOUT,
     )
     try:
         with warnings.catch_warnings():

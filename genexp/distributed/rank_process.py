@@ -50,6 +50,6 @@ def _exit_with_parent(parent_pid: int) -> None:
     os._exit(1)
 
 
-def release_ranks() -> None:
+def shut_down_ranks() -> None:
     """End the nonzero ranks that torchrun started, by publishing that there are no more tasks."""
     connect_rank_store().publish_task(None)

@@ -19,7 +19,7 @@ from genexp.distributed.rank import read_rank_info
 
 # In effect unlimited: rank 0 may evaluate for hours while the other ranks wait. A rank that dies is detected by
 # its closed connections.
-GROUP_TIMEOUT = timedelta(days=30)
+COLLECTIVE_TIMEOUT = timedelta(days=30)
 CONNECT_TIMEOUT = timedelta(minutes=5)
 LOCALHOST = "127.0.0.1"
 
@@ -29,7 +29,7 @@ class RankTask:
     """Description of a run that rank 0 sends to the other ranks."""
 
     config: Mapping[str, Any]  # plain and resolved
-    start_step: int  # last step already done; 0 for a new run
+    completed_steps: int  # last step already done; 0 for a new run
     default_dtype: str  # name of torch's default dtype, e.g. "float32"
 
 
@@ -68,7 +68,7 @@ class RankStore:
 
 def create_rank_store() -> tuple[RankStore, int]:
     """Return a new store that this process hosts, and its TCP port on LOCALHOST."""
-    store = TCPStore(LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=GROUP_TIMEOUT)
+    store = TCPStore(LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
     return RankStore(PrefixStore(_format_key_prefix(), store)), store.port
 
 
@@ -80,7 +80,7 @@ def connect_rank_store() -> RankStore:
     is_host = rank_info.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, is_master=is_host, wait_for_workers=False, timeout=CONNECT_TIMEOUT)
-    store.set_timeout(GROUP_TIMEOUT)
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     return RankStore(PrefixStore(_format_key_prefix(), store))
 
 

@@ -50,13 +50,13 @@ def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> Tim
     """
     with _preserve_states(members):
         clock = Clock(
-            members[0].context.start_step,
+            members[0].context.completed_steps,
             members[0].run.total_steps,
             members[0].run.data.batch_source.steps_per_epoch,
         )
-        for row in members:
+        for member in members:
             if clock.step == 0:
-                initialize_technique(row.run.learner, row.run.data.train, row.run.seed)
+                initialize_technique(member.run.learner, member.run.data.train, member.run.seed)
         ensemble_step = build_step(members)
         batches, is_shared = make_batches(members, clock.step + 1)
         batch = next(batches)
@@ -79,7 +79,7 @@ def _check_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, cl
 def _time_steps(
     members: Sequence[EnsembleMember], ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock
 ) -> TimingResult:
-    first, train_batches = members[0].run, members[0].run.data.train
+    first_run, train_batches = members[0].run, members[0].run.data.train
     member_batch = batch if is_shared else {name: stream[0] for name, stream in batch.items()}
     ensemble_times, sequential_times = [], []
     for count in range(1, TIMING_ROUNDS + 1):
@@ -90,11 +90,11 @@ def _time_steps(
 
         def run_member(now: Clock = step_clock) -> None:
             for _ in range(STEPS_PER_ROUND):
-                seed_generators(first.learner.device, first.seed, now.step)
-                first.learner.step(member_batch, train_batches, now)
+                seed_generators(first_run.learner.device, first_run.seed, now.step)
+                first_run.learner.step(member_batch, train_batches, now)
 
-        ensemble_times.append(_time_call(run_ensemble, first.learner.device))
-        sequential_times.append(_time_call(run_member, first.learner.device) * len(members) / STEPS_PER_ROUND)
+        ensemble_times.append(_time_call(run_ensemble, first_run.learner.device))
+        sequential_times.append(_time_call(run_member, first_run.learner.device) * len(members) / STEPS_PER_ROUND)
     return TimingResult(statistics.median(ensemble_times[1:]), statistics.median(sequential_times[1:]))
 
 
@@ -107,7 +107,7 @@ def _time_call(function: Callable[[], None], device: torch.device) -> float:
 
 @contextmanager
 def _preserve_states(members: Sequence[EnsembleMember]) -> Iterator[None]:
-    learners = [row.run.learner for row in members]
+    learners = [member.run.learner for member in members]
     states = [copy.deepcopy(learner.state_dict()) for learner in learners]
     try:
         yield
@@ -122,7 +122,8 @@ def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:
         word in str(error) for word in ("control flow", "item()")
     )
     names = ", ".join(
-        f"model.{number.name.removeprefix('config.')}" for number in ensemble_step.hyperparameters.entries
+        f"model.{hyperparameter.name.removeprefix('config.')}"
+        for hyperparameter in ensemble_step.hyperparameters.entries
     )
     if needs_python_value:
         return f"what is computed depends on {names or 'a value'}"

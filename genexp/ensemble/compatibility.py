@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from genexp.runs.build import bind_technique_config
-from genexp.runs.resume import flatten_items
+from genexp.runs.resume import iter_dotted_items
 from genexp.sweep.job import Job
-from genexp.sweep.manifest import METADATA_KEYS, to_plain_config
+from genexp.sweep.manifest import UNHASHED_KEYS, to_plain_config
 from genexp.training.optimizers import is_elementwise
 
 MODULE_ATTRIBUTES = set(vars(nn.Module()))  # of every nn.Module; excluded from the comparison
@@ -51,42 +51,47 @@ class VaryingHyperparameters:
             all(technique_names == names[0] for technique_names in names), "the layers of their networks differ"
         )
         for modules in zip(*(technique.named_modules() for technique in techniques), strict=True):
-            (path, first), rows = modules[0], [module for _, module in modules]
-            _require(all(type(row) is type(first) for row in rows), f"{path or 'model'} is of different kinds")
+            (path, first), member_modules = modules[0], [module for _, module in modules]
+            _require(
+                all(type(member_module) is type(first) for member_module in member_modules),
+                f"{path or 'model'} is of different kinds",
+            )
             for key in vars(first).keys() - MODULE_ATTRIBUTES:
-                self._compare([vars(row).get(key) for row in rows], first, key, f"{path}.{key}".removeprefix("."))
+                self._collect_differences(
+                    [vars(row).get(key) for row in member_modules], first, key, f"{path}.{key}".removeprefix(".")
+                )
         for kind in ("named_parameters", "named_buffers"):
-            tensors = [{n: (t.shape, t.dtype) for n, t in getattr(each, kind)()} for each in techniques]
+            tensors = [{n: (t.shape, t.dtype) for n, t in getattr(technique, kind)()} for technique in techniques]
             for name, shape in tensors[0].items():
                 _require(all(each.get(name) == shape for each in tensors), f"{name} has different shapes")
 
     def stack_values(self, device: torch.device) -> list[Tensor]:
         """Return each hyperparameter as a tensor of shape `(members,)` in torch's default dtype."""
         return [
-            torch.tensor(number.values, dtype=torch.get_default_dtype(), device=device) for number in self.entries
+            torch.tensor(entry.values, dtype=torch.get_default_dtype(), device=device) for entry in self.entries
         ]
 
     @contextmanager
     def substitute(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         """Replace the hyperparameters by `tensors`, one scalar each under vmap, while the block runs."""
-        for number, tensor in zip(self.entries, tensors, strict=True):
-            object.__setattr__(number.owner, number.attribute, tensor)
-            self._active_values[id(tensor)] = number.values
+        for entry, tensor in zip(self.entries, tensors, strict=True):
+            object.__setattr__(entry.owner, entry.attribute, tensor)
+            self._active_values[id(tensor)] = entry.values
         try:
             yield
         finally:
             self._active_values.clear()
-            for number in self.entries:
-                object.__setattr__(number.owner, number.attribute, number.values[0])
+            for entry in self.entries:
+                object.__setattr__(entry.owner, entry.attribute, entry.values[0])
 
-    def get_values(self, value: float | Tensor, member_count: int) -> tuple[float, ...]:
+    def get_member_values(self, value: float | Tensor, member_count: int) -> tuple[float, ...]:
         """Return the value of a hyperparameter for each member. A plain float is repeated `member_count` times.
 
         `value` is a float, or one of the tensors that `substitute` received.
         """
         return self._active_values[id(value)] if isinstance(value, Tensor) else (value,) * member_count
 
-    def _compare(self, values: Sequence[Any], owner: Any, key: str, name: str) -> None:
+    def _collect_differences(self, values: Sequence[Any], owner: Any, key: str, name: str) -> None:
         first = values[0]
         if all(value is first for value in values):
             return
@@ -99,7 +104,7 @@ class VaryingHyperparameters:
         elif is_dataclass(first) and not isinstance(first, type):
             for field in fields(first):
                 parts = [getattr(value, field.name) for value in values]
-                self._compare(parts, first, field.name, f"{name}.{field.name}")
+                self._collect_differences(parts, first, field.name, f"{name}.{field.name}")
         elif isinstance(first, Mapping | list | tuple):
             items = [_as_mapping(value) for value in values]
             _require(all(item.keys() == items[0].keys() for item in items), f"{name} differs")
@@ -108,15 +113,17 @@ class VaryingHyperparameters:
                 if all(isinstance(entry, float) for entry in elements):
                     _require(all(entry == elements[0] for entry in elements), f"{name} differs")
                 else:
-                    self._compare(elements, None, str(part), f"{name}.{part}")
-        elif _has_only_attributes(first):
+                    self._collect_differences(elements, None, str(part), f"{name}.{part}")
+        elif _uses_default_eq(first):
             for part in vars(first):
-                self._compare([vars(value).get(part) for value in values], first, part, f"{name}.{part}")
+                self._collect_differences(
+                    [vars(value).get(part) for value in values], first, part, f"{name}.{part}"
+                )
         else:
             _require(all(value == first for value in values), f"{name} differs")
 
 
-def _has_only_attributes(value: object) -> bool:
+def _uses_default_eq(value: object) -> bool:
     """Return whether an object has a `__dict__` and its class defines no `__eq__`."""
     compares = any("__eq__" in vars(kind) for kind in type(value).__mro__[:-1])
     return hasattr(value, "__dict__") and not compares
@@ -138,10 +145,10 @@ def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
     """
     jobs_by_config: dict[str, list[Job]] = {}
     for job in jobs:
-        jobs_by_config.setdefault(json.dumps([job.until_epoch, _fixed_config(job)], sort_keys=True), []).append(
-            job
-        )
-    return [sorted(group, key=_optimizer_key) for group in jobs_by_config.values()]
+        jobs_by_config.setdefault(
+            json.dumps([job.until_epoch, _extract_fixed_config(job)], sort_keys=True), []
+        ).append(job)
+    return [sorted(group, key=_get_optimizer_key) for group in jobs_by_config.values()]
 
 
 def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
@@ -153,17 +160,17 @@ def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
     return None if is_elementwise(name) else f"a step of optimizer={name} depends on all weights of a run"
 
 
-def find_config_differences(groups: Sequence[Sequence[Job]]) -> str:
+def format_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
     """Return the names of the keys in which groups differ, without those that may differ within a group."""
-    configs = [dict(flatten_items(_fixed_config(group[0]))) for group in groups]
+    configs = [dict(iter_dotted_items(_extract_fixed_config(group[0]))) for group in groups]
     keys = sorted({key for config in configs for key in config})
-    return ", ".join(key for key in keys if len({json.dumps(form.get(key)) for form in configs}) > 1)
+    return ", ".join(key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1)
 
 
-def _fixed_config(job: Job) -> dict[str, Any]:
+def _extract_fixed_config(job: Job) -> dict[str, Any]:
     """Return a job's configuration without the values that may differ between ensemble members."""
     config = {
-        key: value for key, value in to_plain_config(job.config).items() if key not in (*METADATA_KEYS, "seed")
+        key: value for key, value in to_plain_config(job.config).items() if key not in (*UNHASHED_KEYS, "seed")
     }
     _, settings = bind_technique_config(config["model"])
     float_names = {field.name for field in fields(settings) if isinstance(getattr(settings, field.name), float)}
@@ -175,5 +182,5 @@ def _fixed_config(job: Job) -> dict[str, Any]:
     return {**config, "model": model, "optimizer": {"name": config["optimizer"]["name"]}}
 
 
-def _optimizer_key(job: Job) -> str:
+def _get_optimizer_key(job: Job) -> str:
     return json.dumps(to_plain_config(job.config)["optimizer"], sort_keys=True)

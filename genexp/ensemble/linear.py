@@ -33,23 +33,23 @@ class _MemberLinear(torch.autograd.Function):
         return F.linear(values, weight, bias)
 
     @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        context.save_for_backward(inputs[0], inputs[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        values, weight = context.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, weight = ctx.saved_tensors
         return gradient @ weight, gradient.T @ values, gradient.sum(0)
 
     @staticmethod
     def vmap(
         info: Any, dims: tuple[int | None, ...], values: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, int]:
-        rows = [
+        stacked = [
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip((values, weight, bias), dims, strict=True)
         ]
-        return _BatchedLinear.apply(*rows), 0
+        return _BatchedLinear.apply(*stacked), 0
 
 
 class _BatchedLinear(torch.autograd.Function):
@@ -63,13 +63,13 @@ class _BatchedLinear(torch.autograd.Function):
         return torch.baddbmm(bias.unsqueeze(1), values, weight.mT)
 
     @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        context.save_for_backward(inputs[0], inputs[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        values, weight = context.saved_tensors
-        needs_grad = context.needs_input_grad
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        values, weight = ctx.saved_tensors
+        needs_grad = ctx.needs_input_grad
         return (
             torch.bmm(gradient, weight) if needs_grad[0] else None,
             torch.bmm(gradient.mT, values) if needs_grad[1] else None,

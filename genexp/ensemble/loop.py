@@ -16,24 +16,24 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
     """Train members that are at the same step, each to its end. A member that fails does not affect the others."""
     first = members[0].run
     steps_per_epoch = first.data.batch_source.steps_per_epoch
-    clock = Clock(members[0].context.start_step, first.total_steps, steps_per_epoch)
-    active = _apply_to_members(members, lambda row: row.open())
+    clock = Clock(members[0].context.completed_steps, first.total_steps, steps_per_epoch)
+    active = _apply_to_members(members, lambda member: member.open())
     active = _apply_to_members(active, lambda row: row.initialize(clock))
     if clock.is_last_step or (clock.step > 0 and stop.should_interrupt(clock.completed_epochs)):
         _apply_to_members(active, lambda row: row.record_final_snapshot(clock))
         return
     try:
         while active:
-            clock, active = _train_until_exit(active, clock, stop)
+            clock, active = _train_until_member_ends(active, clock, stop)
     except BaseException as error:
         for row in active:
-            row.close(error)
+            row.close_with_error(error)
         raise
 
 
 def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
     """Return the ensemble step of the members. Raises IncompatibleRunsError."""
-    return EnsembleStep([row.run.learner for row in members], [row.run.seed for row in members])
+    return EnsembleStep([member.run.learner for member in members], [row.run.seed for row in members])
 
 
 def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
@@ -41,33 +41,33 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
 
     Streams are (members, batch, ...), or (batch, ...) where the batch is shared.
     """
-    feeds = [row.run.data.batch_source for row in members]
-    streams = [feed for feed in feeds if isinstance(feed, BatchStream)]
-    if len(streams) < len(feeds) or members[0].run.trainer_config.batch_size is None:
-        return feeds[0].batches(first_step), True
+    batch_sources = [member.run.data.batch_source for member in members]
+    streams = [batch_source for batch_source in batch_sources if isinstance(batch_source, BatchStream)]
+    if len(streams) < len(batch_sources) or members[0].run.trainer_config.batch_size is None:
+        return batch_sources[0].iter_batches(first_step), True
     return stack_batches(streams, first_step), False
 
 
-def _train_until_exit(
+def _train_until_member_ends(
     members: Sequence[EnsembleMember], clock: Clock, stop: StopRequest
 ) -> tuple[Clock, list[EnsembleMember]]:
     """Step all members until at least one ends. Return the clock then, and the members that continue."""
-    step = build_step(members)
+    ensemble_step = build_step(members)
     train_batches = members[0].run.data.train
     batches, is_shared = make_batches(members, clock.step + 1)
     for batch in batches:
         clock = Clock(clock.step + 1, clock.total_steps, clock.steps_per_epoch)
-        metrics = step.step(batch, is_shared, train_batches, clock)
+        metrics = ensemble_step.step(batch, is_shared, train_batches, clock)
         member_metrics = {name: values.unbind() for name, values in metrics.items()}
-        for position, row in enumerate(members):
-            row.snapshot_builder.add_metrics({name: values[position] for name, values in member_metrics.items()})
+        for index, member in enumerate(members):
+            member.snapshot_builder.add_metrics({name: values[index] for name, values in member_metrics.items()})
         is_over = clock.is_last_step or stop.is_out_of_time
         is_interrupted = stop.should_interrupt(clock.completed_epochs)
-        for row in members:
-            row.is_finished = is_over or (clock.is_epoch_end and row.run.learner.technique.has_converged)
-            row.is_ending = row.is_finished or is_interrupted
+        for member in members:
+            member.is_finished = is_over or (clock.is_epoch_end and member.run.learner.technique.has_converged)
+            member.is_ending = member.is_finished or is_interrupted
         if any(row.is_ending for row in members) or members[0].snapshot_builder.is_due(clock):
-            step.update_members()
+            ensemble_step.update_members()
             active = [
                 row
                 for row in _apply_to_members(members, partial(EnsembleMember.record, clock=clock))
@@ -83,12 +83,12 @@ def _apply_to_members(
 ) -> list[EnsembleMember]:
     """Call `action` for each member. Return those for which it did not fail; record the failure of the others."""
     succeeded = []
-    for row in members:
-        with row.redirect_logging():
+    for member in members:
+        with member.redirect_logging():
             try:
-                action(row)
+                action(member)
             except Exception as error:
-                row.record_failure(error)
+                member.record_failure(error)
             else:
-                succeeded.append(row)
+                succeeded.append(member)
     return succeeded

@@ -12,7 +12,7 @@ from genexp.distributed.process_group import ProcessGroup
 from genexp.runs.build import Run
 from genexp.runs.run import RunContext, build_failed_outcome
 from genexp.snapshot import Snapshot
-from genexp.sweep.job import log_failure
+from genexp.sweep.job import log_and_record_failure
 from genexp.technique import Clock
 from genexp.training.trainer import SnapshotBuilder, initialize_technique
 
@@ -37,18 +37,18 @@ class EnsembleMember:
 
     def open(self) -> None:
         """Prepare the run directory and open the recorders. Raises GenexpError."""
-        built = self.run
+        run = self.run
         self.recorders = self.context.prepare_recorders()
         self.snapshot_builder = SnapshotBuilder(
-            built.learner, built.data, built.trainer_config, built.seed, ProcessGroup()
+            run.learner, run.data, run.trainer_config, run.seed, ProcessGroup()
         )
         self.recorders.open(self.context.build_info())
 
     def initialize(self, clock: Clock) -> None:
         """Initialize the technique of a fresh run and record its first snapshot. Do nothing for a resumed run."""
-        built = self.run
-        if self.context.start_step == 0:
-            initialize_technique(built.learner, built.data.train, built.seed)
+        run = self.run
+        if self.context.completed_steps == 0:
+            initialize_technique(run.learner, run.data.train, run.seed)
             self.recorders.record(self.snapshot_builder.build_initial(clock))
 
     def record(self, clock: Clock) -> None:
@@ -65,15 +65,15 @@ class EnsembleMember:
         self.recorders.record(snapshot)
         self.context.close_recorders(self.recorders, clock)
 
-    def close(self, error: BaseException) -> None:
+    def close_with_error(self, error: BaseException) -> None:
         """Close the recorders with the error that ended the run."""
         if self.recorders is not None:
             self.recorders.close(build_failed_outcome(self.recorders, error))
 
     def record_failure(self, error: Exception) -> None:
         """Close the recorders and write the error to the log and the run directory."""
-        self.close(error)
-        log_failure(dict(self.context.config), self.context.run_dir, error)
+        self.close_with_error(error)
+        log_and_record_failure(dict(self.context.config), self.context.run_dir, error)
 
     @contextmanager
     def redirect_logging(self) -> Iterator[None]:

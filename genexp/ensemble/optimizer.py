@@ -38,7 +38,8 @@ class EnsembleOptimizer:
             member_parameters,
         )
         self._group_members = [
-            list(rows) for _, rows in groupby(range(len(configs)), key=lambda row: configs[row])
+            list(member_indices)
+            for _, member_indices in groupby(range(len(configs)), key=lambda member_index: configs[member_index])
         ]
         self._group_slices = [
             {name: leaf.detach()[rows[0] : rows[-1] + 1] for name, leaf in leaves.items()}
@@ -52,41 +53,46 @@ class EnsembleOptimizer:
 
     def step(self, clock: Clock) -> None:
         """Step all members with the gradients of the leaves and the learning rates of `clock`."""
-        for rows, slices, group in zip(
+        for member_indices, slices, group in zip(
             self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
         ):
-            group["lr"] = learning_rate(self._configs[rows[0]], clock)
-            for name, part in slices.items():
+            group["lr"] = learning_rate(self._configs[member_indices[0]], clock)
+            for name, group_parameter in slices.items():
                 gradient = self._leaves[name].grad
-                part.grad = None if gradient is None else gradient[rows[0] : rows[-1] + 1]
+                group_parameter.grad = (
+                    None if gradient is None else gradient[member_indices[0] : member_indices[-1] + 1]
+                )
         self._optimizer.step()
 
     def update_members(self) -> None:
         """Set the state of each member's optimizer to what it would be after the steps of a single run."""
-        for rows, slices, group in zip(
+        for member_indices, slices, group in zip(
             self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
         ):
-            for position, row in enumerate(rows):
-                for member_group in self._member_optimizers[row].param_groups:
+            for position, member_index in enumerate(member_indices):
+                for member_group in self._member_optimizers[member_index].param_groups:
                     member_group["lr"] = group["lr"]
-                for name, part in slices.items():
-                    if part in self._optimizer.state:
-                        self._member_optimizers[row].state[self._member_parameters[row][name]] = {
-                            key: _select_member(value, part, position)
-                            for key, value in self._optimizer.state[part].items()
+                for name, group_parameter in slices.items():
+                    if group_parameter in self._optimizer.state:
+                        self._member_optimizers[member_index].state[
+                            self._member_parameters[member_index][name]
+                        ] = {
+                            key: _select_member(value, group_parameter, position)
+                            for key, value in self._optimizer.state[group_parameter].items()
                         }
 
     def _load_member_states(self) -> None:
         """Start from the state of the members' own optimizers."""
-        for rows, slices in zip(self._group_members, self._group_slices, strict=True):
-            for name, part in slices.items():
+        for member_indices, slices in zip(self._group_members, self._group_slices, strict=True):
+            for name, group_parameter in slices.items():
                 states = [
-                    self._member_optimizers[row].state.get(self._member_parameters[row][name]) for row in rows
+                    self._member_optimizers[member_index].state.get(self._member_parameters[member_index][name])
+                    for member_index in member_indices
                 ]
                 first = states[0]
                 if first:
-                    self._optimizer.state[part] = {
-                        key: _stack_states([state[key] for state in states], part)  # type: ignore[index]
+                    self._optimizer.state[group_parameter] = {
+                        key: _stack_states([state[key] for state in states], group_parameter)  # type: ignore[index]
                         for key in first
                     }
 

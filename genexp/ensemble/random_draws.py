@@ -42,12 +42,12 @@ class MemberGenerators:
     @contextmanager
     def use_as_global(self, device: torch.device) -> Iterator[None]:
         """Copy the generators' states to torch's global generators for the block, and back afterwards."""
-        kinds = {device.type: _get_global_generator(device), "cpu": torch.default_generator}
-        for kind, generator in kinds.items():
-            generator.set_state(self.get_generator(torch.device(kind)).get_state())
+        global_generators = {device.type: _get_global_generator(device), "cpu": torch.default_generator}
+        for device_type, generator in global_generators.items():
+            generator.set_state(self.get_generator(torch.device(device_type)).get_state())
         yield
-        for kind, generator in kinds.items():
-            self.get_generator(torch.device(kind)).set_state(generator.get_state())
+        for device_type, generator in global_generators.items():
+            self.get_generator(torch.device(device_type)).set_state(generator.get_state())
 
 
 def _get_global_generator(device: torch.device) -> torch.Generator:
@@ -56,7 +56,7 @@ def _get_global_generator(device: torch.device) -> torch.Generator:
     return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
 
 
-class MemberRandomMode(TorchFunctionMode):
+class EnsembleFunctionMode(TorchFunctionMode):
     """Torch function mode in which random functions under vmap draw from each member's own generators.
 
     REPLACEMENTS lists them, and other functions that vmap does not support or computes inefficiently. vmap rejects
@@ -84,8 +84,8 @@ class MemberRandomMode(TorchFunctionMode):
 
         def draw() -> Tensor:
             stacked = torch.empty(len(self._generators), *shape, dtype=like.dtype, device=like.device)
-            for row, generators in enumerate(self._generators):
-                fill(row, stacked[row], generators.get_generator(like.device))
+            for member_index, generators in enumerate(self._generators):
+                fill(member_index, stacked[member_index], generators.get_generator(like.device))
             return stacked
 
         result: Tensor = _DrawOutsideVmap.apply(self._member_index, draw)
@@ -97,7 +97,7 @@ class MemberRandomMode(TorchFunctionMode):
         `p` is the same for all members, or one of the substituted hyperparameters. Raises IncompatibleRunsError
         for values of shape (batch, channels, height, width) on a CPU.
         """
-        rates = self._hyperparameters.get_values(p, len(self._generators))
+        rates = self._hyperparameters.get_member_values(p, len(self._generators))
         if not training or not any(rates):
             return values
         if values.dim() == 4 and values.device.type == "cpu":
@@ -106,8 +106,8 @@ class MemberRandomMode(TorchFunctionMode):
                 "dropout between convolutions would draw other numbers than in a run alone"
             )
 
-        def fill(row: int, mask: Tensor, generator: torch.Generator) -> None:
-            mask.copy_(make_mask(mask, rates[row], generator))
+        def fill(member_index: int, mask: Tensor, generator: torch.Generator) -> None:
+            mask.copy_(make_mask(mask, rates[member_index], generator))
 
         return values * self.draw_per_member(values.shape, values, fill)
 
@@ -130,8 +130,8 @@ class _DrawOutsideVmap(torch.autograd.Function):
         raise AssertionError("there are rows under vmap only")
 
     @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, Callable[[], Tensor]], output: Tensor) -> None:
-        context.mark_non_differentiable(output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Callable[[], Tensor]], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
 
     @staticmethod
     def vmap(
@@ -143,11 +143,11 @@ class _DrawOutsideVmap(torch.autograd.Function):
 def _wrap_sized(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the per-member form of a function that takes a size, for example torch.randn."""
 
-    def draw_sized(draws: MemberRandomMode, *size: Any, **options: Any) -> Tensor:
+    def draw_sized(mode: EnsembleFunctionMode, *size: Any, **options: Any) -> Tensor:
         shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
         like = torch.empty(0, dtype=options.get("dtype"), device=options.get("device"))
-        return draws.draw_per_member(
-            shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator)
+        return mode.draw_per_member(
+            shape, like, lambda member_index, out, generator: _fill_in_place(out, function, shape, generator)
         )
 
     return draw_sized
@@ -159,12 +159,12 @@ def _wrap_like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     `function` is torch.randn or torch.rand.
     """
 
-    def draw_like(draws: MemberRandomMode, values: Tensor, **options: Any) -> Tensor:
+    def draw_like(mode: EnsembleFunctionMode, values: Tensor, **options: Any) -> Tensor:
         like = torch.empty(
             0, dtype=options.get("dtype", values.dtype), device=options.get("device", values.device)
         )
         shape = values.shape
-        return draws.draw_per_member(
+        return mode.draw_per_member(
             shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator)
         )
 
@@ -177,7 +177,7 @@ def _fill_in_place(
     function(shape, generator=generator, out=out)
 
 
-def _draw_randint(mode: MemberRandomMode, *bounds: Any, **options: Any) -> Tensor:
+def _draw_randint(mode: EnsembleFunctionMode, *bounds: Any, **options: Any) -> Tensor:
     *low_high, size = bounds
     low, high = low_high if len(low_high) == 2 else (0, low_high[0])
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
@@ -186,7 +186,7 @@ def _draw_randint(mode: MemberRandomMode, *bounds: Any, **options: Any) -> Tenso
     )
 
 
-def _draw_randperm(mode: MemberRandomMode, count: int, **options: Any) -> Tensor:
+def _draw_randperm(mode: EnsembleFunctionMode, count: int, **options: Any) -> Tensor:
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
     return mode.draw_per_member(
         (count,), like, lambda row, out, gen: torch.randperm(count, generator=gen, out=out)
@@ -194,7 +194,7 @@ def _draw_randperm(mode: MemberRandomMode, count: int, **options: Any) -> Tensor
 
 
 def _normalize(
-    mode: MemberRandomMode,
+    mode: EnsembleFunctionMode,
     values: Tensor,
     p: float = 2.0,
     dim: int = 1,
@@ -214,20 +214,20 @@ class _AffineGrid(torch.autograd.Function):
         return F.affine_grid(theta, size, align_corners)
 
     @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, list[int], bool | None], output: Tensor) -> None:
-        context.mark_non_differentiable(output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, list[int], bool | None], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
 
     @staticmethod
     def vmap(
         info: Any, dims: tuple[int | None, ...], theta: Tensor, size: list[int], align_corners: bool | None
     ) -> tuple[Tensor, int]:
-        rows = theta.movedim(dims[0] or 0, 0)
-        grid = F.affine_grid(rows.flatten(0, 1), [rows.shape[0] * size[0], *size[1:]], align_corners)
-        return grid.unflatten(0, rows.shape[:2]), 0
+        stacked = theta.movedim(dims[0] or 0, 0)
+        grid = F.affine_grid(stacked.flatten(0, 1), [stacked.shape[0] * size[0], *size[1:]], align_corners)
+        return grid.unflatten(0, stacked.shape[:2]), 0
 
 
 def _affine_grid(
-    mode: MemberRandomMode, theta: Tensor, size: list[int], align_corners: bool | None = None
+    mode: EnsembleFunctionMode, theta: Tensor, size: list[int], align_corners: bool | None = None
 ) -> Tensor:
     result: Tensor = _AffineGrid.apply(theta, size, align_corners)
     return result

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from genexp.ensemble.autotune import time_both
 from genexp.ensemble.compatibility import (
     IncompatibleRunsError,
-    find_config_differences,
     find_ensemble_obstacle,
+    format_differing_keys,
     group_jobs,
 )
 from genexp.ensemble.loop import train_ensemble
@@ -41,9 +41,9 @@ def run_jobs(
         if len(group) == 1:
             sequential.append(group)
             continue
-        reason = find_ensemble_obstacle(group)
-        if reason is not None:
-            print_line(f"{_format_job_numbers([job.number for job in group])} one after the other: {reason}")
+        obstacle = find_ensemble_obstacle(group)
+        if obstacle is not None:
+            print_line(f"{_format_job_numbers([job.number for job in group])} one after the other: {obstacle}")
             sequential.append(group)
             continue
         if not can_start_job():
@@ -54,8 +54,8 @@ def run_jobs(
         sequential += remaining
     single_jobs = [group for group in sequential if len(group) == 1]
     if len(single_jobs) > 1:
-        names = _format_job_numbers([job.number for (job,) in single_jobs])
-        print_line(f"{names} one after the other: they differ in {find_config_differences(single_jobs)}")
+        job_label = _format_job_numbers([job.number for (job,) in single_jobs])
+        print_line(f"{job_label} one after the other: they differ in {format_differing_keys(single_jobs)}")
     for job in (job for group in sequential for job in group):
         if not can_start_job():
             return None
@@ -72,7 +72,8 @@ def _run_ensemble(
     remaining: list[Sequence[Job]] = []
     with _open_members(jobs) as all_members:
         for _, same_start in groupby(
-            sorted(all_members, key=lambda row: row.context.start_step), key=lambda row: row.context.start_step
+            sorted(all_members, key=lambda member: member.context.completed_steps),
+            key=lambda row: row.context.completed_steps,
         ):
             members = list(same_start)
             if not _should_run_ensemble(members, print_line, should_measure=should_measure):
@@ -81,29 +82,29 @@ def _run_ensemble(
             trainer_config, until_epoch = members[0].run.trainer_config, jobs[0].until_epoch
             with stop_on_signals(trainer_config.time_budget, until_epoch=until_epoch) as stop:
                 train_ensemble(members, stop)
-            if stop.signal is not None:
-                return stop.signal, []
+            if stop.received_signal is not None:
+                return stop.received_signal, []
     return None, remaining
 
 
 def _should_run_ensemble(
     members: Sequence[EnsembleMember], print_line: MessageCallback, *, should_measure: bool
 ) -> bool:
-    names = _format_job_numbers([row.job_number for row in members])
+    job_label = _format_job_numbers([member.job_number for member in members])
     if len(members) == 1:
         return False
     try:
         timing = time_both(members, should_measure=should_measure)
     except IncompatibleRunsError as error:
-        print_line(f"{names} one after the other: {error}")
+        print_line(f"{job_label} one after the other: {error}")
         return False
     if timing is None:
-        print_line(f"{names} as one computation")
+        print_line(f"{job_label} as one computation")
         return True
     ensemble_ms, sequential_ms = timing.ensemble_seconds * 1000, timing.sequential_seconds * 1000
-    times = f"{ensemble_ms:.3g} ms a step of all, one after the other {sequential_ms:.3g} ms"
+    times = f"as one {ensemble_ms:.3g} ms a step of all, one after the other {sequential_ms:.3g} ms"
     print_line(
-        f"{names} {'as one computation' if timing.is_ensemble_faster else 'one after the other'}: as one {times}"
+        f"{job_label} {'as one computation' if timing.is_ensemble_faster else 'one after the other'}: {times}"
     )
     return timing.is_ensemble_faster
 
@@ -117,24 +118,24 @@ def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
             for job in jobs:
-                row = _build_member(job, members[0].run if members else None)
-                if row is not None:
-                    members.append(row)
+                member = _build_member(job, members[0].run if members else None)
+                if member is not None:
+                    members.append(member)
             yield members
         finally:
-            for row in members:
-                row.release()
+            for member in members:
+                member.release()
 
 
 def _build_member(job: Job, template: Run | None) -> EnsembleMember | None:
-    def build(config: DictConfig, folder: Path) -> EnsembleMember:
+    def build(config: DictConfig, run_dir: Path) -> EnsembleMember:
         with ExitStack() as exit_stack:
-            context = exit_stack.enter_context(open_run_context(config, folder, template))
+            context = exit_stack.enter_context(open_run_context(config, run_dir, template))
             return EnsembleMember(job.number, context, exit_stack.pop_all())
         raise AssertionError
 
-    row = run_hydra_task(job, build)
-    return row if isinstance(row, EnsembleMember) else None
+    result = run_hydra_task(job, build)
+    return result if isinstance(result, EnsembleMember) else None
 
 
 def _format_job_numbers(job_numbers: Sequence[int]) -> str:

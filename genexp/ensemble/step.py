@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from genexp.ensemble.compatibility import IncompatibleRunsError, VaryingHyperparameters
 from genexp.ensemble.optimizer import EnsembleOptimizer
-from genexp.ensemble.random_draws import MemberGenerators, MemberRandomMode
+from genexp.ensemble.random_draws import EnsembleFunctionMode, MemberGenerators
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics
 from genexp.training.learner import Learner
 
@@ -97,14 +97,14 @@ class EnsembleStep:
         def compute_member_loss(
             parameters: dict[str, Tensor],
             buffers: dict[str, Tensor],
-            numbers: list[Tensor],
+            hyperparameter_values: list[Tensor],
             batch: Batch,
-            row: Tensor,
+            member_index: Tensor,
         ) -> tuple[Tensor, MemberMetrics, dict[str, Tensor]]:
             state = {f"technique.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
             with (
-                self.hyperparameters.substitute(numbers),
-                MemberRandomMode(self._generators, self.hyperparameters, row),
+                self.hyperparameters.substitute(hyperparameter_values),
+                EnsembleFunctionMode(self._generators, self.hyperparameters, member_index),
             ):
                 loss, metrics = functional_call(self._function_module, state, (phase.loss, batch, clock))
             # A change in place has already reached the stacked tensor. A replaced buffer is returned.
@@ -118,12 +118,12 @@ class EnsembleStep:
         compute_all_losses = torch.vmap(
             compute_member_loss, in_dims=(0, 0, 0, None if is_shared else 0, 0), randomness="error"
         )
-        loss, extra, replaced = compute_all_losses(
+        loss, member_metrics, replaced = compute_all_losses(
             parameters, self._buffers, self._hyperparameter_values, batch, self._member_indices
         )
         for name, buffer in replaced.items():
             self._buffers[name].copy_(buffer)
-        return loss, extra
+        return loss, member_metrics
 
     def _run_gradient_step(
         self, phase: GradientPhase, batch: Batch, is_shared: bool, clock: Clock
@@ -132,11 +132,11 @@ class EnsembleStep:
         for leaf in leaves.values():
             leaf.grad = None
         with learner.matmul_context():
-            with learner.autocast():
-                losses, extra = self.compute_losses(phase, batch, is_shared, clock)
+            with learner.autocast_context():
+                losses, member_metrics = self.compute_losses(phase, batch, is_shared, clock)
             # Only loss i depends on the weights of member i, so the gradient of the sum is that of each loss.
             losses.sum().backward(inputs=list(leaves.values()))
-        metrics = {learner.loss_names[phase.name]: losses.detach(), **extra}
+        metrics = {learner.loss_name_by_phase[phase.name]: losses.detach(), **member_metrics}
         if learner.settings.gradient_clip is not None:
             gradients = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
             metrics[f"{phase.name}_gradient_norm"] = clip_grad_norm_per_member(
@@ -150,10 +150,10 @@ class EnsembleStep:
     ) -> MemberMetrics:
         """Update member by member: closed-form updates take different numbers of passes over the data."""
         member_metrics: list[Metrics] = []
-        for row, (learner, generators) in enumerate(zip(self.learners, self._generators, strict=True)):
+        for member_index, (learner, generators) in enumerate(zip(self.learners, self._generators, strict=True)):
             phase = learner.phases[phase_index]
             assert isinstance(phase, ClosedFormPhase)
-            member_batch = batch if is_shared else {name: stream[row] for name, stream in batch.items()}
+            member_batch = batch if is_shared else {name: stream[member_index] for name, stream in batch.items()}
             with torch.no_grad(), generators.use_as_global(self.device):
                 member_metrics.append(phase.update(train_batches if phase.is_full_batch else member_batch, clock))  # type: ignore[arg-type]
         return {name: torch.stack([metrics[name] for metrics in member_metrics]) for name in member_metrics[0]}
@@ -170,12 +170,12 @@ class EnsembleStep:
     def _update_ema(self, clock: Clock) -> None:
         if self._ema_tensors is None:
             return
-        average = self.learners[0].ema
-        assert average is not None
+        ema = self.learners[0].ema
+        assert ema is not None
         parameters, buffers = self._ema_tensors
         if parameters:
             targets = list(self._parameters.values())
-            torch._foreach_lerp_(list(parameters.values()), targets, 1 - average.compute_decay(clock))
+            torch._foreach_lerp_(list(parameters.values()), targets, 1 - ema.compute_decay(clock))
         if buffers:
             torch._foreach_copy_(list(buffers.values()), list(self._buffers.values()))
 
@@ -218,7 +218,7 @@ def stack_shared_state(modules: Sequence[nn.Module]) -> tuple[dict[str, Tensor],
 def _stack_shared(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     stacked = {}
     for name in tensors[0] if tensors else ():
-        stacked[name] = torch.stack([row[name].detach() for row in tensors])
+        stacked[name] = torch.stack([module_tensors[name].detach() for module_tensors in tensors])
         for row, view in zip(tensors, stacked[name].unbind(), strict=True):
             row[name].data = view
     return stacked

@@ -22,7 +22,7 @@ class ColorMode(NamedTuple):
 
     channels: int  # of the optimized image: 1 (luminance) or 3 (RGB)
     preprocess: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (content, style) → the pair to train on
-    restore: Callable[[Tensor, Tensor], Tensor]  # (optimized image, content) → RGB image
+    postprocess: Callable[[Tensor, Tensor], Tensor]  # (optimized image, content) → RGB image
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _match_luminance(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
     return content_luminance.expand(-1, 3, -1, -1), matched.expand(-1, 3, -1, -1)
 
 
-def _restore_color(learned_luminance: Tensor, content: Tensor) -> Tensor:
+def _add_luminance_change(learned_luminance: Tensor, content: Tensor) -> Tensor:
     # In the matrix from YIQ to RGB, the column of Y is all ones: a change of Y adds equally to each channel.
     return (content + learned_luminance - luminance(content)).clamp(0, 1)
 
@@ -62,12 +62,12 @@ def _compute_color_statistics(image: Tensor, power: float) -> tuple[Tensor, Tens
     """
     pixels = image[0].flatten(1).double().cpu()  # some devices lack eigendecomposition or float64
     values, vectors = torch.linalg.eigh(pixels.cov())
-    root = vectors * values.clamp_min(1e-5) ** power @ vectors.T
-    return pixels.mean(1, keepdim=True).to(image), root.to(image)
+    covariance_power = vectors * values.clamp_min(1e-5) ** power @ vectors.T
+    return pixels.mean(1, keepdim=True).to(image), covariance_power.to(image)
 
 
 COLOR_MODES = {
     "none": ColorMode(3, lambda content, style: (content, style), lambda image, content: image),
-    "luminance": ColorMode(1, _match_luminance, _restore_color),
+    "luminance": ColorMode(1, _match_luminance, _add_luminance_change),
     "histogram": ColorMode(3, _match_color_statistics, lambda image, content: image),
 }

@@ -12,31 +12,31 @@ from genexp.images.grid import make_grid
 WALK_FRAMES = 40  # frames of a walk shown as an animation
 
 
-def interpolate_codes(codes: Tensor, frames: int) -> Tensor:
+def interpolate_codes(codes: Tensor, num_frames: int) -> Tensor:
     """Return linear interpolations from each code to the next, and from the last to the first.
 
     (codes, features) → (frames, codes, features). The first frame is `codes` itself.
     """
-    weights = torch.linspace(0, 1, frames).to(codes)[:, None, None]
+    weights = torch.linspace(0, 1, num_frames).to(codes)[:, None, None]
     return torch.lerp(codes, codes.roll(-1, dims=0), weights)
 
 
-def traverse_units(code: Tensor, units: Tensor, low: Tensor, high: Tensor, frames: int) -> Tensor:
+def traverse_units(code: Tensor, units: Tensor, low: Tensor, high: Tensor, num_frames: int) -> Tensor:
     """Return paths that vary one latent unit each, from `low` to `high`. The rest of `code` is fixed.
 
     `code` is (features,). `units` (int64 indices), `low` and `high` are (units,).
     The result is (frames, units, features).
     """
     num_units = len(units)
-    weights = torch.linspace(0, 1, frames).to(code)[:, None]
-    path = code.repeat(frames, num_units, 1)
-    path[:, torch.arange(num_units, device=units.device), units] = torch.lerp(low, high, weights)
-    return path
+    weights = torch.linspace(0, 1, num_frames).to(code)[:, None]
+    codes = code.repeat(num_frames, num_units, 1)
+    codes[:, torch.arange(num_units, device=units.device), units] = torch.lerp(low, high, weights)
+    return codes
 
 
-def decode_frames(decode: Callable[[Tensor], Tensor], path: Tensor) -> Tensor:
+def decode_frames(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
     """Return the images (frames, codes, c, h, w) of a path (frames, codes, features), decoded frame by frame."""
-    return torch.stack([decode(codes) for codes in path])
+    return torch.stack([decode(codes) for codes in codes])
 
 
 def make_animation(images: Tensor, columns: int = 4) -> Tensor:

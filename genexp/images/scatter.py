@@ -83,7 +83,7 @@ def draw_clusters(
         )
     for name, color in zip(cluster_names, colors, strict=False):
         axes.scatter([], [], color=color, label=name)
-    _set_axes_frame(axes, coords)
+    _set_axes_limits(axes, coords)
     if cluster_names:
         figure.legend(loc="outside right center", frameon=False)
     canvas.draw()
@@ -91,7 +91,7 @@ def draw_clusters(
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255
 
 
-def _set_axes_frame(axes: Any, coords: np.ndarray) -> None:
+def _set_axes_limits(axes: Any, coords: np.ndarray) -> None:
     low, high = coords.min(0), coords.max(0)
     half_extent = max(float((high - low).max()) / 2 * (1 + 2 * MARGIN_FRACTION), 1e-6)
     middle = (low + high) / 2

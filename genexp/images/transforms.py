@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def random_affine(images: Tensor, *, degrees: float, pixels: float, zoom: float) -> Tensor:
+def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: float) -> Tensor:
     """Return images (batch, channels, height, width), each rotated, shifted and scaled at random.
 
-    Angles are uniform in ±`degrees`, shifts in ±`pixels`, and scale factors of the sampling grid in 1 ± `zoom`.
+    Angles are uniform in ±`degrees`, shifts in ±`shift_pixels`, and scale factors of the sampling grid in 1 ± `zoom`.
     Rotation and scaling are about the center of the image. Pixels from outside the image are 0.
     """
     count, _, height, width = images.shape
@@ -22,8 +22,8 @@ def random_affine(images: Tensor, *, degrees: float, pixels: float, zoom: float)
     cos, sin = angle.cos() * factor, angle.sin() * factor
     # affine_grid coordinates run from -1 to 1 in both directions, whatever the size. Without the ratio of height
     # and width, a rotation would shear images that are not square.
-    first_rows = torch.stack([cos, -sin * height / width, shift_x * pixels * 2 / width], 1)
-    second_rows = torch.stack([sin * width / height, cos, shift_y * pixels * 2 / height], 1)
+    first_rows = torch.stack([cos, -sin * height / width, shift_x * shift_pixels * 2 / width], 1)
+    second_rows = torch.stack([sin * width / height, cos, shift_y * shift_pixels * 2 / height], 1)
     grid = F.affine_grid(torch.stack([first_rows, second_rows], 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 

@@ -34,15 +34,15 @@ class Moments:
 
     count: int
     mean: Tensor  # (features,)
-    scatter: Tensor  # scalar: sum of the squared distances to the mean
+    sum_squared_deviations: Tensor  # scalar: sum of the squared distances to the mean
 
     @property
     def variance(self) -> Tensor:
         """Variance of a feature, averaged over the features: scalar."""
-        return self.scatter / (self.count * len(self.mean))
+        return self.sum_squared_deviations / (self.count * len(self.mean))
 
 
-def get_chunk_rows(max_elements: int, row_elements: int, like: Tensor) -> int:
+def get_chunk_size(max_elements: int, row_elements: int, like: Tensor) -> int:
     """Return the number of rows in a chunk, at least 1. A row has `row_elements` elements.
 
     A chunk has at most `max_elements` elements on the CPU, and `GPU_CHUNK_FACTOR` times as many elsewhere.

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import get_chunk_rows
+from genexp.kmeans.blocks import get_chunk_size
 from genexp.sharding import SINGLE_SHARD, all_reduce_sum, current_shard
 
 UNASSIGNED = -1  # label of a point without a cluster
@@ -19,14 +19,14 @@ UPDATE_CHUNK_ELEMENTS = 2**17  # elements of reassigned points per copy on the C
 class AssignmentBounds(Protocol):
     """Data that lets an assignment skip distance computations. It never changes a result."""
 
-    def invalidate(self, starts: Tensor, points: Tensor) -> None:
-        """Discard the data of the points with indices `points` in `starts`: their labels changed elsewhere.
+    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
+        """Discard the data of the points with indices `point_indices` in `start_indices`: their labels changed elsewhere.
 
         Both are int64 (pairs,).
         """
 
-    def select_starts(self, starts: Tensor) -> AssignmentBounds:
-        """Return the data of `starts` only: int64 indices (starts,)."""
+    def select_starts(self, start_indices: Tensor) -> AssignmentBounds:
+        """Return the data of `start_indices` only: int64 indices (starts,)."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class ClusterSums:
     bounds: AssignmentBounds | None = None  # lets the next assignment skip distance computations
 
     @classmethod
-    def zeros(cls, centers: Tensor, count: int) -> ClusterSums:
-        """Return the sums of `count` unassigned points. `centers` gives the shape and the device."""
+    def unassigned(cls, centers: Tensor, num_points: int) -> ClusterSums:
+        """Return the sums of `num_points` unassigned points. `centers` gives the shape and the device."""
         starts, clusters, _ = centers.shape
         return cls(
             torch.zeros_like(centers, dtype=accumulation_dtype(centers)),
             torch.zeros(starts, clusters, dtype=torch.long, device=centers.device),
-            torch.full((starts, count), UNASSIGNED, dtype=label_dtype(clusters), device=centers.device),
+            torch.full((starts, num_points), UNASSIGNED, dtype=label_dtype(clusters), device=centers.device),
         )
 
     def means(self, fallback: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ClusterSums:
         """True if every cluster of every start has points."""
         return bool(self.counts.all())
 
-    def partial_inertia(self, centers: Tensor) -> Tensor:
+    def inertia_without_norms(self, centers: Tensor) -> Tensor:
         """Return the inertia of each start minus the sum of the squared norms of all points: (starts,).
 
         `centers` is (starts, clusters, features).
@@ -69,9 +69,9 @@ class ClusterSums:
         return (self.counts * rows.square().sum(2) - 2 * (rows * self.sums).sum(2)).sum(1)
 
 
-def label_dtype(clusters: int) -> torch.dtype:
+def label_dtype(num_clusters: int) -> torch.dtype:
     """Return the dtype of labels for this number of clusters and `UNASSIGNED`: int16 or int32."""
-    return torch.int16 if clusters <= torch.iinfo(torch.int16).max else torch.int32
+    return torch.int16 if num_clusters <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
@@ -87,20 +87,20 @@ class Reassignments:
     """Points of a block that change cluster, with one entry per point and start."""
 
     rows: Tensor  # int64 (moves,): row of the point in its block
-    starts: Tensor  # int64 (moves,): index of the start
-    clusters: Tensor  # int64 (moves,): new cluster
+    start_indices: Tensor  # int64 (moves,): index of the start
+    new_labels: Tensor  # int64 (moves,): new cluster
 
 
-class ClusterUpdate:
+class ClusterSumsUpdater:
     """Incremental update of the sums, counts and labels of `previous`, which it changes in place."""
 
     def __init__(self, previous: ClusterSums, centers: Tensor) -> None:
         self._sums, self._counts, self.labels = previous.sums, previous.counts, previous.labels
         if current_shard().index:  # all_reduce_sum adds the shards: only shard 0 starts from the previous sums
             self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
-        self._moved_count = 0
+        self._changed_count = 0
         # All chunks of points are copied to the same buffers: new allocations would fragment memory.
-        shape = get_chunk_rows(UPDATE_CHUNK_ELEMENTS, centers.shape[2], centers), centers.shape[2]
+        shape = get_chunk_size(UPDATE_CHUNK_ELEMENTS, centers.shape[2], centers), centers.shape[2]
         self._point_buffer, self._cast_buffer = centers.new_empty(shape), previous.sums.new_empty(shape)
 
     def reassign(self, points: Tensor, labels: Tensor, reassignments: Reassignments) -> None:
@@ -109,25 +109,25 @@ class ClusterUpdate:
         `points` is (points, features), `labels` (starts, points).
         """
         clusters = self._counts.shape[1]
-        old_clusters = labels[reassignments.starts, reassignments.rows].long()
-        labels[reassignments.starts, reassignments.rows] = reassignments.clusters.to(labels)
-        self._moved_count += len(reassignments.rows)
+        old_clusters = labels[reassignments.start_indices, reassignments.rows].long()
+        labels[reassignments.start_indices, reassignments.rows] = reassignments.new_labels.to(labels)
+        self._changed_count += len(reassignments.rows)
         was_assigned = bool((old_clusters != UNASSIGNED).all())
         if not was_assigned and len(old_clusters) == labels.numel():
             self._add_unassigned(points, labels)
             return
         target_keys, source_keys = (
-            reassignments.starts * clusters + reassignments.clusters,
-            reassignments.starts * clusters + old_clusters,
+            reassignments.start_indices * clusters + reassignments.new_labels,
+            reassignments.start_indices * clusters + old_clusters,
         )
         self._add_counts(target_keys, 1)
         if was_assigned:
             self._add_counts(source_keys, -1)
-        sums, chunk_rows = self._sums.flatten(0, 1), self._point_buffer.shape[0]
+        sums, chunk_size = self._sums.flatten(0, 1), self._point_buffer.shape[0]
         for rows, targets, sources in zip(
-            reassignments.rows.split(chunk_rows),
-            target_keys.split(chunk_rows),
-            source_keys.split(chunk_rows),
+            reassignments.rows.split(chunk_size),
+            target_keys.split(chunk_size),
+            source_keys.split(chunk_size),
             strict=True,
         ):
             moved = self._cast(torch.index_select(points, 0, rows, out=self._point_buffer[: rows.numel()]))
@@ -154,22 +154,22 @@ class ClusterUpdate:
     def _add_counts(self, keys: Tensor, sign: int) -> None:
         self._counts += sign * keys.bincount(minlength=self._counts.numel()).view_as(self._counts)
 
-    def build_cluster_sums(self, indices: list[slice], bounds: AssignmentBounds | None) -> ClusterSums:
+    def build_cluster_sums(self, slices: list[slice], bounds: AssignmentBounds | None) -> ClusterSums:
         """Return the cluster sums after all blocks were assigned, reduced over all shards.
 
-        `indices` are the slices of the data set that this process assigned.
+        `slices` are the slices of the data set that this process assigned.
         """
         sums, counts = all_reduce_sum(self._sums), all_reduce_sum(self._counts)
         sums.masked_fill_(counts.unsqueeze(2) == 0, 0)  # removes the rounding error of an empty cluster
-        moved = int(all_reduce_sum(torch.tensor(self._moved_count, device=counts.device)))
-        return ClusterSums(sums, counts, self._gather_labels(indices), moved / max(1, self.labels.numel()), bounds)
+        moved = int(all_reduce_sum(torch.tensor(self._changed_count, device=counts.device)))
+        return ClusterSums(sums, counts, self._gather_labels(slices), moved / max(1, self.labels.numel()), bounds)
 
-    def _gather_labels(self, indices: list[slice]) -> Tensor:
+    def _gather_labels(self, slices: list[slice]) -> Tensor:
         """Return the labels of all points, including those assigned by other processes: (starts, points)."""
         if current_shard() == SINGLE_SHARD:
             return self.labels
         # int32 is the smallest sufficient dtype that all_reduce supports.
         labels = torch.zeros_like(self.labels, dtype=torch.int32)
-        for index in indices:
+        for index in slices:
             labels[:, index] = self.labels[:, index]
         return all_reduce_sum(labels).to(self.labels)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import CHUNK_ELEMENTS, get_chunk_rows
-from genexp.kmeans.cluster_sums import UNASSIGNED, ClusterSums, ClusterUpdate, Reassignments
+from genexp.kmeans.blocks import CHUNK_ELEMENTS, get_chunk_size
+from genexp.kmeans.cluster_sums import UNASSIGNED, ClusterSums, ClusterSumsUpdater, Reassignments
 from genexp.kmeans.distances import CenterScores, argmin_rows
 from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
 
@@ -61,39 +61,39 @@ class ExhaustiveAssignment:
     """
 
     def __init__(
-        self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterUpdate
+        self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterSumsUpdater
     ) -> None:
         self._update = update
         self._center_scores = CenterScores(centers)
         self._max_squared_norms = centers.square().sum(2).amax(1)  # (starts,)
         starts, clusters, features = centers.shape
-        self._chunk_rows = min(
-            get_chunk_rows(CHUNK_SCORES, starts * clusters, centers),
-            get_chunk_rows(CHUNK_ELEMENTS, features, centers),
+        self._chunk_size = min(
+            get_chunk_size(CHUNK_SCORES, starts * clusters, centers),
+            get_chunk_size(CHUNK_ELEMENTS, features, centers),
         )
         # All chunks share one buffer of scores: new allocations would fragment memory.
-        self._scores = centers.new_empty(self._chunk_rows, starts * clusters)
+        self._scores = centers.new_empty(self._chunk_size, starts * clusters)
         self.bounds = previous.bounds if isinstance(previous.bounds, HamerlyBounds) else None
         self._center_shift: Tensor | None = None  # (starts, clusters), if there are bounds for `old_centers`
         if self.bounds is None and HamerlyBounds.is_worthwhile(previous.changed_fraction):
             self.bounds = HamerlyBounds.allocate(centers, update.labels.shape[1])
         elif self.bounds is not None and old_centers is not None:
             self._center_shift = center_shift(old_centers, centers)
-        self._buffer = PointBuffer(get_chunk_rows(BUFFER_ELEMENTS, features, centers), features, centers)
+        self._buffer = PointBuffer(get_chunk_size(BUFFER_ELEMENTS, features, centers), features, centers)
 
-    def assign_block(self, block: Tensor, index: slice) -> None:
-        """Assign the points of `block`, which have the indices `index`. Some wait in the buffer until `finish`."""
-        rows = self._find_uncertain(index)
+    def assign_block(self, block: Tensor, point_slice: slice) -> None:
+        """Assign the points of `block`, which have the indices `point_slice`. Some wait in the buffer until `finish`."""
+        rows = self._find_uncertain(point_slice)
         if rows is None or len(rows) > MAX_GATHERED_FRACTION * len(block):
-            self._assign(block, index)
+            self._assign_points(block, point_slice)
         else:
-            for points, indices in self._buffer.add(block, rows, rows + index.start):
-                self._assign(points, indices)
+            for points, indices in self._buffer.add(block, rows, rows + point_slice.start):
+                self._assign_points(points, indices)
 
     def finish(self) -> None:
         """Assign the points that are left in the buffer."""
         for points, indices in self._buffer.flush():
-            self._assign(points, indices)
+            self._assign_points(points, indices)
 
     def _find_uncertain(self, index: slice) -> Tensor | None:
         """Return the rows in the block `index` whose points may change cluster: int64 (rows,), or None for all."""
@@ -101,18 +101,18 @@ class ExhaustiveAssignment:
             return None
         return self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
 
-    def _assign(self, points: Tensor, index: slice | Tensor) -> None:
+    def _assign_points(self, points: Tensor, index: slice | Tensor) -> None:
         """Assign `points` (points, features), which have the indices `index`. Update their labels and bounds."""
         labels, bounds = self._update.labels[:, index], None if self.bounds is None else self.bounds.select(index)
-        for first in range(0, len(points), self._chunk_rows):
-            chunk = slice(first, first + self._chunk_rows)
-            self._compare(points[chunk], labels[:, chunk], None if bounds is None else bounds.select(chunk))
+        for first in range(0, len(points), self._chunk_size):
+            chunk = slice(first, first + self._chunk_size)
+            self._assign_chunk(points[chunk], labels[:, chunk], None if bounds is None else bounds.select(chunk))
         if isinstance(index, Tensor):
             self._update.labels.index_copy_(1, index, labels)
             if self.bounds is not None and bounds is not None:
                 self.bounds.put(index, bounds)
 
-    def _compare(self, points: Tensor, labels: Tensor, bounds: HamerlyBounds | None) -> None:
+    def _assign_chunk(self, points: Tensor, labels: Tensor, bounds: HamerlyBounds | None) -> None:
         scores = self._center_scores(points, self._scores)  # (points, starts, clusters)
         self._update.reassign(points, labels, self._find_reassignments(scores, labels.T.long()))
         if bounds is not None:  # norms are recomputed: stored, they would take as much memory as the margins

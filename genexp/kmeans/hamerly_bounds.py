@@ -28,9 +28,9 @@ class HamerlyBounds:
         return changed_fraction < MAX_CHANGED_FRACTION
 
     @classmethod
-    def allocate(cls, centers: Tensor, count: int) -> HamerlyBounds:
-        """Return bounds of `count` points, to be set by the first assignment to `centers`."""
-        return cls(centers.new_zeros(count, len(centers)))
+    def allocate(cls, centers: Tensor, num_points: int) -> HamerlyBounds:
+        """Return bounds of `num_points` points, to be set by the first assignment to `centers`."""
+        return cls(centers.new_zeros(num_points, len(centers)))
 
     def select(self, index: slice | Tensor) -> HamerlyBounds:
         """Return the bounds of the points `index`: a view for a slice, a copy for int64 indices."""
@@ -38,16 +38,16 @@ class HamerlyBounds:
             self.margins[index] if isinstance(index, slice) else self.margins.index_select(0, index)
         )
 
-    def invalidate(self, starts: Tensor, points: Tensor) -> None:
-        """Set the margins of the points with indices `points` in `starts` to -inf: their labels changed elsewhere.
+    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
+        """Set the margins of the points with indices `point_indices` in `start_indices` to -inf: their labels changed elsewhere.
 
         Both are int64 (pairs,).
         """
-        self.margins[points, starts] = -torch.inf
+        self.margins[point_indices, start_indices] = -torch.inf
 
-    def select_starts(self, starts: Tensor) -> HamerlyBounds:
-        """Return the bounds of `starts` only: int64 indices (starts,)."""
-        return HamerlyBounds(self.margins[:, starts])
+    def select_starts(self, start_indices: Tensor) -> HamerlyBounds:
+        """Return the bounds of `start_indices` only: int64 indices (starts,)."""
+        return HamerlyBounds(self.margins[:, start_indices])
 
     def put(self, index: Tensor, bounds: HamerlyBounds) -> None:
         """Copy `bounds` to the points `index`: int64 (points,)."""
@@ -86,7 +86,7 @@ class HamerlyBounds:
     ) -> None:
         """Set all margins from upper bounds `own_scores` and lower bounds `other_scores`, both (points, starts).
 
-        An own score of -inf is unknown: `set_bounds` must follow. `squared_norms` is (points,),
+        An own score of -inf is unknown: `complete_bounds` must follow. `squared_norms` is (points,),
         `max_squared_norm` () or (starts,).
         """
         point_squared_norms = squared_norms.unsqueeze(1)
@@ -97,9 +97,9 @@ class HamerlyBounds:
             out=self.margins,
         )
 
-    def set_bounds(
+    def complete_bounds(
         self,
-        keys: Tensor,
+        flat_indices: Tensor,
         own_scores: Tensor,
         other_scores: Tensor,
         squared_norms: Tensor,
@@ -107,13 +107,15 @@ class HamerlyBounds:
     ) -> None:
         """Complete the margins of pairs of point and start whose own score was unknown in `set_all_bounds`.
 
-        `keys` are the flat indices of the pairs in `margins`: int64 (keys,). `own_scores`, `other_scores` and the
+        `flat_indices` are the flat indices of the pairs in `margins`: int64 (keys,). `own_scores`, `other_scores` and the
         points' `squared_norms` are (keys,). `other_scores` are lower bounds for the remaining centers.
         """
         rounding = RELATIVE_ROUNDING * (squared_norms + max_squared_norm)
         margins = self.margins.view(-1)
-        lower_bounds = torch.minimum(margins[keys], _distances_from_scores(other_scores, squared_norms - rounding))
-        margins[keys] = lower_bounds - _distances_from_scores(own_scores, squared_norms + rounding)
+        lower_bounds = torch.minimum(
+            margins[flat_indices], _distances_from_scores(other_scores, squared_norms - rounding)
+        )
+        margins[flat_indices] = lower_bounds - _distances_from_scores(own_scores, squared_norms + rounding)
 
 
 def center_shift(old_centers: Tensor, new_centers: Tensor) -> Tensor:

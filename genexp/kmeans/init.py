@@ -8,39 +8,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows, take
+from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_size, take
 
 
-def random_points(blocks: Blocks, count: int, starts: int, clusters: int) -> Tensor:
+def random_points(blocks: Blocks, num_points: int, num_starts: int, num_clusters: int) -> Tensor:
     """Return points drawn without replacement for each start: (starts, clusters, features).
 
-    `count` is the number of points in `blocks`.
+    `num_points` is the number of points in `blocks`.
     """
-    indices = torch.cat([torch.randperm(count)[:clusters] for _ in range(starts)])
-    return take(blocks, indices).unflatten(0, (starts, clusters))
+    indices = torch.cat([torch.randperm(num_points)[:num_clusters] for _ in range(num_starts)])
+    return take(blocks, indices).unflatten(0, (num_starts, num_clusters))
 
 
-def kmeans_plusplus(blocks: Blocks, count: int, starts: int, clusters: int) -> Tensor:
+def kmeans_plusplus(blocks: Blocks, num_points: int, num_starts: int, num_clusters: int) -> Tensor:
     """Return centers (starts, clusters, features) by greedy k-means++, as in scikit-learn.
 
     Each center is the best of 2 + ln(clusters) candidates (Arthur & Vassilvitskii 2007). Their probability is
     proportional to the squared distance to the nearest center so far. Each center takes one pass over the blocks.
     That pass evaluates the candidates, and draws the next candidates for each possible choice.
-    `count` is the number of points in `blocks`.
+    `num_points` is the number of points in `blocks`.
     """
-    n_local_trials = 2 + int(math.log(clusters))
-    new_centers = take(blocks, torch.randint(count, (starts,)))
+    n_local_trials = 2 + int(math.log(num_clusters))
+    new_centers = take(blocks, torch.randint(num_points, (num_starts,)))
     candidates = new_centers.unsqueeze(1)  # (starts, candidates, features)
     state = _PlusPlusState(
-        closest_dist_sq=new_centers.new_full((starts, count), torch.inf),
+        closest_dist_sq=new_centers.new_full((num_starts, num_points), torch.inf),
         squared_norms=torch.cat([torch.linalg.vector_norm(block, dim=1).square_() for block in blocks]),
     )
-    rows = torch.arange(starts, device=new_centers.device)
+    start_indices = torch.arange(num_starts, device=new_centers.device)
     centers = []
-    for _ in range(clusters):
+    for _ in range(num_clusters):
         potential, next_candidates = _evaluate_candidates(blocks, state, new_centers, candidates, n_local_trials)
         best = potential.argmin(1)
-        new_centers, candidates = candidates[rows, best], next_candidates[rows, best]
+        new_centers, candidates = candidates[start_indices, best], next_candidates[start_indices, best]
         centers.append(new_centers)
     return torch.stack(centers, 1)
 
@@ -85,9 +85,9 @@ def _squared_distances(rows: Tensor, points: Tensor, squared_norms: Tensor) -> T
     `squared_norms` (points,) are those of `points`.
     """
     dist_sq, row_squared_norms = points.new_empty(len(rows), len(points)), rows.square().sum(1, keepdim=True)
-    chunk_rows = get_chunk_rows(CHUNK_ELEMENTS, points.shape[1], points)
+    chunk_size = get_chunk_size(CHUNK_ELEMENTS, points.shape[1], points)
     for chunk, chunk_squared_norms, out in zip(
-        points.split(chunk_rows), squared_norms.split(chunk_rows), dist_sq.split(chunk_rows, 1), strict=True
+        points.split(chunk_size), squared_norms.split(chunk_size), dist_sq.split(chunk_size, 1), strict=True
     ):
         torch.addmm(row_squared_norms + chunk_squared_norms, rows, chunk.T, alpha=-2, out=out)
     return dist_sq.clamp_(min=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import Blocks, take
-from genexp.kmeans.cluster_sums import ClusterSums, ClusterUpdate
+from genexp.kmeans.cluster_sums import ClusterSums, ClusterSumsUpdater
 from genexp.kmeans.distances import CenterScores
 from genexp.kmeans.exhaustive_assignment import ExhaustiveAssignment
 from genexp.kmeans.projection_bounds import ProjectionBounds
@@ -20,11 +20,11 @@ from genexp.kmeans.small_problem import assign_small, fit_small, is_small_proble
 from genexp.sharding import current_shard
 
 
-def assign(blocks: Blocks, centers: Tensor, count: int) -> ClusterSums:
-    """Assign each of the `count` points in `blocks` to its nearest center."""
-    if is_small_problem(centers, count):
+def assign(blocks: Blocks, centers: Tensor, num_points: int) -> ClusterSums:
+    """Assign each of the `num_points` points in `blocks` to its nearest center."""
+    if is_small_problem(centers, num_points):
         return assign_small(blocks, centers, None)
-    return _update_assignment(blocks, centers, ClusterSums.zeros(centers, count), None)
+    return _update_assignment(blocks, centers, ClusterSums.unassigned(centers, num_points), None)
 
 
 def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tuple[Tensor, ClusterSums]:
@@ -41,21 +41,21 @@ def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tu
     )
 
 
-def fit(blocks: Blocks, count: int, centers: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
+def fit(blocks: Blocks, num_points: int, centers: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
     """Run at most `max_iter` iterations; stop once no center moves.
 
     Returns the centers (clusters, features) of the start with the lowest inertia, and its labels (points,).
     """
-    if is_small_problem(centers, count):
+    if is_small_problem(centers, num_points):
         centers, cluster_sums, max_iter = fit_small(blocks, centers, max_iter)
     else:
-        cluster_sums = assign(blocks, centers, count)
+        cluster_sums = assign(blocks, centers, num_points)
     for _ in range(max_iter):
         old_centers = centers
         centers, cluster_sums = lloyd_step(blocks, old_centers, cluster_sums)
         if torch.equal(centers, old_centers):
             break
-    best = cluster_sums.partial_inertia(centers).argmin() if len(centers) > 1 else 0
+    best = cluster_sums.inertia_without_norms(centers).argmin() if len(centers) > 1 else 0
     return centers[best], cluster_sums.labels[best]
 
 
@@ -66,20 +66,20 @@ def _update_assignment(
 
     `previous` belongs to `old_centers`, or is unassigned where these are None.
     """
-    update = ClusterUpdate(previous, centers)
+    update = ClusterSumsUpdater(previous, centers)
     assignment: ExhaustiveAssignment | PrunedAssignment
     if old_centers is not None and ProjectionBounds.is_worthwhile(centers, update.labels.shape[1]):
         assignment = PrunedAssignment(centers, previous, old_centers, update, blocks)
     else:
         assignment = ExhaustiveAssignment(centers, previous, old_centers, update)
-    first, indices = 0, []
+    first, slices = 0, []
     for block in blocks:
         rows = current_shard().row_slice(len(block))  # the other shards assign the other rows
-        indices.append(slice(first + rows.start, first + rows.stop))
-        assignment.assign_block(block[rows], indices[-1])
+        slices.append(slice(first + rows.start, first + rows.stop))
+        assignment.assign_block(block[rows], slices[-1])
         first += len(block)
     assignment.finish()
-    return update.build_cluster_sums(indices, assignment.bounds)
+    return update.build_cluster_sums(slices, assignment.bounds)
 
 
 def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: Blocks) -> ClusterSums:
@@ -126,9 +126,9 @@ def _find_farthest_points(blocks: Blocks, centers: Tensor, count: int) -> tuple[
     first = 0
     for block in blocks:
         # (points, starts): half of the squared distances
-        squared = center_scores(block).amin(2) + block.square().sum(1, keepdim=True) / 2
+        half_squared_distances = center_scores(block).amin(2) + block.square().sum(1, keepdim=True) / 2
         block_indices = torch.arange(first, first + len(block), device=block.device).expand(len(centers), -1)
-        top = torch.cat([farthest, squared.T], 1).topk(count)
+        top = torch.cat([farthest, half_squared_distances.T], 1).topk(count)
         farthest = top.values
         indices = torch.cat([indices, block_indices], 1).gather(1, top.indices)
         first += len(block)

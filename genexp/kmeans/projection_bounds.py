@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows
+from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_size
 from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
 
-FEATURES_PER_DIMENSION = 16  # features per dimension of the subspace, at least
+MIN_FEATURES_PER_DIMENSION = 16  # features per dimension of the subspace, at least
 # The number of dimensions is a multiple of the first: a matrix product then takes half the time.
 DIMENSION_MULTIPLE, MAX_DIMENSIONS = 16, 64
 MIN_ELEMENTS = 2**20  # elements (points · features): smaller data sets gain nothing
@@ -49,35 +49,35 @@ class ProjectionBounds:
     hamerly_bounds: HamerlyBounds  # skip points without reading their coordinates
 
     @staticmethod
-    def is_worthwhile(centers: Tensor, count: int) -> bool:
+    def is_worthwhile(centers: Tensor, num_points: int) -> bool:
         """Return whether projections save time. A GPU computes all scores faster than it selects candidates."""
-        is_large = count >= SAMPLE_POINTS and count * centers.shape[2] >= MIN_ELEMENTS
+        is_large = num_points >= SAMPLE_POINTS and num_points * centers.shape[2] >= MIN_ELEMENTS
         return is_large and centers.device.type == "cpu" and _subspace_dimensions(centers) > 0
 
     @classmethod
-    def allocate(cls, blocks: Blocks, centers: Tensor, count: int) -> ProjectionBounds:
-        """Fit a basis to the `count` points in `blocks`; return bounds whose projections `fill` must set."""
+    def from_blocks(cls, blocks: Blocks, centers: Tensor, num_points: int) -> ProjectionBounds:
+        """Fit a basis to the `num_points` points in `blocks`; return bounds whose projections `set_projections` must set."""
         dimensions, features = _subspace_dimensions(centers), centers.shape[2]
-        coordinates = centers.new_empty(count, dimensions, dtype=torch.int16)
-        # The memory of the coordinates holds the sample until `fill` sets them.
+        coordinates = centers.new_empty(num_points, dimensions, dtype=torch.int16)
+        # The memory of the coordinates holds the sample until `set_projections` sets them.
         sample_buffer = coordinates.view(centers.dtype).flatten()
         if len(sample_buffer) < SAMPLE_POINTS * features:
             sample_buffer = centers.new_empty(SAMPLE_POINTS * features)
         sample = _sample_points(
-            blocks, count, sample_buffer[: SAMPLE_POINTS * features].view(SAMPLE_POINTS, features)
+            blocks, num_points, sample_buffer[: SAMPLE_POINTS * features].view(SAMPLE_POINTS, features)
         )
         basis, residual_products = (
             _fit_basis(sample, dimensions),
-            centers.new_full((count, len(centers)), -torch.inf),
+            centers.new_full((num_points, len(centers)), -torch.inf),
         )
-        residual_norms, squared_norms = centers.new_empty(2, count)
+        residual_norms, squared_norms = centers.new_empty(2, num_points)
         return cls(
             basis,
             coordinates,
             residual_norms,
             residual_products,
             squared_norms,
-            HamerlyBounds.allocate(centers, count),
+            HamerlyBounds.allocate(centers, num_points),
         )
 
     def select(self, index: slice | Tensor) -> ProjectionBounds:
@@ -97,20 +97,20 @@ class ProjectionBounds:
             self.hamerly_bounds.select(index),
         )
 
-    def invalidate(self, starts: Tensor, points: Tensor) -> None:
-        """Discard the bounds of the points with indices `points` in `starts`: their labels changed elsewhere.
+    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
+        """Discard the bounds of the points with indices `point_indices` in `start_indices`: their labels changed elsewhere.
 
         Both are int64 (pairs,).
         """
-        self.residual_products[points, starts] = -torch.inf
-        self.hamerly_bounds.invalidate(starts, points)
+        self.residual_products[point_indices, start_indices] = -torch.inf
+        self.hamerly_bounds.invalidate(start_indices, point_indices)
 
-    def select_starts(self, starts: Tensor) -> ProjectionBounds:
-        """Return the bounds of `starts` only: int64 indices (starts,)."""
+    def select_starts(self, start_indices: Tensor) -> ProjectionBounds:
+        """Return the bounds of `start_indices` only: int64 indices (starts,)."""
         return replace(
             self,
-            residual_products=self.residual_products[:, starts],
-            hamerly_bounds=self.hamerly_bounds.select_starts(starts),
+            residual_products=self.residual_products[:, start_indices],
+            hamerly_bounds=self.hamerly_bounds.select_starts(start_indices),
         )
 
     def measure_shift(self, old_centers: Tensor, new_centers: Tensor) -> CenterShift:
@@ -139,13 +139,15 @@ class ProjectionBounds:
         max_products = self.residual_norms.unsqueeze(1) * center_residual_norms
         return max_products - torch.maximum(self.residual_products, -max_products)
 
-    def fill(self, points: Tensor) -> None:
+    def set_projections(self, points: Tensor) -> None:
         """Set the projections and norms in these bounds, which belong to `points` (points, features)."""
-        rows = get_chunk_rows(CHUNK_ELEMENTS, points.shape[1], points)
-        parts = (part.split(rows) for part in (points, self.coordinates, self.residual_norms, self.squared_norms))
+        chunk_size = get_chunk_size(CHUNK_ELEMENTS, points.shape[1], points)
+        parts = (
+            part.split(chunk_size) for part in (points, self.coordinates, self.residual_norms, self.squared_norms)
+        )
         for chunk, coordinates, residual_norms, squared_norms in zip(*parts, strict=True):
             torch.linalg.vector_norm(chunk, dim=1, out=squared_norms).square_()
-            projected = self._project(chunk, squared_norms)
+            projected = self._project_with_norms(chunk, squared_norms)
             coordinates.copy_(projected[:, :-1].div_(_quantization_step(squared_norms)).round_())
             residual_norms.copy_(projected[:, -1])
 
@@ -154,7 +156,7 @@ class ProjectionBounds:
 
         The last column is an upper bound on the norm outside the subspace.
         """
-        return self._project(points, points.square().sum(1))
+        return self._project_with_norms(points, points.square().sum(1))
 
     def dequantize(self) -> Tensor:
         """Return the stored projections in the layout of `project`: (points, dimensions + 1)."""
@@ -164,7 +166,7 @@ class ProjectionBounds:
         projected[:, -1] = self.residual_norms
         return projected
 
-    def _project(self, points: Tensor, squared_norms: Tensor) -> Tensor:
+    def _project_with_norms(self, points: Tensor, squared_norms: Tensor) -> Tensor:
         projected = points.new_empty(len(points), self.basis.shape[1] + 1)
         inside = torch.mm(points, self.basis, out=projected[:, :-1])
         inside_norms = torch.linalg.vector_norm(inside, dim=1)
@@ -189,16 +191,16 @@ def _quantization_step(squared_norms: Tensor) -> Tensor:
 
 def _subspace_dimensions(centers: Tensor) -> int:
     return min(
-        MAX_DIMENSIONS, centers.shape[2] // FEATURES_PER_DIMENSION // DIMENSION_MULTIPLE * DIMENSION_MULTIPLE
+        MAX_DIMENSIONS, centers.shape[2] // MIN_FEATURES_PER_DIMENSION // DIMENSION_MULTIPLE * DIMENSION_MULTIPLE
     )
 
 
-def _sample_points(blocks: Blocks, count: int, out: Tensor) -> Tensor:
-    """Copy evenly spaced points of the `count` in `blocks` to `out`; return the filled part (points, features).
+def _sample_points(blocks: Blocks, num_points: int, out: Tensor) -> Tensor:
+    """Copy evenly spaced points of the `num_points` in `blocks` to `out`; return the filled part (points, features).
 
     `out` is (largest number of points, features).
     """
-    step, filled = -(-count // len(out)), 0
+    step, filled = -(-num_points // len(out)), 0
     for block in blocks:
         chunk = block[::step][: len(out) - filled]
         out[filled : filled + len(chunk)] = chunk
@@ -211,8 +213,10 @@ def _fit_basis(sample: Tensor, dimensions: int) -> Tensor:
 
     The method is subspace iteration on `sample` (points, features).
     """
-    chunk = sample[:: max(1, len(sample) // dimensions)][:dimensions]
-    directions = torch.linalg.qr(chunk.T).Q  # starts from orthonormalized points: large ones would overflow
+    initial_points = sample[:: max(1, len(sample) // dimensions)][:dimensions]
+    directions = torch.linalg.qr(
+        initial_points.T
+    ).Q  # starts from orthonormalized points: large ones would overflow
     for _ in range(SUBSPACE_ITERATIONS):
         directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
     return directions

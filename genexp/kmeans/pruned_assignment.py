@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_rows
-from genexp.kmeans.cluster_sums import ClusterSums, ClusterUpdate, Reassignments
+from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_size
+from genexp.kmeans.cluster_sums import ClusterSums, ClusterSumsUpdater, Reassignments
 from genexp.kmeans.hamerly_bounds import RELATIVE_ROUNDING
 from genexp.kmeans.projection_bounds import CenterShift, ProjectionBounds
 from genexp.sharding import SINGLE_SHARD, current_shard
@@ -49,7 +49,12 @@ class PrunedAssignment:
     """
 
     def __init__(
-        self, centers: Tensor, previous: ClusterSums, old_centers: Tensor, update: ClusterUpdate, blocks: Blocks
+        self,
+        centers: Tensor,
+        previous: ClusterSums,
+        old_centers: Tensor,
+        update: ClusterSumsUpdater,
+        blocks: Blocks,
     ) -> None:
         self._update = update
         self._shape = centers.shape[:2]
@@ -63,31 +68,33 @@ class PrunedAssignment:
             self._center_shift: CenterShift | None = previous.bounds.measure_shift(old_centers, centers)
         else:
             self.bounds, self._center_shift = (
-                ProjectionBounds.allocate(blocks, centers, update.labels.shape[1]),
+                ProjectionBounds.from_blocks(blocks, centers, update.labels.shape[1]),
                 None,
             )
-        self._chunk_rows = max(
+        self._chunk_size = max(
             1, min(CHUNK_SCORES // len(self._centers), CHUNK_COORDINATES // self.bounds.basis.shape[1])
         )
         # All chunks share these buffers, the second for uncertain points: new allocations would fragment memory.
-        self._scores, self._uncertain_scores = centers.new_empty(2, self._chunk_rows, len(self._centers))
+        self._scores, self._uncertain_scores = centers.new_empty(2, self._chunk_size, len(self._centers))
         self._center_projections = self.bounds.project(self._centers)  # (starts · clusters, dimensions + 1)
         self._pruned_slice = slice(0, 0)  # points that `_pairs` belongs to
         self._pairs: list[CandidatePairs] | None = None  # None: too many candidates
 
-    def assign_block(self, block: Tensor, index: slice) -> None:
-        """Assign the points of `block`, which have the indices `index`."""
+    def assign_block(self, block: Tensor, point_slice: slice) -> None:
+        """Assign the points of `block`, which have the indices `point_slice`."""
         if not len(block):
             return
         if self._center_shift is None:
-            self.bounds.select(index).fill(block)
-        if index.stop > self._pruned_slice.stop:
-            self._prune(index)
+            self.bounds.select(point_slice).set_projections(block)
+        if point_slice.stop > self._pruned_slice.stop:
+            self._prune(point_slice)
         for pairs in (
-            self._compare_all(block, index) if self._pairs is None else self._select_pairs(self._pairs, index)
+            self._find_candidates_exhaustively(block, point_slice)
+            if self._pairs is None
+            else self._select_pairs(self._pairs, point_slice)
         ):
             self._update.reassign(
-                block, self._update.labels[:, index], self._find_reassignments(block, index, pairs)
+                block, self._update.labels[:, point_slice], self._find_reassignments(block, point_slice, pairs)
             )
 
     def finish(self) -> None:
@@ -129,25 +136,25 @@ class PrunedAssignment:
     def _find_uncertain(self, index: slice) -> Iterator[slice | Tensor]:
         """Yield, in chunks, those of the points `index` that the Hamerly bounds do not keep in their clusters."""
         if self._center_shift is None:
-            yield from _split_slice(index, self._chunk_rows)
+            yield from _split_slice(index, self._chunk_size)
         else:
             rows = self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
-            yield from (rows + index.start).split(self._chunk_rows)
+            yield from (rows + index.start).split(self._chunk_size)
 
     def _select_pairs(self, candidates: list[CandidatePairs], index: slice) -> Iterator[CandidatePairs]:
         """Yield those of the pairs in `candidates` that belong to the points `index`."""
         return _merge_pairs(pairs.select_points(index.start, index.stop) for pairs in candidates)
 
-    def _compare_all(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
+    def _find_candidates_exhaustively(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
         """Yield the candidates of the points in `block`, found from scores in all features."""
         projections = self.bounds.select(index).dequantize()
-        for pairs in _merge_pairs(self._compare_chunks(block, index)):
+        for pairs in _merge_pairs(self._find_candidates_by_chunk(block, index)):
             inner_products = pair_products(projections, self._center_projections, pairs)
             yield replace(pairs, lower_scores=self._half_norms[pairs.columns] - inner_products)
 
-    def _compare_chunks(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
+    def _find_candidates_by_chunk(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
         for chunk in _split_slice(
-            index, min(self._chunk_rows, get_chunk_rows(CHUNK_ELEMENTS, block.shape[1], block))
+            index, min(self._chunk_size, get_chunk_size(CHUNK_ELEMENTS, block.shape[1], block))
         ):
             begin = chunk.start - index.start
             bounds, own_columns = self.bounds.select(chunk), self._own_columns(chunk)
@@ -161,9 +168,9 @@ class PrunedAssignment:
         """Return the indices of the own centers of the points `index`, as `columns`: int64 (points, starts)."""
         return self._update.labels[:, index].T.long() + self._start_offsets
 
-    def _rounding_error(self, previous: ProjectionBounds) -> Tensor:
+    def _rounding_error(self, bounds: ProjectionBounds) -> Tensor:
         """Return the largest rounding error of scores: (points, 1)."""
-        return RELATIVE_ROUNDING * (previous.squared_norms + self._max_squared_norm).unsqueeze(1)
+        return RELATIVE_ROUNDING * (bounds.squared_norms + self._max_squared_norm).unsqueeze(1)
 
     def _find_candidates(
         self,
@@ -226,7 +233,7 @@ class PrunedAssignment:
             0, keys, other_scores, "amin"
         )
         squared_norms = bounds.squared_norms[rows]
-        bounds.hamerly_bounds.set_bounds(
+        bounds.hamerly_bounds.complete_bounds(
             keys[best], scores[best], second_scores[keys[best]], squared_norms, self._max_squared_norm
         )
         residual_products = bounds.residual_norms[rows] * self._center_projections[:, -1][columns]
@@ -281,14 +288,14 @@ def pair_products(points: Tensor, centers: Tensor, pairs: CandidatePairs) -> Ten
     return torch.sparse.sampled_addmm(pattern, points, centers.T).values()
 
 
-def _argmin_by_key(scores: Tensor, keys: Tensor, is_preferred: Tensor, count: int) -> Tensor:
+def _argmin_by_key(scores: Tensor, keys: Tensor, is_preferred: Tensor, num_keys: int) -> Tensor:
     """Return the position of the smallest score of each key that occurs: int64 (keys,).
 
     Of equal scores, one with `is_preferred` wins, else the first. `scores`, `keys` and `is_preferred` are
-    (pairs,). Keys are at least 0 and below `count`.
+    (pairs,). Keys are at least 0 and below `num_keys`.
     """
-    minima = scores.new_full((count,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
+    minima = scores.new_full((num_keys,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
     ties = (scores == minima[keys]).nonzero().squeeze(1)
     order = ties - len(scores) * is_preferred[ties]
-    first = order.new_full((count,), len(scores)).scatter_reduce_(0, keys[ties], order, "amin")
+    first = order.new_full((num_keys,), len(scores)).scatter_reduce_(0, keys[ties], order, "amin")
     return first[first < len(scores)] % max(1, len(scores))

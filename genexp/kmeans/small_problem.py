@@ -24,7 +24,7 @@ MAX_ELEMENTS = 2**14  # elements (points · features), at most
 class PointMatrix:
     """All points in one matrix, kept so that the next assignment need not gather them."""
 
-    values: np.ndarray  # float64 (features + 1, points): the last row is 1
+    homogeneous_points: np.ndarray  # float64 (features + 1, points): the last row is 1
 
     @classmethod
     def from_blocks(cls, blocks: Blocks) -> PointMatrix:
@@ -34,21 +34,21 @@ class PointMatrix:
         np.concatenate(arrays, out=features[:-1].T)
         return cls(features)
 
-    def invalidate(self, starts: Tensor, points: Tensor) -> None:
+    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
         """Do nothing: the points do not depend on labels."""
 
-    def select_starts(self, starts: Tensor) -> PointMatrix:
+    def select_starts(self, start_indices: Tensor) -> PointMatrix:
         """Return self: the starts share the points."""
         return self
 
 
-def is_small_problem(centers: Tensor, count: int) -> bool:
+def is_small_problem(centers: Tensor, num_points: int) -> bool:
     """Return whether the overhead of calls dominates: few points, on the CPU, in a single process.
 
-    `centers` is (starts, clusters, features), `count` the number of points.
+    `centers` is (starts, clusters, features), `num_points` the number of points.
     """
     starts, clusters, features = centers.shape
-    is_small = count * starts * clusters <= MAX_SCORES and count * features <= MAX_ELEMENTS
+    is_small = num_points * starts * clusters <= MAX_SCORES and num_points * features <= MAX_ELEMENTS
     return is_small and centers.device.type == "cpu" and current_shard() == SINGLE_SHARD
 
 
@@ -92,13 +92,15 @@ class _SmallAssignment(NamedTuple):  # created in half the time of a frozen data
         rows[:] = centers.reshape(-1, features)
         weights[:, -1] = (rows * rows) @ np.full(features, -0.5)
         # Negated scores: the nearest center has the greatest.
-        scores = np.dot(weights, matrix.values).reshape(starts, clusters, -1)
-        members = (scores == scores.max(1, keepdims=True)).astype(np.float64)
-        sums = members @ matrix.values.T
-        if sums[..., -1].sum() != starts * matrix.values.shape[1]:  # a point has several nearest centers:
-            members = np.eye(clusters)[scores.argmax(1)].swapaxes(1, 2)  # it goes to the first
-            sums = members @ matrix.values.T
-        return cls(members, sums)
+        negated_scores = np.dot(weights, matrix.homogeneous_points).reshape(starts, clusters, -1)
+        membership = (negated_scores == negated_scores.max(1, keepdims=True)).astype(np.float64)
+        sums = membership @ matrix.homogeneous_points.T
+        if (
+            sums[..., -1].sum() != starts * matrix.homogeneous_points.shape[1]
+        ):  # a point has several nearest centers:
+            membership = np.eye(clusters)[negated_scores.argmax(1)].swapaxes(1, 2)  # it goes to the first
+            sums = membership @ matrix.homogeneous_points.T
+        return cls(membership, sums)
 
     @property
     def counts(self) -> np.ndarray:

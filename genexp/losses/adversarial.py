@@ -14,26 +14,26 @@ from torch import Tensor
 class AdversarialLoss:
     """Losses of discriminator and generator, as functions of the discriminator's scores (batch, ...)."""
 
-    discriminator: Callable[[Tensor, Tensor], Tensor]  # real scores, fake scores → scalar
-    generator: Callable[[Tensor], Tensor]  # fake scores → scalar
+    discriminator_loss: Callable[[Tensor, Tensor], Tensor]  # real scores, fake scores → scalar
+    generator_loss: Callable[[Tensor], Tensor]  # fake scores → scalar
     # Scores → probabilities of being real, in the same shape; None for scores without that meaning.
     real_probability: Callable[[Tensor], Tensor] | None
 
 
-def _non_saturating(real: Tensor, fake: Tensor) -> Tensor:
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+def _non_saturating(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
 
 
-def _least_squares(real: Tensor, fake: Tensor) -> Tensor:
-    return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+def _least_squares(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    return 0.5 * ((real_scores - 1).square().mean() + fake_scores.square().mean())
 
 
-def _hinge(real: Tensor, fake: Tensor) -> Tensor:
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+def _hinge(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
 
 
-def _wasserstein(real: Tensor, fake: Tensor) -> Tensor:
-    return fake.mean() - real.mean()
+def _wasserstein(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    return fake_scores.mean() - real_scores.mean()
 
 
 ADVERSARIAL_LOSSES = {
@@ -50,16 +50,16 @@ ADVERSARIAL_LOSSES = {
 }
 
 
-def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean of (‖∇score‖ - 1)² and the mean gradient norm, both scalars (Gulrajani et al. 2017).
 
-    `score` maps images (batch, ...) to scores (batch,). Gradients are taken at random points between the images
+    `critic` maps images (batch, ...) to scores (batch,). Gradients are taken at random points between the images
     of `real` and `fake`, (batch, ...) each. The penalty is differentiable with respect to the parameters of
-    `score` (double backpropagation).
+    `critic` (double backpropagation).
     """
-    mix = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
-    interpolates = torch.lerp(fake.detach(), real, mix)
+    weights = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
+    interpolates = torch.lerp(fake.detach(), real, weights)
     # torch.func.grad, not torch.autograd.grad: it also works under vmap.
-    gradients = torch.func.grad(lambda images: score(images).sum())(interpolates)
+    gradients = torch.func.grad(lambda images: critic(images).sum())(interpolates)
     norms = gradients.flatten(1).norm(dim=1)  # (batch,)
     return (norms - 1).square().mean(), norms.mean()

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Assignment = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,): any integers; equal values are one group
+IntegerLabels = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,): any integers; equal values are one group
 
 
-def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
+def clustering_accuracy(labels: IntegerLabels, clusters: IntegerLabels) -> float:
     """Return the fraction of correct samples under the best one-to-one matching of clusters to labels.
 
     The Hungarian algorithm finds the matching (Yang et al. 2010). If there are more clusters than labels, samples
@@ -20,32 +20,32 @@ def clustering_accuracy(labels: Assignment, clusters: Assignment) -> float:
     """
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = _encode_labels(labels), _encode_labels(clusters)
-    counts = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)  # (labels, clusters)
-    np.add.at(counts, (rows, columns), 1)
+    label_codes, cluster_codes = _encode_labels(labels), _encode_labels(clusters)
+    counts = np.zeros((label_codes.max() + 1, cluster_codes.max() + 1), dtype=np.int64)  # (labels, clusters)
+    np.add.at(counts, (label_codes, cluster_codes), 1)
     matching = linear_sum_assignment(counts, maximize=True)
-    return float(counts[matching].sum() / len(rows))
+    return float(counts[matching].sum() / len(label_codes))
 
 
-def clustering_scores(labels: Assignment, clusters: Assignment) -> dict[str, float]:
+def clustering_scores(labels: IntegerLabels, clusters: IntegerLabels) -> dict[str, float]:
     """Return "acc" (see `clustering_accuracy`), "nmi" (normalized by the arithmetic mean) and "ari".
 
     acc and nmi lie in [0, 1]. ari is 0 for chance and 1 for agreement, and may be negative.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    rows, columns = _encode_labels(labels), _encode_labels(clusters)
+    label_codes, cluster_codes = _encode_labels(labels), _encode_labels(clusters)
     with warnings.catch_warnings():
         # With many small clusters, sklearn warns of a regression target.
         warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
         return {
-            "acc": clustering_accuracy(rows, columns),
-            "nmi": float(normalized_mutual_info_score(rows, columns)),
-            "ari": float(adjusted_rand_score(rows, columns)),
+            "acc": clustering_accuracy(label_codes, cluster_codes),
+            "nmi": float(normalized_mutual_info_score(label_codes, cluster_codes)),
+            "ari": float(adjusted_rand_score(label_codes, cluster_codes)),
         }
 
 
-def _encode_labels(assignment: Assignment) -> NDArray[np.int64]:
-    """Return `assignment` with its values renumbered from 0 without gaps: int64 (samples,)."""
-    values = assignment.numpy(force=True) if isinstance(assignment, Tensor) else np.asarray(assignment)
+def _encode_labels(labels: IntegerLabels) -> NDArray[np.int64]:
+    """Return `labels` with its values renumbered from 0 without gaps: int64 (samples,)."""
+    values = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
     return np.unique(values, return_inverse=True)[1].reshape(-1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.data.dataset import Dataset, Split, Stream
-from genexp.data.loading import convert_dtype
+from genexp.data.loading import convert_and_scale
 from genexp.errors import ConfigError
 from genexp.networks.classifier import Classifier
 
@@ -37,7 +37,7 @@ class FeatureExtractor:
     dataset: str  # name of the data set
     version: str  # part of the metrics' names: scores of different versions are not comparable
     image_shape: tuple[int, int, int]  # (channels, height, width)
-    classes: int
+    num_classes: int
     accuracy: float  # on the test split, in [0, 1]
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class FeatureExtractor:
         classifier = self.classifier.to(images.device).eval()
         with torch.autocast(images.device.type, enabled=False):
             return torch.cat(
-                [classifier.extract_features(convert_dtype(part).float()).cpu() for part in images.split(500)]
+                [classifier.extract_features(convert_and_scale(part).float()).cpu() for part in images.split(500)]
             )
 
 
@@ -60,7 +60,7 @@ def save_extractor(extractor: FeatureExtractor, path: Path) -> None:
         "dataset": extractor.dataset,
         "version": extractor.version,
         "image_shape": list(extractor.image_shape),
-        "classes": extractor.classes,
+        "classes": extractor.num_classes,
         "accuracy": extractor.accuracy,
         "weights": {
             name: value.half().cpu() if value.is_floating_point() else value.cpu() for name, value in state.items()
@@ -130,36 +130,38 @@ def train_classifier(
     the file. Torch's global generator is left unchanged.
     """
     images, labels = _load_labeled_images(dataset.train)
-    classes = int(labels.max()) + 1
+    num_classes = int(labels.max()) + 1
     epochs = epochs or min(MAX_EPOCHS, max(1, TRAINING_SAMPLES // len(labels)))
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
-        classifier = Classifier(dataset.spec.image_shape, classes).to(device).train()
+        classifier = Classifier(dataset.spec.image_shape, num_classes).to(device).train()
         _fit(classifier, images, labels, epochs)
     classifier.load_state_dict({name: _round_to_float16(value) for name, value in classifier.state_dict().items()})
     classifier.eval().requires_grad_(False)
     test_accuracy = classifier_accuracy(classifier, dataset.test)
-    return FeatureExtractor(classifier, dataset.name, version, dataset.spec.image_shape, classes, test_accuracy)
+    return FeatureExtractor(
+        classifier, dataset.name, version, dataset.spec.image_shape, num_classes, test_accuracy
+    )
 
 
 def _fit(classifier: Classifier, images: Tensor, labels: Tensor, epochs: int) -> None:
     device = next(classifier.parameters()).device
     batch_size = min(BATCH_SIZE, len(labels))
-    batches = len(labels) // batch_size
+    num_batches = len(labels) // batch_size
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * num_batches)
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
-        for indices in torch.randperm(len(labels))[: batches * batch_size].split(batch_size):
+        for indices in torch.randperm(len(labels))[: num_batches * batch_size].split(batch_size):
             loss = F.cross_entropy(
-                classifier(convert_dtype(images[indices].to(device))), labels[indices].to(device)
+                classifier(convert_and_scale(images[indices].to(device))), labels[indices].to(device)
             )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
             total += loss.detach()
-        _log.info("classifier: epoch %d of %d, loss %.4f", epoch + 1, epochs, float(total) / batches)
+        _log.info("classifier: epoch %d of %d, loss %.4f", epoch + 1, epochs, float(total) / num_batches)
 
 
 @torch.inference_mode()
@@ -168,7 +170,7 @@ def classifier_accuracy(classifier: Classifier, split: Split) -> float:
     images, labels = _load_labeled_images(split)
     device = next(classifier.parameters()).device
     predictions = torch.cat(
-        [classifier(convert_dtype(part.to(device))).argmax(1).cpu() for part in images.split(500)]
+        [classifier(convert_and_scale(part.to(device))).argmax(1).cpu() for part in images.split(500)]
     )
     return float((predictions == labels).double().mean())
 

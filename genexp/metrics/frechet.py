@@ -59,8 +59,8 @@ def neighborhood_scores(real: Tensor, fake: Tensor, neighbors: int = NEIGHBORS) 
 
     `real` and `fake` are (samples, features).
     """
-    center = real.double().mean(0)  # near the origin, squared distances lose fewer digits to rounding
-    real, fake = real.double() - center, fake.double() - center
+    mean = real.double().mean(0)  # near the origin, squared distances lose fewer digits to rounding
+    real, fake = real.double() - mean, fake.double() - mean
     real_radii, fake_radii = _squared_radii(real, neighbors), _squared_radii(fake, neighbors)
     balls_around_fake = torch.zeros(len(fake), dtype=torch.long)
     recalled_count = covered_count = 0

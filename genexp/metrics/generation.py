@@ -48,18 +48,18 @@ class GenerationMetrics:
         """Return features on the CPU: (samples, channels, height, width) in [0, 1] → (samples, features)."""
         return self._get_extractor(images.device)(images)
 
-    def compute_scores(self, samples: Batches, generated: Sequence[Tensor]) -> dict[str, float]:
+    def compute_scores(self, real_samples: Batches, generated_features: Sequence[Tensor]) -> dict[str, float]:
         """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
 
-        `samples` are the real ones. `generated` are features, (samples, features) each. "frechet" repeats
+        `real_samples` are the real ones. `generated_features` are features, (samples, features) each. "frechet" repeats
         frechet_V: a recipe's objective has this name for all data sets. Raises ConfigError for too few images.
         """
-        if self._real_samples is not samples:
-            self._real_samples, self._real_features = samples, self._extract_real_features(samples)
+        if self._real_samples is not real_samples:
+            self._real_samples, self._real_features = real_samples, self._extract_real_features(real_samples)
         assert self._real_features is not None
         assert self._extractor is not None
         version = self._extractor.version
-        scores = generation_scores(self._real_features, torch.cat(list(generated)), version)
+        scores = generation_scores(self._real_features, torch.cat(list(generated_features)), version)
         return {"frechet": scores[f"frechet_{version}"], **scores}
 
     def label_accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:

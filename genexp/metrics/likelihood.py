@@ -8,34 +8,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # images → means and log variances of the posterior
-LogLikelihood = Callable[[Tensor, Tensor], Tensor]  # images, latents → log p(x|z) in nats
+EncodeFn = Callable[[Tensor], tuple[Tensor, Tensor]]  # images → means and log variances of the posterior
+LogLikelihoodFn = Callable[[Tensor, Tensor], Tensor]  # images, latents → log p(x|z) in nats
 
 
 def importance_log_likelihood(
-    encode: Encode, log_likelihood: LogLikelihood, images: Tensor, *, samples: int, chunk: int
+    encode: EncodeFn, log_likelihood: LogLikelihoodFn, images: Tensor, *, num_samples: int, chunk_size: int
 ) -> Tensor:
     """Return the importance-sampled log p(x) of each image in nats: (batch, ...) → (batch,).
 
     This is equation 8 of Burda et al. 2016 with the prior N(0, I): a lower bound in expectation. It is tighter
-    with more `samples` per image. `encode(images)` returns means and log variances of the posterior,
+    with more `num_samples` per image. `encode(images)` returns means and log variances of the posterior,
     (batch, latent) each. `log_likelihood(images, latents)` returns log p(x|z) in nats:
-    (rows, ...) and (rows, latent) → (rows,). Memory holds `chunk` samples per image at once. Draws from torch's
+    (rows, ...) and (rows, latent) → (rows,). Memory holds `chunk_size` samples per image at once. Draws from torch's
     global generator.
     """
     means, log_variances = encode(images)
     deviations = (0.5 * log_variances).exp()
     total = means.new_full((len(images),), -math.inf)
-    for start in range(0, samples, chunk):
-        count = min(chunk, samples - start)
+    for start in range(0, num_samples, chunk_size):
+        count = min(chunk_size, num_samples - start)
         noise = torch.randn(count, *means.shape, device=means.device, dtype=means.dtype)
         latents = means + deviations * noise  # (count, batch, latent)
         # log p(z) - log q(z|x): the normalizing constants cancel.
-        prior_over_posterior = 0.5 * (noise.square() - latents.square() + log_variances).sum(-1)  # (count, batch)
+        log_prior_ratio = 0.5 * (noise.square() - latents.square() + log_variances).sum(-1)  # (count, batch)
         repeated = images.expand(count, *images.shape).flatten(0, 1)  # (count · batch, ...)
-        conditional = log_likelihood(repeated, latents.flatten(0, 1)).reshape(count, -1)
-        total = torch.logaddexp(total, torch.logsumexp(conditional + prior_over_posterior, dim=0))
-    return total - math.log(samples)
+        conditional_log_likelihood = log_likelihood(repeated, latents.flatten(0, 1)).reshape(count, -1)
+        total = torch.logaddexp(total, torch.logsumexp(conditional_log_likelihood + log_prior_ratio, dim=0))
+    return total - math.log(num_samples)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 1000  # test codes whose distances to the training codes are in memory at once
+BLOCK_SIZE = 1000  # test codes whose distances to the training codes are in memory at once
 MAX_PROBE_ITERATIONS = 200
 
 
@@ -24,7 +24,7 @@ def knn_accuracy(
     classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
     correct = 0
     for codes, truth in zip(
-        test_codes.flatten(1).float().split(BLOCK_ROWS), test_labels.split(BLOCK_ROWS), strict=True
+        test_codes.flatten(1).float().split(BLOCK_SIZE), test_labels.split(BLOCK_SIZE), strict=True
     ):
         nearest = torch.cdist(codes, references).topk(neighbors, largest=False).indices  # (block, neighbors)
         voters = train_labels[nearest]

@@ -15,12 +15,12 @@ HIGHER_IS_BETTER = "psnr|ssim|acc|nmi|ari|precision|recall|density|coverage|accu
 LOWER_IS_BETTER = "mse|l1|loss|kl|negative_elbo|frechet|inertia|domain_distance"
 
 
-def mean_scores(samples: Batches, score: Callable[[Batch], dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean over all samples of each score. `score` maps a batch to scores, (batch,) each."""
+def mean_scores(samples: Batches, score_fn: Callable[[Batch], dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean over all samples of each score. `score_fn` maps a batch to scores, (batch,) each."""
     totals: dict[str, Tensor] = {}
     count = 0
     for batch in samples:
-        scores = score(batch)
+        scores = score_fn(batch)
         for name, values in scores.items():
             # float64: a sum of 60,000 float32 terms would lose the digits in which runs differ.
             totals[name] = totals.get(name, torch.zeros(())) + values.double().sum().cpu()

@@ -15,7 +15,7 @@ Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
-class ConvLayer:
+class ConvLayerSpec:
     """Settings of one convolution with a square kernel, and of the transposed convolution that mirrors it."""
 
     channels: int  # of the output
@@ -35,7 +35,7 @@ class ConvLayer:
         return height, width
 
 
-def feature_map_sizes(size: Size, layers: Sequence[ConvLayer]) -> list[Size]:
+def feature_map_sizes(size: Size, layers: Sequence[ConvLayerSpec]) -> list[Size]:
     """Return the sizes of the input and of each layer's output. Raises ConfigError if a size is below 1 pixel."""
     result = [size]
     for layer in layers:
@@ -51,7 +51,7 @@ def feature_map_sizes(size: Size, layers: Sequence[ConvLayer]) -> list[Size]:
 
 def build_conv_encoder(
     shape: tuple[int, int, int],
-    layers: Sequence[ConvLayer],
+    layers: Sequence[ConvLayerSpec],
     widths: Sequence[int],
     *,
     activation: str = "relu",
@@ -78,7 +78,7 @@ def build_conv_encoder(
 
 def build_conv_decoder(
     shape: tuple[int, int, int],
-    layers: Sequence[ConvLayer],
+    layers: Sequence[ConvLayerSpec],
     widths: Sequence[int],
     *,
     batch_norms: Sequence[bool],

@@ -11,7 +11,7 @@ from genexp.errors import ConfigError
 from genexp.networks.dropout import Dropout
 from genexp.networks.gan import DISCRIMINATOR_NORMS, LEAKY_RELU_SLOPE, apply_spectral_norm
 
-Shape = tuple[int, int, int]  # channels, height, width
+ImageShape = tuple[int, int, int]  # channels, height, width
 
 # kernel_size - 2 * padding → (kernel_size, padding), both in pixels
 FINAL_KERNEL_AND_PADDING = {0: (2, 1), 1: (3, 1), 2: (4, 1), 3: (3, 0), 4: (4, 0)}
@@ -28,13 +28,13 @@ class ConvSpec:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ConvGANLayout:
     """Rules for the layers of generator and discriminator, given the shape of the images and the width."""
 
     # (shape, width) → transposed convolutions from 1×1 to the image
-    generator_layers: Callable[[Shape, int], list[ConvSpec]]
+    plan_generator: Callable[[ImageShape, int], list[ConvSpec]]
     # (shape, width) → convolutions from the image to 1×1; the last one has one channel: the score
-    discriminator_layers: Callable[[Shape, int], list[ConvSpec]]
+    plan_discriminator: Callable[[ImageShape, int], list[ConvSpec]]
 
 
 def _compute_halved_sides(side: int) -> list[int]:
@@ -57,27 +57,27 @@ def _compute_kernel_size(side: int) -> int:
     return 4 if side % 2 == 0 else 3
 
 
-def _plan_doubling_generator(shape: Shape, width: int) -> list[ConvSpec]:
-    *larger, base = _compute_halved_sides(_get_square_side(shape))
-    widths = [width * min(8, 2**level) for level in reversed(range(len(larger)))]
+def _plan_doubling_generator(shape: ImageShape, width: int) -> list[ConvSpec]:
+    *sides, final_side = _compute_halved_sides(_get_square_side(shape))
+    widths = [width * min(8, 2**level) for level in reversed(range(len(sides)))]
     channels = [*widths[1:], shape[0]]
-    ups = zip(channels, reversed(larger), strict=True)
+    ups = zip(channels, reversed(sides), strict=True)
     return [
-        ConvSpec(widths[0], base),
+        ConvSpec(widths[0], final_side),
         *(ConvSpec(out_channels, _compute_kernel_size(side), 2, 1) for out_channels, side in ups),
     ]
 
 
-def _plan_doubling_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
-    *larger, base = _compute_halved_sides(_get_square_side(shape))
-    downs = enumerate(larger)
+def _plan_doubling_discriminator(shape: ImageShape, width: int) -> list[ConvSpec]:
+    *sides, final_side = _compute_halved_sides(_get_square_side(shape))
+    downs = enumerate(sides)
     return [
         *(ConvSpec(width * min(8, 2**level), _compute_kernel_size(side), 2, 1) for level, side in downs),
-        ConvSpec(1, base),
+        ConvSpec(1, final_side),
     ]
 
 
-def _plan_valid_generator(shape: Shape, width: int) -> list[ConvSpec]:
+def _plan_valid_generator(shape: ImageShape, width: int) -> list[ConvSpec]:
     """Return transposed convolutions with sides such as 1→3→7→15→28 pixels.
 
     Each side is 2n + 1 for the previous side n; the last one is that of the image. Raises ConfigError for sides
@@ -101,7 +101,7 @@ def _plan_valid_generator(shape: Shape, width: int) -> list[ConvSpec]:
     ]
 
 
-def _plan_valid_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
+def _plan_valid_discriminator(shape: ImageShape, width: int) -> list[ConvSpec]:
     """Return convolutions that halve the side, rounding up, such as 28→14→7→4→1 pixels.
 
     The last one has kernel 3 and stride 2.
@@ -112,13 +112,13 @@ def _plan_valid_discriminator(shape: Shape, width: int) -> list[ConvSpec]:
 
 LAYOUTS = {
     # Kernel 4 at stride 2 wherever the side is even: a kernel size divisible by the stride avoids checkerboards.
-    "doubling": Layout(_plan_doubling_generator, _plan_doubling_discriminator),
+    "doubling": ConvGANLayout(_plan_doubling_generator, _plan_doubling_discriminator),
     # The layers of the reference implementation: kernel 3 without padding.
-    "valid": Layout(_plan_valid_generator, _plan_valid_discriminator),
+    "valid": ConvGANLayout(_plan_valid_generator, _plan_valid_discriminator),
 }
 
 
-def build_conv_generator(latent: int, layers: Sequence[ConvSpec], *, batch_norm: bool) -> nn.Sequential:
+def build_conv_generator(latent: int, layers: Sequence[ConvSpec], *, has_batch_norm: bool) -> nn.Sequential:
     """Return a network from noise (batch, latent) to images (batch, channels, height, width) in [-1, 1].
 
     ReLU follows each layer but the last; tanh follows the last one.
@@ -133,7 +133,7 @@ def build_conv_generator(latent: int, layers: Sequence[ConvSpec], *, batch_norm:
         )
         in_channels = layer.channels
         if layer is not layers[-1]:
-            modules += [*([nn.BatchNorm2d(in_channels)] if batch_norm else []), nn.ReLU()]
+            modules += [*([nn.BatchNorm2d(in_channels)] if has_batch_norm else []), nn.ReLU()]
     return nn.Sequential(*modules, nn.Tanh())
 
 
@@ -166,7 +166,7 @@ def build_conv_discriminator(
     return apply_spectral_norm(network) if norm == "spectral" else network
 
 
-def _get_square_side(shape: Shape) -> int:
+def _get_square_side(shape: ImageShape) -> int:
     _, height, width = shape
     if height != width:
         raise ConfigError(

@@ -24,7 +24,7 @@ DISCRIMINATOR_NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_dense_generator(
-    latent: int, hidden: Sequence[int], shape: tuple[int, int, int], *, batch_norm: bool = False
+    latent: int, hidden: Sequence[int], shape: tuple[int, int, int], *, has_batch_norm: bool = False
 ) -> nn.Sequential:
     """Return a network from noise (batch, latent) to images (batch, *shape) in [-1, 1].
 
@@ -32,8 +32,8 @@ def build_dense_generator(
     """
     modules: list[nn.Module] = []
     for in_features, out_features in pairwise([latent, *hidden]):
-        modules.append(nn.Linear(in_features, out_features, bias=not batch_norm))
-        if batch_norm:
+        modules.append(nn.Linear(in_features, out_features, bias=not has_batch_norm))
+        if has_batch_norm:
             modules.append(nn.BatchNorm1d(out_features))
         modules.append(nn.LeakyReLU(LEAKY_RELU_SLOPE))
     return nn.Sequential(*modules, nn.Linear(hidden[-1], math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape))

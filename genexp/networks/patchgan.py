@@ -8,7 +8,7 @@ from torch import nn
 
 from genexp.networks.gan import LEAKY_RELU_SLOPE
 
-PATCHGAN_NORMS: dict[str, Callable[[int], nn.Module]] = {
+TRANSLATION_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "batch": nn.BatchNorm2d,
     "instance": nn.InstanceNorm2d,  # per image, which suits small batches
@@ -24,21 +24,21 @@ def build_patchgan(channels: int, size: tuple[int, int], *, width: int, norm: st
     `size` is (height, width). Patches have a side of 70 pixels, or less on small images. `norm` is a key of
     PATCHGAN_NORMS.
     """
-    halvings = max(
-        n
-        for n, patch in enumerate(RECEPTIVE_FIELD_PIXELS)
+    num_halvings = max(
+        count
+        for count, patch in enumerate(RECEPTIVE_FIELD_PIXELS)
         if patch == 1 or patch <= MAX_PATCH_FRACTION * min(size)
     )
-    if not halvings:
+    if not num_halvings:
         return _build_pixelgan(channels, width)
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(LEAKY_RELU_SLOPE)]
     in_channels = width
-    for level in range(1, halvings + 1):
+    for level in range(1, num_halvings + 1):
         out_channels = width * min(MAX_WIDTH_FACTOR, 2**level)
-        stride = 2 if level < halvings else 1
+        stride = 2 if level < num_halvings else 1
         layers += [
             nn.Conv2d(in_channels, out_channels, 4, stride, 1, bias=norm == "none"),
-            PATCHGAN_NORMS[norm](out_channels),
+            TRANSLATION_NORMS[norm](out_channels),
         ]
         layers.append(nn.LeakyReLU(LEAKY_RELU_SLOPE))
         in_channels = out_channels

@@ -27,25 +27,25 @@ class ResidualBlock(nn.Module):
 
 
 def build_resnet_generator(
-    in_channels: int, out_channels: int, size: tuple[int, int], *, width: int, blocks: int | None
+    in_channels: int, out_channels: int, size: tuple[int, int], *, width: int, num_blocks: int | None
 ) -> nn.Sequential:
     """Return a network from images (batch, in_channels, *size) to (batch, out_channels, *size), all in [-1, 1].
 
-    `size` is (height, width). `width` is the number of channels at full size. If `blocks` is None, the size
+    `size` is (height, width). `width` is the number of channels at full size. If `num_blocks` is None, the size
     determines the number of residual blocks. Borders are padded with zeros. The reflection padding of the paper
     has no deterministic backward pass on a GPU.
     """
     side = min(size)
-    if blocks is None:
-        blocks = next(count for pixels, count in BLOCKS_BY_MIN_SIDE if side >= pixels)
-    halvings = 2 if side >= TWO_HALVINGS_MIN_PIXELS else 1
+    if num_blocks is None:
+        num_blocks = next(count for pixels, count in BLOCKS_BY_MIN_SIDE if side >= pixels)
+    num_halvings = 2 if side >= TWO_HALVINGS_MIN_PIXELS else 1
     layers = [nn.Conv2d(in_channels, width, 7, 1, 3, bias=False), nn.InstanceNorm2d(width), nn.ReLU()]
     sizes = [size]
-    for _ in range(halvings):
+    for _ in range(num_halvings):
         layers += [nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False), nn.InstanceNorm2d(2 * width), nn.ReLU()]
         width *= 2
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
-    layers += [ResidualBlock(width) for _ in range(blocks)]
+    layers += [ResidualBlock(width) for _ in range(num_blocks)]
     for height, image_width in reversed(sizes[:-1]):
         output_padding = 1 - height % 2, 1 - image_width % 2  # restores an even side after halving
         layers.append(nn.ConvTranspose2d(width, width // 2, 3, 2, 1, output_padding=output_padding, bias=False))

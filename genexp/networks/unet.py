@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genexp.errors import ConfigError
 from genexp.networks.dropout import Dropout
 from genexp.networks.gan import LEAKY_RELU_SLOPE
-from genexp.networks.patchgan import PATCHGAN_NORMS
+from genexp.networks.patchgan import TRANSLATION_NORMS
 
 MAX_LEVELS = 8  # upper limit; 8 halvings reduce 256 pixels to one
 MAX_WIDTH_FACTOR = 8  # upper limit of channels, as a multiple of the first width
@@ -87,7 +87,7 @@ def _build_down_block(in_channels: int, out_channels: int, *, norm: str, has_act
     layers: list[nn.Module] = [nn.LeakyReLU(LEAKY_RELU_SLOPE)] if has_activation else []
     layers += [
         nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=norm == "none"),
-        PATCHGAN_NORMS[norm](out_channels),
+        TRANSLATION_NORMS[norm](out_channels),
     ]
     return nn.Sequential(*layers)
 
@@ -101,5 +101,5 @@ def _build_up_block(
         nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, output_padding=output_padding, bias=norm is None),
     ]
     if norm is not None:
-        layers += [PATCHGAN_NORMS[norm](out_channels), Dropout(dropout)]
+        layers += [TRANSLATION_NORMS[norm](out_channels), Dropout(dropout)]
     return nn.Sequential(*layers)

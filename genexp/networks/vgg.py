@@ -31,9 +31,11 @@ WEIGHTS_REMEDY = "set model.weights=FILE to a copy of torchvision's vgg19 weight
 class FrozenConv2d(nn.Conv2d):
     """Convolution without gradients for its weights. It does not save its input for the backward pass."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Return the convolution: (batch, in_channels, height, width) → (batch, out_channels, height, width)."""
-        return torch.as_tensor(_FrozenConv2dFunction.apply(images, self.weight, self.bias, self._get_conv_args()))
+        return torch.as_tensor(
+            _FrozenConv2dFunction.apply(features, self.weight, self.bias, self._get_conv_args())
+        )
 
     def _get_conv_args(self) -> tuple[Any, ...]:
         assert self.padding_mode == "zeros", "images are padded with zeros only"
@@ -42,13 +44,13 @@ class FrozenConv2d(nn.Conv2d):
 
 class _FrozenConv2dFunction(torch.autograd.Function):
     @staticmethod
-    def forward(images: Tensor, weight: Tensor, bias: Tensor | None, conv_args: tuple[Any, ...]) -> Tensor:
-        return F.conv2d(images, weight, bias, *conv_args)
+    def forward(features: Tensor, weight: Tensor, bias: Tensor | None, conv_args: tuple[Any, ...]) -> Tensor:
+        return F.conv2d(features, weight, bias, *conv_args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        images, weight, _, ctx.how = inputs
-        ctx.size = images.shape
+        features, weight, _, ctx.how = inputs
+        ctx.size = features.shape
         ctx.save_for_backward(weight)
 
     @staticmethod
@@ -58,18 +60,18 @@ class _FrozenConv2dFunction(torch.autograd.Function):
         return input_gradient, None, None, None
 
 
-def _iterate_layers() -> Iterator[tuple[str, int]]:
-    number = 0
+def _list_vgg19_layers() -> Iterator[tuple[str, int]]:
+    conv_index = 0
     for channels, num_convs in CONV_BLOCKS:
         for _ in range(num_convs):
-            number += 1
-            yield f"conv_{number}", channels
-            yield f"relu_{number}", channels
-        yield f"pool_{number}", channels
+            conv_index += 1
+            yield f"conv_{conv_index}", channels
+            yield f"relu_{conv_index}", channels
+        yield f"pool_{conv_index}", channels
 
 
 # Layer name → channels, in order: entry n is features.n of torchvision's vgg19.
-LAYER_CHANNELS = dict(_iterate_layers())
+LAYER_CHANNELS = dict(_list_vgg19_layers())
 
 
 class VGG19(nn.Module):
@@ -78,17 +80,17 @@ class VGG19(nn.Module):
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor  # (1, 3, 1, 1)
 
-    def __init__(self, layers: Sequence[str], *, pooling: str = "max") -> None:
+    def __init__(self, output_layers: Sequence[str], *, pooling: str = "max") -> None:
         """Build the network up to the last of `layers`, the names of layers such as conv_4, relu_4 or pool_4.
 
         `pooling` is a key of POOLINGS.
         """
         super().__init__()
         names = list(LAYER_CHANNELS)
-        self.output_layers = frozenset(layers)
+        self.output_layers = frozenset(output_layers)
         channels = 3
         self.layers = nn.ModuleDict()
-        for name in names[: 1 + max(names.index(layer) for layer in layers)]:
+        for name in names[: 1 + max(names.index(layer) for layer in output_layers)]:
             kind = name.partition("_")[0]
             if kind == "conv":
                 self.layers[name] = FrozenConv2d(channels, LAYER_CHANNELS[name], 3, padding=1)
@@ -134,7 +136,7 @@ class VGG19(nn.Module):
             shapes[name] = (LAYER_CHANNELS[name], height, width)
         return {name: shapes[name] for name in shapes if name in self.output_layers}
 
-    def load(self, weights: Mapping[str, Tensor], *, origin: str) -> None:
+    def load_torchvision_weights(self, weights: Mapping[str, Tensor], *, origin: str) -> None:
         """Copy the convolutions of torchvision's vgg19 from its state dict `weights`.
 
         Raises ConfigError, which names `origin`, if a tensor is missing, not finite or of the wrong shape.

@@ -9,12 +9,12 @@ from typing import Any
 
 from genexp.errors import CheckpointError, ConfigError
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.checkpoint import BEST_FILE, checkpoint_path, list_checkpoints, save
+from genexp.run_dir.checkpoint import BEST_FILE, get_checkpoint_path, list_checkpoints, save_checkpoint
 from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
 from genexp.snapshot import RunInfo, Snapshot
 
 
-class Checkpoints(Recorder):
+class CheckpointRecorder(Recorder):
     """Recorder of `checkpoints/`: the newest `max_to_keep` checkpoints and the best weights.
 
     It must come after `recorders`: a checkpoint stores the sizes of the files that they have written.
@@ -37,40 +37,47 @@ class Checkpoints(Recorder):
 
     def record(self, snapshot: Snapshot) -> None:
         """Update the best weights after an evaluation. Write a checkpoint if the snapshot has one."""
-        if snapshot.test and snapshot.weights is not None:
+        if snapshot.test_metrics and snapshot.technique_state is not None:
             self._update_best(snapshot)
-        if snapshot.checkpoint is not None:
-            self._write(snapshot.checkpoint)
+        if snapshot.checkpoint_state is not None:
+            self._write(snapshot.checkpoint_state)
 
     def _update_best(self, snapshot: Snapshot) -> None:
         name = self._run.objective
-        if name not in snapshot.test:
+        if name not in snapshot.test_metrics:
             raise ConfigError(
                 f"trainer.objective={name} is no test metric of model={self._run.model}; "
-                f"choose one of: {', '.join(snapshot.test)}"
+                f"choose one of: {', '.join(snapshot.test_metrics)}"
             )
-        value, best = snapshot.test[name], self._best["value"]
+        value, best = snapshot.test_metrics[name], self._best["value"]
         sign = 1 if self._run.direction == "max" else -1
         if not math.isfinite(value) or (best is not None and sign * value <= sign * best):
             return
-        assert snapshot.weights is not None
+        assert snapshot.technique_state is not None
         self._best = {"value": value, "step": snapshot.clock.step}
-        weights = {key: weight.detach().cpu().clone() for key, weight in snapshot.weights.items()}
-        self._unsaved_best = {**self._best, "objective": name, "test": dict(snapshot.test), "technique": weights}
+        weights = {key: weight.detach().cpu().clone() for key, weight in snapshot.technique_state.items()}
+        self._unsaved_best = {
+            **self._best,
+            "objective": name,
+            "test": dict(snapshot.test_metrics),
+            "technique": weights,
+        }
 
     def _write(self, state: Mapping[str, Any]) -> None:
-        folder = self._run.run_dir
+        run_dir = self._run.run_dir
         for recorder in self._recorders:
             recorder.flush()
         if self._unsaved_best is not None:
-            save(folder / CHECKPOINTS_DIR / BEST_FILE, self._unsaved_best)
+            save_checkpoint(run_dir / CHECKPOINTS_DIR / BEST_FILE, self._unsaved_best)
             self._unsaved_best = None
         log_offsets = measure_file_sizes(
-            folder, [path for other in self._recorders for path in other.append_only_files()]
+            run_dir, [path for recorder in self._recorders for path in recorder.append_only_files()]
         )
-        save(checkpoint_path(folder, state["step"]), {**state, "best": self._best, "ledger": log_offsets})
-        for old in list_checkpoints(folder)[self._max_to_keep :]:
-            old.unlink()
+        save_checkpoint(
+            get_checkpoint_path(run_dir, state["step"]), {**state, "best": self._best, "log_offsets": log_offsets}
+        )
+        for stale in list_checkpoints(run_dir)[self._max_to_keep :]:
+            stale.unlink()
 
 
 def measure_file_sizes(run_dir: Path, files: Sequence[Path]) -> dict[str, int]:

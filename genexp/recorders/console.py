@@ -36,16 +36,16 @@ SPEED_SMOOTHING = 0.7  # weight of the previous value in the moving average of t
 
 
 @final
-class Console(Recorder):
+class ConsoleRecorder(Recorder):
     """Recorder that shows a progress bar on a terminal, or prints lines elsewhere.
 
-    It prints at most one line per epoch and at most one every `interval` seconds. In both cases the log file
+    It prints at most one line per epoch and at most one every `interval_seconds` seconds. In both cases the log file
     gets lines for the start, each epoch, each warning and the end. It must be closed after the recorders
     whose files it lists.
     """
 
-    def __init__(self, interval: float = 2.0) -> None:
-        self._interval = interval
+    def __init__(self, interval_seconds: float = 2.0) -> None:
+        self._interval = interval_seconds
 
     def open(self, run: RunInfo) -> None:
         """Print the model, data set, device and run directory, and show the progress display."""
@@ -53,7 +53,7 @@ class Console(Recorder):
         self._console = rich.get_console()
         self._epoch_means = EpochMeans(run.steps_per_epoch)
         self._start_time = self._last_record_time = time.monotonic()
-        self._step, self._steps_per_second = run.start_step, 0.0
+        self._step, self._steps_per_second = run.completed_steps, 0.0
         self._train: dict[str, float] = {}
         self._test: dict[str, float] = {}
         self._best: tuple[float, int] | None = None
@@ -61,7 +61,7 @@ class Console(Recorder):
         device, precision = run.environment.get("device"), run.environment.get("precision", "fp32")
         device_text = f"{device}, {precision}" if device and precision != "fp32" else device
         parts = [f"{run.model} on {run.dataset}", device_text, f"{run.num_parameters:,} parameters"]
-        resume_text = f", from step {run.start_step:,}" if run.start_step else ""
+        resume_text = f", from step {run.completed_steps:,}" if run.completed_steps else ""
         for line in (" · ".join(part for part in parts if part), f"→ {format_path(run.run_dir)}{resume_text}"):
             print_plain(self._console, line)
             log.info(line)
@@ -73,7 +73,7 @@ class Console(Recorder):
 
     def record(self, snapshot: Snapshot) -> None:
         """Update the progress display. Log ended epochs and new warnings."""
-        epoch_result = self._epoch_means.add(snapshot.train)
+        epoch_result = self._epoch_means.add(snapshot.train_curves)
         self._train = epoch_result[1] if epoch_result else self._epoch_means.compute_means() or self._train
         self._update_speed(snapshot.clock.step)
         self._update_test_metrics(snapshot)
@@ -94,7 +94,7 @@ class Console(Recorder):
         summary = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
         log.info(summary)
         lines = [summary]
-        lines += [_format_entry(what, where) for what, where in _list_outputs(self._run.run_dir).items()]
+        lines += [_format_entry(label, location) for label, location in _list_outputs(self._run.run_dir).items()]
         if outcome.resume_command is not None:
             lines.append(_format_entry("to go on", outcome.resume_command))
         for line in lines:
@@ -112,8 +112,8 @@ class Console(Recorder):
         self._step, self._last_record_time = step, now
 
     def _update_test_metrics(self, snapshot: Snapshot) -> None:
-        self._test = dict(snapshot.test) or self._test
-        value = snapshot.test.get(self._run.objective, math.nan)
+        self._test = dict(snapshot.test_metrics) or self._test
+        value = snapshot.test_metrics.get(self._run.objective, math.nan)
         sign = 1 if self._run.direction == "max" else -1
         if math.isfinite(value) and (self._best is None or sign * value > sign * self._best[0]):
             self._best = value, snapshot.clock.step
@@ -130,8 +130,8 @@ class Console(Recorder):
             total_epochs=-(-run.total_steps // run.steps_per_epoch),
             steps_per_second=self._steps_per_second,
             images_per_second=self._steps_per_second * run.batch_size,
-            train=self._train,
-            test=self._test,
+            train_metrics=self._train,
+            test_metrics=self._test,
             best_text=self._format_best(),
         )
 

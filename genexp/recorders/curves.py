@@ -25,7 +25,7 @@ LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.85, 0.15, 0.55, 0.15
 TITLE_INCHES = 0.4  # height of the figure title
 
 
-def draw_curves(
+def write_curves_figure(
     path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], title: str, steps_per_epoch: int
 ) -> None:
     """Write a figure to `path`, with a panel for each metric or group of metrics.
@@ -50,14 +50,14 @@ def draw_curves(
         colors = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
         for name, color in zip(names, colors, strict=True):
             if name in train:
-                _draw_means(axes, train[name], name, color, steps_per_epoch)
+                _draw_smoothed_train_curve(axes, train[name], name, color, steps_per_epoch)
             if name in test:
-                _draw_test(axes, test[name], name, color, steps_per_epoch)
+                _draw_test_curve(axes, test[name], name, color, steps_per_epoch)
         _style_axes(axes, panel)
         axes.set_xlim(-0.02 * epochs, 1.02 * epochs)
         for name, color in zip(names, colors, strict=True):
             if name in train and len(train[name].steps) <= MAX_RAW_POINTS:
-                _draw_steps(axes, train[name], color, steps_per_epoch)
+                _draw_raw_train_curve(axes, train[name], color, steps_per_epoch)
     figure.savefig(path)
 
 
@@ -104,14 +104,16 @@ def smooth_curve(curve: LoggedCurve, steps_per_epoch: int) -> tuple[np.ndarray, 
     return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
-def _draw_means(axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int) -> None:
+def _draw_smoothed_train_curve(
+    axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int
+) -> None:
     steps, values = smooth_curve(curve, steps_per_epoch)
     marker = "o" if len(steps) == 1 else ""
     label = f"{name}, train"
     axes.plot(steps / steps_per_epoch, values, color=color, linewidth=1.8, marker=marker, label=label, zorder=3)
 
 
-def _draw_test(axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int) -> None:
+def _draw_test_curve(axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int) -> None:
     has_markers = len(curve.steps) <= 40
     axes.plot(
         curve.steps / steps_per_epoch,
@@ -128,21 +130,21 @@ def _draw_test(axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_
     )
 
 
-def _style_axes(axes: Axes, panel: str) -> None:
+def _style_axes(axes: Axes, ylabel: str) -> None:
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > LOG_AXIS_RATIO * values.min():
         axes.set_yscale("log")
     axes.margins(y=0.1)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(panel)
+    axes.set_ylabel(ylabel)
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
 
 
-def _draw_steps(axes: Axes, curve: LoggedCurve, color: str, steps_per_epoch: int) -> None:
+def _draw_raw_train_curve(axes: Axes, curve: LoggedCurve, color: str, steps_per_epoch: int) -> None:
     """Draw the values of single steps faintly in the background, without changing the y limits of the axes."""
     axes.set_ylim(axes.get_ylim())
     epochs = curve.steps / steps_per_epoch

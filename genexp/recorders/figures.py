@@ -8,10 +8,10 @@ from typing import final
 
 from torch import Tensor
 
-from genexp.recorders.curves import draw_curves
+from genexp.recorders.curves import write_curves_figure
 from genexp.recorders.gif import write_gif
-from genexp.recorders.images import encode_png, enlarge_small_image, to_pil_image
-from genexp.recorders.latent_plots import draw_latent_scatter, write_latents_html
+from genexp.recorders.latent_plots import write_latents_figure, write_latents_html
+from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.metrics import read_metrics
 from genexp.run_dir.paths import FIGURES_DIR, METRICS_FILE
@@ -19,16 +19,16 @@ from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 
 @final
-class Figures(Recorder):
+class FigureRecorder(Recorder):
     """Recorder of `figures/`.
 
-    The newest previews are written at most every `interval` seconds, all other figures when the run ends.
-    A GIF frame is shown for `duration` milliseconds. The curves are read from `metrics.jsonl`, so `MetricsLog`
+    The newest previews are written at most every `interval_seconds` seconds, all other figures when the run ends.
+    A GIF frame is shown for `frame_duration_ms` milliseconds. The curves are read from `metrics.jsonl`, so `MetricsRecorder`
     must come first.
     """
 
-    def __init__(self, interval: float = 2.0, duration: int = 200) -> None:
-        self._interval, self._duration = interval, duration
+    def __init__(self, interval_seconds: float = 2.0, frame_duration_ms: int = 200) -> None:
+        self._interval, self._duration = interval_seconds, frame_duration_ms
 
     def open(self, run: RunInfo) -> None:
         """Create the folder."""
@@ -41,7 +41,7 @@ class Figures(Recorder):
 
     def record(self, snapshot: Snapshot) -> None:
         """Write the previews if they are due. Write the gallery and latent plots at the end of the run."""
-        self._pending_images |= snapshot.images
+        self._pending_images |= snapshot.preview_images
         if snapshot.final_artifacts is not None or time.monotonic() - self._last_write_time >= self._interval:
             self._write_previews()
         if snapshot.final_artifacts is not None:
@@ -51,10 +51,10 @@ class Figures(Recorder):
     def close(self, outcome: RunOutcome) -> None:
         """Write the newest previews and the curves, also for an incomplete run."""
         self._write_previews()
-        log = self._run.run_dir / METRICS_FILE
-        metrics = read_metrics(log) if log.is_file() else {}
+        metrics_path = self._run.run_dir / METRICS_FILE
+        metrics = read_metrics(metrics_path) if metrics_path.is_file() else {}
         if metrics:
-            draw_curves(self._figures_dir / "loss.png", metrics, self._title, self._run.steps_per_epoch)
+            write_curves_figure(self._figures_dir / "loss.png", metrics, self._title, self._run.steps_per_epoch)
 
     def _write_previews(self) -> None:
         if not self._pending_images:
@@ -76,5 +76,5 @@ class Figures(Recorder):
         if artifacts.codes is None or artifacts.codes.shape[1] not in (2, 3):
             return
         title = f"{self._title}: latent codes of held-out samples"
-        draw_latent_scatter(self._figures_dir / "latents.png", artifacts, self._run.class_names, title)
+        write_latents_figure(self._figures_dir / "latents.png", artifacts, self._run.class_names, title)
         write_latents_html(self._figures_dir / "latents.html", artifacts, self._run.class_names, title)

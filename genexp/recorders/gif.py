@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 
 from torch import Tensor
 
-from genexp.recorders.images import enlarge_small_image, fit_to_size, to_pil_image
+from genexp.recorders.pil_images import enlarge_small_image, fit_to_size, to_pil_image
 from genexp.recorders.recorder import Recorder
 from genexp.snapshot import RunInfo, Snapshot
 
@@ -25,27 +25,27 @@ _TRAILER = b"\x3b"
 
 
 @final
-class PreviewGifs(Recorder):
-    """Recorder of `<name>.gif`, one for each preview. A frame is shown for `duration` milliseconds.
+class PreviewGifRecorder(Recorder):
+    """Recorder of `<name>.gif`, one for each preview. A frame is shown for `frame_duration_ms` milliseconds.
 
     After each appended frame, the file is a complete GIF.
     """
 
-    def __init__(self, duration: int = 200) -> None:
-        self._duration = duration
+    def __init__(self, frame_duration_ms: int = 200) -> None:
+        self._duration = frame_duration_ms
 
     def open(self, run: RunInfo) -> None:
         """Restore the trailers of the GIFs of a resumed run, which were truncated."""
         self._run = run
-        self._paths = set(run.run_dir.glob("*.gif")) if run.start_step else set()
+        self._paths = set(run.run_dir.glob("*.gif")) if run.completed_steps else set()
         for path in self._paths:
             restore_trailer(path)
 
     def record(self, snapshot: Snapshot) -> None:
         """Append a frame to the GIF of each preview."""
-        if self._run.has_recorded(snapshot.clock.step):
+        if self._run.is_recorded(snapshot.clock.step):
             return
-        for name, pixels in snapshot.images.items():
+        for name, pixels in snapshot.preview_images.items():
             path = self._run.run_dir / f"{name}.gif"
             if path not in self._paths:
                 path.unlink(missing_ok=True)
@@ -68,12 +68,12 @@ class _SingleFrameGif:
     image_data: bytes  # LZW data, without the trailer of the file
 
     @classmethod
-    def encode(cls, image: Image, duration: int) -> _SingleFrameGif:
+    def encode(cls, image: Image, frame_duration_ms: int) -> _SingleFrameGif:
         """Encode `image` with Pillow and split the result."""
         file = io.BytesIO()
-        image.save(file, "GIF", duration=duration, interlace=0, optimize=False)
+        image.save(file, "GIF", duration=frame_duration_ms, interlace=0, optimize=False)
         content = file.getvalue()
-        table_end = _HEADER_BYTES + _color_table_bytes(content[10])
+        table_end = _HEADER_BYTES + _get_color_table_size(content[10])
         descriptor_start = content.index(_IMAGE_SEPARATOR, table_end)
         data_start = descriptor_start + _DESCRIPTOR_BYTES
         return cls(
@@ -92,24 +92,24 @@ class _SingleFrameGif:
         return self.graphic_control + self.descriptor[:-1] + bytes([flags]) + self.color_table + self.image_data
 
 
-def append_frame(path: Path, pixels: Tensor, duration: int) -> None:
-    """Append a uint8 frame (channels, height, width), shown for `duration` milliseconds.
+def append_frame(path: Path, pixels: Tensor, frame_duration_ms: int) -> None:
+    """Append a uint8 frame (channels, height, width), shown for `frame_duration_ms` milliseconds.
 
     The first frame determines the size of the GIF. Gray values are exact. Colors are quantized to 256 for
     each frame.
     """
     image = to_pil_image(pixels)
     if not path.exists():
-        gif = _SingleFrameGif.encode(_quantize(enlarge_small_image(image)), duration)
+        gif = _SingleFrameGif.encode(_quantize(enlarge_small_image(image)), frame_duration_ms)
         path.write_bytes(
             gif.header + gif.color_table + _LOOP_EXTENSION + gif.build_frame(gif.color_table) + _TRAILER
         )
         return
     with path.open("r+b") as file:
         header = file.read(_HEADER_BYTES)
-        global_color_table = file.read(_color_table_bytes(header[10]))
+        global_color_table = file.read(_get_color_table_size(header[10]))
         size = int.from_bytes(header[6:8], "little"), int.from_bytes(header[8:10], "little")
-        frame = _SingleFrameGif.encode(_quantize(fit_to_size(image, size)), duration).build_frame(
+        frame = _SingleFrameGif.encode(_quantize(fit_to_size(image, size)), frame_duration_ms).build_frame(
             global_color_table
         )
         # The first byte of the frame replaces the old trailer and is written last. If the process is killed
@@ -132,16 +132,16 @@ def restore_trailer(path: Path) -> None:
         file.write(_TRAILER)
 
 
-def write_gif(path: Path, frames: Iterable[Tensor], duration: int) -> None:
-    """Write a GIF of uint8 frames (channels, height, width), each shown for `duration` milliseconds."""
+def write_gif(path: Path, frames: Iterable[Tensor], frame_duration_ms: int) -> None:
+    """Write a GIF of uint8 frames (channels, height, width), each shown for `frame_duration_ms` milliseconds."""
     path.unlink(missing_ok=True)
     for frame in frames:
-        append_frame(path, frame, duration)
+        append_frame(path, frame, frame_duration_ms)
 
 
 def _quantize(image: Image) -> Image:
     return image if image.mode == "L" else image.quantize(256)
 
 
-def _color_table_bytes(flags: int) -> int:
+def _get_color_table_size(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & _COLOR_TABLE_FLAG else 0

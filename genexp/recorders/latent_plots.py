@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_LABELED_POINTS = 200  # points with a text label; in 3-D, colors alone are hard to distinguish
 
 
-def draw_latent_scatter(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
+def write_latents_figure(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
     """Write a scatter plot of codes (samples, 2 or 3) to `path`, colored by class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def draw_latent_scatter(path: Path, artifacts: FinalArtifacts, class_names: Sequ
     figure = Figure(figsize=(9, 7) if is_3d else (7.6, 6.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot(projection="3d" if is_3d else None)
-    for name, color, points in _iter_classes(artifacts, class_names):
+    for name, color, points in _iter_class_points(artifacts, class_names):
         size, alpha = (9, 0.45) if is_3d else (9, 0.75)
         axes.scatter(*points.T, s=size, alpha=alpha, color=color, label=name, linewidths=0)
     if is_3d:
@@ -55,7 +55,7 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
     assert artifacts.codes is not None
     is_3d = artifacts.codes.shape[1] == 3
     figure = graph_objects.Figure()
-    for name, color, points in _iter_classes(artifacts, class_names):
+    for name, color, points in _iter_class_points(artifacts, class_names):
         coordinates = dict(zip("xyz", points.T.tolist(), strict=False))
         marker = {"size": 3 if is_3d else 6, "color": _format_css_color(color), "opacity": 0.8}
         scatter = graph_objects.Scatter3d if is_3d else graph_objects.Scatter
@@ -73,7 +73,7 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
     io.write_html(figure, path, include_plotlyjs=True, default_height="96vh", auto_open=False)
 
 
-def _iter_classes(
+def _iter_class_points(
     artifacts: FinalArtifacts, class_names: Sequence[str]
 ) -> Iterator[tuple[str, tuple[float, ...], np.ndarray]]:
     """Yield (name, RGBA color, points) of each class, points being (samples, features).
@@ -95,7 +95,7 @@ def _iter_classes(
 def _label_points(axes: Any, artifacts: FinalArtifacts, class_names: Sequence[str]) -> None:
     if artifacts.labels is None:
         return
-    for name, color, points in _iter_classes(artifacts, class_names):
+    for name, color, points in _iter_class_points(artifacts, class_names):
         num_labeled = round(MAX_LABELED_POINTS * len(points) / len(artifacts.labels))
         for point in points[:num_labeled]:
             axes.text(

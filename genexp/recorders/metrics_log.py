@@ -16,7 +16,7 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 
 @final
-class MetricsLog(Recorder):
+class MetricsRecorder(Recorder):
     """Recorder of `metrics.jsonl`: the training metrics of each step, and the metrics of each evaluation.
 
     A NaN or infinity is written as null, because JSON cannot represent it.
@@ -27,15 +27,17 @@ class MetricsLog(Recorder):
         self._path = run.run_dir / METRICS_FILE
         self._run = run
         self._templates: dict[tuple[str, ...], str] = {}
-        self._file: IO[str] = self._path.open("a" if run.start_step else "w", encoding="utf-8")
+        self._file: IO[str] = self._path.open("a" if run.completed_steps else "w", encoding="utf-8")
 
     def record(self, snapshot: Snapshot) -> None:
         """Append the lines of a snapshot."""
         lines = self._format_train_lines(snapshot)
-        if snapshot.test and not self._run.has_recorded(snapshot.clock.step):
-            scores = {name: value if math.isfinite(value) else None for name, value in snapshot.test.items()}
+        if snapshot.test_metrics and not self._run.is_recorded(snapshot.clock.step):
+            metrics = {
+                name: value if math.isfinite(value) else None for name, value in snapshot.test_metrics.items()
+            }
             clock = snapshot.clock
-            lines.append(json.dumps({"step": clock.step, "epoch": clock.epoch, "split": "test", **scores}) + "\n")
+            lines.append(json.dumps({"step": clock.step, "epoch": clock.epoch, "split": "test", **metrics}) + "\n")
         self._file.write("".join(lines))
         self._file.flush()
 
@@ -51,11 +53,11 @@ class MetricsLog(Recorder):
         # Shortest text that identifies the float32 value: 0.23, not 0.23000000417232513.
         texts = {
             name: np.where(np.isfinite(curve.values), curve.values.astype(str), "null").tolist()
-            for name, curve in snapshot.train.items()
+            for name, curve in snapshot.train_curves.items()
         }
         return [
             self._get_template(names) % (step, -(-step // self._run.steps_per_epoch), *cells)
-            for step, names, cells in iter_step_rows(snapshot.train, texts)
+            for step, names, cells in iter_step_rows(snapshot.train_curves, texts)
         ]
 
     def _get_template(self, names: tuple[str, ...]) -> str:

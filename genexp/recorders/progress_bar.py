@@ -26,8 +26,8 @@ class ProgressState:
     total_epochs: int
     steps_per_second: float
     images_per_second: float
-    train: Mapping[str, float]  # epoch means of the training metrics
-    test: Mapping[str, float]  # metrics of the latest evaluation
+    train_metrics: Mapping[str, float]  # epoch means of the training metrics
+    test_metrics: Mapping[str, float]  # metrics of the latest evaluation
     best_text: str  # formatted best value of the objective; empty before the first evaluation
 
     @property
@@ -41,8 +41,10 @@ class ProgressState:
     def summary_line(self) -> str:
         """Position, metrics and speed in one line."""
         position = f"epoch {self.epoch:,}/{self.total_epochs:,}  step {self.step:,}/{self.total_steps:,}"
-        test = f"test {format_metrics(self.test)}" if self.test else ""
-        return "  ".join(part for part in (position, format_metrics(self.train), test, self.speed_text) if part)
+        test = f"test {format_metrics(self.test_metrics)}" if self.test_metrics else ""
+        return "  ".join(
+            part for part in (position, format_metrics(self.train_metrics), test, self.speed_text) if part
+        )
 
 
 class ProgressDisplay(Protocol):
@@ -101,15 +103,15 @@ class LiveProgressBar:
 
 
 class ProgressLines:
-    """Printed lines, at most one per epoch and one every `interval` seconds."""
+    """Printed lines, at most one per epoch and one every `interval_seconds` seconds."""
 
-    def __init__(self, console: Console, initial_state: ProgressState, interval: float) -> None:
-        self._console, self._interval = console, interval
+    def __init__(self, console: Console, initial_state: ProgressState, interval_seconds: float) -> None:
+        self._console, self._interval = console, interval_seconds
         self._state = self._printed_state = initial_state
         self._last_print_time = -math.inf
 
     def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
-        """Print a line if an epoch has ended and the previous line is at least `interval` seconds old."""
+        """Print a line if an epoch has ended and the previous line is at least `interval_seconds` seconds old."""
         self._state = state
         if is_epoch_end and time.monotonic() - self._last_print_time >= self._interval:
             self._print()
@@ -135,7 +137,7 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def _format_fields(state: ProgressState) -> dict[str, Any]:
-    metrics_text = "  ".join(part for part in (format_metrics(state.train), state.best_text) if part)
+    metrics_text = "  ".join(part for part in (format_metrics(state.train_metrics), state.best_text) if part)
     return {
         "epoch": f"epoch {state.epoch:,}/{state.total_epochs:,}",
         "speed": state.speed_text,

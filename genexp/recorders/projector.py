@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from genexp.recorders.images import to_pil_image
+from genexp.recorders.pil_images import to_pil_image
 from genexp.snapshot import FinalArtifacts
 
-MAX_SAMPLES = 2000
+MAX_PROJECTOR_SAMPLES = 2000
 THUMBNAIL_PIXELS = 48  # side; one square sprite image, limited to 8192 × 8192 pixels, holds all thumbnails
 PROJECTOR_DIR = "projector"
 
@@ -22,16 +22,18 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
     assert artifacts.codes is not None
     projector_dir = log_dir / PROJECTOR_DIR
     projector_dir.mkdir(exist_ok=True)
-    np.savetxt(projector_dir / "codes.tsv", artifacts.codes[:MAX_SAMPLES].numpy(), fmt="%.6g", delimiter="\t")
+    np.savetxt(
+        projector_dir / "codes.tsv", artifacts.codes[:MAX_PROJECTOR_SAMPLES].numpy(), fmt="%.6g", delimiter="\t"
+    )
     projector_config = (
         f'embeddings {{\n  tensor_name: "latent codes"\n  tensor_path: "{PROJECTOR_DIR}/codes.tsv"\n'
     )
     if artifacts.labels is not None:
-        names = [get_class_name(label, class_names) for label in artifacts.labels[:MAX_SAMPLES].tolist()]
+        names = [get_class_name(label, class_names) for label in artifacts.labels[:MAX_PROJECTOR_SAMPLES].tolist()]
         (projector_dir / "classes.tsv").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         projector_config += f'  metadata_path: "{PROJECTOR_DIR}/classes.tsv"\n'
     if artifacts.thumbnails is not None:
-        _write_sprite(projector_dir / "thumbnails.png", artifacts.thumbnails[:MAX_SAMPLES])
+        _write_sprite(projector_dir / "thumbnails.png", artifacts.thumbnails[:MAX_PROJECTOR_SAMPLES])
         projector_config += f'  sprite {{\n    image_path: "{PROJECTOR_DIR}/thumbnails.png"\n'
         projector_config += (
             f"    single_image_dim: {THUMBNAIL_PIXELS}\n    single_image_dim: {THUMBNAIL_PIXELS}\n  }}\n"

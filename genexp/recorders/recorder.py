@@ -22,7 +22,7 @@ class Recorder(ABC):
 
     @abstractmethod
     def open(self, run: RunInfo) -> None:
-        """Prepare for recording. If `run.start_step` > 0, continue the files that exist."""
+        """Prepare for recording. If `run.completed_steps` > 0, continue the files that exist."""
 
     @abstractmethod
     def record(self, snapshot: Snapshot) -> None:
@@ -50,7 +50,7 @@ class RecorderGroup:
 
     def open(self, run: RunInfo) -> None:
         """Open all recorders."""
-        self.last_step = run.start_step
+        self.last_step = run.completed_steps
         for recorder in self._recorders:
             recorder.open(run)
             self._open_recorders.append(recorder)
@@ -58,8 +58,8 @@ class RecorderGroup:
     def record(self, snapshot: Snapshot) -> None:
         """Pass a snapshot to all recorders."""
         self.last_step = snapshot.clock.step
-        if snapshot.test:
-            self.test_metrics = dict(snapshot.test)
+        if snapshot.test_metrics:
+            self.test_metrics = dict(snapshot.test_metrics)
         for recorder in self._recorders:
             recorder.record(snapshot)
 

@@ -11,7 +11,7 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 
 @final
-class Report(Recorder):
+class ReportRecorder(Recorder):
     """Recorder of `report.html`. It reads files of other recorders and must be closed after them.
 
     `write_report` takes the run directory and returns the path of the page. It is passed in because

@@ -16,20 +16,20 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 
 @final
-class StatusFile(Recorder):
+class StatusRecorder(Recorder):
     """Recorder of `status.json`.
 
-    The file is written at the start, at most every `interval` seconds during the run, and at the end.
+    The file is written at the start, at most every `interval_seconds` seconds during the run, and at the end.
     """
 
-    def __init__(self, interval: float = 1.0) -> None:
-        self._interval = interval
+    def __init__(self, interval_seconds: float = 1.0) -> None:
+        self._interval = interval_seconds
 
     def open(self, run: RunInfo) -> None:
         """Write the initial status. A resumed run keeps its metrics, best value, warnings and run time."""
         self._path = run.run_dir / STATUS_FILE
         self._objective, self._pick_better = run.objective, {"min": min, "max": max}[run.direction]
-        previous = _read_json(self._path) if run.start_step else {}
+        previous = _read_json(self._path) if run.completed_steps else {}
         best = previous.get("best")
         self._open_time = time.monotonic()
         self._previous_seconds = previous.get("seconds", 0.0)
@@ -37,13 +37,13 @@ class StatusFile(Recorder):
             "state": "running",
             "model": run.model,
             "dataset": run.dataset,
-            "step": run.start_step,
+            "step": run.completed_steps,
             "total_steps": run.total_steps,
-            "epoch": -(-run.start_step // run.steps_per_epoch),
+            "epoch": -(-run.completed_steps // run.steps_per_epoch),
             "train": {},
             "test": previous.get("test", {}),
             "objective": run.objective,
-            "best": best if best and best["step"] <= run.start_step else None,
+            "best": best if best and best["step"] <= run.completed_steps else None,
             "warnings": previous.get("warnings", []),
             "error": None,
             "started": previous.get("started") or _format_utc_now(),
@@ -55,11 +55,11 @@ class StatusFile(Recorder):
         self._write()
 
     def record(self, snapshot: Snapshot) -> None:
-        """Update the status. Write it if `interval` seconds have passed since the last write."""
+        """Update the status. Write it if `interval_seconds` seconds have passed since the last write."""
         status, clock = self._status, snapshot.clock
         status.update(step=clock.step, epoch=clock.epoch)
-        status["train"] |= {name: float(curve.values[-1]) for name, curve in snapshot.train.items()}
-        status["test"] = dict(snapshot.test) or status["test"]
+        status["train"] |= {name: float(curve.values[-1]) for name, curve in snapshot.train_curves.items()}
+        status["test"] = dict(snapshot.test_metrics) or status["test"]
         status["warnings"] += [text for text in dict.fromkeys(snapshot.warnings) if text not in status["warnings"]]
         self._update_best(snapshot)
         if time.monotonic() - self._last_write_time >= self._interval:
@@ -71,7 +71,7 @@ class StatusFile(Recorder):
         self._write()
 
     def _update_best(self, snapshot: Snapshot) -> None:
-        value = snapshot.test.get(self._objective, math.nan)
+        value = snapshot.test_metrics.get(self._objective, math.nan)
         best = self._status["best"]
         if math.isfinite(value) and (best is None or self._pick_better(value, best["value"]) != best["value"]):
             self._status["best"] = {"value": value, "step": snapshot.clock.step}

@@ -12,7 +12,7 @@ from typing import Any, final
 import yaml
 from crc32c import crc32c
 
-from genexp.recorders.images import encode_png, to_pil_image
+from genexp.recorders.pil_images import encode_png, to_pil_image
 from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import iter_step_rows
@@ -124,7 +124,7 @@ def _encode_varint(number: int) -> bytes:
 
 
 @final
-class TensorBoard(Recorder):
+class TensorBoardRecorder(Recorder):
     """Recorder of `tensorboard/`: scalars, previews, configuration; at the end also GIFs and latent codes."""
 
     def open(self, run: RunInfo) -> None:
@@ -135,25 +135,28 @@ class TensorBoard(Recorder):
         self._run = run
         self._log_dir = run.run_dir / TENSORBOARD_DIR
         self._log_dir.mkdir(exist_ok=True)
-        if not run.start_step:
+        if not run.completed_steps:
             for stale in self.append_only_files():
                 stale.unlink()
         num_existing = len(self.append_only_files())
-        self._file = EventFileWriter(self._log_dir / f"events.out.tfevents.{num_existing:06d}", run.start_step + 1)
+        self._writer = EventFileWriter(
+            self._log_dir / f"events.out.tfevents.{num_existing:06d}", run.completed_steps + 1
+        )
         if not num_existing:
-            self._file.add_summaries(_build_config_summaries(run), step=0)
+            self._writer.add_summaries(_build_config_summaries(run), step=0)
 
     def record(self, snapshot: Snapshot) -> None:
         """Append scalars and images, and flush them to the operating system."""
         step = snapshot.clock.step
-        self._file.add_curves("train", snapshot.train)
-        if not self._run.has_recorded(step):
+        self._writer.add_curves("train", snapshot.train_curves)
+        if not self._run.is_recorded(step):
             encoded_images = {
-                f"preview/{name}": encode_png(to_pil_image(pixels)) for name, pixels in snapshot.images.items()
+                f"preview/{name}": encode_png(to_pil_image(pixels))
+                for name, pixels in snapshot.preview_images.items()
             }
-            self._file.add_summaries(
+            self._writer.add_summaries(
                 [
-                    *_build_scalar_summaries("test", snapshot.test),
+                    *_build_scalar_summaries("test", snapshot.test_metrics),
                     *map(_build_image_summary, encoded_images.items()),
                 ],
                 step,
@@ -171,20 +174,20 @@ class TensorBoard(Recorder):
 
         gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted((self._run.run_dir / FIGURES_DIR).glob("*.gif"))]
         for path in gifs:
-            self._file.add_summaries(
+            self._writer.add_summaries(
                 [_build_image_summary((f"animation/{path.stem}", path.read_bytes()))], outcome.step
             )
         if outcome.state == "finished":
             *_, session_end = hparams({}, {})
-            self._file.add_summaries([session_end], outcome.step)
-        self._file.close()
+            self._writer.add_summaries([session_end], outcome.step)
+        self._writer.close()
 
     def _write_final_artifacts(self, artifacts: FinalArtifacts, step: int) -> None:
         still_images = {name: pixels for name, pixels in artifacts.gallery.items() if pixels.ndim == 3}
         encoded_images = {
             f"gallery/{name}": encode_png(to_pil_image(pixels)) for name, pixels in still_images.items()
         }
-        self._file.add_summaries(map(_build_image_summary, encoded_images.items()), step)
+        self._writer.add_summaries(map(_build_image_summary, encoded_images.items()), step)
         if artifacts.codes is not None:
             write_projector(self._log_dir, artifacts, self._run.class_names)
 
@@ -199,22 +202,22 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
     from tensorboardX.summary import hparams, text
 
     config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
-    _, session_start, _ = hparams(dict(_flatten(run.config)), {})
+    _, session_start, _ = hparams(dict(_flatten_config(run.config)), {})
     return [text("config", f"```yaml\n{config}```"), session_start]
 
 
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+def _flatten_config(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from _flatten_config(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _build_scalar_summaries(prefix: str, scores: Mapping[str, float]) -> list[Any]:
+def _build_scalar_summaries(prefix: str, metrics: Mapping[str, float]) -> list[Any]:
     from tensorboardX.proto.summary_pb2 import Summary
 
-    values = [Summary.Value(tag=f"{prefix}/{name}", simple_value=value) for name, value in scores.items()]
+    values = [Summary.Value(tag=f"{prefix}/{name}", simple_value=value) for name, value in metrics.items()]
     return [Summary(value=values)] if values else []
 
 

@@ -32,7 +32,7 @@ class Comparison:
     """Result of comparing runs."""
 
     runs: tuple[RunRecord, ...]  # best first; failed runs and runs without a score last
-    parameters: tuple[str, ...]  # dotted configuration keys that differ between runs, without the seed
+    differing_keys: tuple[str, ...]  # dotted configuration keys that differ between runs, without the seed
     objective: Objective | None  # None if the runs have no objective in common
     metrics: tuple[str, ...]  # objective first
     groups: tuple[SeedGroup, ...]  # best mean score first
@@ -64,7 +64,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
 def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
     """Return the comparison of `runs`."""
-    parameters = find_differing_keys(runs)
+    differing_keys = find_differing_keys(runs)
     objective, notes = _select_objective(runs)
     metrics = _select_metrics(runs, objective)
 
@@ -78,7 +78,7 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
         )
 
     sorted_runs = sorted(runs, key=get_sort_key)
-    groups = build_seed_groups(sorted_runs, parameters)
+    groups = build_seed_groups(sorted_runs, differing_keys)
     t_test = None
     if objective is not None:
         metric = objective.metric
@@ -86,7 +86,7 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
         groups.sort(key=lambda group: objective.cost(means[group].mean if group in means else None))
         if len(means) > 1 and max(mean.n for mean in means.values()) > 1:
             t_test = paired_t_test(groups[0], groups[1], metric)
-    return Comparison(tuple(sorted_runs), parameters, objective, metrics, tuple(groups), t_test, tuple(notes))
+    return Comparison(tuple(sorted_runs), differing_keys, objective, metrics, tuple(groups), t_test, tuple(notes))
 
 
 def check_comparable(comparison: Comparison) -> None:

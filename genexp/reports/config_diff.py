@@ -10,7 +10,7 @@ from typing import Any
 from genexp.config import find_config_dir
 from genexp.run_dir.record import RunRecord, flatten_config
 
-CONFIG_GROUPS = ("dataset", "optimizer", "device")  # groups whose option a model's YAML may override
+OVERRIDABLE_GROUPS = ("dataset", "optimizer", "device")  # groups whose option a model's YAML may override
 GLOBAL_PACKAGE_HEADER = "# @package _global_"  # Hydra directive: the file's keys belong to the root
 # Keys that do not define the experiment: annotations, how the run was started, and defaults read by other keys.
 IGNORED_KEY_PREFIXES = ("resume", "sweep.", "tags", "notes", "model.recipe.")
@@ -25,13 +25,13 @@ def load_default_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     another version. The YAML files are merged here because Hydra's composition is slow and its state is global to
     the process.
     """
-    choices = {group: str(config.get(group, {}).get("name", "")) for group in ("model", *CONFIG_GROUPS)}
-    defaults = dict(_load_defaults(*choices.values()))
+    choices = {group: str(config.get(group, {}).get("name", "")) for group in ("model", *OVERRIDABLE_GROUPS)}
+    defaults = dict(_compose_defaults(*choices.values()))
     return {key: value for key, value in defaults.items() if key != "model.name"}
 
 
 @cache
-def _load_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
+def _compose_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
     from omegaconf import OmegaConf  # takes a while to import
     from omegaconf.errors import OmegaConfBaseException
 
@@ -41,7 +41,7 @@ def _load_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
         _load_group_option(config_dir, "model", model)
     )
     configs = [
-        _load_group_option(config_dir, group, name) for group, name in zip(CONFIG_GROUPS, names, strict=True)
+        _load_group_option(config_dir, group, name) for group, name in zip(OVERRIDABLE_GROUPS, names, strict=True)
     ]
     configs += [
         _load_group_option(config_dir, "trainer", defaults_list.get("trainer", "")),
@@ -56,7 +56,7 @@ def _load_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
     except OmegaConfBaseException:
         return ()  # an interpolation refers to a key of an unknown option
     assert isinstance(merged, dict)
-    for group in CONFIG_GROUPS:
+    for group in OVERRIDABLE_GROUPS:
         if group in merged and group in defaults_list:
             merged[group]["name"] = defaults_list[group]
     return tuple(flatten_config({str(key): value for key, value in merged.items()}))
@@ -78,14 +78,14 @@ def _load_group_option(config_dir: Path, group: str, name: str) -> Any:
 
 
 def _parse_defaults_list(content: Any) -> dict[str, str]:
-    """Return group → option of the defaults list in `content`, for `CONFIG_GROUPS` and the trainer."""
+    """Return group → option of the defaults list in `content`, for `OVERRIDABLE_GROUPS` and the trainer."""
     group_entries = [entry for entry in content.get("defaults", []) if not isinstance(entry, str)]
     pairs = [
         (str(key).removeprefix("override ").removeprefix("/"), value)
         for entry in group_entries
         for key, value in entry.items()
     ]
-    return {group: str(name) for group, name in pairs if group in (*CONFIG_GROUPS, "trainer")}
+    return {group: str(name) for group, name in pairs if group in (*OVERRIDABLE_GROUPS, "trainer")}
 
 
 def get_settings(run: RunRecord) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def get_settings(run: RunRecord) -> dict[str, Any]:
     return dict(sorted(items, key=lambda item: order.get(item[0].partition(".")[0], len(GROUP_ORDER))))
 
 
-def get_experiment_key(run: RunRecord) -> Hashable:
+def get_seed_group_key(run: RunRecord) -> Hashable:
     """Return a hashable key that is equal for runs that differ only in their seed."""
     return tuple(sorted((key, format_setting(value)) for key, value in get_settings(run).items() if key != "seed"))
 
@@ -110,14 +110,16 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     settings_list = list(all_settings.values())
     keys = dict.fromkeys(key for settings in settings_list for key in settings if key != "seed")
     differing_keys = [key for key in keys if _is_varying(settings_list, key)]
-    by_choices: dict[Hashable, list[dict[str, Any]]] = {}
-    for each in settings_list:
-        by_choices.setdefault(tuple(each.get(choice) for choice in GROUP_CHOICE_KEYS), []).append(each)
+    settings_by_choices: dict[Hashable, list[dict[str, Any]]] = {}
+    for settings in settings_list:
+        settings_by_choices.setdefault(tuple(settings.get(choice) for choice in GROUP_CHOICE_KEYS), []).append(
+            settings
+        )
     implied_keys = [
         key
         for key in differing_keys
         if key not in GROUP_CHOICE_KEYS
-        and not any(_is_varying(same_choices, key) for same_choices in by_choices.values())
+        and not any(_is_varying(same_choices, key) for same_choices in settings_by_choices.values())
     ]
     if implied_keys:
         overridden_keys = {key for run in runs if run.config for key in find_overridden_defaults(run)}

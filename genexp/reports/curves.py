@@ -16,7 +16,7 @@ from genexp.run_dir.metrics import LoggedCurve
 from genexp.run_dir.record import RunRecord
 
 Chart = dict[str, Any]  # "title" (escaped), "traces" and "layout" as defined by plotly.js
-MetricColumns = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → curve
+LoggedMetrics = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → curve
 
 MAX_CURVE_POINTS = 1500  # points; longer raw curves keep the minimum and maximum of each bucket
 MAX_GRID_POINTS = 400  # points of each curve in a chart of many runs
@@ -25,7 +25,7 @@ MAX_COLORED_GROUPS = 8  # seed groups drawn in color; the others are gray
 GRAY = "rgba(140, 140, 140, 0.4)"
 
 
-def build_run_charts(metrics: MetricColumns) -> list[Chart]:
+def build_run_charts(metrics: LoggedMetrics) -> list[Chart]:
     """Return one chart for each metric, or group of metrics, of one run.
 
     A chart shows the raw training values in a faint color, their smoothed curve, and the test values.
@@ -38,32 +38,32 @@ def build_run_charts(metrics: MetricColumns) -> list[Chart]:
         for rank, name in enumerate(names):
             color = PALETTE[rank % len(PALETTE)]
             if name in train:
-                column, label = train[name], f"{name}, train"
-                steps, means = smooth_curve(column, steps_per_epoch)
+                curve, label = train[name], f"{name}, train"
+                steps, means = smooth_curve(curve, steps_per_epoch)
                 y_values.append(means)
                 raw_style: dict[str, Any] = {
                     "line": {"color": _make_transparent(color), "width": 1},
                     "legendgroup": label,
                     "showlegend": False,
                 }
-                traces.append(_build_trace(*downsample_min_max(column), f"{name}, each step", **raw_style))
+                traces.append(_build_trace(*downsample_min_max(curve), f"{name}, each step", **raw_style))
                 traces.append(
                     _build_trace(steps, means, label, line={"color": color, "width": 2}, legendgroup=label)
                 )
             if name in test:
-                column = test[name]
-                y_values.append(column.values)
+                curve = test[name]
+                y_values.append(curve.values)
                 test_style: dict[str, Any] = {
                     "line": {"color": color, "width": 1.5, "dash": "dot"},
                     "marker": {"size": 6},
                 }
-                mode = "lines+markers" if len(column.steps) <= 40 else "lines"
-                traces.append(_build_trace(*downsample_min_max(column), f"{name}, test", mode=mode, **test_style))
-        charts.append({"title": escape_plotly(title), "traces": traces, "layout": _build_axes(y_values)})
+                mode = "lines+markers" if len(curve.steps) <= 40 else "lines"
+                traces.append(_build_trace(*downsample_min_max(curve), f"{name}, test", mode=mode, **test_style))
+        charts.append({"title": escape_plotly(title), "traces": traces, "layout": _build_axis_layout(y_values)})
     return charts
 
 
-def build_sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, MetricColumns]) -> list[Chart]:
+def build_sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, LoggedMetrics]) -> list[Chart]:
     """Return one chart for each split and metric, with one curve for each seed group.
 
     A curve is the mean over seeds. A band shows its standard error. The objective comes first.
@@ -74,47 +74,47 @@ def build_sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, Metri
     for split in ("test", "train"):
         for splits in metrics.values():
             panels.update(dict.fromkeys((split, name) for name in splits.get(split, {})))
-    points = min(MAX_GRID_POINTS, max(40, MAX_PAGE_POINTS // (3 * len(panels) * len(comparison.groups))))
-    charts = [_build_overlay_chart(comparison.groups, metrics, split, name, points) for split, name in panels]
+    max_points = min(MAX_GRID_POINTS, max(40, MAX_PAGE_POINTS // (3 * len(panels) * len(comparison.groups))))
+    charts = [_build_overlay_chart(comparison.groups, metrics, split, name, max_points) for split, name in panels]
     return [chart for chart in charts if chart is not None]
 
 
-def downsample_min_max(column: LoggedCurve, max_points: int = MAX_CURVE_POINTS) -> tuple[np.ndarray, np.ndarray]:
+def downsample_min_max(curve: LoggedCurve, max_points: int = MAX_CURVE_POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Return (steps, values) with at most `max_points` points, `(points,)` each.
 
     A longer curve is divided into buckets of consecutive points. The minimum and maximum of each are kept.
     """
-    count = len(column.values)
+    count = len(curve.values)
     if count <= max_points:
-        return column.steps, column.values
+        return curve.steps, curve.values
     size = -(-count // (max_points // 2))
     padded = np.full(-(-count // size) * size, np.nan)
-    padded[:count] = column.values
+    padded[:count] = curve.values
     buckets = padded.reshape(-1, size)
     is_empty = np.isnan(buckets)
     low = np.where(is_empty, np.inf, buckets).argmin(axis=1)
     high = np.where(is_empty, -np.inf, buckets).argmax(axis=1)
     bucket_starts = np.arange(len(buckets)) * size
     kept_rows = np.unique(np.concatenate([bucket_starts + low, bucket_starts + high]))
-    return column.steps[kept_rows], column.values[kept_rows]
+    return curve.steps[kept_rows], curve.values[kept_rows]
 
 
-def resample_to_grid(columns: Sequence[LoggedCurve], max_points: int) -> tuple[np.ndarray, np.ndarray]:
+def resample_to_grid(curves: Sequence[LoggedCurve], max_points: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the common steps `(steps,)` and the values `(columns, steps)` of several curves.
 
     Common steps are the union of all steps, or the centers of `max_points` buckets if there are more. A value is
     the mean of the curve's finite values at a step or in a bucket. It is NaN if there are none.
     """
-    steps = np.unique(np.concatenate([column.steps for column in columns]))
+    steps = np.unique(np.concatenate([curve.steps for curve in curves]))
     if len(steps) > max_points:
         edges = np.linspace(steps[0], steps[-1] + 1, max_points + 1)
         centers = (edges[:-1] + edges[1:]) / 2
-        bucket_indices = [np.searchsorted(edges, column.steps, side="right") - 1 for column in columns]
+        bucket_indices = [np.searchsorted(edges, column.steps, side="right") - 1 for column in curves]
     else:
         centers = steps
-        bucket_indices = [np.searchsorted(steps, column.steps) for column in columns]
-    values = np.full((len(columns), len(centers)), np.nan)
-    for row, buckets, column in zip(values, bucket_indices, columns, strict=True):
+        bucket_indices = [np.searchsorted(steps, column.steps) for column in curves]
+    values = np.full((len(curves), len(centers)), np.nan)
+    for row, buckets, column in zip(values, bucket_indices, curves, strict=True):
         is_finite = np.isfinite(column.values)
         counts = np.bincount(buckets[is_finite], minlength=len(centers))
         sums = np.bincount(buckets[is_finite], weights=column.values[is_finite], minlength=len(centers))
@@ -132,17 +132,17 @@ def escape_plotly(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _select_curves(columns: Mapping[str, LoggedCurve]) -> dict[str, LoggedCurve]:
+def _select_curves(curves: Mapping[str, LoggedCurve]) -> dict[str, LoggedCurve]:
     """Return the metrics with at least two points. The table of scores shows the others."""
-    return {name: column for name, column in columns.items() if len(column.steps) > 1}
+    return {name: curve for name, curve in curves.items() if len(curve.steps) > 1}
 
 
 def _build_overlay_chart(
-    groups: Sequence[SeedGroup], metrics: Mapping[RunRecord, MetricColumns], split: str, name: str, points: int
+    groups: Sequence[SeedGroup], metrics: Mapping[RunRecord, LoggedMetrics], split: str, name: str, max_points: int
 ) -> Chart | None:
     """Return a chart with the curves of one metric of all groups, or None if it was logged at only one step.
 
-    `points` is the maximum number of points of each curve.
+    `max_points` is the maximum number of points of each curve.
     """
     ranked_curves = [
         (rank, metrics[run][split][name])
@@ -150,22 +150,22 @@ def _build_overlay_chart(
         for run in _select_drawn_runs(group)
         if name in metrics[run].get(split, {})
     ]
-    if len({step for _, column in ranked_curves for step in (column.steps[0], column.steps[-1])}) < 2:
+    if len({step for _, curve in ranked_curves for step in (curve.steps[0], curve.steps[-1])}) < 2:
         return None
-    steps, values = resample_to_grid([column for _, column in ranked_curves], points)
+    steps, values = resample_to_grid([column for _, column in ranked_curves], max_points)
     ranks = np.array([rank for rank, _ in ranked_curves])
     colored_traces: list[dict[str, Any]] = []
     gray_traces: list[dict[str, Any]] = []
     y_values = []
     for rank in np.unique(ranks).tolist():
         group_values = values[ranks == rank]
-        traces, edges = _build_curve(steps, group_values, groups[rank].label, rank)
+        traces, edges = _build_group_traces(steps, group_values, groups[rank].label, rank)
         y_values += edges
         (colored_traces if rank < MAX_COLORED_GROUPS else gray_traces).extend(traces)
     return {
         "title": escape_plotly(f"{name}, {split}"),
         "traces": gray_traces + colored_traces,
-        "layout": _build_axes(y_values),
+        "layout": _build_axis_layout(y_values),
     }
 
 
@@ -174,24 +174,24 @@ def _select_drawn_runs(group: SeedGroup) -> list[RunRecord]:
     return list(group.runs_by_seed.values()) or list(group.runs)
 
 
-def _build_curve(
-    steps: np.ndarray, values: np.ndarray, label: str, rank: int
+def _build_group_traces(
+    steps: np.ndarray, values: np.ndarray, label: str, group_index: int
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Return the traces of one seed group, and the arrays that must lie within the range of the y axis.
 
-    `steps` is `(steps,)`, `values` is `(seeds, steps)` with NaN for missing values. `rank` is the group's index.
+    `steps` is `(steps,)`, `values` is `(seeds, steps)` with NaN for missing values. `group_index` is the group's index.
     """
     is_finite = np.isfinite(values)
     counts = is_finite.sum(axis=0)
     has_values = counts > 0
     steps, values, counts = steps[has_values], values[:, has_values], counts[has_values]
     means = np.nansum(values, axis=0) / counts
-    color = PALETTE[rank % len(PALETTE)] if rank < MAX_COLORED_GROUPS else GRAY
-    line_style = {"color": color, "width": 2 if rank < MAX_COLORED_GROUPS else 1}
+    color = PALETTE[group_index % len(PALETTE)] if group_index < MAX_COLORED_GROUPS else GRAY
+    line_style = {"color": color, "width": 2 if group_index < MAX_COLORED_GROUPS else 1}
     mode = "lines+markers" if len(steps) <= 12 else "lines"
     name = f"{label} (n={len(values)})" if len(values) > 1 else label
     line = _build_trace(steps, means, name, mode=mode, line=line_style, meta=label, showlegend=False)
-    if len(values) == 1 or rank >= MAX_COLORED_GROUPS:
+    if len(values) == 1 or group_index >= MAX_COLORED_GROUPS:
         return [line], [means]
     deviations = np.nansum((values - means) ** 2, axis=0)
     errors = np.sqrt(deviations / np.maximum(counts - 1, 1) / counts)
@@ -217,7 +217,7 @@ def _build_trace(
     }
 
 
-def _build_axes(y_values: Sequence[np.ndarray]) -> dict[str, Any]:
+def _build_axis_layout(y_values: Sequence[np.ndarray]) -> dict[str, Any]:
     """Return a layout whose y axis covers `y_values`. Raw values may lie outside; a double-click shows them."""
     values = np.concatenate([np.asarray(part, float) for part in y_values]) if y_values else np.array([])
     values = values[np.isfinite(values)]
@@ -238,13 +238,13 @@ def _make_transparent(color: str) -> str:
     return f"rgba({red}, {green}, {blue}, 0.22)"
 
 
-def _estimate_steps_per_epoch(columns: Sequence[LoggedCurve]) -> int:
+def _estimate_steps_per_epoch(curves: Sequence[LoggedCurve]) -> int:
     """Return the steps per epoch, estimated from the first curve that spans several epochs.
 
     Within one epoch, return the number of the last step. Without curves, return 1.
     """
-    for column in columns:
-        later = column.steps[column.epochs > column.epochs[0]]
+    for curve in curves:
+        later = curve.steps[curve.epochs > curve.epochs[0]]
         if len(later):
-            return max(1, round(int(column.steps[-1]) / int(column.epochs[-1])))
-    return max((int(column.steps[-1]) for column in columns), default=1)
+            return max(1, round(int(curve.steps[-1]) / int(curve.epochs[-1])))
+    return max((int(column.steps[-1]) for column in curves), default=1)

@@ -95,7 +95,7 @@ def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
     if kept_count >= len(frames):
         return data
     indices = dict.fromkeys(round(index * (len(frames) - 1) / (kept_count - 1)) for index in range(kept_count))
-    return header + b"".join(frames[place] for place in indices) + b"\x3b"
+    return header + b"".join(frames[index] for index in indices) + b"\x3b"
 
 
 def _read_compressed(path: Path) -> bytes | None:
@@ -145,7 +145,7 @@ def _build_data_uri(data: bytes) -> str:
 
 def _split_gif(data: bytes) -> tuple[bytes, list[bytes]]:
     """Return the bytes before the first frame, and the bytes of each frame. Raises IndexError if incomplete."""
-    offset = _GIF_HEADER_BYTES + _color_table_bytes(data[10])
+    offset = _GIF_HEADER_BYTES + _get_color_table_size(data[10])
     header_end, frame_start, frames = 0, 0, []
     while data[offset] in (_EXTENSION_INTRODUCER, _IMAGE_SEPARATOR):
         if data[offset] == _EXTENSION_INTRODUCER:
@@ -154,7 +154,7 @@ def _split_gif(data: bytes) -> tuple[bytes, list[bytes]]:
             continue
         frame_start = frame_start or offset
         header_end = header_end or frame_start
-        offset = _skip_sub_blocks(data, offset + 10 + _color_table_bytes(data[offset + 9]) + 1)
+        offset = _skip_sub_blocks(data, offset + 10 + _get_color_table_size(data[offset + 9]) + 1)
         frames.append(data[frame_start:offset])
         frame_start = 0
     return data[:header_end], frames
@@ -167,6 +167,6 @@ def _skip_sub_blocks(data: bytes, offset: int) -> int:
     return offset + 1
 
 
-def _color_table_bytes(flags: int) -> int:
+def _get_color_table_size(flags: int) -> int:
     """Return the size in bytes of the color table that a descriptor's packed field announces."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0

@@ -30,7 +30,7 @@ def build_effect_charts(comparison: Comparison) -> list[Chart]:
     if comparison.objective is None:
         return []
     metric, runs = comparison.objective.metric, _select_scored_runs(comparison)
-    names = shorten_keys(comparison.parameters)
+    names = shorten_keys(comparison.differing_keys)
     return [_build_effect_chart(key, names[key], metric, runs) for key in find_differing_keys(runs)]
 
 
@@ -40,14 +40,15 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
     Return None without an objective, or with fewer than two differing settings.
     """
     runs = _select_scored_runs(comparison)
-    parameters = find_differing_keys(runs)
-    if comparison.objective is None or len(parameters) < 2:
+    differing_keys = find_differing_keys(runs)
+    if comparison.objective is None or len(differing_keys) < 2:
         return None
     metric = comparison.objective.metric
     scores = [run.scores[metric] for run in runs]
     settings_list = [get_settings(run) for run in runs]
     axis_values = {
-        name: [settings.get(key) for settings in settings_list] for key, name in shorten_keys(parameters).items()
+        name: [settings.get(key) for settings in settings_list]
+        for key, name in shorten_keys(differing_keys).items()
     }
     parallel_axes = [_ParallelAxis(values) for values in axis_values.values()] + [_ParallelAxis(scores)]
     axis_names = [*axis_values, metric]
@@ -159,11 +160,11 @@ def _build_effect_chart(key: str, name: str, metric: str, runs: Sequence[RunReco
         "marker": {"size": 8, "color": PALETTE[0], "opacity": 0.65},
     }
     traces = [points]
-    distinct = sorted(set(x)) if is_numeric else list(dict.fromkeys(x))
-    if len(distinct) <= MAX_DISTINCT_VALUES:
+    distinct_values = sorted(set(x)) if is_numeric else list(dict.fromkeys(x))
+    if len(distinct_values) <= MAX_DISTINCT_VALUES:
         means = [
             float(scores[[index for index, value in enumerate(x) if value == distinct_value]].mean())
-            for distinct_value in distinct
+            for distinct_value in distinct_values
         ]
         line = {"color": PALETTE[1], "width": 2}
         traces.append(
@@ -172,15 +173,15 @@ def _build_effect_chart(key: str, name: str, metric: str, runs: Sequence[RunReco
                 "mode": "lines+markers",
                 "name": "mean",
                 "showlegend": False,
-                "x": distinct,
+                "x": distinct_values,
                 "y": round_for_json(np.array(means)),
                 "line": line,
             }
         )
     axis_type = "category" if not is_numeric else "log" if _should_use_log_scale(values) else "linear"
     ticks = (
-        {"tickvals": distinct, "ticktext": list(map(format_setting_short, distinct))}
-        if is_numeric and len(distinct) <= MAX_DISTINCT_VALUES
+        {"tickvals": distinct_values, "ticktext": list(map(format_setting_short, distinct_values))}
+        if is_numeric and len(distinct_values) <= MAX_DISTINCT_VALUES
         else {}
     )
     layout = {
@@ -205,7 +206,9 @@ def _should_use_log_scale(values: Sequence[Any]) -> bool:
     return min(values) > 0 and max(values) >= LOG_SCALE_RATIO * min(values)
 
 
-def _interpolate_color(rank: float) -> str:
-    """Return the CSS color at `rank`, from `BEST_COLOR` at 0 to `WORST_COLOR` at 1."""
-    channels = (round(best + rank * (worst - best)) for best, worst in zip(BEST_COLOR, WORST_COLOR, strict=True))
+def _interpolate_color(fraction: float) -> str:
+    """Return the CSS color at `fraction`, from `BEST_COLOR` at 0 to `WORST_COLOR` at 1."""
+    channels = (
+        round(best + fraction * (worst - best)) for best, worst in zip(BEST_COLOR, WORST_COLOR, strict=True)
+    )
     return "rgb({}, {}, {})".format(*channels)

@@ -53,15 +53,15 @@ class RunDiff:
     def summary(self) -> str:
         """One-line description of the first difference between the metrics."""
         if not self.metric_differences:
-            left, right = self.runs
-            return f"no metric in common: {_describe_metrics(left)} and {_describe_metrics(right)}"
+            left_run, right_run = self.runs
+            return f"no metric in common: {_describe_metrics(left_run)} and {_describe_metrics(right_run)}"
         first = self.first_metric_difference
         if first is None:
             steps = max(metric.compared for metric in self.metric_differences)
             return f"the metrics are the same at all {steps:,} steps that both have"
         assert first.values is not None
-        one, other = first.values
-        return f"the metrics part at step {first.step:,}: {first.metric} is {one:.9g} against {other:.9g}"
+        left, right = first.values
+        return f"the metrics part at step {first.step:,}: {first.metric} is {left:.9g} against {right:.9g}"
 
 
 def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:
@@ -87,29 +87,29 @@ def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:
     )
 
 
-def _select_settings(run: RunRecord, of_dataset: bool) -> dict[str, Any]:
-    """Return the settings of the data set if `of_dataset`, else all other settings."""
-    return {key: value for key, value in get_settings(run).items() if key.startswith("dataset.") == of_dataset}
+def _select_settings(run: RunRecord, is_dataset: bool) -> dict[str, Any]:
+    """Return the settings of the data set if `is_dataset`, else all other settings."""
+    return {key: value for key, value in get_settings(run).items() if key.startswith("dataset.") == is_dataset}
 
 
 def _diff_metrics(left: RunRecord, right: RunRecord) -> Iterator[MetricDifference]:
-    left_metrics, right_metrics = left.load_metrics(), right.load_metrics()
+    left_metrics, right_metrics = left.load_curves(), right.load_curves()
     for split, columns in left_metrics.items():
-        for name, column in columns.items():
-            other = right_metrics.get(split, {}).get(name)
-            if other is not None:
-                yield _diff_metric(f"{split}/{name}", column, other)
+        for name, left_curve in columns.items():
+            right_curve = right_metrics.get(split, {}).get(name)
+            if right_curve is not None:
+                yield _diff_curves(f"{split}/{name}", left_curve, right_curve)
 
 
-def _diff_metric(name: str, left: LoggedCurve, right: LoggedCurve) -> MetricDifference:
-    steps, left_rows, right_rows = np.intersect1d(left.steps, right.steps, return_indices=True)
-    left_values, right_values = left.values[left_rows], right.values[right_rows]
-    different_rows = np.flatnonzero(
+def _diff_curves(name: str, left: LoggedCurve, right: LoggedCurve) -> MetricDifference:
+    steps, left_indices, right_indices = np.intersect1d(left.steps, right.steps, return_indices=True)
+    left_values, right_values = left.values[left_indices], right.values[right_indices]
+    different_indices = np.flatnonzero(
         ~np.equal(left_values, right_values) & ~(np.isnan(left_values) & np.isnan(right_values))
     )
-    if not len(different_rows):
+    if not len(different_indices):
         return MetricDifference(name, None, None, len(steps))
-    first = int(different_rows[0])
+    first = int(different_indices[0])
     return MetricDifference(
         name, int(steps[first]), (float(left_values[first]), float(right_values[first])), len(steps)
     )
@@ -129,5 +129,5 @@ def _diff_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str,
 
 
 def _describe_metrics(run: RunRecord) -> str:
-    names = [f"{split}/{name}" for split, columns in run.load_metrics().items() for name in columns]
+    names = [f"{split}/{name}" for split, columns in run.load_curves().items() for name in columns]
     return f"{run.name} ({run.model}) has {', '.join(names) or 'none'}"

@@ -25,7 +25,7 @@ def write_run_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     warnings = list(run.warnings)
     try:
-        metrics = run.load_metrics()
+        metrics = run.load_curves()
     except DataError as error:
         metrics = {}
         warnings.append(str(error))

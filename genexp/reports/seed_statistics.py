@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from genexp.reports.config_diff import describe_settings, get_experiment_key
+from genexp.reports.config_diff import describe_settings, get_seed_group_key
 from genexp.run_dir.record import RunRecord
 
 SIGNIFICANCE_LEVEL = 0.05  # a p-value below this counts as a difference
@@ -68,17 +68,17 @@ class TTestResult:
     text: str  # result as a sentence
 
 
-def build_seed_groups(runs: Iterable[RunRecord], parameters: Sequence[str]) -> list[SeedGroup]:
+def build_seed_groups(runs: Iterable[RunRecord], differing_keys: Sequence[str]) -> list[SeedGroup]:
     """Return the groups of runs that differ only in their seed, in order of first appearance.
 
-    `parameters` are the dotted keys that make up the labels. A run without a configuration is its own group.
+    `differing_keys` are the dotted keys that make up the labels. A run without a configuration is its own group.
     """
-    members: dict[object, list[RunRecord]] = {}
+    runs_by_key: dict[object, list[RunRecord]] = {}
     for run in runs:
-        members.setdefault(get_experiment_key(run) if run.config else run.run_dir, []).append(run)
+        runs_by_key.setdefault(get_seed_group_key(run) if run.config else run.run_dir, []).append(run)
     return [
-        SeedGroup(tuple(group), describe_settings(group[0], parameters) or group[0].model)
-        for group in members.values()
+        SeedGroup(tuple(group), describe_settings(group[0], differing_keys) or group[0].model)
+        for group in runs_by_key.values()
     ]
 
 

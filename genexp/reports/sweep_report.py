@@ -12,7 +12,7 @@ from genexp.errors import DataError
 from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import format_setting_short, get_settings, shorten_keys
-from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, MetricColumns, build_sweep_charts
+from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, LoggedMetrics, build_sweep_charts
 from genexp.reports.embedded_images import build_thumbnails
 from genexp.reports.html_page import TableCell, build_relative_url, write_page
 from genexp.reports.parameter_effects import build_effect_charts, build_parallel_coordinates
@@ -62,13 +62,13 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
     )
 
 
-def _load_metrics(comparison: Comparison) -> tuple[dict[RunRecord, MetricColumns], list[str]]:
+def _load_metrics(comparison: Comparison) -> tuple[dict[RunRecord, LoggedMetrics], list[str]]:
     """Return run → metrics, and one message for each metrics log that cannot be read."""
-    metrics: dict[RunRecord, MetricColumns] = {}
+    metrics: dict[RunRecord, LoggedMetrics] = {}
     notes = []
     for run in comparison.runs:
         try:
-            metrics[run] = run.load_metrics()
+            metrics[run] = run.load_curves()
         except DataError as error:
             metrics[run] = {}
             notes.append(str(error))
@@ -110,7 +110,7 @@ def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _build_run_header(comparison: Comparison) -> list[str]:
-    names = shorten_keys(comparison.parameters).values()
+    names = shorten_keys(comparison.differing_keys).values()
     return ["run", *names, "seed", *comparison.metrics, "best", "time", "state"]
 
 
@@ -131,7 +131,7 @@ def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[T
 
 
 def _build_group_header(comparison: Comparison) -> list[str]:
-    return [*shorten_keys(comparison.parameters).values(), *comparison.metrics, "n"]
+    return [*shorten_keys(comparison.differing_keys).values(), *comparison.metrics, "n"]
 
 
 def _build_group_row(index: int, comparison: Comparison) -> list[TableCell]:
@@ -145,7 +145,8 @@ def _build_group_row(index: int, comparison: Comparison) -> list[TableCell]:
 def _build_setting_cells(run: RunRecord, comparison: Comparison) -> list[TableCell]:
     settings = get_settings(run)
     return [
-        _build_setting_cell(settings[key]) if key in settings else TableCell("") for key in comparison.parameters
+        _build_setting_cell(settings[key]) if key in settings else TableCell("")
+        for key in comparison.differing_keys
     ]
 
 
@@ -161,7 +162,7 @@ def _build_score_cell(value: float | None) -> TableCell:
 def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, list[dict[str, Any]]]:
     """Return figure name → thumbnails of all runs with captions, the best run first."""
     thumbnails = build_thumbnails(comparison.runs)
-    header = _build_run_header(comparison)[1 : len(comparison.parameters) + 2]
+    header = _build_run_header(comparison)[1 : len(comparison.differing_keys) + 2]
     entries: dict[str, list[dict[str, Any]]] = {}
     for name, images in thumbnails.items():
         for run in comparison.runs:
@@ -177,7 +178,7 @@ def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, li
 
 def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, Any]]]:
     """Return config group → settings shared by all runs, with their defaults. Empty for several models."""
-    differing_keys = {*comparison.parameters, "seed"}
+    differing_keys = {*comparison.differing_keys, "seed"}
     config_entries = group_config_entries(next((run for run in comparison.runs if run.config), comparison.runs[0]))
     common_entries = {
         group: [entry for entry in entries if _join_key(group, entry["key"]) not in differing_keys]

@@ -43,11 +43,11 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 def write_csv(comparison: Comparison, file: IO[str]) -> None:
     """Write a header and one CSV line per run, with all metrics."""
-    parameters = shorten_keys(comparison.parameters)
+    column_labels = shorten_keys(comparison.differing_keys)
     header = [
         "run",
         "folder",
-        *parameters.values(),
+        *column_labels.values(),
         "seed",
         *comparison.metrics,
         "best",
@@ -61,16 +61,18 @@ def write_csv(comparison: Comparison, file: IO[str]) -> None:
         scores = [run.scores.get(name) for name in comparison.metrics]
         cells = [run.seed, *scores, run.best_value, run.seconds, run.step, run.state, run.error]
         settings = get_settings(run)
-        setting_cells = [format_setting(settings[key]) if key in settings else "" for key in comparison.parameters]
+        setting_cells = [
+            format_setting(settings[key]) if key in settings else "" for key in comparison.differing_keys
+        ]
         writer.writerow([run.name, run.run_dir, *setting_cells, *cells])
 
 
-def to_json(comparison: Comparison) -> str:
+def format_json(comparison: Comparison) -> str:
     """Return the complete comparison as JSON text."""
     objective, t_test = comparison.objective, comparison.t_test
     content = {
         "objective": None if objective is None else {"metric": objective.metric, "direction": objective.direction},
-        "parameters": list(comparison.parameters),
+        "parameters": list(comparison.differing_keys),
         "runs": [_run_to_dict(run, comparison) for run in comparison.runs],
         "groups": [_group_to_dict(group, comparison) for group in comparison.groups],
         "verdict": None if t_test is None else vars(t_test),
@@ -121,7 +123,7 @@ def format_sort_order(comparison: Comparison) -> str:
 
 
 def _fit_to_console(
-    build: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console
+    build_table: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console
 ) -> Table:
     """Return a table with as many metrics as fit the console, at most `MAX_TERMINAL_METRICS`, at least one.
 
@@ -131,10 +133,10 @@ def _fit_to_console(
 
     unbounded = console.options.update(width=10_000)
     metrics = comparison.metrics[:MAX_TERMINAL_METRICS]
-    table = build(comparison, metrics)
+    table = build_table(comparison, metrics)
     while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > console.width:
         metrics = metrics[:-1]
-        table = build(comparison, metrics)
+        table = build_table(comparison, metrics)
     omitted_metrics = comparison.metrics[len(metrics) :]
     if omitted_metrics:
         table.caption = f"also measured: {', '.join(omitted_metrics)}"
@@ -146,14 +148,14 @@ def _build_group_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
     from rich.markup import escape
 
     table = _create_table(f"{len(comparison.groups)} settings, mean ± standard error over seeds", comparison)
-    parameters = shorten_keys(comparison.parameters)
-    for name in parameters.values():
+    column_labels = shorten_keys(comparison.differing_keys)
+    for name in column_labels.values():
         table.add_column(name)
     for name in (*metrics, "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in comparison.groups:
         means = [format_mean(group.mean_score(metric)) for metric in metrics]
-        setting_cells = map(escape, _format_settings(group.runs[0], comparison.parameters))
+        setting_cells = map(escape, _format_settings(group.runs[0], comparison.differing_keys))
         table.add_row(*setting_cells, *means, format_seed_count(group))
     return table
 
@@ -164,13 +166,13 @@ def _build_run_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
     runs = comparison.runs
     table = _create_table(f"{len(runs)} run{'s' if len(runs) > 1 else ''}", comparison)
     table.add_column("run", overflow="fold")
-    for name in shorten_keys(comparison.parameters).values():
+    for name in shorten_keys(comparison.differing_keys).values():
         table.add_column(name)
     for name in ("seed", *metrics, "best", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for run in runs:
-        text_cells = [run.name, *_format_settings(run, comparison.parameters), format_setting(run.seed)]
+        text_cells = [run.name, *_format_settings(run, comparison.differing_keys), format_setting(run.seed)]
         scores = [format_score(value) for value in (*map(run.scores.get, metrics), run.best_value)]
         state = f"[{STATE_STYLES.get(run.state, 'dim')}]{format_state(run)}[/]"
         table.add_row(*map(escape, text_cells), *scores, format_duration(run.seconds), state)
@@ -185,9 +187,9 @@ def _create_table(title: str, comparison: Comparison) -> Table:
     return Table(title=f"{title}, {sort_order}" if sort_order else title, title_justify="left", box=SIMPLE_HEAD)
 
 
-def _format_settings(run: RunRecord, parameters: tuple[str, ...]) -> Iterator[str]:
+def _format_settings(run: RunRecord, keys: tuple[str, ...]) -> Iterator[str]:
     settings = get_settings(run)
-    return (format_setting_short(settings[key]) if key in settings else "" for key in parameters)
+    return (format_setting_short(settings[key]) if key in settings else "" for key in keys)
 
 
 def _run_to_dict(run: RunRecord, comparison: Comparison) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def _run_to_dict(run: RunRecord, comparison: Comparison) -> dict[str, Any]:
     return {
         "run": run.name,
         "folder": str(run.run_dir),
-        "parameters": {key: settings[key] for key in comparison.parameters if key in settings},
+        "parameters": {key: settings[key] for key in comparison.differing_keys if key in settings},
         "seed": run.seed,
         "metrics": run.scores,
         "best": run.best_value,
@@ -210,7 +212,7 @@ def _group_to_dict(group: SeedGroup, comparison: Comparison) -> dict[str, Any]:
     means = {metric: group.mean_score(metric) for metric in comparison.metrics}
     settings = get_settings(group.runs[0])
     return {
-        "parameters": {key: settings[key] for key in comparison.parameters if key in settings},
+        "parameters": {key: settings[key] for key in comparison.differing_keys if key in settings},
         "runs": [run.name for run in group.runs],
         "n": len(group.runs_by_seed),
         "metrics": {metric: vars(mean) for metric, mean in means.items() if mean is not None},

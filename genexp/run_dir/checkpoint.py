@@ -18,12 +18,12 @@ from torch import Tensor
 from genexp.errors import CheckpointError
 from genexp.run_dir.paths import CHECKPOINTS_DIR
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BEST_FILE = "best.pt"
 _STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 
 
-def checkpoint_path(run_dir: Path, step: int) -> Path:
+def get_checkpoint_path(run_dir: Path, step: int) -> Path:
     """Return the path of the checkpoint of `step`."""
     return run_dir / CHECKPOINTS_DIR / f"step-{step:08d}.pt"
 
@@ -36,13 +36,13 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(files, reverse=True)
 
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` (tensors and plain values) and its checksum to `path`, atomically and durably.
 
     Raises CheckpointError if writing fails. A file that was at `path` before is then unchanged.
     """
     payload = {**_clone_views(content), "format": FORMAT_VERSION}
-    payload["checksum"] = checksum(payload)
+    payload["checksum"] = compute_checksum(payload)
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     temporary_path = path.with_suffix(".tmp")
@@ -61,8 +61,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         ) from None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Return the content that `save` wrote, with tensors on the CPU.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content that `save_checkpoint` wrote, with tensors on the CPU.
 
     Raises CheckpointError if the file is unreadable, damaged or holds objects that could execute code.
     """
@@ -86,12 +86,12 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:
         raise CheckpointError(f"{path} is no checkpoint of genexp's format {FORMAT_VERSION}")
     stored_checksum = content.pop("checksum", None)
-    if stored_checksum != checksum(content):
+    if stored_checksum != compute_checksum(content):
         raise CheckpointError(f"{path} is damaged (its checksum does not match)")
     return content
 
 
-def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
+def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the newest valid checkpoint, and a warning for each newer invalid one.
 
     Raises CheckpointError if no checkpoint is valid.
@@ -102,7 +102,7 @@ def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
     for file in files:
         try:
-            return load(file), problems
+            return load_checkpoint(file), problems
         except CheckpointError as error:
             problems.append(f"{error}; falling back to the one before")
     raise CheckpointError(
@@ -111,7 +111,7 @@ def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     )
 
 
-def checksum(content: Any) -> str:
+def compute_checksum(content: Any) -> str:
     """Return the hexadecimal SHA-256 of nested dicts, lists and tuples of tensors and plain values."""
     digest = hashlib.sha256()
     for piece in _iter_bytes(content):

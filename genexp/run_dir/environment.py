@@ -11,12 +11,12 @@ import torch
 
 from genexp.device import describe_device
 
-PACKAGES = ("genexp", "torchvision", "hydra-core", "numpy", "scikit-learn")
+RECORDED_PACKAGES = ("genexp", "torchvision", "hydra-core", "numpy", "scikit-learn")
 
 
 def describe_environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
     """Return the device, the Python and package versions, the platform and the git commit."""
-    packages = {name: version(name) for name in PACKAGES}
+    packages = {name: version(name) for name in RECORDED_PACKAGES}
     return {
         "device": describe_device(device, world_size),
         "python": platform.python_version(),

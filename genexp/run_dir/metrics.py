@@ -36,11 +36,11 @@ def read_metrics(path: Path) -> dict[str, dict[str, LoggedCurve]]:
     splits: dict[str, dict[str, tuple[array[int], array[int], array[float]]]] = {}
     for row in _read_rows(path):
         try:
-            step, epoch, curves = row["step"], row["epoch"], splits.setdefault(row["split"], {})
+            step, epoch, columns = row["step"], row["epoch"], splits.setdefault(row["split"], {})
             for name, value in row.items():
                 if name in _POSITION_KEYS:
                     continue
-                steps, epochs, values = curves.setdefault(name, (array("q"), array("q"), array("d")))
+                steps, epochs, values = columns.setdefault(name, (array("q"), array("q"), array("d")))
                 steps.append(step)
                 epochs.append(epoch)
                 values.append(float("nan") if value is None else value)
@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> dict[str, dict[str, LoggedCurve]]:
             excerpt = textwrap.shorten(json.dumps(row), 60, placeholder=" ...")
             raise DataError(f"{path} has a line that holds no metrics ({excerpt}); remove the line") from None
     return {
-        split: {name: LoggedCurve(*(np.array(part) for part in parts)) for name, parts in columns.items()}
+        split: {name: LoggedCurve(*(np.array(part) for part in column)) for name, column in columns.items()}
         for split, columns in splits.items()
     }
 

@@ -33,7 +33,7 @@ from genexp.run_dir.paths import (
 STALE_SECONDS = 10  # age of a "running" status after which the lock file decides whether the run is alive
 NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR}
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the libyaml loader, if present, is ten times as fast
-FAILURE_PATTERN = re.compile(r"INFO failed: (.*)")
+LOGGED_FAILURE_PATTERN = re.compile(r"INFO failed: (.*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class RunRecord:
         """Mapping from split to its size and checksum."""
         return {str(key): str(value) for key, value in self.status.get("data", {}).items()}
 
-    def load_metrics(self) -> dict[str, dict[str, LoggedCurve]]:
+    def load_curves(self) -> dict[str, dict[str, LoggedCurve]]:
         """Return split → metric → curve, empty if there is no log. Raises DataError if the log is damaged."""
         path = self.run_dir / METRICS_FILE
         return read_metrics(path) if path.is_file() else {}
@@ -201,9 +201,9 @@ def _job_sort_key(path: Path) -> tuple[bool, int, str]:
 
 def _build_unique_names(run_dirs: Sequence[Path]) -> list[str]:
     """Return the shortest path suffixes, of equal length, that are unique."""
-    parts = [folder.resolve().parts for folder in run_dirs]
+    parts = [run_dir.resolve().parts for run_dir in run_dirs]
     for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
+        names = ["/".join(path_parts[-count:]) for path_parts in parts]
         if len(set(names)) == len(names):
             break
     return names
@@ -243,7 +243,7 @@ def _read_hydra_config(run_dir: Path) -> Any:
 def _read_logged_error(run_dir: Path) -> str | None:
     """Return the last logged error of a run that failed before it wrote a status."""
     try:
-        lines = FAILURE_PATTERN.findall((run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
+        lines = LOGGED_FAILURE_PATTERN.findall((run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
     return lines[-1] if lines else None

@@ -19,7 +19,7 @@ class RunStatus:
     total_steps: int | None = None
     epoch: int = 0
     objective: str = ""
-    value: float | None = None  # latest value of the objective
+    objective_value: float | None = None  # latest value of the objective
     error: str = ""  # empty unless the job failed
 
     @property
@@ -48,12 +48,12 @@ def read_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
         total_steps=status["total_steps"],
         epoch=status["epoch"],
         objective=objective,
-        value=status["test"].get(objective),
+        objective_value=status["test"].get(objective),
         error=status["error"] or "" if state == "failed" else "",
     )
 
 
-def can_resume(run_dir: Path) -> bool:
+def is_resumable(run_dir: Path) -> bool:
     """Return whether the run in `run_dir` has a configuration and a checkpoint to resume from."""
     return (run_dir / CONFIG_FILE).is_file() and any((run_dir / CHECKPOINTS_DIR).glob("step-*.pt"))
 
@@ -78,10 +78,10 @@ def record_failure(run_dir: Path, config: dict[str, Any], error: str) -> None:
         "warnings": [],
         "environment": {},
     }
-    tmp_path = run_dir / f"{STATUS_FILE}.tmp"
+    temporary_path = run_dir / f"{STATUS_FILE}.tmp"
     text = json.dumps({**defaults, **status, "state": "failed", "error": error}, indent=2, ensure_ascii=False)
-    tmp_path.write_text(text + "\n", encoding="utf-8")
-    tmp_path.replace(run_dir / STATUS_FILE)
+    temporary_path.write_text(text + "\n", encoding="utf-8")
+    temporary_path.replace(run_dir / STATUS_FILE)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from genexp.device import DeviceConfig, choose_device, move_to_device, use_deter
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics.scores import infer_direction
-from genexp.runs.resume import flatten_items
+from genexp.runs.resume import iter_dotted_items
 from genexp.seeding import seed_generators
 from genexp.sharding import Shard
 from genexp.technique import Batch, ClosedFormPhase, Technique, find_technique
@@ -38,7 +38,7 @@ MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = (
 
 
 @dataclass
-class RunConfig:
+class TopLevelConfig:
     """Top-level keys of conf/train.yaml that are not config groups."""
 
     seed: int
@@ -89,15 +89,15 @@ def build_run(
     config: Mapping[str, Any],
     resume_state: Mapping[str, Any] | None,
     rank_info: RankInfo | None = None,
-    template: Run | None = None,
+    data_from: Run | None = None,
 ) -> Run:
     """Build the run of a plain, resolved configuration, and restore `resume_state` if given. Raises GenexpError.
 
-    `rank_info` is the rank of this process, by default that of a single process. `template` is another run on the
+    `rank_info` is the rank of this process, by default that of a single process. `data_from` is another run on the
     same data set, whose data set and loaders are reused.
     """
     rank_info = rank_info or RankInfo()
-    run_config = bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
+    top_level_config = bind(TopLevelConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
     trainer_config = _bind_trainer_config(config)
     plan = plan_optimizers(config["optimizer"])
     device_config = bind(DeviceConfig, config["device"], "device")
@@ -105,19 +105,21 @@ def build_run(
         device_config, local_rank=rank_info.local_rank, local_world_size=rank_info.local_world_size
     )
     use_deterministic_algorithms(trainer_config.deterministic)
-    technique, dataset = build_technique(config, device, run_config.seed, template.dataset if template else None)
+    technique, dataset = build_technique(
+        config, device, top_level_config.seed, data_from.dataset if data_from else None
+    )
     learner = Learner(technique, plan, trainer_config.step_settings, device)
     if resume_state is not None:
         learner.load_state_dict(resume_state)
-    loaders = template.loaders if template else make_loaders(dataset, device, config["dataset"]["resident_gb"])
-    data = _build_run_data(dataset, loaders, learner, trainer_config, rank_info, seed=run_config.seed)
-    return Run(learner, data, dataset, loaders, trainer_config, run_config.seed)
+    loaders = data_from.loaders if data_from else make_loaders(dataset, device, config["dataset"]["resident_gb"])
+    data = _build_run_data(dataset, loaders, learner, trainer_config, rank_info, seed=top_level_config.seed)
+    return Run(learner, data, dataset, loaders, trainer_config, top_level_config.seed)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where a plain, resolved configuration is invalid. Loads no data and builds no model."""
     check_top_level_keys(config)
-    bind(RunConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
+    bind(TopLevelConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
     batch_size = _bind_trainer_config(config).batch_size
     plan_optimizers(config["optimizer"])
     processes = bind(DeviceConfig, config["device"], "device").processes
@@ -151,10 +153,10 @@ def check_top_level_keys(config: Mapping[str, Any]) -> None:
     for key in REQUIRED_GROUPS:
         if key not in config:
             raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
-    known = [*REQUIRED_GROUPS, *(field.name for field in fields(RunConfig))]
+    known = [*REQUIRED_GROUPS, *(field.name for field in fields(TopLevelConfig))]
     for key in config:
         if key not in known:
-            choices = {*known, *(name for name, _ in flatten_items(config))} - {key}
+            choices = {*known, *(name for name, _ in iter_dotted_items(config))} - {key}
             raise ConfigError(f"{key} is no key of this configuration; {suggest_choice(key, choices)}")
 
 
@@ -165,13 +167,13 @@ def build_technique(
 
     The data set is loaded unless `dataset` is given.
     """
-    cls, settings = bind_technique_config(config["model"])
+    cls, technique_config = bind_technique_config(config["model"])
     dataset = dataset or load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
     # The string is part of the seed: another spelling would change the initial weights.
     seed_generators(device, seed, "initialise")
-    technique = move_to_device(cls(settings, dataset.spec), device)
+    technique = move_to_device(cls(technique_config, dataset.spec), device)
     technique.prepare_evaluation(dataset)
     return technique, dataset
 
@@ -217,6 +219,6 @@ class _EmptyBatchSource:
     def close(self) -> None:
         """Do nothing."""
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    def iter_batches(self, first_step: int) -> Iterator[Batch]:
         """Return an endless sequence of empty batches."""
         return itertools.repeat({})

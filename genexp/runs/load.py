@@ -89,7 +89,7 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
     `device` is one of DEVICE_CHOICES, and replaces the device of `config`.
     """
     path = find_checkpoint(run_dir, checkpoint_name)
-    content = checkpoint.load(path)
+    content = checkpoint.load_checkpoint(path)
     torch_device = choose_device(bind(DeviceConfig, {**config["device"], "name": device, "index": 0}, "device"))
     technique, dataset = build_technique(config, torch_device, config["seed"])
     # best.pt holds the evaluated weights. In a resumable checkpoint these are the averaged ones, if there are any.

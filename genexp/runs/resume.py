@@ -18,7 +18,7 @@ from genexp.run_dir import checkpoint
 from genexp.run_dir.paths import CONFIG_FILE, LOCK_FILE, METRICS_FILE, STATUS_FILE
 
 log = logging.getLogger(__name__)
-RESUMABLE_KEYS = {  # keys that may differ when a run is resumed
+KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
     *("resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"),
     "device.processes",
 }
@@ -32,8 +32,8 @@ def load_resume_state(cfg: DictConfig, run_dir: Path) -> dict[str, Any] | None:
     if cfg.resume is None:
         _check_no_existing_run(run_dir)
         return None
-    _check_resumable_changes(cfg, run_dir)
-    state, warnings = checkpoint.load_newest(run_dir)
+    _check_config_unchanged(cfg, run_dir)
+    state, warnings = checkpoint.load_newest_checkpoint(run_dir)
     for warning in warnings:
         log.warning(warning)
     if state["step"] == 0:  # no step is lost if the run starts from its beginning
@@ -59,16 +59,16 @@ def _check_no_existing_run(run_dir: Path) -> None:
         raise ConfigError(f"{run_dir} holds a run already; go on with resume={run_dir}, or choose another folder")
 
 
-def _check_resumable_changes(cfg: DictConfig, run_dir: Path) -> None:
+def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError where a key outside RESUMABLE_KEYS differs from the stored configuration."""
     stored_config = dict(
-        flatten_items(OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE), resolve=True))
+        iter_dotted_items(OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE), resolve=True))
     )
-    new_config = dict(flatten_items(OmegaConf.to_container(cfg, resolve=True)))
+    new_config = dict(iter_dotted_items(OmegaConf.to_container(cfg, resolve=True)))
     changes = [
         f"{key}={new_config.get(key)} (was {stored_config.get(key)})"
         for key in sorted(stored_config.keys() | new_config.keys())
-        if stored_config.get(key) != new_config.get(key) and key not in RESUMABLE_KEYS
+        if stored_config.get(key) != new_config.get(key) and key not in KEYS_CHANGEABLE_ON_RESUME
     ]
     if changes:
         raise ConfigError(
@@ -76,11 +76,11 @@ def _check_resumable_changes(cfg: DictConfig, run_dir: Path) -> None:
         )
 
 
-def flatten_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_dotted_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) for each leaf of nested dicts."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from flatten_items(value, f"{prefix}{key}.")
+            yield from iter_dotted_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

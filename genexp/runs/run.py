@@ -19,15 +19,15 @@ from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import resolve_rank_info
 from genexp.distributed.rank_process import RankProcess
 from genexp.distributed.store import RankTask
-from genexp.recorders.checkpoints import Checkpoints, truncate_logs
-from genexp.recorders.console import Console
-from genexp.recorders.figures import Figures
-from genexp.recorders.gif import PreviewGifs
-from genexp.recorders.metrics_log import MetricsLog
+from genexp.recorders.checkpoints import CheckpointRecorder, truncate_logs
+from genexp.recorders.console import ConsoleRecorder
+from genexp.recorders.figures import FigureRecorder
+from genexp.recorders.gif import PreviewGifRecorder
+from genexp.recorders.metrics_log import MetricsRecorder
 from genexp.recorders.recorder import Recorder, RecorderGroup
-from genexp.recorders.report import Report
-from genexp.recorders.status import StatusFile
-from genexp.recorders.tensorboard import TensorBoard
+from genexp.recorders.report import ReportRecorder
+from genexp.recorders.status import StatusRecorder
+from genexp.recorders.tensorboard import TensorBoardRecorder
 from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.paths import CONFIG_FILE, format_command, format_path
@@ -99,7 +99,7 @@ def _run_rank_task(rank_process: RankProcess, task: RankTask) -> None:
             trainer_config,
             stop,
             seed=run.seed,
-            start_step=task.start_step,
+            completed_steps=task.completed_steps,
             group=group,
         )
 
@@ -119,7 +119,7 @@ class RunContext:
     resume_state: Mapping[str, Any] | None  # checkpoint that it resumes from; None for a new run
 
     @property
-    def start_step(self) -> int:
+    def completed_steps(self) -> int:
         """Last step already done, or 0 for a new run."""
         return self.resume_state["step"] if self.resume_state is not None else 0
 
@@ -130,15 +130,15 @@ class RunContext:
         """
         run, run_dir = self.run, self.run_dir
         if self.resume_state is not None:
-            if self.start_step >= run.total_steps or run.learner.technique.has_converged:
+            if self.completed_steps >= run.total_steps or run.learner.technique.has_converged:
                 check_not_finished(run_dir)
-            truncate_logs(run_dir, self.resume_state["ledger"])
+            truncate_logs(run_dir, self.resume_state["log_offsets"])
         _write_config(self.config, run_dir)  # after the checks: a rejected command leaves the run unchanged
         return build_recorders(run.trainer_config, self.resume_state)
 
     def build_info(self, world_size: int = 1) -> RunInfo:
         """Return the facts about the run with which recorders are opened."""
-        return build_run_info(self.run, self.config, self.run_dir, self.start_step, world_size)
+        return build_run_info(self.run, self.config, self.run_dir, self.completed_steps, world_size)
 
     def close_recorders(self, recorders: RecorderGroup, clock: Clock) -> bool:
         """Close the recorders with the outcome of the run at `clock`, and return whether it is finished."""
@@ -156,22 +156,22 @@ class RunContext:
 
 
 @contextmanager
-def open_run_context(cfg: DictConfig, run_dir: Path, template: Run | None = None) -> Iterator[RunContext]:
+def open_run_context(cfg: DictConfig, run_dir: Path, data_from: Run | None = None) -> Iterator[RunContext]:
     """Yield the run of `cfg`, built for a single process, and lock `run_dir` within the block.
 
-    `template` is another run on the same data set, whose data set and loaders are reused. Raises GenexpError.
+    `data_from` is another run on the same data set, whose data set and loaders are reused. Raises GenexpError.
     """
     flush_denormals()
     with lock_run_dir(run_dir):
         config, resume_state = _load_config_and_state(cfg, run_dir)
-        run = build_run(config, resume_state, template=template)
+        run = build_run(config, resume_state, data_from=data_from)
         with closing(run.data.batch_source):
             yield RunContext(run, config, run_dir, resume_state)
 
 
 def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoch: int | None) -> RunResult:
     run, recorders = context.run, context.prepare_recorders()
-    task = RankTask(context.config, context.start_step, str(torch.get_default_dtype()).removeprefix("torch."))
+    task = RankTask(context.config, context.completed_steps, str(torch.get_default_dtype()).removeprefix("torch."))
     with stop_on_signals(run.trainer_config.time_budget, until_epoch=until_epoch) as stop:
         try:
             recorders.open(context.build_info(launcher.rank_info.world_size))
@@ -183,7 +183,7 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
                     run.trainer_config,
                     stop,
                     seed=run.seed,
-                    start_step=context.start_step,
+                    completed_steps=context.completed_steps,
                     group=group,
                 )
         except BaseException as original_error:
@@ -193,7 +193,7 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
                 raise
             raise error from original_error
         is_finished = context.close_recorders(recorders, clock)
-    exit_code = 128 + stop.signal if stop.signal is not None and not is_finished else 0
+    exit_code = 128 + stop.received_signal if stop.received_signal is not None and not is_finished else 0
     return RunResult(exit_code, recorders.test_metrics.get(run.trainer_config.objective.removeprefix("test/")))
 
 
@@ -213,24 +213,24 @@ def _format_error(error: BaseException) -> str:
 def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, Any] | None) -> RecorderGroup:
     """Return the default recorders of a run."""
     # The order matters: TensorBoard and the report show images, and the console names files, of earlier recorders.
-    report = Report(write_run_report)
+    report = ReportRecorder(write_run_report)
     log_recorders: Sequence[Recorder] = (
-        MetricsLog(),
-        PreviewGifs(),
-        Figures(),
-        TensorBoard(),
-        StatusFile(),
+        MetricsRecorder(),
+        PreviewGifRecorder(),
+        FigureRecorder(),
+        TensorBoardRecorder(),
+        StatusRecorder(),
         report,
-        Console(),
+        ConsoleRecorder(),
     )
     best = resume_state["best"] if resume_state else None
     return RecorderGroup(
-        [*log_recorders, Checkpoints(log_recorders, max_to_keep=trainer_config.keep_checkpoints, best=best)]
+        [*log_recorders, CheckpointRecorder(log_recorders, max_to_keep=trainer_config.keep_checkpoints, best=best)]
     )
 
 
 def build_run_info(
-    run: Run, config: Mapping[str, Any], run_dir: Path, start_step: int, world_size: int = 1
+    run: Run, config: Mapping[str, Any], run_dir: Path, completed_steps: int, world_size: int = 1
 ) -> RunInfo:
     """Return the facts about a run with which recorders are opened."""
     technique, data = run.learner.technique, run.data
@@ -251,7 +251,7 @@ def build_run_info(
             "precision": run.learner.precision,
         },
         data_fingerprints=fingerprint(run.dataset),
-        start_step=start_step,
+        completed_steps=completed_steps,
     )
 
 

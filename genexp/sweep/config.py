@@ -10,7 +10,7 @@ from genexp.errors import ConfigError
 from genexp.run_dir.paths import LOCK_FILE
 from genexp.sweep.manifest import MANIFEST_FILE
 
-PRE_JOB_FILES = {"multirun.yaml", LOCK_FILE, "optuna.log"}  # written before the manifest
+PRE_MANIFEST_FILES = {"multirun.yaml", LOCK_FILE, "optuna.log"}  # written before the manifest
 
 
 @dataclass
@@ -22,7 +22,7 @@ class SweepConfig:
     halving: dict[str, Any]  # node `sweep.halving`, bound to `HalvingConfig` by the launcher
 
 
-def require_positive_int(key: str, value: object) -> None:
+def require_positive_int_or_none(key: str, value: object) -> None:
     """Raise ConfigError unless `value` is None or an integer of at least 1; `key` names it in the message."""
     if value is not None and not (isinstance(value, int) and value > 0):
         raise ConfigError(f"{key}={value}: use a whole number of at least 1")
@@ -44,7 +44,7 @@ def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
     if (
         not values[-1]
         or not sweep_dir.is_dir()
-        or (MANIFEST_FILE not in file_names and file_names - PRE_JOB_FILES)
+        or (MANIFEST_FILE not in file_names and file_names - PRE_MANIFEST_FILES)
     ):
         raise ConfigError(
             f"sweep.resume={values[-1]} is no sweep's folder (it has no {MANIFEST_FILE}); give one that is"

@@ -40,7 +40,7 @@ class Rung:
         return f"epoch {self.epoch}: the best {self.n_survivors} of {self.n_candidates} configurations go on"
 
 
-class Halving:
+class SuccessiveHalving:
     """Rungs of a sweep, and the selection of the jobs that continue after each of them.
 
     Jobs that differ only in their seed are one configuration. Configurations are ranked by the mean over
@@ -56,12 +56,12 @@ class Halving:
         self._config = config
         self._config_digests = {job.number: hash_config(job.config, exclude=("seed",)) for job in jobs}
         self._jobs = list(jobs)
-        self.rungs = list(self._plan()) if config.factor is not None and jobs else []
+        self.rungs = list(self._plan_rungs()) if config.factor is not None and jobs else []
         if self.rungs:
-            self._check_comparable()
+            self._check_objectives()
 
     @property
-    def expected_jobs(self) -> float | None:
+    def expected_work(self) -> float | None:
         """Number of complete jobs with the same total of epochs as the sweep; None without halving."""
         if not self.rungs:
             return None
@@ -87,8 +87,8 @@ class Halving:
         """Return those of `jobs` that continue after `rung`. A tie is decided by the order of `jobs`."""
         costs: dict[str, list[float]] = {}
         for job in jobs:
-            costs.setdefault(self._config_digests[job.number], []).append(self._cost(job, rung))
-        means = {configuration: sum(values) / len(values) for configuration, values in costs.items()}
+            costs.setdefault(self._config_digests[job.number], []).append(self._compute_cost(job, rung))
+        means = {digest: sum(values) / len(values) for digest, values in costs.items()}
         survivors = sorted(means, key=lambda configuration: means[configuration])[: rung.n_survivors]
         return [job for job in jobs if self._config_digests[job.number] in survivors]
 
@@ -96,15 +96,15 @@ class Halving:
     def _max_epochs(self) -> int:
         return max(job.config.trainer.epochs for job in self._jobs)
 
-    def _plan(self) -> Iterator[Rung]:
+    def _plan_rungs(self) -> Iterator[Rung]:
         factor = self._config.factor
         assert factor is not None
-        epoch, count = self._config.epochs, len(set(self._config_digests.values()))
-        while epoch < self._max_epochs and count > 1:
-            yield Rung(epoch, count, max(1, count // factor))
-            epoch, count = epoch * factor, max(1, count // factor)
+        epoch, n_candidates = self._config.epochs, len(set(self._config_digests.values()))
+        while epoch < self._max_epochs and n_candidates > 1:
+            yield Rung(epoch, n_candidates, max(1, n_candidates // factor))
+            epoch, n_candidates = epoch * factor, max(1, n_candidates // factor)
 
-    def _check_comparable(self) -> None:
+    def _check_objectives(self) -> None:
         objectives = {f"{job.config.trainer.objective} ({job.config.trainer.direction})" for job in self._jobs}
         if len(objectives) > 1:
             raise ConfigError(
@@ -112,15 +112,15 @@ class Halving:
                 f"set trainer.objective and trainer.direction"
             )
         for job in self._jobs:
-            every = job.config.trainer.evaluate_every
-            if every == 0 or self._config.epochs % every:
-                first = self._config.epochs
+            evaluate_every = job.config.trainer.evaluate_every
+            if evaluate_every == 0 or self._config.epochs % evaluate_every:
+                first_rung_epoch = self._config.epochs
                 raise ConfigError(
-                    f"sweep.halving.epochs={first} is no multiple of trainer.evaluate_every={every}: "
-                    f"nothing is judged there; set one of them"
+                    f"sweep.halving.epochs={first_rung_epoch} is no multiple of "
+                    f"trainer.evaluate_every={evaluate_every}: nothing is judged there; set one of them"
                 )
 
-    def _cost(self, job: Job, rung: Rung) -> float:
+    def _compute_cost(self, job: Job, rung: Rung) -> float:
         """Return the objective of `job` at `rung` with lower values better; infinity if it failed or has none."""
         value = None if read_status(job.run_dir).state == "failed" else self._find_objective(job, rung)
         if value is None or not math.isfinite(value):
@@ -131,13 +131,13 @@ class Halving:
         """Return the last objective of `job` logged between `min_epoch` and the epoch of `rung`, or None."""
         objective = job.config.trainer.objective.removeprefix("test/")
         value = None
-        for row in _read_test_rows(job.run_dir / METRICS_FILE):
-            if min_epoch <= row["epoch"] <= rung.epoch and row.get(objective) is not None:
-                value = float(row[objective])
+        for metrics in _read_test_metrics(job.run_dir / METRICS_FILE):
+            if min_epoch <= metrics["epoch"] <= rung.epoch and metrics.get(objective) is not None:
+                value = float(metrics[objective])
         return value
 
 
-def _read_test_rows(path: Path) -> Iterator[dict[str, float]]:
+def _read_test_metrics(path: Path) -> Iterator[dict[str, float]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

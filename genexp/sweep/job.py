@@ -16,12 +16,12 @@ from typing import Any
 import rich
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime, setup_globals
-from hydra.core.utils import run_job as run_in_hydra
+from hydra.core.utils import run_job as hydra_run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.errors import GenexpError, RunDirInUseError
-from genexp.run_dir.status import can_resume, read_status, record_failure
+from genexp.run_dir.status import is_resumable, read_status, record_failure
 
 log = logging.getLogger(__name__)
 HYDRA_JOB_NAME = "genexp"
@@ -59,13 +59,15 @@ def run_job(job: Job, should_run: Callable[[], bool] = lambda: True) -> signal.S
 def _run_once(job: Job) -> signal.Signals | None:
     """Run `job` once, without waiting for the lock. Raises RunDirInUseError if another process holds it."""
     with silence_console():
-        outcome: signal.Signals | RunDirInUseError | None = run_hydra_task(job, partial(_train, job.until_epoch))
+        outcome: signal.Signals | RunDirInUseError | None = run_hydra_task(
+            job, partial(_run_experiment, job.until_epoch)
+        )
     if isinstance(outcome, RunDirInUseError):
         raise outcome
     return outcome
 
 
-def _train(until_epoch: int | None, config: DictConfig, run_dir: Path) -> signal.Signals | None:
+def _run_experiment(until_epoch: int | None, config: DictConfig, run_dir: Path) -> signal.Signals | None:
     from genexp.runs.run import run_experiment  # imports torch, over a second
 
     result = run_experiment(config, run_dir, until_epoch)
@@ -79,13 +81,13 @@ def run_hydra_task(job: Job, task: JobTask) -> Any:
     result is None.
     """
     config = copy.deepcopy(job.config)
-    if can_resume(job.run_dir):
+    if is_resumable(job.run_dir):
         config.resume = str(job.run_dir)
         with read_write(config.hydra):
             config.hydra.output_subdir = None  # keep the .hydra/ files of the first start
     setup_globals()
     JobRuntime.instance().set("name", HYDRA_JOB_NAME)
-    job_return = run_in_hydra(
+    job_return = hydra_run_job(
         task_function=partial(_run_and_record_failure, task),
         config=config,
         job_dir_key="hydra.sweep.dir",
@@ -112,11 +114,11 @@ def _run_and_record_failure(task: JobTask, config: DictConfig) -> Any:
     except Exception as error:
         config_dict = OmegaConf.to_container(config, resolve=True)
         assert isinstance(config_dict, dict)
-        log_failure({str(key): value for key, value in config_dict.items()}, run_dir, error)
+        log_and_record_failure({str(key): value for key, value in config_dict.items()}, run_dir, error)
         return None
 
 
-def log_failure(config: dict[str, Any], run_dir: Path, error: Exception) -> None:
+def log_and_record_failure(config: dict[str, Any], run_dir: Path, error: Exception) -> None:
     """Write `error` to the log and to the status file of a job.
 
     The log includes a traceback unless `error` is a GenexpError.

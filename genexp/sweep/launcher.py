@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from genexp.config import bind
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.status import read_status, record_failure
-from genexp.sweep.config import SweepConfig, require_positive_int
-from genexp.sweep.halving import Halving, HalvingConfig
+from genexp.sweep.config import SweepConfig, require_positive_int_or_none
+from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
 from genexp.sweep.manifest import JobEntry, SweepManifest, hash_config, to_plain_config
 from genexp.sweep.progress import SweepProgress
@@ -50,7 +50,7 @@ class SweepLauncher(Launcher):
                 f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}", self.required_package
             )
         for name in self.positive_int_keys:
-            require_positive_int(f"hydra.launcher.{name}", getattr(self, name))
+            require_positive_int_or_none(f"hydra.launcher.{name}", getattr(self, name))
         self.hydra_context, self.config = hydra_context, config
         self.sweep_config = bind(SweepConfig, config.sweep, "sweep")
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
@@ -88,7 +88,7 @@ class SweepLauncher(Launcher):
         setup_globals()
         jobs = self._plan_jobs(job_overrides, initial_job_idx)
         unique_jobs = list({job.number: job for job in jobs}.values())
-        halving = Halving(bind(HalvingConfig, self.sweep_config.halving, "sweep.halving"), unique_jobs)
+        halving = SuccessiveHalving(bind(HalvingConfig, self.sweep_config.halving, "sweep.halving"), unique_jobs)
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         with lock_run_dir(self.sweep_dir):
             self.stop_file.remove()
@@ -104,15 +104,15 @@ class SweepLauncher(Launcher):
         return self.stop_file.allows_new_jobs
 
     @contextmanager
-    def forward_stop_signal(self) -> Iterator[StopRequest]:
+    def stop_jobs_on_signal(self) -> Iterator[StopRequest]:
         """Create the stop file when a signal arrives during the block, then exit with 128 + the signal number.
 
         For launchers that wait for worker processes in the block. The workers poll the stop file.
         """
         with stop_on_signals(on_signal=self.stop_file.create) as stop:
             yield stop
-        if stop.signal is not None:
-            sys.exit(128 + stop.signal)
+        if stop.received_signal is not None:
+            sys.exit(128 + stop.received_signal)
 
     def record_crash(self, job: Job, reason: str) -> None:
         """Record that `job` failed with `reason`, unless its process recorded an end itself.
@@ -122,26 +122,26 @@ class SweepLauncher(Launcher):
         if read_status(job.run_dir, self.started_at).state in ("waiting", "running"):
             record_failure(job.run_dir, to_plain_config(job.config), reason)
 
-    def _run_rungs(self, jobs: Sequence[Job], halving: Halving) -> None:
+    def _run_rungs(self, jobs: Sequence[Job], halving: SuccessiveHalving) -> None:
         """Run `jobs` up to each rung and continue with the survivors. Without rungs, run all jobs completely."""
-        self.manifest.halted_jobs.clear()
-        self.progress.expected_jobs = halving.expected_jobs or self.progress.expected_jobs
+        self.manifest.halted_job_numbers.clear()
+        self.progress.expected_work = halving.expected_work or self.progress.expected_work
         for rung in halving.rungs:
             pending = [replace(job, until_epoch=rung.epoch) for job in jobs if not halving.has_reached(job, rung)]
             self.execute(pending)
-            if not self.can_start_job() or any(self._is_unfinished(job) for job in pending):
+            if not self.can_start_job() or any(self._is_waiting_or_running(job) for job in pending):
                 return
             survivors = halving.select_survivors(jobs, rung)
             self.progress.print_line(str(rung))
-            self.manifest.halted_jobs |= {job.number for job in jobs} - {job.number for job in survivors}
+            self.manifest.halted_job_numbers |= {job.number for job in jobs} - {job.number for job in survivors}
             self.manifest.write()
             jobs = survivors
         self.execute([job for job in jobs if read_status(job.run_dir).state != "finished"])
 
-    def _is_unfinished(self, job: Job) -> bool:
+    def _is_waiting_or_running(self, job: Job) -> bool:
         return read_status(job.run_dir, self.started_at).state in ("waiting", "running")
 
-    def _plan_jobs(self, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[Job]:
+    def _plan_jobs(self, job_overrides: Sequence[Sequence[str]], first_job_number: int) -> list[Job]:
         from genexp.runs.build import check_config
 
         task_overrides = set(self.config.hydra.overrides.task)
@@ -150,12 +150,12 @@ class SweepLauncher(Launcher):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(config):
                 config.hydra.sweep.dir = str(self.sweep_dir)
-                config.hydra.job.id = config.hydra.job.num = first_number + index
+                config.hydra.job.id = config.hydra.job.num = first_job_number + index
             HydraConfig.instance().set_config(config)  # ${hydra:...} resolves in this job's node
             check_config(to_plain_config(config))
             own_overrides = tuple(override for override in overrides if override not in task_overrides)
             entry = self.manifest.register(
-                JobEntry(first_number + index, hash_config(config), own_overrides, config.trainer.direction)
+                JobEntry(first_job_number + index, hash_config(config), own_overrides, config.trainer.direction)
             )
             run_dir = self.manifest.get_run_dir(entry)
             with read_write(config.hydra):
@@ -166,11 +166,11 @@ class SweepLauncher(Launcher):
         return jobs
 
 
-def require_extra(choice: str, package: str) -> None:
-    """Raise ConfigError if `package`, which the option `choice` needs, is not installed."""
+def require_extra(option: str, package: str) -> None:
+    """Raise ConfigError if `package`, which the option `option` needs, is not installed."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"{choice} needs the package {package}, which is not installed: pip install 'genexp[{package}]'"
+            f"{option} needs the package {package}, which is not installed: pip install 'genexp[{package}]'"
         )
 
 
@@ -183,7 +183,7 @@ def _build_job_return(job: Job) -> JobReturn:
     job_return = JobReturn(
         overrides=list(job.config.hydra.overrides.task), cfg=job.config, status=JobStatus.COMPLETED
     )
-    value = math.nan if status.value is None else status.value
+    value = math.nan if status.objective_value is None else status.objective_value
     job_return.return_value = value if status.state == "finished" else None
     if status.state == "failed":
         job_return.status, job_return.return_value = JobStatus.FAILED, GenexpError(status.error)
@@ -199,7 +199,7 @@ def parse_sweep_overrides(sweeper: BasicSweeper, arguments: list[str]) -> list[O
     return list(by_key.values())
 
 
-def get_sweep_launcher(sweeper: BasicSweeper) -> SweepLauncher:
+def require_sweep_launcher(sweeper: BasicSweeper) -> SweepLauncher:
     """Return the launcher of `sweeper`.
 
     Raises ConfigError if another package registered its launcher under the same name.

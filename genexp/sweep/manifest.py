@@ -18,7 +18,7 @@ from genexp.run_dir.status import RunStatus, read_status
 
 MANIFEST_FILE = "sweep.json"
 # Keys without influence on the results of a run. They are not hashed.
-METADATA_KEYS = ("resume", "tags", "notes")
+UNHASHED_KEYS = ("resume", "tags", "notes")
 # Interpolations with a value that depends on the start of a run.
 START_DEPENDENT_PATTERN = re.compile(r"\$\{\s*(now|hydra)\s*:")
 
@@ -26,14 +26,14 @@ START_DEPENDENT_PATTERN = re.compile(r"\$\{\s*(now|hydra)\s*:")
 def hash_config(config: DictConfig, exclude: tuple[str, ...] = ()) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of the resolved run configuration.
 
-    The nodes `hydra` and `sweep`, `METADATA_KEYS` and the top-level keys in `exclude` are left out.
+    The nodes `hydra` and `sweep`, `UNHASHED_KEYS` and the top-level keys in `exclude` are left out.
     Values interpolated from `now` or `hydra` count as None.
     """
-    raw = to_plain_config(config, resolve=False)
+    unresolved = to_plain_config(config, resolve=False)
     hashed = {
-        key: _mask_start_dependent(raw[key], value)
+        key: _mask_start_dependent(unresolved[key], value)
         for key, value in to_plain_config(config).items()
-        if key not in METADATA_KEYS + exclude
+        if key not in UNHASHED_KEYS + exclude
     }
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -49,10 +49,10 @@ def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, An
     return {str(key): value for key, value in values.items()}
 
 
-def _mask_start_dependent(raw: Any, value: Any) -> Any:
-    if isinstance(value, dict) and isinstance(raw, dict):
-        return {key: _mask_start_dependent(raw[key], item) for key, item in value.items()}
-    return None if isinstance(raw, str) and START_DEPENDENT_PATTERN.search(raw) else value
+def _mask_start_dependent(unresolved: Any, value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(unresolved, dict):
+        return {key: _mask_start_dependent(unresolved[key], item) for key, item in value.items()}
+    return None if isinstance(unresolved, str) and START_DEPENDENT_PATTERN.search(unresolved) else value
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class SweepManifest:
         self.sweep_dir = sweep_dir
         self._path = sweep_dir / MANIFEST_FILE
         self._entries: dict[int, JobEntry] = {}
-        self.halted_jobs: set[int] = set()  # numbers of the jobs that `Halving` stopped for good
+        self.halted_job_numbers: set[int] = set()  # numbers of the jobs that `SuccessiveHalving` stopped for good
         if self._path.exists():
             try:
                 content = json.loads(self._path.read_text(encoding="utf-8"))
-                jobs, self.halted_jobs = content["jobs"], set(content.get("halted", []))
+                jobs, self.halted_job_numbers = content["jobs"], set(content.get("halted", []))
                 entries = [JobEntry(**{**job, "overrides": tuple(job["overrides"])}) for job in jobs]
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{self._path} is damaged; start the sweep anew") from None
@@ -100,10 +100,12 @@ class SweepManifest:
     def read_statuses(self, min_mtime: float) -> dict[JobEntry, RunStatus]:
         """Return the status of every job. `read_status` explains `min_mtime` (POSIX seconds).
 
-        `min_mtime` does not apply to jobs that `Halving` stopped.
+        `min_mtime` does not apply to jobs that `SuccessiveHalving` stopped.
         """
         return {
-            entry: read_status(self.get_run_dir(entry), 0.0 if entry.number in self.halted_jobs else min_mtime)
+            entry: read_status(
+                self.get_run_dir(entry), 0.0 if entry.number in self.halted_job_numbers else min_mtime
+            )
             for entry in self.entries
         }
 
@@ -138,7 +140,7 @@ class SweepManifest:
         content = {
             "format": 1,
             "jobs": [asdict(entry) for entry in self.entries],
-            "halted": sorted(self.halted_jobs),
+            "halted": sorted(self.halted_job_numbers),
         }
         tmp_path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         tmp_path.replace(self._path)

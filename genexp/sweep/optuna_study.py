@@ -84,17 +84,19 @@ class OptunaStudy:
             self._add_trial(len(self.trials))
         return [trial for trial in self.trials[first:] if trial.state == running]
 
-    def tell(self, number: int, value: float | None) -> None:
-        """Store the result of trial `number`. It counts as failed if `value` is None or not finite."""
+    def tell(self, trial_number: int, value: float | None) -> None:
+        """Store the result of trial `trial_number`. It counts as failed if `value` is None or not finite."""
         states = self._optuna.trial.TrialState
         if value is None or not math.isfinite(value):
-            self._study.tell(number, state=states.FAIL)
+            self._study.tell(trial_number, state=states.FAIL)
         else:
-            self._study.tell(number, value)
+            self._study.tell(trial_number, value)
 
-    def _add_trial(self, number: int) -> None:
+    def _add_trial(self, trial_number: int) -> None:
         # A trial is drawn in memory and written in one record, so that the file never holds a part of it.
-        in_memory_study = self._optuna.create_study(direction=self._direction, sampler=self._build_sampler(number))
+        in_memory_study = self._optuna.create_study(
+            direction=self._direction, sampler=self._build_sampler(trial_number)
+        )
         in_memory_study.add_trials(self.trials)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna warns about its experimental features
@@ -104,8 +106,8 @@ class OptunaStudy:
         )
         self._study.add_trial(trial)
 
-    def _build_sampler(self, number: int) -> BaseSampler:
-        """Return the sampler for trial `number`. Raises ConfigError if its name or options are invalid."""
+    def _build_sampler(self, trial_number: int) -> BaseSampler:
+        """Return the sampler for trial `trial_number`. Raises ConfigError if its name or options are invalid."""
         import numpy as np
 
         options = {**self._sampler_options}
@@ -115,7 +117,7 @@ class OptunaStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                trial_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+                trial_seed = int(np.random.SeedSequence((seed, trial_number)).generate_state(1)[0])
                 return getattr(self._optuna.samplers, SAMPLER_CLASSES[name])(seed=trial_seed, **options)
             except (TypeError, ValueError, ImportError) as error:
                 raise ConfigError(f"hydra.sweeper.sampler={name}: {error}") from None

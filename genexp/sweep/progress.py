@@ -17,7 +17,7 @@ from rich.text import Text
 from genexp.run_dir.paths import format_path
 from genexp.run_dir.status import RunStatus, read_status
 from genexp.sweep.manifest import JobEntry, SweepManifest
-from genexp.sweep.summary import SweepSummary, format_job
+from genexp.sweep.summary import SweepSummary, format_job_status
 
 REFRESH_SECONDS = 0.5
 MAX_LISTED_JOBS = 8  # of running jobs, and again of failed jobs
@@ -31,7 +31,7 @@ class SweepProgress:
     A sweep in several batches enters it once for each batch.
     """
 
-    expected_jobs: float | None = None  # total work in complete jobs; None: the number of jobs in the manifest
+    expected_work: float | None = None  # total work in complete jobs; None: the number of jobs in the manifest
 
     def __init__(self, manifest: SweepManifest, started_at: float) -> None:
         self._manifest, self._started_at = manifest, started_at
@@ -41,11 +41,11 @@ class SweepProgress:
         )
         self._finished_statuses: dict[JobEntry, RunStatus] = {}
         self._monotonic_start = time.monotonic()
-        self._initial_jobs_done: float | None = None
+        self._initial_work_done: float | None = None
 
     def __enter__(self) -> None:
-        if self._initial_jobs_done is None:
-            self._initial_jobs_done = sum(status.fraction_done for status in self._read_statuses().values())
+        if self._initial_work_done is None:
+            self._initial_work_done = sum(status.fraction_done for status in self._read_statuses().values())
         self._stop_event = threading.Event()
         self._thread = threading.Thread(target=self._refresh_periodically, name="overview", daemon=True)
         self._view.start(self._build_summary())
@@ -69,17 +69,17 @@ class SweepProgress:
 
     def _build_summary(self) -> SweepSummary:
         statuses = self._read_statuses()
-        summary = SweepSummary(statuses, self.expected_jobs)
-        jobs_done = sum(status.fraction_done for status in statuses.values()) - (self._initial_jobs_done or 0.0)
-        if jobs_done <= 0:
+        summary = SweepSummary(statuses, self.expected_work)
+        work_done = sum(status.fraction_done for status in statuses.values()) - (self._initial_work_done or 0.0)
+        if work_done <= 0:
             return summary
         elapsed = time.monotonic() - self._monotonic_start
-        return replace(summary, seconds_left=elapsed * summary.remaining_jobs / jobs_done)
+        return replace(summary, seconds_left=elapsed * summary.remaining_work / work_done)
 
     def _read_statuses(self) -> dict[JobEntry, RunStatus]:
         statuses = {}
         for entry in self._manifest.entries:
-            min_mtime = 0.0 if entry.number in self._manifest.halted_jobs else self._started_at
+            min_mtime = 0.0 if entry.number in self._manifest.halted_job_numbers else self._started_at
             status = self._finished_statuses.get(entry) or read_status(
                 self._manifest.get_run_dir(entry), min_mtime
             )
@@ -104,7 +104,7 @@ class _LiveJobView:
         lines = ["  ".join(part for part in (summary.counts_text, summary.eta_text) if part), *summary.best_lines]
         lines += _format_jobs(running) + _format_jobs(failed)
         bar = ProgressBar(
-            total=summary.total_jobs, completed=summary.total_jobs - summary.remaining_jobs, width=BAR_WIDTH
+            total=summary.total_work, completed=summary.total_work - summary.remaining_work, width=BAR_WIDTH
         )
         texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         self._live.update(Group(Padding(bar, 0), *texts), refresh=True)  # Padding ends the line of the bar
@@ -117,7 +117,7 @@ class _LiveJobView:
 
 
 def _format_jobs(statuses: dict[JobEntry, RunStatus]) -> list[str]:
-    lines = [f"  {format_job(entry, status)}" for entry, status in statuses.items()]
+    lines = [f"  {format_job_status(entry, status)}" for entry, status in statuses.items()]
     return (
         lines
         if len(lines) <= MAX_LISTED_JOBS
@@ -143,7 +143,9 @@ class _PlainJobView:
         for entry, status in summary.statuses.items():
             if status.state in ("finished", "failed") and entry not in self._printed_entries:
                 self._printed_entries.add(entry)
-                self.print_line("  ".join(part for part in (format_job(entry, status), summary.eta_text) if part))
+                self.print_line(
+                    "  ".join(part for part in (format_job_status(entry, status), summary.eta_text) if part)
+                )
 
     def stop(self) -> None:
         """Do nothing."""

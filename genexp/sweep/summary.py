@@ -19,7 +19,7 @@ from genexp.run_dir.status import RunStatus
 from genexp.sweep.manifest import JobEntry, SweepManifest
 
 # Display order.
-STATES = ("finished", "running", "failed", "stopped", "waiting")
+STATE_ORDER = ("finished", "running", "failed", "stopped", "waiting")
 
 
 @dataclass(frozen=True)
@@ -27,32 +27,32 @@ class SweepSummary:
     """Status of all jobs of a sweep at one moment."""
 
     statuses: Mapping[JobEntry, RunStatus]
-    expected_jobs: float | None = None  # total work in complete jobs; None: the number of `statuses`
+    expected_work: float | None = None  # total work in complete jobs; None: the number of `statuses`
     seconds_left: float | None = None  # estimate; None: unknown
 
     def filter_by_state(self, state: str) -> dict[JobEntry, RunStatus]:
-        """Return the jobs whose state is `state`, one of `STATES`."""
+        """Return the jobs whose state is `state`, one of `STATE_ORDER`."""
         return {entry: status for entry, status in self.statuses.items() if status.state == state}
 
     @property
-    def total_jobs(self) -> float:
+    def total_work(self) -> float:
         """Total work of the sweep, in complete jobs."""
-        return len(self.statuses) if self.expected_jobs is None else self.expected_jobs
+        return len(self.statuses) if self.expected_work is None else self.expected_work
 
     @property
-    def remaining_jobs(self) -> float:
+    def remaining_work(self) -> float:
         """Remaining work, in complete jobs. A failed job counts as done."""
         done = sum(1.0 if status.state == "failed" else status.fraction_done for status in self.statuses.values())
-        return max(0.0, self.total_jobs - done)
+        return max(0.0, self.total_work - done)
 
     @property
     def counts_text(self) -> str:
         """Number of jobs in each state, such as `4 jobs: 3 finished, 1 failed`."""
         count_by_state = Counter(status.state for status in self.statuses.values())
-        parts = [f"{count_by_state[state]} {state}" for state in STATES if count_by_state[state]]
+        parts = [f"{count_by_state[state]} {state}" for state in STATE_ORDER if count_by_state[state]]
         n_jobs = len(self.statuses)
-        total_text = f" of {self.total_jobs:.0f}" if self.total_jobs > n_jobs else ""
-        return f"{n_jobs}{total_text} job{'s' if max(n_jobs, self.total_jobs) > 1 else ''}: {', '.join(parts)}"
+        total_text = f" of {self.total_work:.0f}" if self.total_work > n_jobs else ""
+        return f"{n_jobs}{total_text} job{'s' if max(n_jobs, self.total_work) > 1 else ''}: {', '.join(parts)}"
 
     @property
     def eta_text(self) -> str:
@@ -64,22 +64,22 @@ class SweepSummary:
         """One line for each objective, with its best value and job. Techniques may have different objectives."""
         leaders: dict[str, tuple[float, JobEntry]] = {}
         for entry, status in self.statuses.items():
-            if status.value is None:
+            if status.objective_value is None:
                 continue
             leader = leaders.get(status.objective)
             sign = 1 if entry.direction == "max" else -1
-            if leader is None or sign * status.value > sign * leader[0]:
-                leaders[status.objective] = status.value, entry
+            if leader is None or sign * status.objective_value > sign * leader[0]:
+                leaders[status.objective] = status.objective_value, entry
         return [f"best {objective} {value:.4g} in {entry.name}" for objective, (value, entry) in leaders.items()]
 
 
-def format_job(entry: JobEntry, status: RunStatus) -> str:
+def format_job_status(entry: JobEntry, status: RunStatus) -> str:
     """Return one line: name, state, progress, objective and error of a job."""
     parts = [entry.name, status.state]
     if status.state == "running":
         parts.append(f"{status.fraction_done:.0%}")
-    if status.value is not None:
-        parts.append(f"{status.objective} {status.value:.4g}")
+    if status.objective_value is not None:
+        parts.append(f"{status.objective} {status.objective_value:.4g}")
     if status.error:
         parts.append(status.error)
     return "  ".join(parts)
@@ -99,9 +99,9 @@ def report_on_exit(sweep_dir: Path, started_at: float) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         if SweepManifest(sweep_dir).entries:
-            _print_summary(sweep_dir, started_at)
+            _print_and_write_summary(sweep_dir, started_at)
         raise
-    summary = _print_summary(sweep_dir, started_at)
+    summary = _print_and_write_summary(sweep_dir, started_at)
     failed = summary.filter_by_state("failed")
     if failed:
         entry, status = next(iter(failed.items()))
@@ -110,11 +110,11 @@ def report_on_exit(sweep_dir: Path, started_at: float) -> Iterator[None]:
         )
 
 
-def _print_summary(sweep_dir: Path, started_at: float) -> SweepSummary:
+def _print_and_write_summary(sweep_dir: Path, started_at: float) -> SweepSummary:
     manifest = SweepManifest(sweep_dir)
     summary = SweepSummary(manifest.read_statuses(started_at))
     console = Console()
-    _write_comparison(sweep_dir, console)
+    _print_and_write_comparison(sweep_dir, console)
     quoted_dir = shlex.quote(format_path(sweep_dir))
     lines = [summary.counts_text, *summary.best_lines]
     lines += [
@@ -123,7 +123,7 @@ def _print_summary(sweep_dir: Path, started_at: float) -> SweepSummary:
     ]
     if (sweep_dir / REPORT_FILE).is_file():
         lines.append(f"  report    {shlex.quote(format_path(sweep_dir / REPORT_FILE))}")
-    done = {entry.number for entry in summary.filter_by_state("finished")} | manifest.halted_jobs
+    done = {entry.number for entry in summary.filter_by_state("finished")} | manifest.halted_job_numbers
     if len(done) < len(summary.statuses):
         lines.append(f"  to go on  {_format_resume_command(sweep_dir)}")
     for line in lines:
@@ -131,7 +131,7 @@ def _print_summary(sweep_dir: Path, started_at: float) -> SweepSummary:
     return summary
 
 
-def _write_comparison(sweep_dir: Path, console: Console) -> None:
+def _print_and_write_comparison(sweep_dir: Path, console: Console) -> None:
     """Print the table of `genexp-compare` for the sweep, and write its HTML report with curves and images."""
     from genexp.reports import compare, print_comparison, write_sweep_report  # slow to import
 

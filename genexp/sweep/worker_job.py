@@ -26,10 +26,10 @@ def run_in_worker(job: Job, stop_file: StopFile, parent_pid: int | None = None) 
     with stop_on_signals() as stop:
         if stop_file.allows_new_jobs and not _is_orphan(parent_pid):
             with _poll_stop_file(stop_file, stop, parent_pid):
-                stop_signal = run_job(job, should_run=lambda: stop.signal is None)
+                stop_signal = run_job(job, should_run=lambda: stop.received_signal is None)
     if _is_orphan(parent_pid):
         os._exit(0)  # no parent is left that could send another job
-    return stop_signal or stop.signal
+    return stop_signal or stop.received_signal
 
 
 def build_thread_env(n_cores: int) -> dict[str, str]:
@@ -59,7 +59,7 @@ def _poll_stop_file(stop_file: StopFile, stop: StopRequest, parent_pid: int | No
 
     def poll() -> None:
         while not done.wait(POLL_SECONDS):
-            if stop.signal is not None or stop_file.should_stop or _is_orphan(parent_pid):
+            if stop.received_signal is not None or stop_file.should_stop or _is_orphan(parent_pid):
                 # Repeated, because a run that is still being built has not installed its signal handler.
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -87,14 +87,14 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         super().__init__()
         self.config = config
         self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
-        self.generator, self.discriminator = self.build(spec)
+        self.generator, self.discriminator = self.build_networks(spec)
         if config.init_std is not None:
             init_weights(self, config.init_std)
         self.register_buffer("fixed_noise", torch.randn(PREVIEW_SAMPLES, config.latent))
         self.generation_metrics: GenerationMetrics | None = None
 
     @abstractmethod
-    def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         """Return the generator and the discriminator for the images of `spec`."""
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
@@ -128,7 +128,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         # Two passes: the batch statistics of a mixed batch would separate real from generated images.
         real_scores, fake_scores = self.score(real, batch), self.score(fake, batch)
         penalty, penalty_metrics = self.discriminator_penalty(real, fake, batch)
-        loss = self.adversarial_loss.discriminator(real_scores, fake_scores) + penalty
+        loss = self.adversarial_loss.discriminator_loss(real_scores, fake_scores) + penalty
         metrics = {
             **self.discriminator_metrics(real_scores, fake_scores),
             **detach_metrics(diversity=diversity(fake, real)),
@@ -155,7 +155,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        return self.adversarial_loss.generator(self.score(self.generate(batch), batch)), {}
+        return self.adversarial_loss.generator_loss(self.score(self.generate(batch), batch)), {}
 
     def generate_from_noise(self, noise: Tensor) -> Tensor:
         """Return the generated images in [0, 1] for noise (count, latent)."""
@@ -164,11 +164,11 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
     def sample(self, count: int) -> Tensor:
         return self.generate_from_noise(self.sample_noise(count))
 
-    def interpolate(self, examples: Batch, frames: int) -> Tensor:
+    def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
         start = self.sample_noise(len(examples["image"]))
-        return self._interpolate_noise(start, start.roll(-1, dims=0), frames)
+        return self._interpolate_noise(start, start.roll(-1, dims=0), num_frames)
 
-    def _interpolate_noise(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
+    def _interpolate_noise(self, start: Tensor, end: Tensor, num_frames: int) -> Tensor:
         """Return images (frames, count, c, h, w) for noise on great circles from `start` to `end`.
 
         `start` and `end` are (count, latent) each.
@@ -176,7 +176,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return torch.stack(
             [
                 self.generate_from_noise(slerp(start, end, fraction))
-                for fraction in torch.linspace(0, 1, frames).tolist()
+                for fraction in torch.linspace(0, 1, num_frames).tolist()
             ]
         )
 
@@ -189,12 +189,12 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         walk = torch.cat([self._interpolate_noise(start, end, FRAMES_PER_SEGMENT) for start, end in segments])
         return {"generated": self.preview(examples)["samples"], "interpolation": make_animation(walk)}
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare() comes first"
         generated = [
             self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()
         ]
-        return self.generation_metrics.compute_scores(samples, generated)
+        return self.generation_metrics.compute_scores(test_batches, generated)
 
     def generate_evaluation_images(self) -> Iterator[Tensor]:
         """Yield `evaluation_samples` images in [0, 1], in batches (count, channels, height, width)."""
@@ -222,23 +222,23 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 class BaseConvGAN(BaseGAN):
     """Convolutional GAN for square images."""
 
-    discriminator_outputs = 1  # output channels of the discriminator
+    discriminator_out_channels = 1  # output channels of the discriminator
     condition_size = 0  # inputs of the generator in addition to the noise
 
-    def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape
         layout = LAYOUTS[config.layout]
         generator = build_conv_generator(
             config.latent + self.condition_size,
-            layout.generator_layers(shape, config.generator_width),
-            batch_norm=config.generator_batch_norm,
+            layout.plan_generator(shape, config.generator_width),
+            has_batch_norm=config.generator_batch_norm,
         )
         discriminator = build_conv_discriminator(
             shape[0],
-            layout.discriminator_layers(shape, config.discriminator_width),
+            layout.plan_discriminator(shape, config.discriminator_width),
             norm=config.discriminator_norm,
             dropout=config.dropout,
-            out_channels=self.discriminator_outputs,
+            out_channels=self.discriminator_out_channels,
         )
         return generator, discriminator
 
@@ -266,5 +266,5 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
 
 def compute_batch_sizes(count: int) -> list[int]:
     """Return batch sizes of at most GENERATION_BATCH_SIZE that sum to `count`."""
-    full, rest = divmod(count, GENERATION_BATCH_SIZE)
-    return [GENERATION_BATCH_SIZE] * full + [rest] * math.ceil(rest / GENERATION_BATCH_SIZE)
+    full, remainder = divmod(count, GENERATION_BATCH_SIZE)
+    return [GENERATION_BATCH_SIZE] * full + [remainder] * math.ceil(remainder / GENERATION_BATCH_SIZE)

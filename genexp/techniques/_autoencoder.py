@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from genexp.capabilities import CanInterpolate, CanReconstruct, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
-from genexp.images.grid import make_row_grid
+from genexp.images.grid import make_grid_from_rows
 from genexp.images.latent_walks import decode_frames, interpolate_codes, traverse_units
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
 from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.metrics.scores import mean_scores
-from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder
+from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique
 
-STRIDES = (2, 2, 1)  # of the three convolutions: 28→13→6→4 pixels
+CONV_STRIDES = (2, 2, 1)  # of the three convolutions: 28→13→6→4 pixels
 
 
 @dataclass
@@ -64,10 +64,10 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         super().__init__()
         self.config = config
         self.loss_function = RECONSTRUCTION_LOSSES[config.loss]
-        self.encoder, self.decoder = self.build(spec.image_shape)
+        self.encoder, self.decoder = self.build_networks(spec.image_shape)
 
     @abstractmethod
-    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         """Return the encoder and the decoder for images of `shape`: (channels, height, width)."""
 
     def select_target(self, images: Tensor, corrupted: Tensor) -> Tensor:
@@ -93,10 +93,10 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
-        return {"reconstructions": make_row_grid(images, self.reconstruct(images))}
+        return {"reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
-        return mean_scores(samples, self._score_batch)
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
+        return mean_scores(test_batches, self._score_batch)
 
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]
@@ -110,10 +110,10 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     def encode(self, batch: Batch) -> Tensor:
         return self.encoder(batch["image"])
 
-    def interpolate(self, examples: Batch, frames: int) -> Tensor:
-        return decode_frames(self.decode, interpolate_codes(self.encode(examples), frames))
+    def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
+        return decode_frames(self.decode, interpolate_codes(self.encode(examples), num_frames))
 
-    def traverse(self, examples: Batch, frames: int) -> Tensor:
+    def traverse(self, examples: Batch, num_frames: int) -> Tensor:
         """Return images (frames, units, c, h, w): each path moves one unit from its minimum to its maximum.
 
         Minimum, maximum and standard deviation are those over `examples`. The units are those with the largest
@@ -122,7 +122,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         codes = self.encode(examples)
         units = codes.std(0, correction=0).topk(min(8, codes.shape[1])).indices
         low, high = codes.amin(0)[units], codes.amax(0)[units]
-        return decode_frames(self.decode, traverse_units(codes[0], units, low, high, frames))
+        return decode_frames(self.decode, traverse_units(codes[0], units, low, high, num_frames))
 
 
 def build_dense_autoencoder(
@@ -142,7 +142,7 @@ class DenoisingAutoencoder(Autoencoder):
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
         noisy = self.corrupt(images)
-        return {"reconstructions": make_row_grid(images, noisy.clamp(0, 1), self.reconstruct(noisy))}
+        return {"reconstructions": make_grid_from_rows(images, noisy.clamp(0, 1), self.reconstruct(noisy))}
 
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]
@@ -182,8 +182,8 @@ def build_conv_autoencoder(
     `shape` is the (channels, height, width) of the images.
     """
     layers = [
-        ConvLayer(channels, kernel_size=3, stride=stride, padding=0)
-        for channels, stride in zip(config.channels, STRIDES, strict=True)
+        ConvLayerSpec(channels, kernel_size=3, stride=stride, padding=0)
+        for channels, stride in zip(config.channels, CONV_STRIDES, strict=True)
     ]
     activation = config.activation
     encoder = build_conv_encoder(

@@ -35,12 +35,12 @@ class ImageHistory(nn.Module):
         random_slots = torch.randperm(capacity, device=images.device)[: len(new)]  # no slot is drawn twice
         slots = torch.where(is_full, random_slots, next_slots % capacity)
         old = self.images[slots]
-        is_swapped = _broadcast_per_image(is_full & should_swap, images)
-        is_stored = _broadcast_per_image(torch.where(is_full, should_swap, next_slots < capacity), images)
+        is_swapped = _expand_mask(is_full & should_swap, images)
+        is_stored = _expand_mask(torch.where(is_full, should_swap, next_slots < capacity), images)
         self.images.index_copy_(0, slots, torch.where(is_stored, new.to(old.dtype), old))
         self.count.add_(len(new)).clamp_(max=capacity)
         return local_rows(torch.cat([torch.where(is_swapped, old.to(new.dtype), new), remainder]))
 
 
-def _broadcast_per_image(choices: Tensor, images: Tensor) -> Tensor:
-    return choices.view(-1, *[1] * (images.dim() - 1))
+def _expand_mask(mask: Tensor, images: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (images.dim() - 1))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from genexp.config import require
-from genexp.images.grid import make_row_grid
+from genexp.images.grid import make_grid_from_rows
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss
-from genexp.networks.patchgan import PATCHGAN_NORMS
+from genexp.networks.patchgan import TRANSLATION_NORMS
 from genexp.technique import Metrics, detach_metrics
 
 
@@ -26,7 +26,7 @@ class TranslationConfig:
     def __post_init__(self) -> None:
         choices = ", ".join(ADVERSARIAL_LOSSES)
         require(self.loss in ADVERSARIAL_LOSSES, "loss", self.loss, f"choose one of {choices}")
-        require(self.norm in PATCHGAN_NORMS, "norm", self.norm, f"choose one of {', '.join(PATCHGAN_NORMS)}")
+        require(self.norm in TRANSLATION_NORMS, "norm", self.norm, f"choose one of {', '.join(TRANSLATION_NORMS)}")
         for key in ("generator_width", "discriminator_width"):
             require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
         require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")
@@ -48,7 +48,7 @@ def make_comparison_grid(*batches: Tensor) -> Tensor:
     Gray batches are expanded to three channels if another batch has colors.
     """
     channels = max(batch.shape[1] for batch in batches)
-    return make_row_grid(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
+    return make_grid_from_rows(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
 
 
 def discriminator_metrics(adversarial_loss: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:

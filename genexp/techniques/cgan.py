@@ -27,15 +27,15 @@ class ConditionalGAN(BaseConvGAN):
     Config = ConvGANConfig
     name = "cgan"
 
-    def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
-        spec.shape("label")
+    def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+        spec.get_shape("label")
         self.num_classes = self.condition_size = len(spec.class_names)
         if not self.num_classes:
             raise ConfigError(
                 f"dataset={spec.name} does not say which classes it has; choose another, or model=dcgan"
             )
         self.discriminator_outputs = 1 + self.num_classes
-        return super().build(spec)
+        return super().build_networks(spec)
 
     def generate(self, batch: Batch) -> Tensor:
         return self.generator(self.concat_noise_and_labels(self.sample_noise(len(batch["label"])), batch["label"]))
@@ -63,14 +63,14 @@ class ConditionalGAN(BaseConvGAN):
             )
         }
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare() comes first"
         features = [
             self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()
         ]
         labels = torch.cat([self._cycle_labels(len(batch_features)) for batch_features in features])
         return {
-            **self.generation_metrics.compute_scores(samples, features),
+            **self.generation_metrics.compute_scores(test_batches, features),
             **self.generation_metrics.label_accuracy(torch.cat(features), labels),
         }
 

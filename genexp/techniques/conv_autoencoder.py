@@ -15,5 +15,5 @@ class ConvAutoencoder(Autoencoder):
     Config = ConvAutoencoderConfig
     name = "conv_autoencoder"
 
-    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         return build_conv_autoencoder(shape, self.config)

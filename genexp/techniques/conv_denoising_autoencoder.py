@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from genexp.config import require
-from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder
+from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS
 from genexp.technique import register
 from genexp.techniques._autoencoder import AutoencoderConfig, DenoisingAutoencoder
 
 
 @dataclass
-class ConvDenoisingConfig(AutoencoderConfig):
+class ConvDenoisingAutoencoderConfig(AutoencoderConfig):
     """Keys of conf/model/conv_denoising_autoencoder.yaml."""
 
     channels: list[int]  # of the three convolutions
@@ -41,16 +41,16 @@ class ConvDenoisingConfig(AutoencoderConfig):
 class ConvDenoisingAutoencoder(DenoisingAutoencoder):
     """Three convolutions of stride 2 (28→14→7→3 pixels), two dense layers to the latent; mirrored decoder."""
 
-    Config = ConvDenoisingConfig
+    Config = ConvDenoisingAutoencoderConfig
     name = "conv_denoising_autoencoder"
     example_count = 5
 
-    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         config = self.config
         layers = [
-            ConvLayer(config.channels[0], kernel_size=3, stride=2, padding=1),
-            ConvLayer(config.channels[1], kernel_size=3, stride=2, padding=1, has_batch_norm=True),
-            ConvLayer(config.channels[2], kernel_size=3, stride=2, padding=0),
+            ConvLayerSpec(config.channels[0], kernel_size=3, stride=2, padding=1),
+            ConvLayerSpec(config.channels[1], kernel_size=3, stride=2, padding=1, has_batch_norm=True),
+            ConvLayerSpec(config.channels[2], kernel_size=3, stride=2, padding=0),
         ]
         widths, activation = [config.hidden, config.latent], config.activation
         encoder = build_conv_encoder(shape, layers, widths, activation=activation)

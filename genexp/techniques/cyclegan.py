@@ -74,7 +74,7 @@ class CycleGAN(Technique, CanTranslate):
         width, blocks = config.generator_width, config.blocks
         self.generators = nn.ModuleDict(
             {
-                direction: build_resnet_generator(channels, channels, shape, width=width, blocks=blocks)
+                direction: build_resnet_generator(channels, channels, shape, width=width, num_blocks=blocks)
                 for direction in ("ab", "ba")
             }
         )
@@ -100,9 +100,9 @@ class CycleGAN(Technique, CanTranslate):
         fake_a, identity_a = generator_ba(torch.cat([b, a])).split([len(b), len(a)])
         cycle = F.l1_loss(generator_ba(fake_b), a) + F.l1_loss(generator_ab(fake_a), b)
         identity = F.l1_loss(identity_a, a) + F.l1_loss(identity_b, b)
-        adversarial = self.adversarial_loss.generator(
+        adversarial = self.adversarial_loss.generator_loss(
             self.discriminators["a"](fake_a)
-        ) + self.adversarial_loss.generator(self.discriminators["b"](fake_b))
+        ) + self.adversarial_loss.generator_loss(self.discriminators["b"](fake_b))
         loss = adversarial + self.config.cycle_weight * cycle + self.config.identity_weight * identity
         return loss, detach_metrics(adversarial=adversarial, cycle=cycle, identity=identity)
 
@@ -113,7 +113,7 @@ class CycleGAN(Technique, CanTranslate):
             fake_b = self.history_b.exchange(self.generators["ab"](a))
         discriminator_a, discriminator_b = self.discriminators["a"], self.discriminators["b"]
         scores = (discriminator_a(a), discriminator_a(fake_a)), (discriminator_b(b), discriminator_b(fake_b))
-        loss = torch.stack([self.adversarial_loss.discriminator(real, fake) for real, fake in scores]).sum()
+        loss = torch.stack([self.adversarial_loss.discriminator_loss(real, fake) for real, fake in scores]).sum()
         (real_scores_a, fake_scores_a), (real_scores_b, fake_scores_b) = scores
         return loss, discriminator_metrics(
             self.adversarial_loss,
@@ -135,9 +135,9 @@ class CycleGAN(Technique, CanTranslate):
             Translation("b_to_a", "b", "a", self.translate_to_a),
         )
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         thumbnails: dict[str, list[Tensor]] = {"a": [], "b": [], "fake_a": [], "fake_b": []}
-        scores = mean_scores(samples, lambda batch: self._score_batch(batch, thumbnails))
+        scores = mean_scores(test_batches, lambda batch: self._score_batch(batch, thumbnails))
         collected = {name: torch.cat(images) for name, images in thumbnails.items()}
         distances = [sliced_wasserstein(collected[domain], collected[f"fake_{domain}"]) for domain in ("a", "b")]
         return {"domain_distance": float(torch.stack(distances).mean()), **scores}
@@ -184,5 +184,5 @@ def _l1(images: Tensor, others: Tensor) -> Tensor:
 
 
 def _get_image_shape(spec: DataSpec, stream: str) -> tuple[int, int, int]:
-    channels, height, width = spec.shape(stream)
+    channels, height, width = spec.get_shape(stream)
     return channels, height, width

@@ -127,7 +127,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.should_augment = bool(config.degrees or config.pixels or config.zoom)
         self.centers = nn.Parameter(torch.rand(config.clusters, config.latent))
 
-    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         encoder, decoder = build_conv_autoencoder(shape, self.config)
         assert isinstance(encoder, nn.Sequential)
         if self.config.latent_norm:
@@ -151,7 +151,7 @@ class DeepKMeans(Autoencoder, CanCluster):
     def phases(self) -> tuple[Phase, ...]:
         return (
             ClosedFormPhase(
-                "centers", self.fit_centers, is_full_batch=True, is_active=self.is_pretraining_finished
+                "centers", self.fit_centers, is_full_batch=True, is_active=self.is_first_step_after_pretraining
             ),
             GradientPhase("deep_kmeans", self, self.loss),
         )
@@ -161,11 +161,11 @@ class DeepKMeans(Autoencoder, CanCluster):
         epochs = clock.total_steps / clock.steps_per_epoch
         return round(self.config.pretrain * epochs) * clock.steps_per_epoch
 
-    def is_pretraining_finished(self, clock: Clock) -> bool:
+    def is_first_step_after_pretraining(self, clock: Clock) -> bool:
         """Return whether this is the first step after pretraining. Without pretraining there is none."""
         return 0 < self.pretraining_steps(clock) == clock.step - 1
 
-    def alpha(self, clock: Clock) -> float:
+    def scheduled_alpha(self, clock: Clock) -> float:
         """Return the weight of the clustering loss at this step."""
         return self.config.alpha * self.alpha_ramp_fraction(clock)
 
@@ -194,7 +194,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         config = self.config
         if not self.should_augment:
             return images
-        return random_affine(images, degrees=config.degrees, pixels=config.pixels, zoom=config.zoom)
+        return random_affine(images, degrees=config.degrees, shift_pixels=config.pixels, zoom=config.zoom)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         images = batch["image"]
@@ -209,27 +209,29 @@ class DeepKMeans(Autoencoder, CanCluster):
             self.shares.lerp_(batch_mean(soft_assignment(eval_codes, self.centers)), SHARES_MOMENTUM)
             used = batch_mean(F.one_hot(clusters, len(self.centers)).to(codes)).count_nonzero()
         distance = self.clustering_loss(codes, self.centers, eval_codes, self.shares)
-        loss = reconstruction + self.alpha(clock) * distance
+        loss = reconstruction + self.scheduled_alpha(clock) * distance
         return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centers_used=used)
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the index of the nearest center of each sample: int64 (batch,)."""
         return nearest_center(self.encode(batch), self.centers)
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
-        pairs: list[tuple[Tensor, Tensor]] = []  # labels and clusters of each batch
-        scores = mean_scores(samples, lambda batch: self._score_with_clusters(batch, pairs))
-        if not pairs:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
+        labels_and_clusters: list[tuple[Tensor, Tensor]] = []  # labels and clusters of each batch
+        scores = mean_scores(test_batches, lambda batch: self._score_with_clusters(batch, labels_and_clusters))
+        if not labels_and_clusters:
             return scores
-        labels, clusters = (torch.cat(part) for part in zip(*pairs, strict=True))
+        labels, clusters = (torch.cat(part) for part in zip(*labels_and_clusters, strict=True))
         return {**scores, **clustering_scores(labels, clusters)}
 
-    def _score_with_clusters(self, batch: Batch, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _score_with_clusters(
+        self, batch: Batch, labels_and_clusters: list[tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
         images = batch["image"]
         codes = self.encode(batch)
         clusters = nearest_center(codes, self.centers)
         if "label" in batch:
-            pairs.append((batch["label"], clusters))
+            labels_and_clusters.append((batch["label"], clusters))
         logits = self.decoder(codes)
         distance = (codes - self.centers[clusters]).square().mean(1)
         losses = torch.vmap(self.loss_function)(logits, images)

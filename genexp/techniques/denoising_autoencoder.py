@@ -13,7 +13,7 @@ from genexp.techniques._autoencoder import DenoisingAutoencoder, DenseAutoencode
 
 
 @dataclass
-class DenseDenoisingConfig(DenseAutoencoderConfig):
+class DenseDenoisingAutoencoderConfig(DenseAutoencoderConfig):
     """Keys of conf/model/denoising_autoencoder.yaml."""
 
     noise: float  # standard deviation
@@ -27,10 +27,10 @@ class DenseDenoisingConfig(DenseAutoencoderConfig):
 class DenseDenoisingAutoencoder(DenoisingAutoencoder):
     """Network of the stacked autoencoder, trained to reconstruct an image from image + N(0, noise²)."""
 
-    Config = DenseDenoisingConfig
+    Config = DenseDenoisingAutoencoderConfig
     name = "denoising_autoencoder"
 
-    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         return build_dense_autoencoder(shape, self.config)
 
     def corrupt(self, images: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ class GAN(BaseGAN):
     Config = GANConfig
     name = "gan"
 
-    def build(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape
         generator = build_dense_generator(
-            config.latent, config.hidden, shape, batch_norm=config.generator_batch_norm
+            config.latent, config.hidden, shape, has_batch_norm=config.generator_batch_norm
         )
         discriminator = build_dense_discriminator(
             shape, config.hidden[::-1], dropout=config.dropout, has_spectral_norm=config.spectral_norm

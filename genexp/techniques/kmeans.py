@@ -14,7 +14,7 @@ from genexp.capabilities import CanCluster
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
-from genexp.images.grid import PAD_VALUE, make_grid
+from genexp.images.grid import PADDING_VALUE, make_grid
 from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans.blocks import PointBlocks, moments, take
 from genexp.kmeans.cluster_sums import AssignmentBounds, ClusterSums, label_dtype
@@ -58,7 +58,7 @@ class KMeansConfig:
 class _StoredBounds:
     """Bounds of the last assignment. They change no result, and are recomputed after a resume."""
 
-    starts: Tensor  # int64 (starts,): indices of the starts that the bounds cover
+    start_indices: Tensor  # int64 (starts,): indices of the starts that the bounds cover
     centers: Tensor  # (starts, clusters, features): centers of the bounds, minus `KMeans.origin`
     changed_fraction: float  # of the labels, in [0, 1]
     bounds: AssignmentBounds | None
@@ -88,7 +88,7 @@ class KMeans(Technique, CanCluster):
         super().__init__()
         self.config, self.spec = config, spec
         self.stream = "point" if "point" in spec.shapes else "image"
-        features = prod(spec.shape(self.stream))
+        features = prod(spec.get_shape(self.stream))
         if config.clusters > spec.train_size:
             raise ConfigError(
                 f"model.clusters={config.clusters} exceeds the {spec.train_size} points; "
@@ -116,19 +116,22 @@ class KMeans(Technique, CanCluster):
             return (ClosedFormPhase("centers", self.lloyd_step, is_full_batch=True),)
         return (ClosedFormPhase("centers", self.minibatch_step),)
 
-    def initialize(self, samples: Batches) -> None:
-        statistics = moments(PointBlocks(samples, self.stream))
-        if statistics.mean.square().sum() > MAX_OFFSET_RATIO * statistics.scatter / statistics.count:
+    def initialize(self, train_batches: Batches) -> None:
+        statistics = moments(PointBlocks(train_batches, self.stream))
+        if (
+            statistics.mean.square().sum()
+            > MAX_OFFSET_RATIO * statistics.sum_squared_deviations / statistics.count
+        ):
             self.origin.copy_(statistics.mean)
         self.squared_norm_sum.copy_(
-            statistics.scatter + statistics.count * (statistics.mean - self.origin).square().sum()
+            statistics.sum_squared_deviations + statistics.count * (statistics.mean - self.origin).square().sum()
         )
         self.tolerance_squared.copy_(self.config.tolerance * statistics.variance)
-        points = self._build_points(samples)
+        points = self._build_points(train_batches)
         self.centers.copy_(self._init_centers(points, statistics.count))
         if self.config.batch_size is None:
             centers = self.centers - self.origin
-            self._store(
+            self._store_cluster_sums(
                 torch.arange(len(centers), device=centers.device),
                 centers,
                 assign(points, centers, statistics.count),
@@ -146,10 +149,10 @@ class KMeans(Technique, CanCluster):
         if self.config.init == "uniform":
             return torch.rand_like(self.centers)
         starts, clusters, _ = self.centers.shape
-        sample = self.config.init_samples
-        if sample is not None and sample < count:
-            points_sample = take(points, torch.randperm(count)[:sample])
-            return INIT_METHODS[self.config.init]([points_sample], sample, starts, clusters) + self.origin
+        num_samples = self.config.init_samples
+        if num_samples is not None and num_samples < count:
+            points_sample = take(points, torch.randperm(count)[:num_samples])
+            return INIT_METHODS[self.config.init]([points_sample], num_samples, starts, clusters) + self.origin
         return INIT_METHODS[self.config.init](points, count, starts, clusters) + self.origin
 
     def lloyd_step(self, samples: Batches, clock: Clock) -> Metrics:
@@ -163,44 +166,46 @@ class KMeans(Technique, CanCluster):
             points, old_centers = self._build_points(samples), self.centers[active] - self.origin
             means, cluster_sums = lloyd_step(points, old_centers, self._select_sums(active, old_centers))
             self.centers[active] = means + self.origin
-            self._store(active, means, cluster_sums)
+            self._store_cluster_sums(active, means, cluster_sums)
             shift[active] = (means - old_centers).square().sum((1, 2))
             self.active[active] = shift[active] > self.tolerance_squared
         return self._build_metrics(shift)
 
-    def _select_sums(self, starts: Tensor, centers: Tensor) -> ClusterSums:
-        """Return the cluster sums of `starts`, with the stored bounds if these belong to `centers`.
+    def _select_sums(self, start_indices: Tensor, centers: Tensor) -> ClusterSums:
+        """Return the cluster sums of `start_indices`, with the stored bounds if these belong to `centers`.
 
-        `starts` is int64 (starts,), `centers` (starts, clusters, features).
+        `start_indices` is int64 (starts,), `centers` (starts, clusters, features).
         """
-        cluster_sums = ClusterSums(self.sums[starts], self.counts[starts], self.labels[starts])
+        cluster_sums = ClusterSums(
+            self.sums[start_indices], self.counts[start_indices], self.labels[start_indices]
+        )
         if self._bounds is None:
             return cluster_sums
-        positions = torch.isin(self._bounds.starts, starts).nonzero().squeeze(1)
+        positions = torch.isin(self._bounds.start_indices, start_indices).nonzero().squeeze(1)
         if not torch.equal(self._bounds.centers[positions], centers):
             return cluster_sums
         bounds = self._bounds.bounds
-        if bounds is not None and len(positions) < len(self._bounds.starts):
+        if bounds is not None and len(positions) < len(self._bounds.start_indices):
             bounds = bounds.select_starts(positions)
         return replace(cluster_sums, changed_fraction=self._bounds.changed_fraction, bounds=bounds)
 
-    def _store(self, starts: Tensor, centers: Tensor, cluster_sums: ClusterSums) -> None:
-        self.sums[starts], self.counts[starts], self.labels[starts] = (
+    def _store_cluster_sums(self, start_indices: Tensor, centers: Tensor, cluster_sums: ClusterSums) -> None:
+        self.sums[start_indices], self.counts[start_indices], self.labels[start_indices] = (
             cluster_sums.sums,
             cluster_sums.counts,
             cluster_sums.labels,
         )
-        self.inertia[starts] = (
-            (cluster_sums.partial_inertia(centers) + self.squared_norm_sum).clamp(min=0).to(self.inertia)
+        self.inertia[start_indices] = (
+            (cluster_sums.inertia_without_norms(centers) + self.squared_norm_sum).clamp(min=0).to(self.inertia)
         )
-        self._bounds = _StoredBounds(starts, centers, cluster_sums.changed_fraction, cluster_sums.bounds)
+        self._bounds = _StoredBounds(start_indices, centers, cluster_sums.changed_fraction, cluster_sums.bounds)
 
     def minibatch_step(self, batch: Batch, clock: Clock) -> Metrics:
         """Move each center to the mean of all points ever assigned to it, including those of `batch`."""
         points = batch[self.stream].flatten(1) - self.origin
         old_centers = self.centers - self.origin
         batch_sums = assign([points], old_centers, len(points))
-        partial_inertia = batch_sums.partial_inertia(old_centers).to(old_centers)
+        partial_inertia = batch_sums.inertia_without_norms(old_centers).to(old_centers)
         sums = (old_centers * self.counts.unsqueeze(2)).to(batch_sums.sums) + batch_sums.sums
         cluster_sums = ClusterSums(sums, self.counts + batch_sums.counts, batch_sums.labels)
         if clock.is_epoch_end:  # a cluster that is still empty after a whole epoch is relocated
@@ -235,9 +240,9 @@ class KMeans(Technique, CanCluster):
         """Return the cluster of each sample: int64 (batch,)."""
         return nearest_center(batch[self.stream].flatten(1) - self.origin, self.best_centers - self.origin)
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         centers, labels, clusters, inertia, count = self.best_centers, [], [], 0.0, 0
-        for batch in samples:
+        for batch in test_batches:
             points, batch_clusters = batch[self.stream].flatten(1), self.assign(batch)
             inertia += float((points - centers[batch_clusters]).square().sum())
             count += len(points)
@@ -274,7 +279,7 @@ class KMeans(Technique, CanCluster):
         nearest_first = distances.masked_fill(is_other_cluster, torch.inf).sort(0)
         member_indices = nearest_first.indices[: FIGURE_COLUMNS - 1].T  # (clusters, members)
         is_blank = nearest_first.values[: FIGURE_COLUMNS - 1].T.isinf()
-        members = images[member_indices].masked_fill(is_blank[..., None, None, None], PAD_VALUE)
+        members = images[member_indices].masked_fill(is_blank[..., None, None, None], PADDING_VALUE)
         images_by_cluster = torch.cat([centers.unflatten(1, self.spec.image_shape).unsqueeze(1), members], 1)
         return make_grid(images_by_cluster.flatten(0, 1).clamp(0, 1), columns=images_by_cluster.shape[1])
 

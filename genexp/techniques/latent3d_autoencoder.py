@@ -19,5 +19,5 @@ class Latent3dAutoencoder(Autoencoder):
     name = "latent3d_autoencoder"
     example_count = 5
 
-    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         return build_dense_autoencoder(shape, self.config)

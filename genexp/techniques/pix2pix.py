@@ -54,8 +54,8 @@ class Pix2Pix(Technique, CanTranslate):
         super().__init__()
         self.config = config
         self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
-        in_channels, height, width = spec.shape("input")
-        out_channels, *_ = spec.shape("target")
+        in_channels, height, width = spec.get_shape("input")
+        out_channels, *_ = spec.get_shape("target")
         size, norm = (height, width), config.norm
         self.generator = UNet(
             in_channels, out_channels, size, width=config.generator_width, norm=norm, dropout=config.dropout
@@ -75,11 +75,9 @@ class Pix2Pix(Technique, CanTranslate):
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
         fake = self.generator(inputs)
-        adversarial = self.adversarial_loss.generator(self.score(inputs, fake))
-        distance = F.l1_loss(fake, target)  # of images in [-1, 1]; the metric is that of images in [0, 1]
-        return adversarial + self.config.l1_weight * distance, detach_metrics(
-            adversarial=adversarial, l1=distance / 2
-        )
+        adversarial = self.adversarial_loss.generator_loss(self.score(inputs, fake))
+        l1 = F.l1_loss(fake, target)  # of images in [-1, 1]; the metric is that of images in [0, 1]
+        return adversarial + self.config.l1_weight * l1, detach_metrics(adversarial=adversarial, l1=l1 / 2)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
@@ -87,7 +85,7 @@ class Pix2Pix(Technique, CanTranslate):
             fake = self.generator(inputs)
         # Two passes: the batch statistics of a mixed batch would separate real from generated images.
         real_scores, fake_scores = self.score(inputs, target), self.score(inputs, fake)
-        return self.adversarial_loss.discriminator(real_scores, fake_scores), discriminator_metrics(
+        return self.adversarial_loss.discriminator_loss(real_scores, fake_scores), discriminator_metrics(
             self.adversarial_loss, real_scores, fake_scores
         )
 
@@ -105,8 +103,8 @@ class Pix2Pix(Technique, CanTranslate):
     def translations(self) -> Sequence[Translation]:
         return (Translation("translated", "input", "target", self.translate),)
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
-        return mean_scores(samples, self._score_batch)
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
+        return mean_scores(test_batches, self._score_batch)
 
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         translated, target = self.translate(batch["input"]), batch["target"]

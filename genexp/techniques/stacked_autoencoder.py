@@ -18,5 +18,5 @@ class StackedAutoencoder(Autoencoder):
     Config = DenseAutoencoderConfig
     name = "stacked_autoencoder"
 
-    def build(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         return build_dense_autoencoder(shape, self.config)

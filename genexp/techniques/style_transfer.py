@@ -16,7 +16,7 @@ from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
 from genexp.images.color import COLOR_MODES
-from genexp.images.grid import PAD_VALUE, PADDING_PIXELS
+from genexp.images.grid import PADDING_PIXELS, PADDING_VALUE
 from genexp.images.transforms import resize
 from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG19, load_weights
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
@@ -116,8 +116,8 @@ class StyleTransfer(Technique, CanStylize):
     def __init__(self, config: StyleTransferConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        _, height, width = spec.shape("content")
-        _, *style_size = spec.shape("style")
+        _, height, width = spec.get_shape("content")
+        _, *style_size = spec.get_shape("style")
         self.features = VGG19([*config.content_layers, *config.style_layers], pooling=config.pooling)
         self.color_mode = COLOR_MODES[config.preserve_color]
         self.canvas = ImageParameter((self.color_mode.channels, height, width))
@@ -136,35 +136,35 @@ class StyleTransfer(Technique, CanStylize):
             GradientPhase(
                 f"scale_{index + 1}",
                 self.canvas,
-                partial(self.loss, index=index),
-                is_active=partial(self._is_active_scale, index),
+                partial(self.loss, scale_index=index),
+                is_active=partial(self._is_scale_active, index),
             )
             for index in range(len(self.scales))
         )
 
-    def _is_active_scale(self, index: int, clock: Clock) -> bool:
-        """Return whether the phase of scale `index` is active.
+    def _is_scale_active(self, scale_index: int, clock: Clock) -> bool:
+        """Return whether the phase of scale `scale_index` is active.
 
         Each scale has an equal share of the steps, in order.
         """
-        return (clock.step - 1) * len(self.scales) // clock.total_steps == index
+        return (clock.step - 1) * len(self.scales) // clock.total_steps == scale_index
 
     @torch.no_grad()
-    def initialize(self, samples: Batches) -> None:
-        (photographs,) = samples
+    def initialize(self, train_batches: Batches) -> None:
+        (photographs,) = train_batches
         content, style = self.color_mode.preprocess(photographs["content"], photographs["style"])
         if self.config.weights == "random":
             self.features.init_random_weights([content, style])
         else:
-            self.features.load(load_weights(self.config.weights), origin=self.config.weights)
+            self.features.load_torchvision_weights(load_weights(self.config.weights), origin=self.config.weights)
         self.content.copy_(photographs["content"])
         self.canvas.image.copy_(content[:, : self.color_mode.channels])
         for fraction, scale in zip(self.config.scales, self._get_scales(), strict=True):
             size = _scale_size((style.shape[2], style.shape[3]), fraction)
             scale.set_targets(self.features, resize(content, scale.size), resize(style, size))
 
-    def loss(self, batch: Batch, clock: Clock, *, index: int = -1) -> tuple[Tensor, Metrics]:
-        losses = self._compute_losses(self._get_scales()[index])
+    def loss(self, batch: Batch, clock: Clock, *, scale_index: int = -1) -> tuple[Tensor, Metrics]:
+        losses = self._compute_losses(self._get_scales()[scale_index])
         return losses.pop("loss"), detach_metrics(**losses)
 
     def _compute_losses(self, scale: ScaleLoss) -> dict[str, Tensor]:
@@ -179,9 +179,9 @@ class StyleTransfer(Technique, CanStylize):
 
     def stylize(self) -> Tensor:
         """Return the current image in [0, 1]: (1, 3, height, width)."""
-        return self.color_mode.restore(clamp_keep_gradient(self.canvas.image), self.content)
+        return self.color_mode.postprocess(clamp_keep_gradient(self.canvas.image), self.content)
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         return {name: float(value) for name, value in self._compute_losses(self._get_scales()[-1]).items()}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
@@ -239,11 +239,11 @@ def gram_matrix(features: Tensor) -> Tensor:
     # No autocast: sums over thousands of terms lose precision in bf16.
     with torch.autocast(features.device.type, enabled=False):
         if full_precision.is_contiguous():
-            positions = full_precision.flatten(2)
-            products = positions @ positions.detach().transpose(1, 2)
+            flattened = full_precision.flatten(2)
+            products = flattened @ flattened.detach().transpose(1, 2)
         else:  # channels last: this order needs no copy of the features or of their gradient
-            channels = full_precision.permute(0, 2, 3, 1).flatten(1, 2)
-            products = channels.detach().transpose(1, 2) @ channels
+            flattened = full_precision.permute(0, 2, 3, 1).flatten(1, 2)
+            products = flattened.detach().transpose(1, 2) @ flattened
         return (2 * products - products.detach()) / features.numel()
 
 
@@ -261,7 +261,7 @@ def concat_horizontally(*images: Tensor) -> Tensor:
     scaled = [resize(image, (height, max(1, round(image.shape[3] * height / image.shape[2])))) for image in images]
     return torch.cat(
         [
-            F.pad(image[0], (PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS), value=PAD_VALUE)
+            F.pad(image[0], (PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS, PADDING_PIXELS), value=PADDING_VALUE)
             for image in scaled
         ],
         dim=2,

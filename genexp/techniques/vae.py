@@ -11,7 +11,7 @@ from genexp.capabilities import CanEstimateLikelihood, CanInterpolate, CanRecons
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
-from genexp.images.grid import make_grid, make_row_grid
+from genexp.images.grid import make_grid, make_grid_from_rows
 from genexp.images.latent_walks import (
     WALK_FRAMES,
     decode_frames,
@@ -108,17 +108,17 @@ class VariationalAutoencoder(
     def reconstruct(self, images: Tensor) -> Tensor:
         return self.decode(self.posterior(images)[0])
 
-    def log_likelihood(self, images: Tensor, samples: int) -> Tensor:
+    def log_likelihood(self, images: Tensor, num_samples: int) -> Tensor:
         def decoder_log_likelihood(images: Tensor, latents: Tensor) -> Tensor:
             return bernoulli_log_likelihood(self.decoder(latents), images)
 
         return importance_log_likelihood(
-            self.posterior, decoder_log_likelihood, images, samples=samples, chunk=LATENTS_PER_CHUNK
+            self.posterior, decoder_log_likelihood, images, num_samples=num_samples, chunk_size=LATENTS_PER_CHUNK
         )
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         means: list[Tensor] = []
-        scores = mean_scores(samples, lambda batch: self._score_batch(batch["image"], means))
+        scores = mean_scores(test_batches, lambda batch: self._score_batch(batch["image"], means))
         return {**scores, "active_units": float(active_units(torch.cat(means)))}
 
     def _score_batch(self, images: Tensor, means: list[Tensor]) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ class VariationalAutoencoder(
         # Samples first: generators are seeded equally for each preview, so their noise is the same in each frame.
         samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
         images = examples["image"]
-        return {"samples": samples, "reconstructions": make_row_grid(images, self.reconstruct(images))}
+        return {"samples": samples, "reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         return {
@@ -148,10 +148,10 @@ class VariationalAutoencoder(
             "traversal": make_animation(self.traverse(examples, WALK_FRAMES)),
         }
 
-    def interpolate(self, examples: Batch, frames: int) -> Tensor:
-        return decode_frames(self.decode, interpolate_codes(self.encode(examples), frames))
+    def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
+        return decode_frames(self.decode, interpolate_codes(self.encode(examples), num_frames))
 
-    def traverse(self, examples: Batch, frames: int) -> Tensor:
+    def traverse(self, examples: Batch, num_frames: int) -> Tensor:
         """Return images (frames, units, c, h, w): each path moves one unit from −3 to 3 (99.7 % of the prior).
 
         The units are those with the largest KL divergence over `examples`, at most 8. The other units keep the
@@ -160,4 +160,4 @@ class VariationalAutoencoder(
         mean, log_variance = self.posterior(examples["image"])
         units = gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices
         limit = torch.full_like(mean[0, units], 3)
-        return decode_frames(self.decode, traverse_units(mean[0], units, -limit, limit, frames))
+        return decode_frames(self.decode, traverse_units(mean[0], units, -limit, limit, num_frames))

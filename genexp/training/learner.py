@@ -94,7 +94,7 @@ class Learner:
         self.precision = resolve_precision(settings.precision, device)
         plan.check_phases([phase.name for phase in self.phases if isinstance(phase, GradientPhase)])
         gradient_phases = [phase for phase in self.phases if isinstance(phase, GradientPhase)]
-        self.loss_names = {
+        self.loss_name_by_phase = {
             phase.name: "loss" if len(gradient_phases) == 1 else f"{phase.name}_loss" for phase in gradient_phases
         }
         self.optimizer_configs: dict[str, OptimizerConfig] = {
@@ -102,7 +102,7 @@ class Learner:
         }
         self._graph_factory = self._select_graph_factory() if settings.capture else None
         self._captured_steps: dict[tuple[str, ...], CapturedStep] = {}  # names of the active phases → their step
-        self._learning_rates = {
+        self._learning_rate_tensors = {
             p.name: torch.zeros((), device=device) for p in gradient_phases
         }  # () tensors that captured steps read
         self.optimizers = {
@@ -134,9 +134,9 @@ class Learner:
         return self.ema.technique if self.ema else self.technique
 
     @property
-    def loss_phases(self) -> dict[str, str]:
+    def phase_by_loss(self) -> dict[str, str]:
         """The phase of each loss metric: metric name → phase name."""
-        return {loss: phase for phase, loss in self.loss_names.items()}
+        return {loss: phase for phase, loss in self.loss_name_by_phase.items()}
 
     def step(self, batch: Batch, train_batches: Batches, clock: Clock) -> Metrics:
         """Run every phase that is due at `clock`, in order, and return their metrics.
@@ -192,8 +192,10 @@ class Learner:
 
     def _set_learning_rate(self, phase: GradientPhase, clock: Clock) -> None:
         lr = learning_rate(self.optimizer_configs[phase.name], clock)
-        for group in self.optimizers[phase.name].param_groups:
-            group["lr"] = lr if self._graph_factory is None else self._learning_rates[phase.name].fill_(lr)
+        for param_group in self.optimizers[phase.name].param_groups:
+            param_group["lr"] = (
+                lr if self._graph_factory is None else self._learning_rate_tensors[phase.name].fill_(lr)
+            )
 
     @torch.no_grad()
     def _run_closed_form(
@@ -216,14 +218,14 @@ class Learner:
         def closure() -> Tensor:
             for weight in parameters:  # Optimizer.zero_grad() takes longer than a small layer
                 weight.grad = None
-            with self.autocast():
+            with self.autocast_context():
                 loss, loss_metrics = self._loss_functions[phase.name](batch, clock)
             # `inputs` restricts gradients to the module of this phase. Other parameters get none.
             loss.backward(inputs=parameters)
             # An optimizer may call the closure several times a step. The metrics are those of the first call.
             is_first_call = not metrics
             if is_first_call:
-                metrics[self.loss_names[phase.name]] = loss.detach()
+                metrics[self.loss_name_by_phase[phase.name]] = loss.detach()
                 metrics.update(loss_metrics)
             if self.settings.gradient_clip is not None:
                 norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
@@ -240,7 +242,7 @@ class Learner:
         """Return the context of the optimizer step, losses and gradients included: bf16 products under bf32."""
         return use_bf16_matmul() if self.precision == "bf32" else nullcontext()
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast_context(self) -> AbstractContextManager[Any]:
         """Return the autocast context of the losses. It does nothing unless the precision is bf16."""
         if self.precision != "bf16":
             return nullcontext()

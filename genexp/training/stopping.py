@@ -29,7 +29,7 @@ class StopRequest:
         until_epoch: int | None = None,
         on_signal: Callable[[], None] | None = None,
     ) -> None:
-        self.signal: signal.Signals | None = None
+        self.received_signal: signal.Signals | None = None
         self._until_epoch = until_epoch
         self._on_signal = on_signal
         self._deadline = None if time_budget is None else time.monotonic() + time_budget
@@ -39,25 +39,27 @@ class StopRequest:
         """Whether the time budget is used up."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def should_interrupt(self, complete_epochs: int) -> bool:
-        """Return whether the run should stop after `complete_epochs` epochs, to be resumed later."""
-        return self.signal is not None or (self._until_epoch is not None and complete_epochs >= self._until_epoch)
+    def should_interrupt(self, completed_epochs: int) -> bool:
+        """Return whether the run should stop after `completed_epochs` epochs, to be resumed later."""
+        return self.received_signal is not None or (
+            self._until_epoch is not None and completed_epochs >= self._until_epoch
+        )
 
     def set_signal(self, signum: int) -> None:
         """Set the signal that any process of the run received. 0 stands for no signal."""
         if signum:
-            self.signal = signal.Signals(signum)
+            self.received_signal = signal.Signals(signum)
 
     def handle_signal(self, signum: int, frame: FrameType | None) -> None:
         """Request a stop at the first signal, and exit at once at a later SIGINT (Ctrl-C).
 
         Other repeated signals are ignored, because schedulers send theirs twice.
         """
-        if self.signal is not None:
+        if self.received_signal is not None:
             if signum == signal.SIGINT:
                 os._exit(128 + signum)
             return
-        self.signal = signal.Signals(signum)
+        self.received_signal = signal.Signals(signum)
         if self._on_signal is not None:
             self._on_signal()
 
@@ -79,6 +81,6 @@ def stop_on_signals(
     try:
         yield request
     finally:
-        for number, handler in previous_handlers.items():
+        for signum, handler in previous_handlers.items():
             if handler is not None:  # None: installed by C code, cannot be restored from Python
-                signal.signal(number, handler)
+                signal.signal(signum, handler)

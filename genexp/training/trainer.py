@@ -85,7 +85,7 @@ class BatchSource(Protocol):
         """Stop the prefetching of batches."""
         ...
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    def iter_batches(self, first_step: int) -> Iterator[Batch]:
         """Return the endless sequence of batches of steps `first_step` (1-based), `first_step` + 1, …"""
         ...
 
@@ -116,10 +116,10 @@ def train(
     stop: StopRequest,
     *,
     seed: int,
-    start_step: int = 0,
+    completed_steps: int = 0,
     group: ProcessGroup | None = None,
 ) -> Clock:
-    """Run the steps from `start_step` + 1 to the last one, and return the clock of the last step run.
+    """Run the steps from `completed_steps` + 1 to the last one, and return the clock of the last step run.
 
     Step n is a function of the learner's state, `seed` and n alone. If `group` has several ranks, all of them call
     this function, each with its rows of the batches. All ranks start from the state of rank 0.
@@ -128,21 +128,21 @@ def train(
     group = group or ProcessGroup()
     learner.set_process_group(group)
     steps_per_epoch = data.batch_source.steps_per_epoch
-    clock = Clock(start_step, config.compute_total_steps(steps_per_epoch), steps_per_epoch)
+    clock = Clock(completed_steps, config.compute_total_steps(steps_per_epoch), steps_per_epoch)
     builder = SnapshotBuilder(learner, data, config, seed, group)
-    if start_step == 0:
+    if completed_steps == 0:
         if group.is_rank_zero:
             initialize_technique(learner, data.train, seed)
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
     # The previous attempt was killed after its last checkpoint, or it had stopped at this epoch.
     (already_finished,) = group.all_reduce_max(
-        clock, clock.is_last_step or (start_step > 0 and stop.should_interrupt(clock.completed_epochs))
+        clock, clock.is_last_step or (completed_steps > 0 and stop.should_interrupt(clock.completed_epochs))
     )
     if already_finished:
         sink.record(builder.build_final(clock))
         return clock
-    for batch in data.batch_source.batches(start_step + 1):
+    for batch in data.batch_source.iter_batches(completed_steps + 1):
         clock = Clock(clock.step + 1, clock.total_steps, steps_per_epoch)
         seed_generators(learner.device, seed, clock.step)
         builder.add_metrics(learner.step(batch, data.train, clock))
@@ -153,7 +153,7 @@ def train(
             clock.is_last_step or stop.is_out_of_time or (clock.is_epoch_end and learner.technique.has_converged),
             stop.should_interrupt(clock.completed_epochs),
             builder.is_due(clock),
-            stop.signal or 0,
+            stop.received_signal or 0,
         )
         stop.set_signal(signum)
         is_ending = bool(is_finished or is_interrupted)
@@ -189,9 +189,9 @@ class SnapshotBuilder:
     """Builder of snapshots. It cannot influence a step, because every step seeds the generators itself."""
 
     def __init__(
-        self, learner: Learner, material: RunData, config: TrainerConfig, seed: int, team: ProcessGroup
+        self, learner: Learner, data: RunData, config: TrainerConfig, seed: int, group: ProcessGroup
     ) -> None:
-        self.learner, self.data, self.config, self.seed, self.group = learner, material, config, seed, team
+        self.learner, self.data, self.config, self.seed, self.group = learner, data, config, seed, group
         self._step_metrics: list[Metrics] = []
         self._epoch = 0
         self._epoch_values: dict[str, list[np.ndarray]] = {}  # metric name → values of this epoch, in blocks
@@ -205,8 +205,8 @@ class SnapshotBuilder:
         """Return the snapshot of step 0, whose checkpoint lets a run resume that is killed before the next one."""
         return Snapshot(
             clock,
-            images=self._render_preview() if self.config.preview_every else {},
-            checkpoint=self._build_checkpoint(clock) if self.config.checkpoint_every else None,
+            preview_images=self._render_preview() if self.config.preview_every else {},
+            checkpoint_state=self._build_checkpoint(clock) if self.config.checkpoint_every else None,
         )
 
     def build_final(self, clock: Clock) -> Snapshot:
@@ -244,11 +244,13 @@ class SnapshotBuilder:
         return Snapshot(
             clock,
             train,
-            test=self._evaluate() if should_evaluate else {},
-            images=self._render_preview() if should_preview else {},
+            test_metrics=self._evaluate() if should_evaluate else {},
+            preview_images=self._render_preview() if should_preview else {},
             warnings=(warning,) if warning else (),
-            checkpoint=self._build_checkpoint(clock) if is_ending or self._is_checkpoint_due(clock) else None,
-            weights=dict(self.learner.eval_technique.state_dict()) if should_evaluate else None,
+            checkpoint_state=self._build_checkpoint(clock)
+            if is_ending or self._is_checkpoint_due(clock)
+            else None,
+            technique_state=dict(self.learner.eval_technique.state_dict()) if should_evaluate else None,
             final_artifacts=self._build_final_artifacts() if is_ending else None,
         )
 
@@ -272,9 +274,9 @@ class SnapshotBuilder:
         """Return the mean of each metric over the epoch that ends at `clock`, or {} if none ends there."""
         if clock.epoch != self._epoch:
             self._epoch, self._epoch_values = clock.epoch, {}
-        start_step = (clock.epoch - 1) * clock.steps_per_epoch
+        previous_epoch_end = (clock.epoch - 1) * clock.steps_per_epoch
         for name, curve in train.items():
-            self._epoch_values.setdefault(name, []).append(curve.values[curve.steps > start_step])
+            self._epoch_values.setdefault(name, []).append(curve.values[curve.steps > previous_epoch_end])
         if not clock.is_epoch_end:
             return {}
         return {
@@ -284,7 +286,7 @@ class SnapshotBuilder:
         }
 
     def _check_finite(self, curves: Mapping[str, Curve]) -> None:
-        for loss, phase in self.learner.loss_phases.items():
+        for loss, phase in self.learner.phase_by_loss.items():
             curve = curves.get(loss)
             if curve is None or np.isfinite(curve.values).all():
                 continue
@@ -296,8 +298,8 @@ class SnapshotBuilder:
             )
 
     def _is_checkpoint_due(self, clock: Clock) -> bool:
-        is_spaced = time.monotonic() - self._last_checkpoint_time >= self.config.checkpoint_spacing
-        return is_spaced and self._is_interval_end(self.config.checkpoint_every, clock)
+        has_spacing_elapsed = time.monotonic() - self._last_checkpoint_time >= self.config.checkpoint_spacing
+        return has_spacing_elapsed and self._is_interval_end(self.config.checkpoint_every, clock)
 
     def _build_checkpoint(self, clock: Clock) -> dict[str, Any]:
         self._last_checkpoint_time = time.monotonic()

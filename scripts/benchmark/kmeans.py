@@ -41,10 +41,10 @@ class FitResult:
 class _TensorBlocks:
     def __init__(self, points: Tensor) -> None:
         self._points = points
-        self._rows = min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // points.shape[1]))
+        self._block_rows = min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // points.shape[1]))
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._points.split(self._rows))
+        return iter(self._points.split(self._block_rows))
 
 
 def run(rounds: int) -> list[PairedComparison]:

@@ -16,13 +16,13 @@ from benchmark.reference_loops import ReferencePhase
 class _SinglePhaseModule(lightning.LightningModule):
     """One loss, with Lightning's automatic optimization."""
 
-    def __init__(self, players: list[ReferencePhase]) -> None:
+    def __init__(self, phases: list[ReferencePhase]) -> None:
         super().__init__()
-        self.phases = players
-        self.networks = torch.nn.ModuleList(player.network for player in players)
+        self.phases = phases
+        self.networks = torch.nn.ModuleList(phase.network for phase in phases)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.Adam(player.network.parameters(), lr=player.lr) for player in self.phases]
+        return [torch.optim.Adam(phase.network.parameters(), lr=phase.lr) for phase in self.phases]
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         loss = self.phases[0].loss(batch[0])
@@ -33,15 +33,15 @@ class _SinglePhaseModule(lightning.LightningModule):
 class _MultiPhaseModule(_SinglePhaseModule):
     """Several losses, each with its own optimizer, for which Lightning requires manual optimization."""
 
-    def __init__(self, players: list[ReferencePhase]) -> None:
-        super().__init__(players)
+    def __init__(self, phases: list[ReferencePhase]) -> None:
+        super().__init__(phases)
         self.automatic_optimization = False
 
     def training_step(self, batch: list[Tensor], index: int) -> None:  # type: ignore[override]
-        for number, (player, optimizer) in enumerate(zip(self.phases, self.optimizers(), strict=True)):
+        for number, (phase, optimizer) in enumerate(zip(self.phases, self.optimizers(), strict=True)):
             self.toggle_optimizer(optimizer)
             optimizer.zero_grad()
-            loss = player.loss(batch[0])
+            loss = phase.loss(batch[0])
             self.manual_backward(loss)
             optimizer.step()
             self.untoggle_optimizer(optimizer)

@@ -28,7 +28,7 @@ class LoggingTask:
 
     model: str
     steps: int
-    images: int  # dataset.limit of the runs that need many epoch ends
+    dataset_limit: int  # dataset.limit of the runs that need many epoch ends
 
 
 TASKS = (
@@ -44,7 +44,7 @@ def run(rounds: int, tasks: tuple[LoggingTask, ...] = TASKS) -> list[PairedCompa
     rows = []
     for task in tasks:
         _check_unchanged(task)
-        short_epochs = (f"dataset.limit={task.images}", f"trainer.max_steps={task.steps // 2}")
+        short_epochs = (f"dataset.limit={task.dataset_limit}", f"trainer.max_steps={task.steps // 2}")
         plain_timers = [_time_task(task, *NO_EVALUATION_OVERRIDES) for _ in range(rounds)]
         checkpoint_timers = [
             _time_task(task, *NO_EVALUATION_OVERRIDES, *short_epochs, "trainer.checkpoint_spacing=0")
@@ -53,10 +53,17 @@ def run(rounds: int, tasks: tuple[LoggingTask, ...] = TASKS) -> list[PairedCompa
         evaluation_timers = [_time_task(task, *EVALUATION_OVERRIDES, *short_epochs) for _ in range(rounds)]
         training_seconds = [timer.seconds - sum(seconds for seconds, _ in timer.pauses) for timer in plain_timers]
         checkpoint_speeds = [
-            1 / (1 + _mean_pause(watch, lambda shot: shot.checkpoint is not None) / CHECKPOINT_SPACING_SECONDS)
-            for watch in checkpoint_timers
+            1
+            / (
+                1
+                + _mean_pause(timer, lambda snapshot: snapshot.checkpoint_state is not None)
+                / CHECKPOINT_SPACING_SECONDS
+            )
+            for timer in checkpoint_timers
         ]
-        recorded_seconds = [_mean_pause(watch, lambda shot: bool(shot.test)) for watch in evaluation_timers]
+        recorded_seconds = [
+            _mean_pause(watch, lambda shot: bool(shot.test_metrics)) for watch in evaluation_timers
+        ]
         computed_seconds = [_measure_evaluation_seconds(watch.run) for watch in evaluation_timers]
         rows += [
             compare(
@@ -95,16 +102,16 @@ def _mean_pause(timer: StepTimer, is_counted: Callable[[Snapshot], bool]) -> flo
     )
 
 
-def _measure_evaluation_seconds(run: Run, *, times: int = 3) -> float:
+def _measure_evaluation_seconds(run: Run, *, repeats: int = 3) -> float:
     """Return the mean seconds of one evaluation and one preview without recording."""
-    learner, material = run.learner, run.data
+    learner, data = run.learner, run.data
     started_at = read_seconds()
-    for _ in range(times):
+    for _ in range(repeats):
         seed_generators(learner.device, run.seed, "look")
         with eval_mode(learner.eval_technique):
-            learner.eval_technique.evaluate(material.test)
-            learner.eval_technique.preview(material.examples)
-    return (read_seconds() - started_at) / times
+            learner.eval_technique.evaluate(data.test)
+            learner.eval_technique.preview(data.examples)
+    return (read_seconds() - started_at) / repeats
 
 
 def _check_unchanged(task: LoggingTask) -> None:
@@ -117,8 +124,10 @@ def _check_unchanged(task: LoggingTask) -> None:
 
 
 def _join_curves(timer: StepTimer) -> dict[str, np.ndarray]:
-    names = timer.snapshots[-1].train
+    names = timer.snapshots[-1].train_curves
     return {
-        name: np.concatenate([snapshot.train[name].values for snapshot in timer.snapshots if snapshot.train])
+        name: np.concatenate(
+            [snapshot.train_curves[name].values for snapshot in timer.snapshots if snapshot.train_curves]
+        )
         for name in names
     }

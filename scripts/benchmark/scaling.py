@@ -72,19 +72,19 @@ AXES = (
 def run(rounds: int, axes: tuple[ScalingAxis, ...] = AXES) -> list[PairedComparison]:
     """Measure ms/step and peak memory of each value of an axis against the axis' first value."""
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        _write_images(Path(name))
+    with tempfile.TemporaryDirectory() as image_dir:
+        _write_images(Path(image_dir))
         for axis in axes:
             measurements = [
-                [_measure_in_new_process(axis.make_overrides(value), name) for value in axis.values]
+                [_measure_in_new_process(axis.make_overrides(value), image_dir) for value in axis.values]
                 for _ in range(rounds)
             ]
             for number, unit in enumerate(("ms/step", "MB")):
                 first = [measurement[0][number] for measurement in measurements]
-                for index, place in enumerate(axis.values):
+                for index, value in enumerate(axis.values):
                     figures = [each[index][number] for each in measurements]
                     rows.append(
-                        compare(f"{place:,} {axis.name}", f"{axis.values[0]:,}", figures, first, unit=unit)
+                        compare(f"{value:,} {axis.name}", f"{axis.values[0]:,}", figures, first, unit=unit)
                     )
     return rows
 

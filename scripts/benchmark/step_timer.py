@@ -26,8 +26,8 @@ class StepTimer:
     There is no pause after the last step: final artifacts are not part of the loop.
     """
 
-    def __init__(self, built: Run, recorders: Any) -> None:
-        self.run, self._recorders = built, recorders
+    def __init__(self, run: Run, recorders: Any) -> None:
+        self.run, self._recorders = run, recorders
         self.seconds = 0.0  # from the request for the first batch to the end of the last step
         self.pauses: list[tuple[float, Snapshot | None]] = []  # seconds, and the snapshot recorded in them
         self.snapshots: list[Snapshot] = []
@@ -39,10 +39,10 @@ class StepTimer:
     def steps_per_epoch(self) -> int:
         return self.run.data.batch_source.steps_per_epoch
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    def iter_batches(self, first_step: int) -> Iterator[Batch]:
         """Yield batches. The trainer requests the next batch after it has recorded a snapshot."""
         self._started_at = read_seconds()
-        for batch in self.run.data.batch_source.batches(first_step):
+        for batch in self.run.data.batch_source.iter_batches(first_step):
             snapshot_count = len(self.snapshots)
             yield batch
             snapshot = self.snapshots[-1] if len(self.snapshots) > snapshot_count else None

@@ -53,8 +53,8 @@ def _compare_memory(size: int, precision: str, rival: str) -> PairedComparison:
 def _measure_step_memory(size: int, precision: str | None) -> float:
     """Return the peak memory in MB: of genexp, or of the tutorial formulation if `precision` is None."""
     _measure_tutorial(_prepare_run(WARMUP_IMAGE_SIZE, "fp32"))  # excludes the memory that libraries allocate once
-    built = _prepare_run(size, precision or "fp32")
-    return memory.measure_peak_megabytes(partial(_measure_steps if precision else _measure_tutorial, built))
+    run = _prepare_run(size, precision or "fp32")
+    return memory.measure_peak_megabytes(partial(_measure_steps if precision else _measure_tutorial, run))
 
 
 def _prepare_run(size: int, precision: str) -> Run:
@@ -66,9 +66,9 @@ def _prepare_run(size: int, precision: str) -> Run:
         f"trainer.precision={precision}",
         "device=cpu",
     ]
-    built = build_run(compose_config(*overrides), None)
-    initialize_technique(built.learner, built.data.train, built.seed)
-    return built
+    run = build_run(compose_config(*overrides), None)
+    initialize_technique(run.learner, run.data.train, run.seed)
+    return run
 
 
 def _measure_genexp(size: int, precision: str) -> float:
@@ -76,14 +76,14 @@ def _measure_genexp(size: int, precision: str) -> float:
 
 
 def _measure_steps(run: Run) -> float:
-    batch = next(iter(run.data.batch_source.batches(1)))
+    batch = next(iter(run.data.batch_source.iter_batches(1)))
     started_at = read_seconds()
     for step in range(1, CLOSURE_CALLS + 1):
         run.learner.step(batch, run.data.train, Clock(step, 300, 1))
     return CLOSURE_CALLS / (read_seconds() - started_at)
 
 
-class Normalization(nn.Module):
+class _Normalization(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return (image - torch.tensor(IMAGENET_MEAN).view(-1, 1, 1)) / torch.tensor(IMAGENET_STD).view(-1, 1, 1)
 
@@ -91,9 +91,9 @@ class Normalization(nn.Module):
 class _FeatureLoss(nn.Module):
     """Identity module that keeps the mean squared error between a statistic of the features and its target."""
 
-    def __init__(self, look: Callable[[Tensor], Tensor], target: Tensor) -> None:
+    def __init__(self, statistic: Callable[[Tensor], Tensor], target: Tensor) -> None:
         super().__init__()
-        self.statistic, self.target = look, look(target).detach()
+        self.statistic, self.target = statistic, statistic(target).detach()
         self.loss = torch.zeros(())
 
     def forward(self, features: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def _build_tutorial_network(run: Run) -> tuple[nn.Sequential, list[_FeatureLoss]
     technique: Any = run.learner.technique
     (photographs,) = run.data.train
     network, content_losses, style_losses = (
-        nn.Sequential(Normalization()),
+        nn.Sequential(_Normalization()),
         list[_FeatureLoss](),
         list[_FeatureLoss](),
     )

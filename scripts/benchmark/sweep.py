@@ -21,8 +21,8 @@ from genexp.seeding import seed_generators
 from genexp.technique import Clock
 
 SEED_COUNT = 16
-SEQUENTIAL_JOBS = 4  # measured jobs of the sequential contender: all take equally long
-STEPS = 60
+SEQUENTIAL_JOB_COUNT = 4  # measured jobs of the sequential contender: all take equally long
+STEP_COUNT = 60
 WARMUP_STEPS = 3  # not counted
 BATCH_SIZES = (16, 50)
 BASE_OVERRIDES = ("experiment=stacked_autoencoder_reference", "dataset=mnist_5k", "device=cpu")
@@ -54,7 +54,7 @@ def run(rounds: int) -> list[PairedComparison]:
 
 def _check_losses(configs: Sequence[Config]) -> None:
     _, losses = _time_ensemble(configs)
-    for config, loss in zip(configs[:SEQUENTIAL_JOBS], losses, strict=False):
+    for config, loss in zip(configs[:SEQUENTIAL_JOB_COUNT], losses, strict=False):
         _, single_loss = _time_single_run(build_run(config, None))
         assert abs(single_loss - loss) <= LOSS_TOLERANCE * single_loss, (
             f"not the same work: {loss} as one, {single_loss} alone"
@@ -62,14 +62,14 @@ def _check_losses(configs: Sequence[Config]) -> None:
 
 
 def _measure_ensemble(configs: Sequence[Config]) -> float:
-    return STEPS * len(configs) / _time_ensemble(configs)[0]
+    return STEP_COUNT * len(configs) / _time_ensemble(configs)[0]
 
 
 def _measure_sequential(configs: Sequence[Config]) -> float:
     return (
-        STEPS
-        * SEQUENTIAL_JOBS
-        / sum(_time_single_run(build_run(config, None))[0] for config in configs[:SEQUENTIAL_JOBS])
+        STEP_COUNT
+        * SEQUENTIAL_JOB_COUNT
+        / sum(_time_single_run(build_run(config, None))[0] for config in configs[:SEQUENTIAL_JOB_COUNT])
     )
 
 
@@ -79,7 +79,7 @@ def _measure_joblib(configs: Sequence[Config]) -> float:
 
     workers = joblib.cpu_count()
     jobs = [joblib.delayed(_time_worker_job)(config, clock.get_selected_clock()) for config in configs[:workers]]
-    return sum(STEPS / seconds for seconds in joblib.Parallel(workers)(jobs))
+    return sum(STEP_COUNT / seconds for seconds in joblib.Parallel(workers)(jobs))
 
 
 def _time_worker_job(config: Config, clock_name: str) -> float:
@@ -90,13 +90,13 @@ def _time_worker_job(config: Config, clock_name: str) -> float:
 
 def _time_single_run(run: Run) -> tuple[float, float]:
     """Return the seconds of STEPS steps of a run, and the last loss."""
-    batches = run.data.batch_source.batches(1)
-    for step in range(1, WARMUP_STEPS + STEPS + 1):
+    batches = run.data.batch_source.iter_batches(1)
+    for step in range(1, WARMUP_STEPS + STEP_COUNT + 1):
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()
         batch = next(batches)
         seed_generators(run.learner.device, run.seed, step)
-        metrics = run.learner.step(batch, run.data.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
+        metrics = run.learner.step(batch, run.data.train, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT))
     return clock.read_seconds() - started_at, float(metrics["loss"])
 
 
@@ -104,12 +104,16 @@ def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
     """Return the seconds of STEPS ensemble steps, and the last loss of each member."""
     runs: list[Run] = []
     for config in configs:
-        runs.append(build_run(config, None, template=runs[0] if runs else None))
+        runs.append(build_run(config, None, data_from=runs[0] if runs else None))
     ensemble_step = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
-    batches = stack_batches([feed for run in runs if isinstance(feed := run.data.batch_source, BatchStream)], 1)
-    for step in range(1, WARMUP_STEPS + STEPS + 1):
+    batches = stack_batches(
+        [batch_source for run in runs if isinstance(batch_source := run.data.batch_source, BatchStream)], 1
+    )
+    for step in range(1, WARMUP_STEPS + STEP_COUNT + 1):
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()
         batch = next(batches)
-        metrics = ensemble_step.step(batch, False, runs[0].data.train, Clock(step, WARMUP_STEPS + STEPS, STEPS))
+        metrics = ensemble_step.step(
+            batch, False, runs[0].data.train, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT)
+        )
     return clock.read_seconds() - started_at, metrics["loss"].tolist()

@@ -88,7 +88,7 @@ def list_precisions(task: TrainingTask) -> list[str]:
 def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
     """Compare the losses of each phase with equal batch, weights and noise. Raises AssertionError."""
     run, reference_phases = _build_both(config, task)
-    batch = next(iter(run.data.batch_source.batches(1)))
+    batch = next(iter(run.data.batch_source.iter_batches(1)))
     clock = Clock(1, task.steps, run.data.batch_source.steps_per_epoch)
     phases = [phase for phase in run.learner.phases if isinstance(phase, GradientPhase)]
     for phase, reference_phase in zip(phases, reference_phases, strict=True):

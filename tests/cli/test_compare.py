@@ -52,7 +52,7 @@ def sweep(tmp_path: Path) -> Path:
 def test_runs_are_sorted_by_their_objective_with_what_differs(sweep: Path) -> None:
     comparison = compare([sweep])
     assert [run.name for run in comparison.runs] == ["3", "4", "5", "0", "2", "1"]
-    assert comparison.parameters == ("optimizer.lr",)
+    assert comparison.differing_keys == ("optimizer.lr",)
     assert comparison.metrics == ("mse", "psnr")
     ended = genexp_compare(sweep)
     assert ended.code == 0
@@ -114,9 +114,9 @@ def test_what_follows_from_the_choice_of_a_model_is_no_column(tmp_path: Path) ->
         epochs[model] = {"model": content, "trainer.epochs": content["recipe"]["epochs"]}
     for name, settings in epochs.items():
         make_run(tmp_path / name, settings=settings)
-    assert compare([tmp_path]).parameters == ("model.name",)
+    assert compare([tmp_path]).differing_keys == ("model.name",)
     make_run(tmp_path / "longer", settings={**epochs["vae"], "trainer.epochs": 7})
-    assert compare([tmp_path]).parameters == ("model.name", "trainer.epochs")
+    assert compare([tmp_path]).differing_keys == ("model.name", "trainer.epochs")
 
 
 def test_failed_killed_and_empty_runs_are_shown_with_their_state(tmp_path: Path) -> None:

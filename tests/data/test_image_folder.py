@@ -202,7 +202,7 @@ def test_what_exceeds_the_budget_is_streamed_and_equal(tmp_path: Path) -> None:
     with BatchStream(
         make_loader(lazy.train, "cpu", 0, num_workers=2), 4, seed=1, dataset_name="album"
     ) as streamed:
-        for left, right in islice(zip(resident.batches(2), streamed.batches(2), strict=True), 7):
+        for left, right in islice(zip(resident.iter_batches(2), streamed.iter_batches(2), strict=True), 7):
             assert torch.equal(left["image"], right["image"])
     assert not multiprocessing.active_children()
     for left, right in zip(

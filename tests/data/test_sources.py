@@ -85,7 +85,7 @@ def test_circles_have_the_default_radii_and_two_classes() -> None:
 def test_moons_and_blobs_take_their_settings() -> None:
     assert len(load_dataset(node("moons", n_samples=40)).train) == 40
     blobs = load_dataset(node("blobs", n_samples=60, centers=3, features=5, cluster_std=0.0))
-    assert blobs.spec.shape("point") == (5,)
+    assert blobs.spec.get_shape("point") == (5,)
     # Without spread each split is its centers: they are the same ones.
     train, test = (stream(split, "point").unique(dim=0) for split in (blobs.train, blobs.test))
     assert len(train) == 3

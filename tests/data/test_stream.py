@@ -19,11 +19,11 @@ from genexp.data.loading import (
     InMemoryLoader,
     SplitLoader,
     StreamingLoader,
-    convert_dtype,
+    convert_and_scale,
     make_loader,
     translate_worker_error,
 )
-from genexp.data.sampling import permutation, round_robin
+from genexp.data.sampling import interleave_classes, permutation
 from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.errors import ConfigError, DataError
 
@@ -78,27 +78,27 @@ def assert_same(left: Batch, right: Batch) -> None:
 @pytest.mark.parametrize("first_step", [1, 2, 4, 5, 6, 17])
 def test_starting_at_a_step_equals_skipping_the_steps_before(first_step: int) -> None:
     held = make_loader(numbers(), "cpu")
-    skipped = labels(islice(stream(held).batches(1), first_step - 1, None), 9)
-    assert labels(stream(held).batches(first_step), 9) == skipped
+    skipped = labels(islice(stream(held).iter_batches(1), first_step - 1, None), 9)
+    assert labels(stream(held).iter_batches(first_step), 9) == skipped
 
 
 def test_an_epoch_draws_each_sample_at_most_once_and_drops_the_incomplete_batch() -> None:
     batches = stream(make_loader(numbers(), "cpu"))
     assert batches.steps_per_epoch == 4
-    drawn = flat(labels(batches.batches(1), 4))
+    drawn = flat(labels(batches.iter_batches(1), 4))
     assert len(set(drawn)) == len(drawn) == 20
 
 
 def test_every_sample_is_seen_over_some_epochs_and_orders_differ() -> None:
     batches = stream(make_loader(numbers(), "cpu"))
-    epochs = [flat(labels(batches.batches(1 + 4 * epoch), 4)) for epoch in range(8)]
+    epochs = [flat(labels(batches.iter_batches(1 + 4 * epoch), 4)) for epoch in range(8)]
     assert len({tuple(epoch) for epoch in epochs}) == 8
     assert set(flat(epochs)) == set(range(COUNT))
 
 
 def test_the_order_depends_on_the_seed() -> None:
     held = make_loader(numbers(), "cpu")
-    assert labels(stream(held, seed=0).batches(1), 4) != labels(stream(held, seed=1).batches(1), 4)
+    assert labels(stream(held, seed=0).iter_batches(1), 4) != labels(stream(held, seed=1).iter_batches(1), 4)
 
 
 def test_the_order_is_the_same_in_another_process() -> None:
@@ -110,14 +110,14 @@ def test_the_order_is_the_same_in_another_process() -> None:
 def test_the_order_neither_reads_nor_moves_the_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = labels(stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=0)).batches(1), 3)
+    first = labels(stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=0)).iter_batches(1), 3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert labels(stream(make_loader(numbers(), "cpu")).batches(1), 3) == first
+    assert labels(stream(make_loader(numbers(), "cpu")).iter_batches(1), 3) == first
 
 
 def test_samples_of_aligned_streams_belong_together() -> None:
-    for batch in islice(stream(make_loader(numbers(), "cpu")).batches(1), 6):
+    for batch in islice(stream(make_loader(numbers(), "cpu")).iter_batches(1), 6):
         assert torch.equal(batch["image"][:, 0, 0, 0] * 255, batch["label"].float())
 
 
@@ -125,7 +125,7 @@ def test_unaligned_streams_are_shuffled_apart_and_the_shortest_makes_the_epoch()
     split = Split({"a": torch.arange(40), "b": torch.arange(21)}, is_aligned=False)
     batches = stream(make_loader(split, "cpu"))
     assert batches.steps_per_epoch == 4
-    epoch = list(islice(batches.batches(1), 4))
+    epoch = list(islice(batches.iter_batches(1), 4))
     a, b = (torch.cat([batch[name] for batch in epoch]) for name in ("a", "b"))
     assert not torch.equal(a, b)
     assert len(a.unique()) == len(b.unique()) == 20
@@ -145,7 +145,7 @@ def test_images_are_scaled_and_other_streams_are_not() -> None:
 @pytest.mark.parametrize("count", [1, 40_000, 2**18 + 1])
 def test_small_and_large_batches_are_scaled_alike(count: int) -> None:
     levels = torch.arange(count).to(torch.uint8)
-    assert torch.equal(convert_dtype(levels), levels.float() / 255)
+    assert torch.equal(convert_and_scale(levels), levels.float() / 255)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 2), (2, 1, 3), (3, 5, 5)])
@@ -160,10 +160,10 @@ def test_gathering_by_words_keeps_every_byte(shape: tuple[int, ...]) -> None:
 def test_no_batch_size_means_the_whole_split_in_order_and_the_same_tensors_each_step() -> None:
     batches = stream(make_loader(numbers(), "cpu"), None)
     assert batches.steps_per_epoch == 1
-    first, second = islice(batches.batches(1), 2)
+    first, second = islice(batches.iter_batches(1), 2)
     assert first["label"].tolist() == list(range(COUNT))
     assert first["image"] is second["image"]
-    assert next(batches.batches(40))["image"] is first["image"]
+    assert next(batches.iter_batches(40))["image"] is first["image"]
 
 
 def test_a_batch_larger_than_the_split_is_refused() -> None:
@@ -191,7 +191,7 @@ def test_the_budget_decides_where_a_split_lives() -> None:
 def test_streamed_batches_equal_resident_ones(workers: int) -> None:
     resident, streamed = make_loader(numbers(), "cpu"), make_loader(lazy_numbers(), "cpu", 0, num_workers=workers)
     with stream(streamed) as feed:
-        for left, right in zip(islice(stream(resident).batches(3), 9), feed.batches(3), strict=False):
+        for left, right in zip(islice(stream(resident).iter_batches(3), 9), feed.iter_batches(3), strict=False):
             assert_same(left, right)
     assert not multiprocessing.active_children()
 
@@ -207,14 +207,14 @@ def test_an_abandoned_iterator_leaves_no_process_behind() -> None:
 def test_a_sample_that_breaks_later_ends_the_run_in_one_line(workers: int) -> None:
     feed = stream(make_loader(lazy_numbers(broken=11), "cpu", 0, num_workers=workers))
     with feed, pytest.raises(DataError, match=r"^11.png cannot be read; replace it$"):
-        list(islice(feed.batches(1), 8))
+        list(islice(feed.iter_batches(1), 8))
     assert not multiprocessing.active_children()
 
 
 def test_a_reading_process_that_is_killed_ends_the_run_in_one_line() -> None:
     feed = stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=1))
     with feed:
-        batches = feed.batches(1)
+        batches = feed.iter_batches(1)
         next(batches)
         for process in multiprocessing.active_children():
             process.kill()
@@ -228,7 +228,7 @@ def test_a_reading_process_that_is_killed_ends_the_run_in_one_line() -> None:
 
 def test_closing_ends_every_iterator() -> None:
     feed = stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=0))
-    batches = feed.batches(1)
+    batches = feed.iter_batches(1)
     next(batches)
     feed.close()
     assert list(batches) == []
@@ -264,7 +264,7 @@ def test_examples_without_labels_are_the_first_samples() -> None:
 
 def test_classes_take_turns_until_they_run_out() -> None:
     labels = torch.tensor([0] * 5 + [1] * 2 + [7] * 3)
-    assert labels[round_robin(labels, "any")].tolist() == [0, 1, 7, 0, 1, 7, 0, 7, 0, 0]
+    assert labels[interleave_classes(labels, "any")].tolist() == [0, 1, 7, 0, 1, 7, 0, 7, 0, 0]
 
 
 @pytest.mark.gpu
@@ -272,7 +272,7 @@ def test_classes_take_turns_until_they_run_out() -> None:
 def test_streamed_batches_equal_resident_ones_on_a_gpu() -> None:
     resident, streamed = make_loader(numbers(), "cuda"), make_loader(lazy_numbers(), "cuda", 0, num_workers=2)
     with stream(streamed) as feed:
-        for left, right in zip(islice(stream(resident).batches(3), 9), feed.batches(3), strict=False):
+        for left, right in zip(islice(stream(resident).iter_batches(3), 9), feed.iter_batches(3), strict=False):
             assert left["image"].is_cuda
             assert_same(left, right)
 

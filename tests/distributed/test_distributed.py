@@ -23,7 +23,7 @@ from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import RankInfo
 from genexp.distributed.store import RankTask, connect_rank_store
 from genexp.errors import ConfigError
-from genexp.run_dir.checkpoint import list_checkpoints, load_newest
+from genexp.run_dir.checkpoint import list_checkpoints, load_newest_checkpoint
 from genexp.runs.build import build_run
 from genexp.snapshot import Snapshot
 from genexp.training.stopping import StopRequest
@@ -68,7 +68,7 @@ class Curves:
         self.values: dict[str, list[float]] = {}
 
     def record(self, snapshot: Snapshot) -> None:
-        for name, curve in snapshot.train.items():
+        for name, curve in snapshot.train_curves.items():
             self.values.setdefault(name, []).extend(curve.values.tolist())
 
 
@@ -211,7 +211,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line(tmp_path: Path) -> None:
     assert state["state"] == "failed"
     assert "process 1 of 2 was ended by signal 9" in state["error"]
     assert "\n" not in state["error"]
-    assert load_newest(folder)[1] == [], "its newest checkpoint is whole"
+    assert load_newest_checkpoint(folder)[1] == [], "its newest checkpoint is whole"
 
 
 def test_a_signal_to_any_process_stops_all_after_one_step(tmp_path: Path) -> None:

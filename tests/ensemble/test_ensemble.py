@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from genexp.ensemble.compatibility import IncompatibleRunsError, VaryingHyperparameters
-from genexp.ensemble.random_draws import MemberGenerators, MemberRandomMode
+from genexp.ensemble.random_draws import EnsembleFunctionMode, MemberGenerators
 from genexp.ensemble.step import EnsembleStep, clip_grad_norm_per_member
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import Run, build_run
@@ -57,14 +57,14 @@ def built(*words: str, like: Run | None = None) -> Run:
     looks = ("trainer.evaluate_every=0", "trainer.preview_every=0")
     config = OmegaConf.to_container(composed(*words, *looks), resolve=True)
     assert isinstance(config, dict)
-    run = build_run({str(key): value for key, value in config.items()}, None, template=like)
+    run = build_run({str(key): value for key, value in config.items()}, None, data_from=like)
     initialize_technique(run.learner, run.data.train, run.seed)
     return run
 
 
 def alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
     """Return the state of a run after so many steps."""
-    batches = run.data.batch_source.batches(1)
+    batches = run.data.batch_source.iter_batches(1)
     for step in range(1, steps + 1):
         seed_generators(run.learner.device, run.seed, step)
         run.learner.step(next(batches), run.data.train, Clock(step, steps, run.data.batch_source.steps_per_epoch))
@@ -74,7 +74,7 @@ def alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
 def together(runs: list[Run], steps: int = STEPS) -> list[dict[str, Any]]:
     """Return the states of runs that learn as one."""
     stack = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
-    feeds = [run.data.batch_source.batches(1) for run in runs]
+    feeds = [run.data.batch_source.iter_batches(1) for run in runs]
     for step in range(1, steps + 1):
         each = [next(feed) for feed in feeds]
         batch = {name: torch.stack([part[name] for part in each]) for name in each[0]}
@@ -199,7 +199,7 @@ def test_rows_that_go_on_together_need_not_have_begun_together() -> None:
     words = [[*tiny("gan"), f"seed={seed}"] for seed in (1, 2, 3)]
     expected = [alone(built(*each), 8) for each in words]
     runs = [built(*each) for each in words]
-    batches = [run.data.batch_source.batches(1) for run in runs]
+    batches = [run.data.batch_source.iter_batches(1) for run in runs]
     for first, last, rows in ((1, 4, [0, 1, 2]), (5, 8, [0, 2])):
         stack = EnsembleStep([runs[row].learner for row in rows], [runs[row].seed for row in rows])
         for step in range(first, last + 1):
@@ -218,7 +218,7 @@ def test_an_unknown_random_function_is_refused() -> None:
         row.seed(0)
 
     def draw(index: torch.Tensor) -> torch.Tensor:
-        with MemberRandomMode(rows, VaryingHyperparameters([]), index):
+        with EnsembleFunctionMode(rows, VaryingHyperparameters([]), index):
             return torch.poisson(torch.ones(3))
 
     with pytest.raises(RuntimeError, match="vmap"):

@@ -16,8 +16,8 @@ from torch import Tensor
 from genexp.data import load_dataset
 from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans import pruned_assignment
-from genexp.kmeans.blocks import get_chunk_rows, moments, take
-from genexp.kmeans.cluster_sums import ClusterSums, ClusterUpdate
+from genexp.kmeans.blocks import get_chunk_size, moments, take
+from genexp.kmeans.cluster_sums import ClusterSums, ClusterSumsUpdater
 from genexp.kmeans.distances import CenterScores, nearest_center
 from genexp.kmeans.init import kmeans_plusplus, random_points
 from genexp.kmeans.lloyd import assign, fit, lloyd_step, relocate_empty_clusters
@@ -95,7 +95,7 @@ def test_bounds_spare_comparisons_and_change_nothing(
 ) -> None:
     points = seeded_points(4000, features)
     torch.manual_seed(0)
-    here = there = random_points([points], 4000, starts=starts, clusters=clusters)
+    here = there = random_points([points], 4000, num_starts=starts, num_clusters=clusters)
     bounded, plain = assign([points], here, 4000), assign([points], there, 4000)
     compared = counted(monkeypatch, CenterScores, "__call__", lambda _, some, out: len(some))
     for _ in range(40):
@@ -112,7 +112,7 @@ def test_bounds_spare_comparisons_and_change_nothing(
 def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = points_of("mnist_5k")
     torch.manual_seed(0)
-    centers = random_points([points], len(points), starts=starts, clusters=clusters)
+    centers = random_points([points], len(points), num_starts=starts, num_clusters=clusters)
     compared = counted(
         monkeypatch, pruned_assignment, "pair_products", lambda points, _, pairs: len(pairs.rows) * len(points[0])
     )
@@ -123,7 +123,7 @@ def test_projections_spare_comparisons(starts: int, clusters: int, monkeypatch: 
 def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPatch) -> None:
     points = points_of("mnist_5k")
     torch.manual_seed(0)
-    centers = random_points([points], len(points), starts=1, clusters=10)
+    centers = random_points([points], len(points), num_starts=1, num_clusters=10)
     totals = assign([points], centers, len(points))
     looked = counted(
         monkeypatch, pruned_assignment.PrunedAssignment, "_find_candidates", lambda _, some, *others: len(some)
@@ -136,7 +136,7 @@ def test_bounds_spare_even_the_look_at_projections(monkeypatch: pytest.MonkeyPat
 def test_what_no_subspace_shows_is_compared_with_all_centers(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(3000, 400, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    centers = random_points([points], 3000, starts=1, clusters=50)
+    centers = random_points([points], 3000, num_starts=1, num_clusters=50)
     wholly = counted(
         monkeypatch, pruned_assignment.PrunedAssignment, "_compare_all", lambda _, block, place: len(block)
     )
@@ -151,7 +151,7 @@ def test_points_within_a_subspace_and_some_beside_it(size: float) -> None:
     points[::100] += torch.randn(30, 400, generator=generator)
     points *= size
     torch.manual_seed(0)
-    screened_as_if_all_were_compared(points, random_points([points], 3000, starts=2, clusters=40), 12)
+    screened_as_if_all_were_compared(points, random_points([points], 3000, num_starts=2, num_clusters=40), 12)
 
 
 @pytest.mark.parametrize("magnitudes", [0, 15])  # of ten, in which the sizes of points differ, up and down
@@ -161,8 +161,8 @@ def test_projections_never_make_a_center_seem_farther_than_it_is(magnitudes: int
     points[1500:] += 0.1 * torch.randn(1500, 400, generator=generator)  # the others lie in the subspace
     points *= 10 ** torch.empty(3000, 1).uniform_(-magnitudes, magnitudes, generator=generator)
     points[-1] = 0
-    projections = ProjectionBounds.allocate([points], points[None, :3], 3000)
-    projections.fill(points)
+    projections = ProjectionBounds.from_blocks([points], points[None, :3], 3000)
+    projections.set_projections(points)
     inner = points.double() @ points[:200].double().T
     lengths = points.double().norm(dim=1).clamp(min=1e-30)
     seeming = projections.dequantize().double() @ projections.project(points[:200]).double().T
@@ -173,9 +173,9 @@ def test_projections_never_make_a_center_seem_farther_than_it_is(magnitudes: int
 
 def test_a_gpu_is_given_more_at_a_time_than_a_cache_holds() -> None:
     here, there = torch.empty(0), torch.empty(0, device="meta")
-    assert get_chunk_rows(2**20, 1024, here) == 2**10
-    assert get_chunk_rows(2**20, 1024, there) == 2**16
-    assert get_chunk_rows(2**20, 2**21, here) == 1
+    assert get_chunk_size(2**20, 1024, here) == 2**10
+    assert get_chunk_size(2**20, 1024, there) == 2**16
+    assert get_chunk_size(2**20, 2**21, here) == 1
 
 
 def test_the_sample_for_projections_does_not_keep_the_points() -> None:
@@ -191,14 +191,14 @@ def test_the_sample_for_projections_does_not_keep_the_points() -> None:
                 del block
                 assert sum(ref() is not None for ref in made) <= 1
 
-    projections = ProjectionBounds.allocate(Made(), torch.zeros(1, 3, 400), 3000)
+    projections = ProjectionBounds.from_blocks(Made(), torch.zeros(1, 3, 400), 3000)
     assert len(made) == 30
     assert projections.basis.shape == (400, 16)
 
 
 def test_few_points_of_many_features_are_not_projected() -> None:
     points = torch.randn(9, 2**18, generator=torch.Generator().manual_seed(0))
-    centers = random_points([points], 9, starts=1, clusters=3)
+    centers = random_points([points], 9, num_starts=1, num_clusters=3)
     _, totals = lloyd_step([points], centers, assign([points], centers, 9))
     assert not isinstance(totals.bounds, ProjectionBounds)
 
@@ -207,7 +207,7 @@ def test_few_points_of_many_features_are_not_projected() -> None:
 def test_few_points_go_where_many_would(starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points, blocks = seeded_points(400, 5), seeded_points(400, 5).split(150)
     torch.manual_seed(0)
-    centers = random_points([points], 400, starts=starts, clusters=6)
+    centers = random_points([points], 400, num_starts=starts, num_clusters=6)
     centers[-1, :2] = 1e3  # these clusters run empty
     assert is_small_problem(centers, 400)
     here, few = lloyd_step(blocks, centers, assign(blocks, centers, 400))
@@ -228,7 +228,7 @@ def test_a_fit_of_few_points_ends_where_one_of_many_does(
 ) -> None:
     points = seeded_points(400, 5)
     torch.manual_seed(0)
-    centers = random_points([points], 400, starts=3, clusters=6)
+    centers = random_points([points], 400, num_starts=3, num_clusters=6)
     centers[-1, :empty] = 1e3  # these clusters run empty
     here, few = fit(points.split(150), 400, centers, iterations)
     monkeypatch.setattr("genexp.kmeans.lloyd.is_small_problem", lambda *_: False)
@@ -239,7 +239,7 @@ def test_a_fit_of_few_points_ends_where_one_of_many_does(
 
 def test_few_points_are_gathered_once() -> None:
     points = seeded_points(90, 5)
-    centers = random_points([points], 90, starts=2, clusters=4)
+    centers = random_points([points], 90, num_starts=2, num_clusters=4)
     totals = assign([points], centers, 90)
     nothing_read, known = lloyd_step((), centers, totals)
     read, anew = lloyd_step([points], centers, replace(totals, bounds=None))
@@ -301,12 +301,14 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, cost: Cal
 def test_centers_that_lie_together_do_not_take_points_from_each_other() -> None:
     points = points_of("mnist_5k")
     torch.manual_seed(0)  # of all choices, a few have a point as near to two centers as rounding can tell
-    centers = random_points([points], len(points), starts=1, clusters=40).repeat(1, 2, 1)  # each of them twice
+    centers = random_points([points], len(points), num_starts=1, num_clusters=40).repeat(
+        1, 2, 1
+    )  # each of them twice
     totals = assign([points], centers, len(points))
     labels = totals.labels.clone()
     assert (labels < 40).all()
     for _ in range(3):
-        update = ClusterUpdate(totals, centers)
+        update = ClusterSumsUpdater(totals, centers)
         finder = pruned_assignment.PrunedAssignment(centers, totals, centers, update, [points])
         finder.assign_block(points, slice(0, len(points)))
         totals = update.build_cluster_sums([], finder.bounds)
@@ -315,7 +317,7 @@ def test_centers_that_lie_together_do_not_take_points_from_each_other() -> None:
 
 def test_sums_follow_the_points() -> None:
     points = seeded_points(3000, 6)
-    centers = random_points([points], 3000, starts=2, clusters=20)
+    centers = random_points([points], 3000, num_starts=2, num_clusters=20)
     totals = assign(points.split(100), centers, 3000)
     for _ in range(30):
         centers, totals = lloyd_step(points.split(100), centers, totals)
@@ -339,14 +341,14 @@ def test_blocks_do_not_matter() -> None:
     assert torch.equal(whole.counts, parts.counts)
     torch.testing.assert_close(whole.sums, parts.sums, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(
-        whole.partial_inertia(centers), parts.partial_inertia(centers), rtol=1e-5, atol=1e-2
+        whole.inertia_without_norms(centers), parts.inertia_without_norms(centers), rtol=1e-5, atol=1e-2
     )
 
 
 def test_starts_do_not_touch_each_other() -> None:
     points = seeded_points(400, 3)
     blocks = points.split(90)
-    starts = random_points(blocks, 400, starts=4, clusters=5)
+    starts = random_points(blocks, 400, num_starts=4, num_clusters=5)
     together, totals = lloyd_step(blocks, starts, assign(blocks, starts, 400))
     for start in range(4):
         own_start = starts[start : start + 1]
@@ -358,12 +360,12 @@ def test_starts_do_not_touch_each_other() -> None:
 def test_inertia_never_rises() -> None:
     points = points_of("digits")
     blocks = points.split(BLOCK)
-    centers = random_points(blocks, len(points), starts=3, clusters=10)
+    centers = random_points(blocks, len(points), num_starts=3, num_clusters=10)
     totals = assign(blocks, centers, len(points))
     for _ in range(20):
-        before = totals.partial_inertia(centers)
+        before = totals.inertia_without_norms(centers)
         centers, totals = lloyd_step(blocks, centers, totals)
-        assert (totals.partial_inertia(centers) <= before + 1e-6 * before.abs()).all()
+        assert (totals.inertia_without_norms(centers) <= before + 1e-6 * before.abs()).all()
 
 
 def test_empty_clusters_are_moved_to_the_farthest_points() -> None:
@@ -384,7 +386,7 @@ def test_more_empty_clusters_than_points_stay_where_they_are() -> None:
 
 def test_duplicates_leave_no_nan() -> None:
     points = torch.ones(50, 2)
-    centers = kmeans_plusplus(points.split(20), 50, starts=2, clusters=4)
+    centers = kmeans_plusplus(points.split(20), 50, num_starts=2, num_clusters=4)
     assert torch.equal(centers, torch.ones(2, 4, 2))
     assert torch.equal(fit(points.split(20), 50, centers, 10)[0], torch.ones(4, 2))
 
@@ -394,7 +396,7 @@ def test_plus_plus_starts_as_well_as_scikit_learn_does() -> None:
 
     points = points_of("digits")
     torch.manual_seed(0)
-    ours = kmeans_plusplus(points.split(BLOCK), len(points), starts=20, clusters=10)
+    ours = kmeans_plusplus(points.split(BLOCK), len(points), num_starts=20, num_clusters=10)
     mean = np.mean([inertia_of(points, centers) for centers in ours])
     rivals = [sklearn_plusplus(points.numpy(), 10, random_state=seed)[0] for seed in range(20)]
     assert mean == pytest.approx(np.mean([inertia_of(points, torch.tensor(rival)) for rival in rivals]), rel=0.03)
@@ -406,7 +408,7 @@ def test_plus_plus_draws_in_proportion_to_the_squared_distance() -> None:
     """With two clusters and all candidates alike, the second center's distribution is known."""
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     torch.manual_seed(0)
-    centers = kmeans_plusplus(points.split(2), 3, starts=4000, clusters=2)
+    centers = kmeans_plusplus(points.split(2), 3, num_starts=4000, num_clusters=2)
     from_origin = centers[(centers[:, 0] == 0).all(1)]
     # Of two candidates the better is kept: the far one leaves 1, the near one 4. Near only if drawn twice.
     near = (from_origin[:, 1] == points[1]).all(1).float().mean()
@@ -511,5 +513,5 @@ def test_a_scatter_is_a_picture() -> None:
 
 
 def test_totals_of_an_empty_cluster_keep_its_center() -> None:
-    totals = ClusterSums.zeros(torch.zeros(1, 1, 2), 3)
+    totals = ClusterSums.unassigned(torch.zeros(1, 1, 2), 3)
     assert torch.equal(totals.means(torch.full((1, 1, 2), 3.0)), torch.full((1, 1, 2), 3.0))

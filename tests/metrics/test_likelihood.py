@@ -44,7 +44,7 @@ def test_the_exact_posterior_gives_the_exact_likelihood_with_any_number_of_sampl
     images = model.draw(7)
     for samples, chunk in ((1, 1), (10, 3), (10, 100)):
         estimate = importance_log_likelihood(
-            model.encode, model.log_likelihood, images, samples=samples, chunk=chunk
+            model.encode, model.log_likelihood, images, num_samples=samples, chunk_size=chunk
         )
         torch.testing.assert_close(estimate, model.exact(images))
 
@@ -58,7 +58,9 @@ def test_a_wrong_posterior_gives_a_bound_that_tightens_with_samples() -> None:
         return means + 0.2, log_variances + 0.5
 
     def gap(samples: int) -> float:
-        estimate = importance_log_likelihood(encode, model.log_likelihood, images, samples=samples, chunk=500)
+        estimate = importance_log_likelihood(
+            encode, model.log_likelihood, images, num_samples=samples, chunk_size=500
+        )
         return float((model.exact(images) - estimate).mean())
 
     assert gap(1) > gap(20) > 0.01
@@ -73,7 +75,7 @@ def test_no_call_sees_more_than_a_chunk_of_samples_an_image() -> None:
         rows.append(len(latents))
         return model.log_likelihood(images, latents)
 
-    importance_log_likelihood(model.encode, log_likelihood, model.draw(4), samples=10, chunk=4)
+    importance_log_likelihood(model.encode, log_likelihood, model.draw(4), num_samples=10, chunk_size=4)
     assert rows == [16, 16, 8]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.errors import ConfigError
-from genexp.networks.conv import ConvLayer, build_conv_decoder, build_conv_encoder, feature_map_sizes
+from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder, feature_map_sizes
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder, build_mlp
 from tests.support.compose import technique
 
@@ -18,8 +18,8 @@ Shape = tuple[int, int, int]
 
 DENSE = ("stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder", "vae")
 CONVOLUTIONAL = ("conv_autoencoder", "conv_denoising_autoencoder")
-VALID = [ConvLayer(16, 3, 2, 0), ConvLayer(32, 3, 2, 0), ConvLayer(64, 3, 1, 0)]
-PADDED = [ConvLayer(8, 3, 2, 1), ConvLayer(16, 3, 2, 1, has_batch_norm=True), ConvLayer(32, 3, 2, 0)]
+VALID = [ConvLayerSpec(16, 3, 2, 0), ConvLayerSpec(32, 3, 2, 0), ConvLayerSpec(64, 3, 1, 0)]
+PADDED = [ConvLayerSpec(8, 3, 2, 1), ConvLayerSpec(16, 3, 2, 1, has_batch_norm=True), ConvLayerSpec(32, 3, 2, 0)]
 
 
 def passed(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
@@ -124,7 +124,7 @@ LARGE: list[Shape] = [(3, 48, 48), (3, 64, 40), (3, 96, 96)]
 
 @pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
 @pytest.mark.parametrize("layers", [VALID, PADDED], ids=["valid", "padded"])
-def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayer]) -> None:
+def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayerSpec]) -> None:
     encoder = build_conv_encoder(shape, layers, [7])
     decoder = build_conv_decoder(shape, layers, [7], batch_norms=[False] * 2)
     down = passed(encoder, torch.zeros(2, *shape))

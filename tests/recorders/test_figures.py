@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from genexp.recorders.curves import group_metrics, smooth_curve
-from genexp.recorders.figures import Figures
-from genexp.recorders.metrics_log import MetricsLog
+from genexp.recorders.figures import FigureRecorder
+from genexp.recorders.metrics_log import MetricsRecorder
 from genexp.run_dir.metrics import LoggedCurve
 from genexp.snapshot import Curve, FinalArtifacts, RunOutcome, Snapshot
 from tests.support.snapshots import FINISHED, clock, picture, record_blocks, recording, run_info, snapshot
@@ -37,7 +37,7 @@ def finale(dimensions: int, *, labeled: bool = True) -> FinalArtifacts:
 )
 def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, outcome: RunOutcome) -> None:
     run = run_info(tmp_path)
-    with recording(MetricsLog(), run) as log, recording(Figures(), run, outcome) as figures:
+    with recording(MetricsRecorder(), run) as log, recording(FigureRecorder(), run, outcome) as figures:
         for recorder in (log, figures):
             record_blocks(recorder, run, (0, 10, 20))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "reconstructions.png"}
@@ -45,14 +45,14 @@ def test_curves_and_previews_are_there_however_the_run_ended(tmp_path: Path, out
 
 
 def test_a_run_that_failed_at_once_draws_nothing(tmp_path: Path) -> None:
-    with recording(Figures(), run_info(tmp_path), RunOutcome("failed", 0, error="no data")):
+    with recording(FigureRecorder(), run_info(tmp_path), RunOutcome("failed", 0, error="no data")):
         pass
     assert list((tmp_path / "figures").iterdir()) == []
 
 
 def test_the_newest_preview_is_the_one_that_stays(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(Figures(interval=60), run) as figures:
+    with recording(FigureRecorder(interval_seconds=60), run) as figures:
         record_blocks(figures, run, (0, 10, 20))
     with Image.open(tmp_path / "figures/reconstructions.png") as image:
         assert image.size == (256, 256)
@@ -62,7 +62,7 @@ def test_the_newest_preview_is_the_one_that_stays(tmp_path: Path) -> None:
 def test_the_gallery_is_pictures_and_gifs(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     gallery = {"grid": picture(1, channels=3), "walk": torch.stack([picture(1), picture(2), picture(3)])}
-    with recording(Figures(), run) as figures:
+    with recording(FigureRecorder(), run) as figures:
         figures.record(snapshot(40, run, final_artifacts=FinalArtifacts(gallery)))
     assert colors_of(tmp_path / "figures/grid.png") == 64
     with Image.open(tmp_path / "figures/walk.gif") as gif:
@@ -73,7 +73,7 @@ def test_the_gallery_is_pictures_and_gifs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labeled", [True, False])
 def test_flat_and_solid_codes_are_drawn(tmp_path: Path, dimensions: int, labeled: bool) -> None:
     run = run_info(tmp_path)
-    with recording(Figures(), run) as figures:
+    with recording(FigureRecorder(), run) as figures:
         figures.record(snapshot(40, run, final_artifacts=finale(dimensions, labeled=labeled)))
     assert colors_of(tmp_path / "figures/latents.png") > 100
     page = (tmp_path / "figures/latents.html").read_text()
@@ -83,7 +83,7 @@ def test_flat_and_solid_codes_are_drawn(tmp_path: Path, dimensions: int, labeled
 
 def test_codes_of_many_dimensions_are_left_to_the_projector(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(Figures(), run) as figures:
+    with recording(FigureRecorder(), run) as figures:
         figures.record(snapshot(40, run, final_artifacts=finale(5)))
     assert list((tmp_path / "figures").iterdir()) == []
 
@@ -112,8 +112,8 @@ def test_a_smoothed_curve_has_the_epoch_means() -> None:
 def test_values_that_are_no_numbers_do_not_stop_the_drawing(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     broken = {"loss": Curve(np.arange(1, 4), np.full(3, np.nan, np.float32))}
-    with recording(MetricsLog(), run) as log, recording(Figures(), run):
-        log.record(Snapshot(clock(3, run), broken, test={"psnr": float("inf")}))
+    with recording(MetricsRecorder(), run) as log, recording(FigureRecorder(), run):
+        log.record(Snapshot(clock(3, run), broken, test_metrics={"psnr": float("inf")}))
     assert (tmp_path / "figures/loss.png").is_file()
 
 
@@ -121,7 +121,7 @@ def test_values_that_are_no_numbers_do_not_stop_the_drawing(tmp_path: Path) -> N
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_shows_the_latent_codes(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(Figures(), run) as figures:
+    with recording(FigureRecorder(), run) as figures:
         figures.record(snapshot(40, run, final_artifacts=finale(3)))
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
     command += ["--window-size=800,600", f"--user-data-dir={tmp_path / 'browser'}"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from genexp.errors import DataError
-from genexp.recorders.metrics_log import MetricsLog
+from genexp.recorders.metrics_log import MetricsRecorder
 from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.metrics import read_metrics
 from genexp.snapshot import Curve, Snapshot
@@ -33,8 +33,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def test_every_step_and_every_evaluation_is_one_line(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(MetricsLog(), run) as log:
-        log.record(snapshot(10, run, test={"psnr": 11.5}))
+    with recording(MetricsRecorder(), run) as log:
+        log.record(snapshot(10, run, test_metrics={"psnr": 11.5}))
     *train, test = lines_of(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in train] == list(range(1, 11))
     assert list(train[0]) == ["step", "epoch", "split", "loss", "kl"]
@@ -44,14 +44,14 @@ def test_every_step_and_every_evaluation_is_one_line(tmp_path: Path) -> None:
 
 def test_the_epoch_is_that_of_the_step_and_not_of_the_block(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(MetricsLog(), run) as log:
+    with recording(MetricsRecorder(), run) as log:
         log.record(snapshot(20, run, block=20))
     assert [line["epoch"] for line in lines_of(tmp_path / "metrics.jsonl")] == [1] * 10 + [2] * 10
 
 
 def test_a_resting_phase_leaves_its_metric_out_of_the_line(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(MetricsLog(), run) as log:
+    with recording(MetricsRecorder(), run) as log:
         sparse = Curve(np.array([2, 4]), np.array([0.5, 0.25], np.float32))
         log.record(Snapshot(clock(4, run), {"critic": curves(1, 4)["loss"], "generator": sparse}))
     lines = lines_of(tmp_path / "metrics.jsonl")
@@ -62,38 +62,40 @@ def test_a_resting_phase_leaves_its_metric_out_of_the_line(tmp_path: Path) -> No
 
 def test_values_that_json_does_not_know_are_null(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(MetricsLog(), run) as log:
+    with recording(MetricsRecorder(), run) as log:
         values = np.array([np.nan, np.inf, 1e-20], np.float32)
-        log.record(Snapshot(clock(3, run), {"loss": Curve(np.arange(1, 4), values)}, test={"psnr": float("-inf")}))
+        log.record(
+            Snapshot(clock(3, run), {"loss": Curve(np.arange(1, 4), values)}, test_metrics={"psnr": float("-inf")})
+        )
     assert [line.get("loss") for line in lines_of(tmp_path / "metrics.jsonl")] == [None, None, 1e-20, None]
     assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")["test"]["psnr"].values).all()
 
 
 def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
     straight, broken = run_info(tmp_path / "straight"), run_info(tmp_path / "broken")
-    with recording(MetricsLog(), straight) as log:
+    with recording(MetricsRecorder(), straight) as log:
         record_blocks(log, straight, (0, 10, 20, 30, 40))
 
-    with recording(MetricsLog(), broken) as killed:
+    with recording(MetricsRecorder(), broken) as killed:
         record_blocks(killed, broken, (0, 10, 20))
         noted = sizes(killed)
         record_blocks(killed, broken, (30,))
     cut_back(noted)
-    with recording(MetricsLog(), run_info(tmp_path / "broken", start_step=20)) as resumed:
+    with recording(MetricsRecorder(), run_info(tmp_path / "broken", start_step=20)) as resumed:
         record_blocks(resumed, broken, (30, 40))
     assert (tmp_path / "broken/metrics.jsonl").read_bytes() == (tmp_path / "straight/metrics.jsonl").read_bytes()
 
 
 def test_a_finished_run_that_is_resumed_writes_nothing_twice(tmp_path: Path) -> None:
     run = run_info(tmp_path, start_step=40)
-    with recording(MetricsLog(), run) as log:
-        log.record(snapshot(40, run, train={}, test={"psnr": 14.0}))
+    with recording(MetricsRecorder(), run) as log:
+        log.record(snapshot(40, run, train_curves={}, test_metrics={"psnr": 14.0}))
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_what_is_recorded_is_in_the_file_at_once(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(MetricsLog(), run) as log:
+    with recording(MetricsRecorder(), run) as log:
         log.record(snapshot(10, run))
     assert len(lines_of(tmp_path / "metrics.jsonl")) == 10
 

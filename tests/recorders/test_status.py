@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from genexp.recorders.status import StatusFile
+from genexp.recorders.status import StatusRecorder
 from genexp.snapshot import Curve, RunOutcome, Snapshot
 from tests.support.snapshots import FINISHED, clock, run_info, snapshot
 
@@ -19,7 +19,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def test_a_running_run_says_so_from_the_start(tmp_path: Path) -> None:
-    StatusFile().open(run_info(tmp_path))
+    StatusRecorder().open(run_info(tmp_path))
     status = read(tmp_path)
     assert (status["state"], status["step"], status["total_steps"]) == ("running", 0, 40)
     assert (status["model"], status["dataset"]) == ("vae", "digits")
@@ -28,10 +28,10 @@ def test_a_running_run_says_so_from_the_start(tmp_path: Path) -> None:
 
 def test_the_last_metrics_the_best_score_and_each_warning_once(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    status = StatusFile(interval=0)
+    status = StatusRecorder(interval_seconds=0)
     status.open(run)
-    status.record(snapshot(10, run, test={"psnr": 12.0}, warnings=("collapse",)))
-    status.record(snapshot(20, run, test={"psnr": 11.0}, warnings=("collapse", "blow-up")))
+    status.record(snapshot(10, run, test_metrics={"psnr": 12.0}, warnings=("collapse",)))
+    status.record(snapshot(20, run, test_metrics={"psnr": 11.0}, warnings=("collapse", "blow-up")))
     found = read(tmp_path)
     assert found["best"] == {"value": 12.0, "step": 10}
     assert found["test"] == {"psnr": 11.0}
@@ -42,7 +42,7 @@ def test_the_last_metrics_the_best_score_and_each_warning_once(tmp_path: Path) -
 
 def test_writing_is_throttled_until_the_run_ends(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    status = StatusFile(interval=60)
+    status = StatusRecorder(interval_seconds=60)
     status.open(run)
     status.record(snapshot(10, run))
     assert read(tmp_path)["step"] == 0
@@ -53,7 +53,7 @@ def test_writing_is_throttled_until_the_run_ends(tmp_path: Path) -> None:
 
 def test_a_failure_is_told_with_its_error_and_without_nan(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    status = StatusFile()
+    status = StatusRecorder()
     status.open(run)
     broken = {"loss": Curve(np.array([1]), np.array([np.nan], np.float32))}
     status.record(Snapshot(clock(1, run), broken))
@@ -65,12 +65,12 @@ def test_a_failure_is_told_with_its_error_and_without_nan(tmp_path: Path) -> Non
 
 def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    first = StatusFile()
+    first = StatusRecorder()
     first.open(run)
-    first.record(snapshot(10, run, test={"psnr": 12.0}, warnings=("collapse",)))
+    first.record(snapshot(10, run, test_metrics={"psnr": 12.0}, warnings=("collapse",)))
     first.close(RunOutcome("stopped", 10))
     before = read(tmp_path)
-    second = StatusFile()
+    second = StatusRecorder()
     second.open(run_info(tmp_path, start_step=10))
     found = read(tmp_path)
     assert (found["state"], found["step"], found["epoch"]) == ("running", 10, 1)
@@ -81,5 +81,5 @@ def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
 def test_a_damaged_status_does_not_stop_a_resume(tmp_path: Path) -> None:
     run = run_info(tmp_path, start_step=10)
     (tmp_path / "status.json").write_text('{"state": "runn')
-    StatusFile().open(run)
+    StatusRecorder().open(run)
     assert read(tmp_path)["state"] == "running"

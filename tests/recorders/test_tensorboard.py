@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboardX.proto import event_pb2
 
 from genexp.recorders.gif import write_gif
-from genexp.recorders.tensorboard import EventFileWriter, TensorBoard
+from genexp.recorders.tensorboard import EventFileWriter, TensorBoardRecorder
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from tests.support.browser import needs_browser, start_browser
 from tests.support.snapshots import (
@@ -64,7 +64,7 @@ def finale(size: int = 30) -> FinalArtifacts:
 
 def test_every_step_and_every_score_is_read_back(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(TensorBoard(), run) as board:
+    with recording(TensorBoardRecorder(), run) as board:
         record_blocks(board, run, (0, 10, 20))
         found = scalars(tmp_path)  # while it is open: what is recorded is with the operating system
     assert found["train/loss"] == [(step, loss_at(step)) for step in range(1, 21)]
@@ -94,7 +94,7 @@ def test_packed_events_are_what_protocol_buffers_would_write(tmp_path: Path) -> 
 
 def test_wall_times_rise_over_a_block(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(TensorBoard(), run) as board:
+    with recording(TensorBoardRecorder(), run) as board:
         begin = time.time()
         time.sleep(0.05)
         board.record(snapshot(10, run))
@@ -106,7 +106,7 @@ def test_wall_times_rise_over_a_block(tmp_path: Path) -> None:
 def test_a_resting_phase_has_fewer_points(tmp_path: Path) -> None:
     run = run_info(tmp_path)
     sparse = Curve(np.array([2, 4]), np.array([0.5, 0.25], np.float32))
-    with recording(TensorBoard(), run) as board:
+    with recording(TensorBoardRecorder(), run) as board:
         board.record(Snapshot(clock(4, run), {"critic": curves(1, 4)["loss"], "generator": sparse}))
     assert scalars(tmp_path)["train/generator"] == [(2, 0.5), (4, 0.25)]
     assert len(scalars(tmp_path)["train/critic"]) == 4
@@ -114,9 +114,11 @@ def test_a_resting_phase_has_fewer_points(tmp_path: Path) -> None:
 
 def test_pictures_settings_gifs_and_hyperparameters_are_there(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    write_gif(tmp_path / "samples.gif", [picture(1), picture(2)], duration=100)
-    with recording(TensorBoard(), run) as board:
-        board.record(snapshot(40, run, images={"samples": picture(1, channels=3)}, final_artifacts=finale()))
+    write_gif(tmp_path / "samples.gif", [picture(1), picture(2)], frame_duration_ms=100)
+    with recording(TensorBoardRecorder(), run) as board:
+        board.record(
+            snapshot(40, run, preview_images={"samples": picture(1, channels=3)}, final_artifacts=finale())
+        )
     events = read(tmp_path)
     assert set(events.Tags()["images"]) == {"preview/samples", "gallery/grid", "animation/samples"}
     [gif] = events.Images("animation/samples")
@@ -130,7 +132,7 @@ def test_pictures_settings_gifs_and_hyperparameters_are_there(tmp_path: Path) ->
 
 def test_the_projector_has_a_line_for_each_sample(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(TensorBoard(), run) as board:
+    with recording(TensorBoardRecorder(), run) as board:
         board.record(snapshot(40, run, final_artifacts=finale()))
     folder = tmp_path / "tensorboard"
     assert np.loadtxt(folder / "projector/codes.tsv").shape == (30, 3)
@@ -141,15 +143,15 @@ def test_the_projector_has_a_line_for_each_sample(tmp_path: Path) -> None:
 
 def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
     straight, broken = run_info(tmp_path / "straight"), run_info(tmp_path / "broken")
-    with recording(TensorBoard(), straight) as board:
+    with recording(TensorBoardRecorder(), straight) as board:
         record_blocks(board, straight, (0, 10, 20, 30, 40))
-    with recording(TensorBoard(), broken) as killed:
+    with recording(TensorBoardRecorder(), broken) as killed:
         record_blocks(killed, broken, (0, 10, 20))
         noted = sizes(killed)
         record_blocks(killed, broken, (30,))
     cut_back(noted)
     resumed_run = run_info(tmp_path / "broken", start_step=20)
-    with recording(TensorBoard(), resumed_run) as resumed:
+    with recording(TensorBoardRecorder(), resumed_run) as resumed:
         record_blocks(resumed, resumed_run, (30, 40))
         assert len(resumed.append_only_files()) == 2
     assert scalars(tmp_path / "broken") == scalars(tmp_path / "straight")
@@ -159,14 +161,14 @@ def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
 
 def test_a_tensorboard_that_watches_forgets_the_steps_that_were_cut(tmp_path: Path) -> None:
     run = run_info(tmp_path)
-    with recording(TensorBoard(), run) as killed:
+    with recording(TensorBoardRecorder(), run) as killed:
         record_blocks(killed, run, (10, 20))
         noted = sizes(killed)
         record_blocks(killed, run, (30,))
         watcher = read(tmp_path)
     cut_back(noted)
     resumed_run = run_info(tmp_path, start_step=20)
-    with recording(TensorBoard(), resumed_run) as resumed:
+    with recording(TensorBoardRecorder(), resumed_run) as resumed:
         record_blocks(resumed, resumed_run, (30, 40))
     watcher.Reload()
     assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 41))
@@ -174,9 +176,9 @@ def test_a_tensorboard_that_watches_forgets_the_steps_that_were_cut(tmp_path: Pa
 
 def test_the_real_server_shows_scalars_and_hyperparameters(tmp_path: Path) -> None:
     run = run_info(tmp_path / "run")
-    with recording(TensorBoard(), run) as board:
+    with recording(TensorBoardRecorder(), run) as board:
         record_blocks(board, run, (0, 10, 20))
-        board.record(snapshot(40, run, test={"psnr": 14.0}, final_artifacts=finale()))
+        board.record(snapshot(40, run, test_metrics={"psnr": 14.0}, final_artifacts=finale()))
     with tensorboard_server(tmp_path) as address:
         data = f"{address}/data/plugin"
         assert set(ask(f"{data}/scalars/tags")["run/tensorboard"]) == {"train/loss", "train/kl", "test/psnr"}
@@ -199,9 +201,9 @@ def record_sweep(folder: Path) -> dict[str, tuple[float, float]]:
     for number, (rate, seed) in enumerate(((0.001, 0), (0.001, 1), (0.01, 0), (0.01, 1))):
         config = {"seed": seed, "optimizer": {"name": "adam", "lr": rate}}
         run = run_info(folder / str(number), config=config)
-        with recording(TensorBoard(), run) as board:
+        with recording(TensorBoardRecorder(), run) as board:
             record_blocks(board, run, (0, 10, 20, 30))
-            board.record(snapshot(40, run, test={"psnr": 20.0 + number}))
+            board.record(snapshot(40, run, test_metrics={"psnr": 20.0 + number}))
         told[f"{number}/tensorboard"] = rate, 20.0 + number
     return told
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from genexp.errors import CheckpointError
-from genexp.run_dir.checkpoint import load, save
+from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.command import assert_same
 
 
@@ -27,7 +27,7 @@ def state() -> dict[str, object]:
 def test_a_damaged_file_is_refused_or_whole(state: dict[str, object], tmp_path: Path) -> None:
     """Whatever bytes are lost or changed: no other error, and never another state."""
     path = tmp_path / "step-00000001.pt"
-    save(path, state)
+    save_checkpoint(path, state)
     whole, chance = path.read_bytes(), random.Random(0)
     files = [whole[:size] for size in (0, 1, *chance.sample(range(len(whole)), 50))]
     for _ in range(300):
@@ -38,7 +38,7 @@ def test_a_damaged_file_is_refused_or_whole(state: dict[str, object], tmp_path: 
     for content in files:
         path.write_bytes(content)
         try:
-            found = load(path)
+            found = load_checkpoint(path)
         except CheckpointError as error:
             complaints.append(str(error))
         else:

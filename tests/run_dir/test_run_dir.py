@@ -14,7 +14,7 @@ import yaml
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from genexp.run_dir.checkpoint import list_checkpoints, load
+from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.command import TINY, genexp, in_folder, metrics, status
 from tests.support.tensorboard import ask, tensorboard_server
 
@@ -123,10 +123,10 @@ def test_checkpoints_are_bounded_and_can_be_read_without_running_code(folder: Pa
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {newest.name, older[0].name, "best.pt"}
     for path in (newest, *older, folder / "checkpoints" / "best.pt"):
         assert torch.load(path, weights_only=True)["checksum"]
-        load(path)
-    best = load(folder / "checkpoints" / "best.pt")
+        load_checkpoint(path)
+    best = load_checkpoint(folder / "checkpoints" / "best.pt")
     assert (best["step"], best["value"]) == (status(folder)["best"]["step"], status(folder)["best"]["value"])
-    assert best["technique"].keys() == load(newest)["technique"].keys()
+    assert best["technique"].keys() == load_checkpoint(newest)["technique"].keys()
 
 
 def test_tensorboard_has_every_step_and_every_score(folder: Path) -> None:

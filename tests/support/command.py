@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from genexp.run_dir.checkpoint import list_checkpoints, load
+from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from genexp.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,8 +122,8 @@ def status(folder: Path) -> dict[str, Any]:
 
 def last_state(folder: Path) -> dict[str, Any]:
     """Return a run's newest checkpoint, without what depends on the file system."""
-    state = load(list_checkpoints(folder)[0])
-    state.pop("ledger")
+    state = load_checkpoint(list_checkpoints(folder)[0])
+    state.pop("log_offsets")
     return state
 
 

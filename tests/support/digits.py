@@ -42,7 +42,7 @@ def trained(name: str, steps: int, *words: str) -> Learner:
     learner = Learner(technique(name, (1, 28, 28), f"model={name}", *words), plan, StepSettings(), CPU)
     held = make_loader(digits().train, CPU)
     with BatchStream(held, cfg.trainer.batch_size, seed=0, dataset_name="mnist_5k") as stream:
-        batches = stream.batches(1)
+        batches = stream.iter_batches(1)
         for step in range(1, steps + 1):
             seed_generators(CPU, 0, step)
             learner.step(next(batches), [], Clock(step, steps, stream.steps_per_epoch))

@@ -67,7 +67,7 @@ def picture(step: int, size: tuple[int, int] = (8, 8), channels: int = 1) -> Ten
 def snapshot(step: int, run: RunInfo, *, block: int = 10, **more: Any) -> Snapshot:
     """Return a snapshot at `step` with the training metrics of the `block` steps that end there."""
     train: Mapping[str, Curve] = curves(step - block + 1, step) if step else {}
-    return Snapshot(clock(step, run), **{"train": train, **more})
+    return Snapshot(clock(step, run), **{"train_curves": train, **more})
 
 
 @contextmanager
@@ -83,9 +83,9 @@ def recording(recorder: AnyRecorder, run: RunInfo, outcome: RunOutcome = FINISHE
 def record_blocks(recorder: Recorder, run: RunInfo, steps: Iterable[int]) -> None:
     """Feed a snapshot with test metrics and a preview at each of `steps`."""
     for step in steps:
-        more: dict[str, Any] = {"images": {"reconstructions": picture(step)}}
+        more: dict[str, Any] = {"preview_images": {"reconstructions": picture(step)}}
         if step:
-            more["test"] = {"psnr": 10 + step / 10}
+            more["test_metrics"] = {"psnr": 10 + step / 10}
         recorder.record(snapshot(step, run, **more))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from genexp.sweep.halving import Halving, HalvingConfig
+from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
 from tests.support.command import background, genexp, metrics, status
 from tests.support.sweeps import SHORT, states, sweep
@@ -33,15 +33,15 @@ def jobs_with(folder: Path, values: dict[tuple[float, int], list[float | None]],
 
 def test_each_rung_is_factor_times_as_far_until_one_configuration_is_left(tmp_path: Path) -> None:
     jobs = jobs_with(tmp_path, {(0.1 * n, seed): [] for n in range(9) for seed in (0, 1)})
-    halving = Halving(HalvingConfig(factor=2, epochs=2), jobs)
+    halving = SuccessiveHalving(HalvingConfig(factor=2, epochs=2), jobs)
     assert [(rung.epoch, rung.n_candidates, rung.n_survivors) for rung in halving.rungs] == [
         (2, 9, 4),
         (4, 4, 2),
         (8, 2, 1),
     ]
     # Two seeds each: 9 to epoch 2, 4 to epoch 4, 2 to epoch 8, 1 to epoch 20.
-    assert halving.expected_jobs == pytest.approx(2 * (9 * 2 + 4 * 2 + 2 * 4 + 1 * 12) / 20)
-    assert Halving(HalvingConfig(factor=None, epochs=1), jobs).rungs == []
+    assert halving.expected_work == pytest.approx(2 * (9 * 2 + 4 * 2 + 2 * 4 + 1 * 12) / 20)
+    assert SuccessiveHalving(HalvingConfig(factor=None, epochs=1), jobs).rungs == []
 
 
 def test_seeds_are_judged_together_by_what_was_known_at_the_rung(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_seeds_are_judged_together_by_what_was_known_at_the_rung(tmp_path: Path)
         (0.3, 1): [None],  # a seed that failed
     }
     jobs = jobs_with(tmp_path, values)
-    halving = Halving(HalvingConfig(factor=3, epochs=1), jobs)
+    halving = SuccessiveHalving(HalvingConfig(factor=3, epochs=1), jobs)
     better = halving.select_survivors(jobs, halving.rungs[0])
     assert [job.config.optimizer.lr for job in better] == [0.2, 0.2]
 

@@ -49,20 +49,20 @@ def split() -> list[Batch]:
     [(1, 1e-3 / 150), (50, 1e-3 / 150), (51, 1e-3 / 150), (125, 1e-3 / 2), (199, 1e-3 * 149 / 150), (250, 1e-3)],
 )
 def test_alpha_rises_as_the_source_says(epoch: int, alpha: float) -> None:
-    assert technique("experiment=deep_kmeans_reference").alpha(at_epoch(epoch)) == pytest.approx(alpha)
+    assert technique("experiment=deep_kmeans_reference").scheduled_alpha(at_epoch(epoch)) == pytest.approx(alpha)
 
 
 def test_without_a_ramp_alpha_is_there_once_pretraining_is_over() -> None:
     deep = technique("model=deep_kmeans", "model.pretrain=0.5", "model.alpha=0.7")
-    assert [deep.alpha(at_epoch(epoch, total=10)) for epoch in (1, 5, 6, 10)] == [0, 0, 0.7, 0.7]
+    assert [deep.scheduled_alpha(at_epoch(epoch, total=10)) for epoch in (1, 5, 6, 10)] == [0, 0, 0.7, 0.7]
 
 
 def test_centers_are_placed_once_when_pretraining_is_over() -> None:
     deep = technique("model=deep_kmeans", "model.pretrain=0.5")
-    placed = [step for step in range(1, 101) if deep.is_pretraining_finished(Clock(step, 100, 10))]
+    placed = [step for step in range(1, 101) if deep.is_first_step_after_pretraining(Clock(step, 100, 10))]
     assert placed == [51]
     never = technique("model=deep_kmeans", "model.pretrain=0")
-    assert not any(never.is_pretraining_finished(Clock(step, 100, 10)) for step in range(1, 101))
+    assert not any(never.is_first_step_after_pretraining(Clock(step, 100, 10)) for step in range(1, 101))
 
 
 def test_placed_centers_lie_among_the_latents() -> None:
@@ -176,14 +176,14 @@ def blot(height: int, width: int) -> Tensor:
 
 def test_no_jitter_is_no_change() -> None:
     images = torch.rand(5, 3, 12, 16)
-    torch.testing.assert_close(random_affine(images, degrees=0, pixels=0, zoom=0), images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(random_affine(images, degrees=0, shift_pixels=0, zoom=0), images, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (24, 48)])
 def test_jitter_turns_without_distortion(height: int, width: int) -> None:
     """Turned about the middle, a spot keeps its distance from it, whatever the sides of the image."""
     torch.manual_seed(0)
-    turned = random_affine(blot(height, width).expand(40, -1, -1, -1), degrees=25, pixels=0, zoom=0)
+    turned = random_affine(blot(height, width).expand(40, -1, -1, -1), degrees=25, shift_pixels=0, zoom=0)
     rows = torch.arange(height) - (height - 1) / 2
     columns = torch.arange(width) - (width - 1) / 2
     mass = turned.sum((1, 2, 3))
@@ -197,6 +197,6 @@ def test_jitter_turns_without_distortion(height: int, width: int) -> None:
 
 def test_jitter_shifts_by_pixels() -> None:
     torch.manual_seed(0)
-    shifted = random_affine(blot(28, 28).expand(200, -1, -1, -1), degrees=0, pixels=3, zoom=0)
+    shifted = random_affine(blot(28, 28).expand(200, -1, -1, -1), degrees=0, shift_pixels=3, zoom=0)
     places = (shifted.sum((1, 2)) * torch.arange(28)).sum(1) / shifted.sum((1, 2, 3))
     assert 2.5 < float((places - 22.5).abs().max()) <= 3.01

@@ -106,8 +106,8 @@ def test_dense_networks_are_the_references() -> None:
 
 def test_convolutional_networks_are_the_references() -> None:
     layout = LAYOUTS["valid"]
-    generator = build_conv_generator(128, layout.generator_layers(GRAY, 64), batch_norm=False)
-    discriminator = build_conv_discriminator(1, layout.discriminator_layers(GRAY, 128), norm="none", dropout=0.5)
+    generator = build_conv_generator(128, layout.plan_generator(GRAY, 64), has_batch_norm=False)
+    discriminator = build_conv_discriminator(1, layout.plan_discriminator(GRAY, 128), norm="none", dropout=0.5)
     up = sides(generator, torch.randn(2, 128), nn.ConvTranspose2d)
     assert up == [(256, 3), (128, 7), (64, 15), (1, 28)]
     down = sides(discriminator, torch.randn(2, *GRAY), nn.Conv2d)
@@ -125,9 +125,9 @@ def test_convolutional_networks_are_the_references() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
     shape = (channels, side, side)
-    generator = build_conv_generator(5, LAYOUTS[layout].generator_layers(shape, 2), batch_norm=True)
+    generator = build_conv_generator(5, LAYOUTS[layout].plan_generator(shape, 2), has_batch_norm=True)
     discriminator = build_conv_discriminator(
-        channels, LAYOUTS[layout].discriminator_layers(shape, 2), norm="layer", dropout=0.1
+        channels, LAYOUTS[layout].plan_discriminator(shape, 2), norm="layer", dropout=0.1
     )
     images = generator(torch.randn(3, 5))
     assert images.shape == (3, *shape)
@@ -138,7 +138,7 @@ def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
 def test_doubling_reaches_every_size() -> None:
     for side in range(5, 70):
         generator = build_conv_generator(
-            3, LAYOUTS["doubling"].generator_layers((1, side, side), 1), batch_norm=False
+            3, LAYOUTS["doubling"].plan_generator((1, side, side), 1), has_batch_norm=False
         )
         assert generator(torch.randn(1, 3)).shape == (1, 1, side, side)
 
@@ -156,7 +156,7 @@ def test_doubling_reaches_every_size() -> None:
 )
 def test_sizes_that_cannot_work_are_named(layout: str, shape: tuple[int, int, int], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        LAYOUTS[layout].generator_layers(shape, 4)
+        LAYOUTS[layout].plan_generator(shape, 4)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -176,9 +176,9 @@ def test_the_loss_on_logits_is_the_cross_entropy_of_probabilities() -> None:
     ones, zeros = torch.ones(6), torch.zeros(6)
     bce = F.binary_cross_entropy
     torch.testing.assert_close(
-        game.discriminator(real, fake), bce(real.sigmoid(), ones) + bce(fake.sigmoid(), zeros)
+        game.discriminator_loss(real, fake), bce(real.sigmoid(), ones) + bce(fake.sigmoid(), zeros)
     )
-    torch.testing.assert_close(game.generator(fake), bce(fake.sigmoid(), ones))
+    torch.testing.assert_close(game.generator_loss(fake), bce(fake.sigmoid(), ones))
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_the_loss_on_logits_is_the_cross_entropy_of_probabilities() -> None:
 def test_losses_are_their_papers(loss: str, discriminator: float, generator: float) -> None:
     real, fake = torch.tensor([0.5, 0.5]), torch.tensor([2.0, 2.0])
     game = ADVERSARIAL_LOSSES[loss]
-    assert game.discriminator(real, fake).item() == pytest.approx(discriminator)
-    assert game.generator(fake).item() == pytest.approx(generator)
+    assert game.discriminator_loss(real, fake).item() == pytest.approx(discriminator)
+    assert game.generator_loss(fake).item() == pytest.approx(generator)
 
 
 def test_the_penalty_measures_the_slope_and_teaches_the_scorer() -> None:

@@ -75,7 +75,7 @@ def test_layers_are_those_of_torchvision() -> None:
     reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:7])
     network = VGG19(["conv_3", "relu_3", "pool_4", "conv_5"])
     weights = {f"features.{name}": weight for name, weight in reference.state_dict().items()}
-    network.load(weights, origin="test")
+    network.load_torchvision_weights(weights, origin="test")
     images = torch.rand(1, 3, 20, 24)
     features = (images - network.mean) / network.std
     seen = dict(network(images))
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_torchvision() -> None:
     reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:7])
     network = VGG19(["conv_2", "relu_4"])
     weights = {f"features.{name}": weight for name, weight in reference.state_dict().items()}
-    network.load(weights, origin="test")
+    network.load_torchvision_weights(weights, origin="test")
     image = torch.rand(1, 3, 20, 24, requires_grad=True)
     features, expected = (image - network.mean) / network.std, torch.zeros(())
     for name, layer in zip(LAYER_CHANNELS, reference, strict=False):
@@ -191,7 +191,7 @@ def test_wrong_weight_files_are_one_clear_line(weight_file: Path, tmp_path: Path
     }
     for file, fault in faults.items():
         with pytest.raises(ConfigError) as caught:
-            VGG19(["conv_2"]).load(load_weight_file(file), origin=str(file))
+            VGG19(["conv_2"]).load_torchvision_weights(load_weight_file(file), origin=str(file))
         message = str(caught.value)
         assert fault in message
         assert message.startswith(f"model.weights={file}")
@@ -271,7 +271,9 @@ def test_image_begins_as_the_content() -> None:
 
 def test_each_scale_has_its_part_of_the_run() -> None:
     taught, data = learner(LBFGS, scales=[0.25, 0.5, 1.0])
-    names = [set(taught.step(data[0], data, Clock(step, 6, 1))) & set(taught.loss_phases) for step in range(1, 7)]
+    names = [
+        set(taught.step(data[0], data, Clock(step, 6, 1))) & set(taught.phase_by_loss) for step in range(1, 7)
+    ]
     assert names == [{"scale_1_loss"}] * 2 + [{"scale_2_loss"}] * 2 + [{"scale_3_loss"}] * 2
 
 

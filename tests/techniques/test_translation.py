@@ -193,7 +193,7 @@ def test_networks_fit_any_size(size: tuple[int, int]) -> None:
     images = torch.randn(2, 1, *size)
     for network in (
         UNet(1, 3, size, width=4, norm="batch", dropout=0.5),
-        build_resnet_generator(1, 3, size, width=4, blocks=None),
+        build_resnet_generator(1, 3, size, width=4, num_blocks=None),
     ):
         made = network(images)
         assert made.shape == (2, 3, *size)

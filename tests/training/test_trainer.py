@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genexp.device import has_bf16_matmul, use_bf16_matmul, use_deterministic_algorithms
 from genexp.errors import CheckpointError, ConfigError, DivergenceError
-from genexp.run_dir.checkpoint import load, save
+from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint
 from genexp.snapshot import Snapshot
 from genexp.technique import (
     Batch,
@@ -89,10 +89,10 @@ class Toy(Technique):
         loss = away.square().sum(1).mean()
         return loss, detach_metrics(noise=torch.rand(()), value=batch["point"].mean())
 
-    def initialize(self, samples: Batches) -> None:
-        self.begun += len(list(samples))
+    def initialize(self, train_batches: Batches) -> None:
+        self.begun += len(list(train_batches))
 
-    def evaluate(self, samples: Batches) -> dict[str, float]:
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
         self.looks.append("evaluate")
         assert not self.training
         assert not torch.is_grad_enabled()
@@ -116,7 +116,7 @@ class Values:
 
     steps_per_epoch = EPOCH
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    def iter_batches(self, first_step: int) -> Iterator[Batch]:
         step = first_step
         while True:
             yield {"point": torch.full((2, 1), float(step))}
@@ -134,11 +134,11 @@ class Heard:
 
     def record(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, with the tensors as they are now."""
-        self.snapshots.append(replace(snapshot, checkpoint=copied(snapshot.checkpoint)))
+        self.snapshots.append(replace(snapshot, checkpoint_state=copied(snapshot.checkpoint_state)))
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """Return a training metric's steps and values over all blocks."""
-        blocks = [snapshot.train[name] for snapshot in self.snapshots if name in snapshot.train]
+        blocks = [snapshot.train_curves[name] for snapshot in self.snapshots if name in snapshot.train_curves]
         return (
             np.concatenate([block.steps for block in blocks]).tolist(),
             np.concatenate([block.values for block in blocks]).tolist(),
@@ -177,7 +177,7 @@ def go_on(
     heard = Heard()
     samples: list[Batch] = [{"point": torch.zeros(2, 1)}] * 3
     material = RunData(Values(), samples, samples, samples[0])
-    clock = train(learner, material, heard, config, stop or StopRequest(), seed=seed, start_step=start)
+    clock = train(learner, material, heard, config, stop or StopRequest(), seed=seed, completed_steps=start)
     return heard, clock
 
 
@@ -387,7 +387,7 @@ def test_phases_take_their_turns_in_order() -> None:
     assert told[1] == {"left_loss", "right_loss"}
     assert told[3] == {"left_loss", "right_loss", "batches"}
     assert told[4] == {"left_loss", "late_loss"}
-    assert learner.loss_phases == {"left_loss": "left", "right_loss": "right", "late_loss": "late"}
+    assert learner.phase_by_loss == {"left_loss": "left", "right_loss": "right", "late_loss": "late"}
 
 
 def test_a_phase_leaves_gradients_in_its_learner_only() -> None:
@@ -488,37 +488,45 @@ def test_a_diagnosis_is_made_of_the_whole_epoch(block: int, monkeypatch: pytest.
 def test_a_block_does_not_last_longer_than_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "METRICS_FLUSH_SECONDS", 0.0)
     heard, _ = run(Toy(), evaluate_every=0, preview_every=0, checkpoint_every=0, max_steps=5)
-    assert [list(snapshot.train["loss"].steps) for snapshot in heard.snapshots[1:]] == [[1], [2], [3], [4], [5]]
+    assert [list(snapshot.train_curves["loss"].steps) for snapshot in heard.snapshots[1:]] == [
+        [1],
+        [2],
+        [3],
+        [4],
+        [5],
+    ]
 
 
 def test_intervals_count_epochs_and_the_end_is_looked_at_in_any_case() -> None:
     heard, clock = run(Toy(), epochs=5, evaluate_every=2, preview_every=3, checkpoint_every=4)
     assert (clock.step, clock.is_last_step) == (20, True)
-    assert heard.steps(lambda snapshot: snapshot.test) == [8, 16, 20]
-    assert heard.steps(lambda snapshot: snapshot.weights) == [8, 16, 20]
-    assert heard.steps(lambda snapshot: snapshot.images) == [0, 12, 20]
+    assert heard.steps(lambda snapshot: snapshot.test_metrics) == [8, 16, 20]
+    assert heard.steps(lambda snapshot: snapshot.technique_state) == [8, 16, 20]
+    assert heard.steps(lambda snapshot: snapshot.preview_images) == [0, 12, 20]
     assert heard.steps(lambda snapshot: snapshot.final_artifacts) == [20]
-    assert {16, 20} <= set(heard.steps(lambda snapshot: snapshot.checkpoint)) <= {0, 16, 20}
+    assert {16, 20} <= set(heard.steps(lambda snapshot: snapshot.checkpoint_state)) <= {0, 16, 20}
 
 
 def test_never_is_never() -> None:
     toy = Toy()
     heard, _ = run(toy, evaluate_every=0, preview_every=0, checkpoint_every=0)
     assert toy.looks == ["gallery"]
-    assert not heard.steps(lambda snapshot: snapshot.test or snapshot.images)
-    assert heard.snapshots[-1].checkpoint is not None, "a run that ends is saved"
+    assert not heard.steps(lambda snapshot: snapshot.test_metrics or snapshot.preview_images)
+    assert heard.snapshots[-1].checkpoint_state is not None, "a run that ends is saved"
 
 
 def test_checkpoints_keep_their_distance() -> None:
     heard, _ = run(Toy(), checkpoint_spacing=3600.0)
-    assert set(heard.steps(lambda snapshot: snapshot.checkpoint)) <= {0, 12}
+    assert set(heard.steps(lambda snapshot: snapshot.checkpoint_state)) <= {0, 12}
 
 
 def test_looks_see_the_same_randomness_each_time_and_change_no_step() -> None:
     looking, _ = run(Toy())
     blind, _ = run(Toy(), evaluate_every=0, preview_every=0)
-    assert len({snapshot.test["noise"] for snapshot in looking.snapshots if snapshot.test}) == 1
-    first, *others = (snapshot.images["noise"] for snapshot in looking.snapshots if snapshot.images)
+    assert len({snapshot.test_metrics["noise"] for snapshot in looking.snapshots if snapshot.test_metrics}) == 1
+    first, *others = (
+        snapshot.preview_images["noise"] for snapshot in looking.snapshots if snapshot.preview_images
+    )
     assert all(torch.equal(first, other) for other in others)
     assert looking.column("noise") == blind.column("noise")
     other_seed, _ = run(Toy(), seed=1)
@@ -530,13 +538,13 @@ def test_going_on_from_any_checkpoint_is_the_same_run(ema: float) -> None:
     config = replace(CONFIG, ema=ema)
     straight, _ = run(Toy(), ema=ema)
     for snapshot in straight.snapshots[:-1]:
-        if snapshot.checkpoint is None or not snapshot.clock.step:
+        if snapshot.checkpoint_state is None or not snapshot.clock.step:
             continue
         learner = taught(Toy(), ema=ema)
-        learner.load_state_dict(snapshot.checkpoint)
+        learner.load_state_dict(snapshot.checkpoint_state)
         resumed, _ = go_on(learner, config, start=snapshot.clock.step)
-        assert_same(copied(resumed.snapshots[-1].checkpoint), straight.snapshots[-1].checkpoint)
-        assert resumed.snapshots[-1].test == straight.snapshots[-1].test
+        assert_same(copied(resumed.snapshots[-1].checkpoint_state), straight.snapshots[-1].checkpoint_state)
+        assert resumed.snapshots[-1].test_metrics == straight.snapshots[-1].test_metrics
         steps, noise = straight.column("noise")
         left = steps.index(snapshot.clock.step) + 1
         assert resumed.column("noise") == (steps[left:], noise[left:])
@@ -552,13 +560,13 @@ def test_every_optimizer_goes_on_from_a_file_as_if_it_had_never_stopped(name: st
 
     config = replace(CONFIG, ema=0.5)
     straight, _ = go_on(learner(), config)
-    (middle,) = (snapshot.checkpoint for snapshot in straight.snapshots if snapshot.clock.step == 8)
+    (middle,) = (snapshot.checkpoint_state for snapshot in straight.snapshots if snapshot.clock.step == 8)
     assert middle is not None
-    save(tmp_path / "state.pt", middle)
+    save_checkpoint(tmp_path / "state.pt", middle)
     resumed = learner()
-    resumed.load_state_dict(load(tmp_path / "state.pt"))
+    resumed.load_state_dict(load_checkpoint(tmp_path / "state.pt"))
     heard, _ = go_on(resumed, config, start=8)
-    assert_same(copied(heard.snapshots[-1].checkpoint), straight.snapshots[-1].checkpoint)
+    assert_same(copied(heard.snapshots[-1].checkpoint_state), straight.snapshots[-1].checkpoint_state)
     steps, losses = straight.column("loss")
     assert heard.column("loss") == (steps[8:], losses[8:])
 
@@ -598,12 +606,17 @@ def test_a_signal_ends_the_run_after_the_step_and_saves_it_unjudged() -> None:
     heard, clock = run(Interrupted(), stop=stop)
     assert (clock.step, clock.is_last_step) == (6, False)
     last = heard.snapshots[-1]
-    assert last.checkpoint is not None
-    assert (last.checkpoint["step"], dict(last.test), dict(last.images)) == (6, {}, {})
+    assert last.checkpoint_state is not None
+    assert (last.checkpoint_state["step"], dict(last.test_metrics), dict(last.preview_images)) == (6, {}, {})
 
 
 def losses(heard: Heard) -> list[float]:
-    return [value for shot in heard.snapshots if "loss" in shot.train for value in shot.train["loss"].values]
+    return [
+        value
+        for shot in heard.snapshots
+        if "loss" in shot.train_curves
+        for value in shot.train_curves["loss"].values
+    ]
 
 
 def test_a_halt_at_an_epoch_changes_no_step() -> None:
@@ -620,8 +633,8 @@ def test_a_halt_at_an_epoch_changes_no_step() -> None:
 def test_a_spent_time_budget_ends_the_run_judged_and_saved() -> None:
     heard, clock = run(Toy(), stop=StopRequest(time_budget=0.0))
     assert clock.step == 1
-    assert heard.snapshots[-1].test
-    assert heard.snapshots[-1].checkpoint is not None
+    assert heard.snapshots[-1].test_metrics
+    assert heard.snapshots[-1].checkpoint_state is not None
 
 
 def test_a_technique_that_has_converged_ends_the_run_with_the_epoch() -> None:
@@ -660,7 +673,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_phase(value: str, 
     material = RunData(Values(), samples, samples, samples[0])
     with pytest.raises(DivergenceError, match=rf"the loss of phase fall became {value} at step {step};"):
         train(learner, material, heard, CONFIG, StopRequest(), seed=0)
-    saved = [snapshot.checkpoint for snapshot in heard.snapshots if snapshot.checkpoint is not None]
+    saved = [snapshot.checkpoint_state for snapshot in heard.snapshots if snapshot.checkpoint_state is not None]
     assert all(state["step"] < step for state in saved)
 
 
@@ -713,9 +726,9 @@ def test_looking_leaves_every_module_in_its_mode() -> None:
 def test_signals_are_heard_inside_the_block_only() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signals(None) as stop:
-        assert stop.signal is None
+        assert stop.received_signal is None
         signal.raise_signal(signal.SIGTERM)
-        assert stop.signal == signal.SIGTERM
+        assert stop.received_signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -726,7 +739,7 @@ def test_only_a_second_interruption_by_hand_is_obeyed_at_once(monkeypatch: pytes
     with stop_on_signals(on_signal=lambda: told.append("once")) as stop:
         signal.raise_signal(signal.SIGUSR2)
         signal.raise_signal(signal.SIGTERM)
-        assert (stop.signal, exits) == (signal.SIGUSR2, [])
+        assert (stop.received_signal, exits) == (signal.SIGUSR2, [])
         signal.raise_signal(signal.SIGINT)
     assert exits == [130]
     assert told == ["once"]

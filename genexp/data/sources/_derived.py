@@ -34,9 +34,9 @@ class DerivedConfig(DatasetConfig):
         file = find_config_dir() / "dataset" / f"{self.source}.yaml"
         if self.source not in names or not file.is_file():
             raise ConfigError(f"dataset.source={self.source} is no data set; {suggest_choice(self.source, names)}")
-        shared = {"limit": limit, "resident_gb": self.resident_gb}
+        common_keys = {"limit": limit, "resident_gb": self.resident_gb}
         node = {str(key): value for key, value in OmegaConf.load(file).items()}
-        dataset = load_dataset({**node, **shared, **self.options}, group="dataset.options")
+        dataset = load_dataset({**node, **common_keys, **self.options}, group="dataset.options")
         if "image" not in dataset.train.streams:
             raise ConfigError(f"dataset.source={self.source} has no images; choose mnist_5k or another that has")
         return dataset
@@ -45,9 +45,9 @@ class DerivedConfig(DatasetConfig):
 class TransformedStream(LazyStream):
     """The samples of another lazy stream, transformed when they are read."""
 
-    def __init__(self, stream: LazyStream, change: Transform) -> None:
-        sample = change(torch.zeros(1, *stream.shape, dtype=stream.dtype))[0]
-        self.stream, self.transform = stream, change
+    def __init__(self, stream: LazyStream, transform: Transform) -> None:
+        sample = transform(torch.zeros(1, *stream.shape, dtype=stream.dtype))[0]
+        self.stream, self.transform = stream, transform
         self.shape, self.dtype = tuple(sample.shape), sample.dtype
 
     def __len__(self) -> int:

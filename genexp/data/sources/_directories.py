@@ -69,15 +69,15 @@ def scan_directory(directory: str, key: str) -> ImageDirectory:
 
 
 def split_by_hash(
-    items: Sequence[Item], get_name: Callable[[Item], str], fraction: float
+    items: Sequence[Item], get_name: Callable[[Item], str], test_fraction: float
 ) -> tuple[list[Item], list[Item]]:
-    """Return (train, test), each sorted by name, with about `fraction` of the items in test.
+    """Return (train, test), each sorted by name, with about `test_fraction` of the items in test.
 
     Items are ranked by a hash of their name, and the first ones go to test. Adding items therefore moves few
     others between the splits. Both splits have items if there are at least two.
     """
     ranked = sorted(items, key=lambda item: derive_seed("split", get_name(item)))
-    count = min(max(1, round(len(items) * fraction)), len(items) - 1)
+    count = min(max(1, round(len(items) * test_fraction)), len(items) - 1)
     return sorted(ranked[count:], key=get_name), sorted(ranked[:count], key=get_name)
 
 

@@ -31,7 +31,7 @@ class UnreadableImageError(DataError):
         self.path = path
 
 
-class ImageFiles(LazyStream):
+class ImageFileStream(LazyStream):
     """Lazy stream of image files, optionally cropped: uint8 (channels, size, size)."""
 
     dtype = torch.uint8
@@ -105,7 +105,7 @@ def partition_readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     with ThreadPoolExecutor() as pool:
         flags = list(pool.map(is_readable, paths))
     readable_paths = [path for path, is_good in zip(paths, flags, strict=True) if is_good]
-    return readable_paths, [path for path, good in zip(paths, flags, strict=True) if not good]
+    return readable_paths, [path for path, is_good in zip(paths, flags, strict=True) if not is_good]
 
 
 def read_all_images(images: LazyStream) -> tuple[Tensor, Tensor, list[Path]]:

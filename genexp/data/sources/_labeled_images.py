@@ -11,7 +11,7 @@ from genexp.data.sampling import stratified_split
 DIGIT_NAMES = tuple("0123456789")
 
 
-def split_images(
+def make_labeled_dataset(
     name: str, images: Tensor, labels: Tensor, *, test_count: int, class_names: tuple[str, ...]
 ) -> Dataset:
     """Return a data set from uint8 images (n, channels, height, width) and labels (n,), with a fixed random split.

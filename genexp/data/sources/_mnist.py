@@ -90,7 +90,7 @@ def download(name: str, idx_dataset: IdxDataset) -> Path:
 
     cache = get_cache_dir()
     target = cache / idx_dataset.torchvision_name
-    timeout = socket.getdefaulttimeout()
+    previous_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def download(name: str, idx_dataset: IdxDataset) -> Path:
             f"or use dataset=mnist_5k"
         ) from None
     finally:
-        socket.setdefaulttimeout(timeout)
+        socket.setdefaulttimeout(previous_timeout)
     return target / "raw"
 
 

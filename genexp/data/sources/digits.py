@@ -8,7 +8,7 @@ import torch
 
 from genexp.data.dataset import Dataset
 from genexp.data.registry import DatasetConfig, register_dataset
-from genexp.data.sources._labeled_images import DIGIT_NAMES, split_images
+from genexp.data.sources._labeled_images import DIGIT_NAMES, make_labeled_dataset
 
 TEST_COUNT = 360  # a fifth, 36 of each class
 
@@ -27,4 +27,4 @@ def load(config: DigitsConfig) -> Dataset:
     pixels = torch.from_numpy(scans.images)[:, None]  # (1797, 1, 8, 8), whole numbers 0 … 16
     images = (pixels * 255 / 16).round().to(torch.uint8)
     labels = torch.from_numpy(scans.target)
-    return split_images(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
+    return make_labeled_dataset(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)

@@ -15,7 +15,7 @@ from genexp.data.registry import DatasetConfig, register_dataset
 from genexp.data.sampling import subset
 from genexp.data.sources._image_files import (
     PIL_MODES,
-    ImageFiles,
+    ImageFileStream,
     find_image_files,
     format_unreadable_warning,
     partition_readable,
@@ -58,7 +58,7 @@ def load(config: ImageFolderConfig) -> Dataset:
             f"one to test on are the least: add pictures, or choose another folder"
         )
     names, files_by_class, stray_warnings = _group_by_class(readable, root)
-    train, test = _split_by_hash(files_by_class, root, config.test_fraction)
+    train, test = _split_classes_by_hash(files_by_class, root, config.test_fraction)
     dataset = Dataset(
         config.name, _build_lazy_split(train, names, config), _build_lazy_split(test, names, config), names
     )
@@ -113,7 +113,7 @@ def _group_by_class(
 LabeledPaths = list[tuple[Path, int]]  # file, class index
 
 
-def _split_by_hash(
+def _split_classes_by_hash(
     files_by_class: list[list[Path]], root: Path, test_fraction: float
 ) -> tuple[LabeledPaths, LabeledPaths]:
     """Return the files of the train and test split, each with a share of every class.
@@ -137,7 +137,7 @@ def _split_by_hash(
 
 
 def _build_lazy_split(files: LabeledPaths, names: tuple[str, ...], config: ImageFolderConfig) -> Split:
-    images = ImageFiles([path for path, _ in files], config.size, config.channels)
+    images = ImageFileStream([path for path, _ in files], config.size, config.channels)
     labels = {"label": torch.tensor([label for _, label in files])} if names else {}
     return Split({"image": images, **labels})
 

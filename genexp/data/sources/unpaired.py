@@ -8,7 +8,7 @@ from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
 from genexp.data.sources._directories import ImageDirectoriesConfig, scan_directory, split_by_hash, subset_and_load
-from genexp.data.sources._image_files import ImageFiles
+from genexp.data.sources._image_files import ImageFileStream
 from genexp.errors import DataError
 
 
@@ -30,17 +30,19 @@ def load(config: UnpairedConfig) -> Dataset:
     """Return the streams "a" and "b", uint8 (n, channels, size, size), not aligned. Raises DataError."""
     assert config.a is not None
     assert config.b is not None
-    train: dict[str, ImageFiles] = {}
-    test: dict[str, ImageFiles] = {}
+    train: dict[str, ImageFileStream] = {}
+    test: dict[str, ImageFileStream] = {}
     warnings: tuple[str, ...] = ()
-    for key, name in (("a", config.a), ("b", config.b)):
-        folder = scan_directory(name, key)
-        if len(folder.paths) < 2:
-            raise DataError(f"dataset.{key}={name} has one readable picture; two are the least: add pictures")
-        train_paths, test_paths = split_by_hash(folder.paths, folder.get_relative_stem, config.test_fraction)
-        train[key] = ImageFiles(train_paths, config.size, config.channels)
-        test[key] = ImageFiles(test_paths, config.size, config.channels)
-        warnings += folder.warnings
+    for key, directory in (("a", config.a), ("b", config.b)):
+        image_directory = scan_directory(directory, key)
+        if len(image_directory.paths) < 2:
+            raise DataError(f"dataset.{key}={directory} has one readable picture; two are the least: add pictures")
+        train_paths, test_paths = split_by_hash(
+            image_directory.paths, image_directory.get_relative_stem, config.test_fraction
+        )
+        train[key] = ImageFileStream(train_paths, config.size, config.channels)
+        test[key] = ImageFileStream(test_paths, config.size, config.channels)
+        warnings += image_directory.warnings
     dataset = Dataset(
         config.name, Split(train, is_aligned=False), Split(test, is_aligned=False), warnings=warnings
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 
-from genexp.sweep.launcher import get_sweep_launcher, parse_sweep_overrides
+from genexp.sweep.launcher import parse_sweep_overrides, require_sweep_launcher
 from genexp.sweep.summary import report_on_exit
 
 
@@ -20,7 +20,7 @@ class GridSweeper(BasicSweeper):
 
         Raises GenexpError if the sweep is invalid or jobs failed.
         """
-        launcher = get_sweep_launcher(self)
+        launcher = require_sweep_launcher(self)
         (batch,) = self.split_arguments(parse_sweep_overrides(self, arguments), max_batch_size=None)
         with report_on_exit(launcher.sweep_dir, launcher.started_at):
             launcher.launch(batch, initial_job_idx=0)

@@ -32,9 +32,9 @@ class JoblibLauncher(SweepLauncher):
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Run the jobs. If a worker dies, for example for lack of memory, only its own job fails."""
-        with self.forward_stop_signal() as stop:
+        with self.stop_jobs_on_signal() as stop:
             unfinished = self._run_in_pool(jobs)
-            while unfinished and stop.signal is None:
+            while unfinished and stop.received_signal is None:
                 # It is unknown which worker died. Each job that was running is therefore run again alone.
                 interrupted = [job for job in unfinished if read_status(job.run_dir).state == "running"]
                 for job in interrupted:

@@ -12,8 +12,8 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 
 from genexp.errors import ConfigError
-from genexp.sweep.config import require_positive_int
-from genexp.sweep.launcher import get_sweep_launcher, parse_sweep_overrides, require_extra
+from genexp.sweep.config import require_positive_int_or_none
+from genexp.sweep.launcher import parse_sweep_overrides, require_extra, require_sweep_launcher
 from genexp.sweep.manifest import hash_config, to_plain_config
 from genexp.sweep.optuna_study import OptunaStudy, build_distribution, lock_study_file
 from genexp.sweep.summary import report_on_exit
@@ -42,9 +42,9 @@ class OptunaSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the search. Raises GenexpError if it is invalid, its study file is in use, or jobs failed."""
         require_extra("hydra/sweeper=optuna", "optuna")
-        require_positive_int("hydra.sweeper.n_trials", self.n_trials)
-        require_positive_int("hydra.sweeper.n_jobs", self.n_jobs)
-        launcher = get_sweep_launcher(self)
+        require_positive_int_or_none("hydra.sweeper.n_trials", self.n_trials)
+        require_positive_int_or_none("hydra.sweeper.n_jobs", self.n_jobs)
+        launcher = require_sweep_launcher(self)
         if launcher.sweep_config.halving["factor"] is not None:
             raise ConfigError(
                 "sweep.halving judges all jobs at once, a search chooses one after the other; leave it out"
@@ -58,21 +58,23 @@ class OptunaSweeper(BasicSweeper):
         ]
         search_space = {override.get_key_element(): build_distribution(override) for override in sweep_overrides}
         user_attrs = self._build_user_attrs(fixed_overrides, sweep_overrides, search_space)
-        path = Path(self.storage).absolute() if self.storage else launcher.sweep_dir / STUDY_FILE
-        launcher.progress.expected_jobs = self.n_trials
-        with lock_study_file(path):
-            study = OptunaStudy(path, search_space, dict(self.sampler), user_attrs)
+        study_path = Path(self.storage).absolute() if self.storage else launcher.sweep_dir / STUDY_FILE
+        launcher.progress.expected_work = self.n_trials
+        with lock_study_file(study_path):
+            study = OptunaStudy(study_path, search_space, dict(self.sampler), user_attrs)
             with report_on_exit(launcher.sweep_dir, launcher.started_at):
                 while batch := study.ask_batch(self.n_jobs or launcher.max_parallel_jobs, self.n_trials):
                     job_overrides = [
                         [*fixed_overrides, *(f"{key}={value}" for key, value in trial.params.items())]
                         for trial in batch
                     ]
-                    for trial, job in zip(batch, launcher.launch(job_overrides, batch[0].number), strict=True):
-                        if job.status == JobStatus.FAILED:
+                    for trial, job_return in zip(
+                        batch, launcher.launch(job_overrides, batch[0].number), strict=True
+                    ):
+                        if job_return.status == JobStatus.FAILED:
                             study.tell(trial.number, None)
-                        elif job.return_value is not None:
-                            study.tell(trial.number, job.return_value)
+                        elif job_return.return_value is not None:
+                            study.tell(trial.number, job_return.return_value)
                     if not launcher.can_start_job():
                         break
 
@@ -94,7 +96,7 @@ class OptunaSweeper(BasicSweeper):
             )
         compose = self.hydra_context.config_loader.load_sweep_config
         check_config(
-            to_plain_config(compose(self.config, [*fixed_overrides, *map(pick_first_value, sweep_overrides)]))
+            to_plain_config(compose(self.config, [*fixed_overrides, *map(format_first_override, sweep_overrides)]))
         )
         config = compose(self.config, fixed_overrides)
         trainer = config.trainer
@@ -112,7 +114,7 @@ class OptunaSweeper(BasicSweeper):
         }
 
 
-def pick_first_value(override: Override) -> str:
+def format_first_override(override: Override) -> str:
     """Return `key=value` with the first value of a sweep override, or the start of its interval."""
     value = override.value()
     first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())

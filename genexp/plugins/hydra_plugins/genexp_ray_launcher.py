@@ -54,7 +54,7 @@ class RayLauncher(SweepLauncher):
         """Submit the jobs as capacity allows. If the process of a job dies, only that job fails."""
         import ray
 
-        with self.forward_stop_signal():
+        with self.stop_jobs_on_signal():
             self._connect()
             remote_run = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(
                 run_in_worker
@@ -66,14 +66,14 @@ class RayLauncher(SweepLauncher):
                     job = pending.pop(0)
                     running[remote_run.remote(job, self.stop_file)] = job
                 ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
-                for reference in ready:
-                    self._check_result(reference, running.pop(reference))
+                for object_ref in ready:
+                    self._check_result(object_ref, running.pop(object_ref))
 
-    def _check_result(self, reference: Any, job: Job) -> None:
+    def _check_result(self, object_ref: Any, job: Job) -> None:
         import ray
 
         try:
-            ray.get(reference)
+            ray.get(object_ref)
         except ray.exceptions.RayError as error:
             self.record_crash(job, f"its process ended early ({type(error).__name__})")
 

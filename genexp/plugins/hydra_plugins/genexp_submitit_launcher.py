@@ -22,7 +22,7 @@ from genexp.sweep.worker_job import build_thread_env
 
 if TYPE_CHECKING:
     from submitit import Executor
-    from submitit import Job as Ticket
+    from submitit import Job as SubmittedJob
 
 POLL_SECONDS = 0.5
 SUBMITIT_DIR = ".submitit"  # scripts and logs of submitit, in the sweep directory
@@ -37,7 +37,7 @@ class SubmititLauncher(SweepLauncher):
 
     def __init__(self, n_jobs: int | None, timeout_min: int, max_num_timeout: int, **parameters: Any) -> None:
         self.n_jobs, self.timeout_min, self.max_num_timeout = n_jobs, timeout_min, max_num_timeout
-        self.parameters = {
+        self.executor_parameters = {
             key: OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
             for key, value in parameters.items()
             if value is not None
@@ -55,28 +55,28 @@ class SubmititLauncher(SweepLauncher):
     def execute(self, jobs: Sequence[Job]) -> None:
         """Submit jobs up to `max_parallel_jobs` at a time. After a signal, cancel those that have not started."""
         executor, pending = self.build_executor(), list(jobs)
-        handles: dict[Job, Ticket[Any]] = {}
-        with self.forward_stop_signal() as stop:
+        handles: dict[Job, SubmittedJob[Any]] = {}
+        with self.stop_jobs_on_signal() as stop:
             while handles or (pending and self.can_start_job()):
                 if pending and self.can_start_job() and len(handles) < self.max_parallel_jobs:
                     free_slots = self.max_parallel_jobs - len(handles)
                     handles |= self._submit(executor, pending[:free_slots])
                     pending = pending[free_slots:]
-                if stop.signal is not None:
+                if stop.received_signal is not None:
                     self._cancel_waiting(handles)
                 handles = {job: handle for job, handle in handles.items() if not self._is_done(job, handle)}
                 time.sleep(POLL_SECONDS)
 
-    def _submit(self, executor: Executor, jobs: Sequence[Job]) -> dict[Job, Ticket[Any]]:
+    def _submit(self, executor: Executor, jobs: Sequence[Job]) -> dict[Job, SubmittedJob[Any]]:
         with self.set_worker_environment(), executor.batch():  # one SLURM job array
             return {job: executor.submit(SubmititJob(job, self.stop_file)) for job in jobs}
 
-    def _cancel_waiting(self, handles: dict[Job, Ticket[Any]]) -> None:
+    def _cancel_waiting(self, handles: dict[Job, SubmittedJob[Any]]) -> None:
         for job, handle in handles.items():
             if read_status(job.run_dir, self.started_at).state == "waiting":
                 handle.cancel(check=False)
 
-    def _is_done(self, job: Job, handle: Ticket[Any]) -> bool:
+    def _is_done(self, job: Job, handle: SubmittedJob[Any]) -> bool:
         if not handle.done():
             return False
         error = handle.exception()
@@ -101,7 +101,7 @@ class LocalLauncher(SubmititLauncher):
         from submitit import LocalExecutor
 
         executor = LocalExecutor(self.sweep_dir / SUBMITIT_DIR, max_num_timeout=self.max_num_timeout)
-        executor.update_parameters(timeout_min=self.timeout_min, **self.parameters)
+        executor.update_parameters(timeout_min=self.timeout_min, **self.executor_parameters)
         return executor
 
     @contextmanager
@@ -144,7 +144,7 @@ class SlurmLauncher(SubmititLauncher):
 
         executor = SlurmExecutor(self.sweep_dir / SUBMITIT_DIR, max_num_timeout=self.max_num_timeout)
         try:
-            executor.update_parameters(timeout_min=self.timeout_min, **self.parameters)
+            executor.update_parameters(timeout_min=self.timeout_min, **self.executor_parameters)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from None
         return executor
