@@ -13,7 +13,7 @@ from torch import Tensor
 def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: float) -> Tensor:
     """Return images (batch, channels, height, width), each rotated, shifted and scaled at random.
 
-    Angles are uniform in ±`degrees`, shifts in ±`shift_pixels`, and scale factors of the sampling grid in 1 ± `zoom`.
+    Angles are uniform in ±`degrees`, shifts in ±`shift_pixels`, scale factors of the sampling grid in 1 ± `zoom`.
     Rotation and scaling are about the center of the image. Pixels from outside the image are 0.
     """
     count, _, height, width = images.shape

@@ -20,7 +20,7 @@ class AssignmentBounds(Protocol):
     """Data that lets an assignment skip distance computations. It never changes a result."""
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Discard the data of the points with indices `point_indices` in `start_indices`: their labels changed elsewhere.
+        """Discard the data of the points at `point_indices` in `start_indices`: their labels changed elsewhere.
 
         Both are int64 (pairs,).
         """

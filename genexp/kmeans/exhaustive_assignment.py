@@ -82,7 +82,7 @@ class ExhaustiveAssignment:
         self._buffer = PointBuffer(get_chunk_size(BUFFER_ELEMENTS, features, centers), features, centers)
 
     def assign_block(self, block: Tensor, point_slice: slice) -> None:
-        """Assign the points of `block`, which have the indices `point_slice`. Some wait in the buffer until `finish`."""
+        """Assign the points of `block`, those in `point_slice`. Some wait in the buffer until `finish`."""
         rows = self._find_uncertain(point_slice)
         if rows is None or len(rows) > MAX_GATHERED_FRACTION * len(block):
             self._assign_points(block, point_slice)

@@ -39,7 +39,7 @@ class HamerlyBounds:
         )
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Set the margins of the points with indices `point_indices` in `start_indices` to -inf: their labels changed elsewhere.
+        """Set the margins at `point_indices` in `start_indices` to -inf: these labels changed elsewhere.
 
         Both are int64 (pairs,).
         """
@@ -107,8 +107,8 @@ class HamerlyBounds:
     ) -> None:
         """Complete the margins of pairs of point and start whose own score was unknown in `set_all_bounds`.
 
-        `flat_indices` are the flat indices of the pairs in `margins`: int64 (keys,). `own_scores`, `other_scores` and the
-        points' `squared_norms` are (keys,). `other_scores` are lower bounds for the remaining centers.
+        `flat_indices` are the flat indices of the pairs in `margins`: int64 (keys,). `own_scores`, `other_scores`
+        and the points' `squared_norms` are (keys,). `other_scores` are lower bounds for the remaining centers.
         """
         rounding = RELATIVE_ROUNDING * (squared_norms + max_squared_norm)
         margins = self.margins.view(-1)

@@ -56,7 +56,7 @@ class ProjectionBounds:
 
     @classmethod
     def from_blocks(cls, blocks: Blocks, centers: Tensor, num_points: int) -> ProjectionBounds:
-        """Fit a basis to the `num_points` points in `blocks`; return bounds whose projections `set_projections` must set."""
+        """Fit a basis to the points in `blocks`. `set_projections` must then set the projections."""
         dimensions, features = _subspace_dimensions(centers), centers.shape[2]
         coordinates = centers.new_empty(num_points, dimensions, dtype=torch.int16)
         # The memory of the coordinates holds the sample until `set_projections` sets them.
@@ -98,7 +98,7 @@ class ProjectionBounds:
         )
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Discard the bounds of the points with indices `point_indices` in `start_indices`: their labels changed elsewhere.
+        """Discard the bounds at `point_indices` in `start_indices`: these labels changed elsewhere.
 
         Both are int64 (pairs,).
         """
@@ -196,7 +196,7 @@ def _subspace_dimensions(centers: Tensor) -> int:
 
 
 def _sample_points(blocks: Blocks, num_points: int, out: Tensor) -> Tensor:
-    """Copy evenly spaced points of the `num_points` in `blocks` to `out`; return the filled part (points, features).
+    """Copy evenly spaced ones of the `num_points` points to `out`; return the filled part (points, features).
 
     `out` is (largest number of points, features).
     """

@@ -51,8 +51,9 @@ class GenerationMetrics:
     def compute_scores(self, real_samples: Batches, generated_features: Sequence[Tensor]) -> dict[str, float]:
         """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
 
-        `real_samples` are the real ones. `generated_features` are features, (samples, features) each. "frechet" repeats
-        frechet_V: a recipe's objective has this name for all data sets. Raises ConfigError for too few images.
+        `real_samples` are batches of real images, `generated_features` parts (samples, features) of the features
+        of generated ones. "frechet" repeats frechet_V: a recipe's objective has this name for all data sets.
+        Raises ConfigError for too few images.
         """
         if self._real_samples is not real_samples:
             self._real_samples, self._real_features = real_samples, self._extract_real_features(real_samples)

@@ -20,8 +20,8 @@ def importance_log_likelihood(
     This is equation 8 of Burda et al. 2016 with the prior N(0, I): a lower bound in expectation. It is tighter
     with more `num_samples` per image. `encode(images)` returns means and log variances of the posterior,
     (batch, latent) each. `log_likelihood(images, latents)` returns log p(x|z) in nats:
-    (rows, ...) and (rows, latent) → (rows,). Memory holds `chunk_size` samples per image at once. Draws from torch's
-    global generator.
+    (rows, ...) and (rows, latent) → (rows,). Memory holds `chunk_size` samples per image at once. Draws from
+    torch's global generator.
     """
     means, log_variances = encode(images)
     deviations = (0.5 * log_variances).exp()

@@ -23,8 +23,8 @@ class FigureRecorder(Recorder):
     """Recorder of `figures/`.
 
     The newest previews are written at most every `interval_seconds` seconds, all other figures when the run ends.
-    A GIF frame is shown for `frame_duration_ms` milliseconds. The curves are read from `metrics.jsonl`, so `MetricsRecorder`
-    must come first.
+    A GIF frame is shown for `frame_duration_ms` milliseconds. The curves are read from `metrics.jsonl`, so
+    `MetricsRecorder` must come first.
     """
 
     def __init__(self, interval_seconds: float = 2.0, frame_duration_ms: int = 200) -> None:

@@ -179,7 +179,8 @@ def _build_group_traces(
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Return the traces of one seed group, and the arrays that must lie within the range of the y axis.
 
-    `steps` is `(steps,)`, `values` is `(seeds, steps)` with NaN for missing values. `group_index` is the group's index.
+    `steps` is `(steps,)`, `values` is `(seeds, steps)` with NaN for missing values.
+    `group_index` selects the color.
     """
     is_finite = np.isfinite(values)
     counts = is_finite.sum(axis=0)

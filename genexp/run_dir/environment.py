@@ -15,7 +15,10 @@ RECORDED_PACKAGES = ("genexp", "torchvision", "hydra-core", "numpy", "scikit-lea
 
 
 def describe_environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
-    """Return the device, the Python and package versions, the platform and the git commit."""
+    """Return the device, the Python and package versions, the platform and the git commit.
+
+    The keys are "device", "python", "platform", "git_commit", "torch" and those of `RECORDED_PACKAGES`.
+    """
     packages = {name: version(name) for name in RECORDED_PACKAGES}
     return {
         "device": describe_device(device, world_size),

@@ -34,7 +34,7 @@ class ConditionalGAN(BaseConvGAN):
             raise ConfigError(
                 f"dataset={spec.name} does not say which classes it has; choose another, or model=dcgan"
             )
-        self.discriminator_outputs = 1 + self.num_classes
+        self.discriminator_out_channels = 1 + self.num_classes
         return super().build_networks(spec)
 
     def generate(self, batch: Batch) -> Tensor:

@@ -126,7 +126,10 @@ def test_an_entry_point_sweeps_and_names_the_key_of_an_error(
     entry_point: Sequence[str | Path], tmp_path: Path
 ) -> None:
     words = ["-m", *SHORT, "dataset.limit=40,4", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = subprocess.run([*entry_point, *words], capture_output=True, text=True, cwd=tmp_path, check=False)
+    environment = {**os.environ, "HYDRA_FULL_ERROR": "0"}
+    done = subprocess.run(
+        [*entry_point, *words], env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("genexp: 1 of 2 jobs failed, first #1 dataset.limit=4: trainer.batch_size=8 ")

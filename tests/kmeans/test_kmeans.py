@@ -138,7 +138,10 @@ def test_what_no_subspace_shows_is_compared_with_all_centers(monkeypatch: pytest
     torch.manual_seed(0)
     centers = random_points([points], 3000, num_starts=1, num_clusters=50)
     wholly = counted(
-        monkeypatch, pruned_assignment.PrunedAssignment, "_compare_all", lambda _, block, place: len(block)
+        monkeypatch,
+        pruned_assignment.PrunedAssignment,
+        "_find_candidates_exhaustively",
+        lambda _, block, place: len(block),
     )
     screened_as_if_all_were_compared(points, centers, 6)
     assert sum(wholly) > 0.9 * 2 * 6 * 3000

@@ -98,7 +98,7 @@ def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path, channels: i
         noted = sizes(killed)
         record(killed, (30,))
     cut_back(noted)
-    with recording(PreviewGifRecorder(), run_info(tmp_path / "broken", start_step=20)) as resumed:
+    with recording(PreviewGifRecorder(), run_info(tmp_path / "broken", completed_steps=20)) as resumed:
         assert len(frames_of(tmp_path / "broken/samples.gif")) == 3
         assert resumed.append_only_files() == [tmp_path / "broken/samples.gif"]
         record(resumed, (20, 30, 40))

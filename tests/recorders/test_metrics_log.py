@@ -81,13 +81,13 @@ def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
         noted = sizes(killed)
         record_blocks(killed, broken, (30,))
     cut_back(noted)
-    with recording(MetricsRecorder(), run_info(tmp_path / "broken", start_step=20)) as resumed:
+    with recording(MetricsRecorder(), run_info(tmp_path / "broken", completed_steps=20)) as resumed:
         record_blocks(resumed, broken, (30, 40))
     assert (tmp_path / "broken/metrics.jsonl").read_bytes() == (tmp_path / "straight/metrics.jsonl").read_bytes()
 
 
 def test_a_finished_run_that_is_resumed_writes_nothing_twice(tmp_path: Path) -> None:
-    run = run_info(tmp_path, start_step=40)
+    run = run_info(tmp_path, completed_steps=40)
     with recording(MetricsRecorder(), run) as log:
         log.record(snapshot(40, run, train_curves={}, test_metrics={"psnr": 14.0}))
     assert (tmp_path / "metrics.jsonl").read_text() == ""

@@ -71,7 +71,7 @@ def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
     first.close(RunOutcome("stopped", 10))
     before = read(tmp_path)
     second = StatusRecorder()
-    second.open(run_info(tmp_path, start_step=10))
+    second.open(run_info(tmp_path, completed_steps=10))
     found = read(tmp_path)
     assert (found["state"], found["step"], found["epoch"]) == ("running", 10, 1)
     assert found["best"] == {"value": 12.0, "step": 10}
@@ -79,7 +79,7 @@ def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
 
 
 def test_a_damaged_status_does_not_stop_a_resume(tmp_path: Path) -> None:
-    run = run_info(tmp_path, start_step=10)
+    run = run_info(tmp_path, completed_steps=10)
     (tmp_path / "status.json").write_text('{"state": "runn')
     StatusRecorder().open(run)
     assert read(tmp_path)["state"] == "running"

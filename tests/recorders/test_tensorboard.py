@@ -150,7 +150,7 @@ def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
         noted = sizes(killed)
         record_blocks(killed, broken, (30,))
     cut_back(noted)
-    resumed_run = run_info(tmp_path / "broken", start_step=20)
+    resumed_run = run_info(tmp_path / "broken", completed_steps=20)
     with recording(TensorBoardRecorder(), resumed_run) as resumed:
         record_blocks(resumed, resumed_run, (30, 40))
         assert len(resumed.append_only_files()) == 2
@@ -167,7 +167,7 @@ def test_a_tensorboard_that_watches_forgets_the_steps_that_were_cut(tmp_path: Pa
         record_blocks(killed, run, (30,))
         watcher = read(tmp_path)
     cut_back(noted)
-    resumed_run = run_info(tmp_path, start_step=20)
+    resumed_run = run_info(tmp_path, completed_steps=20)
     with recording(TensorBoardRecorder(), resumed_run) as resumed:
         record_blocks(resumed, resumed_run, (30, 40))
     watcher.Reload()

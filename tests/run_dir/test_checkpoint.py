@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from genexp.errors import CheckpointError
-from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint
+from genexp.run_dir.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from tests.support.command import assert_same
 
 
@@ -42,6 +42,6 @@ def test_a_damaged_file_is_refused_or_whole(state: dict[str, object], tmp_path: 
         except CheckpointError as error:
             complaints.append(str(error))
         else:
-            assert_same(found, {**state, "format": 1})
+            assert_same(found, {**state, "format": FORMAT_VERSION})
     assert len(complaints) > len(files) / 3
     assert all(text.startswith(str(path)) and "\n" not in text for text in complaints)
