@@ -70,12 +70,12 @@ LIBRARY_USERS = {
 }
 
 # Where a unit of files is meant to grow: one file for each technique, network, data set or plugin.
-GROWING = {"techniques", "networks", "sources", "plugins"}
+GROWING_FOLDERS = {"techniques", "networks", "sources", "plugins"}
 MAX_ROOT_MODULES, MAX_MODULES, MAX_SHORT_MODULES, SHORT_LINES = 10, 125, 10, 40
 
 
 @cache
-def modules() -> dict[str, ast.Module]:
+def parse_modules() -> dict[str, ast.Module]:
     """Return dotted name → syntax tree of every module of the package."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -85,7 +85,7 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imported_names(tree: ast.AST) -> Iterator[str]:
+def find_imported_names(tree: ast.AST) -> Iterator[str]:
     """Yield the dotted name of everything that is imported anywhere in a syntax tree."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -97,55 +97,59 @@ def imported_names(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def unit_of(module: str) -> str | None:
+def find_unit(module: str) -> str | None:
     """Return the unit that a module of the package belongs to, None for other modules."""
     first, *rest = module.split(".")
     return rest[0] if first == "genexp" and rest else None
 
 
 @cache
-def imports_between_units() -> dict[str, set[str]]:
+def find_unit_imports() -> dict[str, set[str]]:
     """Return unit → the other units that it imports."""
     found: dict[str, set[str]] = {}
-    for name, tree in modules().items():
-        unit = unit_of(name)
+    for name, tree in parse_modules().items():
+        unit = find_unit(name)
         if unit is not None:
-            others = {other for other in map(unit_of, imported_names(tree)) if other not in (None, unit)}
+            others = {other for other in map(find_unit, find_imported_names(tree)) if other not in (None, unit)}
             found.setdefault(unit, set()).update(other for other in others if other is not None)
     return found
 
 
-def test_every_unit_has_its_layer() -> None:
-    assert imports_between_units().keys() == set(LAYERS), "add a new unit to LAYERS"
+def test_every_unit_is_listed_in_layers() -> None:
+    assert find_unit_imports().keys() == set(LAYERS), "add a new unit to LAYERS"
 
 
 @pytest.mark.parametrize("unit", LAYERS)
 def test_a_unit_imports_only_units_further_down(unit: str) -> None:
     allowed = set(LAYERS[LAYERS.index(unit) + 1 :])
-    assert imports_between_units()[unit] - allowed == set()
+    assert find_unit_imports()[unit] - allowed == set()
 
 
 @pytest.mark.parametrize("unit", sorted(FORBIDDEN))
-def test_a_unit_does_not_import_what_is_forbidden_to_it(unit: str) -> None:
-    assert imports_between_units()[unit] & FORBIDDEN[unit] == set()
+def test_unit_has_no_forbidden_imports(unit: str) -> None:
+    assert find_unit_imports()[unit] & FORBIDDEN[unit] == set()
 
 
 def test_only_the_units_that_assemble_runs_import_both_trainer_and_recorders() -> None:
-    both = {unit for unit, others in imports_between_units().items() if {"training", "recorders"} <= others}
+    both = {unit for unit, others in find_unit_imports().items() if {"training", "recorders"} <= others}
     assert "runs" in both
     assert both <= {"runs", "sweep", "cli"}
 
 
 def test_steps_and_recorders_do_not_import_the_loop() -> None:
     """The trainer's parts are imported for their settings and signals; the loop only where a run is executed."""
-    users = {name for name, tree in modules().items() if "genexp.training.trainer.train" in imported_names(tree)}
+    users = {
+        name
+        for name, tree in parse_modules().items()
+        if "genexp.training.trainer.train" in find_imported_names(tree)
+    }
     assert users == {"genexp.runs.run"}
 
 
 def test_no_module_imports_a_technique_by_its_name() -> None:
     """Techniques are found by their file names, so that adding one edits no list."""
-    for name, tree in modules().items():
-        for other in imported_names(tree):
+    for name, tree in parse_modules().items():
+        for other in find_imported_names(tree):
             if other.startswith("genexp.techniques."):
                 assert name.startswith("genexp.techniques."), f"{name} imports {other}"
                 assert other.split(".")[2].startswith("_"), f"{name} imports {other}: move what they share"
@@ -154,9 +158,9 @@ def test_no_module_imports_a_technique_by_its_name() -> None:
 @pytest.mark.parametrize("library", sorted(LIBRARY_USERS))
 def test_a_library_is_imported_only_by_its_users(library: str) -> None:
     users = {
-        unit_of(name)
-        for name, tree in modules().items()
-        if any(other.split(".")[0] == library for other in imported_names(tree))
+        find_unit(name)
+        for name, tree in parse_modules().items()
+        if any(other.split(".")[0] == library for other in find_imported_names(tree))
     }
     assert users
     assert users <= LIBRARY_USERS[library]
@@ -164,27 +168,27 @@ def test_a_library_is_imported_only_by_its_users(library: str) -> None:
 
 def test_recorders_networks_losses_and_the_loop_receive_no_omegaconf_configuration() -> None:
     loop = {"genexp.training.trainer", "genexp.training.learner", "genexp.training.cuda_graphs"}
-    for name, tree in modules().items():
-        if unit_of(name) in ("networks", "recorders", "losses") or name in loop:
-            assert not {other for other in imported_names(tree) if other.split(".")[0] == "omegaconf"}, name
+    for name, tree in parse_modules().items():
+        if find_unit(name) in ("networks", "recorders", "losses") or name in loop:
+            assert not {other for other in find_imported_names(tree) if other.split(".")[0] == "omegaconf"}, name
 
 
 def test_there_is_no_import_cycle() -> None:
     edges = {
-        name: {other for other in imported_names(tree) if other in modules()} - {name}
-        for name, tree in modules().items()
+        name: {other for other in find_imported_names(tree) if other in parse_modules()} - {name}
+        for name, tree in parse_modules().items()
     }
     # A package is imported along with its modules, which does not make them depend on it.
     for name, others in edges.items():
         edges[name] = {other for other in others if not name.startswith(f"{other}.")}
-    done: set[str] = set()
+    visited: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " → ".join([*path[path.index(name) :], name])
-        if name not in done:
+        if name not in visited:
             for other in edges[name]:
                 visit(other, (*path, name))
-            done.add(name)
+            visited.add(name)
 
     for name in edges:
         visit(name, ())
@@ -192,20 +196,20 @@ def test_there_is_no_import_cycle() -> None:
 
 def test_no_class_name_occurs_twice() -> None:
     places: dict[str, list[str]] = defaultdict(list)
-    for name, tree in modules().items():
+    for name, tree in parse_modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(name)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
-def test_no_module_has_the_name_of_a_folder_beside_it() -> None:
+def test_no_module_has_the_name_of_a_sibling_folder() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert not path.with_suffix("").is_dir(), path
 
 
-def test_no_call_unpacks_a_list_of_arguments_that_it_spells_out() -> None:
-    for name, tree in modules().items():
+def test_no_call_unpacks_a_literal_list_of_arguments() -> None:
+    for name, tree in parse_modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 spelled_out = [
@@ -219,7 +223,7 @@ def test_no_call_unpacks_a_list_of_arguments_that_it_spells_out() -> None:
 def test_no_test_module_imports_another() -> None:
     """Shared helpers lie in tests/support."""
     for path in TESTS.rglob("*.py"):
-        for name in imported_names(ast.parse(path.read_text(encoding="utf-8"))):
+        for name in find_imported_names(ast.parse(path.read_text(encoding="utf-8"))):
             assert not re.match(r"(tests\.(?!support)|test_)", name), f"{path} imports {name}"
 
 
@@ -229,10 +233,10 @@ def test_tests_mirror_the_package() -> None:
     assert folders <= {*LAYERS, "scripts", "support"}
 
 
-def test_the_package_stays_small_enough_to_be_read() -> None:
+def test_numbers_of_modules_are_limited() -> None:
     paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
     assert len([path for path in paths if path.parent == PACKAGE]) <= MAX_ROOT_MODULES
-    counted = [path for path in paths if not GROWING & set(path.relative_to(PACKAGE).parts)]
+    counted = [path for path in paths if not GROWING_FOLDERS & set(path.relative_to(PACKAGE).parts)]
     assert len(counted) <= MAX_MODULES
     short = [path for path in counted if len(path.read_text(encoding="utf-8").splitlines()) < SHORT_LINES]
     assert len(short) <= MAX_SHORT_MODULES, short

@@ -22,22 +22,22 @@ from genexp.sweep.config import SweepConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.training.trainer import TrainerConfig
-from tests.support.compose import composed as compose
+from tests.support.compose import compose_config
 
-composed = cache(compose)
+compose_config = cache(compose)
 
 
-def choices(group: str) -> list[str]:
+def list_config_names(group: str) -> list[str]:
     """Return the names of a group's files."""
     return sorted(path.stem for path in (find_config_dir() / group).glob("*.yaml"))
 
 
-def keys(cls: type) -> set[str]:
+def field_names(cls: type) -> set[str]:
     """Return the fields of a dataclass."""
     return {field.name for field in fields(cls)}
 
 
-def plain(node: DictConfig) -> dict[str, Any]:
+def to_plain_dict(node: DictConfig) -> dict[str, Any]:
     """Return a configuration as resolved, ordinary values."""
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
@@ -47,56 +47,56 @@ def plain(node: DictConfig) -> dict[str, Any]:
 # --- Each file has every key of its dataclass, and no other.
 
 
-@pytest.mark.parametrize("name", choices("optimizer"))
-def test_an_optimizers_file_has_the_keys_of_its_dataclass(name: str) -> None:
+@pytest.mark.parametrize("name", list_config_names("optimizer"))
+def test_optimizer_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "optimizer" / f"{name}.yaml").read_text())
     assert node["name"] == name
-    assert set(node) == keys(OPTIMIZERS[name].config_class)
+    assert set(node) == field_names(OPTIMIZERS[name].config_class)
 
 
 def test_every_optimizer_has_a_file() -> None:
-    assert choices("optimizer") == sorted(OPTIMIZERS)
+    assert list_config_names("optimizer") == sorted(OPTIMIZERS)
 
 
-@pytest.mark.parametrize("name", choices("trainer"))
-def test_a_trainers_file_has_the_keys_of_its_dataclass(name: str) -> None:
+@pytest.mark.parametrize("name", list_config_names("trainer"))
+def test_trainer_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "trainer" / f"{name}.yaml").read_text())
-    assert set(node) == keys(TrainerConfig)
+    assert set(node) == field_names(TrainerConfig)
 
 
-@pytest.mark.parametrize("name", choices("device"))
-def test_a_devices_file_has_the_keys_of_its_dataclass(name: str) -> None:
+@pytest.mark.parametrize("name", list_config_names("device"))
+def test_device_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "device" / f"{name}.yaml").read_text())
     assert node["name"] == name
-    assert set(node) == keys(DeviceConfig)
+    assert set(node) == field_names(DeviceConfig)
 
 
-@pytest.mark.parametrize("name", choices("dataset"))
-def test_a_data_sets_file_has_the_keys_of_its_dataclass(name: str) -> None:
+@pytest.mark.parametrize("name", list_config_names("dataset"))
+def test_dataset_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "dataset" / f"{name}.yaml").read_text())
     node.pop("defaults", None)
     assert node["name"] == name
-    assert set(node) == keys(find_dataset(name).config_class)
+    assert set(node) == field_names(find_dataset(name).config_class)
 
 
-def test_every_data_set_has_a_file() -> None:
-    assert choices("dataset") == list_datasets()
+def test_every_dataset_has_a_file() -> None:
+    assert list_config_names("dataset") == list_datasets()
 
 
-def test_the_top_of_the_configuration_has_the_keys_of_its_dataclass() -> None:
+def test_top_level_configuration_has_the_keys_of_its_dataclass() -> None:
     groups = {"model", "dataset", "optimizer", "trainer", "device"}
-    assert {str(key) for key in composed()} - groups - {"sweep"} == keys(TopLevelConfig)
+    assert {str(key) for key in compose_config()} - groups - {"sweep"} == field_names(TopLevelConfig)
 
 
-def test_what_is_said_of_a_sweep_has_the_keys_of_its_dataclass() -> None:
-    assert {str(key) for key in composed().sweep} == keys(SweepConfig)
+def test_sweep_section_has_the_keys_of_its_dataclass() -> None:
+    assert {str(key) for key in compose_config().sweep} == field_names(SweepConfig)
 
 
 # --- Each key can be set.
 
 
 def test_every_key_of_the_trainer_can_be_set() -> None:
-    wanted: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "epochs": 7,
         "max_steps": 11,
         "time_budget": 1.5,
@@ -114,23 +114,23 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "objective": "psnr",
         "direction": "max",
     }
-    assert wanted.keys() == keys(TrainerConfig)
-    words = [f"trainer.{key}={value}" for key, value in wanted.items()]
-    assert vars(bind(TrainerConfig, composed(*words).trainer, "trainer")) == wanted
+    assert expected.keys() == field_names(TrainerConfig)
+    overrides = [f"trainer.{key}={value}" for key, value in expected.items()]
+    assert vars(bind(TrainerConfig, compose_config(*overrides).trainer, "trainer")) == expected
 
 
-def test_intervals_of_no_length_mean_never() -> None:
-    words = [f"trainer.{key}=0" for key in ("evaluate_every", "preview_every", "checkpoint_every")]
-    settings = bind(TrainerConfig, composed(*words).trainer, "trainer")
+def test_zero_intervals_mean_never() -> None:
+    overrides = [f"trainer.{key}=0" for key in ("evaluate_every", "preview_every", "checkpoint_every")]
+    settings = bind(TrainerConfig, compose_config(*overrides).trainer, "trainer")
     assert (settings.evaluate_every, settings.preview_every, settings.checkpoint_every) == (0, 0, 0)
 
 
-def test_an_optimizer_reads_the_models_recipe_until_it_is_told_otherwise() -> None:
-    recipe = composed("model=vae").model.recipe
-    assert composed("model=vae", "optimizer=rmsprop").optimizer.lr == recipe.lr
-    assert composed("model=vae", "optimizer=rmsprop", "optimizer.lr=3e-4").optimizer.lr == 3e-4
-    assert composed("model=vae", "model.recipe.lr=0.5").optimizer.lr == 0.5
-    assert composed("model=vae", "model.recipe.epochs=3").trainer.epochs == 3
+def test_optimizer_defaults_come_from_the_model_recipe() -> None:
+    recipe = compose_config("model=vae").model.recipe
+    assert compose_config("model=vae", "optimizer=rmsprop").optimizer.lr == recipe.lr
+    assert compose_config("model=vae", "optimizer=rmsprop", "optimizer.lr=3e-4").optimizer.lr == 3e-4
+    assert compose_config("model=vae", "model.recipe.lr=0.5").optimizer.lr == 0.5
+    assert compose_config("model=vae", "model.recipe.epochs=3").trainer.epochs == 3
 
 
 # --- What binding refuses, and how it says so.
@@ -151,15 +151,22 @@ class Settings:
         require(self.count > 0, "count", self.count, "use at least 1")
 
 
-RIGHT: dict[str, Any] = {"count": 1, "rate": 0.5, "word": "a", "flag": True, "widths": [3, 4], "limit": None}
+VALID_VALUES: dict[str, Any] = {
+    "count": 1,
+    "rate": 0.5,
+    "word": "a",
+    "flag": True,
+    "widths": [3, 4],
+    "limit": None,
+}
 
 
-def test_right_values_bind() -> None:
-    assert bind(Settings, RIGHT, "group") == Settings(1, 0.5, "a", True, [3, 4], None)
+def test_valid_values_bind() -> None:
+    assert bind(Settings, VALID_VALUES, "group") == Settings(1, 0.5, "a", True, [3, 4], None)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("count", "x", "group.count=x: give a whole number"),
         ("count", 2.5, "group.count=2.5: give a whole number"),
@@ -179,18 +186,18 @@ def test_right_values_bind() -> None:
         ("contu", 5, "group.contu is no key of group; did you mean count?"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_it_should_be(key: str, value: object, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        bind(Settings, {**RIGHT, key: value}, "group")
-    assert str(caught.value) == said
+def test_invalid_value_is_reported_with_the_expected_type(key: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError) as excinfo:
+        bind(Settings, {**VALID_VALUES, key: value}, "group")
+    assert str(excinfo.value) == message
 
 
-def test_a_missing_key_is_named() -> None:
+def test_missing_key_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"group\.rate is missing"):
-        bind(Settings, {key: value for key, value in RIGHT.items() if key != "rate"}, "group")
+        bind(Settings, {key: value for key, value in VALID_VALUES.items() if key != "rate"}, "group")
 
 
-def test_the_nearest_choice_is_offered_or_else_all() -> None:
+def test_suggest_choice_returns_the_nearest_or_all_choices() -> None:
     assert suggest_choice("vea", ["vae", "gan"]) == "did you mean vae?"
     assert suggest_choice("zzz", ["vae", "gan"]) == "choose one of: gan, vae"
 
@@ -198,30 +205,34 @@ def test_the_nearest_choice_is_offered_or_else_all() -> None:
 # --- A phase's own optimizer settings.
 
 
-def test_a_phase_has_its_own_settings_over_the_shared_ones() -> None:
-    plan = plan_optimizers(plain(composed("model=gan", "optimizer.discriminator.lr=1e-4"))["optimizer"])
-    shared = composed("model=gan").optimizer.lr
+def test_phase_settings_override_shared_settings() -> None:
+    plan = plan_optimizers(
+        to_plain_dict(compose_config("model=gan", "optimizer.discriminator.lr=1e-4"))["optimizer"]
+    )
+    shared = compose_config("model=gan").optimizer.lr
     assert plan.bind_phase_config("discriminator").lr == 1e-4
     assert plan.bind_phase_config("generator").lr == shared != 1e-4
     assert plan.bind_phase_config("discriminator").name == plan.bind_phase_config("generator").name == "adam"
     plan.check_phases(["discriminator", "generator"])
 
 
-def test_phases_follow_the_shared_value_until_they_are_told_otherwise() -> None:
-    plan = plan_optimizers(plain(composed("model=gan", "optimizer=sgd", "optimizer.lr=0.3"))["optimizer"])
+def test_phases_default_to_the_shared_value() -> None:
+    plan = plan_optimizers(
+        to_plain_dict(compose_config("model=gan", "optimizer=sgd", "optimizer.lr=0.3"))["optimizer"]
+    )
     assert plan.bind_phase_config("discriminator").lr == plan.bind_phase_config("generator").lr == 0.3
 
 
-def test_any_setting_may_be_a_phases_own() -> None:
-    words = ("model=gan", "+optimizer.generator.betas=[0.1,0.2]", "+optimizer.generator.schedule=linear")
-    plan = plan_optimizers(plain(composed(*words))["optimizer"])
+def test_any_setting_can_be_set_per_phase() -> None:
+    overrides = ("model=gan", "+optimizer.generator.betas=[0.1,0.2]", "+optimizer.generator.schedule=linear")
+    plan = plan_optimizers(to_plain_dict(compose_config(*overrides))["optimizer"])
     assert plan.bind_phase_config("generator").to_kwargs()["betas"] == (0.1, 0.2)
     assert plan.bind_phase_config("generator").schedule == "linear"
     assert plan.bind_phase_config("discriminator").schedule == "constant"
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "message"),
     [
         ("optimizer.generator.lr=-1", "optimizer.generator.lr=-1.0: use a positive learning rate"),
         (
@@ -231,20 +242,22 @@ def test_any_setting_may_be_a_phases_own() -> None:
         ("+optimizer.generator.beta=1", "optimizer.generator.beta is no key of optimizer.generator"),
     ],
 )
-def test_a_phases_wrong_setting_is_named(word: str, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        plan_optimizers(plain(composed("model=gan", word))["optimizer"]).bind_phase_config("generator")
-    assert said in str(caught.value)
+def test_invalid_phase_setting_is_reported(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as excinfo:
+        plan_optimizers(to_plain_dict(compose_config("model=gan", override))["optimizer"]).bind_phase_config(
+            "generator"
+        )
+    assert message in str(excinfo.value)
 
 
-def test_a_phase_that_is_not_there_is_named() -> None:
-    plan = plan_optimizers(plain(composed("model=gan", "+optimizer.critic.lr=1"))["optimizer"])
+def test_unknown_phase_is_reported() -> None:
+    plan = plan_optimizers(to_plain_dict(compose_config("model=gan", "+optimizer.critic.lr=1"))["optimizer"])
     with pytest.raises(ConfigError, match=r"optimizer\.critic names no phase of this model"):
         plan.check_phases(["discriminator", "generator"])
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "value", "said"),
+    ("name", "key", "value", "message"),
     [
         ("adam", "betas", [0.9], "optimizer.betas=[0.9]: give two values"),
         ("adam", "betas", [0.9, 1], "optimizer.betas=[0.9, 1.0]: use values in [0, 1)"),
@@ -264,25 +277,25 @@ def test_a_phase_that_is_not_there_is_named() -> None:
         ("adagrad", "lr", 1, "optimizer.name=adagrad is no optimizer; did you mean adam?"),
     ],
 )
-def test_a_value_that_the_optimizer_would_refuse_is_refused_by_name(
-    name: str, key: str, value: object, said: str
+def test_invalid_optimizer_value_is_reported_with_its_key(
+    name: str, key: str, value: object, message: str
 ) -> None:
-    settings = plain(composed(f"optimizer={name if name in OPTIMIZERS else 'adam'}"))["optimizer"]
+    settings = to_plain_dict(compose_config(f"optimizer={name if name in OPTIMIZERS else 'adam'}"))["optimizer"]
     if name == "sgd":
         settings["nesterov"] = True
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         plan_optimizers({**settings, "name": name, key: value})
-    assert str(caught.value) == said
+    assert str(excinfo.value) == message
 
 
 # --- Presets.
 
 
-def bound(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
+def bind_config(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
     """Bind all of a configuration; return (model's settings, trainer's, optimizer's)."""
-    config = plain(cfg)
+    config = to_plain_dict(cfg)
     model = {key: value for key, value in config["model"].items() if key not in ("name", "recipe")}
-    bind(TopLevelConfig, {key: config[key] for key in keys(TopLevelConfig)}, "")
+    bind(TopLevelConfig, {key: config[key] for key in field_names(TopLevelConfig)}, "")
     bind(DeviceConfig, config["device"], "device")
     bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
     technique: Any = bind(find_technique(config["model"]["name"]).Config, model, "model")
@@ -290,14 +303,14 @@ def bound(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
     return technique, trainer, plan_optimizers(config["optimizer"]).bind_phase_config("")
 
 
-@pytest.mark.parametrize("name", choices("experiment"))
+@pytest.mark.parametrize("name", list_config_names("experiment"))
 def test_a_preset_composes_and_binds(name: str) -> None:
-    cfg = composed(f"experiment={name}")
-    bound(cfg)
+    cfg = compose_config(f"experiment={name}")
+    bind_config(cfg)
     assert cfg.model.name == name.removesuffix("_reference")
 
 
-def dense(*widths: int) -> list[tuple[int, ...]]:
+def linear_weight_shapes(*widths: int) -> list[tuple[int, ...]]:
     """Return the shapes of the weights of linear layers."""
     return [(outputs, inputs) for inputs, outputs in pairwise(widths)]
 
@@ -315,18 +328,23 @@ class Reference:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-STACKED = [*dense(784, 128, 32, 10), *dense(10, 32, 128, 784)]
-CONVOLUTIONAL = [
+STACKED_WEIGHTS = [*linear_weight_shapes(784, 128, 32, 10), *linear_weight_shapes(10, 32, 128, 784)]
+CONV_WEIGHTS = [
     *[(16, 1, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 1024)],
     *[(1024, 10), (64, 32, 3, 3), (32, 16, 3, 3), (16, 1, 3, 3)],  # transposed: inputs first
 ]
 REFERENCES = {
     "stacked_autoencoder": Reference(
-        "mnist", STACKED, 1e-4, 50, 51, model={"loss": "mse", "activation": "relu", "latent_activation": "relu"}
+        "mnist",
+        STACKED_WEIGHTS,
+        1e-4,
+        50,
+        51,
+        model={"loss": "mse", "activation": "relu", "latent_activation": "relu"},
     ),
     "denoising_autoencoder": Reference(
         "mnist",
-        STACKED,
+        STACKED_WEIGHTS,
         1e-4,
         50,
         51,
@@ -334,7 +352,7 @@ REFERENCES = {
     ),
     "conv_autoencoder": Reference(
         "mnist",
-        CONVOLUTIONAL,
+        CONV_WEIGHTS,
         1e-3,
         50,
         51,
@@ -354,7 +372,7 @@ REFERENCES = {
     ),
     "latent3d_autoencoder": Reference(
         "fashion_mnist",
-        [*dense(784, 128, 64, 12, 3), *dense(3, 12, 64, 128, 784)],
+        [*linear_weight_shapes(784, 128, 64, 12, 3), *linear_weight_shapes(3, 12, 64, 128, 784)],
         5e-3,
         64,
         10,
@@ -362,7 +380,7 @@ REFERENCES = {
     ),
     "vae": Reference(
         "mnist",
-        [*dense(784, 400, 400), (200, 400), (200, 400), *dense(200, 400, 400, 784)],
+        [*linear_weight_shapes(784, 400, 400), (200, 400), (200, 400), *linear_weight_shapes(200, 400, 400, 784)],
         1e-3,
         100,
         30,
@@ -370,7 +388,7 @@ REFERENCES = {
     ),
     "gan": Reference(
         "fashion_mnist",
-        [*dense(128, 256, 512, 1024, 784), *dense(784, 1024, 512, 256, 1)],
+        [*linear_weight_shapes(128, 256, 512, 1024, 784), *linear_weight_shapes(784, 1024, 512, 256, 1)],
         2e-4,
         100,
         151,
@@ -387,48 +405,52 @@ REFERENCES = {
         151,
         model={"dropout": 0.5, "init_std": None},
     ),
-    "deep_kmeans": Reference("mnist", [*CONVOLUTIONAL, (10, 10)], 1e-3, 128, 300),
+    "deep_kmeans": Reference("mnist", [*CONV_WEIGHTS, (10, 10)], 1e-3, 128, 300),
 }
 WITHOUT_NETWORKS = {"kmeans", "style_transfer"}
-PRESENT = [name.removesuffix("_reference") for name in choices("experiment") if name.endswith("_reference")]
+REFERENCE_PRESETS = [
+    name.removesuffix("_reference") for name in list_config_names("experiment") if name.endswith("_reference")
+]
 
 
-def test_every_reference_preset_is_looked_at() -> None:
-    assert set(PRESENT) <= REFERENCES.keys() | WITHOUT_NETWORKS
+def test_every_reference_preset_is_tested() -> None:
+    assert set(REFERENCE_PRESETS) <= REFERENCES.keys() | WITHOUT_NETWORKS
 
 
-@pytest.mark.parametrize("name", sorted(REFERENCES.keys() & set(PRESENT)))
-def test_a_reference_preset_is_the_sources(name: str) -> None:
-    wanted = REFERENCES[name]
-    cfg = composed(f"experiment={name}_reference")
-    config, trainer, optimizer = bound(cfg)
-    assert (cfg.model.name, cfg.dataset.name, cfg.dataset.limit) == (name, wanted.dataset, None)
-    assert {key: getattr(config, key) for key in wanted.model} == wanted.model
-    spec = DataSpec(wanted.dataset, {"image": (1, 28, 28), "label": ()}, 60_000, tuple("0123456789"))
+@pytest.mark.parametrize("name", sorted(REFERENCES.keys() & set(REFERENCE_PRESETS)))
+def test_reference_preset_matches_the_source(name: str) -> None:
+    expected = REFERENCES[name]
+    cfg = compose_config(f"experiment={name}_reference")
+    config, trainer, optimizer = bind_config(cfg)
+    assert (cfg.model.name, cfg.dataset.name, cfg.dataset.limit) == (name, expected.dataset, None)
+    assert {key: getattr(config, key) for key in expected.model} == expected.model
+    spec = DataSpec(expected.dataset, {"image": (1, 28, 28), "label": ()}, 60_000, tuple("0123456789"))
     technique = find_technique(name)(config, spec)
     weights = [tuple(weight.shape) for weight in technique.parameters() if weight.ndim > 1]
-    assert sorted(weights) == sorted(wanted.weights)
+    assert sorted(weights) == sorted(expected.weights)
     assert optimizer.name == "adam"
     # What the model's recipe may change for our own preset must not change the source's.
-    assert optimizer.lr == wanted.lr
-    mended = 300 if name == "deep_kmeans" else 0  # without it the sigmoid saturates with some seeds: all black
-    assert (optimizer.schedule, optimizer.warmup_steps) == ("constant", mended)
+    assert optimizer.lr == expected.lr
+    warmup_steps = (
+        300 if name == "deep_kmeans" else 0
+    )  # without it the sigmoid saturates with some seeds: all black
+    assert (optimizer.schedule, optimizer.warmup_steps) == ("constant", warmup_steps)
     assert optimizer.to_kwargs()["betas"] == (0.9, 0.999)
-    assert optimizer.to_kwargs()["weight_decay"] == wanted.weight_decay
-    assert (trainer.batch_size, trainer.epochs, trainer.max_steps) == (wanted.batch_size, wanted.epochs, None)
+    assert optimizer.to_kwargs()["weight_decay"] == expected.weight_decay
+    assert (trainer.batch_size, trainer.epochs, trainer.max_steps) == (expected.batch_size, expected.epochs, None)
     assert (trainer.ema, trainer.gradient_clip, trainer.precision) == (0.0, None, "fp32")
 
 
-def test_the_reference_of_kmeans_is_the_sources() -> None:
-    cfg = composed("experiment=kmeans_reference")
-    config, trainer, _ = bound(cfg)
+def test_kmeans_reference_preset_matches_the_source() -> None:
+    cfg = compose_config("experiment=kmeans_reference")
+    config, trainer, _ = bind_config(cfg)
     assert (cfg.dataset.name, cfg.dataset.n_samples, cfg.dataset.noise) == ("circles", 500, 0.1)
     assert (config.clusters, config.init, config.n_init, trainer.epochs) == (2, "uniform", 1, 5)
 
 
-def test_the_reference_of_style_transfer_is_the_sources() -> None:
-    cfg = composed("experiment=style_transfer_reference")
-    config, trainer, optimizer = bound(cfg)
+def test_style_transfer_reference_preset_matches_the_source() -> None:
+    cfg = compose_config("experiment=style_transfer_reference")
+    config, trainer, optimizer = bind_config(cfg)
     assert (cfg.dataset.name, cfg.dataset.size) == ("photographs", 256)
     assert list(config.content_layers) == ["conv_4"]
     assert list(config.style_layers) == [f"conv_{number}" for number in range(1, 6)]
@@ -438,12 +460,12 @@ def test_the_reference_of_style_transfer_is_the_sources() -> None:
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
-def test_a_reference_gan_has_no_layer_that_the_source_lacks(name: str) -> None:
-    if name not in PRESENT:
+def test_gan_reference_presets_add_no_layers(name: str) -> None:
+    if name not in REFERENCE_PRESETS:
         pytest.skip(f"{name}_reference is not there")
-    config, _, _ = bound(composed(f"experiment={name}_reference"))
+    config, _, _ = bind_config(compose_config(f"experiment={name}_reference"))
     spec = DataSpec("fashion_mnist", {"image": (1, 28, 28), "label": ()}, 60_000)
-    kinds = {type(module).__name__ for module in find_technique(name)(config, spec).modules()}
-    assert not {kind for kind in kinds if "Norm" in kind}
+    layer_types = {type(module).__name__ for module in find_technique(name)(config, spec).modules()}
+    assert not {kind for kind in layer_types if "Norm" in kind}
     biases = [weight for weight in find_technique(name)(config, spec).parameters() if weight.ndim == 1]
     assert bool(biases) == (name == "gan")

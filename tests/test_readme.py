@@ -8,13 +8,13 @@ from pathlib import Path
 
 from genexp.data import list_datasets
 from genexp.technique import list_techniques
-from tests.support.command import REPOSITORY
+from tests.support.command import REPO_ROOT
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+README = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_its_tree_is_the_tree() -> None:
-    spec = importlib.util.spec_from_file_location("readme_tree", REPOSITORY / "scripts" / "readme_tree.py")
+def test_tree_matches_the_repository() -> None:
+    spec = importlib.util.spec_from_file_location("readme_tree", REPO_ROOT / "scripts" / "readme_tree.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,12 +23,12 @@ def test_its_tree_is_the_tree() -> None:
     assert written == module.build_tree(), "run python scripts/readme_tree.py"
 
 
-def test_it_names_every_technique_and_data_set() -> None:
+def test_every_technique_and_dataset_is_listed() -> None:
     missing = [name for name in [*list_techniques(), *list_datasets()] if f"`{name}`" not in README]
     assert not missing
 
 
-def test_its_pictures_are_there() -> None:
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
-    assert pictures
-    assert [picture for picture in pictures if not (REPOSITORY / Path(picture)).is_file()] == []
+def test_linked_images_exist() -> None:
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert images
+    assert [image for image in images if not (REPO_ROOT / Path(image)).is_file()] == []

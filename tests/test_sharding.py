@@ -17,8 +17,8 @@ from genexp.distributed.rank import RankInfo, read_rank_info
 from genexp.networks.dropout import Dropout
 from genexp.sharding import Shard, batch_mean, gather_rows, local_rows
 
-ROWS, PARTS = 4, 3
-DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
+BATCH_SIZE, NUM_SHARDS = 4, 3
+RANDOM_DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
     "randn": lambda rows: torch.randn(len(rows), 2),
     "randn of a shape": lambda rows: torch.randn((len(rows), 2)),
     "randn by keyword": lambda rows: torch.randn(size=(len(rows),)),
@@ -38,51 +38,51 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
 }
 
 
-@pytest.mark.parametrize("index", range(PARTS))
-@pytest.mark.parametrize("what", DRAWS)
-def test_a_draw_for_rows_is_these_rows_of_the_whole_batchs(what: str, index: int) -> None:
-    draw, samples = DRAWS[what], torch.arange(12.0).unsqueeze(1)
-    part = Shard(index, PARTS)
+@pytest.mark.parametrize("index", range(NUM_SHARDS))
+@pytest.mark.parametrize("case", RANDOM_DRAWS)
+def test_random_draw_of_a_shard_equals_its_rows_of_the_full_batch(case: str, index: int) -> None:
+    draw, samples = RANDOM_DRAWS[case], torch.arange(12.0).unsqueeze(1)
+    shard = Shard(index, NUM_SHARDS)
     torch.manual_seed(1)
-    all_drawn, next_number = draw(samples), torch.rand(())
+    full_draw, next_number = draw(samples), torch.rand(())
     torch.manual_seed(1)
-    with GlobalBatchMode(part, ROWS, True):
-        drawn, following = draw(samples[part.row_slice(len(samples))]), torch.rand(())
-    assert torch.equal(drawn, all_drawn[part.row_slice(len(samples))])
-    assert torch.equal(following, next_number), "and the generator is where it would be"
+    with GlobalBatchMode(shard, BATCH_SIZE, True):
+        shard_draw, next_shard_number = draw(samples[shard.row_slice(len(samples))]), torch.rand(())
+    assert torch.equal(shard_draw, full_draw[shard.row_slice(len(samples))])
+    assert torch.equal(next_shard_number, next_number), "and the generator is where it would be"
 
 
-def test_a_draw_that_is_not_for_rows_is_left_as_it_is() -> None:
+def test_random_draw_without_a_batch_axis_is_unchanged() -> None:
     torch.manual_seed(1)
-    expected = torch.randn(7, ROWS), torch.randperm(ROWS), torch.rand(2)
+    expected = torch.randn(7, BATCH_SIZE), torch.randperm(BATCH_SIZE), torch.rand(2)
     torch.manual_seed(1)
-    with GlobalBatchMode(Shard(1, PARTS), ROWS, True):
-        drawn = torch.randn(7, ROWS), torch.randperm(ROWS), torch.rand(2)
-    assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
+    with GlobalBatchMode(Shard(1, NUM_SHARDS), BATCH_SIZE, True):
+        shard_draw = torch.randn(7, BATCH_SIZE), torch.randperm(BATCH_SIZE), torch.rand(2)
+    assert all(torch.equal(one, other) for one, other in zip(shard_draw, expected, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 5)])
-def test_batch_norm_of_the_whole_is_torchs(shape: tuple[int, ...]) -> None:
+def test_synchronized_batch_norm_matches_torch(shape: tuple[int, ...]) -> None:
     """Alone, in value, in first and second gradients and in what it remembers."""
     torch.manual_seed(1)
     values = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-    kinds = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+    layer_classes = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
     seen = []
     for mode in (True, False):  # False: not synchronized, torch's own
-        layer = kinds[len(shape)](3, dtype=torch.float64)
+        layer = layer_classes[len(shape)](3, dtype=torch.float64)
         nn.init.uniform_(layer.weight)
         with torch.no_grad():
             layer.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
         with GlobalBatchMode(Shard(), len(values), mode):
             result = layer(values)
-        (slope,) = torch.autograd.grad(result.pow(3).sum(), values, create_graph=True)
-        (second,) = torch.autograd.grad(slope.square().sum(), values)
-        seen.append((result, slope, second, layer.running_mean, layer.running_var))
+        (gradient,) = torch.autograd.grad(result.pow(3).sum(), values, create_graph=True)
+        (second_gradient,) = torch.autograd.grad(gradient.square().sum(), values)
+        seen.append((result, gradient, second_gradient, layer.running_mean, layer.running_var))
     for one, other in zip(*seen, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_parts_of_batches_are_disjoint_and_make_up_the_batches() -> None:
+def test_shards_of_a_batch_are_disjoint_and_complete() -> None:
     numbers = make_loader(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
     whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").iter_batches(1)
     streams = [
@@ -91,19 +91,21 @@ def test_parts_of_batches_are_disjoint_and_make_up_the_batches() -> None:
     ]
     for _ in range(7):
         parts = [next(stream)["point"] for stream in streams]
-        assert [len(part) for part in parts] == [2, 2, 2]
+        assert [len(shard) for shard in parts] == [2, 2, 2]
         assert torch.equal(torch.cat(parts), next(whole_stream)["point"])
 
 
-def test_alone_a_part_is_the_whole() -> None:
+def test_single_shard_is_the_full_batch() -> None:
     rows = torch.randn(5, 3)
     assert torch.equal(batch_mean(rows), rows.mean(0))
     assert gather_rows(rows) is rows
     assert torch.equal(local_rows(rows), rows)
 
 
-def test_a_place_is_what_torchrun_says() -> None:
-    said = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node", "MASTER_PORT": "1"}
-    assert read_rank_info({**said, "LOCAL_WORLD_SIZE": "2"}) == RankInfo(3, 4, local_rank=1, local_world_size=2)
-    assert read_rank_info({**said, "WORLD_SIZE": "1", "RANK": "0"}) is None
+def test_rank_info_is_read_from_torchrun_variables() -> None:
+    variables = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node", "MASTER_PORT": "1"}
+    assert read_rank_info({**variables, "LOCAL_WORLD_SIZE": "2"}) == RankInfo(
+        3, 4, local_rank=1, local_world_size=2
+    )
+    assert read_rank_info({**variables, "WORLD_SIZE": "1", "RANK": "0"}) is None
     assert read_rank_info({"RANK": "3"}) is None, "a cluster's variable alone is no torchrun"

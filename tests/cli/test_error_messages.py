@@ -12,22 +12,22 @@ import pytest
 import torch
 
 from genexp.run_dir.checkpoint import list_checkpoints
-from tests.support.command import TINY, background, genexp, in_folder, status
-from tests.support.compose import tiny
+from tests.support.command import TINY_RUN, load_status, run_dir_override, run_genexp, start_genexp
+from tests.support.compose import tiny_overrides
 
 
-def complaint(*arguments: str) -> str:
+def get_error_line(*overrides: str) -> str:
     """Run what must fail, and return its one line."""
-    ended = genexp(*arguments)
-    assert ended.code == 1, ended
-    (line,) = ended.err.strip().splitlines()
+    result = run_genexp(*overrides)
+    assert result.exit_code == 1, result
+    (line,) = result.stderr.strip().splitlines()
     assert line.startswith("genexp: ")
-    assert "Traceback" not in ended.out + ended.err
+    assert "Traceback" not in result.stdout + result.stderr
     return line
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("override", "message"),
     [
         ("model=vea", "model=vea does not exist; did you mean vae?"),
         ("dataset=mnist5k", "dataset=mnist5k does not exist; did you mean mnist_5k?"),
@@ -60,40 +60,40 @@ def complaint(*arguments: str) -> str:
         ("seed=1,2", "seed=1,2 is several values; add -m to run each"),
     ],
 )
-def test_a_wrong_word_is_named_with_its_remedy(argument: str, said: str, tmp_path: Path) -> None:
-    limit = [word for word in TINY if not (argument.startswith("dataset=") and "limit" in word)]
-    batch = [] if "batch_size" in argument else ["trainer.batch_size=8"]
-    line = complaint(argument, *limit, *batch, "trainer.max_steps=1", in_folder(tmp_path / "run"))
-    assert said in line
+def test_invalid_override_error_has_key_value_and_remedy(override: str, message: str, tmp_path: Path) -> None:
+    limit = [word for word in TINY_RUN if not (override.startswith("dataset=") and "limit" in word)]
+    batch = [] if "batch_size" in override else ["trainer.batch_size=8"]
+    line = get_error_line(override, *limit, *batch, "trainer.max_steps=1", run_dir_override(tmp_path / "run"))
+    assert message in line
 
 
-def test_images_too_small_for_a_convolutional_model(tmp_path: Path) -> None:
-    line = complaint("model=conv_autoencoder", "dataset=digits", in_folder(tmp_path / "run"))
+def test_images_too_small_for_a_convolutional_model_are_rejected(tmp_path: Path) -> None:
+    line = get_error_line("model=conv_autoencoder", "dataset=digits", run_dir_override(tmp_path / "run"))
     assert "images of 8×8 pixels are too small" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
-    line = complaint("device=cuda", in_folder(tmp_path / "run"))
+def test_missing_gpu_is_reported(tmp_path: Path) -> None:
+    line = get_error_line("device=cuda", run_dir_override(tmp_path / "run"))
     assert "device=cuda: torch" in line
     assert "use device=cpu" in line
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_output_directory_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
-    line = complaint(*tiny("vae"), in_folder(file / "run"))
+    line = get_error_line(*tiny_overrides("vae"), run_dir_override(file / "run"))
     assert str(file) in line
     assert file.read_text() == "in the way"
 
 
-def test_a_loss_that_is_no_longer_finite(tmp_path: Path) -> None:
+def test_nonfinite_loss_fails_the_run_and_keeps_finite_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = (*tiny("vae"), "optimizer=sgd", "trainer.epochs=50", "trainer.checkpoint_every=1")
-    line = complaint(*words, "optimizer.lr=0.5", in_folder(folder))
+    overrides = (*tiny_overrides("vae"), "optimizer=sgd", "trainer.epochs=50", "trainer.checkpoint_every=1")
+    line = get_error_line(*overrides, "optimizer.lr=0.5", run_dir_override(folder))
     assert "of phase vae became" in line or "became NaN or infinite by step" in line
     assert "at step" in line or "by step" in line
-    state = status(folder)
+    state = load_status(folder)
     assert (state["state"], state["error"]) == ("failed", line.removeprefix("genexp: "))
     for file in list_checkpoints(folder):
         weights = torch.load(file, weights_only=True)["technique"]
@@ -101,105 +101,118 @@ def test_a_loss_that_is_no_longer_finite(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a short run that has finished; its checkpoints are its largest files. Copy it before breaking it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert genexp(*tiny("vae"), "model.hidden=[400,400]", "trainer.epochs=2", in_folder(folder)).code == 0
+    assert (
+        run_genexp(
+            *tiny_overrides("vae"), "model.hidden=[400,400]", "trainer.epochs=2", run_dir_override(folder)
+        ).exit_code
+        == 0
+    )
     return folder
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
+def run_dir(finished_run_dir: Path, tmp_path: Path) -> Path:
     """Return a copy of a finished run."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    return Path(shutil.copytree(finished_run_dir, tmp_path / "run"))
 
 
-def test_resuming_what_is_no_run(tmp_path: Path) -> None:
-    assert f"resume={tmp_path} is no run's folder" in complaint(f"resume={tmp_path}")
-    assert "is no run's folder" in complaint(f"resume={tmp_path / 'absent'}")
+def test_resuming_a_directory_without_a_run_fails(tmp_path: Path) -> None:
+    assert f"resume={tmp_path} is no run's folder" in get_error_line(f"resume={tmp_path}")
+    assert "is no run's folder" in get_error_line(f"resume={tmp_path / 'absent'}")
 
 
-def test_resuming_a_finished_run(run: Path) -> None:
-    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.name != "train.log" and path.is_file()}
-    assert "has finished; set a larger trainer.epochs" in complaint(f"resume={run}")
+def test_resuming_a_finished_run_fails_and_changes_no_file(run_dir: Path) -> None:
+    before = {
+        path: path.read_bytes() for path in run_dir.rglob("*.*") if path.name != "train.log" and path.is_file()
+    }
+    assert "has finished; set a larger trainer.epochs" in get_error_line(f"resume={run_dir}")
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_resuming_with_another_setting(run: Path) -> None:
-    line = complaint(f"resume={run}", "trainer.epochs=3", "optimizer.lr=0.5", "model.latent=7")
+def test_resuming_with_changed_settings_fails(run_dir: Path) -> None:
+    line = get_error_line(f"resume={run_dir}", "trainer.epochs=3", "optimizer.lr=0.5", "model.latent=7")
     assert "cannot change model.latent=7 (was 20), optimizer.lr=0.5 (was 0.001)" in line
 
 
-def test_resuming_with_another_model(run: Path) -> None:
-    assert "model" in complaint(f"resume={run}", "model=gan")
+def test_resuming_with_another_model_fails(run_dir: Path) -> None:
+    assert "model" in get_error_line(f"resume={run_dir}", "model=gan")
 
 
-def test_resuming_without_checkpoints(run: Path) -> None:
-    shutil.rmtree(run / "checkpoints")
-    assert "has no checkpoint" in complaint(f"resume={run}", "trainer.epochs=3")
+def test_resuming_without_checkpoints_fails(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints")
+    assert "has no checkpoint" in get_error_line(f"resume={run_dir}", "trainer.epochs=3")
 
 
-def test_resuming_from_damaged_checkpoints_only(run: Path) -> None:
-    for file in list_checkpoints(run):
+def test_resuming_from_only_damaged_checkpoints_fails(run_dir: Path) -> None:
+    for file in list_checkpoints(run_dir):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    line = complaint(f"resume={run}", "trainer.epochs=3")
+    line = get_error_line(f"resume={run_dir}", "trainer.epochs=3")
     assert "has only checkpoints that cannot be used" in line
 
 
-def test_a_flipped_bit_is_noticed(run: Path) -> None:
-    for file in list_checkpoints(run):
+def test_checkpoint_with_a_flipped_bit_is_rejected(run_dir: Path) -> None:
+    for file in list_checkpoints(run_dir):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    assert "does not match" in complaint(f"resume={run}", "trainer.epochs=3")
+    assert "does not match" in get_error_line(f"resume={run_dir}", "trainer.epochs=3")
 
 
-class Bomb:
+class PickledCode:
     """Would run code when unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, ("boom",))
 
 
-def test_a_checkpoint_that_carries_code(run: Path) -> None:
-    for file in list_checkpoints(run):
-        torch.save({"format": 1, "bomb": Bomb()}, file)
-    assert "possibly code: not loaded" in complaint(f"resume={run}", "trainer.epochs=3")
-    for file in list_checkpoints(run):
-        file.write_bytes(pickle.dumps(Bomb()))
-    complaint(f"resume={run}", "trainer.epochs=3")
+def test_checkpoint_with_pickled_code_is_not_loaded(run_dir: Path) -> None:
+    for file in list_checkpoints(run_dir):
+        torch.save({"format": 1, "bomb": PickledCode()}, file)
+    assert "possibly code: not loaded" in get_error_line(f"resume={run_dir}", "trainer.epochs=3")
+    for file in list_checkpoints(run_dir):
+        file.write_bytes(pickle.dumps(PickledCode()))
+    get_error_line(f"resume={run_dir}", "trainer.epochs=3")
     assert not Path("boom").exists()
 
 
-def limit_files(size: int) -> None:
+def limit_file_size(max_bytes: int) -> None:
     """Let no file of this process grow beyond `size` bytes, as a full disk would."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
 
-def test_a_disk_that_is_full_when_a_checkpoint_is_written(run: Path) -> None:
-    whole = list_checkpoints(run)[0]
-    room = whole.stat().st_size // 2
-    with background(f"resume={run}", "trainer.epochs=3", prepare=limit_files, options=(room,)) as process:
+def test_full_disk_keeps_the_previous_checkpoint(run_dir: Path) -> None:
+    whole = list_checkpoints(run_dir)[0]
+    max_bytes = whole.stat().st_size // 2
+    with start_genexp(
+        f"resume={run_dir}", "trainer.epochs=3", prepare=limit_file_size, prepare_args=(max_bytes,)
+    ) as process:
         process.join()
         assert process.exitcode == 1
-    state = status(run)
+    state = load_status(run_dir)
     assert state["state"] == "failed"
     assert "could not be written" in state["error"]
-    assert list_checkpoints(run)[0] == whole
-    assert genexp(f"resume={run}", "trainer.epochs=3").code == 0
+    assert list_checkpoints(run_dir)[0] == whole
+    assert run_genexp(f"resume={run_dir}", "trainer.epochs=3").exit_code == 0
 
 
-def test_two_runs_of_the_same_second_have_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_started_in_the_same_second_have_different_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert genexp(*tiny("vae"), "trainer.max_steps=1").code == 0
+        assert run_genexp(*tiny_overrides("vae"), "trainer.max_steps=1").exit_code == 0
     assert len(list((tmp_path / "outputs" / "runs" / "vae").iterdir())) == 2
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_run_directory_in_use_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with background(*tiny("vae"), "trainer.epochs=1000000", "trainer.preview_every=0", in_folder(folder)):
+    with start_genexp(
+        *tiny_overrides("vae"), "trainer.epochs=1000000", "trainer.preview_every=0", run_dir_override(folder)
+    ):
         while not list_checkpoints(folder):
             pass
-        assert "is in use by another process" in complaint(f"resume={folder}")
+        assert "is in use by another process" in get_error_line(f"resume={folder}")

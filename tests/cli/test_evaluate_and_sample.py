@@ -26,11 +26,11 @@ from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import build_technique
 from genexp.runs.load import LoadedRun, find_checkpoint
 from genexp.technique import list_techniques
-from tests.support.command import Ended, genexp, in_folder, metrics, status
-from tests.support.compose import composed, tiny
+from tests.support.command import CommandResult, load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.compose import compose_config, tiny_overrides
 
 
-def command(main: Callable[[], Any], *arguments: str | Path) -> Ended:
+def run_main(main: Callable[[], Any], *arguments: str | Path) -> CommandResult:
     """Run a tool in this process."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -41,43 +41,43 @@ def command(main: Callable[[], Any], *arguments: str | Path) -> Ended:
             main()
         except SystemExit as ending:
             if isinstance(ending.code, str):
-                return Ended(1, out.getvalue(), err.getvalue() + ending.code + "\n")
-            return Ended(int(ending.code or 0), out.getvalue(), err.getvalue())
+                return CommandResult(1, out.getvalue(), err.getvalue() + ending.code + "\n")
+            return CommandResult(int(ending.code or 0), out.getvalue(), err.getvalue())
     raise AssertionError("a tool ends by exiting")
 
 
-def made(*arguments: str | Path) -> list[Path]:
+def run_sample(*arguments: str | Path) -> list[Path]:
     """Run genexp-sample, which must succeed, and return the files and folders that it names."""
-    ended = command(sample.main, *arguments)
-    assert ended.code == 0, ended.err
-    return [Path(line) for line in ended.out.splitlines()]
+    result = run_main(sample.main, *arguments)
+    assert result.exit_code == 0, result.stderr
+    return [Path(line) for line in result.stdout.splitlines()]
 
 
-def complaint(main: Callable[[], Any], *arguments: str | Path) -> str:
+def get_error_line(main: Callable[[], Any], *arguments: str | Path) -> str:
     """Run what must fail, and return its one line."""
-    ended = command(main, *arguments)
-    assert ended.code == 1, ended
-    (line,) = ended.err.splitlines()
+    result = run_main(main, *arguments)
+    assert result.exit_code == 1, result
+    (line,) = result.stderr.splitlines()
     assert line.startswith(("genexp-evaluate: ", "genexp-sample: "))
     return line
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vae_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "vae"
-    often = ("trainer.epochs=2", "trainer.checkpoint_every=1", "trainer.ema=0.9", "model.beta=4")
-    assert genexp(*tiny("vae"), *often, in_folder(folder)).code == 0
+    interval_overrides = ("trainer.epochs=2", "trainer.checkpoint_every=1", "trainer.ema=0.9", "model.beta=4")
+    assert run_genexp(*tiny_overrides("vae"), *interval_overrides, run_dir_override(folder)).exit_code == 0
     return folder
 
 
 @pytest.fixture
-def copy(vae: Path, tmp_path: Path) -> Path:
+def vae_run_copy(vae_run_dir: Path, tmp_path: Path) -> Path:
     """Return a run to be damaged."""
-    return Path(shutil.copytree(vae, tmp_path / "copy"))
+    return Path(shutil.copytree(vae_run_dir, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of pictures of many kinds, one of them broken."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "more").mkdir()
@@ -89,48 +89,48 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_techniques_own_scores_are_those_it_had_in_training(vae: Path) -> None:
+def test_evaluation_repeats_the_test_metrics_of_training(vae_run_dir: Path) -> None:
     """Those of the averaged weights, which were judged, from either kind of checkpoint."""
-    for which in ("best", "newest"):
-        ended = command(evaluate.main, vae, "--checkpoint", which, "--nll-samples", "5")
-        assert ended.code == 0, ended.err
-        written = json.loads((vae / "evaluation.json").read_text())
-        judged = {line["step"]: line for line in metrics(vae) if line["split"] == "test"}
-        recorded = judged[written["step"]]
+    for checkpoint in ("best", "newest"):
+        result = run_main(evaluate.main, vae_run_dir, "--checkpoint", checkpoint, "--nll-samples", "5")
+        assert result.exit_code == 0, result.stderr
+        written = json.loads((vae_run_dir / "evaluation.json").read_text())
+        test_lines = {line["step"]: line for line in read_metrics_log(vae_run_dir) if line["split"] == "test"}
+        recorded = test_lines[written["step"]]
         own = {name: value for name, value in recorded.items() if name not in ("step", "epoch", "split")}
         assert own.items() <= written["metrics"].items()
-        assert all(name in ended.out for name in written["metrics"])
+        assert all(name in result.stdout for name in written["metrics"])
         extra = {"knn_accuracy", "linear_probe_accuracy", "frechet", "coverage_mnist-v1", "nll_5"}
         assert extra <= written["metrics"].keys()
         assert (written["model"], written["dataset"], written["samples"]) == ("vae", "mnist_5k", 10)
         assert written["options"]["generated"] == 10  # as many as there are real ones to compare with
-    assert written["step"] == status(vae)["step"]
-    assert written["checkpoint"] == f"checkpoints/{list_checkpoints(vae)[0].name}"
+    assert written["step"] == load_status(vae_run_dir)["step"]
+    assert written["checkpoint"] == f"checkpoints/{list_checkpoints(vae_run_dir)[0].name}"
 
 
-def test_a_likelihood_of_no_samples_is_left_out_and_json_is_a_line(vae: Path) -> None:
-    ended = command(evaluate.main, vae, "--nll-samples", "0", "--json")
-    (line,) = ended.out.splitlines()
+def test_zero_nll_samples_skip_the_likelihood_and_json_is_one_line(vae_run_dir: Path) -> None:
+    result = run_main(evaluate.main, vae_run_dir, "--nll-samples", "0", "--json")
+    (line,) = result.stdout.splitlines()
     assert not any("nll" in name for name in json.loads(line)["metrics"])
-    assert json.loads(line) == json.loads((vae / "evaluation.json").read_text())
+    assert json.loads(line) == json.loads((vae_run_dir / "evaluation.json").read_text())
 
 
-def test_one_bad_run_among_several_does_not_hide_the_others(vae: Path, tmp_path: Path) -> None:
-    ended = command(evaluate.main, tmp_path, vae, "--nll-samples", "0")
-    assert ended.code == 1
-    assert f"{tmp_path} is no run's folder" in ended.err
-    assert "knn_accuracy" in ended.out
+def test_invalid_run_does_not_stop_evaluation_of_the_others(vae_run_dir: Path, tmp_path: Path) -> None:
+    result = run_main(evaluate.main, tmp_path, vae_run_dir, "--nll-samples", "0")
+    assert result.exit_code == 1
+    assert f"{tmp_path} is no run's folder" in result.stderr
+    assert "knn_accuracy" in result.stdout
 
 
-def test_a_checkpoint_is_found_by_its_name_and_by_its_path(vae: Path) -> None:
-    newest, *_, oldest = list_checkpoints(vae)
-    assert find_checkpoint(vae, oldest.name) == find_checkpoint(vae, str(oldest)) == oldest
-    assert find_checkpoint(vae, "newest") == newest
+def test_checkpoint_is_found_by_name_and_by_path(vae_run_dir: Path) -> None:
+    newest, *_, oldest = list_checkpoints(vae_run_dir)
+    assert find_checkpoint(vae_run_dir, oldest.name) == find_checkpoint(vae_run_dir, str(oldest)) == oldest
+    assert find_checkpoint(vae_run_dir, "newest") == newest
 
 
-def test_a_sample_depends_on_the_seed_and_its_number_alone(vae: Path, tmp_path: Path) -> None:
+def test_sample_depends_only_on_seed_and_index(vae_run_dir: Path, tmp_path: Path) -> None:
     def pixels(*arguments: str) -> list[bytes]:
-        _, folder = made(vae, "samples", "--output", tmp_path / "-".join(arguments), *arguments)
+        _, folder = run_sample(vae_run_dir, "samples", "--output", tmp_path / "-".join(arguments), *arguments)
         files = sorted(folder.iterdir())
         return [file.read_bytes() for file in files]
 
@@ -141,53 +141,53 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(vae: Path, tmp_path: 
     assert not set(few) & set(other)
 
 
-def test_a_vae_makes_all_it_can_into_its_own_folder(vae: Path) -> None:
-    paths = made(vae)
+def test_vae_writes_every_output_type_into_its_run_directory(vae_run_dir: Path) -> None:
+    paths = run_sample(vae_run_dir)
     names = [path.name for path in paths]
     assert names == [
         *("samples.png", "samples", "reconstructions.png"),
         *("interpolation.png", "interpolation.gif", "traversal.png", "traversal.gif"),
     ]
-    assert all(path.parent == vae / "made" for path in paths)
+    assert all(path.parent == vae_run_dir / "made" for path in paths)
     for path in paths:
         if path.suffix == ".gif":
             with Image.open(path) as animation:
                 assert getattr(animation, "n_frames", 1) == 40
 
 
-def test_a_users_pictures_are_reconstructed_each_under_its_own_name(
-    vae: Path, pictures: Path, tmp_path: Path
+def test_input_images_are_reconstructed_under_their_own_names(
+    vae_run_dir: Path, image_dir: Path, tmp_path: Path
 ) -> None:
-    ended = command(sample.main, vae, "reconstructions", "--input", pictures, "--output", tmp_path)
+    result = run_main(sample.main, vae_run_dir, "reconstructions", "--input", image_dir, "--output", tmp_path)
     folder = tmp_path / "reconstructions"
-    assert ended.out.splitlines() == [f"{folder}.png", str(folder)]
-    assert ended.err.startswith("left out: ")
-    assert "broken.png cannot be read" in ended.err
+    assert result.stdout.splitlines() == [f"{folder}.png", str(folder)]
+    assert result.stderr.startswith("left out: ")
+    assert "broken.png cannot be read" in result.stderr
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
     assert found == ["gray.gif.png", "gray.png.png", "more/red.png", "red.png"]
     with Image.open(folder / "red.png") as image:
         assert (image.size, image.mode) == ((28, 28), "L")
-    assert made(vae, "traversal", "--input", pictures / "red.jpg", "--output", tmp_path)
+    assert run_sample(vae_run_dir, "traversal", "--input", image_dir / "red.jpg", "--output", tmp_path)
 
 
 @pytest.fixture(scope="module")
-def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kmeans_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "kmeans"
-    words = ("dataset=digits", "dataset.limit=90", "model.clusters=5")
-    assert genexp(*tiny("kmeans"), *words, in_folder(folder)).code == 0
+    overrides = ("dataset=digits", "dataset.limit=90", "model.clusters=5")
+    assert run_genexp(*tiny_overrides("kmeans"), *overrides, run_dir_override(folder)).exit_code == 0
     return folder
 
 
-def test_clusters_are_judged_on_both_splits(clustered: Path) -> None:
-    assert command(evaluate.main, clustered).code == 0
-    scores = json.loads((clustered / "evaluation.json").read_text())["metrics"]
+def test_clusters_are_scored_on_both_splits(kmeans_run_dir: Path) -> None:
+    assert run_main(evaluate.main, kmeans_run_dir).exit_code == 0
+    scores = json.loads((kmeans_run_dir / "evaluation.json").read_text())["metrics"]
     assert {"acc", "nmi", "ari", "train_acc", "train_nmi", "train_ari"} <= scores.keys()
     assert 0.2 < scores["train_acc"] < 0.6  # five clusters cannot match more than five of ten digits
 
 
-def test_clusters_are_a_table_of_the_test_split(clustered: Path) -> None:
-    folder = clustered
-    (path,) = made(folder)
+def test_clusters_are_written_as_a_table_of_the_test_split(kmeans_run_dir: Path) -> None:
+    folder = kmeans_run_dir
+    (path,) = run_sample(folder)
     with path.open() as file:
         rows = list(csv.DictReader(file))
     test = load_test_labels(folder)
@@ -206,10 +206,10 @@ def load_test_labels(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("name", list_techniques())
-def test_every_technique_makes_what_it_declares(name: str, tmp_path: Path) -> None:
+def test_every_technique_generates_its_declared_output_types(name: str, tmp_path: Path) -> None:
     """Untrained, since only what comes out counts: as many pictures and files as were asked for."""
     small = ["dataset.size=24"] if name == "style_transfer" else []
-    cfg = OmegaConf.to_container(composed(*tiny(name), *small), resolve=True)
+    cfg = OmegaConf.to_container(compose_config(*tiny_overrides(name), *small), resolve=True)
     assert isinstance(cfg, dict)
     config = {str(key): value for key, value in cfg.items()}
     device = torch.device("cpu")
@@ -227,27 +227,25 @@ def test_every_technique_makes_what_it_declares(name: str, tmp_path: Path) -> No
     assert all(torch.equal(value, before[key]) for key, value in technique.state_dict().items())
 
 
-def test_translations_of_a_folder_have_the_names_and_the_size_of_the_inputs(
-    pictures: Path, tmp_path: Path
-) -> None:
+def test_translations_keep_the_names_and_sizes_of_the_inputs(image_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert genexp(*tiny("pix2pix"), "trainer.max_steps=1", in_folder(folder)).code == 0
-    picture, files = made(folder, "translations", "--input", pictures, "--count", "4")
-    assert files == folder / "made" / picture.stem
+    assert run_genexp(*tiny_overrides("pix2pix"), "trainer.max_steps=1", run_dir_override(folder)).exit_code == 0
+    grid_path, files = run_sample(folder, "translations", "--input", image_dir, "--count", "4")
+    assert files == folder / "made" / grid_path.stem
     with Image.open(files / "more" / "red.png") as image:
         assert image.size == (28, 28)
     assert len(list(files.rglob("*.png"))) == 3  # of four, one is broken
 
 
-def test_help_names_all_that_can_be_made_and_does_not_wait_for_torch() -> None:
+def test_help_lists_all_output_types_without_importing_torch() -> None:
     assert sample.OUTPUT_TYPE_HELP.keys() == OUTPUT_TYPES.keys()
     code = "import sys; from genexp.cli import evaluate, sample; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert all(name in command(sample.main, "--help").out for name in OUTPUT_TYPES)
+    assert all(name in run_main(sample.main, "--help").stdout for name in OUTPUT_TYPES)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["clusters"],
@@ -264,38 +262,40 @@ def test_help_names_all_that_can_be_made_and_does_not_wait_for_torch() -> None:
         (["samples", "--output", "/dev/null"], "/dev/null"),
     ],
 )
-def test_what_cannot_be_made_is_said_in_a_line(vae: Path, arguments: list[str], said: str) -> None:
-    assert said in complaint(sample.main, vae, *arguments)
+def test_invalid_sample_arguments_fail_with_one_line(
+    vae_run_dir: Path, arguments: list[str], message: str
+) -> None:
+    assert message in get_error_line(sample.main, vae_run_dir, *arguments)
 
 
-def test_inputs_that_are_no_pictures(vae: Path, pictures: Path, tmp_path: Path) -> None:
-    assert "holds no pictures" in complaint(sample.main, vae, "reconstructions", "--input", tmp_path)
-    line = complaint(sample.main, vae, "reconstructions", "--input", pictures / "broken.png")
+def test_inputs_that_are_not_images_are_rejected(vae_run_dir: Path, image_dir: Path, tmp_path: Path) -> None:
+    assert "holds no pictures" in get_error_line(sample.main, vae_run_dir, "reconstructions", "--input", tmp_path)
+    line = get_error_line(sample.main, vae_run_dir, "reconstructions", "--input", image_dir / "broken.png")
     assert "broken.png cannot be read" in line
 
 
 @pytest.mark.parametrize("main", [evaluate.main, sample.main])
-def test_a_run_that_cannot_be_used(main: Callable[[], Any], copy: Path, tmp_path: Path) -> None:
-    assert "is no run's folder" in complaint(main, tmp_path / "nowhere")
-    best = copy / "checkpoints" / "best.pt"
+def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy: Path, tmp_path: Path) -> None:
+    assert "is no run's folder" in get_error_line(main, tmp_path / "nowhere")
+    best = vae_run_copy / "checkpoints" / "best.pt"
     whole = best.read_bytes()
     best.write_bytes(whole[:-1000])
-    assert "best.pt is damaged" in complaint(main, copy)
+    assert "best.pt is damaged" in get_error_line(main, vae_run_copy)
     best.write_bytes(whole)
-    config = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(config.replace("latent: 20", "latent: 3"))
-    assert "best.pt does not fit model=vae" in complaint(main, copy)
-    (copy / "config.yaml").write_text("model: [")
-    assert "config.yaml is damaged" in complaint(main, copy)
-    (copy / "config.yaml").write_text(config)
+    config = (vae_run_copy / "config.yaml").read_text()
+    (vae_run_copy / "config.yaml").write_text(config.replace("latent: 20", "latent: 3"))
+    assert "best.pt does not fit model=vae" in get_error_line(main, vae_run_copy)
+    (vae_run_copy / "config.yaml").write_text("model: [")
+    assert "config.yaml is damaged" in get_error_line(main, vae_run_copy)
+    (vae_run_copy / "config.yaml").write_text(config)
     best.unlink()
-    assert "nothing was evaluated; use --checkpoint newest" in complaint(main, copy)
-    shutil.rmtree(copy / "checkpoints")
-    assert "has no checkpoint" in complaint(main, copy)
+    assert "nothing was evaluated; use --checkpoint newest" in get_error_line(main, vae_run_copy)
+    shutil.rmtree(vae_run_copy / "checkpoints")
+    assert "has no checkpoint" in get_error_line(main, vae_run_copy)
 
 
-def test_a_data_set_that_is_gone(copy: Path) -> None:
-    config = OmegaConf.load(copy / "config.yaml")
-    config.dataset = composed("dataset=image_folder", "dataset.root=/nowhere").dataset
-    OmegaConf.save(config, copy / "config.yaml")
-    assert "dataset.root=/nowhere is no folder" in complaint(evaluate.main, copy)
+def test_missing_dataset_is_reported(vae_run_copy: Path) -> None:
+    config = OmegaConf.load(vae_run_copy / "config.yaml")
+    config.dataset = compose_config("dataset=image_folder", "dataset.root=/nowhere").dataset
+    OmegaConf.save(config, vae_run_copy / "config.yaml")
+    assert "dataset.root=/nowhere is no folder" in get_error_line(evaluate.main, vae_run_copy)

@@ -20,80 +20,82 @@ from genexp.data.stream import BatchStream, SplitBatches
 from genexp.errors import ConfigError, DataError
 
 
-def load(root: Path | None, **values: Any) -> Dataset:
+def load_image_folder(root: Path | None, **values: Any) -> Dataset:
     defaults = {"name": "image_folder", "limit": None, "resident_gb": 4.0, "size": 8, "channels": 3}
     return load_dataset({**defaults, "root": root and str(root), "test_fraction": 0.25, **values})
 
 
-def draw(path: Path, level: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
+def write_image(path: Path, gray_level: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, level if mode == "L" else (level,) * len(mode)).save(path)
+    Image.new(mode, size, gray_level if mode == "L" else (gray_level,) * len(mode)).save(path)
     return path
 
 
-def album(root: Path, count: int = 12) -> Path:
+def write_images(root: Path, count: int = 12) -> Path:
     """Write `count` pictures, each of one gray level of its own."""
     for number in range(count):
-        draw(root / f"{number:02}.png", 10 * number)
+        write_image(root / f"{number:02}.png", 10 * number)
     return root
 
 
-def images(dataset: Dataset, split: str = "train") -> Tensor:
+def get_images(dataset: Dataset, split: str = "train") -> Tensor:
     stream = getattr(dataset, split).streams["image"]
     assert isinstance(stream, Tensor)
     return stream
 
 
-def levels(dataset: Dataset, split: str = "train") -> list[int]:
-    pictures = images(dataset, split)
-    return pictures[:, 0, 0, 0].tolist()
+def get_gray_levels(dataset: Dataset, split: str = "train") -> list[int]:
+    images = get_images(dataset, split)
+    return images[:, 0, 0, 0].tolist()
 
 
-def test_pictures_of_any_kind_and_depth_become_squares(tmp_path: Path) -> None:
+def test_images_of_any_format_and_nesting_become_squares(tmp_path: Path) -> None:
     for number, name in enumerate(("a.png", "b.JPG", "c.webp", "d.bmp", "deep/er/e.gif", "deep/f.tiff")):
-        draw(tmp_path / "x" / name, 20 * number, size=(5 + number, 20 - number))
+        write_image(tmp_path / "x" / name, 20 * number, size=(5 + number, 20 - number))
     (tmp_path / "x" / "notes.txt").write_text("no picture")
-    draw(tmp_path / "x" / ".hidden.png")
-    dataset = load(tmp_path / "x")
+    write_image(tmp_path / "x" / ".hidden.png")
+    dataset = load_image_folder(tmp_path / "x")
     assert len(dataset.train) + len(dataset.test) == 2  # those in deep/: the others belong to no class
     assert "4 pictures lie directly in" in dataset.warnings[0]
-    dataset = load(tmp_path)
-    assert images(dataset).shape[1:] == (3, 8, 8)
-    assert images(dataset).dtype == torch.uint8
+    dataset = load_image_folder(tmp_path)
+    assert get_images(dataset).shape[1:] == (3, 8, 8)
+    assert get_images(dataset).dtype == torch.uint8
     assert len(dataset.train) + len(dataset.test) == 6
     assert dataset.class_names == ("x",)
     assert dataset.warnings == ()
 
 
 def test_a_flat_folder_has_no_labels_and_the_split_is_fixed(tmp_path: Path) -> None:
-    first, second = load(album(tmp_path)), load(tmp_path)
+    first, second = load_image_folder(write_images(tmp_path)), load_image_folder(tmp_path)
     assert set(first.train.streams) == {"image"}
     assert first.class_names == ()
     assert (len(first.train), len(first.test)) == (9, 3)
-    assert torch.equal(images(first), images(second))
-    assert sorted(levels(first) + levels(first, "test")) == [10 * number for number in range(12)]
+    assert torch.equal(get_images(first), get_images(second))
+    assert sorted(get_gray_levels(first) + get_gray_levels(first, "test")) == [10 * number for number in range(12)]
 
 
-def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
-    assert levels(load(album(tmp_path / "here"))) == levels(load(album(tmp_path / "there")))
+def test_split_does_not_depend_on_the_location_of_the_folder(tmp_path: Path) -> None:
+    assert get_gray_levels(load_image_folder(write_images(tmp_path / "here"))) == get_gray_levels(
+        load_image_folder(write_images(tmp_path / "there"))
+    )
 
 
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
     for number in range(8):
-        draw(tmp_path / "zebra" / f"{number}.png", 10)
-        draw(tmp_path / "ant" / "big" / f"{number}.png", 20)
-    dataset = load(tmp_path)
+        write_image(tmp_path / "zebra" / f"{number}.png", 10)
+        write_image(tmp_path / "ant" / "big" / f"{number}.png", 20)
+    dataset = load_image_folder(tmp_path)
     assert dataset.class_names == ("ant", "zebra")
     for split, count in ((dataset.train, 6), (dataset.test, 2)):
-        labels, pictures = split.streams["label"], split.streams["image"]
+        labels, images = split.streams["label"], split.streams["image"]
         assert isinstance(labels, Tensor)
-        assert isinstance(pictures, Tensor)
+        assert isinstance(images, Tensor)
         assert torch.bincount(labels).tolist() == [count, count]
-        assert torch.equal(pictures[:, 0, 0, 0], torch.where(labels == 0, 20, 10))
+        assert torch.equal(images[:, 0, 0, 0], torch.where(labels == 0, 20, 10))
 
 
-def test_gray_is_one_channel(tmp_path: Path) -> None:
-    assert images(load(album(tmp_path), channels=1)).shape == (9, 1, 8, 8)
+def test_one_channel_loads_grayscale(tmp_path: Path) -> None:
+    assert get_images(load_image_folder(write_images(tmp_path), channels=1)).shape == (9, 1, 8, 8)
 
 
 def test_the_shorter_side_is_resized_and_the_center_kept(tmp_path: Path) -> None:
@@ -103,99 +105,103 @@ def test_the_shorter_side_is_resized_and_the_center_kept(tmp_path: Path) -> None
     assert read_image(tmp_path / "wide.png", 10, 1).unique().tolist() == [255]
 
 
-def test_sixteen_bits_are_scaled_and_rotation_is_followed(tmp_path: Path) -> None:
+def test_16_bit_images_are_scaled_and_exif_rotation_is_applied(tmp_path: Path) -> None:
     Image.new("I;16", (4, 4), 128 * 256).save(tmp_path / "deep.png")
     assert read_image(tmp_path / "deep.png", 4, 1).unique().tolist() == [128]
-    turned = Image.new("L", (2, 2), 0)
-    turned.putpixel((0, 0), 255)
+    rotated = Image.new("L", (2, 2), 0)
+    rotated.putpixel((0, 0), 255)
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    turned.save(tmp_path / "turned.png", exif=exif)
+    rotated.save(tmp_path / "turned.png", exif=exif)
     assert read_image(tmp_path / "turned.png", 2, 1).flatten().tolist() == [0, 0, 0, 255]
 
 
-def test_transparent_and_palette_pictures_are_read(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", 50, mode="RGBA")
+def test_transparent_and_palette_images_are_read(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", 50, mode="RGBA")
     Image.new("P", (9, 9)).save(tmp_path / "b.png")
     assert read_image(tmp_path / "a.png", 4, 3).shape == read_image(tmp_path / "b.png", 4, 3).shape
 
 
-def test_broken_files_are_named_counted_and_left_out(tmp_path: Path) -> None:
-    album(tmp_path)
+def test_broken_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
+    write_images(tmp_path)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
-    photograph = draw(tmp_path / "cut.jpg", 99, size=(300, 300)).read_bytes()
+    photograph = write_image(tmp_path / "cut.jpg", 99, size=(300, 300)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(photograph[: len(photograph) // 2])  # only decoding finds this
-    dataset = load(tmp_path)
+    dataset = load_image_folder(tmp_path)
     assert len(dataset.train) + len(dataset.test) == 12
     assert dataset.warnings == (
         f"3 of 15 pictures in {tmp_path} cannot be read and are left out: cut.jpg, empty.jpg, text.png",
     )
 
 
-def test_many_broken_files_are_counted(tmp_path: Path) -> None:
-    album(tmp_path)
+def test_warning_counts_many_broken_files(tmp_path: Path) -> None:
+    write_images(tmp_path)
     for number in range(9):
         (tmp_path / f"bad{number}.png").write_bytes(b"")
-    assert load(tmp_path).warnings[0].endswith("bad0.png, bad1.png, bad2.png, bad3.png, bad4.png and 4 more")
+    assert (
+        load_image_folder(tmp_path)
+        .warnings[0]
+        .endswith("bad0.png, bad1.png, bad2.png, bad3.png, bad4.png and 4 more")
+    )
 
 
 @pytest.mark.parametrize("resident_gb", [4.0, 0.0])
-def test_only_broken_files_are_an_error(tmp_path: Path, resident_gb: float) -> None:
+def test_folder_of_only_broken_files_is_an_error(tmp_path: Path, resident_gb: float) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="has 0 readable pictures among 3"):
-        load(tmp_path, resident_gb=resident_gb)
+        load_image_folder(tmp_path, resident_gb=resident_gb)
 
 
-def test_files_that_all_break_while_decoding_are_an_error(tmp_path: Path) -> None:
+def test_folder_of_only_undecodable_files_is_an_error(tmp_path: Path) -> None:
     for number in range(3):
-        path = draw(tmp_path / f"{number}.jpg", size=(300, 300))
+        path = write_image(tmp_path / f"{number}.jpg", size=(300, 300))
         path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match=r"3 of 3 pictures .* cannot be read .*; too few are left"):
-        load(tmp_path)
+        load_image_folder(tmp_path)
 
 
-def test_a_folder_without_pictures_or_no_folder_is_an_error(tmp_path: Path) -> None:
+def test_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(DataError, match=r"dataset.root=.* holds no pictures; set it to"):
-        load(tmp_path)
+        load_image_folder(tmp_path)
     with pytest.raises(DataError, match=r"dataset.root=.*absent is no folder; set it to"):
-        load(tmp_path / "absent")
+        load_image_folder(tmp_path / "absent")
 
 
-def test_one_picture_is_too_few(tmp_path: Path) -> None:
+def test_one_image_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 1 readable pictures among 1"):
-        load(album(tmp_path, 1))
+        load_image_folder(write_images(tmp_path, 1))
 
 
-def test_two_pictures_are_enough(tmp_path: Path) -> None:
-    dataset = load(album(tmp_path, 2), test_fraction=0.01)
+def test_two_images_are_enough(tmp_path: Path) -> None:
+    dataset = load_image_folder(write_images(tmp_path, 2), test_fraction=0.01)
     assert (len(dataset.train), len(dataset.test)) == (1, 1)
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("size", 0), ("channels", 2), ("test_fraction", 0.0), ("test_fraction", 1.0)]
 )
-def test_a_wrong_value_is_named(tmp_path: Path, key: str, value: float) -> None:
+def test_invalid_value_is_reported_with_its_key(tmp_path: Path, key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"dataset.{key}={value}"):
-        load(tmp_path, **{key: value})
+        load_image_folder(tmp_path, **{key: value})
 
 
 def test_a_root_is_required() -> None:
     with pytest.raises(ConfigError, match=r"dataset.root=null: set it to a folder of pictures"):
-        load(None)
+        load_image_folder(None)
 
 
-def test_circular_links_end(tmp_path: Path) -> None:
-    album(tmp_path / "a")
+def test_circular_symlinks_terminate(tmp_path: Path) -> None:
+    write_images(tmp_path / "a")
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    dataset = load(tmp_path)
+    dataset = load_image_folder(tmp_path)
     assert len(dataset.train) + len(dataset.test) == 12
 
 
-def test_what_exceeds_the_budget_is_streamed_and_equal(tmp_path: Path) -> None:
-    eager, lazy = load(album(tmp_path)), load(tmp_path, resident_gb=0.0)
+def test_streamed_batches_equal_in_memory_batches(tmp_path: Path) -> None:
+    eager, lazy = load_image_folder(write_images(tmp_path)), load_image_folder(tmp_path, resident_gb=0.0)
     assert isinstance(lazy.train.streams["image"], LazyStream)
     assert lazy.spec == eager.spec
     resident = BatchStream(make_loader(eager.train, "cpu"), 4, seed=1, dataset_name="album")
@@ -212,8 +218,8 @@ def test_what_exceeds_the_budget_is_streamed_and_equal(tmp_path: Path) -> None:
         assert torch.equal(left["image"], right["image"])
 
 
-def test_a_file_that_vanishes_later_is_named(tmp_path: Path) -> None:
-    lazy = load(album(tmp_path), resident_gb=0.0)
+def test_file_deleted_after_loading_is_reported(tmp_path: Path) -> None:
+    lazy = load_image_folder(write_images(tmp_path), resident_gb=0.0)
     for path in tmp_path.glob("*.png"):
         path.unlink()
     with pytest.raises(DataError, match=r"\d\d.png cannot be read .*; replace or remove it"):
@@ -221,6 +227,6 @@ def test_a_file_that_vanishes_later_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resident_gb", [4.0, 0.0])
-def test_a_limit_cuts_before_reading(tmp_path: Path, resident_gb: float) -> None:
-    dataset = load(album(tmp_path), limit=3, resident_gb=resident_gb)
+def test_limit_applies_before_images_are_read(tmp_path: Path, resident_gb: float) -> None:
+    dataset = load_image_folder(write_images(tmp_path), limit=3, resident_gb=resident_gb)
     assert (len(dataset.train), len(dataset.test)) == (3, 1)

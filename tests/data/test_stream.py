@@ -27,48 +27,48 @@ from genexp.data.sampling import interleave_classes, permutation
 from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.errors import ConfigError, DataError
 
-COUNT = 23
+NUM_SAMPLES = 23
 
 
-class Numbers(LazyStream):
+class NumberImages(LazyStream):
     """Sample i is a picture full of the number i; `broken` cannot be read."""
 
     shape, dtype = (1, 2, 3), torch.uint8
 
     def __init__(self, broken: int | None = None) -> None:
-        self.broken = broken
+        self.broken_index = broken
 
     def __len__(self) -> int:
-        return COUNT
+        return NUM_SAMPLES
 
     def __getitem__(self, index: int) -> Tensor:
-        if index == self.broken:
+        if index == self.broken_index:
             raise DataError(f"{index}.png cannot be read; replace it")
         return torch.full(self.shape, index, dtype=torch.uint8)
 
 
-def numbers() -> Split:
-    images = torch.arange(COUNT, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 3)
-    return Split({"image": images, "label": torch.arange(COUNT)})
+def make_split() -> Split:
+    images = torch.arange(NUM_SAMPLES, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 3)
+    return Split({"image": images, "label": torch.arange(NUM_SAMPLES)})
 
 
-def lazy_numbers(broken: int | None = None) -> Split:
-    return Split({"image": Numbers(broken), "label": torch.arange(COUNT)})
+def make_lazy_split(broken_index: int | None = None) -> Split:
+    return Split({"image": NumberImages(broken_index), "label": torch.arange(NUM_SAMPLES)})
 
 
-def stream(held: SplitLoader, batch_size: int | None = 5, seed: int = 0) -> BatchStream:
-    return BatchStream(held, batch_size, seed=seed, dataset_name="numbers")
+def make_stream(loader: SplitLoader, batch_size: int | None = 5, seed: int = 0) -> BatchStream:
+    return BatchStream(loader, batch_size, seed=seed, dataset_name="numbers")
 
 
-def labels(batches: Iterator[Batch], count: int) -> list[list[int]]:
-    return [batch["label"].tolist() for batch in islice(batches, count)]
+def take_labels(batches: Iterator[Batch], num_batches: int) -> list[list[int]]:
+    return [batch["label"].tolist() for batch in islice(batches, num_batches)]
 
 
-def flat(rows: Iterable[list[int]]) -> list[int]:
-    return list(chain.from_iterable(rows))
+def flatten(lists: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(lists))
 
 
-def assert_same(left: Batch, right: Batch) -> None:
+def assert_same_batch(left: Batch, right: Batch) -> None:
     assert left.keys() == right.keys()
     for name in left:
         assert left[name].dtype == right[name].dtype
@@ -77,28 +77,30 @@ def assert_same(left: Batch, right: Batch) -> None:
 
 @pytest.mark.parametrize("first_step", [1, 2, 4, 5, 6, 17])
 def test_starting_at_a_step_equals_skipping_the_steps_before(first_step: int) -> None:
-    held = make_loader(numbers(), "cpu")
-    skipped = labels(islice(stream(held).iter_batches(1), first_step - 1, None), 9)
-    assert labels(stream(held).iter_batches(first_step), 9) == skipped
+    loader = make_loader(make_split(), "cpu")
+    skipped = take_labels(islice(make_stream(loader).iter_batches(1), first_step - 1, None), 9)
+    assert take_labels(make_stream(loader).iter_batches(first_step), 9) == skipped
 
 
 def test_an_epoch_draws_each_sample_at_most_once_and_drops_the_incomplete_batch() -> None:
-    batches = stream(make_loader(numbers(), "cpu"))
+    batches = make_stream(make_loader(make_split(), "cpu"))
     assert batches.steps_per_epoch == 4
-    drawn = flat(labels(batches.iter_batches(1), 4))
+    drawn = flatten(take_labels(batches.iter_batches(1), 4))
     assert len(set(drawn)) == len(drawn) == 20
 
 
-def test_every_sample_is_seen_over_some_epochs_and_orders_differ() -> None:
-    batches = stream(make_loader(numbers(), "cpu"))
-    epochs = [flat(labels(batches.iter_batches(1 + 4 * epoch), 4)) for epoch in range(8)]
+def test_epochs_differ_in_order_and_together_cover_every_sample() -> None:
+    batches = make_stream(make_loader(make_split(), "cpu"))
+    epochs = [flatten(take_labels(batches.iter_batches(1 + 4 * epoch), 4)) for epoch in range(8)]
     assert len({tuple(epoch) for epoch in epochs}) == 8
-    assert set(flat(epochs)) == set(range(COUNT))
+    assert set(flatten(epochs)) == set(range(NUM_SAMPLES))
 
 
 def test_the_order_depends_on_the_seed() -> None:
-    held = make_loader(numbers(), "cpu")
-    assert labels(stream(held, seed=0).iter_batches(1), 4) != labels(stream(held, seed=1).iter_batches(1), 4)
+    loader = make_loader(make_split(), "cpu")
+    assert take_labels(make_stream(loader, seed=0).iter_batches(1), 4) != take_labels(
+        make_stream(loader, seed=1).iter_batches(1), 4
+    )
 
 
 def test_the_order_is_the_same_in_another_process() -> None:
@@ -107,23 +109,23 @@ def test_the_order_is_the_same_in_another_process() -> None:
     assert other.stdout.strip() == str(permutation(50, "order", 3, 7).tolist())
 
 
-def test_the_order_neither_reads_nor_moves_the_global_generator() -> None:
+def test_order_does_not_use_the_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = labels(stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=0)).iter_batches(1), 3)
+    first = take_labels(make_stream(make_loader(make_lazy_split(), "cpu", 0, num_workers=0)).iter_batches(1), 3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert labels(stream(make_loader(numbers(), "cpu")).iter_batches(1), 3) == first
+    assert take_labels(make_stream(make_loader(make_split(), "cpu")).iter_batches(1), 3) == first
 
 
 def test_samples_of_aligned_streams_belong_together() -> None:
-    for batch in islice(stream(make_loader(numbers(), "cpu")).iter_batches(1), 6):
+    for batch in islice(make_stream(make_loader(make_split(), "cpu")).iter_batches(1), 6):
         assert torch.equal(batch["image"][:, 0, 0, 0] * 255, batch["label"].float())
 
 
-def test_unaligned_streams_are_shuffled_apart_and_the_shortest_makes_the_epoch() -> None:
+def test_unaligned_streams_are_shuffled_independently_and_the_shortest_sets_the_epoch() -> None:
     split = Split({"a": torch.arange(40), "b": torch.arange(21)}, is_aligned=False)
-    batches = stream(make_loader(split, "cpu"))
+    batches = make_stream(make_loader(split, "cpu"))
     assert batches.steps_per_epoch == 4
     epoch = list(islice(batches.iter_batches(1), 4))
     a, b = (torch.cat([batch[name] for batch in epoch]) for name in ("a", "b"))
@@ -143,13 +145,13 @@ def test_images_are_scaled_and_other_streams_are_not() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 40_000, 2**18 + 1])
-def test_small_and_large_batches_are_scaled_alike(count: int) -> None:
+def test_small_and_large_batches_are_scaled_equally(count: int) -> None:
     levels = torch.arange(count).to(torch.uint8)
     assert torch.equal(convert_and_scale(levels), levels.float() / 255)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 2), (2, 1, 3), (3, 5, 5)])
-def test_gathering_by_words_keeps_every_byte(shape: tuple[int, ...]) -> None:
+def test_gathering_by_machine_words_preserves_every_byte(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
     split = Split({"image": images[1:]})  # a slice: its storage does not begin at a word
     rows = torch.tensor([7, 0, 3])
@@ -157,124 +159,134 @@ def test_gathering_by_words_keeps_every_byte(shape: tuple[int, ...]) -> None:
     assert torch.equal(batch["image"], images[1:][rows] / 255)
 
 
-def test_no_batch_size_means_the_whole_split_in_order_and_the_same_tensors_each_step() -> None:
-    batches = stream(make_loader(numbers(), "cpu"), None)
+def test_null_batch_size_yields_the_same_full_split_each_step() -> None:
+    batches = make_stream(make_loader(make_split(), "cpu"), None)
     assert batches.steps_per_epoch == 1
     first, second = islice(batches.iter_batches(1), 2)
-    assert first["label"].tolist() == list(range(COUNT))
+    assert first["label"].tolist() == list(range(NUM_SAMPLES))
     assert first["image"] is second["image"]
     assert next(batches.iter_batches(40))["image"] is first["image"]
 
 
-def test_a_batch_larger_than_the_split_is_refused() -> None:
+def test_batch_size_larger_than_the_split_is_rejected() -> None:
     with pytest.raises(
         ConfigError,
         match=r"^trainer.batch_size=24 exceeds the 23 training samples of dataset=numbers; lower it or choose",
     ):
-        stream(make_loader(numbers(), "cpu"), 24)
+        make_stream(make_loader(make_split(), "cpu"), 24)
 
 
-def test_a_split_that_does_not_fit_is_no_single_batch() -> None:
+def test_null_batch_size_is_rejected_for_a_streamed_split() -> None:
     with pytest.raises(ConfigError, match=r"trainer.batch_size=null .* dataset.resident_gb"):
-        stream(make_loader(numbers(), "cpu", 0), None)
+        make_stream(make_loader(make_split(), "cpu", 0), None)
 
 
-def test_the_budget_decides_where_a_split_lives() -> None:
-    split = numbers()
-    size = COUNT * (6 + 8) / 1e9
+def test_memory_budget_selects_the_loader() -> None:
+    split = make_split()
+    size = NUM_SAMPLES * (6 + 8) / 1e9
     assert isinstance(make_loader(split, "cpu", size), InMemoryLoader)
     assert isinstance(make_loader(split, "cpu", size * 0.99), StreamingLoader)
-    assert isinstance(make_loader(lazy_numbers(), "cpu", 1), StreamingLoader)
+    assert isinstance(make_loader(make_lazy_split(), "cpu", 1), StreamingLoader)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streamed_batches_equal_resident_ones(workers: int) -> None:
-    resident, streamed = make_loader(numbers(), "cpu"), make_loader(lazy_numbers(), "cpu", 0, num_workers=workers)
-    with stream(streamed) as feed:
-        for left, right in zip(islice(stream(resident).iter_batches(3), 9), feed.iter_batches(3), strict=False):
-            assert_same(left, right)
+def test_streamed_batches_equal_in_memory_batches(workers: int) -> None:
+    resident, streamed = (
+        make_loader(make_split(), "cpu"),
+        make_loader(make_lazy_split(), "cpu", 0, num_workers=workers),
+    )
+    with make_stream(streamed) as batch_stream:
+        for left, right in zip(
+            islice(make_stream(resident).iter_batches(3), 9), batch_stream.iter_batches(3), strict=False
+        ):
+            assert_same_batch(left, right)
     assert not multiprocessing.active_children()
 
 
-def test_an_abandoned_iterator_leaves_no_process_behind() -> None:
-    batches = SplitBatches(make_loader(lazy_numbers(), "cpu", 0, num_workers=1), 5)
+def test_abandoned_iterator_leaves_no_worker_process() -> None:
+    batches = SplitBatches(make_loader(make_lazy_split(), "cpu", 0, num_workers=1), 5)
     for _ in batches:
         break
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_breaks_later_ends_the_run_in_one_line(workers: int) -> None:
-    feed = stream(make_loader(lazy_numbers(broken=11), "cpu", 0, num_workers=workers))
-    with feed, pytest.raises(DataError, match=r"^11.png cannot be read; replace it$"):
-        list(islice(feed.iter_batches(1), 8))
+def test_unreadable_sample_raises_a_one_line_error(workers: int) -> None:
+    batch_stream = make_stream(make_loader(make_lazy_split(broken_index=11), "cpu", 0, num_workers=workers))
+    with batch_stream, pytest.raises(DataError, match=r"^11.png cannot be read; replace it$"):
+        list(islice(batch_stream.iter_batches(1), 8))
     assert not multiprocessing.active_children()
 
 
-def test_a_reading_process_that_is_killed_ends_the_run_in_one_line() -> None:
-    feed = stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=1))
-    with feed:
-        batches = feed.iter_batches(1)
+def test_killed_worker_process_raises_a_one_line_error() -> None:
+    batch_stream = make_stream(make_loader(make_lazy_split(), "cpu", 0, num_workers=1))
+    with batch_stream:
+        batches = batch_stream.iter_batches(1)
         next(batches)
         for process in multiprocessing.active_children():
             process.kill()
-        with pytest.raises((RuntimeError, DataError)) as raised:
+        with pytest.raises((RuntimeError, DataError)) as excinfo:
             list(islice(batches, 20))
-    error = translate_worker_error(raised.value)
+    error = translate_worker_error(excinfo.value)
     assert isinstance(error, DataError)
     assert "process that reads the data set was killed" in str(error)
     assert translate_worker_error(KeyError("other")).args == ("other",)
 
 
-def test_closing_ends_every_iterator() -> None:
-    feed = stream(make_loader(lazy_numbers(), "cpu", 0, num_workers=0))
-    batches = feed.iter_batches(1)
+def test_close_ends_every_iterator() -> None:
+    batch_stream = make_stream(make_loader(make_lazy_split(), "cpu", 0, num_workers=0))
+    batches = batch_stream.iter_batches(1)
     next(batches)
-    feed.close()
+    batch_stream.close()
     assert list(batches) == []
 
 
-@pytest.mark.parametrize("split", [numbers(), lazy_numbers()], ids=["resident", "streamed"])
-def test_split_batches_visit_all_samples_in_order_again_and_again(split: Split) -> None:
+@pytest.mark.parametrize("split", [make_split(), make_lazy_split()], ids=["resident", "streamed"])
+def test_split_batches_can_be_iterated_repeatedly_in_order(split: Split) -> None:
     batches = SplitBatches(make_loader(split, "cpu", num_workers=0), 10)
     assert len(batches) == 3
     for _ in range(2):
         assert [len(batch["label"]) for batch in batches] == [10, 10, 3]
-        assert torch.cat([batch["label"] for batch in batches]).tolist() == list(range(COUNT))
+        assert torch.cat([batch["label"] for batch in batches]).tolist() == list(range(NUM_SAMPLES))
 
 
 def test_split_batches_can_be_limited() -> None:
-    batches = SplitBatches(make_loader(numbers(), "cpu"), 10, limit=12)
+    batches = SplitBatches(make_loader(make_split(), "cpu"), 10, limit=12)
     assert [len(batch["image"]) for batch in batches] == [10, 2]
-    assert len(SplitBatches(make_loader(numbers(), "cpu"), 10, limit=99)) == 3
+    assert len(SplitBatches(make_loader(make_split(), "cpu"), 10, limit=99)) == 3
 
 
-def test_examples_take_the_classes_in_turn() -> None:
+def test_examples_alternate_between_classes() -> None:
     split = Split({"point": torch.arange(8.0)[:, None], "label": torch.tensor([2, 2, 2, 0, 0, 1, 2, 0])})
-    held = make_loader(split, "cpu")
-    assert select_examples(held, 5)["label"].tolist() == [0, 1, 2, 0, 2]
-    assert select_examples(held, 5)["point"].flatten().tolist() == [3, 5, 0, 4, 1]
-    assert len(select_examples(held, 99)["label"]) == 8
+    loader = make_loader(split, "cpu")
+    assert select_examples(loader, 5)["label"].tolist() == [0, 1, 2, 0, 2]
+    assert select_examples(loader, 5)["point"].flatten().tolist() == [3, 5, 0, 4, 1]
+    assert len(select_examples(loader, 99)["label"]) == 8
 
 
 def test_examples_without_labels_are_the_first_samples() -> None:
-    held = make_loader(Split({"point": torch.arange(8.0)[:, None]}), "cpu")
-    assert select_examples(held, 3)["point"].flatten().tolist() == [0, 1, 2]
+    loader = make_loader(Split({"point": torch.arange(8.0)[:, None]}), "cpu")
+    assert select_examples(loader, 3)["point"].flatten().tolist() == [0, 1, 2]
 
 
-def test_classes_take_turns_until_they_run_out() -> None:
+def test_round_robin_alternates_until_classes_are_exhausted() -> None:
     labels = torch.tensor([0] * 5 + [1] * 2 + [7] * 3)
     assert labels[interleave_classes(labels, "any")].tolist() == [0, 1, 7, 0, 1, 7, 0, 7, 0, 0]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_streamed_batches_equal_resident_ones_on_a_gpu() -> None:
-    resident, streamed = make_loader(numbers(), "cuda"), make_loader(lazy_numbers(), "cuda", 0, num_workers=2)
-    with stream(streamed) as feed:
-        for left, right in zip(islice(stream(resident).iter_batches(3), 9), feed.iter_batches(3), strict=False):
+def test_streamed_batches_equal_in_memory_batches_on_a_gpu() -> None:
+    resident, streamed = (
+        make_loader(make_split(), "cuda"),
+        make_loader(make_lazy_split(), "cuda", 0, num_workers=2),
+    )
+    with make_stream(streamed) as batch_stream:
+        for left, right in zip(
+            islice(make_stream(resident).iter_batches(3), 9), batch_stream.iter_batches(3), strict=False
+        ):
             assert left["image"].is_cuda
-            assert_same(left, right)
+            assert_same_batch(left, right)
 
 
 def test_importing_the_package_imports_no_library_of_a_source() -> None:
@@ -282,5 +294,7 @@ def test_importing_the_package_imports_no_library_of_a_source() -> None:
         "import sys; from genexp.data import list_datasets; list_datasets(); import genexp.data.stream;"
         "print({'sklearn', 'torchvision', 'PIL', 'mlxtend', 'pandas'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
-    assert done.stdout.strip() == "set()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert result.stdout.strip() == "set()"

@@ -12,7 +12,7 @@ def test_scores_do_not_depend_on_how_clusters_are_numbered() -> None:
     assert clustering_scores(labels, clusters) == pytest.approx({"acc": 1, "nmi": 1, "ari": 1})
 
 
-def test_accuracy_matches_one_to_one_where_the_majority_would_take_a_label_twice() -> None:
+def test_accuracy_uses_one_to_one_matching_instead_of_majority() -> None:
     labels = [0] * 6 + [1] * 2
     clusters = [0, 0, 0, 1, 1, 1, 1, 1]
     assert clustering_accuracy(labels, clusters) == pytest.approx(5 / 8)
@@ -34,7 +34,7 @@ def test_a_cluster_for_every_sample_and_a_single_cluster_are_scored_without_warn
     )
 
 
-def test_chance_scores_near_zero() -> None:
+def test_random_clusters_score_near_zero() -> None:
     torch.manual_seed(0)
     scores = clustering_scores(torch.randint(10, (5000,)), torch.randint(10, (5000,)))
     assert abs(scores["ari"]) < 0.01

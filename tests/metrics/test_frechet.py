@@ -9,7 +9,7 @@ from genexp.metrics import frechet
 from genexp.metrics.frechet import frechet_distance, generation_scores, neighborhood_scores
 
 
-def _standardized(samples: int, features: int) -> Tensor:
+def _make_standardized_samples(samples: int, features: int) -> Tensor:
     """Return samples whose mean is exactly 0 and whose covariance is exactly the identity."""
     torch.manual_seed(0)
     values = torch.randn(samples, features, dtype=torch.float64)
@@ -17,7 +17,7 @@ def _standardized(samples: int, features: int) -> Tensor:
     return values @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(values.T))).T
 
 
-def _naive_scores(real: Tensor, fake: Tensor, neighbors: int) -> dict[str, float]:
+def _compute_naive_scores(real: Tensor, fake: Tensor, neighbors: int) -> dict[str, float]:
     def radius(samples: Tensor, index: int) -> float:
         others = [float((samples[index] - sample).norm()) for i, sample in enumerate(samples) if i != index]
         return sorted(others)[neighbors - 1]
@@ -25,7 +25,8 @@ def _naive_scores(real: Tensor, fake: Tensor, neighbors: int) -> dict[str, float
     real_radii = [radius(real, index) for index in range(len(real))]
     fake_radii = [radius(fake, index) for index in range(len(fake))]
     inside_real = [
-        [float((r - f).norm()) <= reach for f in fake] for r, reach in zip(real, real_radii, strict=True)
+        [float((r - f).norm()) <= radius_value for f in fake]
+        for r, radius_value in zip(real, real_radii, strict=True)
     ]
     inside_fake = [
         [float((r - f).norm()) <= reach for f, reach in zip(fake, fake_radii, strict=True)] for r in real
@@ -39,7 +40,7 @@ def _naive_scores(real: Tensor, fake: Tensor, neighbors: int) -> dict[str, float
 
 
 def test_frechet_distance_of_two_known_gaussians() -> None:
-    features = _standardized(200, 4)
+    features = _make_standardized_samples(200, 4)
     scales = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)  # the last makes a covariance singular
     shift = torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=torch.float64)
     # Covariances that commute: |shift|² + the squared difference of the standard deviations.
@@ -60,7 +61,7 @@ def test_frechet_distance_agrees_with_the_matrix_root_where_covariances_do_not_c
     assert frechet_distance(real, fake) == pytest.approx(expected)
 
 
-def test_identical_sets_are_at_no_distance_and_score_one() -> None:
+def test_identical_sets_have_zero_distance_and_perfect_scores() -> None:
     torch.manual_seed(0)
     features = 100 + torch.randn(700, 16).relu()
     scores = generation_scores(features, features.clone(), "mnist-v1")
@@ -70,17 +71,17 @@ def test_identical_sets_are_at_no_distance_and_score_one() -> None:
 
 
 @pytest.mark.parametrize("block", [7, 500])
-def test_neighborhood_scores_equal_the_naive_ones(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighborhood_scores_equal_a_naive_implementation(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frechet, "BLOCK_ROWS", block)
     torch.manual_seed(0)
     real = torch.randn(40, 3, dtype=torch.float64)
     fake = 0.7 * torch.randn(30, 3, dtype=torch.float64) + 0.8
-    expected = _naive_scores(real, fake, 3)
+    expected = _compute_naive_scores(real, fake, 3)
     assert 0 < expected["recall"] < expected["precision"] < 1  # nothing is trivially right
     assert neighborhood_scores(real, fake, 3) == pytest.approx(expected)
 
 
-def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
+def test_collapsed_generator_has_high_precision_and_low_coverage() -> None:
     torch.manual_seed(0)
     real = torch.randn(400, 4)
     scores = neighborhood_scores(real, 1e-3 * torch.randn(400, 4))
@@ -89,6 +90,6 @@ def test_a_collapsed_generator_is_precise_and_covers_nothing() -> None:
     assert scores["coverage"] < 0.2
 
 
-def test_too_few_samples_are_refused_with_the_number_needed() -> None:
+def test_too_few_samples_error_gives_the_required_number() -> None:
     with pytest.raises(ConfigError, match="6 or more"):
         generation_scores(torch.randn(5, 2), torch.randn(50, 2), "mnist-v1")

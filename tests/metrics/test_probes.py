@@ -7,38 +7,41 @@ from torch import Tensor
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 
 
-def _blobs(samples: int, *, spread: float, seed: int) -> tuple[Tensor, Tensor]:
+def _make_blobs(samples: int, *, std: float, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (samples,), generator=generator)
     centers = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 3, 0], [0, 0, 3]])
-    return centers[labels] + spread * torch.randn(samples, 3, generator=generator), labels
+    return centers[labels] + std * torch.randn(samples, 3, generator=generator), labels
 
 
-def test_knn_votes_as_sklearn_does() -> None:
+def test_knn_accuracy_equals_scikit_learn() -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
-    train_codes, train_labels = _blobs(600, spread=2, seed=0)
-    test_codes, test_labels = _blobs(1500, spread=2, seed=1)
+    train_codes, train_labels = _make_blobs(600, std=2, seed=0)
+    test_codes, test_labels = _make_blobs(1500, std=2, seed=1)
     reference = KNeighborsClassifier(10).fit(train_codes.numpy(), train_labels.numpy())
     expected = reference.score(test_codes.numpy(), test_labels.numpy())
     assert knn_accuracy(train_codes, train_labels, test_codes, test_labels) == pytest.approx(expected, abs=1e-9)
 
 
-def test_knn_with_fewer_codes_than_neighbors_lets_all_vote() -> None:
+def test_knn_uses_all_codes_if_there_are_fewer_than_k() -> None:
     codes, labels = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1, 1, 0])
     assert knn_accuracy(codes, labels, torch.tensor([[2.0]]), torch.tensor([1])) == 1
 
 
 @pytest.mark.parametrize("probe", [knn_accuracy, linear_probe_accuracy])
-def test_separable_codes_are_read_and_noise_is_not(probe: object) -> None:
+def test_probes_are_accurate_only_on_separable_codes(probe: object) -> None:
     assert callable(probe)
-    train, test = _blobs(500, spread=0.2, seed=0), _blobs(500, spread=0.2, seed=1)
+    train, test = _make_blobs(500, std=0.2, seed=0), _make_blobs(500, std=0.2, seed=1)
     assert probe(*train, *test) > 0.99
     assert probe(*train, test[0], test[1].roll(1)) < 0.35
 
 
-def test_linear_probe_is_indifferent_to_scale_and_to_constant_features() -> None:
-    (train, train_labels), (test, test_labels) = _blobs(500, spread=1.5, seed=0), _blobs(500, spread=1.5, seed=1)
+def test_linear_probe_is_invariant_to_scale_and_constant_features() -> None:
+    (train, train_labels), (test, test_labels) = (
+        _make_blobs(500, std=1.5, seed=0),
+        _make_blobs(500, std=1.5, seed=1),
+    )
     plain = linear_probe_accuracy(train, train_labels, test, test_labels)
     scale = torch.tensor([1e-4, 1.0, 1e4])
 
@@ -50,6 +53,6 @@ def test_linear_probe_is_indifferent_to_scale_and_to_constant_features() -> None
     )
 
 
-def test_linear_probe_on_a_single_class_counts_it() -> None:
+def test_linear_probe_handles_a_single_training_class() -> None:
     codes, labels = torch.randn(4, 2), torch.zeros(4, dtype=torch.long)
     assert linear_probe_accuracy(codes, labels, codes, torch.tensor([0, 0, 1, 1])) == 0.5

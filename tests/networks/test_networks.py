@@ -12,17 +12,21 @@ from torch import Tensor, nn
 from genexp.errors import ConfigError
 from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder, feature_map_sizes
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder, build_mlp
-from tests.support.compose import technique
+from tests.support.compose import make_technique
 
 Shape = tuple[int, int, int]
 
-DENSE = ("stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder", "vae")
-CONVOLUTIONAL = ("conv_autoencoder", "conv_denoising_autoencoder")
-VALID = [ConvLayerSpec(16, 3, 2, 0), ConvLayerSpec(32, 3, 2, 0), ConvLayerSpec(64, 3, 1, 0)]
-PADDED = [ConvLayerSpec(8, 3, 2, 1), ConvLayerSpec(16, 3, 2, 1, has_batch_norm=True), ConvLayerSpec(32, 3, 2, 0)]
+DENSE_TECHNIQUES = ("stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder", "vae")
+CONV_TECHNIQUES = ("conv_autoencoder", "conv_denoising_autoencoder")
+UNPADDED_LAYERS = [ConvLayerSpec(16, 3, 2, 0), ConvLayerSpec(32, 3, 2, 0), ConvLayerSpec(64, 3, 1, 0)]
+PADDED_LAYERS = [
+    ConvLayerSpec(8, 3, 2, 1),
+    ConvLayerSpec(16, 3, 2, 1, has_batch_norm=True),
+    ConvLayerSpec(32, 3, 2, 0),
+]
 
 
-def passed(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
+def record_layer_shapes(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
     """Return the shape of one sample behind each layer that computes."""
     shapes: list[tuple[int, ...]] = []
     hooks = [
@@ -36,37 +40,53 @@ def passed(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
     return shapes
 
 
-def parameters(*networks: nn.Module) -> int:
+def count_parameters(*networks: nn.Module) -> int:
     return sum(weight.numel() for network in networks for weight in network.parameters())
 
 
 # --- The reference's sizes.
 
 
-def test_the_convolutional_autoencoder_is_the_sources_on_28_pixels() -> None:
-    built = technique("conv_autoencoder", (1, 28, 28), "experiment=conv_autoencoder_reference")
-    assert passed(built.encoder, torch.zeros(2, 1, 28, 28)) == [(16, 13, 13), (32, 6, 6), (64, 4, 4), (10,)]
-    assert passed(built.decoder, torch.zeros(2, 10)) == [(1024,), (32, 6, 6), (16, 13, 13), (1, 28, 28)]
-    first, second, last = (layer for layer in built.decoder if isinstance(layer, nn.ConvTranspose2d))
+def test_conv_autoencoder_matches_the_reference_at_28_pixels() -> None:
+    technique = make_technique("conv_autoencoder", (1, 28, 28), "experiment=conv_autoencoder_reference")
+    assert record_layer_shapes(technique.encoder, torch.zeros(2, 1, 28, 28)) == [
+        (16, 13, 13),
+        (32, 6, 6),
+        (64, 4, 4),
+        (10,),
+    ]
+    assert record_layer_shapes(technique.decoder, torch.zeros(2, 10)) == [
+        (1024,),
+        (32, 6, 6),
+        (16, 13, 13),
+        (1, 28, 28),
+    ]
+    first, second, last = (layer for layer in technique.decoder if isinstance(layer, nn.ConvTranspose2d))
     assert [layer.output_padding for layer in (first, second, last)] == [(0, 0), (0, 0), (1, 1)]
     assert [layer.stride for layer in (first, second, last)] == [(1, 1), (2, 2), (2, 2)]
 
 
-def test_the_convolutional_denoising_autoencoder_is_the_sources_on_28_pixels() -> None:
+def test_conv_denoising_autoencoder_matches_the_reference_at_28_pixels() -> None:
     name = "conv_denoising_autoencoder"
-    built = technique(name, (1, 28, 28), f"experiment={name}_reference")
+    technique = make_technique(name, (1, 28, 28), f"experiment={name}_reference")
     down = [(8, 14, 14), (16, 7, 7), (32, 3, 3), (128,), (4,)]
-    assert passed(built.encoder, torch.zeros(2, 1, 28, 28)) == down
-    assert passed(built.decoder, torch.zeros(2, 4)) == [(128,), (288,), (16, 7, 7), (8, 14, 14), (1, 28, 28)]
-    ups = [layer for layer in built.decoder if isinstance(layer, nn.ConvTranspose2d)]
+    assert record_layer_shapes(technique.encoder, torch.zeros(2, 1, 28, 28)) == down
+    assert record_layer_shapes(technique.decoder, torch.zeros(2, 4)) == [
+        (128,),
+        (288,),
+        (16, 7, 7),
+        (8, 14, 14),
+        (1, 28, 28),
+    ]
+    ups = [layer for layer in technique.decoder if isinstance(layer, nn.ConvTranspose2d)]
     assert [layer.output_padding for layer in ups] == [(0, 0), (1, 1), (1, 1)]
     assert [layer.padding for layer in ups] == [(0, 0), (1, 1), (1, 1)]
-    kinds = [type(layer).__name__ for layer in built.encoder]
-    assert kinds == [
+    layer_types = [type(layer).__name__ for layer in technique.encoder]
+    assert layer_types == [
         *("Conv2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "ReLU"),
         *("Flatten", "Linear", "ReLU", "Linear"),
     ]
-    assert [type(layer).__name__ for layer in built.decoder] == [
+    assert [type(layer).__name__ for layer in technique.decoder] == [
         *("Linear", "ReLU", "Linear", "ReLU", "Unflatten"),
         *("ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d"),
     ]
@@ -94,41 +114,41 @@ def test_the_convolutional_denoising_autoencoder_is_the_sources_on_28_pixels() -
         ),
     ],
 )
-def test_the_references_have_as_many_parameters_as_the_source(name: str, encoder: int, decoder: int) -> None:
-    built = technique(name, (1, 28, 28), f"experiment={name}_reference")
-    assert (parameters(built.encoder), parameters(built.decoder)) == (encoder, decoder)
+def test_reference_presets_have_the_parameter_counts_of_the_source(name: str, encoder: int, decoder: int) -> None:
+    technique = make_technique(name, (1, 28, 28), f"experiment={name}_reference")
+    assert (count_parameters(technique.encoder), count_parameters(technique.decoder)) == (encoder, decoder)
 
 
-def activations(network: nn.Module) -> list[str]:
-    kinds = tuple(type(make()) for make in ACTIVATIONS.values())
-    return [type(layer).__name__ for layer in network.modules() if isinstance(layer, kinds)]
+def list_activations(network: nn.Module) -> list[str]:
+    layer_types = tuple(type(make()) for make in ACTIVATIONS.values())
+    return [type(layer).__name__ for layer in network.modules() if isinstance(layer, layer_types)]
 
 
-def test_the_references_have_the_sources_activations() -> None:
-    stacked = technique("stacked_autoencoder", (1, 28, 28), "experiment=stacked_autoencoder_reference")
-    assert activations(stacked.encoder) == ["ReLU"] * 3, "the latent has one too"
-    assert activations(stacked.decoder) == ["ReLU"] * 2
-    narrow = technique("latent3d_autoencoder", (1, 28, 28), "experiment=latent3d_autoencoder_reference")
-    assert activations(narrow.encoder) == ["ReLU"] * 3
+def test_reference_presets_have_the_activations_of_the_source() -> None:
+    stacked = make_technique("stacked_autoencoder", (1, 28, 28), "experiment=stacked_autoencoder_reference")
+    assert list_activations(stacked.encoder) == ["ReLU"] * 3, "the latent has one too"
+    assert list_activations(stacked.decoder) == ["ReLU"] * 2
+    narrow = make_technique("latent3d_autoencoder", (1, 28, 28), "experiment=latent3d_autoencoder_reference")
+    assert list_activations(narrow.encoder) == ["ReLU"] * 3
     assert isinstance(list(narrow.encoder)[-1], nn.Linear), "this latent is linear"
-    vae = technique("vae", (1, 28, 28), "experiment=vae_reference")
-    assert activations(vae.encoder) == activations(vae.decoder) == ["LeakyReLU"] * 2
+    vae = make_technique("vae", (1, 28, 28), "experiment=vae_reference")
+    assert list_activations(vae.encoder) == list_activations(vae.decoder) == ["LeakyReLU"] * 2
     assert vae.encoder[2].negative_slope == 0.2
 
 
 # --- Other sizes.
 
-SMALL: list[Shape] = [(1, 28, 28), (1, 32, 32), (1, 33, 33), (3, 17, 50), (2, 31, 29)]
-LARGE: list[Shape] = [(3, 48, 48), (3, 64, 40), (3, 96, 96)]
+SMALL_SHAPES: list[Shape] = [(1, 28, 28), (1, 32, 32), (1, 33, 33), (3, 17, 50), (2, 31, 29)]
+LARGE_SHAPES: list[Shape] = [(3, 48, 48), (3, 64, 40), (3, 96, 96)]
 
 
-@pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
-@pytest.mark.parametrize("layers", [VALID, PADDED], ids=["valid", "padded"])
+@pytest.mark.parametrize("shape", [*SMALL_SHAPES, *LARGE_SHAPES], ids=str)
+@pytest.mark.parametrize("layers", [UNPADDED_LAYERS, PADDED_LAYERS], ids=["valid", "padded"])
 def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayerSpec]) -> None:
     encoder = build_conv_encoder(shape, layers, [7])
     decoder = build_conv_decoder(shape, layers, [7], batch_norms=[False] * 2)
-    down = passed(encoder, torch.zeros(2, *shape))
-    up = passed(decoder, torch.zeros(2, 7))
+    down = record_layer_shapes(encoder, torch.zeros(2, *shape))
+    up = record_layer_shapes(decoder, torch.zeros(2, 7))
     assert up[-1] == shape
     assert down[-1] == (7,)
     # Backwards, each layer of the decoder has the shape of one before the latent.
@@ -136,35 +156,38 @@ def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayerSpec]
     assert up[0] == (math.prod(down[-2]),)
 
 
-@pytest.mark.parametrize("name", [*DENSE, *CONVOLUTIONAL])
+@pytest.mark.parametrize("name", [*DENSE_TECHNIQUES, *CONV_TECHNIQUES])
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 20, 23)], ids=str)
-def test_a_technique_fits_the_images_it_is_given(name: str, shape: Shape) -> None:
-    built = technique(name, shape, f"model={name}")
+def test_technique_accepts_any_image_shape(name: str, shape: Shape) -> None:
+    technique = make_technique(name, shape, f"model={name}")
     images = torch.rand(4, *shape)
-    built.eval()
-    back = built.reconstruct(images)
+    technique.eval()
+    back = technique.reconstruct(images)
     assert back.shape == images.shape
     assert back.min() >= 0
     assert back.max() <= 1
 
 
 @pytest.mark.parametrize(("side", "smallest"), [(1, 15), (2, 15), (10, 15), (14, 15)])
-def test_images_too_small_for_the_convolutions_are_refused(side: int, smallest: int) -> None:
-    with pytest.raises(ConfigError, match=f"images of {side}×40 pixels are too small") as caught:
-        build_conv_encoder((1, side, 40), VALID, [10])
-    assert "model=stacked_autoencoder" in str(caught.value)
-    assert build_conv_encoder((1, smallest, 40), VALID, [10])(torch.zeros(2, 1, smallest, 40)).shape == (2, 10)
+def test_images_too_small_for_the_convolutions_are_rejected(side: int, smallest: int) -> None:
+    with pytest.raises(ConfigError, match=f"images of {side}×40 pixels are too small") as excinfo:
+        build_conv_encoder((1, side, 40), UNPADDED_LAYERS, [10])
+    assert "model=stacked_autoencoder" in str(excinfo.value)
+    assert build_conv_encoder((1, smallest, 40), UNPADDED_LAYERS, [10])(torch.zeros(2, 1, smallest, 40)).shape == (
+        2,
+        10,
+    )
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_a_technique_refuses_images_too_small_for_it(name: str) -> None:
+@pytest.mark.parametrize("name", CONV_TECHNIQUES)
+def test_technique_rejects_images_that_are_too_small(name: str) -> None:
     with pytest.raises(ConfigError, match="too small for this convolutional model"):
-        technique(name, (1, 4, 4), f"model={name}")
+        make_technique(name, (1, 4, 4), f"model={name}")
 
 
-def test_sizes_are_those_of_torch() -> None:
+def test_feature_map_sizes_match_torch() -> None:
     for side in range(15, 70, 3):
-        for layers in (VALID, PADDED):
+        for layers in (UNPADDED_LAYERS, PADDED_LAYERS):
             images = torch.zeros(1, 1, side, side + 5)
             expected = [(side, side + 5)]
             for layer in layers:
@@ -176,7 +199,7 @@ def test_sizes_are_those_of_torch() -> None:
 # --- Dense networks.
 
 
-def test_dense_layers_have_activations_between_and_one_last() -> None:
+def test_mlp_has_activations_between_layers_and_a_last_activation() -> None:
     network = build_mlp([5, 4, 3], activation="relu", last_activation="tanh")
     assert [type(layer).__name__ for layer in network] == ["Linear", "ReLU", "Linear", "Tanh"]
     network = build_mlp([5, 4, 3], activation="linear")
@@ -185,7 +208,7 @@ def test_dense_layers_have_activations_between_and_one_last() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 9)], ids=str)
 @pytest.mark.parametrize("widths", [[6], [16, 6]])
-def test_dense_images_go_in_and_come_out(shape: Shape, widths: Sequence[int]) -> None:
+def test_dense_encoder_and_decoder_have_matching_shapes(shape: Shape, widths: Sequence[int]) -> None:
     encoder = build_dense_encoder(shape, widths, activation="silu")
     decoder = build_dense_decoder(shape, widths[::-1], activation="silu")
     assert encoder(torch.rand(4, *shape)).shape == (4, 6)
@@ -193,7 +216,7 @@ def test_dense_images_go_in_and_come_out(shape: Shape, widths: Sequence[int]) ->
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_are_what_their_names_say(name: str) -> None:
+def test_activations_match_their_names(name: str) -> None:
     values = torch.linspace(-3, 3, 13)
     expected = {
         "relu": torch.relu(values),

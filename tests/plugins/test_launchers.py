@@ -13,21 +13,24 @@ from pathlib import Path
 import pytest
 
 from genexp.sweep.worker_job import THREAD_VARIABLES, build_thread_env
-from tests.support.command import background, genexp, metrics, status
-from tests.support.sweeps import BREAKS, SHORT, states, sweep
+from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp
+from tests.support.sweeps import DIVERGING_LR, SHORT_RUN, load_job_states, sweep_arguments
 
-LONG = ("seed=0,1", "trainer.epochs=60")  # seconds, of which a job needs half of one to hear that it is to stop
+LONG_SWEEP = (
+    "seed=0,1",
+    "trainer.epochs=60",
+)  # seconds, of which a job needs half of one to hear that it is to stop
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
-WITH_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
 LAUNCHERS = (
     JOBLIB,
     "hydra/launcher=submitit_local",
-    pytest.param("hydra/launcher=ray", marks=WITH_RAY),
+    pytest.param("hydra/launcher=ray", marks=NEEDS_RAY),
 )
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_workers_left() -> Iterator[None]:
+def _shut_down_workers() -> Iterator[None]:
     yield
     from joblib.externals.loky import get_reusable_executor
 
@@ -37,22 +40,22 @@ def _no_workers_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sequential_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep of which one half fails, one job after the other."""
     folder = tmp_path_factory.mktemp("in_turn")
-    assert genexp(*sweep(folder, "seed=0,1", BREAKS)).code == 1
+    assert run_genexp(*sweep_arguments(folder, "seed=0,1", DIVERGING_LR)).exit_code == 1
     return folder
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a longer sweep that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    assert genexp(*sweep(folder, *LONG)).code == 0
+    assert run_genexp(*sweep_arguments(folder, *LONG_SWEEP)).exit_code == 0
     return folder
 
 
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for something to be so."""
     end = time.monotonic() + seconds
     while not condition():
@@ -60,35 +63,39 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def step(folder: Path) -> int:
+def load_step(run_dir: Path) -> int:
     """Return how far a run says that it is."""
     try:
-        return int(status(folder)["step"])
+        return int(load_status(run_dir)["step"])
     except FileNotFoundError:
         return 0
 
 
-def assert_the_same_jobs(left: Path, right: Path) -> None:
+def assert_same_jobs(left: Path, right: Path) -> None:
     """Assert that the jobs of two sweeps ended alike, with the same metrics at each step."""
-    assert states(left) == states(right)
-    for number in states(left):
-        assert metrics(left / number) == metrics(right / number)
+    assert load_job_states(left) == load_job_states(right)
+    for number in load_job_states(left):
+        assert read_metrics_log(left / number) == read_metrics_log(right / number)
 
 
-def resumed(folder: Path, *words: str) -> int:
-    return genexp("-m", *SHORT, *words, f"sweep.resume={folder}").code
+def resume_sweep(sweep_dir: Path, *overrides: str) -> int:
+    return run_genexp("-m", *SHORT_RUN, *overrides, f"sweep.resume={sweep_dir}").exit_code
 
 
-@pytest.mark.parametrize("words", LAUNCHERS)
-def test_jobs_elsewhere_do_what_they_do_here(words: str, in_turn: Path, tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path, "seed=0,1", BREAKS, *words.split()))
-    assert ended.code == 1
-    assert_the_same_jobs(tmp_path, in_turn)
-    assert ended.err.startswith("genexp: 2 of 4 jobs failed, first #1 seed=0 optimizer.lr=1000000000.0: the loss")
-    assert sum("finished  mse " in line for line in ended.out.splitlines()) == 2
+@pytest.mark.parametrize("overrides", LAUNCHERS)
+def test_every_launcher_gives_the_results_of_the_basic_launcher(
+    overrides: str, sequential_sweep_dir: Path, tmp_path: Path
+) -> None:
+    result = run_genexp(*sweep_arguments(tmp_path, "seed=0,1", DIVERGING_LR, *overrides.split()))
+    assert result.exit_code == 1
+    assert_same_jobs(tmp_path, sequential_sweep_dir)
+    assert result.stderr.startswith(
+        "genexp: 2 of 4 jobs failed, first #1 seed=0 optimizer.lr=1000000000.0: the loss"
+    )
+    assert sum("finished  mse " in line for line in result.stdout.splitlines()) == 2
 
 
-def test_cores_are_divided_where_the_user_has_not_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_variables_are_set_unless_the_user_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
@@ -96,97 +103,99 @@ def test_cores_are_divided_where_the_user_has_not_said_otherwise(monkeypatch: py
     assert build_thread_env(0)["OMP_NUM_THREADS"] == "1"  # more jobs than cores
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_workers_save_and_go_on(number: signal.Signals, whole: Path, tmp_path: Path) -> None:
-    with background(*sweep(tmp_path, *LONG, *JOBLIB.split())) as process:
-        until(lambda: min(step(tmp_path / name) for name in "01") > 3)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_workers_save_and_can_be_resumed(
+    signum: signal.Signals, uninterrupted_sweep_dir: Path, tmp_path: Path
+) -> None:
+    with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
+        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3)
         assert process.pid is not None
-        os.kill(process.pid, number)
+        os.kill(process.pid, signum)
         process.join(60)
-    assert process.exitcode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    until(lambda: "running" not in states(tmp_path).values())  # also where nobody could tell them
-    assert set(states(tmp_path).values()) == {"stopped"}
-    assert resumed(tmp_path, *LONG) == 0
-    assert_the_same_jobs(tmp_path, whole)
+    assert process.exitcode == (130 if signum == signal.SIGINT else -signal.SIGKILL)
+    wait_for(lambda: "running" not in load_job_states(tmp_path).values())  # also where nobody could tell them
+    assert set(load_job_states(tmp_path).values()) == {"stopped"}
+    assert resume_sweep(tmp_path, *LONG_SWEEP) == 0
+    assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
 
 
-def children(pid: int, word: str) -> list[int]:
+def find_descendants(pid: int, command_part: str) -> list[int]:
     """Return the processes that a process has started, and those that these have, with `word` in their command."""
     found = []
     for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-        if word in Path(f"/proc/{child}/cmdline").read_text():
+        if command_part in Path(f"/proc/{child}/cmdline").read_text():
             found.append(child)
-        found += children(child, word)
+        found += find_descendants(child, command_part)
     return found
 
 
-def test_a_worker_that_is_killed_costs_no_job(whole: Path, tmp_path: Path) -> None:
-    with background(*sweep(tmp_path, *LONG, *JOBLIB.split())) as process:
-        until(lambda: min(step(tmp_path / name) for name in "01") > 3)
+def test_job_of_a_killed_worker_is_restarted(uninterrupted_sweep_dir: Path, tmp_path: Path) -> None:
+    with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
+        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3)
         assert process.pid is not None
-        os.kill(children(process.pid, "LokyProcess")[0], signal.SIGKILL)
+        os.kill(find_descendants(process.pid, "LokyProcess")[0], signal.SIGKILL)
         process.join(200)
     assert process.exitcode == 0
-    assert_the_same_jobs(tmp_path, whole)
+    assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
 
 
-def test_a_job_whose_place_the_scheduler_wants_saves_and_is_queued_again(whole: Path, tmp_path: Path) -> None:
-    words = ("hydra/launcher=submitit_local", "hydra.launcher.n_jobs=2")
-    with background(*sweep(tmp_path, *LONG, *words)) as process:
-        until(lambda: min(step(tmp_path / name) for name in "01") > 3)
+def test_preempted_job_saves_and_is_requeued(uninterrupted_sweep_dir: Path, tmp_path: Path) -> None:
+    overrides = ("hydra/launcher=submitit_local", "hydra.launcher.n_jobs=2")
+    with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *overrides)) as process:
+        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3)
         assert process.pid is not None
-        before = children(process.pid, "submitit.core._submit")
+        before = find_descendants(process.pid, "submitit.core._submit")
         for pid in before:
             os.kill(pid, signal.SIGUSR2)
-        until(lambda: set(before) & set(children(process.pid or 0, "submitit.core._submit")) == set())
+        wait_for(lambda: set(before) & set(find_descendants(process.pid or 0, "submitit.core._submit")) == set())
         process.join(200)
     assert process.exitcode == 0
-    assert_the_same_jobs(tmp_path, whole)
+    assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
     log = "".join(path.read_text() for path in (tmp_path / ".submitit").glob("*_log.err"))
     assert log.count("this job is preempted") == 2
 
 
-@pytest.mark.parametrize("job_step", [(0, 0), (1, 6)])
-def test_a_sweep_that_was_killed_ends_with_the_table_of_one_that_was_not(
-    job_step: tuple[int, int], in_turn: Path, tmp_path: Path
+@pytest.mark.parametrize("killed_job_and_step", [(0, 0), (1, 6)])
+def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(
+    killed_job_and_step: tuple[int, int], sequential_sweep_dir: Path, tmp_path: Path
 ) -> None:
-    words = ("seed=0,1", BREAKS)
-    job, at = tmp_path / str(2 * job_step[0]), job_step[1]
-    with background(*sweep(tmp_path, *words)) as process:
-        until((job / ".hydra").exists)
-        until(lambda: step(job) >= at)
+    overrides = ("seed=0,1", DIVERGING_LR)
+    job, min_step = tmp_path / str(2 * killed_job_and_step[0]), killed_job_and_step[1]
+    with start_genexp(*sweep_arguments(tmp_path, *overrides)) as process:
+        wait_for((job / ".hydra").exists)
+        wait_for(lambda: load_step(job) >= min_step)
         process.kill()
         process.join()
-    assert resumed(tmp_path, *words) == 1
-    assert_the_same_jobs(tmp_path, in_turn)
+    assert resume_sweep(tmp_path, *overrides) == 1
+    assert_same_jobs(tmp_path, sequential_sweep_dir)
 
 
 @pytest.mark.parametrize(
-    "choice", ["launcher=joblib", "launcher=submitit_local", "launcher=ray", "sweeper=optuna"]
+    "group_choice", ["launcher=joblib", "launcher=submitit_local", "launcher=ray", "sweeper=optuna"]
 )
-def test_what_is_not_installed_is_named(choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_package_is_reported(group_choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    ended = genexp(*sweep(tmp_path / "sweep", "seed=0,1", f"hydra/{choice}"))
-    package = choice.partition("=")[2].partition("_")[0]
-    assert (ended.code, (tmp_path / "sweep").exists()) == (1, False)
-    (line,) = ended.err.splitlines()
+    result = run_genexp(*sweep_arguments(tmp_path / "sweep", "seed=0,1", f"hydra/{group_choice}"))
+    package = group_choice.partition("=")[2].partition("_")[0]
+    assert (result.exit_code, (tmp_path / "sweep").exists()) == (1, False)
+    (line,) = result.stderr.splitlines()
     assert line.endswith(f"needs the package {package}, which is not installed: pip install 'genexp[{package}]'")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (
             "hydra/launcher=joblib hydra.launcher.n_jobs=0",
             "hydra.launcher.n_jobs=0: use a whole number of at least 1",
         ),
         ("hydra/launcher=submitit_slurm", "finds no sbatch and srun here"),
-        pytest.param("hydra/launcher=ray hydra.launcher.address=127.0.0.1:1", "does not answer", marks=WITH_RAY),
+        pytest.param("hydra/launcher=ray hydra.launcher.address=127.0.0.1:1", "does not answer", marks=NEEDS_RAY),
         ("hydra/launcher=joblb", "hydra/launcher=joblb does not exist; did you mean joblib?"),
     ],
 )
-def test_a_launcher_that_cannot_be_is_refused(words: str, said: str, tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path / "sweep", "seed=0,1", *words.split()))
-    assert (ended.code, (tmp_path / "sweep").exists()) == (1, False)
-    (line,) = ended.err.splitlines()
-    assert said in line
+def test_invalid_launcher_settings_are_rejected(overrides: str, message: str, tmp_path: Path) -> None:
+    result = run_genexp(*sweep_arguments(tmp_path / "sweep", "seed=0,1", *overrides.split()))
+    assert (result.exit_code, (tmp_path / "sweep").exists()) == (1, False)
+    (line,) = result.stderr.splitlines()
+    assert message in line

@@ -10,29 +10,29 @@ import numpy as np
 
 from genexp.recorders.status import StatusRecorder
 from genexp.snapshot import Curve, RunOutcome, Snapshot
-from tests.support.snapshots import FINISHED, clock, run_info, snapshot
+from tests.support.snapshots import FINISHED_OUTCOME, make_clock, make_run_info, make_snapshot
 
 
-def read(folder: Path) -> dict[str, Any]:
-    status: dict[str, Any] = json.loads((folder / "status.json").read_text())
+def load_status(run_dir: Path) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads((run_dir / "status.json").read_text())
     return status
 
 
-def test_a_running_run_says_so_from_the_start(tmp_path: Path) -> None:
-    StatusRecorder().open(run_info(tmp_path))
-    status = read(tmp_path)
+def test_status_is_running_from_the_start(tmp_path: Path) -> None:
+    StatusRecorder().open(make_run_info(tmp_path))
+    status = load_status(tmp_path)
     assert (status["state"], status["step"], status["total_steps"]) == ("running", 0, 40)
     assert (status["model"], status["dataset"]) == ("vae", "digits")
     assert status["started"].endswith("+00:00")
 
 
-def test_the_last_metrics_the_best_score_and_each_warning_once(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
+def test_status_has_last_metrics_best_score_and_unique_warnings(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path)
     status = StatusRecorder(interval_seconds=0)
     status.open(run)
-    status.record(snapshot(10, run, test_metrics={"psnr": 12.0}, warnings=("collapse",)))
-    status.record(snapshot(20, run, test_metrics={"psnr": 11.0}, warnings=("collapse", "blow-up")))
-    found = read(tmp_path)
+    status.record(make_snapshot(10, run, test_metrics={"psnr": 12.0}, warnings=("collapse",)))
+    status.record(make_snapshot(20, run, test_metrics={"psnr": 11.0}, warnings=("collapse", "blow-up")))
+    found = load_status(tmp_path)
     assert found["best"] == {"value": 12.0, "step": 10}
     assert found["test"] == {"psnr": 11.0}
     assert found["warnings"] == ["collapse", "blow-up"]
@@ -41,45 +41,45 @@ def test_the_last_metrics_the_best_score_and_each_warning_once(tmp_path: Path) -
 
 
 def test_writing_is_throttled_until_the_run_ends(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
+    run = make_run_info(tmp_path)
     status = StatusRecorder(interval_seconds=60)
     status.open(run)
-    status.record(snapshot(10, run))
-    assert read(tmp_path)["step"] == 0
-    status.close(FINISHED)
-    assert (read(tmp_path)["state"], read(tmp_path)["step"]) == ("finished", 40)
+    status.record(make_snapshot(10, run))
+    assert load_status(tmp_path)["step"] == 0
+    status.close(FINISHED_OUTCOME)
+    assert (load_status(tmp_path)["state"], load_status(tmp_path)["step"]) == ("finished", 40)
     assert list(tmp_path.iterdir()) == [tmp_path / "status.json"]
 
 
-def test_a_failure_is_told_with_its_error_and_without_nan(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
+def test_failed_status_has_the_error_and_no_nan(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path)
     status = StatusRecorder()
     status.open(run)
     broken = {"loss": Curve(np.array([1]), np.array([np.nan], np.float32))}
-    status.record(Snapshot(clock(1, run), broken))
+    status.record(Snapshot(make_clock(1, run), broken))
     status.close(RunOutcome("failed", 1, error="the loss became nan"))
-    found = read(tmp_path)
+    found = load_status(tmp_path)
     assert (found["state"], found["error"]) == ("failed", "the loss became nan")
     assert found["train"] == {"loss": None}
 
 
 def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
+    run = make_run_info(tmp_path)
     first = StatusRecorder()
     first.open(run)
-    first.record(snapshot(10, run, test_metrics={"psnr": 12.0}, warnings=("collapse",)))
+    first.record(make_snapshot(10, run, test_metrics={"psnr": 12.0}, warnings=("collapse",)))
     first.close(RunOutcome("stopped", 10))
-    before = read(tmp_path)
+    before = load_status(tmp_path)
     second = StatusRecorder()
-    second.open(run_info(tmp_path, completed_steps=10))
-    found = read(tmp_path)
+    second.open(make_run_info(tmp_path, completed_steps=10))
+    found = load_status(tmp_path)
     assert (found["state"], found["step"], found["epoch"]) == ("running", 10, 1)
     assert found["best"] == {"value": 12.0, "step": 10}
     assert (found["warnings"], found["started"]) == (["collapse"], before["started"])
 
 
 def test_a_damaged_status_does_not_stop_a_resume(tmp_path: Path) -> None:
-    run = run_info(tmp_path, completed_steps=10)
+    run = make_run_info(tmp_path, completed_steps=10)
     (tmp_path / "status.json").write_text('{"state": "runn')
     StatusRecorder().open(run)
-    assert read(tmp_path)["state"] == "running"
+    assert load_status(tmp_path)["state"] == "running"

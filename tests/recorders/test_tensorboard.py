@@ -18,21 +18,21 @@ from genexp.recorders.tensorboard import EventFileWriter, TensorBoardRecorder
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from tests.support.browser import needs_browser, start_browser
 from tests.support.snapshots import (
-    clock,
-    curves,
-    cut_back,
-    loss_at,
-    picture,
-    record_blocks,
-    recording,
-    run_info,
-    sizes,
-    snapshot,
+    flush_and_get_sizes,
+    make_clock,
+    make_curves,
+    make_image,
+    make_run_info,
+    make_snapshot,
+    open_recorder,
+    record_snapshots,
+    synthetic_loss,
+    truncate_files,
 )
-from tests.support.tensorboard import ask, tensorboard_server
+from tests.support.tensorboard import query_tensorboard, start_tensorboard
 
 # TensorBoard's page hides its texts in shadow trees.
-DEEP_TEXT = """
+COLLECT_TEXTS_SCRIPT = """
 const words = [];
 const walk = (node) => {
   if (node.shadowRoot) walk(node.shadowRoot);
@@ -42,20 +42,20 @@ walk(document.body);
 """
 
 
-def read(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+def read_events(run_dir: Path) -> EventAccumulator:
+    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = read(folder)
+def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = read_events(run_dir)
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def finale(size: int = 30) -> FinalArtifacts:
+def make_final_artifacts(size: int = 30) -> FinalArtifacts:
     codes = torch.randn(size, 3, generator=torch.Generator().manual_seed(0))
-    thumbnails = torch.stack([picture(step) for step in range(size)])
+    thumbnails = torch.stack([make_image(step) for step in range(size)])
     return FinalArtifacts(
-        {"grid": picture(1), "walk": torch.stack([picture(1), picture(2)])},
+        {"grid": make_image(1), "walk": torch.stack([make_image(1), make_image(2)])},
         codes,
         torch.arange(size) % 10,
         thumbnails,
@@ -63,22 +63,22 @@ def finale(size: int = 30) -> FinalArtifacts:
 
 
 def test_every_step_and_every_score_is_read_back(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
-    with recording(TensorBoardRecorder(), run) as board:
-        record_blocks(board, run, (0, 10, 20))
-        found = scalars(tmp_path)  # while it is open: what is recorded is with the operating system
-    assert found["train/loss"] == [(step, loss_at(step)) for step in range(1, 21)]
+    run = make_run_info(tmp_path)
+    with open_recorder(TensorBoardRecorder(), run) as recorder:
+        record_snapshots(recorder, run, (0, 10, 20))
+        found = read_scalars(tmp_path)  # while it is open: what is recorded is with the operating system
+    assert found["train/loss"] == [(step, synthetic_loss(step)) for step in range(1, 21)]
     assert found["test/psnr"] == [(10, 11), (20, 12)]
     assert set(found) == {"train/loss", "train/kl", "test/psnr"}
 
 
-def test_packed_events_are_what_protocol_buffers_would_write(tmp_path: Path) -> None:
+def test_packed_events_equal_protobuf_serialization(tmp_path: Path) -> None:
     path = tmp_path / "tfevents"
     file = EventFileWriter(path, first_step=1)
     before = path.stat().st_size
     wide = [f"metric_{number}" for number in range(9)]
-    file.add_curves("train", curves(127, 128, wide))
-    file.add_curves("train", curves(2_000_000_000, 2_000_000_000, ["ä"]))
+    file.add_curves("train", make_curves(127, 128, wide))
+    file.add_curves("train", make_curves(2_000_000_000, 2_000_000_000, ["ä"]))
     file.close()
     data = path.read_bytes()[before:]
     steps = []
@@ -92,34 +92,39 @@ def test_packed_events_are_what_protocol_buffers_would_write(tmp_path: Path) -> 
     assert steps == [127, 128, 2_000_000_000]
 
 
-def test_wall_times_rise_over_a_block(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
-    with recording(TensorBoardRecorder(), run) as board:
+def test_wall_times_increase_within_a_block(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path)
+    with open_recorder(TensorBoardRecorder(), run) as recorder:
         begin = time.time()
         time.sleep(0.05)
-        board.record(snapshot(10, run))
-        times = [event.wall_time for event in read(tmp_path).Scalars("train/loss")]
+        recorder.record(make_snapshot(10, run))
+        times = [event.wall_time for event in read_events(tmp_path).Scalars("train/loss")]
     assert times == sorted(set(times))
     assert begin - 1 < times[0] < times[-1] <= time.time()
 
 
-def test_a_resting_phase_has_fewer_points(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
+def test_inactive_phase_has_fewer_points(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path)
     sparse = Curve(np.array([2, 4]), np.array([0.5, 0.25], np.float32))
-    with recording(TensorBoardRecorder(), run) as board:
-        board.record(Snapshot(clock(4, run), {"critic": curves(1, 4)["loss"], "generator": sparse}))
-    assert scalars(tmp_path)["train/generator"] == [(2, 0.5), (4, 0.25)]
-    assert len(scalars(tmp_path)["train/critic"]) == 4
+    with open_recorder(TensorBoardRecorder(), run) as recorder:
+        recorder.record(Snapshot(make_clock(4, run), {"critic": make_curves(1, 4)["loss"], "generator": sparse}))
+    assert read_scalars(tmp_path)["train/generator"] == [(2, 0.5), (4, 0.25)]
+    assert len(read_scalars(tmp_path)["train/critic"]) == 4
 
 
-def test_pictures_settings_gifs_and_hyperparameters_are_there(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
-    write_gif(tmp_path / "samples.gif", [picture(1), picture(2)], frame_duration_ms=100)
-    with recording(TensorBoardRecorder(), run) as board:
-        board.record(
-            snapshot(40, run, preview_images={"samples": picture(1, channels=3)}, final_artifacts=finale())
+def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path)
+    write_gif(tmp_path / "samples.gif", [make_image(1), make_image(2)], frame_duration_ms=100)
+    with open_recorder(TensorBoardRecorder(), run) as recorder:
+        recorder.record(
+            make_snapshot(
+                40,
+                run,
+                preview_images={"samples": make_image(1, channels=3)},
+                final_artifacts=make_final_artifacts(),
+            )
         )
-    events = read(tmp_path)
+    events = read_events(tmp_path)
     assert set(events.Tags()["images"]) == {"preview/samples", "gallery/grid", "animation/samples"}
     [gif] = events.Images("animation/samples")
     assert gif.encoded_image_string == (tmp_path / "samples.gif").read_bytes()
@@ -130,10 +135,10 @@ def test_pictures_settings_gifs_and_hyperparameters_are_there(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()] == ["projector"]
 
 
-def test_the_projector_has_a_line_for_each_sample(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
-    with recording(TensorBoardRecorder(), run) as board:
-        board.record(snapshot(40, run, final_artifacts=finale()))
+def test_projector_has_one_row_per_sample(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path)
+    with open_recorder(TensorBoardRecorder(), run) as recorder:
+        recorder.record(make_snapshot(40, run, final_artifacts=make_final_artifacts()))
     folder = tmp_path / "tensorboard"
     assert np.loadtxt(folder / "projector/codes.tsv").shape == (30, 3)
     assert (folder / "projector/classes.tsv").read_text().split() == [str(number % 10) for number in range(30)]
@@ -141,114 +146,124 @@ def test_the_projector_has_a_line_for_each_sample(tmp_path: Path) -> None:
         assert (folder / path).is_file()
 
 
-def test_cut_back_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
-    straight, broken = run_info(tmp_path / "straight"), run_info(tmp_path / "broken")
-    with recording(TensorBoardRecorder(), straight) as board:
-        record_blocks(board, straight, (0, 10, 20, 30, 40))
-    with recording(TensorBoardRecorder(), broken) as killed:
-        record_blocks(killed, broken, (0, 10, 20))
-        noted = sizes(killed)
-        record_blocks(killed, broken, (30,))
-    cut_back(noted)
-    resumed_run = run_info(tmp_path / "broken", completed_steps=20)
-    with recording(TensorBoardRecorder(), resumed_run) as resumed:
-        record_blocks(resumed, resumed_run, (30, 40))
+def test_truncated_and_resumed_events_equal_uninterrupted_events(tmp_path: Path) -> None:
+    uninterrupted, broken = make_run_info(tmp_path / "straight"), make_run_info(tmp_path / "broken")
+    with open_recorder(TensorBoardRecorder(), uninterrupted) as recorder:
+        record_snapshots(recorder, uninterrupted, (0, 10, 20, 30, 40))
+    with open_recorder(TensorBoardRecorder(), broken) as killed:
+        record_snapshots(killed, broken, (0, 10, 20))
+        file_sizes = flush_and_get_sizes(killed)
+        record_snapshots(killed, broken, (30,))
+    truncate_files(file_sizes)
+    resumed_run = make_run_info(tmp_path / "broken", completed_steps=20)
+    with open_recorder(TensorBoardRecorder(), resumed_run) as resumed:
+        record_snapshots(resumed, resumed_run, (30, 40))
         assert len(resumed.append_only_files()) == 2
-    assert scalars(tmp_path / "broken") == scalars(tmp_path / "straight")
-    previews = [read(tmp_path / name).Images("preview/reconstructions") for name in ("straight", "broken")]
+    assert read_scalars(tmp_path / "broken") == read_scalars(tmp_path / "straight")
+    previews = [read_events(tmp_path / name).Images("preview/reconstructions") for name in ("straight", "broken")]
     assert [image.step for image in previews[0]] == [image.step for image in previews[1]] == [0, 10, 20, 30, 40]
 
 
-def test_a_tensorboard_that_watches_forgets_the_steps_that_were_cut(tmp_path: Path) -> None:
-    run = run_info(tmp_path)
-    with recording(TensorBoardRecorder(), run) as killed:
-        record_blocks(killed, run, (10, 20))
-        noted = sizes(killed)
-        record_blocks(killed, run, (30,))
-        watcher = read(tmp_path)
-    cut_back(noted)
-    resumed_run = run_info(tmp_path, completed_steps=20)
-    with recording(TensorBoardRecorder(), resumed_run) as resumed:
-        record_blocks(resumed, resumed_run, (30, 40))
+def test_running_tensorboard_drops_truncated_steps(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path)
+    with open_recorder(TensorBoardRecorder(), run) as killed:
+        record_snapshots(killed, run, (10, 20))
+        file_sizes = flush_and_get_sizes(killed)
+        record_snapshots(killed, run, (30,))
+        watcher = read_events(tmp_path)
+    truncate_files(file_sizes)
+    resumed_run = make_run_info(tmp_path, completed_steps=20)
+    with open_recorder(TensorBoardRecorder(), resumed_run) as resumed:
+        record_snapshots(resumed, resumed_run, (30, 40))
     watcher.Reload()
     assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 41))
 
 
-def test_the_real_server_shows_scalars_and_hyperparameters(tmp_path: Path) -> None:
-    run = run_info(tmp_path / "run")
-    with recording(TensorBoardRecorder(), run) as board:
-        record_blocks(board, run, (0, 10, 20))
-        board.record(snapshot(40, run, test_metrics={"psnr": 14.0}, final_artifacts=finale()))
-    with tensorboard_server(tmp_path) as address:
+def test_tensorboard_server_returns_scalars_and_hyperparameters(tmp_path: Path) -> None:
+    run = make_run_info(tmp_path / "run")
+    with open_recorder(TensorBoardRecorder(), run) as recorder:
+        record_snapshots(recorder, run, (0, 10, 20))
+        recorder.record(
+            make_snapshot(40, run, test_metrics={"psnr": 14.0}, final_artifacts=make_final_artifacts())
+        )
+    with start_tensorboard(tmp_path) as address:
         data = f"{address}/data/plugin"
-        assert set(ask(f"{data}/scalars/tags")["run/tensorboard"]) == {"train/loss", "train/kl", "test/psnr"}
-        points = ask(f"{data}/scalars/scalars?run=run/tensorboard&tag=test/psnr")
+        assert set(query_tensorboard(f"{data}/scalars/tags")["run/tensorboard"]) == {
+            "train/loss",
+            "train/kl",
+            "test/psnr",
+        }
+        points = query_tensorboard(f"{data}/scalars/scalars?run=run/tensorboard&tag=test/psnr")
         assert [(step, value) for _, step, value in points] == [(10, 11), (20, 12), (40, 14)]
-        experiment = ask(f"{data}/hparams/experiment", experimentName="")
+        experiment = query_tensorboard(f"{data}/hparams/experiment", experimentName="")
         assert {info["name"] for info in experiment["hparamInfos"]} >= {"model.beta", "seed"}
         metrics = [{"name": {"tag": "test/psnr", "group": ""}}]
         question = {"colParams": [{"metric": metrics[0]["name"]}], "startIndex": 0, "sliceSize": 10}
-        [group] = ask(f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"])[
-            "sessionGroups"
-        ]
+        [group] = query_tensorboard(
+            f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"]
+        )["sessionGroups"]
         assert {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"] == 14
-        assert ask(f"{data}/projector/runs") == ["run/tensorboard"]
+        assert query_tensorboard(f"{data}/projector/runs") == ["run/tensorboard"]
 
 
-def record_sweep(folder: Path) -> dict[str, tuple[float, float]]:
+def record_sweep(sweep_dir: Path) -> dict[str, tuple[float, float]]:
     """Record two learning rates with two seeds each, and return run → (rate, psnr)."""
-    told = {}
+    expected = {}
     for number, (rate, seed) in enumerate(((0.001, 0), (0.001, 1), (0.01, 0), (0.01, 1))):
         config = {"seed": seed, "optimizer": {"name": "adam", "lr": rate}}
-        run = run_info(folder / str(number), config=config)
-        with recording(TensorBoardRecorder(), run) as board:
-            record_blocks(board, run, (0, 10, 20, 30))
-            board.record(snapshot(40, run, test_metrics={"psnr": 20.0 + number}))
-        told[f"{number}/tensorboard"] = rate, 20.0 + number
-    return told
+        run = make_run_info(sweep_dir / str(number), config=config)
+        with open_recorder(TensorBoardRecorder(), run) as recorder:
+            record_snapshots(recorder, run, (0, 10, 20, 30))
+            recorder.record(make_snapshot(40, run, test_metrics={"psnr": 20.0 + number}))
+        expected[f"{number}/tensorboard"] = rate, 20.0 + number
+    return expected
 
 
 def wait_for_sessions(address: str, sessions: int) -> None:
     """Wait until TensorBoard has read the end of every run."""
     question = {"startIndex": 0, "sliceSize": 100, "allowedStatuses": ["STATUS_SUCCESS"]}
     for _ in range(100):
-        if ask(f"{address}/hparams/session_groups", **question).get("totalSize") == sessions:
+        if query_tensorboard(f"{address}/hparams/session_groups", **question).get("totalSize") == sessions:
             return
         time.sleep(0.2)
     raise AssertionError("not all runs are there")
 
 
-def test_the_real_server_compares_a_sweep(tmp_path: Path) -> None:
-    told = record_sweep(tmp_path)
-    with tensorboard_server(tmp_path) as address:
+def test_tensorboard_server_compares_a_sweep(tmp_path: Path) -> None:
+    expected = record_sweep(tmp_path)
+    with start_tensorboard(tmp_path) as address:
         data = f"{address}/data/plugin"
-        wait_for_sessions(data, len(told))
-        experiment = ask(f"{data}/hparams/experiment", experimentName="")
+        wait_for_sessions(data, len(expected))
+        experiment = query_tensorboard(f"{data}/hparams/experiment", experimentName="")
         differing = [info["name"] for info in experiment["hparamInfos"] if info.get("differs")]
         assert sorted(differing) == ["optimizer.lr", "seed"]
         assert differing == [info["name"] for info in experiment["hparamInfos"]][:2], "the page shows these first"
         assert "test/psnr" in {info["name"]["tag"] for info in experiment["metricInfos"]}
         by_psnr = {"metric": {"tag": "test/psnr", "group": ""}, "order": "ORDER_DESC"}
         question = {"colParams": [by_psnr], "startIndex": 0, "sliceSize": 10}
-        answer = ask(f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"])
+        answer = query_tensorboard(
+            f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"]
+        )
         found = {}
         for group in answer["sessionGroups"]:
             psnr = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"]
             found[group["name"]] = group["hparams"]["optimizer.lr"], psnr
-        assert found == told
-        assert list(found) == sorted(told, reverse=True)
+        assert found == expected
+        assert list(found) == sorted(expected, reverse=True)
 
 
 @pytest.mark.browser
 @needs_browser
-def test_a_browser_shows_a_sweep_on_the_page_of_hyperparameters(tmp_path: Path) -> None:
-    told = record_sweep(tmp_path / "sweep")
-    with tensorboard_server(tmp_path / "sweep") as address, start_browser(tmp_path / "profile") as page:
-        wait_for_sessions(f"{address}/data/plugin", len(told))
+def test_browser_shows_a_sweep_on_the_hparams_page(tmp_path: Path) -> None:
+    expected = record_sweep(tmp_path / "sweep")
+    with start_tensorboard(tmp_path / "sweep") as address, start_browser(tmp_path / "profile") as page:
+        wait_for_sessions(f"{address}/data/plugin", len(expected))
         page.set_viewport(1500, 1000)
         page.visit(f"{address}/#hparams")
-        shown = [*told, "optimizer.lr", "seed", "test/psnr", "23.000"]
+        expected_texts = [*expected, "optimizer.lr", "seed", "test/psnr", "23.000"]
         try:
-            page.wait(f"{DEEP_TEXT} return {shown}.every((word) => words.includes(word))", seconds=40)
+            page.wait(
+                f"{COLLECT_TEXTS_SCRIPT} return {expected_texts}.every((word) => words.includes(word))", seconds=40
+            )
         finally:
             page.save_screenshot(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / "hparams.png")

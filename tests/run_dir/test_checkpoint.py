@@ -24,24 +24,24 @@ def state() -> dict[str, object]:
     return {"step": 1, "technique": dict(network.state_dict()), "optimizers": {"model": optimizer.state_dict()}}
 
 
-def test_a_damaged_file_is_refused_or_whole(state: dict[str, object], tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_rejected_or_loads_unchanged(state: dict[str, object], tmp_path: Path) -> None:
     """Whatever bytes are lost or changed: no other error, and never another state."""
     path = tmp_path / "step-00000001.pt"
     save_checkpoint(path, state)
-    whole, chance = path.read_bytes(), random.Random(0)
-    files = [whole[:size] for size in (0, 1, *chance.sample(range(len(whole)), 50))]
+    content_bytes, rng = path.read_bytes(), random.Random(0)
+    files = [content_bytes[:size] for size in (0, 1, *rng.sample(range(len(content_bytes)), 50))]
     for _ in range(300):
-        flipped = bytearray(whole)
-        flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        flipped = bytearray(content_bytes)
+        flipped[rng.randrange(len(content_bytes))] ^= 1 << rng.randrange(8)
         files.append(bytes(flipped))
-    complaints = []
+    messages = []
     for content in files:
         path.write_bytes(content)
         try:
             found = load_checkpoint(path)
         except CheckpointError as error:
-            complaints.append(str(error))
+            messages.append(str(error))
         else:
             assert_same(found, {**state, "format": FORMAT_VERSION})
-    assert len(complaints) > len(files) / 3
-    assert all(text.startswith(str(path)) and "\n" not in text for text in complaints)
+    assert len(messages) > len(files) / 3
+    assert all(text.startswith(str(path)) and "\n" not in text for text in messages)

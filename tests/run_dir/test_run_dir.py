@@ -15,66 +15,81 @@ from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
-from tests.support.command import TINY, genexp, in_folder, metrics, status
-from tests.support.tensorboard import ask, tensorboard_server
+from tests.support.command import TINY_RUN, load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.tensorboard import query_tensorboard, start_tensorboard
 
 CHROMIUM = Path("/usr/bin/chromium")
-EPOCHS, STEPS = 4, 5  # five batches of eight from forty images
+EPOCHS, STEPS_PER_EPOCH = 4, 5  # five batches of eight from forty images
 MODEL = "latent3d_autoencoder"  # whose latent can be drawn
-RUN = (f"model={MODEL}", *TINY, "trainer.batch_size=8", f"trainer.epochs={EPOCHS}", "seed=3", "tags=[a,b]")
+RUN_OVERRIDES = (
+    f"model={MODEL}",
+    *TINY_RUN,
+    "trainer.batch_size=8",
+    f"trainer.epochs={EPOCHS}",
+    "seed=3",
+    "tags=[a,b]",
+)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a short run."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    ended = genexp(*RUN, 'notes="for a look"', in_folder(path))
-    assert ended.code == 0, ended.err
+    result = run_genexp(*RUN_OVERRIDES, 'notes="for a look"', run_dir_override(path))
+    assert result.exit_code == 0, result.stderr
     return path
 
 
-def events(folder: Path) -> EventAccumulator:
-    read = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
-    read.Reload()
-    return read
+def read_events(run_dir: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
 
 
-def frames_of(path: Path) -> list[bytes]:
+def read_frames(path: Path) -> list[bytes]:
     """Return the pixels of each frame of an animation."""
     with Image.open(path) as animation:
         return [frame.convert("L").tobytes() for frame in ImageSequence.Iterator(animation)]
 
 
-def test_every_file_of_the_plan_is_there(folder: Path) -> None:
+def test_run_directory_contains_every_documented_file(run_dir: Path) -> None:
     for name in ("config.yaml", "train.log", "metrics.jsonl", "status.json", "reconstructions.gif"):
-        assert (folder / name).stat().st_size > 0, name
+        assert (run_dir / name).stat().st_size > 0, name
     for name in ("checkpoints", "tensorboard", "figures", ".hydra"):
-        assert any((folder / name).iterdir()), name
-    assert not list(folder.rglob("*.tmp"))
+        assert any((run_dir / name).iterdir()), name
+    assert not list(run_dir.rglob("*.tmp"))
 
 
-def test_metrics_are_a_json_object_a_line(folder: Path) -> None:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def test_metrics_log_has_one_json_object_per_line(run_dir: Path) -> None:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["split"] == "train"]
     test = [line for line in lines if line["split"] == "test"]
     assert len(lines) == len(train) + len(test)
-    assert [line["step"] for line in train] == list(range(1, EPOCHS * STEPS + 1))
-    assert [line["epoch"] for line in train] == [1 + step // STEPS for step in range(EPOCHS * STEPS)]
-    assert [(line["step"], line["epoch"]) for line in test] == [(STEPS * epoch, epoch) for epoch in (1, 2, 3, 4)]
+    assert [line["step"] for line in train] == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
+    assert [line["epoch"] for line in train] == [
+        1 + step // STEPS_PER_EPOCH for step in range(EPOCHS * STEPS_PER_EPOCH)
+    ]
+    assert [(line["step"], line["epoch"]) for line in test] == [
+        (STEPS_PER_EPOCH * epoch, epoch) for epoch in (1, 2, 3, 4)
+    ]
     assert all(list(line)[:3] == ["step", "epoch", "split"] for line in lines)
     assert all(set(line) == {"step", "epoch", "split", "loss"} for line in train)
     assert all({"mse", "psnr", "ssim"} < set(line) for line in test)
     assert all(isinstance(value, float) for line in train for value in [line["loss"]])
 
 
-def test_status_says_how_the_run_ended_and_what_it_was_made_with(folder: Path) -> None:
-    state = status(folder)
+def test_status_has_outcome_and_environment(run_dir: Path) -> None:
+    state = load_status(run_dir)
     assert (state["state"], state["error"]) == ("finished", None)
-    assert (state["step"], state["total_steps"], state["epoch"]) == (EPOCHS * STEPS, EPOCHS * STEPS, EPOCHS)
-    *_, last_train, last_test = metrics(folder)
+    assert (state["step"], state["total_steps"], state["epoch"]) == (
+        EPOCHS * STEPS_PER_EPOCH,
+        EPOCHS * STEPS_PER_EPOCH,
+        EPOCHS,
+    )
+    *_, last_train, last_test = read_metrics_log(run_dir)
     assert state["train"] == pytest.approx({"loss": last_train["loss"]})
     assert state["test"] == {key: last_test[key] for key in state["test"]}
-    best = min((line["mse"], line["step"]) for line in metrics(folder) if line["split"] == "test")
+    best = min((line["mse"], line["step"]) for line in read_metrics_log(run_dir) if line["split"] == "test")
     assert (state["objective"], state["best"]) == ("mse", {"value": best[0], "step": best[1]})
     environment = state["environment"]
     assert environment["device"] == "cpu (1 thread)"
@@ -82,8 +97,8 @@ def test_status_says_how_the_run_ended_and_what_it_was_made_with(folder: Path) -
     assert {"python", "platform", "git_commit", "genexp", "hydra-core", "torchvision", "numpy"} <= set(environment)
 
 
-def test_the_configuration_is_whole_and_plain(folder: Path) -> None:
-    text = (folder / "config.yaml").read_text()
+def test_saved_configuration_is_complete_and_resolved(run_dir: Path) -> None:
+    text = (run_dir / "config.yaml").read_text()
     config = yaml.safe_load(text)
     assert "${" not in text
     assert {"model", "dataset", "optimizer", "trainer", "device", "seed", "resume", "tags", "notes"} == set(config)
@@ -91,8 +106,8 @@ def test_the_configuration_is_whole_and_plain(folder: Path) -> None:
     assert (config["model"]["name"], config["trainer"]["epochs"]) == (MODEL, EPOCHS)
 
 
-def test_the_log_has_a_line_an_epoch(folder: Path) -> None:
-    lines = (folder / "train.log").read_text().splitlines()
+def test_train_log_has_one_line_per_epoch(run_dir: Path) -> None:
+    lines = (run_dir / "train.log").read_text().splitlines()
     for epoch in range(1, EPOCHS + 1):
         (line,) = [line for line in lines if f"epoch {epoch}/{EPOCHS}" in line]
         assert "loss " in line
@@ -100,90 +115,97 @@ def test_the_log_has_a_line_an_epoch(folder: Path) -> None:
         assert "images/s" in line
 
 
-def test_figures_show_the_losses_and_what_the_technique_can_show(folder: Path) -> None:
-    names = {path.name for path in (folder / "figures").iterdir()}
+def test_figures_contain_losses_reconstructions_and_latents(run_dir: Path) -> None:
+    names = {path.name for path in (run_dir / "figures").iterdir()}
     assert {"loss.png", "reconstructions.png", "latents.png", "latents.html"} <= names
-    for path in (folder / "figures").glob("*.png"):
-        with Image.open(path) as picture:
-            picture.load()
-            assert min(picture.size) >= 100, path
-            assert len({pixel for _, pixel in picture.convert("RGB").getcolors(2**24) or []}) > 2, path
+    for path in (run_dir / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+            assert min(image.size) >= 100, path
+            assert len({pixel for _, pixel in image.convert("RGB").getcolors(2**24) or []}) > 2, path
 
 
-def test_a_gif_has_a_frame_a_preview(folder: Path) -> None:
-    frames = frames_of(folder / "reconstructions.gif")
+def test_gif_has_one_frame_per_preview(run_dir: Path) -> None:
+    frames = read_frames(run_dir / "reconstructions.gif")
     assert len(frames) == 1 + EPOCHS  # and one from before the first step
     assert len(set(frames)) == len(frames), "it learns"
 
 
-def test_checkpoints_are_bounded_and_can_be_read_without_running_code(folder: Path) -> None:
-    newest, *older = list_checkpoints(folder)
-    assert newest.name == f"step-{EPOCHS * STEPS:08d}.pt"
+def test_checkpoints_are_limited_and_load_with_weights_only(run_dir: Path) -> None:
+    newest, *older = list_checkpoints(run_dir)
+    assert newest.name == f"step-{EPOCHS * STEPS_PER_EPOCH:08d}.pt"
     assert len(older) == 1
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {newest.name, older[0].name, "best.pt"}
-    for path in (newest, *older, folder / "checkpoints" / "best.pt"):
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {newest.name, older[0].name, "best.pt"}
+    for path in (newest, *older, run_dir / "checkpoints" / "best.pt"):
         assert torch.load(path, weights_only=True)["checksum"]
         load_checkpoint(path)
-    best = load_checkpoint(folder / "checkpoints" / "best.pt")
-    assert (best["step"], best["value"]) == (status(folder)["best"]["step"], status(folder)["best"]["value"])
+    best = load_checkpoint(run_dir / "checkpoints" / "best.pt")
+    assert (best["step"], best["value"]) == (
+        load_status(run_dir)["best"]["step"],
+        load_status(run_dir)["best"]["value"],
+    )
     assert best["technique"].keys() == load_checkpoint(newest)["technique"].keys()
 
 
-def test_tensorboard_has_every_step_and_every_score(folder: Path) -> None:
-    board = events(folder)
-    rows = metrics(folder)
+def test_tensorboard_has_every_step_and_every_score(run_dir: Path) -> None:
+    accumulator = read_events(run_dir)
+    rows = read_metrics_log(run_dir)
     for split in ("train", "test"):
         for name in {key for row in rows if row["split"] == split for key in row} - {"step", "epoch", "split"}:
             logged = [(row["step"], row[name]) for row in rows if row["split"] == split]
-            read = [(event.step, event.value) for event in board.Scalars(f"{split}/{name}")]
+            read = [(event.step, event.value) for event in accumulator.Scalars(f"{split}/{name}")]
             assert [step for step, _ in read] == [step for step, _ in logged]
             assert [value for _, value in read] == pytest.approx([value for _, value in logged], rel=1e-6)
 
 
-def test_tensorboard_has_pictures_settings_and_codes(folder: Path) -> None:
-    board = events(folder)
-    previews = board.Images("preview/reconstructions")
-    assert [image.step for image in previews] == [STEPS * epoch for epoch in range(EPOCHS + 1)]
+def test_tensorboard_has_images_config_and_codes(run_dir: Path) -> None:
+    accumulator = read_events(run_dir)
+    previews = accumulator.Images("preview/reconstructions")
+    assert [image.step for image in previews] == [STEPS_PER_EPOCH * epoch for epoch in range(EPOCHS + 1)]
     assert all(image.encoded_image_string.startswith(b"\x89PNG") for image in previews)
-    (animation,) = board.Images("animation/reconstructions")
-    assert animation.encoded_image_string == (folder / "reconstructions.gif").read_bytes()
-    summary = board.SummaryMetadata("config/text_summary")
+    (animation,) = accumulator.Images("animation/reconstructions")
+    assert animation.encoded_image_string == (run_dir / "reconstructions.gif").read_bytes()
+    summary = accumulator.SummaryMetadata("config/text_summary")
     assert summary.plugin_data.plugin_name == "text"
-    text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    text = accumulator.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     inside = yaml.safe_load(text.removeprefix("```yaml\n").removesuffix("```"))
-    assert inside == yaml.safe_load((folder / "config.yaml").read_text())
-    assert "_hparams_/session_start_info" in board.summary_metadata
-    assert "_hparams_/session_end_info" in board.summary_metadata
-    projector = folder / "tensorboard" / "projector"
+    assert inside == yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert "_hparams_/session_start_info" in accumulator.summary_metadata
+    assert "_hparams_/session_end_info" in accumulator.summary_metadata
+    projector = run_dir / "tensorboard" / "projector"
     codes = (projector / "codes.tsv").read_text().splitlines()
     assert len(codes) == len((projector / "classes.tsv").read_text().splitlines()) > 1
     assert all(len(line.split("\t")) == 3 for line in codes)
     with Image.open(projector / "thumbnails.png") as sprite:
         assert sprite.width == sprite.height
-    settings = (folder / "tensorboard" / "projector_config.pbtxt").read_text()
+    settings = (run_dir / "tensorboard" / "projector_config.pbtxt").read_text()
     for name in ("codes.tsv", "classes.tsv", "thumbnails.png"):
         assert f'"projector/{name}"' in settings
 
 
-def test_a_longer_run_has_no_step_twice_and_none_missing(folder: Path, tmp_path: Path) -> None:
-    longer = Path(shutil.copytree(folder, tmp_path / "run"))
-    ended = genexp(f"resume={longer}", f"trainer.epochs={EPOCHS + 2}")
-    assert ended.code == 0, ended.err
-    last = (EPOCHS + 2) * STEPS
+def test_extended_run_has_every_step_exactly_once(run_dir: Path, tmp_path: Path) -> None:
+    longer = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    result = run_genexp(f"resume={longer}", f"trainer.epochs={EPOCHS + 2}")
+    assert result.exit_code == 0, result.stderr
+    last = (EPOCHS + 2) * STEPS_PER_EPOCH
     for split in ("train", "test"):
-        steps = [row["step"] for row in metrics(longer) if row["split"] == split]
-        assert steps == (list(range(1, last + 1)) if split == "train" else list(range(STEPS, last + 1, STEPS)))
+        steps = [row["step"] for row in read_metrics_log(longer) if row["split"] == split]
+        assert steps == (
+            list(range(1, last + 1))
+            if split == "train"
+            else list(range(STEPS_PER_EPOCH, last + 1, STEPS_PER_EPOCH))
+        )
         name = "loss" if split == "train" else "mse"
-        assert [event.step for event in events(longer).Scalars(f"{split}/{name}")] == steps
-    assert metrics(longer)[: len(metrics(folder))] == metrics(folder)
-    frames = frames_of(longer / "reconstructions.gif")
+        assert [event.step for event in read_events(longer).Scalars(f"{split}/{name}")] == steps
+    assert read_metrics_log(longer)[: len(read_metrics_log(run_dir))] == read_metrics_log(run_dir)
+    frames = read_frames(longer / "reconstructions.gif")
     assert len(frames) == 1 + EPOCHS + 2
-    assert frames[: 1 + EPOCHS] == frames_of(folder / "reconstructions.gif")
-    previews = [image.step for image in events(longer).Images("preview/reconstructions")]
-    assert previews == [STEPS * epoch for epoch in range(EPOCHS + 3)]
+    assert frames[: 1 + EPOCHS] == read_frames(run_dir / "reconstructions.gif")
+    previews = [image.step for image in read_events(longer).Images("preview/reconstructions")]
+    assert previews == [STEPS_PER_EPOCH * epoch for epoch in range(EPOCHS + 3)]
 
 
-def screenshot(address: str, path: Path, profile: Path) -> None:
+def save_screenshot(address: str, path: Path, profile: Path) -> None:
     """Take a picture of a page, once its scripts have drawn it."""
     options = [
         "--headless",
@@ -201,14 +223,14 @@ def screenshot(address: str, path: Path, profile: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium here")
-def test_a_browser_shows_the_run_in_tensorboard(folder: Path, tmp_path: Path) -> None:
-    with tensorboard_server(folder.parent) as address:
-        name = f"{folder.name}/tensorboard"
-        assert "train/loss" in ask(f"{address}/data/plugin/scalars/tags")[name]
-        pictures = Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path))
+def test_browser_shows_the_run_in_tensorboard(run_dir: Path, tmp_path: Path) -> None:
+    with start_tensorboard(run_dir.parent) as address:
+        name = f"{run_dir.name}/tensorboard"
+        assert "train/loss" in query_tensorboard(f"{address}/data/plugin/scalars/tags")[name]
+        images = Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path))
         for page in ("timeseries", "images", "projector"):
-            screenshot(f"{address}/#{page}", pictures / f"{page}.png", tmp_path / "profile")
-            with Image.open(pictures / f"{page}.png") as picture:
-                assert picture.size == (1400, 1000)
+            save_screenshot(f"{address}/#{page}", images / f"{page}.png", tmp_path / "profile")
+            with Image.open(images / f"{page}.png") as image:
+                assert image.size == (1400, 1000)
                 # More than a page that stayed empty: TensorBoard's orange bar, text, and curves or images.
-                assert len(picture.convert("RGB").getcolors(2**24) or []) > 100
+                assert len(image.convert("RGB").getcolors(2**24) or []) > 100

@@ -16,7 +16,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMEDRIVER = Path("/usr/bin/chromedriver")
-ARGUMENTS = (
+CHROMIUM_ARGUMENTS = (
     "--headless",
     "--no-sandbox",  # Chromium refuses to run as root with its sandbox
     "--disable-gpu",
@@ -27,8 +27,8 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-extensions",
 )
-LOAD_TIMEOUT = 60  # seconds
-POLL_INTERVAL = 0.02  # seconds
+LOAD_TIMEOUT_SECONDS = 60  # seconds
+POLL_SECONDS = 0.02  # seconds
 
 _missing = ", ".join(path.name for path in (CHROMIUM, CHROMEDRIVER) if not path.exists())
 needs_browser = pytest.mark.skipif(bool(_missing), reason=f"not installed: {_missing}")
@@ -57,7 +57,7 @@ class Browser:
 
     def wait(self, script: str, seconds: float = 20) -> None:
         """Wait until a script returns a true value."""
-        WebDriverWait(self.driver, seconds, POLL_INTERVAL).until(lambda _: self.run(script), script)
+        WebDriverWait(self.driver, seconds, POLL_SECONDS).until(lambda _: self.run(script), script)
 
     def read_errors(self) -> list[str]:
         """Return the console's warnings and errors since the last call."""
@@ -94,11 +94,11 @@ def start_browser(profile: Path) -> Iterator[Browser]:
     """Start a browser with a profile directory, and quit it at the end of the block."""
     options = ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+    for argument in (*CHROMIUM_ARGUMENTS, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # With an explicit path, Selenium does not look for a driver to download.
     service = ChromeService(str(CHROMEDRIVER))
     with Chrome(options, service) as driver:
-        driver.set_page_load_timeout(LOAD_TIMEOUT)
+        driver.set_page_load_timeout(LOAD_TIMEOUT_SECONDS)
         yield Browser(driver)

@@ -16,11 +16,11 @@ from genexp.technique import Clock
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 from genexp.training.trainer import eval_mode
-from tests.support.compose import composed, technique
+from tests.support.compose import compose_config, make_technique
 
 
 @cache
-def digits() -> Dataset:
+def load_digits() -> Dataset:
     """Return the 5,000 digits."""
     return load_dataset({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
 
@@ -28,20 +28,20 @@ def digits() -> Dataset:
 @cache
 def mean_image_mse() -> float:
     """Return the test error of the best image that is the same for all."""
-    train, test = (split.streams["image"] for split in (digits().train, digits().test))
+    train, test = (split.streams["image"] for split in (load_digits().train, load_digits().test))
     assert isinstance(train, Tensor)
     assert isinstance(test, Tensor)
     return (test / 255 - (train / 255).mean(0)).square().mean().item()
 
 
-def trained(name: str, steps: int, *words: str) -> Learner:
+def train_on_digits(name: str, steps: int, *overrides: str) -> Learner:
     """Return a learner after some steps on the digits, at its recipe's rate without decay."""
-    cfg = composed(f"model={name}", "optimizer.schedule=constant", *words)
+    cfg = compose_config(f"model={name}", "optimizer.schedule=constant", *overrides)
     seed_generators(CPU, 0, "initialise")
     plan = plan_optimizers({str(key): value for key, value in cfg.optimizer.items()})
-    learner = Learner(technique(name, (1, 28, 28), f"model={name}", *words), plan, StepSettings(), CPU)
-    held = make_loader(digits().train, CPU)
-    with BatchStream(held, cfg.trainer.batch_size, seed=0, dataset_name="mnist_5k") as stream:
+    learner = Learner(make_technique(name, (1, 28, 28), f"model={name}", *overrides), plan, StepSettings(), CPU)
+    loader = make_loader(load_digits().train, CPU)
+    with BatchStream(loader, cfg.trainer.batch_size, seed=0, dataset_name="mnist_5k") as stream:
         batches = stream.iter_batches(1)
         for step in range(1, steps + 1):
             seed_generators(CPU, 0, step)
@@ -49,11 +49,11 @@ def trained(name: str, steps: int, *words: str) -> Learner:
     return learner
 
 
-def scored(learner: Learner, seed: int = 0) -> dict[str, float]:
+def evaluate_on_digits(learner: Learner, seed: int = 0) -> dict[str, float]:
     """Return a learner's scores on a part of the digits' test split."""
     with eval_mode(learner.technique):
         seed_generators(CPU, seed, "evaluate")
-        return learner.technique.evaluate(SplitBatches(make_loader(digits().test, CPU), 300, limit=300))
+        return learner.technique.evaluate(SplitBatches(make_loader(load_digits().test, CPU), 300, limit=300))
 
 
 CPU = torch.device("cpu")

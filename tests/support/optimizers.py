@@ -7,14 +7,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tests.support.compose import composed
+from tests.support.compose import compose_config
 
 # Rates that suit the bowl below, which is not the networks that the files' own are for.
-RATES = {"adam": 0.1, "adamw": 0.1, "sgd": 0.02, "rmsprop": 0.05, "adadelta": 100.0, "lbfgs": 1.0}
+LEARNING_RATES = {"adam": 0.1, "adamw": 0.1, "sgd": 0.02, "rmsprop": 0.05, "adadelta": 100.0, "lbfgs": 1.0}
 
 
 @cache
-def settings_of(name: str) -> dict[str, Any]:
-    node = OmegaConf.to_container(composed(f"optimizer={name}"), resolve=True)
+def load_optimizer_settings(name: str) -> dict[str, Any]:
+    node = OmegaConf.to_container(compose_config(f"optimizer={name}"), resolve=True)
     assert isinstance(node, dict)
     return dict(node["optimizer"])

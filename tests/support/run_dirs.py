@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-CONFIG: dict[str, Any] = {
+RUN_CONFIG: dict[str, Any] = {
     "dataset": {"name": "mnist_5k", "limit": None, "resident_gb": 4.0},
     "optimizer": {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999]},
     "trainer": {"epochs": 2, "objective": "mse", "direction": "min"},
@@ -22,10 +22,10 @@ CONFIG: dict[str, Any] = {
     "tags": [],
     "notes": "",
 }
-STEPS = 40
+RUN_STEPS = 40
 
 
-def changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def override_config(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a configuration with other values at dotted keys."""
     content = copy.deepcopy(dict(config))
     for key, value in settings.items():
@@ -37,19 +37,19 @@ def changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
     return content
 
 
-def make_run(
-    folder: Path,
-    test: Mapping[str, float | None] | None = None,
+def make_run_dir(
+    run_dir: Path,
+    test_metrics: Mapping[str, float | None] | None = None,
     *,
-    settings: Mapping[str, Any] | None = None,
-    steps: int = STEPS,
+    overrides: Mapping[str, Any] | None = None,
+    steps: int = RUN_STEPS,
     **status: Any,
 ) -> Path:
     """Write the folder of a run that ended with scores `test`; `status` overrides what its status.json says."""
-    folder.mkdir(parents=True)
-    config = changed(CONFIG, settings or {})
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    scores = {"mse": 0.1, "psnr": 10.0} if test is None else dict(test)
+    run_dir.mkdir(parents=True)
+    config = override_config(RUN_CONFIG, overrides or {})
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    scores = {"mse": 0.1, "psnr": 10.0} if test_metrics is None else dict(test_metrics)
     objective = scores.get(config["trainer"]["objective"])
     content = {
         "state": "finished",
@@ -68,13 +68,13 @@ def make_run(
         "environment": {"device": "cpu (1 thread)", "torch": "2.13.0", "git_commit": "a" * 40},
         **status,
     }
-    (folder / "status.json").write_text(json.dumps(content), encoding="utf-8")
+    (run_dir / "status.json").write_text(json.dumps(content), encoding="utf-8")
     lines = []
     for step in range(1, steps + 1):
-        place = {"step": step, "epoch": 1 + 2 * (step - 1) // steps}
-        lines.append({**place, "split": "train", "loss": math.exp(-step / steps) + 0.01 * math.sin(step)})
+        position = {"step": step, "epoch": 1 + 2 * (step - 1) // steps}
+        lines.append({**position, "split": "train", "loss": math.exp(-step / steps) + 0.01 * math.sin(step)})
         if step in (steps // 2, steps):
-            lines.append({**place, "split": "test", **scores})
+            lines.append({**position, "split": "test", **scores})
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    return folder
+    (run_dir / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return run_dir

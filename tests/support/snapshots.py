@@ -17,15 +17,15 @@ from genexp.recorders.recorder import Recorder
 from genexp.snapshot import Curve, RunInfo, RunOutcome, Snapshot
 from genexp.technique import Clock
 
-AnyRecorder = TypeVar("AnyRecorder", bound=Recorder)
-FINISHED = RunOutcome("finished", 40)
+RecorderT = TypeVar("RecorderT", bound=Recorder)
+FINISHED_OUTCOME = RunOutcome("finished", 40)
 
 
-def run_info(folder: Path, **changes: Any) -> RunInfo:
+def make_run_info(run_dir: Path, **changes: Any) -> RunInfo:
     """Return a run of 40 steps in 4 epochs."""
-    folder.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     run = RunInfo(
-        run_dir=folder,
+        run_dir=run_dir,
         model="vae",
         dataset="digits",
         config={"seed": 0, "model": {"name": "vae", "beta": 1.0, "widths": [64, 32], "note": None}},
@@ -41,37 +41,39 @@ def run_info(folder: Path, **changes: Any) -> RunInfo:
     return replace(run, **changes)
 
 
-def clock(step: int, run: RunInfo) -> Clock:
+def make_clock(step: int, run: RunInfo) -> Clock:
     """Return where `run` stands at `step`."""
     return Clock(step, run.total_steps, run.steps_per_epoch)
 
 
-def loss_at(step: int) -> float:
+def synthetic_loss(step: int) -> float:
     """Return a loss that falls, as float32 holds it."""
     return float(np.float32(math.exp(-step / 20) + 0.05 * math.sin(step)))
 
 
-def curves(first: int, last: int, names: Iterable[str] = ("loss", "kl")) -> dict[str, Curve]:
+def make_curves(first: int, last: int, names: Iterable[str] = ("loss", "kl")) -> dict[str, Curve]:
     """Return a curve for each name over the steps `first` to `last`."""
     steps = np.arange(first, last + 1)
-    values = np.array([loss_at(step) for step in range(first, last + 1)], np.float32)
+    values = np.array([synthetic_loss(step) for step in range(first, last + 1)], np.float32)
     return {name: Curve(steps, values / (1 + rank)) for rank, name in enumerate(names)}
 
 
-def picture(step: int, size: tuple[int, int] = (8, 8), channels: int = 1) -> Tensor:
+def make_image(step: int, size: tuple[int, int] = (8, 8), channels: int = 1) -> Tensor:
     """Return a uint8 picture that is another one at each step."""
     generator = torch.Generator().manual_seed(step)
     return torch.randint(0, 256, (channels, *size), generator=generator, dtype=torch.uint8)
 
 
-def snapshot(step: int, run: RunInfo, *, block: int = 10, **more: Any) -> Snapshot:
+def make_snapshot(step: int, run: RunInfo, *, block_steps: int = 10, **fields: Any) -> Snapshot:
     """Return a snapshot at `step` with the training metrics of the `block` steps that end there."""
-    train: Mapping[str, Curve] = curves(step - block + 1, step) if step else {}
-    return Snapshot(clock(step, run), **{"train_curves": train, **more})
+    train: Mapping[str, Curve] = make_curves(step - block_steps + 1, step) if step else {}
+    return Snapshot(make_clock(step, run), **{"train_curves": train, **fields})
 
 
 @contextmanager
-def recording(recorder: AnyRecorder, run: RunInfo, outcome: RunOutcome = FINISHED) -> Iterator[AnyRecorder]:
+def open_recorder(
+    recorder: RecorderT, run: RunInfo, outcome: RunOutcome = FINISHED_OUTCOME
+) -> Iterator[RecorderT]:
     """Open a recorder, and close it in the end."""
     recorder.open(run)
     try:
@@ -80,23 +82,23 @@ def recording(recorder: AnyRecorder, run: RunInfo, outcome: RunOutcome = FINISHE
         recorder.close(outcome)
 
 
-def record_blocks(recorder: Recorder, run: RunInfo, steps: Iterable[int]) -> None:
+def record_snapshots(recorder: Recorder, run: RunInfo, steps: Iterable[int]) -> None:
     """Feed a snapshot with test metrics and a preview at each of `steps`."""
     for step in steps:
-        more: dict[str, Any] = {"preview_images": {"reconstructions": picture(step)}}
+        fields: dict[str, Any] = {"preview_images": {"reconstructions": make_image(step)}}
         if step:
-            more["test_metrics"] = {"psnr": 10 + step / 10}
-        recorder.record(snapshot(step, run, **more))
+            fields["test_metrics"] = {"psnr": 10 + step / 10}
+        recorder.record(make_snapshot(step, run, **fields))
 
 
-def cut_back(sizes: Mapping[Path, int]) -> None:
+def truncate_files(file_sizes: Mapping[Path, int]) -> None:
     """Cut files back to the sizes that a checkpoint noted."""
-    for path, size in sizes.items():
+    for path, size in file_sizes.items():
         with path.open("rb+") as file:
             file.truncate(size)
 
 
-def sizes(recorder: Recorder) -> dict[Path, int]:
+def flush_and_get_sizes(recorder: Recorder) -> dict[Path, int]:
     """Return what a checkpoint notes of a recorder's files."""
     recorder.flush()
     return {path: path.stat().st_size for path in recorder.append_only_files()}

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.command import status
-from tests.support.compose import tiny
+from tests.support.command import load_status
+from tests.support.compose import tiny_overrides
 
-SHORT = (*tiny("stacked_autoencoder"), "trainer.epochs=2", "trainer.preview_every=0")
-
-
-BREAKS = "optimizer.lr=1e-3,1e9"  # the second makes the loss infinite
+SHORT_RUN = (*tiny_overrides("stacked_autoencoder"), "trainer.epochs=2", "trainer.preview_every=0")
 
 
-def sweep(folder: Path, *words: str) -> list[str]:
+DIVERGING_LR = "optimizer.lr=1e-3,1e9"  # the second makes the loss infinite
+
+
+def sweep_arguments(sweep_dir: Path, *overrides: str) -> list[str]:
     """Return the command of a sweep into `folder`."""
-    return ["-m", *SHORT, *words, f"hydra.sweep.dir={folder}"]
+    return ["-m", *SHORT_RUN, *overrides, f"hydra.sweep.dir={sweep_dir}"]
 
 
-def states(folder: Path) -> dict[str, str]:
+def load_job_states(sweep_dir: Path) -> dict[str, str]:
     """Return job → its state."""
-    return {path.parent.name: status(path.parent)["state"] for path in sorted(folder.glob("*/status.json"))}
+    return {
+        path.parent.name: load_status(path.parent)["state"] for path in sorted(sweep_dir.glob("*/status.json"))
+    }

@@ -15,28 +15,28 @@ from pathlib import Path
 from typing import Any
 
 
-def ask(address: str, **body: Any) -> Any:
+def query_tensorboard(url: str, **body: Any) -> Any:
     """Return the answer to a request, once there is something in it."""
     data = json.dumps(body).encode() if body else None
     headers = {"Content-Type": "application/json"} if body else {}
     for _ in range(100):
-        request = urllib.request.Request(address, data, headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found = json.load(answer)
-        if found:
-            return found
+        request = urllib.request.Request(url, data, headers)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            content = json.load(response)
+        if content:
+            return content
         time.sleep(0.2)
-    raise AssertionError(f"nothing at {address}")
+    raise AssertionError(f"nothing at {url}")
 
 
 @contextmanager
-def tensorboard_server(folder: Path) -> Iterator[str]:
+def start_tensorboard(logdir: Path) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
         "tensorboard.main",
         "--logdir",
-        str(folder),
+        str(logdir),
         "--port",
         "0",
         "--host",

@@ -11,28 +11,28 @@ from omegaconf import OmegaConf
 
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
-from tests.support.command import background, genexp, metrics, status
-from tests.support.sweeps import SHORT, states, sweep
+from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp
+from tests.support.sweeps import SHORT_RUN, load_job_states, sweep_arguments
 
-RATES = "optimizer.lr=1e-6,1e-4,1e-2"
-HALVING = ("seed=0,1", RATES, "trainer.epochs=3", "sweep.halving.factor=3")
+LEARNING_RATE_SWEEP = "optimizer.lr=1e-6,1e-4,1e-2"
+HALVING = ("seed=0,1", LEARNING_RATE_SWEEP, "trainer.epochs=3", "sweep.halving.factor=3")
 
 
-def jobs_with(folder: Path, values: dict[tuple[float, int], list[float | None]], **trainer: Any) -> list[Job]:
+def make_jobs(sweep_dir: Path, values: dict[tuple[float, int], list[float | None]], **trainer: Any) -> list[Job]:
     """Return a job for each (learning rate, seed), whose log has a value of its objective for each epoch."""
     jobs = []
-    for number, ((lr, seed), by_epoch) in enumerate(values.items()):
+    for number, ((lr, seed), epoch_values) in enumerate(values.items()):
         settings = {"epochs": 20, "evaluate_every": 1, "objective": "test/psnr", "direction": "max", **trainer}
         config = OmegaConf.create({"optimizer": {"lr": lr}, "seed": seed, "trainer": settings})
-        rows = [{"split": "test", "epoch": epoch, "psnr": value} for epoch, value in enumerate(by_epoch, 1)]
-        (folder / str(number)).mkdir()
-        (folder / str(number) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        jobs.append(Job(number, folder / str(number), config, hydra_context=None))  # type: ignore[arg-type]
+        rows = [{"split": "test", "epoch": epoch, "psnr": value} for epoch, value in enumerate(epoch_values, 1)]
+        (sweep_dir / str(number)).mkdir()
+        (sweep_dir / str(number) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        jobs.append(Job(number, sweep_dir / str(number), config, hydra_context=None))  # type: ignore[arg-type]
     return jobs
 
 
-def test_each_rung_is_factor_times_as_far_until_one_configuration_is_left(tmp_path: Path) -> None:
-    jobs = jobs_with(tmp_path, {(0.1 * n, seed): [] for n in range(9) for seed in (0, 1)})
+def test_rungs_grow_by_factor_until_one_configuration_is_left(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, {(0.1 * n, seed): [] for n in range(9) for seed in (0, 1)})
     halving = SuccessiveHalving(HalvingConfig(factor=2, epochs=2), jobs)
     assert [(rung.epoch, rung.n_candidates, rung.n_survivors) for rung in halving.rungs] == [
         (2, 9, 4),
@@ -44,7 +44,7 @@ def test_each_rung_is_factor_times_as_far_until_one_configuration_is_left(tmp_pa
     assert SuccessiveHalving(HalvingConfig(factor=None, epochs=1), jobs).rungs == []
 
 
-def test_seeds_are_judged_together_by_what_was_known_at_the_rung(tmp_path: Path) -> None:
+def test_seeds_are_ranked_by_their_mean_at_the_rung(tmp_path: Path) -> None:
     values: dict[tuple[float, int], list[float | None]] = {
         (0.1, 0): [9.0, 1.0],  # the best seed of all, and the worst
         (0.1, 1): [1.0, 99.0],  # what came later does not count
@@ -53,49 +53,57 @@ def test_seeds_are_judged_together_by_what_was_known_at_the_rung(tmp_path: Path)
         (0.3, 0): [9.0],
         (0.3, 1): [None],  # a seed that failed
     }
-    jobs = jobs_with(tmp_path, values)
+    jobs = make_jobs(tmp_path, values)
     halving = SuccessiveHalving(HalvingConfig(factor=3, epochs=1), jobs)
     better = halving.select_survivors(jobs, halving.rungs[0])
     assert [job.config.optimizer.lr for job in better] == [0.2, 0.2]
 
 
 @pytest.fixture(scope="module")
-def halved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def halving_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep with three settings of which one comes to its end, with two seeds each."""
     folder = tmp_path_factory.mktemp("halved")
-    ended = genexp(*sweep(folder, *HALVING))
-    assert ended.code == 0
-    assert "epoch 1: the best 1 of 3 configurations go on" in ended.out
-    assert "to go on" not in ended.out
+    result = run_genexp(*sweep_arguments(folder, *HALVING))
+    assert result.exit_code == 0
+    assert "epoch 1: the best 1 of 3 configurations go on" in result.stdout
+    assert "to go on" not in result.stdout
     return folder
 
 
-def epochs(folder: Path) -> dict[str, int]:
-    return {number: status(folder / number)["epoch"] for number in states(folder)}
+def load_job_epochs(sweep_dir: Path) -> dict[str, int]:
+    return {number: load_status(sweep_dir / number)["epoch"] for number in load_job_states(sweep_dir)}
 
 
-def test_a_survivor_is_the_run_that_was_never_halted(halved: Path, tmp_path: Path) -> None:
-    survivors = [number for number, epoch in epochs(halved).items() if epoch == 3]
+def test_survivor_equals_a_run_that_was_never_halted(halving_sweep_dir: Path, tmp_path: Path) -> None:
+    survivors = [number for number, epoch in load_job_epochs(halving_sweep_dir).items() if epoch == 3]
     assert survivors == ["2", "5"]  # both seeds of the largest rate, which learns fastest
-    assert sorted(states(halved).values()) == ["finished"] * 2 + ["stopped"] * 4
-    assert genexp(*SHORT, "optimizer.lr=1e-2", "seed=1", "trainer.epochs=3", f"hydra.run.dir={tmp_path}").code == 0
-    assert metrics(halved / "5") == metrics(tmp_path)
+    assert sorted(load_job_states(halving_sweep_dir).values()) == ["finished"] * 2 + ["stopped"] * 4
+    assert (
+        run_genexp(
+            *SHORT_RUN, "optimizer.lr=1e-2", "seed=1", "trainer.epochs=3", f"hydra.run.dir={tmp_path}"
+        ).exit_code
+        == 0
+    )
+    assert read_metrics_log(halving_sweep_dir / "5") == read_metrics_log(tmp_path)
 
 
-def test_killed_and_gone_on_with_it_is_the_same(halved: Path, tmp_path: Path) -> None:
-    with background(*sweep(tmp_path, *HALVING)) as process:
-        while not (tmp_path / "2" / "status.json").exists() or status(tmp_path / "2")["epoch"] < 2:
+def test_killed_and_resumed_halving_equals_uninterrupted(halving_sweep_dir: Path, tmp_path: Path) -> None:
+    with start_genexp(*sweep_arguments(tmp_path, *HALVING)) as process:
+        while not (tmp_path / "2" / "status.json").exists() or load_status(tmp_path / "2")["epoch"] < 2:
             assert process.is_alive()
             process.join(0.02)
-    ended = genexp("-m", *SHORT, *HALVING, f"sweep.resume={tmp_path}")
-    assert ended.code == 0
-    assert (states(tmp_path), epochs(tmp_path)) == (states(halved), epochs(halved))
-    for number in states(halved):
-        assert metrics(tmp_path / number) == metrics(halved / number)
+    result = run_genexp("-m", *SHORT_RUN, *HALVING, f"sweep.resume={tmp_path}")
+    assert result.exit_code == 0
+    assert (load_job_states(tmp_path), load_job_epochs(tmp_path)) == (
+        load_job_states(halving_sweep_dir),
+        load_job_epochs(halving_sweep_dir),
+    )
+    for number in load_job_states(halving_sweep_dir):
+        assert read_metrics_log(tmp_path / number) == read_metrics_log(halving_sweep_dir / number)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         ("sweep.halving.factor=1", "sweep.halving.factor=1: use at least 2, or null"),
         ("sweep.halving.factor=half", "sweep.halving.factor=half: give a whole number or null"),
@@ -104,8 +112,12 @@ def test_killed_and_gone_on_with_it_is_the_same(halved: Path, tmp_path: Path) ->
         ("sweep.halving.factor=2 hydra/sweeper=optuna", "a search chooses one after the other"),
     ],
 )
-def test_what_cannot_be_halved_is_refused(words: str, said: str, tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path / "sweep", "seed=0,1", RATES, "trainer.epochs=5", *words.split()))
-    assert (ended.code, (tmp_path / "sweep").exists()) == (1, False)
-    (line,) = ended.err.splitlines()
-    assert said in line
+def test_invalid_halving_settings_are_rejected(overrides: str, message: str, tmp_path: Path) -> None:
+    result = run_genexp(
+        *sweep_arguments(
+            tmp_path / "sweep", "seed=0,1", LEARNING_RATE_SWEEP, "trainer.epochs=5", *overrides.split()
+        )
+    )
+    assert (result.exit_code, (tmp_path / "sweep").exists()) == (1, False)
+    (line,) = result.stderr.splitlines()
+    assert message in line

@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.command import genexp, metrics, status
-from tests.support.sweeps import BREAKS, SHORT, states, sweep
+from tests.support.command import load_status, read_metrics_log, run_genexp
+from tests.support.sweeps import DIVERGING_LR, SHORT_RUN, load_job_states, sweep_arguments
 
 
-def test_a_job_is_an_ordinary_run(tmp_path: Path) -> None:
-    assert genexp(*sweep(tmp_path / "sweep", "seed=1,2")).code == 0
-    assert genexp(*SHORT, "seed=2", f"hydra.run.dir={tmp_path / 'run'}").code == 0
+def test_job_equals_a_single_run(tmp_path: Path) -> None:
+    assert run_genexp(*sweep_arguments(tmp_path / "sweep", "seed=1,2")).exit_code == 0
+    assert run_genexp(*SHORT_RUN, "seed=2", f"hydra.run.dir={tmp_path / 'run'}").exit_code == 0
     job = tmp_path / "sweep" / "1"
     names = [sorted(path.name for path in folder.iterdir()) for folder in (job, tmp_path / "run")]
     assert names[0] == names[1]
-    assert metrics(job) == metrics(tmp_path / "run")
+    assert read_metrics_log(job) == read_metrics_log(tmp_path / "run")
     assert (job / "config.yaml").read_text() == (tmp_path / "run" / "config.yaml").read_text()
-    assert genexp(f"resume={job}", "trainer.epochs=3").code == 0
-    assert status(job)["epoch"] == 3
+    assert run_genexp(f"resume={job}", "trainer.epochs=3").exit_code == 0
+    assert load_status(job)["epoch"] == 3
 
 
-def test_a_sweep_shows_a_line_a_job_and_not_its_epochs(tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
-    assert ended.err == ""
-    lines = ended.out.splitlines()
+def test_sweep_prints_one_line_per_job(tmp_path: Path) -> None:
+    result = run_genexp(*sweep_arguments(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
     assert sum("finished  mse " in line for line in lines) == 4
     assert not any("epoch" in line for line in lines)
     assert any(line.startswith("best mse ") for line in lines)
@@ -35,41 +35,41 @@ def test_a_sweep_shows_a_line_a_job_and_not_its_epochs(tmp_path: Path) -> None:
         assert "epoch 2/2" in (tmp_path / str(number) / "train.log").read_text()
 
 
-def test_a_sweep_ends_with_its_comparison_and_a_page(tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
-    assert "2 settings, mean ± standard error over seeds, by mse, the lowest first" in ended.out
-    assert "paired t-test on 2 common seeds" in ended.out
-    assert "4 jobs: 4 finished" in ended.out
+def test_sweep_ends_with_a_comparison_and_a_report(tmp_path: Path) -> None:
+    result = run_genexp(*sweep_arguments(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
+    assert "2 settings, mean ± standard error over seeds, by mse, the lowest first" in result.stdout
+    assert "paired t-test on 2 common seeds" in result.stdout
+    assert "4 jobs: 4 finished" in result.stdout
     assert "4 runs: stacked_autoencoder on mnist_5k" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path, BREAKS, "seed=0,1"))
-    assert ended.code == 1
-    assert states(tmp_path) == {"0": "finished", "1": "finished", "2": "failed", "3": "failed"}
-    (line,) = ended.err.splitlines()
+    result = run_genexp(*sweep_arguments(tmp_path, DIVERGING_LR, "seed=0,1"))
+    assert result.exit_code == 1
+    assert load_job_states(tmp_path) == {"0": "finished", "1": "finished", "2": "failed", "3": "failed"}
+    (line,) = result.stderr.splitlines()
     assert line.startswith("genexp: 2 of 4 jobs failed, first #2 optimizer.lr=1000000000.0 seed=0: the loss")
-    assert "lower optimizer.lr" in status(tmp_path / "2")["error"]
-    assert ended.out.count("lower optimizer.lr") >= 2
+    assert "lower optimizer.lr" in load_status(tmp_path / "2")["error"]
+    assert result.stdout.count("lower optimizer.lr") >= 2
 
 
-def test_fail_fast_begins_no_further_job(tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path, "optimizer.lr=1e9,1e-3", "seed=0,1", "sweep.fail_fast=true"))
-    assert ended.code == 1
-    assert states(tmp_path) == {"0": "failed"}
-    assert "4 jobs: 1 failed, 3 waiting" in ended.out
+def test_fail_fast_starts_no_further_job(tmp_path: Path) -> None:
+    result = run_genexp(*sweep_arguments(tmp_path, "optimizer.lr=1e9,1e-3", "seed=0,1", "sweep.fail_fast=true"))
+    assert result.exit_code == 1
+    assert load_job_states(tmp_path) == {"0": "failed"}
+    assert "4 jobs: 1 failed, 3 waiting" in result.stdout
 
 
 def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path, "trainer.batch_size=8,600"))
-    assert ended.code == 1
-    state = status(tmp_path / "1")
+    result = run_genexp(*sweep_arguments(tmp_path, "trainer.batch_size=8,600"))
+    assert result.exit_code == 1
+    state = load_status(tmp_path / "1")
     assert (state["state"], state["model"]) == ("failed", "stacked_autoencoder")
     assert "trainer.batch_size=600 exceeds" in state["error"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (["optimizer.lrr=1,2"], "did you mean optimizer.lr?"),
         (["optimizer=adam,adm"], "optimizer=adm does not exist; did you mean adam?"),
@@ -80,33 +80,35 @@ def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) 
         (["seed=0,1", "sweep.resume=absent"], "sweep.resume=absent is no sweep's folder"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_job_begins(words: list[str], said: str, tmp_path: Path) -> None:
-    ended = genexp(*sweep(tmp_path / "sweep", *words))
-    assert ended.code == 1
-    (line,) = ended.err.splitlines()
-    assert said in line
+def test_invalid_overrides_are_rejected_before_any_job_starts(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    result = run_genexp(*sweep_arguments(tmp_path / "sweep", *overrides))
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert message in line
     assert not (tmp_path / "sweep").exists()
 
 
-def test_going_on_needs_a_sweep(tmp_path: Path) -> None:
-    assert "goes on with a sweep; add -m" in genexp(*SHORT, f"sweep.resume={tmp_path}").err
+def test_sweep_resume_requires_multirun(tmp_path: Path) -> None:
+    assert "goes on with a sweep; add -m" in run_genexp(*SHORT_RUN, f"sweep.resume={tmp_path}").stderr
 
 
-def test_a_second_sweep_does_not_mix_with_the_first(tmp_path: Path) -> None:
-    assert genexp(*sweep(tmp_path, "seed=0,1")).code == 0
+def test_second_sweep_cannot_reuse_the_directory(tmp_path: Path) -> None:
+    assert run_genexp(*sweep_arguments(tmp_path, "seed=0,1")).exit_code == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    ended = genexp(*sweep(tmp_path, "seed=5,6"))
-    assert "holds a sweep already; go on with sweep.resume=" in ended.err
-    ended = genexp("-m", *SHORT, "seed=5,6", f"sweep.resume={tmp_path}")
-    assert ended.code == 1
-    assert "is another sweep's: its job 0 is seed=0, not seed=5" in ended.err
-    ended = genexp("-m", *SHORT, "seed=0,1", "model.latent_activation=tanh", f"sweep.resume={tmp_path}")
-    assert "its job 0 had other settings" in ended.err
+    result = run_genexp(*sweep_arguments(tmp_path, "seed=5,6"))
+    assert "holds a sweep already; go on with sweep.resume=" in result.stderr
+    result = run_genexp("-m", *SHORT_RUN, "seed=5,6", f"sweep.resume={tmp_path}")
+    assert result.exit_code == 1
+    assert "is another sweep's: its job 0 is seed=0, not seed=5" in result.stderr
+    result = run_genexp("-m", *SHORT_RUN, "seed=0,1", "model.latent_activation=tanh", f"sweep.resume={tmp_path}")
+    assert "its job 0 had other settings" in result.stderr
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_the_ledger_names_what_differs(tmp_path: Path) -> None:
-    assert genexp(*sweep(tmp_path, "seed=0,1")).code == 0
+def test_manifest_lists_the_overrides_of_each_job(tmp_path: Path) -> None:
+    assert run_genexp(*sweep_arguments(tmp_path, "seed=0,1")).exit_code == 0
     jobs = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
     assert [(job["number"], job["overrides"], job["direction"]) for job in jobs] == [
         (0, ["seed=0"], "min"),

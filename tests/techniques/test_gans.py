@@ -27,16 +27,16 @@ from genexp.techniques._adversarial import BaseGAN, slerp
 from genexp.techniques.cgan import ConditionalGAN
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
-from tests.support.command import TINY, genexp, in_folder, metrics, status
+from tests.support.command import TINY_RUN, load_status, read_metrics_log, run_dir_override, run_genexp
 
-GRAY = (1, 28, 28)
-MODELS = ("gan", "dcgan", "cgan", "wgan_gp")
-SMALL = ("model.latent=6", "model.evaluation_samples=20")
-NARROW = ("model.generator_width=4", "model.discriminator_width=4")
+IMAGE_SHAPE = (1, 28, 28)
+GAN_TECHNIQUES = ("gan", "dcgan", "cgan", "wgan_gp")
+SMALL_MODEL = ("model.latent=6", "model.evaluation_samples=20")
+NARROW_CONV = ("model.generator_width=4", "model.discriminator_width=4")
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """Keep a busy machine from making tiny networks wait for their threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -45,17 +45,17 @@ def one_thread() -> Iterator[None]:
 
 
 @cache
-def composed(*overrides: str) -> dict[str, Any]:
+def compose_config(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
     assert isinstance(cfg, dict)
     return {str(key): value for key, value in cfg.items()}
 
 
-def built(name: str, shape: tuple[int, int, int] = GRAY, *overrides: str, classes: int = 10) -> BaseGAN:
+def make_gan(name: str, shape: tuple[int, int, int] = IMAGE_SHAPE, *overrides: str, classes: int = 10) -> BaseGAN:
     """Return the technique `name` as its YAML has it, made small."""
-    small = (*SMALL, "model.hidden=[12,16]") if name == "gan" else (*SMALL, *NARROW)
-    values = dict(composed(f"model={name}", *small, *overrides)["model"])
+    small = (*SMALL_MODEL, "model.hidden=[12,16]") if name == "gan" else (*SMALL_MODEL, *NARROW_CONV)
+    values = dict(compose_config(f"model={name}", *small, *overrides)["model"])
     cls = find_technique(values.pop("name"))
     values.pop("recipe")
     shapes: dict[str, tuple[int, ...]] = {"image": shape, "label": ()}
@@ -66,54 +66,63 @@ def built(name: str, shape: tuple[int, int, int] = GRAY, *overrides: str, classe
     return technique
 
 
-def learner_of(technique: Technique) -> Learner:
-    plan = plan_optimizers(composed(f"model={technique.name}")["optimizer"])
+def make_learner(technique: Technique) -> Learner:
+    plan = plan_optimizers(compose_config(f"model={technique.name}")["optimizer"])
     return Learner(technique, plan, StepSettings(), torch.device("cpu"))
 
 
-def batch(count: int = 8, shape: tuple[int, int, int] = GRAY) -> dict[str, Tensor]:
+def make_batch(count: int = 8, shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Tensor]:
     torch.manual_seed(1)
     return {"image": torch.rand(count, *shape), "label": torch.arange(count) % 10}
 
 
-def sides(network: nn.Sequential, inputs: Tensor, kind: type[nn.Module]) -> list[tuple[int, int]]:
+def record_layer_sizes(
+    network: nn.Sequential, inputs: Tensor, layer_class: type[nn.Module]
+) -> list[tuple[int, int]]:
     """Return (channels, side) behind each layer of a kind."""
     seen = []
     for module in network:
         inputs = module(inputs)
-        if isinstance(module, kind):
+        if isinstance(module, layer_class):
             seen.append((inputs.shape[1], inputs.shape[-1]))
     return seen
 
 
-def kinds(network: nn.Sequential) -> list[str]:
+def list_layer_types(network: nn.Sequential) -> list[str]:
     return [type(module).__name__ for module in network]
 
 
 # Networks
 
 
-def test_dense_networks_are_the_references() -> None:
-    generator = build_dense_generator(128, [256, 512, 1024], GRAY)
-    discriminator = build_dense_discriminator(GRAY, [1024, 512, 256], dropout=0.3)
+def test_dense_networks_match_the_reference() -> None:
+    generator = build_dense_generator(128, [256, 512, 1024], IMAGE_SHAPE)
+    discriminator = build_dense_discriminator(IMAGE_SHAPE, [1024, 512, 256], dropout=0.3)
     widths = [(layer.in_features, layer.out_features) for layer in generator if isinstance(layer, nn.Linear)]
     assert widths == [(128, 256), (256, 512), (512, 1024), (1024, 784)]
     widths = [(layer.in_features, layer.out_features) for layer in discriminator if isinstance(layer, nn.Linear)]
     assert widths == [(784, 1024), (1024, 512), (512, 256), (256, 1)]
-    assert kinds(generator) == [*["Linear", "LeakyReLU"] * 3, "Linear", "Tanh", "Unflatten"]
-    assert kinds(discriminator) == ["Flatten", *["Linear", "LeakyReLU", "Dropout"] * 3, "Linear"]
+    assert list_layer_types(generator) == [*["Linear", "LeakyReLU"] * 3, "Linear", "Tanh", "Unflatten"]
+    assert list_layer_types(discriminator) == ["Flatten", *["Linear", "LeakyReLU", "Dropout"] * 3, "Linear"]
 
 
-def test_convolutional_networks_are_the_references() -> None:
+def test_convolutional_networks_match_the_reference() -> None:
     layout = LAYOUTS["valid"]
-    generator = build_conv_generator(128, layout.plan_generator(GRAY, 64), has_batch_norm=False)
-    discriminator = build_conv_discriminator(1, layout.plan_discriminator(GRAY, 128), norm="none", dropout=0.5)
-    up = sides(generator, torch.randn(2, 128), nn.ConvTranspose2d)
+    generator = build_conv_generator(128, layout.plan_generator(IMAGE_SHAPE, 64), has_batch_norm=False)
+    discriminator = build_conv_discriminator(
+        1, layout.plan_discriminator(IMAGE_SHAPE, 128), norm="none", dropout=0.5
+    )
+    up = record_layer_sizes(generator, torch.randn(2, 128), nn.ConvTranspose2d)
     assert up == [(256, 3), (128, 7), (64, 15), (1, 28)]
-    down = sides(discriminator, torch.randn(2, *GRAY), nn.Conv2d)
+    down = record_layer_sizes(discriminator, torch.randn(2, *IMAGE_SHAPE), nn.Conv2d)
     assert down == [(128, 14), (256, 7), (256, 4), (1, 1)]
-    assert kinds(generator) == ["Unflatten", *["ConvTranspose2d", "ReLU"] * 3, "ConvTranspose2d", "Tanh"]
-    assert kinds(discriminator) == [*["Conv2d", "LeakyReLU", "Dropout"] * 3, "Conv2d", "Flatten"]
+    assert list_layer_types(generator) == [
+        "Unflatten",
+        *["ConvTranspose2d", "ReLU"] * 3,
+        "ConvTranspose2d",
+        "Tanh",
+    ]
+    assert list_layer_types(discriminator) == [*["Conv2d", "LeakyReLU", "Dropout"] * 3, "Conv2d", "Flatten"]
     last_kernels = [layer.kernel_size for layer in generator if isinstance(layer, nn.ConvTranspose2d)]
     assert last_kernels == [(3, 3), (3, 3), (3, 3), (2, 2)]
     assert not any(name.endswith("bias") for name, _ in [*generator.named_parameters()])
@@ -123,7 +132,7 @@ def test_convolutional_networks_are_the_references() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("side", [5, 8, 16, 28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
+def test_layouts_match_the_image_size(layout: str, side: int, channels: int) -> None:
     shape = (channels, side, side)
     generator = build_conv_generator(5, LAYOUTS[layout].plan_generator(shape, 2), has_batch_norm=True)
     discriminator = build_conv_discriminator(
@@ -135,7 +144,7 @@ def test_layouts_fit_the_image(layout: str, side: int, channels: int) -> None:
     assert discriminator(images).shape == (3, 1)
 
 
-def test_doubling_reaches_every_size() -> None:
+def test_doubling_layout_reaches_every_size() -> None:
     for side in range(5, 70):
         generator = build_conv_generator(
             3, LAYOUTS["doubling"].plan_generator((1, side, side), 1), has_batch_norm=False
@@ -144,7 +153,7 @@ def test_doubling_reaches_every_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "shape", "said"),
+    ("layout", "shape", "message"),
     [
         ("doubling", (1, 4, 4), "4×4 pixels are too small"),
         ("valid", (1, 3, 3), "3×3 pixels are too small"),
@@ -154,45 +163,45 @@ def test_doubling_reaches_every_size() -> None:
         ("valid", (3, 32, 64), "32×64 pixels are not square"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(layout: str, shape: tuple[int, int, int], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_unsupported_image_sizes_are_reported(layout: str, shape: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         LAYOUTS[layout].plan_generator(shape, 4)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_learns_on_eight_by_eight_pixels(name: str) -> None:
+@pytest.mark.parametrize("name", GAN_TECHNIQUES)
+def test_every_gan_trains_on_8_by_8_images(name: str) -> None:
     shape = (1, 8, 8)
-    learner = learner_of(built(name, shape))
-    seen = learner.step(batch(shape=shape), [], Clock(5, 10, 5))
+    learner = make_learner(make_gan(name, shape))
+    seen = learner.step(make_batch(shape=shape), [], Clock(5, 10, 5))
     assert all(torch.isfinite(value) for value in seen.values())
 
 
 # Losses
 
 
-def test_the_loss_on_logits_is_the_cross_entropy_of_probabilities() -> None:
+def test_non_saturating_loss_is_the_cross_entropy_of_probabilities() -> None:
     real, fake = torch.randn(6), torch.randn(6)
-    game = ADVERSARIAL_LOSSES["non_saturating"]
+    adversarial_loss = ADVERSARIAL_LOSSES["non_saturating"]
     ones, zeros = torch.ones(6), torch.zeros(6)
     bce = F.binary_cross_entropy
     torch.testing.assert_close(
-        game.discriminator_loss(real, fake), bce(real.sigmoid(), ones) + bce(fake.sigmoid(), zeros)
+        adversarial_loss.discriminator_loss(real, fake), bce(real.sigmoid(), ones) + bce(fake.sigmoid(), zeros)
     )
-    torch.testing.assert_close(game.generator_loss(fake), bce(fake.sigmoid(), ones))
+    torch.testing.assert_close(adversarial_loss.generator_loss(fake), bce(fake.sigmoid(), ones))
 
 
 @pytest.mark.parametrize(
     ("loss", "discriminator", "generator"),
     [("least_squares", 0.125 + 2.0, 0.5), ("hinge", 0.5 + 3.0, -2.0), ("wasserstein", 1.5, -2.0)],
 )
-def test_losses_are_their_papers(loss: str, discriminator: float, generator: float) -> None:
+def test_losses_match_their_papers(loss: str, discriminator: float, generator: float) -> None:
     real, fake = torch.tensor([0.5, 0.5]), torch.tensor([2.0, 2.0])
-    game = ADVERSARIAL_LOSSES[loss]
-    assert game.discriminator_loss(real, fake).item() == pytest.approx(discriminator)
-    assert game.generator_loss(fake).item() == pytest.approx(generator)
+    adversarial_loss = ADVERSARIAL_LOSSES[loss]
+    assert adversarial_loss.discriminator_loss(real, fake).item() == pytest.approx(discriminator)
+    assert adversarial_loss.generator_loss(fake).item() == pytest.approx(generator)
 
 
-def test_the_penalty_measures_the_slope_and_teaches_the_scorer() -> None:
+def test_gradient_penalty_measures_the_slope_and_is_differentiable() -> None:
     weight = torch.tensor([3.0, 4.0], requires_grad=True)  # a scorer of slope 5 everywhere
     penalty, slope = gradient_penalty(lambda images: images @ weight, torch.randn(4, 2), torch.randn(4, 2))
     assert slope.item() == pytest.approx(5)
@@ -205,64 +214,64 @@ def test_the_penalty_measures_the_slope_and_teaches_the_scorer() -> None:
 # Phases
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_each_player_moves_only_itself(name: str) -> None:
-    technique = built(name)
-    learner = learner_of(technique)
+@pytest.mark.parametrize("name", GAN_TECHNIQUES)
+def test_discriminator_phase_changes_only_the_discriminator(name: str) -> None:
+    technique = make_gan(name)
+    learner = make_learner(technique)
     before = {key: value.clone() for key, value in technique.named_parameters()}
     learner.phases = learner.phases[:1]
-    learner.step(batch(), [], Clock(5, 10, 5))
+    learner.step(make_batch(), [], Clock(5, 10, 5))
     moved = {key for key, value in technique.named_parameters() if not torch.equal(value, before[key])}
     assert moved == {f"discriminator.{key}" for key, _ in technique.discriminator.named_parameters()}
 
 
-def test_real_and_fake_are_scored_apart() -> None:
-    technique = built("dcgan")
+def test_real_and_fake_images_are_scored_separately() -> None:
+    technique = make_gan("dcgan")
     sizes: list[int] = []
     technique.discriminator.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    technique.discriminator_loss(batch(8), Clock(1, 10, 5))
+    technique.discriminator_loss(make_batch(8), Clock(1, 10, 5))
     assert sizes == [8, 8]
 
 
-def test_the_generator_is_judged_by_fresh_fakes() -> None:
-    technique = built("gan")
-    made: list[Tensor] = []
-    technique.generator.register_forward_hook(lambda module, inputs, output: made.append(output.detach()))
-    data = batch()
+def test_generator_loss_draws_new_fake_images() -> None:
+    technique = make_gan("gan")
+    generated: list[Tensor] = []
+    technique.generator.register_forward_hook(lambda module, inputs, output: generated.append(output.detach()))
+    data = make_batch()
     technique.discriminator_loss(data, Clock(1, 10, 5))
     technique.generator_loss(data, Clock(1, 10, 5))
-    first, second = made
+    first, second = generated
     assert not torch.equal(first, second)
 
 
-def test_the_critic_takes_its_steps_before_the_generator() -> None:
-    technique = built("wgan_gp", GRAY, "model.critic_steps=3")
-    learner = learner_of(technique)
+def test_critic_steps_precede_the_generator_step() -> None:
+    technique = make_gan("wgan_gp", IMAGE_SHAPE, "model.critic_steps=3")
+    learner = make_learner(technique)
     weight = next(technique.generator.parameters())
     moves = []
     for step in range(1, 7):
         before = weight.detach().clone()
-        seen = learner.step(batch(), [], Clock(step, 10, 5))
+        seen = learner.step(make_batch(), [], Clock(step, 10, 5))
         moves.append(not torch.equal(before, weight))
         assert {"discriminator_loss", "distance", "slope"} <= seen.keys()
         assert "d_real" not in seen  # a critic's scores are no probabilities
     assert moves == [False, False, True] * 2
 
 
-def test_a_penalized_critic_refuses_batch_norm() -> None:
+def test_gradient_penalty_rejects_batch_norm() -> None:
     with pytest.raises(ConfigError, match=r"model\.discriminator_norm=batch"):
-        built("wgan_gp", GRAY, "model.discriminator_norm=batch")
+        make_gan("wgan_gp", IMAGE_SHAPE, "model.discriminator_norm=batch")
 
 
 # What is shown
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_pictures_are_the_same_until_the_generator_moves(name: str) -> None:
-    technique = built(name).eval()
+@pytest.mark.parametrize("name", GAN_TECHNIQUES)
+def test_previews_use_fixed_noise(name: str) -> None:
+    technique = make_gan(name).eval()
     with torch.no_grad():
-        first, second = technique.preview(batch()), technique.preview(batch())
-        gallery = technique.render_gallery(batch())
+        first, second = technique.preview(make_batch()), technique.preview(make_batch())
+        gallery = technique.render_gallery(make_batch())
     assert torch.equal(first["samples"], second["samples"])
     assert first["samples"].min() >= 0
     assert first["samples"].max() <= 1
@@ -270,38 +279,38 @@ def test_pictures_are_the_same_until_the_generator_moves(name: str) -> None:
     assert "fixed_noise" in technique.state_dict()
 
 
-def test_a_conditional_grid_has_one_class_a_row() -> None:
-    technique = built("cgan").eval()
+def test_conditional_grid_has_one_class_per_row() -> None:
+    technique = make_gan("cgan").eval()
     assert isinstance(technique, ConditionalGAN)
-    asked: list[Tensor] = []
-    technique.generator.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
+    inputs_seen: list[Tensor] = []
+    technique.generator.register_forward_pre_hook(lambda module, inputs: inputs_seen.append(inputs[0]))
     with torch.no_grad():
-        technique.preview(batch())
+        technique.preview(make_batch())
     latent = technique.config.latent
-    classes = asked[0][:, latent:].argmax(1).view(10, -1)
+    classes = inputs_seen[0][:, latent:].argmax(1).view(10, -1)
     assert torch.equal(classes, torch.arange(10)[:, None].expand_as(classes))
-    noise = asked[0][:, :latent].view(10, -1, latent)
+    noise = inputs_seen[0][:, :latent].view(10, -1, latent)
     assert torch.equal(noise, noise[:1].expand_as(noise))  # a column is one style
 
 
-def test_the_label_changes_what_is_made_and_how_it_is_scored() -> None:
-    technique = built("cgan").eval()
-    data = batch(4)
+def test_label_changes_generated_images_and_scores() -> None:
+    technique = make_gan("cgan").eval()
+    data = make_batch(4)
     other = {**data, "label": (data["label"] + 1) % 10}
     with torch.no_grad():
         torch.manual_seed(0)
-        made = technique.generate(data)
+        generated = technique.generate(data)
         torch.manual_seed(0)
-        assert not torch.equal(made, technique.generate(other))
-        assert not torch.equal(technique.score(made, data), technique.score(made, other))
+        assert not torch.equal(generated, technique.generate(other))
+        assert not torch.equal(technique.score(generated, data), technique.score(generated, other))
 
 
-def test_a_conditional_gan_needs_classes() -> None:
+def test_conditional_gan_requires_classes() -> None:
     with pytest.raises(ConfigError, match="which classes"):
-        built("cgan", classes=0)
+        make_gan("cgan", classes=0)
 
 
-def test_interpolation_keeps_the_length_of_noise() -> None:
+def test_slerp_preserves_the_norm() -> None:
     start, end = torch.randn(5, 100), torch.randn(5, 100)
     torch.testing.assert_close(slerp(start, end, 0.0), start)
     torch.testing.assert_close(slerp(start, end, 1.0), end)
@@ -313,23 +322,23 @@ def test_interpolation_keeps_the_length_of_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("means", "said"),
+    ("means", "message"),
     [
         ({"d_real": 0.6, "d_fake": 0.4, "diversity": 0.9}, None),
         ({"d_real": 0.999, "d_fake": 0.001, "diversity": 0.9}, "discriminator is saturated"),
         ({"d_real": 0.6, "d_fake": 0.4, "diversity": 0.01}, "generator has collapsed"),
     ],
 )
-def test_known_failures_are_named(means: dict[str, float], said: str | None) -> None:
-    warning = built("dcgan").diagnose(means)
-    assert warning is None if said is None else warning is not None and said in warning
+def test_known_training_failures_are_diagnosed(means: dict[str, float], message: str | None) -> None:
+    warning = make_gan("dcgan").diagnose(means)
+    assert warning is None if message is None else warning is not None and message in warning
 
 
-def test_a_generator_of_one_image_is_called_collapsed() -> None:
-    technique = built("gan")
+def test_constant_generator_is_diagnosed_as_collapsed() -> None:
+    technique = make_gan("gan")
     for weight in technique.generator.parameters():
         nn.init.zeros_(weight)
-    _, seen = technique.discriminator_loss(batch(), Clock(1, 10, 5))
+    _, seen = technique.discriminator_loss(make_batch(), Clock(1, 10, 5))
     warning = technique.diagnose({name: float(value) for name, value in seen.items()})
     assert warning is not None
     assert "collapsed" in warning
@@ -338,72 +347,78 @@ def test_a_generator_of_one_image_is_called_collapsed() -> None:
 # The judge
 
 
-def dataset(*, labels: bool = True, name: str = "mnist_5k") -> Dataset:
+def make_dataset(*, is_labeled: bool = True, name: str = "mnist_5k") -> Dataset:
     torch.manual_seed(2)
-    streams: dict[str, Any] = {"image": torch.randint(0, 256, (30, *GRAY), dtype=torch.uint8)}
-    if labels:
+    streams: dict[str, Any] = {"image": torch.randint(0, 256, (30, *IMAGE_SHAPE), dtype=torch.uint8)}
+    if is_labeled:
         streams["label"] = torch.arange(30) % 10
-    return Dataset(name, Split(streams), Split(streams), ("zero", "one") if labels else ())
+    return Dataset(name, Split(streams), Split(streams), ("zero", "one") if is_labeled else ())
 
 
-class Counted:
+class CountingBatches:
     """Batches that count how often they are gone through."""
 
     def __init__(self, batches: Sequence[dict[str, Tensor]]) -> None:
-        self.batches, self.rounds = batches, 0
+        self.batches, self.num_iterations = batches, 0
 
     def __iter__(self) -> Any:
-        self.rounds += 1
+        self.num_iterations += 1
         return iter(self.batches)
 
 
-def test_real_images_are_seen_once_by_a_judge_and_its_copies() -> None:
-    judge = GenerationMetrics(dataset())
-    samples = Counted([batch(20)])
-    features = judge.extract_features(batch(30)["image"])
-    first = judge.compute_scores(samples, [features])
-    assert copy.deepcopy(judge).compute_scores(samples, [features]) == first
-    assert samples.rounds == 1
+def test_real_features_are_computed_once_and_shared_by_copies() -> None:
+    generation_metrics = GenerationMetrics(make_dataset())
+    samples = CountingBatches([make_batch(20)])
+    features = generation_metrics.extract_features(make_batch(30)["image"])
+    first = generation_metrics.compute_scores(samples, [features])
+    assert copy.deepcopy(generation_metrics).compute_scores(samples, [features]) == first
+    assert samples.num_iterations == 1
 
 
-def test_the_objective_is_the_distance_of_the_versioned_feature_space() -> None:
-    judge = GenerationMetrics(dataset())
-    scores = judge.compute_scores([batch(20)], [judge.extract_features(batch(20)["image"])])
+def test_frechet_objective_equals_the_versioned_distance() -> None:
+    generation_metrics = GenerationMetrics(make_dataset())
+    scores = generation_metrics.compute_scores(
+        [make_batch(20)], [generation_metrics.extract_features(make_batch(20)["image"])]
+    )
     assert scores["frechet"] == scores["frechet_mnist-v1"] == pytest.approx(0, abs=1e-6)
 
 
-def test_without_labels_images_are_compared_by_their_pixels() -> None:
-    judge = GenerationMetrics(dataset(labels=False, name="pictures"))
-    same = judge.compute_scores([batch(20)], [judge.extract_features(batch(20)["image"])])
-    darker = judge.compute_scores([batch(20)], [judge.extract_features(batch(20)["image"] / 2)])
+def test_unlabeled_images_are_compared_by_pixels() -> None:
+    generation_metrics = GenerationMetrics(make_dataset(is_labeled=False, name="pictures"))
+    same = generation_metrics.compute_scores(
+        [make_batch(20)], [generation_metrics.extract_features(make_batch(20)["image"])]
+    )
+    darker = generation_metrics.compute_scores(
+        [make_batch(20)], [generation_metrics.extract_features(make_batch(20)["image"] / 2)]
+    )
     assert same["frechet"] == same["frechet_pixels8-v1"] == pytest.approx(0, abs=1e-6)
     assert darker["frechet"] > 1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", GAN_TECHNIQUES)
 def test_evaluation_scores_generated_images(name: str) -> None:
-    technique = built(name).eval()
-    technique.prepare_evaluation(dataset())
+    technique = make_gan(name).eval()
+    technique.prepare_evaluation(make_dataset())
     with torch.no_grad():
-        scores = technique.evaluate([batch(20)])
-    wanted = {"frechet", *(f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "coverage"))}
-    assert wanted <= scores.keys()
+        scores = technique.evaluate([make_batch(20)])
+    expected = {"frechet", *(f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "coverage"))}
+    assert expected <= scores.keys()
     assert ("label_accuracy_mnist-v1" in scores) == (name == "cgan")
 
 
 # Recipes
 
 
-def test_the_gan_preset_is_the_reference() -> None:
-    cfg = composed("experiment=gan_reference")
+def test_gan_reference_preset_matches_the_source() -> None:
+    cfg = compose_config("experiment=gan_reference")
     assert cfg["model"]["hidden"] == [256, 512, 1024]
     expected = {"latent": 128, "dropout": 0.3, "generator_batch_norm": False, "spectral_norm": False}
     assert expected.items() <= cfg["model"].items()
     check_shared_reference(cfg)
 
 
-def test_the_dcgan_preset_is_the_reference() -> None:
-    cfg = composed("experiment=dcgan_reference")
+def test_dcgan_reference_preset_matches_the_source() -> None:
+    cfg = compose_config("experiment=dcgan_reference")
     expected = {
         "layout": "valid",
         "latent": 128,
@@ -428,19 +443,25 @@ def check_shared_reference(cfg: dict[str, Any]) -> None:
         assert cfg["optimizer"][phase] == {"lr": 2e-4}
 
 
-def test_each_player_has_a_rate_of_its_own() -> None:
-    cfg = composed("model=dcgan", "optimizer.lr=1e-3", "optimizer.discriminator.lr=5e-4")
+def test_generator_and_discriminator_have_separate_learning_rates() -> None:
+    cfg = compose_config("model=dcgan", "optimizer.lr=1e-3", "optimizer.discriminator.lr=5e-4")
     plan = plan_optimizers(cfg["optimizer"])
     assert plan.bind_phase_config("discriminator").lr == 5e-4
     assert plan.bind_phase_config("generator").lr == 1e-3
 
 
-def test_a_run_writes_its_samples_and_both_losses(tmp_path: Path) -> None:
-    ended = genexp(
-        "model=dcgan", *TINY, *SMALL, *NARROW, "trainer.batch_size=8", "trainer.epochs=1", in_folder(tmp_path)
+def test_run_writes_samples_and_both_losses(tmp_path: Path) -> None:
+    result = run_genexp(
+        "model=dcgan",
+        *TINY_RUN,
+        *SMALL_MODEL,
+        *NARROW_CONV,
+        "trainer.batch_size=8",
+        "trainer.epochs=1",
+        run_dir_override(tmp_path),
     )
-    assert ended.code == 0, ended.err
+    assert result.exit_code == 0, result.stderr
     assert (tmp_path / "samples.gif").is_file()
-    state = status(tmp_path)
+    state = load_status(tmp_path)
     assert {"discriminator_loss", "generator_loss", "d_real", "d_fake", "diversity"} <= state["train"].keys()
-    assert len(metrics(tmp_path)) == 6  # five steps and an evaluation
+    assert len(read_metrics_log(tmp_path)) == 6  # five steps and an evaluation

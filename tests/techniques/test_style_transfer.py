@@ -32,19 +32,19 @@ from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
-from tests.support.command import assert_same_run, genexp, in_folder, metrics, status
+from tests.support.command import assert_same_run, load_status, read_metrics_log, run_dir_override, run_genexp
 
-FAST = ("model=style_transfer", "dataset.size=32", "device=cpu", "device.threads=1")
+SMALL_RUN = ("model=style_transfer", "dataset.size=32", "device=cpu", "device.threads=1")
 LBFGS = {"name": "lbfgs", "lr": 1.0, "max_iter": 1, "history_size": 10, "line_search_fn": None}
 ADAM = {"name": "adam", "lr": 0.05, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
 
-def photographs(size: int = 48, **values: Any) -> Dataset:
+def load_photographs(size: int = 48, **values: Any) -> Dataset:
     defaults = {"name": "photographs", "limit": None, "resident_gb": 4.0, "content": None, "style": None}
     return load_dataset({**defaults, "size": size, **values})
 
 
-def learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, list[dict[str, Tensor]]]:
+def make_learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, list[dict[str, Tensor]]]:
     """Return a learner of the embedded photographs with a random network, begun, and its data."""
     values: dict[str, Any] = {
         "weights": "random",
@@ -58,7 +58,7 @@ def learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, list[di
         "preserve_color": "none",
         **changes,
     }
-    dataset = photographs()
+    dataset = load_photographs()
     torch.manual_seed(0)
     technique = StyleTransfer(StyleTransferConfig(**values), dataset.spec)
     plan = plan_optimizers({**optimizer, "schedule": "constant", "warmup_steps": 0, "decay_start": 0.0})
@@ -67,11 +67,11 @@ def learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, list[di
     return Learner(technique, plan, StepSettings(), torch.device("cpu")), data
 
 
-def losses(taught: Learner, data: list[dict[str, Tensor]], steps: int) -> list[float]:
-    return [float(taught.step(data[0], data, Clock(step, steps, 1))["loss"]) for step in range(1, steps + 1)]
+def run_steps(learner: Learner, data: list[dict[str, Tensor]], steps: int) -> list[float]:
+    return [float(learner.step(data[0], data, Clock(step, steps, 1))["loss"]) for step in range(1, steps + 1)]
 
 
-def test_layers_are_those_of_torchvision() -> None:
+def test_vgg_layers_match_torchvision() -> None:
     reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:7])
     network = VGG19(["conv_3", "relu_3", "pool_4", "conv_5"])
     weights = {f"features.{name}": weight for name, weight in reference.state_dict().items()}
@@ -87,7 +87,7 @@ def test_layers_are_those_of_torchvision() -> None:
     assert list(seen) == ["conv_3", "relu_3", "pool_4", "conv_5"]
 
 
-def test_gradients_are_those_of_torchvision() -> None:
+def test_vgg_gradients_match_torchvision() -> None:
     reference = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"][:7])
     network = VGG19(["conv_2", "relu_4"])
     weights = {f"features.{name}": weight for name, weight in reference.state_dict().items()}
@@ -103,26 +103,26 @@ def test_gradients_are_those_of_torchvision() -> None:
     torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
 
-def test_of_two_layers_looked_at_only_the_convolution_is_kept_for_gradients() -> None:
+def test_only_convolution_outputs_are_saved_for_the_backward_pass() -> None:
     """Neither a ReLU's result, nor what goes into a frozen convolution."""
     network = VGG19(["conv_1", "conv_2"])
-    kept: set[int] = set()
+    saved_pointers: set[int] = set()
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         if tensor.numel() == 64 * 20 * 24:
-            kept.add(tensor.data_ptr())
+            saved_pointers.add(tensor.data_ptr())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         seen = [
             (name, gram_matrix(features))
             for name, features in network(torch.rand(1, 3, 20, 24, requires_grad=True))
         ]
     assert [name for name, _ in seen] == ["conv_1", "conv_2"]
-    assert len(kept) == 2
+    assert len(saved_pointers) == 2
 
 
-def test_a_frozen_convolution_passes_gradients_in_autocast() -> None:
+def test_frozen_convolution_propagates_gradients_under_autocast() -> None:
     layer = FrozenConv2d(3, 6, 3, stride=2, padding=1, groups=3).requires_grad_(False)
     image = torch.rand(1, 3, 6, 7, requires_grad=True)
     (exact,) = torch.autograd.grad(layer(image).square().sum(), image)
@@ -133,13 +133,13 @@ def test_a_frozen_convolution_passes_gradients_in_autocast() -> None:
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
 
 
-def test_network_ends_at_the_last_layer_looked_at() -> None:
+def test_network_ends_at_the_last_output_layer() -> None:
     network = VGG19(["conv_2", "conv_3"])
     assert list(network.layers) == ["conv_1", "relu_1", "conv_2", "relu_2", "pool_2", "conv_3"]
     assert not any(weight.requires_grad for weight in network.parameters())
 
 
-def test_random_features_neither_vanish_nor_blow_up() -> None:
+def test_random_weights_give_normalized_features() -> None:
     network = VGG19(["conv_1", "conv_5", "conv_9"])
     images = torch.rand(1, 3, 64, 64)
     network.init_random_weights([images])
@@ -160,46 +160,46 @@ def weight_file(tmp_path: Path) -> Path:
 ONE_LAYER = ("model.content_layers=[conv_1]", "model.style_layers=[conv_1]", "trainer.max_steps=2")
 
 
-def test_weights_come_from_a_named_file(weight_file: Path, tmp_path: Path) -> None:
-    ended = genexp(*FAST, *ONE_LAYER, f"model.weights={weight_file}", in_folder(tmp_path / "run"))
-    assert ended.code == 0, ended.err
-    assert {"content", "style"} < set(metrics(tmp_path / "run")[0])
-    assert not status(tmp_path / "run")["warnings"]
+def test_weights_are_loaded_from_a_file(weight_file: Path, tmp_path: Path) -> None:
+    result = run_genexp(*SMALL_RUN, *ONE_LAYER, f"model.weights={weight_file}", run_dir_override(tmp_path / "run"))
+    assert result.exit_code == 0, result.stderr
+    assert {"content", "style"} < set(read_metrics_log(tmp_path / "run")[0])
+    assert not load_status(tmp_path / "run")["warnings"]
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)["technique"]
     assert torch.equal(best["features.layers.conv_1.weight"], torch.load(weight_file)["features.0.weight"])
 
 
-def test_wrong_weight_files_are_one_clear_line(weight_file: Path, tmp_path: Path) -> None:
+def test_invalid_weight_files_fail_with_one_line(weight_file: Path, tmp_path: Path) -> None:
     shape = tmp_path / "shape.pth"
     torch.save({"features.0.weight": torch.zeros(3), "features.0.bias": torch.zeros(64)}, shape)
-    endless = tmp_path / "endless.pth"
-    torch.save({"features.0.weight": torch.full((64, 3, 3, 3), torch.inf)}, endless)
+    endless_overrides = tmp_path / "endless.pth"
+    torch.save({"features.0.weight": torch.full((64, 3, 3, 3), torch.inf)}, endless_overrides)
     code = tmp_path / "code.pth"
     torch.save({"features.0.weight": Path("x")}, code)
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"no weights at all")
     number = tmp_path / "number.pth"
     torch.save(7, number)
-    faults = {
+    cases = {
         tmp_path / "absent.pth": "is no file",
         weight_file: "lacks features.2.weight",
         shape: "features.0.weight is [3], not [64, 3, 3, 3]",
-        endless: "features.0.weight is not finite",
+        endless_overrides: "features.0.weight is not finite",
         code: "possibly code: not loaded",
         garbage: "no weight file",
         number: "no weights by name",
     }
-    for file, fault in faults.items():
-        with pytest.raises(ConfigError) as caught:
+    for file, expected_message in cases.items():
+        with pytest.raises(ConfigError) as excinfo:
             VGG19(["conv_2"]).load_torchvision_weights(load_weight_file(file), origin=str(file))
-        message = str(caught.value)
-        assert fault in message
+        message = str(excinfo.value)
+        assert expected_message in message
         assert message.startswith(f"model.weights={file}")
         assert "model.weights=random" in message
         assert "\n" not in message
 
 
-def test_weights_come_from_the_cache_before_the_network(
+def test_cached_weights_are_used_before_downloading(
     weight_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -216,11 +216,11 @@ def test_weights_come_from_the_cache_before_the_network(
     assert set(load_imagenet_weights()) == {"features.0.weight", "features.0.bias"}
 
 
-def test_random_weights_are_labeled(tmp_path: Path) -> None:
-    ended = genexp(*FAST, "model.weights=random", "trainer.max_steps=2", in_folder(tmp_path))
-    assert ended.code == 0, ended.err
-    assert all("content_random" in line and "style_random" in line for line in metrics(tmp_path))
-    (warning,) = status(tmp_path)["warnings"]
+def test_random_weights_are_marked_in_metrics_and_warnings(tmp_path: Path) -> None:
+    result = run_genexp(*SMALL_RUN, "model.weights=random", "trainer.max_steps=2", run_dir_override(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    assert all("content_random" in line and "style_random" in line for line in read_metrics_log(tmp_path))
+    (warning,) = load_status(tmp_path)["warnings"]
     assert warning.startswith("model.weights=random")
     assert "model.weights=random" in (tmp_path / "train.log").read_text()
     assert (tmp_path / "figures" / "stylized.png").is_file()
@@ -228,13 +228,13 @@ def test_random_weights_are_labeled(tmp_path: Path) -> None:
         animation.seek(1)
 
 
-def test_gram_is_divided_by_all_its_places() -> None:
+def test_gram_matrix_is_normalized_by_the_number_of_elements() -> None:
     features = torch.randn(1, 5, 3, 4)
     flat = features.view(5, 12)
     torch.testing.assert_close(gram_matrix(features)[0], flat @ flat.T / (1 * 5 * 3 * 4))
 
 
-def test_gram_and_its_gradient_keep_the_order_of_channels() -> None:
+def test_gram_matrix_and_its_gradient_keep_channels_last() -> None:
     features = torch.rand(1, 5, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     last = features.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     plain, other = (torch.autograd.grad(gram_matrix(maps).square().sum(), maps)[0] for maps in (features, last))
@@ -243,7 +243,7 @@ def test_gram_and_its_gradient_keep_the_order_of_channels() -> None:
     assert other.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gradient_of_the_confined_never_leads_away() -> None:
+def test_clamp_gradient_never_leads_out_of_range() -> None:
     values = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
     image = clamp_keep_gradient(values)
     assert image.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
@@ -253,56 +253,58 @@ def test_gradient_of_the_confined_never_leads_away() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [LBFGS, ADAM], ids=["lbfgs", "adam"])
-def test_loss_falls_and_stays_low(optimizer: dict[str, Any]) -> None:
-    taught, data = learner(optimizer)
-    way = losses(taught, data, 60)
-    assert way[-1] < 0.2 * way[0]
-    assert max(way[30:]) < 2 * min(way[30:])  # where the image is clamped in place, L-BFGS leaps here
-    assert all(weight.grad is None for weight in taught.technique.get_submodule("features").parameters())
+def test_loss_decreases_and_stays_low(optimizer: dict[str, Any]) -> None:
+    learner, data = make_learner(optimizer)
+    loss_values = run_steps(learner, data, 60)
+    assert loss_values[-1] < 0.2 * loss_values[0]
+    assert max(loss_values[30:]) < 2 * min(
+        loss_values[30:]
+    )  # where the image is clamped in place, L-BFGS leaps here
+    assert all(weight.grad is None for weight in learner.technique.get_submodule("features").parameters())
 
 
-def test_image_begins_as_the_content() -> None:
-    taught, data = learner(LBFGS)
-    assert isinstance(taught.technique, StyleTransfer)
-    assert torch.equal(taught.technique.stylize(), data[0]["content"])
-    assert losses(taught, data, 1)[0] > 0
-    assert not torch.equal(taught.technique.stylize(), data[0]["content"])
+def test_image_is_initialized_with_the_content() -> None:
+    learner, data = make_learner(LBFGS)
+    assert isinstance(learner.technique, StyleTransfer)
+    assert torch.equal(learner.technique.stylize(), data[0]["content"])
+    assert run_steps(learner, data, 1)[0] > 0
+    assert not torch.equal(learner.technique.stylize(), data[0]["content"])
 
 
-def test_each_scale_has_its_part_of_the_run() -> None:
-    taught, data = learner(LBFGS, scales=[0.25, 0.5, 1.0])
+def test_each_scale_has_an_equal_part_of_the_run() -> None:
+    learner, data = make_learner(LBFGS, scales=[0.25, 0.5, 1.0])
     names = [
-        set(taught.step(data[0], data, Clock(step, 6, 1))) & set(taught.phase_by_loss) for step in range(1, 7)
+        set(learner.step(data[0], data, Clock(step, 6, 1))) & set(learner.phase_by_loss) for step in range(1, 7)
     ]
     assert names == [{"scale_1_loss"}] * 2 + [{"scale_2_loss"}] * 2 + [{"scale_3_loss"}] * 2
 
 
-def test_resumed_at_the_next_scale_equals_straight(tmp_path: Path) -> None:
-    words = (*FAST, "model.weights=random", "model.scales=[0.5,1.0]", "model.preserve_color=histogram")
-    often = ("trainer.epochs=6", "trainer.checkpoint_spacing=0", "trainer.keep_checkpoints=9")
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    assert genexp(*words, *often, in_folder(straight)).code == 0
-    shutil.copytree(straight, resumed)
+def test_run_resumed_at_the_next_scale_equals_uninterrupted_run(tmp_path: Path) -> None:
+    overrides = (*SMALL_RUN, "model.weights=random", "model.scales=[0.5,1.0]", "model.preserve_color=histogram")
+    interval_overrides = ("trainer.epochs=6", "trainer.checkpoint_spacing=0", "trainer.keep_checkpoints=9")
+    uninterrupted, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert run_genexp(*overrides, *interval_overrides, run_dir_override(uninterrupted)).exit_code == 0
+    shutil.copytree(uninterrupted, resumed)
     for file in list_checkpoints(resumed)[:3]:
         file.unlink()
     (resumed / "status.json").unlink()
-    ended = genexp(f"resume={resumed}")
-    assert ended.code == 0, ended.err
-    assert_same_run(straight, resumed)
+    result = run_genexp(f"resume={resumed}")
+    assert result.exit_code == 0, result.stderr
+    assert_same_run(uninterrupted, resumed)
 
 
-def test_luminance_keeps_the_colors_of_the_content() -> None:
-    taught, data = learner(LBFGS, preserve_color="luminance")
-    losses(taught, data, 5)
-    assert isinstance(taught.technique, StyleTransfer)
-    image, content = taught.technique.stylize(), data[0]["content"]
+def test_luminance_mode_keeps_the_colors_of_the_content() -> None:
+    learner, data = make_learner(LBFGS, preserve_color="luminance")
+    run_steps(learner, data, 5)
+    assert isinstance(learner.technique, StyleTransfer)
+    image, content = learner.technique.stylize(), data[0]["content"]
     inside = ((image > 0) & (image < 1)).all(1, keepdim=True)
     color, before = image - luminance(image), content - luminance(content)
     torch.testing.assert_close((color * inside), (before * inside), atol=1e-5, rtol=0)
     assert (luminance(image) - luminance(content)).abs().mean() > 0.01
 
 
-def test_style_takes_on_the_colors_of_the_content() -> None:
+def test_histogram_mode_recolors_the_style_image() -> None:
     content, style = (
         torch.rand(1, 3, 30, 40) * torch.tensor([0.2, 0.5, 0.3]).view(3, 1, 1) + 0.3,
         torch.rand(1, 3, 20, 20),
@@ -315,7 +317,7 @@ def test_style_takes_on_the_colors_of_the_content() -> None:
 
 
 @pytest.mark.parametrize("size", [(10, 31), (40, 20), (17, 64)])
-def test_resized_is_antialiased(size: tuple[int, int]) -> None:
+def test_resize_is_antialiased(size: tuple[int, int]) -> None:
     images = torch.rand(2, 3, 24, 36)
     expected = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
     torch.testing.assert_close(resize(images, size), expected)
@@ -323,15 +325,15 @@ def test_resized_is_antialiased(size: tuple[int, int]) -> None:
 
 
 def test_photographs_keep_their_aspect_ratio() -> None:
-    assert photographs(100).spec.shapes == {"content": (3, 67, 100), "style": (3, 67, 100)}
+    assert load_photographs(100).spec.shapes == {"content": (3, 67, 100), "style": (3, 67, 100)}
 
 
-def test_photographs_of_any_kind(tmp_path: Path) -> None:
+def test_photographs_apply_exif_rotation_and_convert_to_rgb(tmp_path: Path) -> None:
     upright = Image.Exif()
     upright[0x0112] = 6  # the camera was held on its side
     Image.new("RGB", (40, 20), "red").save(tmp_path / "a.jpg", exif=upright)
     Image.new("RGBA", (30, 60), (0, 128, 255, 7)).save(tmp_path / "b.png")
-    streams = photographs(20, content=str(tmp_path / "a.jpg"), style=str(tmp_path / "b.png")).train.streams
+    streams = load_photographs(20, content=str(tmp_path / "a.jpg"), style=str(tmp_path / "b.png")).train.streams
     content, style = streams["content"], streams["style"]
     assert isinstance(content, Tensor)
     assert isinstance(style, Tensor)
@@ -339,22 +341,25 @@ def test_photographs_of_any_kind(tmp_path: Path) -> None:
     assert style.shape == (1, 3, 20, 10)
     assert style[0, :, 0, 0].tolist() == [0, 128, 255]
     Image.new("L", (9, 9), 77).save(tmp_path / "gray.webp", lossless=True)
-    gray = photographs(9, content=str(tmp_path / "gray.webp")).train.streams["content"]
+    gray = load_photographs(9, content=str(tmp_path / "gray.webp")).train.streams["content"]
     assert isinstance(gray, Tensor)
     assert gray.unique().tolist() == [77]
 
 
-def test_wrong_photographs_are_one_clear_line(tmp_path: Path) -> None:
+def test_invalid_photographs_fail_with_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
-    for file, fault in ((tmp_path / "absent.jpg", "is no file"), (broken, "cannot be read as a picture")):
-        with pytest.raises(DataError, match=fault) as caught:
-            photographs(content=str(file))
-        assert str(caught.value).startswith(f"dataset.content={file}")
-        assert "\n" not in str(caught.value)
+    for file, expected_message in (
+        (tmp_path / "absent.jpg", "is no file"),
+        (broken, "cannot be read as a picture"),
+    ):
+        with pytest.raises(DataError, match=expected_message) as excinfo:
+            load_photographs(content=str(file))
+        assert str(excinfo.value).startswith(f"dataset.content={file}")
+        assert "\n" not in str(excinfo.value)
 
 
-def test_too_small_an_image_says_what_to_raise(tmp_path: Path) -> None:
-    ended = genexp(*FAST, "dataset.size=3", "model.weights=random", in_folder(tmp_path))
-    assert ended.code == 1
-    assert "vanishes at layer pool_4; raise dataset.size" in ended.err
+def test_too_small_image_error_gives_the_remedy(tmp_path: Path) -> None:
+    result = run_genexp(*SMALL_RUN, "dataset.size=3", "model.weights=random", run_dir_override(tmp_path))
+    assert result.exit_code == 1
+    assert "vanishes at layer pool_4; raise dataset.size" in result.stderr

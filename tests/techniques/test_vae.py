@@ -16,30 +16,32 @@ from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, 
 from genexp.technique import Clock
 from genexp.techniques.vae import VAEConfig, VariationalAutoencoder
 from tests.support.command import assert_same
-from tests.support.compose import composed
-from tests.support.digits import digits, mean_image_mse, scored, trained
+from tests.support.compose import compose_config
+from tests.support.digits import evaluate_on_digits, load_digits, mean_image_mse, train_on_digits
 
-SHAPE = (1, 6, 5)
-NOW = Clock(step=5, total_steps=100, steps_per_epoch=10)
+IMAGE_SHAPE = (1, 6, 5)
+CLOCK = Clock(step=5, total_steps=100, steps_per_epoch=10)
 
 
-def vae(**changes: Any) -> VariationalAutoencoder:
+def make_vae(**changes: Any) -> VariationalAutoencoder:
     """Return a small VAE, the same each time."""
-    node = OmegaConf.to_container(composed("model=vae").model)
+    node = OmegaConf.to_container(compose_config("model=vae").model)
     assert isinstance(node, dict)
     small = {"hidden": [16], "latent": 4, "kl_warmup_epochs": 0.0, **changes}
     settings = {str(key): value for key, value in node.items() if key not in ("name", "recipe")} | small
     torch.manual_seed(0)
-    return VariationalAutoencoder(bind(VAEConfig, settings, "model"), DataSpec("made up", {"image": SHAPE}, 100))
+    return VariationalAutoencoder(
+        bind(VAEConfig, settings, "model"), DataSpec("made up", {"image": IMAGE_SHAPE}, 100)
+    )
 
 
 @pytest.fixture
 def images() -> Tensor:
     torch.manual_seed(1)
-    return torch.rand(7, *SHAPE)
+    return torch.rand(7, *IMAGE_SHAPE)
 
 
-def by_hand(model: VariationalAutoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
+def compute_reference_loss(model: VariationalAutoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the reconstruction error, (batch,), and the KL divergence, (batch, latent), in nats."""
     hidden = model.encoder(images)
     mean, deviation = model.mean(hidden), (0.5 * model.log_variance(hidden)).exp()
@@ -51,19 +53,19 @@ def by_hand(model: VariationalAutoencoder, images: Tensor) -> tuple[Tensor, Tens
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
-def test_the_loss_is_the_papers(beta: float, images: Tensor) -> None:
-    model = vae(beta=beta)
-    errors, kl = by_hand(model, images)
+def test_loss_matches_the_paper(beta: float, images: Tensor) -> None:
+    model = make_vae(beta=beta)
+    errors, kl = compute_reference_loss(model, images)
     torch.manual_seed(2)
-    loss, told = model.loss({"image": images}, NOW)
+    loss, metrics = model.loss({"image": images}, CLOCK)
     torch.testing.assert_close(loss, errors.mean() + beta * kl.sum(1).mean(), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(told["reconstruction"], errors.mean().detach(), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(told["kl"], kl.sum(1).mean().detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(metrics["reconstruction"], errors.mean().detach(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(metrics["kl"], kl.sum(1).mean().detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_evaluation_is_the_negative_elbo_whatever_the_weight_of_the_kl(images: Tensor) -> None:
-    model = vae(beta=9.0, kl_warmup_epochs=50.0)
-    errors, kl = by_hand(model, images)
+def test_evaluation_is_the_negative_elbo_for_any_kl_weight(images: Tensor) -> None:
+    model = make_vae(beta=9.0, kl_warmup_epochs=50.0)
+    errors, kl = compute_reference_loss(model, images)
     torch.manual_seed(2)
     with torch.no_grad():
         scores = model.evaluate([{"image": images}])
@@ -71,8 +73,8 @@ def test_evaluation_is_the_negative_elbo_whatever_the_weight_of_the_kl(images: T
     assert scores["reconstruction"] + scores["kl"] == pytest.approx(scores["negative_elbo"], rel=1e-6)
 
 
-def test_batches_of_any_size_have_the_same_scores(images: Tensor) -> None:
-    model = vae()
+def test_scores_do_not_depend_on_the_batch_size(images: Tensor) -> None:
+    model = make_vae()
     with torch.no_grad():
         model.log_variance.bias.fill_(-40.0)  # no noise to speak of
         model.log_variance.weight.zero_()
@@ -82,44 +84,44 @@ def test_batches_of_any_size_have_the_same_scores(images: Tensor) -> None:
 
 
 def test_the_kl_weight_warms_up_to_beta() -> None:
-    model = vae(beta=2.0, kl_warmup_epochs=2.5)
+    model = make_vae(beta=2.0, kl_warmup_epochs=2.5)
     weights = [model.kl_weight(Clock(step, 100, 10)) for step in range(1, 41)]
     assert weights[:25] == pytest.approx([2.0 * step / 25 for step in range(1, 26)])
     assert set(weights[25:]) == {2.0}
-    assert vae(beta=2.0).kl_weight(Clock(1, 100, 10)) == 2.0
+    assert make_vae(beta=2.0).kl_weight(Clock(1, 100, 10)) == 2.0
 
 
-def test_the_warm_up_is_in_the_loss(images: Tensor) -> None:
-    model = vae(beta=2.0, kl_warmup_epochs=1.0)
-    errors, kl = by_hand(model, images)
+def test_loss_uses_the_kl_warmup(images: Tensor) -> None:
+    model = make_vae(beta=2.0, kl_warmup_epochs=1.0)
+    errors, kl = compute_reference_loss(model, images)
     torch.manual_seed(2)
-    loss, _ = model.loss({"image": images}, NOW)  # half-way through the warm-up: half of β
+    loss, _ = model.loss({"image": images}, CLOCK)  # half-way through the warm-up: half of β
     torch.testing.assert_close(loss, errors.mean() + 1.0 * kl.sum(1).mean(), rtol=1e-5, atol=1e-4)
 
 
-def test_free_bits_cost_nothing_and_draw_no_gradient(images: Tensor) -> None:
-    model = vae(free_bits=0.5)
+def test_units_below_free_bits_have_no_gradient(images: Tensor) -> None:
+    model = make_vae(free_bits=0.5)
     with torch.no_grad():
         model.mean.bias.copy_(torch.tensor([0.0, 0.0, 3.0, -3.0]))  # two units say nothing, two say much
-    errors, kl = by_hand(model, images)
+    errors, kl = compute_reference_loss(model, images)
     units = kl.mean(0)
     assert (units < 0.5).tolist() == [True, True, False, False]
     torch.manual_seed(2)
-    loss, told = model.loss({"image": images}, NOW)
+    loss, metrics = model.loss({"image": images}, CLOCK)
     torch.testing.assert_close(loss, errors.mean() + units.clamp(min=0.5).sum(), rtol=1e-5, atol=1e-4)
     # What is reported is the divergence itself.
-    torch.testing.assert_close(told["kl"], units.sum().detach())
+    torch.testing.assert_close(metrics["kl"], units.sum().detach())
     (gradient,) = torch.autograd.grad(loss - errors.mean(), model.mean.bias, allow_unused=True)
     assert gradient[:2].abs().max() < 1e-4 < gradient[2:].abs().min()
 
 
-def test_pure_functions_are_torchs(images: Tensor) -> None:
+def test_kl_likelihood_and_reparameterization_match_torch(images: Tensor) -> None:
     mean, log_variance = torch.randn(5, 3), torch.randn(5, 3)
     posterior = Normal(mean, (0.5 * log_variance).exp())
     torch.testing.assert_close(
         gaussian_kl(mean, log_variance), kl_divergence(posterior, Normal(torch.zeros(5, 3), torch.ones(5, 3)))
     )
-    logits, binary = torch.randn(7, *SHAPE), images.round()
+    logits, binary = torch.randn(7, *IMAGE_SHAPE), images.round()
     torch.testing.assert_close(
         bernoulli_log_likelihood(logits, binary), Bernoulli(logits=logits).log_prob(binary).flatten(1).sum(1)
     )
@@ -129,17 +131,17 @@ def test_pure_functions_are_torchs(images: Tensor) -> None:
     torch.testing.assert_close(drawn.var(0).log(), log_variance, rtol=0, atol=0.1)
 
 
-def test_the_kl_is_exact_in_bf16_too(images: Tensor) -> None:
-    model = vae()
-    exact = model.loss({"image": images}, NOW)[1]["kl"]
+def test_kl_is_accurate_in_bf16(images: Tensor) -> None:
+    model = make_vae()
+    exact = model.loss({"image": images}, CLOCK)[1]["kl"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        told = model.loss({"image": images}, NOW)[1]["kl"]
-    assert told.dtype == torch.float32
-    assert told.item() == pytest.approx(exact.item(), rel=0.03)
+        metrics = model.loss({"image": images}, CLOCK)[1]["kl"]
+    assert metrics.dtype == torch.float32
+    assert metrics.item() == pytest.approx(exact.item(), rel=0.03)
 
 
 def test_samples_come_from_the_prior_and_reconstructions_from_the_mean(images: Tensor) -> None:
-    model = vae().eval()
+    model = make_vae().eval()
     with torch.no_grad():
         torch.manual_seed(3)
         drawn = model.sample(9)
@@ -149,30 +151,32 @@ def test_samples_come_from_the_prior_and_reconstructions_from_the_mean(images: T
         assert_same(model.encode({"image": images}), model.posterior(images)[0])
 
 
-def test_pictures_are_in_range_and_of_the_images_kind(images: Tensor) -> None:
-    model = vae().eval()
+def test_previews_and_gallery_have_valid_range_and_channels(images: Tensor) -> None:
+    model = make_vae().eval()
     with torch.no_grad():
-        pictures = {**model.preview({"image": images}), **model.render_gallery({"image": images})}
-    assert {"samples", "reconstructions", "prior_samples", "interpolation", "traversal"} <= set(pictures)
-    for picture in pictures.values():
-        assert picture.shape[-3] == 1
-        assert picture.min() >= 0
-        assert picture.max() <= 1
-    assert pictures["interpolation"].ndim == pictures["traversal"].ndim == 4
-    assert pictures["samples"].ndim == pictures["reconstructions"].ndim == 3
+        all_images = {**model.preview({"image": images}), **model.render_gallery({"image": images})}
+    assert {"samples", "reconstructions", "prior_samples", "interpolation", "traversal"} <= set(all_images)
+    for image in all_images.values():
+        assert image.shape[-3] == 1
+        assert image.min() >= 0
+        assert image.max() <= 1
+    assert all_images["interpolation"].ndim == all_images["traversal"].ndim == 4
+    assert all_images["samples"].ndim == all_images["reconstructions"].ndim == 3
 
 
-def test_a_few_hundred_steps_teach_it_digits() -> None:
-    learner = trained("vae", steps=300)
-    scores = scored(learner)
+def test_vae_learns_digits_in_a_few_hundred_steps() -> None:
+    learner = train_on_digits("vae", steps=300)
+    scores = evaluate_on_digits(learner)
     model = learner.technique
     assert isinstance(model, VariationalAutoencoder)
-    images = digits().test.streams["image"]
+    images = load_digits().test.streams["image"]
     assert isinstance(images, Tensor)
     # An image that is the same for all, as the best decoder that hears nothing of its input would draw.
-    mean = (digits().train.streams["image"].float() / 255).mean(0).clamp(1e-4, 1 - 1e-4)  # type: ignore[union-attr]
-    deaf = -bernoulli_log_likelihood(mean.logit().expand(len(images), -1, -1, -1), images / 255).mean().item()
-    assert scores["negative_elbo"] < 0.75 * deaf
+    mean = (load_digits().train.streams["image"].float() / 255).mean(0).clamp(1e-4, 1 - 1e-4)  # type: ignore[union-attr]
+    mean_image_nll = (
+        -bernoulli_log_likelihood(mean.logit().expand(len(images), -1, -1, -1), images / 255).mean().item()
+    )
+    assert scores["negative_elbo"] < 0.75 * mean_image_nll
     assert scores["active_units"] >= 5
     with torch.no_grad():
         back = model.reconstruct(images[:200] / 255)
