@@ -22,9 +22,9 @@ from genexp.sweep.config import SweepConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.training.trainer import TrainerConfig
-from tests.support.compose import compose_config
+from tests.support import compose
 
-compose_config = cache(compose)
+compose_config = cache(compose.compose_config)
 
 
 def list_config_names(group: str) -> list[str]:

@@ -36,7 +36,7 @@ def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("GENEXP_DATA", raising=False)
     monkeypatch.setattr(_mnist, "get_cache_dir", lambda: cache)
     fashion_mnist = _mnist.IDX_DATASETS["fashion_mnist"]
-    without_system_dirs = replace(fashion_mnist, system_dirs=(tmp_path / "fashion_mnist",))
+    without_system_dirs = replace(fashion_mnist, system_dirs=(tmp_path / "debian",))
     monkeypatch.setitem(_mnist.IDX_DATASETS, "fashion_mnist", without_system_dirs)
     monkeypatch.setattr("urllib.request.urlopen", _raise_no_network)
     return cache

@@ -188,7 +188,7 @@ def test_chunks_are_larger_on_a_gpu() -> None:
 
 
 def test_projection_bounds_do_not_keep_blocks_in_memory() -> None:
-    """Blocks that are block_refs as they are read would otherwise all be held: the whole data."""
+    """Blocks that are generated as they are read would otherwise all be held: the whole data."""
     block_refs: list[weakref.ref[Tensor]] = []
 
     class GeneratedBlocks:

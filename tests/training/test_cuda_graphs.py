@@ -190,7 +190,7 @@ def test_capture_failure_falls_back_to_eager(
     ("changes", "reason"),
     [
         ({"optimizer": SGD}, "optimizer=sgd cannot be part of a graph; choose adam or adamw"),
-        ({"toy": ToyWithClosedForm}, "a phase of this model refits, and is no chain of kernels"),
+        ({"technique_class": ToyWithClosedForm}, "a phase of this model refits, and is no chain of kernels"),
     ],
 )
 def test_unsupported_capture_is_logged_without_trying(
