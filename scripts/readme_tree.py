@@ -10,6 +10,7 @@ COMMENT_COLUMN = 34
 # Directories without a package docstring.
 DIRECTORY_COMMENTS = {
     "conf": "configuration: a folder for each group, a file for each option, presets in experiment/",
+    "genexp/techniques": "techniques, one file each; files with a leading underscore are shared code",
     "genexp/plugins/hydra_plugins": "namespace package where Hydra finds launchers and sweepers",
     "scripts": "the commands, and tools of the project",
     "tests": "mirror of genexp/; support/ holds shared helpers",
@@ -34,7 +35,7 @@ def build_tree() -> str:
 def format_directory(name: str) -> str:
     """Return the line of a directory: its comment, or the first line of its package's docstring."""
     package = ROOT / name / "__init__.py"
-    description = read_first_line(package) if package.is_file() else DIRECTORY_COMMENTS[name]
+    description = DIRECTORY_COMMENTS.get(name) or read_first_line(package)
     return format_entry(name.count("/"), f"{Path(name).name}/", description)
 
 

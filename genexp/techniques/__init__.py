@@ -1,1 +1,0 @@
-"""Techniques, one file each. Files with a leading underscore are shared code."""
