@@ -1,7 +1,23 @@
-"""What holds for all tests."""
+"""Thread limits for all tests."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
-# Before torch is imported, here and in the processes that tests start: several tests run at once, and
-# threads that wait for a core that another test has take many times as long as one thread alone.
+import pytest
+
+# Set before torch is imported, here and in the processes that tests start. Several tests run at once,
+# and threads that wait for a core in use by another test are much slower than one thread alone.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: on a busy machine, tiny networks wait for the threads of a pool."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

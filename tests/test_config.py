@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from genexp.config import bind, find_config_dir, require, suggest_choice
 from genexp.data.dataset import DataSpec
@@ -22,27 +21,7 @@ from genexp.sweep.config import SweepConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.training.trainer import TrainerConfig
-from tests.support import compose
-
-compose_config = cache(compose.compose_config)
-
-
-def list_config_names(group: str) -> list[str]:
-    """Return the names of a group's files."""
-    return sorted(path.stem for path in (find_config_dir() / group).glob("*.yaml"))
-
-
-def field_names(cls: type) -> set[str]:
-    """Return the fields of a dataclass."""
-    return {field.name for field in fields(cls)}
-
-
-def to_plain_dict(node: DictConfig) -> dict[str, Any]:
-    """Return a configuration as resolved, ordinary values."""
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
+from tests.support.compose import compose_config, compose_values, field_names, list_config_names, to_plain_dict
 
 # --- Each file has every key of its dataclass, and no other.
 
@@ -206,9 +185,7 @@ def test_suggest_choice_returns_the_nearest_or_all_choices() -> None:
 
 
 def test_phase_settings_override_shared_settings() -> None:
-    plan = plan_optimizers(
-        to_plain_dict(compose_config("model=gan", "optimizer.discriminator.lr=1e-4"))["optimizer"]
-    )
+    plan = plan_optimizers(compose_values("model=gan", "optimizer.discriminator.lr=1e-4")["optimizer"])
     shared = compose_config("model=gan").optimizer.lr
     assert plan.bind_phase_config("discriminator").lr == 1e-4
     assert plan.bind_phase_config("generator").lr == shared != 1e-4
@@ -217,15 +194,13 @@ def test_phase_settings_override_shared_settings() -> None:
 
 
 def test_phases_default_to_the_shared_value() -> None:
-    plan = plan_optimizers(
-        to_plain_dict(compose_config("model=gan", "optimizer=sgd", "optimizer.lr=0.3"))["optimizer"]
-    )
+    plan = plan_optimizers(compose_values("model=gan", "optimizer=sgd", "optimizer.lr=0.3")["optimizer"])
     assert plan.bind_phase_config("discriminator").lr == plan.bind_phase_config("generator").lr == 0.3
 
 
 def test_any_setting_can_be_set_per_phase() -> None:
     overrides = ("model=gan", "+optimizer.generator.betas=[0.1,0.2]", "+optimizer.generator.schedule=linear")
-    plan = plan_optimizers(to_plain_dict(compose_config(*overrides))["optimizer"])
+    plan = plan_optimizers(compose_values(*overrides)["optimizer"])
     assert plan.bind_phase_config("generator").to_kwargs()["betas"] == (0.1, 0.2)
     assert plan.bind_phase_config("generator").schedule == "linear"
     assert plan.bind_phase_config("discriminator").schedule == "constant"
@@ -244,14 +219,12 @@ def test_any_setting_can_be_set_per_phase() -> None:
 )
 def test_invalid_phase_setting_is_reported(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as excinfo:
-        plan_optimizers(to_plain_dict(compose_config("model=gan", override))["optimizer"]).bind_phase_config(
-            "generator"
-        )
+        plan_optimizers(compose_values("model=gan", override)["optimizer"]).bind_phase_config("generator")
     assert message in str(excinfo.value)
 
 
 def test_unknown_phase_is_reported() -> None:
-    plan = plan_optimizers(to_plain_dict(compose_config("model=gan", "+optimizer.critic.lr=1"))["optimizer"])
+    plan = plan_optimizers(compose_values("model=gan", "+optimizer.critic.lr=1")["optimizer"])
     with pytest.raises(ConfigError, match=r"optimizer\.critic names no phase of this model"):
         plan.check_phases(["discriminator", "generator"])
 
@@ -280,7 +253,7 @@ def test_unknown_phase_is_reported() -> None:
 def test_invalid_optimizer_value_is_reported_with_its_key(
     name: str, key: str, value: object, message: str
 ) -> None:
-    settings = to_plain_dict(compose_config(f"optimizer={name if name in OPTIMIZERS else 'adam'}"))["optimizer"]
+    settings = compose_values(f"optimizer={name if name in OPTIMIZERS else 'adam'}")["optimizer"]
     if name == "sgd":
         settings["nesterov"] = True
     with pytest.raises(ConfigError) as excinfo:

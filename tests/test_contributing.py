@@ -9,7 +9,8 @@ import pytest
 
 from genexp import techniques as package
 from genexp.technique import list_techniques
-from tests.support.command import REPO_ROOT, assert_same_run, read_metrics_log, run_dir_override, run_genexp
+from tests.support.assertions import assert_same_run
+from tests.support.command import REPO_ROOT, read_metrics_log, run_dir_override, run_genexp
 
 TECHNIQUE = "sparse_autoencoder"
 

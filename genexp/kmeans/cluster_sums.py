@@ -40,7 +40,7 @@ class ClusterSums:
     bounds: AssignmentBounds | None = None  # lets the next assignment skip distance computations
 
     @classmethod
-    def unassigned(cls, centers: Tensor, num_points: int) -> ClusterSums:
+    def create_unassigned(cls, centers: Tensor, num_points: int) -> ClusterSums:
         """Return the sums of `num_points` unassigned points. `centers` gives the shape and the device."""
         starts, clusters, _ = centers.shape
         return cls(

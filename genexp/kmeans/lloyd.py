@@ -24,7 +24,7 @@ def assign(blocks: Blocks, centers: Tensor, num_points: int) -> ClusterSums:
     """Assign each of the `num_points` points in `blocks` to its nearest center."""
     if is_small_problem(centers, num_points):
         return assign_small(blocks, centers, None)
-    return _update_assignment(blocks, centers, ClusterSums.unassigned(centers, num_points), None)
+    return _update_assignment(blocks, centers, ClusterSums.create_unassigned(centers, num_points), None)
 
 
 def lloyd_step(blocks: Blocks, centers: Tensor, cluster_sums: ClusterSums) -> tuple[Tensor, ClusterSums]:

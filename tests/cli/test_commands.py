@@ -9,7 +9,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,38 +21,26 @@ from genexp.recorders.progress_bar import LiveProgressBar, ProgressState
 from genexp.technique import list_techniques
 from tests.support.command import (
     REPO_ROOT,
+    format_import_check,
     load_status,
     read_metrics_log,
     run_dir_override,
     run_genexp,
     start_genexp,
+    wait_for,
 )
 from tests.support.compose import tiny_overrides
+from tests.support.sweeps import ONE_STEP_RUN
 
-# The model whose runs end soonest.
-SHORT_RUN = (
-    *tiny_overrides("stacked_autoencoder"),
-    "trainer.max_steps=1",
-    "trainer.preview_every=0",
-    "trainer.evaluate_every=0",
-)
 GENEXP_EXECUTABLE = Path(sys.executable).parent / "genexp"
 ENTRY_POINTS: tuple[tuple[str | Path, ...], ...] = (
     (GENEXP_EXECUTABLE,),
     (sys.executable, "-m", "genexp.train"),
     (sys.executable, REPO_ROOT / "scripts" / "train.py"),
 )
-# Runs the command line, and fails where torch or what takes as long to import came with it.
-CHECK_IMPORTS_SCRIPT = """
-import sys
-from genexp.train import main
-try:
-    main()
-except SystemExit as ending:
-    assert not ending.code, ending.code
-heavy = {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "tensorboardX"} & set(sys.modules)
-assert not heavy, heavy
-"""
+CHECK_IMPORTS_SCRIPT = format_import_check(
+    "genexp.train", {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "tensorboardX"}
+)
 
 
 def run_subprocess(*command: str | Path, **environment: str) -> str:
@@ -123,7 +110,7 @@ def test_entry_points_print_the_same_configuration() -> None:
 def test_entry_points_write_identical_runs(tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(len(ENTRY_POINTS))]
     for entry_point, folder in zip(ENTRY_POINTS, folders, strict=True):
-        run_subprocess(*entry_point, *SHORT_RUN, run_dir_override(folder))
+        run_subprocess(*entry_point, *ONE_STEP_RUN, run_dir_override(folder))
     first, *others = folders
     assert read_metrics_log(first)
     for folder in others:
@@ -136,7 +123,7 @@ def test_entry_points_write_identical_runs(tmp_path: Path) -> None:
 def test_every_entry_point_runs_sweeps_and_reports_the_failing_key(
     entry_point: Sequence[str | Path], tmp_path: Path
 ) -> None:
-    arguments = ["-m", *SHORT_RUN, "dataset.limit=40,4", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    arguments = ["-m", *ONE_STEP_RUN, "dataset.limit=40,4", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     environment = {**os.environ, "HYDRA_FULL_ERROR": "0"}
     result = subprocess.run(
         [*entry_point, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
@@ -201,7 +188,7 @@ def test_config_dir_adds_models_and_presets(tmp_path: Path) -> None:
     option = f"--config-dir={tmp_path}"
     assert "narrow_vae" in run_genexp(option, "--help").stdout
     folder = tmp_path / "run"
-    result = run_genexp(option, "experiment=mine", *SHORT_RUN[1:], run_dir_override(folder))
+    result = run_genexp(option, "experiment=mine", *ONE_STEP_RUN[1:], run_dir_override(folder))
     assert result.exit_code == 0, result.stderr
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["model"]["hidden"], config["seed"]) == ([8], 5)
@@ -239,7 +226,7 @@ def test_output_lists_the_files_of_the_run(tmp_path: Path) -> None:
 
 
 def test_sweep_has_one_run_directory_per_job(tmp_path: Path) -> None:
-    result = run_genexp("-m", *SHORT_RUN, "seed=range(2)", f"hydra.sweep.dir={tmp_path}")
+    result = run_genexp("-m", *ONE_STEP_RUN, "seed=range(2)", f"hydra.sweep.dir={tmp_path}")
     assert result.exit_code == 0, result.stderr
     for number in range(2):
         assert yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())["seed"] == number
@@ -249,7 +236,7 @@ def test_sweep_has_one_run_directory_per_job(tmp_path: Path) -> None:
 def test_sweep_over_config_groups_has_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # The option may stand anywhere among the words.
-    result = run_genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *SHORT_RUN[1:])
+    result = run_genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *ONE_STEP_RUN[1:])
     assert result.exit_code == 0, result.stderr
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     assert {"0", "1", "2", "3", "multirun.yaml", "sweep.json", "report.html", ".lock"} == {
@@ -298,7 +285,7 @@ def test_several_values_require_multirun() -> None:
         (["resume={run}", "trainer.epoch=9"], "trainer.epoch is no key of the config.yaml of the run"),
         (["resume={run}", "trainer.epochs=1"], "has finished; set a larger trainer.epochs"),
         (["resume={run}", "trainer.max_steps=1"], "has finished; set a larger trainer.epochs"),
-        ([*SHORT_RUN, "hydra.run.dir='{run}'"], "holds a run already; go on with resume="),
+        ([*ONE_STEP_RUN, "hydra.run.dir='{run}'"], "holds a run already; go on with resume="),
         (["~optimizer"], "optimizer is missing from the configuration; choose optimizer=NAME"),
         (["experiment=null"], "experiment=null chooses nothing; leave it out"),
         (["--config-name=other"], "Cannot find primary config 'other'"),
@@ -362,8 +349,7 @@ def test_interruption_before_the_first_step_prints_no_traceback(signum: signal.S
     with start_genexp(
         *tiny_overrides("vae"), run_dir_override(folder), prepare=redirect_stderr, prepare_args=(log,)
     ) as process:
-        while not (folder / "train.log").exists():
-            time.sleep(0.001)
+        wait_for((folder / "train.log").exists, seconds=120)
         assert process.pid is not None
         os.kill(process.pid, signum)
         process.join(60)

@@ -15,23 +15,15 @@ import yaml
 from rich.console import Console
 from scipy.stats import ttest_rel
 
-from genexp.cli import compare as compare_command
+from genexp.cli.compare import main
 from genexp.config import find_config_dir
 from genexp.reports import compare, print_comparison
-from tests.support.command import CommandResult, run_main
+from tests.support.command import CommandResult, format_import_check, run_main
 from tests.support.run_dirs import make_run_dir
 
-# Runs the command, and fails where torch or what takes as long to import came with it.
-CHECK_IMPORTS_SCRIPT = """
-import sys
-from genexp.cli.compare import main
-try:
-    main()
-except SystemExit as ending:
-    assert not ending.code, ending.code
-heavy = {"torch", "hydra", "matplotlib", "scipy.stats", "tensorboardX"} & set(sys.modules)
-assert not heavy, heavy
-"""
+CHECK_IMPORTS_SCRIPT = format_import_check(
+    "genexp.cli.compare", {"torch", "hydra", "matplotlib", "scipy.stats", "tensorboardX"}
+)
 MSE_BY_LEARNING_RATE = {
     0.001: (0.30, 0.32, 0.31),
     0.003: (0.20, 0.21, 0.22),
@@ -39,7 +31,7 @@ MSE_BY_LEARNING_RATE = {
 
 
 def run_compare(*arguments: str | Path) -> CommandResult:
-    return run_main("genexp-compare", compare_command.main, *map(str, arguments))
+    return run_main("genexp-compare", main, *map(str, arguments))
 
 
 @pytest.fixture

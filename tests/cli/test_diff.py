@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from genexp.cli import diff
+from genexp.cli.diff import main
 from genexp.data.dataset import Dataset, Split, fingerprint
 from genexp.reports.run_diff import diff_runs
 from tests.support.command import CommandResult, load_status, run_dir_override, run_genexp, run_main
@@ -18,7 +18,7 @@ from tests.support.run_dirs import make_run_dir
 
 
 def run_diff(*arguments: str | Path) -> CommandResult:
-    return run_main("genexp-diff", diff.main, *map(str, arguments))
+    return run_main("genexp-diff", main, *map(str, arguments))
 
 
 def update_metrics_line(run: Path, step: int, split: str, **values: float | None) -> None:

@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from genexp.run_dir.checkpoint import list_checkpoints
-from tests.support.command import TINY_RUN, load_status, run_dir_override, run_genexp, start_genexp
+from tests.support.command import (
+    TINY_RUN,
+    get_error_line,
+    load_status,
+    run_dir_override,
+    run_genexp,
+    start_genexp,
+    wait_for,
+)
 from tests.support.compose import tiny_overrides
 
 
-def get_error_line(*overrides: str) -> str:
-    """Run what must fail, and return its one line."""
-    result = run_genexp(*overrides)
-    assert result.exit_code == 1, result
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("genexp: ")
-    assert "Traceback" not in result.stdout + result.stderr
-    return line
+def get_genexp_error(*overrides: str) -> str:
+    """Run a command line that must fail and return its error line."""
+    return get_error_line(run_genexp(*overrides), "genexp")
 
 
 @pytest.mark.parametrize(
@@ -63,18 +66,18 @@ def get_error_line(*overrides: str) -> str:
 def test_invalid_override_error_has_key_value_and_remedy(override: str, message: str, tmp_path: Path) -> None:
     limit = [word for word in TINY_RUN if not (override.startswith("dataset=") and "limit" in word)]
     batch = [] if "batch_size" in override else ["trainer.batch_size=8"]
-    line = get_error_line(override, *limit, *batch, "trainer.max_steps=1", run_dir_override(tmp_path / "run"))
+    line = get_genexp_error(override, *limit, *batch, "trainer.max_steps=1", run_dir_override(tmp_path / "run"))
     assert message in line
 
 
 def test_images_too_small_for_a_convolutional_model_are_rejected(tmp_path: Path) -> None:
-    line = get_error_line("model=conv_autoencoder", "dataset=digits", run_dir_override(tmp_path / "run"))
+    line = get_genexp_error("model=conv_autoencoder", "dataset=digits", run_dir_override(tmp_path / "run"))
     assert "images of 8×8 pixels are too small" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_missing_gpu_is_reported(tmp_path: Path) -> None:
-    line = get_error_line("device=cuda", run_dir_override(tmp_path / "run"))
+    line = get_genexp_error("device=cuda", run_dir_override(tmp_path / "run"))
     assert "device=cuda: torch" in line
     assert "use device=cpu" in line
 
@@ -82,7 +85,7 @@ def test_missing_gpu_is_reported(tmp_path: Path) -> None:
 def test_unwritable_output_directory_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
-    line = get_error_line(*tiny_overrides("vae"), run_dir_override(file / "run"))
+    line = get_genexp_error(*tiny_overrides("vae"), run_dir_override(file / "run"))
     assert str(file) in line
     assert file.read_text() == "in the way"
 
@@ -90,7 +93,7 @@ def test_unwritable_output_directory_is_reported(tmp_path: Path) -> None:
 def test_nonfinite_loss_fails_the_run_and_keeps_finite_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     overrides = (*tiny_overrides("vae"), "optimizer=sgd", "trainer.epochs=50", "trainer.checkpoint_every=1")
-    line = get_error_line(*overrides, "optimizer.lr=0.5", run_dir_override(folder))
+    line = get_genexp_error(*overrides, "optimizer.lr=0.5", run_dir_override(folder))
     assert "of phase vae became" in line or "became NaN or infinite by step" in line
     assert "at step" in line or "by step" in line
     state = load_status(folder)
@@ -120,36 +123,36 @@ def run_dir(finished_run_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_resuming_a_directory_without_a_run_fails(tmp_path: Path) -> None:
-    assert f"resume={tmp_path} is no run's folder" in get_error_line(f"resume={tmp_path}")
-    assert "is no run's folder" in get_error_line(f"resume={tmp_path / 'absent'}")
+    assert f"resume={tmp_path} is no run's folder" in get_genexp_error(f"resume={tmp_path}")
+    assert "is no run's folder" in get_genexp_error(f"resume={tmp_path / 'absent'}")
 
 
 def test_resuming_a_finished_run_fails_and_changes_no_file(run_dir: Path) -> None:
     before = {
         path: path.read_bytes() for path in run_dir.rglob("*.*") if path.name != "train.log" and path.is_file()
     }
-    assert "has finished; set a larger trainer.epochs" in get_error_line(f"resume={run_dir}")
+    assert "has finished; set a larger trainer.epochs" in get_genexp_error(f"resume={run_dir}")
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_resuming_with_changed_settings_fails(run_dir: Path) -> None:
-    line = get_error_line(f"resume={run_dir}", "trainer.epochs=3", "optimizer.lr=0.5", "model.latent=7")
+    line = get_genexp_error(f"resume={run_dir}", "trainer.epochs=3", "optimizer.lr=0.5", "model.latent=7")
     assert "cannot change model.latent=7 (was 20), optimizer.lr=0.5 (was 0.001)" in line
 
 
 def test_resuming_with_another_model_fails(run_dir: Path) -> None:
-    assert "model" in get_error_line(f"resume={run_dir}", "model=gan")
+    assert "model" in get_genexp_error(f"resume={run_dir}", "model=gan")
 
 
 def test_resuming_without_checkpoints_fails(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints")
-    assert "has no checkpoint" in get_error_line(f"resume={run_dir}", "trainer.epochs=3")
+    assert "has no checkpoint" in get_genexp_error(f"resume={run_dir}", "trainer.epochs=3")
 
 
 def test_resuming_from_only_damaged_checkpoints_fails(run_dir: Path) -> None:
     for file in list_checkpoints(run_dir):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    line = get_error_line(f"resume={run_dir}", "trainer.epochs=3")
+    line = get_genexp_error(f"resume={run_dir}", "trainer.epochs=3")
     assert "has only checkpoints that cannot be used" in line
 
 
@@ -158,7 +161,7 @@ def test_checkpoint_with_a_flipped_bit_is_rejected(run_dir: Path) -> None:
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    assert "does not match" in get_error_line(f"resume={run_dir}", "trainer.epochs=3")
+    assert "does not match" in get_genexp_error(f"resume={run_dir}", "trainer.epochs=3")
 
 
 class PickledCode:
@@ -171,10 +174,10 @@ class PickledCode:
 def test_checkpoint_with_pickled_code_is_not_loaded(run_dir: Path) -> None:
     for file in list_checkpoints(run_dir):
         torch.save({"format": 1, "bomb": PickledCode()}, file)
-    assert "possibly code: not loaded" in get_error_line(f"resume={run_dir}", "trainer.epochs=3")
+    assert "possibly code: not loaded" in get_genexp_error(f"resume={run_dir}", "trainer.epochs=3")
     for file in list_checkpoints(run_dir):
         file.write_bytes(pickle.dumps(PickledCode()))
-    get_error_line(f"resume={run_dir}", "trainer.epochs=3")
+    get_genexp_error(f"resume={run_dir}", "trainer.epochs=3")
     assert not Path("boom").exists()
 
 
@@ -213,6 +216,5 @@ def test_run_directory_in_use_is_rejected(tmp_path: Path) -> None:
     with start_genexp(
         *tiny_overrides("vae"), "trainer.epochs=1000000", "trainer.preview_every=0", run_dir_override(folder)
     ):
-        while not list_checkpoints(folder):
-            pass
-        assert "is in use by another process" in get_error_line(f"resume={folder}")
+        wait_for(lambda: list_checkpoints(folder), seconds=120)
+        assert "is in use by another process" in get_genexp_error(f"resume={folder}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import logging
 import shutil
@@ -26,40 +24,41 @@ from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import build_technique
 from genexp.runs.load import LoadedRun, find_checkpoint
 from genexp.technique import list_techniques
-from tests.support.command import CommandResult, load_status, read_metrics_log, run_dir_override, run_genexp
-from tests.support.compose import compose_config, tiny_overrides
+from tests.support.command import (
+    CommandResult,
+    get_error_line,
+    load_status,
+    read_metrics_log,
+    run_dir_override,
+    run_genexp,
+    run_main,
+)
+from tests.support.compose import compose_config, compose_values, tiny_overrides
 
 
-def run_main(main: Callable[[], Any], *arguments: str | Path) -> CommandResult:
-    """Run a tool in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["tool", *map(str, arguments)])
+def run_tool(main: Callable[[], Any], *arguments: str | Path) -> CommandResult:
+    """Run a command on finished runs in this process. It must end by exiting."""
+
+    def run_until_exit() -> None:
+        main()
+        raise AssertionError("the command returned instead of exiting")
+
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger(), "handlers", [])  # those of runs in this process
         patch.setenv("COLUMNS", "200")
-        try:
-            main()
-        except SystemExit as ending:
-            if isinstance(ending.code, str):
-                return CommandResult(1, out.getvalue(), err.getvalue() + ending.code + "\n")
-            return CommandResult(int(ending.code or 0), out.getvalue(), err.getvalue())
-    raise AssertionError("a tool ends by exiting")
+        return run_main("tool", run_until_exit, *map(str, arguments))
 
 
 def run_sample(*arguments: str | Path) -> list[Path]:
     """Run genexp-sample, which must succeed, and return the files and folders that it names."""
-    result = run_main(sample.main, *arguments)
+    result = run_tool(sample.main, *arguments)
     assert result.exit_code == 0, result.stderr
     return [Path(line) for line in result.stdout.splitlines()]
 
 
-def get_error_line(main: Callable[[], Any], *arguments: str | Path) -> str:
-    """Run what must fail, and return its one line."""
-    result = run_main(main, *arguments)
-    assert result.exit_code == 1, result
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(("genexp-evaluate: ", "genexp-sample: "))
-    return line
+def get_tool_error(main: Callable[[], Any], *arguments: str | Path) -> str:
+    """Run a command that must fail and return its error line."""
+    return get_error_line(run_tool(main, *arguments), "genexp-evaluate", "genexp-sample")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluation_repeats_the_test_metrics_of_training(vae_run_dir: Path) -> None:
     """Those of the averaged weights, which were judged, from either kind of checkpoint."""
     for checkpoint in ("best", "newest"):
-        result = run_main(evaluate.main, vae_run_dir, "--checkpoint", checkpoint, "--nll-samples", "5")
+        result = run_tool(evaluate.main, vae_run_dir, "--checkpoint", checkpoint, "--nll-samples", "5")
         assert result.exit_code == 0, result.stderr
         written = json.loads((vae_run_dir / "evaluation.json").read_text())
         test_lines = {line["step"]: line for line in read_metrics_log(vae_run_dir) if line["split"] == "test"}
@@ -109,14 +108,14 @@ def test_evaluation_repeats_the_test_metrics_of_training(vae_run_dir: Path) -> N
 
 
 def test_zero_nll_samples_skip_the_likelihood_and_json_is_one_line(vae_run_dir: Path) -> None:
-    result = run_main(evaluate.main, vae_run_dir, "--nll-samples", "0", "--json")
+    result = run_tool(evaluate.main, vae_run_dir, "--nll-samples", "0", "--json")
     (line,) = result.stdout.splitlines()
     assert not any("nll" in name for name in json.loads(line)["metrics"])
     assert json.loads(line) == json.loads((vae_run_dir / "evaluation.json").read_text())
 
 
 def test_invalid_run_does_not_stop_evaluation_of_the_others(vae_run_dir: Path, tmp_path: Path) -> None:
-    result = run_main(evaluate.main, tmp_path, vae_run_dir, "--nll-samples", "0")
+    result = run_tool(evaluate.main, tmp_path, vae_run_dir, "--nll-samples", "0")
     assert result.exit_code == 1
     assert f"{tmp_path} is no run's folder" in result.stderr
     assert "knn_accuracy" in result.stdout
@@ -158,7 +157,7 @@ def test_vae_writes_every_output_type_into_its_run_directory(vae_run_dir: Path) 
 def test_input_images_are_reconstructed_under_their_own_names(
     vae_run_dir: Path, image_dir: Path, tmp_path: Path
 ) -> None:
-    result = run_main(sample.main, vae_run_dir, "reconstructions", "--input", image_dir, "--output", tmp_path)
+    result = run_tool(sample.main, vae_run_dir, "reconstructions", "--input", image_dir, "--output", tmp_path)
     folder = tmp_path / "reconstructions"
     assert result.stdout.splitlines() == [f"{folder}.png", str(folder)]
     assert result.stderr.startswith("left out: ")
@@ -179,7 +178,7 @@ def kmeans_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clusters_are_scored_on_both_splits(kmeans_run_dir: Path) -> None:
-    assert run_main(evaluate.main, kmeans_run_dir).exit_code == 0
+    assert run_tool(evaluate.main, kmeans_run_dir).exit_code == 0
     scores = json.loads((kmeans_run_dir / "evaluation.json").read_text())["metrics"]
     assert {"acc", "nmi", "ari", "train_acc", "train_nmi", "train_ari"} <= scores.keys()
     assert 0.2 < scores["train_acc"] < 0.6  # five clusters cannot match more than five of ten digits
@@ -209,9 +208,7 @@ def load_test_labels(folder: Path) -> list[int]:
 def test_every_technique_generates_its_declared_output_types(name: str, tmp_path: Path) -> None:
     """Untrained, since only what comes out counts: as many pictures and files as were asked for."""
     small = ["dataset.size=24"] if name == "style_transfer" else []
-    cfg = OmegaConf.to_container(compose_config(*tiny_overrides(name), *small), resolve=True)
-    assert isinstance(cfg, dict)
-    config = {str(key): value for key, value in cfg.items()}
+    config = compose_values(*tiny_overrides(name), *small)
     device = torch.device("cpu")
     technique, dataset = build_technique(config, device, 0)
     run = LoadedRun(
@@ -241,7 +238,7 @@ def test_help_lists_all_output_types_without_importing_torch() -> None:
     assert sample.OUTPUT_TYPE_HELP.keys() == OUTPUT_TYPES.keys()
     code = "import sys; from genexp.cli import evaluate, sample; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert all(name in run_main(sample.main, "--help").stdout for name in OUTPUT_TYPES)
+    assert all(name in run_tool(sample.main, "--help").stdout for name in OUTPUT_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -265,37 +262,37 @@ def test_help_lists_all_output_types_without_importing_torch() -> None:
 def test_invalid_sample_arguments_fail_with_one_line(
     vae_run_dir: Path, arguments: list[str], message: str
 ) -> None:
-    assert message in get_error_line(sample.main, vae_run_dir, *arguments)
+    assert message in get_tool_error(sample.main, vae_run_dir, *arguments)
 
 
 def test_inputs_that_are_not_images_are_rejected(vae_run_dir: Path, image_dir: Path, tmp_path: Path) -> None:
-    assert "holds no pictures" in get_error_line(sample.main, vae_run_dir, "reconstructions", "--input", tmp_path)
-    line = get_error_line(sample.main, vae_run_dir, "reconstructions", "--input", image_dir / "broken.png")
+    assert "holds no pictures" in get_tool_error(sample.main, vae_run_dir, "reconstructions", "--input", tmp_path)
+    line = get_tool_error(sample.main, vae_run_dir, "reconstructions", "--input", image_dir / "broken.png")
     assert "broken.png cannot be read" in line
 
 
 @pytest.mark.parametrize("main", [evaluate.main, sample.main])
 def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy: Path, tmp_path: Path) -> None:
-    assert "is no run's folder" in get_error_line(main, tmp_path / "nowhere")
+    assert "is no run's folder" in get_tool_error(main, tmp_path / "nowhere")
     best = vae_run_copy / "checkpoints" / "best.pt"
     whole = best.read_bytes()
     best.write_bytes(whole[:-1000])
-    assert "best.pt is damaged" in get_error_line(main, vae_run_copy)
+    assert "best.pt is damaged" in get_tool_error(main, vae_run_copy)
     best.write_bytes(whole)
     config = (vae_run_copy / "config.yaml").read_text()
     (vae_run_copy / "config.yaml").write_text(config.replace("latent: 20", "latent: 3"))
-    assert "best.pt does not fit model=vae" in get_error_line(main, vae_run_copy)
+    assert "best.pt does not fit model=vae" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text("model: [")
-    assert "config.yaml is damaged" in get_error_line(main, vae_run_copy)
+    assert "config.yaml is damaged" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text(config)
     best.unlink()
-    assert "nothing was evaluated; use --checkpoint newest" in get_error_line(main, vae_run_copy)
+    assert "nothing was evaluated; use --checkpoint newest" in get_tool_error(main, vae_run_copy)
     shutil.rmtree(vae_run_copy / "checkpoints")
-    assert "has no checkpoint" in get_error_line(main, vae_run_copy)
+    assert "has no checkpoint" in get_tool_error(main, vae_run_copy)
 
 
 def test_missing_dataset_is_reported(vae_run_copy: Path) -> None:
     config = OmegaConf.load(vae_run_copy / "config.yaml")
     config.dataset = compose_config("dataset=image_folder", "dataset.root=/nowhere").dataset
     OmegaConf.save(config, vae_run_copy / "config.yaml")
-    assert "dataset.root=/nowhere is no folder" in get_error_line(evaluate.main, vae_run_copy)
+    assert "dataset.root=/nowhere is no folder" in get_tool_error(evaluate.main, vae_run_copy)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from genexp.device import AVAILABILITY_CHECKS, DeviceConfig, choose_device
 from genexp.distributed import launch
@@ -28,9 +27,10 @@ from genexp.runs.build import build_run
 from genexp.snapshot import Snapshot
 from genexp.training.stopping import StopRequest
 from genexp.training.trainer import train
+from tests.support.assertions import assert_close, assert_same
 from tests.support.command import (
     TINY_RUN,
-    assert_same,
+    list_files,
     load_newest_state,
     load_status,
     read_metrics_log,
@@ -39,7 +39,7 @@ from tests.support.command import (
     start_genexp,
     wait_for,
 )
-from tests.support.compose import compose_config, tiny_overrides
+from tests.support.compose import compose_values, tiny_overrides
 
 MAX_STEPS = 6
 TRAIN_ONLY = ("trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.checkpoint_every=0")
@@ -74,11 +74,7 @@ class CurveRecorder:
 
 def train_run(launcher: ProcessLauncher, *overrides: str) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Return the training metrics and the last state of a run of a few steps."""
-    config = OmegaConf.to_container(
-        compose_config(*overrides, *TRAIN_ONLY, f"trainer.max_steps={MAX_STEPS}"), resolve=True
-    )
-    assert isinstance(config, dict)
-    config_values = {str(key): value for key, value in config.items()}
+    config_values = compose_values(*overrides, *TRAIN_ONLY, f"trainer.max_steps={MAX_STEPS}")
     context, curves = build_run(config_values, None, launcher.rank_info), CurveRecorder()
     with (
         closing(context.data.batch_source),
@@ -86,23 +82,6 @@ def train_run(launcher: ProcessLauncher, *overrides: str) -> tuple[dict[str, lis
     ):
         train(context.learner, context.data, curves, context.trainer_config, StopRequest(), seed=0, group=group)
     return curves.values, context.learner.state_dict()
-
-
-def assert_close(left: Any, right: Any, rel: float = 1e-6, path: str = "") -> None:
-    """Assert that two nested values are equal but for rounding."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_close(left[key], right[key], rel, f"{path}.{key}")
-    elif isinstance(left, list):
-        assert len(left) == len(right), path
-        for index, both in enumerate(zip(left, right, strict=True)):
-            assert_close(*both, rel, f"{path}[{index}]")
-    elif isinstance(left, torch.Tensor):
-        torch.testing.assert_close(left, right, rtol=rel, atol=1e-9, msg=lambda text: f"{path}: {text}")
-    else:
-        expected = pytest.approx(right, rel=rel, abs=1e-9) if isinstance(right, float) else right
-        assert left == expected, path
 
 
 CASES = {
@@ -133,11 +112,6 @@ def test_two_processes_match_one_process(case: str, two_processes: ProcessLaunch
     )
     assert_close(shared_curves, curves)
     assert_close(shared_state, state)
-
-
-def list_files(run_dir: Path) -> set[str]:
-    """Return the names of all files of a run."""
-    return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
 
 
 def describe_shapes(state: Any) -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from genexp.ensemble.compatibility import IncompatibleRunsError, VaryingHyperparameters
 from genexp.ensemble.random_draws import EnsembleFunctionMode, MemberGenerators
@@ -23,8 +22,17 @@ from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.training.learner import Learner
 from genexp.training.trainer import initialize_technique
-from tests.support.command import load_newest_state, load_status, read_metrics_log, run_genexp, start_genexp
-from tests.support.compose import compose_config, tiny_overrides
+from tests.support.assertions import assert_close_to_scale
+from tests.support.command import (
+    list_files,
+    load_newest_state,
+    load_status,
+    read_metrics_log,
+    run_genexp,
+    start_genexp,
+    wait_for,
+)
+from tests.support.compose import compose_config, compose_values, tiny_overrides
 
 STEPS = 50
 # A number of the model that differs between the rows, beside seed and learning rate.
@@ -55,9 +63,7 @@ def float64() -> Iterator[None]:
 def build_initialized_run(*overrides: str, template: Run | None = None) -> Run:
     """Return a run as it is before its first step."""
     train_only = ("trainer.evaluate_every=0", "trainer.preview_every=0")
-    config = OmegaConf.to_container(compose_config(*overrides, *train_only), resolve=True)
-    assert isinstance(config, dict)
-    run = build_run({str(key): value for key, value in config.items()}, None, data_from=template)
+    run = build_run(compose_values(*overrides, *train_only), None, data_from=template)
     initialize_technique(run.learner, run.data.train, run.seed)
     return run
 
@@ -82,28 +88,6 @@ def train_as_ensemble(runs: list[Run], steps: int = STEPS) -> list[dict[str, Any
         ensemble_step.step(batch, False, runs[0].data.train, clock)
     ensemble_step.update_members()
     return [run.learner.state_dict() for run in runs]
-
-
-def assert_close(left: Any, right: Any, tolerance: float, path: str = "state") -> None:
-    """Assert that nested values are equal, tensors up to rounding: relative to their largest number."""
-    assert type(left) is type(right), path
-    if isinstance(left, torch.Tensor) and left.is_floating_point():
-        assert left.shape == right.shape, path
-        scale = max(1e-3, float(right.abs().max())) if right.numel() else 1.0
-        assert float((left - right).abs().max() if right.numel() else 0.0) <= tolerance * scale, path
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), path
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_close(left[key], right[key], tolerance, f"{path}.{key}")
-    elif isinstance(left, list | tuple):
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_close(a, b, tolerance, f"{path}[{index}]")
-    elif isinstance(left, float):
-        assert left == pytest.approx(right, rel=max(tolerance, 1e-12)), path
-    else:
-        assert left == right, path
 
 
 def member_overrides(name: str) -> list[list[str]]:
@@ -133,7 +117,7 @@ def test_ensemble_member_equals_the_single_run(name: str) -> None:
     found = train_as_ensemble([first, build_initialized_run(*overrides[1], template=first)])
     for member, run in zip(found, expected, strict=True):
         # A bias before batch normalization has a gradient of rounding errors only, which Adam makes steps of.
-        assert_close(member, run, 1e-7)
+        assert_close_to_scale(member, run, 1e-7)
 
 
 def test_ensemble_member_is_close_to_the_single_run_in_float32() -> None:
@@ -143,7 +127,7 @@ def test_ensemble_member_is_close_to_the_single_run_in_float32() -> None:
     for member, run in zip(
         train_as_ensemble([first, build_initialized_run(*overrides[1], template=first)]), expected, strict=True
     ):
-        assert_close(member["technique"], run["technique"], 1e-3)
+        assert_close_to_scale(member["technique"], run["technique"], 1e-3)
 
 
 def test_ensemble_uses_the_matmul_precision_of_single_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,31 +155,31 @@ def test_ensemble_uses_the_matmul_precision_of_single_runs(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["optimizer=sgd", "optimizer.lr=0.1,0.01", "optimizer.momentum=0.9,0.0"],
-        ["optimizer=rmsprop", "optimizer.weight_decay=0.0,0.1"],
-        ["optimizer=adadelta"],
-        ["optimizer=adamw", "optimizer.betas=[0.9,0.99],[0.5,0.9]", "optimizer.schedule=linear,constant"],
-        ["trainer.gradient_clip=0.01", "trainer.ema=0.9"],
+        (
+            ["optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"],
+            ["optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0.0"],
+        ),
+        (
+            ["optimizer=rmsprop", "optimizer.weight_decay=0.0"],
+            ["optimizer=rmsprop", "optimizer.weight_decay=0.1"],
+        ),
+        (["optimizer=adadelta"], ["optimizer=adadelta"]),
+        (
+            ["optimizer=adamw", "optimizer.betas=[0.9,0.99]", "optimizer.schedule=linear"],
+            ["optimizer=adamw", "optimizer.betas=[0.5,0.9]", "optimizer.schedule=constant"],
+        ),
+        (["trainer.gradient_clip=0.01", "trainer.ema=0.9"], ["trainer.gradient_clip=0.01", "trainer.ema=0.9"]),
     ],
+    ids=[f"overrides{number}" for number in range(5)],
 )
-def test_every_elementwise_optimizer_matches_single_runs(overrides: list[str]) -> None:
-    pairs = [word.partition("=") for word in overrides]
-    values = {
-        key: value.replace("],[", "]|[").replace(",", "|") if "[" not in value else value
-        for key, _, value in pairs
-    }
-    each: list[list[str]] = [[], []]
-    for key, value in values.items():
-        options = value.split("|") if "[" not in value else value.replace("],[", "]|[").split("|")
-        for member in (0, 1):
-            each[member].append(f"{key}={options[min(member, len(options) - 1)]}")
-    runs = [[*tiny_overrides("stacked_autoencoder"), f"seed={row}", *each[row]] for row in (0, 1)]
+def test_every_elementwise_optimizer_matches_single_runs(overrides: tuple[list[str], list[str]]) -> None:
+    runs = [[*tiny_overrides("stacked_autoencoder"), f"seed={seed}", *overrides[seed]] for seed in (0, 1)]
     expected = [train_alone(build_initialized_run(*run), 10) for run in runs]
     first = build_initialized_run(*runs[0])
     for state, expected_state in zip(
         train_as_ensemble([first, build_initialized_run(*runs[1], template=first)], 10), expected, strict=True
     ):
-        assert_close(state, expected_state, 1e-10)
+        assert_close_to_scale(state, expected_state, 1e-10)
 
 
 @pytest.mark.usefixtures("float64")
@@ -215,7 +199,7 @@ def test_ensemble_can_be_rebuilt_from_a_subset_of_members() -> None:
             ensemble_step.step(batch, False, runs[0].data.train, clock)
         ensemble_step.update_members()
     for row in (0, 2):
-        assert_close(runs[row].learner.state_dict(), expected[row], 1e-9)
+        assert_close_to_scale(runs[row].learner.state_dict(), expected[row], 1e-9)
 
 
 def test_unsupported_random_function_is_rejected() -> None:
@@ -280,11 +264,6 @@ def assert_same_curves(left: Path, right: Path) -> None:
         )
 
 
-def list_files(run_dir: Path) -> set[str]:
-    """Return the names of all files of a run."""
-    return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
-
-
 def test_vectorized_job_writes_the_files_of_a_single_run_and_resumes(tmp_path: Path) -> None:
     result = run_genexp(*vectorized_sweep_arguments(tmp_path / "sweep", "seed=1,2", "optimizer.lr=1e-3,1e-2"))
     assert result.exit_code == 0, result.stderr
@@ -296,7 +275,7 @@ def test_vectorized_job_writes_the_files_of_a_single_run_and_resumes(tmp_path: P
     assert list_files(job) == list_files(run)
     assert_same_curves(job, run)
     assert (job / "config.yaml").read_text() == (run / "config.yaml").read_text()
-    assert_close(load_newest_state(job), load_newest_state(run), 1e-2)
+    assert_close_to_scale(load_newest_state(job), load_newest_state(run), 1e-2)
     newest, uninterrupted = (list_checkpoints(folder)[0].stat().st_size for folder in (job, run))
     assert newest == pytest.approx(uninterrupted, rel=0.01)
     assert "epoch 3/3" in (job / "train.log").read_text()
@@ -373,13 +352,10 @@ def test_signal_stops_all_members_and_they_can_be_resumed(tmp_path: Path) -> Non
         tmp_path, "seed=0,1", "trainer.evaluate_every=0", run_overrides=endless_overrides
     )
     with start_genexp(*overrides) as process:
-        deadline = time.monotonic() + 120
-        while not all((tmp_path / n / "metrics.jsonl").is_file() and read_metrics_log(tmp_path / n) for n in "01"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        logs = [tmp_path / number / "metrics.jsonl" for number in "01"]
+        wait_for(lambda: all(log.is_file() and read_metrics_log(log.parent) for log in logs), seconds=120)
         assert process.pid is not None
-        signal_sent = signal.SIGINT
-        __import__("os").kill(process.pid, signal_sent)
+        os.kill(process.pid, signal.SIGINT)
         process.join(60)
         assert process.exitcode == 130
     steps = [load_status(tmp_path / number)["step"] for number in "01"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from genexp.sweep.worker_job import THREAD_VARIABLES, build_thread_env
-from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp
+from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
 from tests.support.sweeps import DIVERGING_LR, SHORT_RUN, load_job_states, sweep_arguments
 
 LONG_SWEEP = (
@@ -53,14 +52,6 @@ def uninterrupted_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert run_genexp(*sweep_arguments(folder, *LONG_SWEEP)).exit_code == 0
     return folder
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait for something to be so."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.02)
 
 
 def load_step(run_dir: Path) -> int:
@@ -108,12 +99,14 @@ def test_stopped_workers_save_and_can_be_resumed(
     signum: signal.Signals, uninterrupted_sweep_dir: Path, tmp_path: Path
 ) -> None:
     with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
-        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3)
+        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3, seconds=120)
         assert process.pid is not None
         os.kill(process.pid, signum)
         process.join(60)
     assert process.exitcode == (130 if signum == signal.SIGINT else -signal.SIGKILL)
-    wait_for(lambda: "running" not in load_job_states(tmp_path).values())  # also where nobody could tell them
+    wait_for(
+        lambda: "running" not in load_job_states(tmp_path).values(), seconds=120
+    )  # also where nobody could tell them
     assert set(load_job_states(tmp_path).values()) == {"stopped"}
     assert resume_sweep(tmp_path, *LONG_SWEEP) == 0
     assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
@@ -131,7 +124,7 @@ def find_descendants(pid: int, command_part: str) -> list[int]:
 
 def test_job_of_a_killed_worker_is_restarted(uninterrupted_sweep_dir: Path, tmp_path: Path) -> None:
     with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
-        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3)
+        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3, seconds=120)
         assert process.pid is not None
         os.kill(find_descendants(process.pid, "LokyProcess")[0], signal.SIGKILL)
         process.join(200)
@@ -142,12 +135,15 @@ def test_job_of_a_killed_worker_is_restarted(uninterrupted_sweep_dir: Path, tmp_
 def test_preempted_job_saves_and_is_requeued(uninterrupted_sweep_dir: Path, tmp_path: Path) -> None:
     overrides = ("hydra/launcher=submitit_local", "hydra.launcher.n_jobs=2")
     with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *overrides)) as process:
-        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3)
+        wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3, seconds=120)
         assert process.pid is not None
         before = find_descendants(process.pid, "submitit.core._submit")
         for pid in before:
             os.kill(pid, signal.SIGUSR2)
-        wait_for(lambda: set(before) & set(find_descendants(process.pid or 0, "submitit.core._submit")) == set())
+        wait_for(
+            lambda: set(before) & set(find_descendants(process.pid or 0, "submitit.core._submit")) == set(),
+            seconds=120,
+        )
         process.join(200)
     assert process.exitcode == 0
     assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
@@ -162,8 +158,8 @@ def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(
     overrides = ("seed=0,1", DIVERGING_LR)
     job, min_step = tmp_path / str(2 * killed_job_and_step[0]), killed_job_and_step[1]
     with start_genexp(*sweep_arguments(tmp_path, *overrides)) as process:
-        wait_for((job / ".hydra").exists)
-        wait_for(lambda: load_step(job) >= min_step)
+        wait_for((job / ".hydra").exists, seconds=120)
+        wait_for(lambda: load_step(job) >= min_step, seconds=120)
         process.kill()
         process.join()
     assert resume_sweep(tmp_path, *overrides) == 1

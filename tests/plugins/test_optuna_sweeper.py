@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from genexp.sweep.optuna_study import OptunaStudy, build_distribution
-from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp
+from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
 from tests.support.sweeps import SHORT_RUN, load_job_states, sweep_arguments
 
 SEARCH_SPACE = ("optimizer.lr=tag(log, interval(1e-5,1e-1))", "model.activation=choice(relu,tanh)")
@@ -72,9 +72,7 @@ def test_killed_search_resumes_from_its_file(tmp_path: Path) -> None:
     )
     assert set(load_job_states(tmp_path / "whole").values()) == {"finished"}
     with start_genexp(*sweep_arguments(tmp_path / "killed", *OPTUNA_SWEEP, "hydra.sweeper.n_trials=3")) as process:
-        while not (tmp_path / "killed" / "1" / ".hydra").exists():
-            assert process.is_alive()
-            process.join(0.02)
+        wait_for((tmp_path / "killed" / "1" / ".hydra").exists, seconds=120, process=process)
     result = run_genexp(
         "-m", *SHORT_RUN, *OPTUNA_SWEEP, "hydra.sweeper.n_trials=4", f"sweep.resume={tmp_path / 'killed'}"
     )

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image
 from torch import Tensor
 
 from genexp.recorders.gif import PreviewGifRecorder, append_frame, write_gif
 from genexp.recorders.pil_images import enlarge_small_image, to_pil_image
 from genexp.snapshot import Snapshot
+from tests.support.images import read_frames
 from tests.support.snapshots import (
     flush_and_get_sizes,
     make_clock,
@@ -23,11 +24,6 @@ from tests.support.snapshots import (
     record_snapshots,
     truncate_files,
 )
-
-
-def read_frames(path: Path) -> list[np.ndarray]:
-    with Image.open(path) as gif:
-        return [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
 
 
 def render_frame(pixels: Tensor) -> np.ndarray:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from genexp.recorders.status import StatusRecorder
 from genexp.snapshot import Curve, RunOutcome, Snapshot
+from tests.support.command import load_status
 from tests.support.snapshots import FINISHED_OUTCOME, make_clock, make_run_info, make_snapshot
-
-
-def load_status(run_dir: Path) -> dict[str, Any]:
-    status: dict[str, Any] = json.loads((run_dir / "status.json").read_text())
-    return status
 
 
 def test_status_is_running_from_the_start(tmp_path: Path) -> None:

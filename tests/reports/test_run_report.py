@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from genexp.recorders.gif import append_frame
 from genexp.reports import compare, write_run_report, write_sweep_report
@@ -22,6 +22,7 @@ from genexp.run_dir.metrics import LoggedCurve
 from tests.support.browser import Browser, needs_browser, start_browser
 from tests.support.command import REPO_ROOT, load_status, run_dir_override, run_genexp
 from tests.support.compose import tiny_overrides
+from tests.support.images import read_frames
 from tests.support.run_dirs import make_run_dir
 from tests.support.snapshots import make_image
 
@@ -201,11 +202,7 @@ def test_large_gif_is_thinned_and_keeps_first_and_last_frame(tmp_path: Path) -> 
         append_frame(path, make_image(step, (64, 64)), 100)
     data = path.read_bytes()
     (tmp_path / "b.gif").write_bytes(drop_gif_frames(data, len(data) // 4))
-    frames = []
-    for name in ("a.gif", "b.gif"):
-        with Image.open(tmp_path / name) as gif:
-            frames.append([frame.convert("L").tobytes() for frame in ImageSequence.Iterator(gif)])
-    whole, thin = frames
+    whole, thin = ([frame.tobytes() for frame in read_frames(tmp_path / name, "L")] for name in ("a.gif", "b.gif"))
     assert 5 <= len(thin) <= 10
     assert (thin[0], thin[-1]) == (whole[0], whole[-1])
     assert set(thin) <= set(whole)

@@ -11,7 +11,7 @@ from torch import nn
 
 from genexp.errors import CheckpointError
 from genexp.run_dir.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
-from tests.support.command import assert_same
+from tests.support.assertions import assert_same
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image, ImageSequence
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.command import TINY_RUN, load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.images import read_frames
 from tests.support.tensorboard import query_tensorboard, start_tensorboard
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -46,10 +47,9 @@ def read_events(run_dir: Path) -> EventAccumulator:
     return accumulator
 
 
-def read_frames(path: Path) -> list[bytes]:
-    """Return the pixels of each frame of an animation."""
-    with Image.open(path) as animation:
-        return [frame.convert("L").tobytes() for frame in ImageSequence.Iterator(animation)]
+def read_gray_frames(path: Path) -> list[bytes]:
+    """Return the gray pixels of each frame of a GIF, as bytes that can be compared."""
+    return [frame.tobytes() for frame in read_frames(path, "L")]
 
 
 def test_run_directory_contains_every_documented_file(run_dir: Path) -> None:
@@ -126,7 +126,7 @@ def test_figures_contain_losses_reconstructions_and_latents(run_dir: Path) -> No
 
 
 def test_gif_has_one_frame_per_preview(run_dir: Path) -> None:
-    frames = read_frames(run_dir / "reconstructions.gif")
+    frames = read_gray_frames(run_dir / "reconstructions.gif")
     assert len(frames) == 1 + EPOCHS  # and one from before the first step
     assert len(set(frames)) == len(frames), "it learns"
 
@@ -198,9 +198,9 @@ def test_extended_run_has_every_step_exactly_once(run_dir: Path, tmp_path: Path)
         name = "loss" if split == "train" else "mse"
         assert [event.step for event in read_events(longer).Scalars(f"{split}/{name}")] == steps
     assert read_metrics_log(longer)[: len(read_metrics_log(run_dir))] == read_metrics_log(run_dir)
-    frames = read_frames(longer / "reconstructions.gif")
+    frames = read_gray_frames(longer / "reconstructions.gif")
     assert len(frames) == 1 + EPOCHS + 2
-    assert frames[: 1 + EPOCHS] == read_frames(run_dir / "reconstructions.gif")
+    assert frames[: 1 + EPOCHS] == read_gray_frames(run_dir / "reconstructions.gif")
     previews = [image.step for image in read_events(longer).Images("preview/reconstructions")]
     assert previews == [STEPS_PER_EPOCH * epoch for epoch in range(EPOCHS + 3)]
 

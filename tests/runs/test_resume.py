@@ -12,8 +12,8 @@ import pytest
 
 from genexp.run_dir import checkpoint
 from genexp.run_dir.checkpoint import list_checkpoints
+from tests.support.assertions import assert_same_run
 from tests.support.command import (
-    assert_same_run,
     load_status,
     read_metrics_log,
     run_dir_override,

@@ -9,12 +9,10 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from genexp.train import main
@@ -131,37 +129,42 @@ def load_newest_state(run_dir: Path) -> dict[str, Any]:
     return state
 
 
-def assert_same(left: Any, right: Any, path: str = "state") -> None:
-    """Assert that two nested values are equal, tensors bit for bit."""
-    assert type(left) is type(right), path
-    if isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype, path
-        assert torch.equal(torch.nan_to_num(left), torch.nan_to_num(right)), path
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_same(left[key], right[key], f"{path}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), path
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{path}[{index}]")
-    else:
-        assert left == right, path
+def list_files(run_dir: Path) -> set[str]:
+    """Return the paths of all files of a run, relative to its directory."""
+    return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
 
 
-def assert_same_run(left: Path, right: Path) -> None:
-    """Assert that two runs ended with the same weights, optimizer state, metrics and GIFs."""
-    assert_same(load_newest_state(left), load_newest_state(right))
-    assert read_metrics_log(left) == read_metrics_log(right)
-    animations = sorted(path.name for path in left.glob("*.gif"))
-    assert animations == sorted(path.name for path in right.glob("*.gif"))
-    for name in animations:
-        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+def get_error_line(result: CommandResult, *programs: str) -> str:
+    """Return the one line of a failed command, which must start with the name of one of `programs`."""
+    assert result.exit_code == 1, result
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(tuple(f"{program}: " for program in programs))
+    assert "Traceback" not in result.stdout + result.stderr
+    return line
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until `condition` holds."""
+def format_import_check(module: str, forbidden: Set[str]) -> str:
+    """Return a script that runs `main` of a module and fails if a forbidden library was imported."""
+    return f"""
+import sys
+from {module} import main
+try:
+    main()
+except SystemExit as exit_request:
+    assert not exit_request.code, exit_request.code
+imported = sys.modules.keys() & {sorted(forbidden)}
+assert not imported, imported
+"""
+
+
+def wait_for(
+    condition: Callable[[], object],
+    seconds: float = 60,
+    process: multiprocessing.process.BaseProcess | None = None,
+) -> None:
+    """Wait until `condition` holds. Fail after a time limit, or when `process` has ended."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"timed out after {seconds} seconds"
+        assert process is None or process.is_alive(), "the process has ended"
         time.sleep(0.005)

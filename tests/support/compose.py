@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -27,10 +29,33 @@ SMALL_MODEL_VALUES = {  # values of keys that would make a run of a moment take 
 }
 
 
+@cache
 def compose_config(*overrides: str) -> DictConfig:
     """Return the configuration that the command line would compose."""
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
         return compose("train", overrides=list(overrides))
+
+
+def to_plain_dict(node: DictConfig) -> dict[str, Any]:
+    """Return a configuration as resolved, ordinary values."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def compose_values(*overrides: str) -> dict[str, Any]:
+    """Return the configuration that the command line would compose, as resolved, ordinary values."""
+    return to_plain_dict(compose_config(*overrides))
+
+
+def list_config_names(group: str) -> list[str]:
+    """Return the names of the files of a config group."""
+    return sorted(path.stem for path in (find_config_dir() / group).glob("*.yaml"))
+
+
+def field_names(cls: type) -> set[str]:
+    """Return the names of the fields of a dataclass."""
+    return {field.name for field in fields(cls)}
 
 
 def tiny_overrides(name: str) -> list[str]:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
-from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp
+from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
 from tests.support.sweeps import SHORT_RUN, load_job_states, sweep_arguments
 
 LEARNING_RATE_SWEEP = "optimizer.lr=1e-6,1e-4,1e-2"
@@ -89,9 +89,8 @@ def test_survivor_equals_a_run_that_was_never_halted(halving_sweep_dir: Path, tm
 
 def test_killed_and_resumed_halving_equals_uninterrupted(halving_sweep_dir: Path, tmp_path: Path) -> None:
     with start_genexp(*sweep_arguments(tmp_path, *HALVING)) as process:
-        while not (tmp_path / "2" / "status.json").exists() or load_status(tmp_path / "2")["epoch"] < 2:
-            assert process.is_alive()
-            process.join(0.02)
+        status = tmp_path / "2" / "status.json"
+        wait_for(lambda: status.exists() and load_status(status.parent)["epoch"] >= 2, seconds=120, process=process)
     result = run_genexp("-m", *SHORT_RUN, *HALVING, f"sweep.resume={tmp_path}")
     assert result.exit_code == 0
     assert (load_job_states(tmp_path), load_job_epochs(tmp_path)) == (

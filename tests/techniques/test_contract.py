@@ -14,14 +14,8 @@ from genexp.config import bind
 from genexp.data import load_dataset
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.technique import find_technique
-from tests.support.command import (
-    assert_same,
-    assert_same_run,
-    load_status,
-    read_metrics_log,
-    run_dir_override,
-    run_genexp,
-)
+from tests.support.assertions import assert_same, assert_same_run
+from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
 from tests.support.compose import TECHNIQUES, compose_config, tiny_overrides
 
 RECIPE_KEYS = {

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genexp.config import bind, find_config_dir
+from genexp.config import bind
 from genexp.data.dataset import Dataset, DataSpec, Split
 from genexp.errors import ConfigError
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
@@ -28,34 +25,19 @@ from genexp.techniques.cgan import ConditionalGAN
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 from tests.support.command import TINY_RUN, load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.compose import compose_values
 
 IMAGE_SHAPE = (1, 28, 28)
 GAN_TECHNIQUES = ("gan", "dcgan", "cgan", "wgan_gp")
 SMALL_MODEL = ("model.latent=6", "model.evaluation_samples=20")
 NARROW_CONV = ("model.generator_width=4", "model.discriminator_width=4")
-
-
-@pytest.fixture(autouse=True)
-def use_one_thread() -> Iterator[None]:
-    """Keep a busy machine from making tiny networks wait for their threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@cache
-def compose_config(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
-        cfg = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
-    assert isinstance(cfg, dict)
-    return {str(key): value for key, value in cfg.items()}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_gan(name: str, shape: tuple[int, int, int] = IMAGE_SHAPE, *overrides: str, classes: int = 10) -> BaseGAN:
     """Return the technique `name` as its YAML has it, made small."""
     small = (*SMALL_MODEL, "model.hidden=[12,16]") if name == "gan" else (*SMALL_MODEL, *NARROW_CONV)
-    values = dict(compose_config(f"model={name}", *small, *overrides)["model"])
+    values = compose_values(f"model={name}", *small, *overrides)["model"]
     cls = find_technique(values.pop("name"))
     values.pop("recipe")
     shapes: dict[str, tuple[int, ...]] = {"image": shape, "label": ()}
@@ -67,11 +49,12 @@ def make_gan(name: str, shape: tuple[int, int, int] = IMAGE_SHAPE, *overrides: s
 
 
 def make_learner(technique: Technique) -> Learner:
-    plan = plan_optimizers(compose_config(f"model={technique.name}")["optimizer"])
+    plan = plan_optimizers(compose_values(f"model={technique.name}")["optimizer"])
     return Learner(technique, plan, StepSettings(), torch.device("cpu"))
 
 
-def make_batch(count: int = 8, shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Tensor]:
+def make_image_batch(count: int = 8, shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Tensor]:
+    """Return random images with labels from 0 to 9, the same at each call."""
     torch.manual_seed(1)
     return {"image": torch.rand(count, *shape), "label": torch.arange(count) % 10}
 
@@ -172,7 +155,7 @@ def test_unsupported_image_sizes_are_reported(layout: str, shape: tuple[int, int
 def test_every_gan_trains_on_8_by_8_images(name: str) -> None:
     shape = (1, 8, 8)
     learner = make_learner(make_gan(name, shape))
-    seen = learner.step(make_batch(shape=shape), [], Clock(5, 10, 5))
+    seen = learner.step(make_image_batch(shape=shape), [], Clock(5, 10, 5))
     assert all(torch.isfinite(value) for value in seen.values())
 
 
@@ -220,7 +203,7 @@ def test_discriminator_phase_changes_only_the_discriminator(name: str) -> None:
     learner = make_learner(technique)
     before = {key: value.clone() for key, value in technique.named_parameters()}
     learner.phases = learner.phases[:1]
-    learner.step(make_batch(), [], Clock(5, 10, 5))
+    learner.step(make_image_batch(), [], Clock(5, 10, 5))
     moved = {key for key, value in technique.named_parameters() if not torch.equal(value, before[key])}
     assert moved == {f"discriminator.{key}" for key, _ in technique.discriminator.named_parameters()}
 
@@ -229,7 +212,7 @@ def test_real_and_fake_images_are_scored_separately() -> None:
     technique = make_gan("dcgan")
     sizes: list[int] = []
     technique.discriminator.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    technique.discriminator_loss(make_batch(8), Clock(1, 10, 5))
+    technique.discriminator_loss(make_image_batch(8), Clock(1, 10, 5))
     assert sizes == [8, 8]
 
 
@@ -237,7 +220,7 @@ def test_generator_loss_draws_new_fake_images() -> None:
     technique = make_gan("gan")
     generated: list[Tensor] = []
     technique.generator.register_forward_hook(lambda module, inputs, output: generated.append(output.detach()))
-    data = make_batch()
+    data = make_image_batch()
     technique.discriminator_loss(data, Clock(1, 10, 5))
     technique.generator_loss(data, Clock(1, 10, 5))
     first, second = generated
@@ -251,7 +234,7 @@ def test_critic_steps_precede_the_generator_step() -> None:
     moves = []
     for step in range(1, 7):
         before = weight.detach().clone()
-        seen = learner.step(make_batch(), [], Clock(step, 10, 5))
+        seen = learner.step(make_image_batch(), [], Clock(step, 10, 5))
         moves.append(not torch.equal(before, weight))
         assert {"discriminator_loss", "distance", "slope"} <= seen.keys()
         assert "d_real" not in seen  # a critic's scores are no probabilities
@@ -270,8 +253,8 @@ def test_gradient_penalty_rejects_batch_norm() -> None:
 def test_previews_use_fixed_noise(name: str) -> None:
     technique = make_gan(name).eval()
     with torch.no_grad():
-        first, second = technique.preview(make_batch()), technique.preview(make_batch())
-        gallery = technique.render_gallery(make_batch())
+        first, second = technique.preview(make_image_batch()), technique.preview(make_image_batch())
+        gallery = technique.render_gallery(make_image_batch())
     assert torch.equal(first["samples"], second["samples"])
     assert first["samples"].min() >= 0
     assert first["samples"].max() <= 1
@@ -285,7 +268,7 @@ def test_conditional_grid_has_one_class_per_row() -> None:
     inputs_seen: list[Tensor] = []
     technique.generator.register_forward_pre_hook(lambda module, inputs: inputs_seen.append(inputs[0]))
     with torch.no_grad():
-        technique.preview(make_batch())
+        technique.preview(make_image_batch())
     latent = technique.config.latent
     classes = inputs_seen[0][:, latent:].argmax(1).view(10, -1)
     assert torch.equal(classes, torch.arange(10)[:, None].expand_as(classes))
@@ -295,7 +278,7 @@ def test_conditional_grid_has_one_class_per_row() -> None:
 
 def test_label_changes_generated_images_and_scores() -> None:
     technique = make_gan("cgan").eval()
-    data = make_batch(4)
+    data = make_image_batch(4)
     other = {**data, "label": (data["label"] + 1) % 10}
     with torch.no_grad():
         torch.manual_seed(0)
@@ -338,7 +321,7 @@ def test_constant_generator_is_diagnosed_as_collapsed() -> None:
     technique = make_gan("gan")
     for weight in technique.generator.parameters():
         nn.init.zeros_(weight)
-    _, seen = technique.discriminator_loss(make_batch(), Clock(1, 10, 5))
+    _, seen = technique.discriminator_loss(make_image_batch(), Clock(1, 10, 5))
     warning = technique.diagnose({name: float(value) for name, value in seen.items()})
     assert warning is not None
     assert "collapsed" in warning
@@ -347,7 +330,8 @@ def test_constant_generator_is_diagnosed_as_collapsed() -> None:
 # The judge
 
 
-def make_dataset(*, is_labeled: bool = True, name: str = "mnist_5k") -> Dataset:
+def make_image_dataset(*, is_labeled: bool = True, name: str = "mnist_5k") -> Dataset:
+    """Return a data set of 30 random images, the same for training and test."""
     torch.manual_seed(2)
     streams: dict[str, Any] = {"image": torch.randint(0, 256, (30, *IMAGE_SHAPE), dtype=torch.uint8)}
     if is_labeled:
@@ -367,29 +351,29 @@ class CountingBatches:
 
 
 def test_real_features_are_computed_once_and_shared_by_copies() -> None:
-    generation_metrics = GenerationMetrics(make_dataset())
-    samples = CountingBatches([make_batch(20)])
-    features = generation_metrics.extract_features(make_batch(30)["image"])
+    generation_metrics = GenerationMetrics(make_image_dataset())
+    samples = CountingBatches([make_image_batch(20)])
+    features = generation_metrics.extract_features(make_image_batch(30)["image"])
     first = generation_metrics.compute_scores(samples, [features])
     assert copy.deepcopy(generation_metrics).compute_scores(samples, [features]) == first
     assert samples.num_iterations == 1
 
 
 def test_frechet_objective_equals_the_versioned_distance() -> None:
-    generation_metrics = GenerationMetrics(make_dataset())
+    generation_metrics = GenerationMetrics(make_image_dataset())
     scores = generation_metrics.compute_scores(
-        [make_batch(20)], [generation_metrics.extract_features(make_batch(20)["image"])]
+        [make_image_batch(20)], [generation_metrics.extract_features(make_image_batch(20)["image"])]
     )
     assert scores["frechet"] == scores["frechet_mnist-v1"] == pytest.approx(0, abs=1e-6)
 
 
 def test_unlabeled_images_are_compared_by_pixels() -> None:
-    generation_metrics = GenerationMetrics(make_dataset(is_labeled=False, name="pictures"))
+    generation_metrics = GenerationMetrics(make_image_dataset(is_labeled=False, name="pictures"))
     same = generation_metrics.compute_scores(
-        [make_batch(20)], [generation_metrics.extract_features(make_batch(20)["image"])]
+        [make_image_batch(20)], [generation_metrics.extract_features(make_image_batch(20)["image"])]
     )
     darker = generation_metrics.compute_scores(
-        [make_batch(20)], [generation_metrics.extract_features(make_batch(20)["image"] / 2)]
+        [make_image_batch(20)], [generation_metrics.extract_features(make_image_batch(20)["image"] / 2)]
     )
     assert same["frechet"] == same["frechet_pixels8-v1"] == pytest.approx(0, abs=1e-6)
     assert darker["frechet"] > 1
@@ -398,9 +382,9 @@ def test_unlabeled_images_are_compared_by_pixels() -> None:
 @pytest.mark.parametrize("name", GAN_TECHNIQUES)
 def test_evaluation_scores_generated_images(name: str) -> None:
     technique = make_gan(name).eval()
-    technique.prepare_evaluation(make_dataset())
+    technique.prepare_evaluation(make_image_dataset())
     with torch.no_grad():
-        scores = technique.evaluate([make_batch(20)])
+        scores = technique.evaluate([make_image_batch(20)])
     expected = {"frechet", *(f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "coverage"))}
     assert expected <= scores.keys()
     assert ("label_accuracy_mnist-v1" in scores) == (name == "cgan")
@@ -410,7 +394,7 @@ def test_evaluation_scores_generated_images(name: str) -> None:
 
 
 def test_gan_reference_preset_matches_the_source() -> None:
-    cfg = compose_config("experiment=gan_reference")
+    cfg = compose_values("experiment=gan_reference")
     assert cfg["model"]["hidden"] == [256, 512, 1024]
     expected = {"latent": 128, "dropout": 0.3, "generator_batch_norm": False, "spectral_norm": False}
     assert expected.items() <= cfg["model"].items()
@@ -418,7 +402,7 @@ def test_gan_reference_preset_matches_the_source() -> None:
 
 
 def test_dcgan_reference_preset_matches_the_source() -> None:
-    cfg = compose_config("experiment=dcgan_reference")
+    cfg = compose_values("experiment=dcgan_reference")
     expected = {
         "layout": "valid",
         "latent": 128,
@@ -444,7 +428,7 @@ def check_shared_reference(cfg: dict[str, Any]) -> None:
 
 
 def test_generator_and_discriminator_have_separate_learning_rates() -> None:
-    cfg = compose_config("model=dcgan", "optimizer.lr=1e-3", "optimizer.discriminator.lr=5e-4")
+    cfg = compose_values("model=dcgan", "optimizer.lr=1e-3", "optimizer.discriminator.lr=5e-4")
     plan = plan_optimizers(cfg["optimizer"])
     assert plan.bind_phase_config("discriminator").lr == 5e-4
     assert plan.bind_phase_config("generator").lr == 1e-3

@@ -32,7 +32,8 @@ from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
-from tests.support.command import assert_same_run, load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.assertions import assert_same_run
+from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
 
 SMALL_RUN = ("model=style_transfer", "dataset.size=32", "device=cpu", "device.threads=1")
 LBFGS = {"name": "lbfgs", "lr": 1.0, "max_iter": 1, "history_size": 10, "line_search_fn": None}

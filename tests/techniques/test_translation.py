@@ -23,6 +23,7 @@ from genexp.networks.unet import UNet
 from genexp.technique import find_technique
 from genexp.techniques._image_history import ImageHistory
 from tests.support.command import read_metrics_log, run_dir_override, run_genexp
+from tests.support.images import write_images
 
 IMAGE_SIZES = [(8, 8), (28, 28), (19, 30), (64, 64), (256, 256)]
 ON_CPU = ("device=cpu", "device.threads=1")
@@ -44,14 +45,6 @@ def get_stream(dataset: Dataset, stream: str, split: str = "train") -> Tensor:
     found = getattr(dataset, split).streams[stream]
     assert isinstance(found, Tensor)
     return found
-
-
-def write_images(root: Path, count: int = 8, first_number: int = 0, suffix: str = ".png", level: int = 10) -> Path:
-    """Write pictures of one gray level each, `level` times their number."""
-    root.mkdir(parents=True, exist_ok=True)
-    for number in range(first_number, first_number + count):
-        Image.new("RGB", (12, 9), (level * number,) * 3).save(root / f"{number:02}{suffix}")
-    return root
 
 
 def count_distinct_images(images: Tensor) -> tuple[Tensor, Tensor]:

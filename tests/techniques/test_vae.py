@@ -15,7 +15,7 @@ from genexp.data.dataset import DataSpec
 from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, reparameterize
 from genexp.technique import Clock
 from genexp.techniques.vae import VAEConfig, VariationalAutoencoder
-from tests.support.command import assert_same
+from tests.support.assertions import assert_same
 from tests.support.compose import compose_config
 from tests.support.digits import evaluate_on_digits, load_digits, mean_image_mse, train_on_digits
 

@@ -33,7 +33,8 @@ from genexp.training.learner import EMA, Learner, StepSettings, resolve_precisio
 from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan
 from genexp.training.stopping import StopRequest, stop_on_signals
 from genexp.training.trainer import RunData, TrainerConfig, eval_mode, train
-from tests.support.command import assert_same, read_metrics_log, run_dir_override, run_genexp
+from tests.support.assertions import assert_same
+from tests.support.command import read_metrics_log, run_dir_override, run_genexp
 from tests.support.compose import tiny_overrides
 from tests.support.optimizers import LEARNING_RATES, load_optimizer_settings
 

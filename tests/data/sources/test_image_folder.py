@@ -18,24 +18,12 @@ from genexp.data.loading import make_loader
 from genexp.data.sources._image_files import read_image
 from genexp.data.stream import BatchStream, SplitBatches
 from genexp.errors import ConfigError, DataError
+from tests.support.images import write_image, write_images
 
 
 def load_image_folder(root: Path | None, **values: Any) -> Dataset:
     defaults = {"name": "image_folder", "limit": None, "resident_gb": 4.0, "size": 8, "channels": 3}
     return load_dataset({**defaults, "root": root and str(root), "test_fraction": 0.25, **values})
-
-
-def write_image(path: Path, gray_level: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, gray_level if mode == "L" else (gray_level,) * len(mode)).save(path)
-    return path
-
-
-def write_images(root: Path, count: int = 12) -> Path:
-    """Write `count` pictures, each of one gray level of its own."""
-    for number in range(count):
-        write_image(root / f"{number:02}.png", 10 * number)
-    return root
 
 
 def get_images(dataset: Dataset, split: str = "train") -> Tensor:
@@ -66,7 +54,7 @@ def test_images_of_any_format_and_nesting_become_squares(tmp_path: Path) -> None
 
 
 def test_a_flat_folder_has_no_labels_and_the_split_is_fixed(tmp_path: Path) -> None:
-    first, second = load_image_folder(write_images(tmp_path)), load_image_folder(tmp_path)
+    first, second = load_image_folder(write_images(tmp_path, 12)), load_image_folder(tmp_path)
     assert set(first.train.streams) == {"image"}
     assert first.class_names == ()
     assert (len(first.train), len(first.test)) == (9, 3)
@@ -75,8 +63,8 @@ def test_a_flat_folder_has_no_labels_and_the_split_is_fixed(tmp_path: Path) -> N
 
 
 def test_split_does_not_depend_on_the_location_of_the_folder(tmp_path: Path) -> None:
-    assert get_gray_levels(load_image_folder(write_images(tmp_path / "here"))) == get_gray_levels(
-        load_image_folder(write_images(tmp_path / "there"))
+    assert get_gray_levels(load_image_folder(write_images(tmp_path / "here", 12))) == get_gray_levels(
+        load_image_folder(write_images(tmp_path / "there", 12))
     )
 
 
@@ -95,7 +83,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
 
 
 def test_one_channel_loads_grayscale(tmp_path: Path) -> None:
-    assert get_images(load_image_folder(write_images(tmp_path), channels=1)).shape == (9, 1, 8, 8)
+    assert get_images(load_image_folder(write_images(tmp_path, 12), channels=1)).shape == (9, 1, 8, 8)
 
 
 def test_the_shorter_side_is_resized_and_the_center_kept(tmp_path: Path) -> None:
@@ -123,7 +111,7 @@ def test_transparent_and_palette_images_are_read(tmp_path: Path) -> None:
 
 
 def test_broken_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
-    write_images(tmp_path)
+    write_images(tmp_path, 12)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
     photograph = write_image(tmp_path / "cut.jpg", 99, size=(300, 300)).read_bytes()
@@ -136,7 +124,7 @@ def test_broken_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
 
 
 def test_warning_counts_many_broken_files(tmp_path: Path) -> None:
-    write_images(tmp_path)
+    write_images(tmp_path, 12)
     for number in range(9):
         (tmp_path / f"bad{number}.png").write_bytes(b"")
     assert (
@@ -194,14 +182,14 @@ def test_a_root_is_required() -> None:
 
 
 def test_circular_symlinks_terminate(tmp_path: Path) -> None:
-    write_images(tmp_path / "a")
+    write_images(tmp_path / "a", 12)
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
     dataset = load_image_folder(tmp_path)
     assert len(dataset.train) + len(dataset.test) == 12
 
 
 def test_streamed_batches_equal_in_memory_batches(tmp_path: Path) -> None:
-    eager, lazy = load_image_folder(write_images(tmp_path)), load_image_folder(tmp_path, resident_gb=0.0)
+    eager, lazy = load_image_folder(write_images(tmp_path, 12)), load_image_folder(tmp_path, resident_gb=0.0)
     assert isinstance(lazy.train.streams["image"], LazyStream)
     assert lazy.spec == eager.spec
     resident = BatchStream(make_loader(eager.train, "cpu"), 4, seed=1, dataset_name="album")
@@ -219,7 +207,7 @@ def test_streamed_batches_equal_in_memory_batches(tmp_path: Path) -> None:
 
 
 def test_file_deleted_after_loading_is_reported(tmp_path: Path) -> None:
-    lazy = load_image_folder(write_images(tmp_path), resident_gb=0.0)
+    lazy = load_image_folder(write_images(tmp_path, 12), resident_gb=0.0)
     for path in tmp_path.glob("*.png"):
         path.unlink()
     with pytest.raises(DataError, match=r"\d\d.png cannot be read .*; replace or remove it"):
@@ -228,5 +216,5 @@ def test_file_deleted_after_loading_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resident_gb", [4.0, 0.0])
 def test_limit_applies_before_images_are_read(tmp_path: Path, resident_gb: float) -> None:
-    dataset = load_image_folder(write_images(tmp_path), limit=3, resident_gb=resident_gb)
+    dataset = load_image_folder(write_images(tmp_path, 12), limit=3, resident_gb=resident_gb)
     assert (len(dataset.train), len(dataset.test)) == (3, 1)
