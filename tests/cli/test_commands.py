@@ -1,8 +1,7 @@
-"""What a user types, and what comes back."""
+"""The command `genexp`: help, completion, entry points, output and resumption."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import runpy
@@ -14,10 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from genexp.data import list_datasets
-from genexp.recorders.progress_bar import LiveProgressBar, ProgressState
 from genexp.technique import list_techniques
 from tests.support.command import (
     REPO_ROOT,
@@ -33,11 +30,15 @@ from tests.support.compose import tiny_overrides
 from tests.support.sweeps import ONE_STEP_RUN
 
 GENEXP_EXECUTABLE = Path(sys.executable).parent / "genexp"
+
+
 ENTRY_POINTS: tuple[tuple[str | Path, ...], ...] = (
     (GENEXP_EXECUTABLE,),
     (sys.executable, "-m", "genexp.train"),
     (sys.executable, REPO_ROOT / "scripts" / "train.py"),
 )
+
+
 CHECK_IMPORTS_SCRIPT = format_import_check(
     "genexp.train", {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "tensorboardX"}
 )
@@ -137,14 +138,6 @@ def test_every_entry_point_runs_sweeps_and_reports_the_failing_key(
     }
 
 
-def test_progress_bar_shows_the_loss_on_a_narrow_terminal() -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    progress = ProgressState(99, 2000, 1, 100, 123.4, 12_340.0, {"loss": 0.24231}, {}, "best mse 0.2423")
-    LiveProgressBar(console, progress).stop()
-    assert isinstance(console.file, io.StringIO)
-    assert "loss 0.2423" in console.file.getvalue()
-
-
 @pytest.mark.parametrize("script", sorted((REPO_ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
 def test_importing_a_script_does_not_start_a_run(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the processes do that read pictures ahead: each would start a run of its own."""
@@ -223,37 +216,6 @@ def test_output_lists_the_files_of_the_run(tmp_path: Path) -> None:
     for name in ("samples.gif", "figures", "metrics.jsonl", "train.log"):
         assert str(folder / name) in result.stdout
         assert (folder / name).exists()
-
-
-def test_sweep_has_one_run_directory_per_job(tmp_path: Path) -> None:
-    result = run_genexp("-m", *ONE_STEP_RUN, "seed=range(2)", f"hydra.sweep.dir={tmp_path}")
-    assert result.exit_code == 0, result.stderr
-    for number in range(2):
-        assert yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())["seed"] == number
-        assert load_status(tmp_path / str(number))["state"] == "finished"
-
-
-def test_sweep_over_config_groups_has_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    # The option may stand anywhere among the words.
-    result = run_genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *ONE_STEP_RUN[1:])
-    assert result.exit_code == 0, result.stderr
-    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert {"0", "1", "2", "3", "multirun.yaml", "sweep.json", "report.html", ".lock"} == {
-        path.name for path in sweep.iterdir()
-    }
-    jobs = [load_status(sweep / str(number)) for number in range(4)]
-    assert [(job["model"], job["dataset"]) for job in jobs] == [
-        ("vae", "mnist_5k"),
-        ("vae", "digits"),
-        ("gan", "mnist_5k"),
-        ("gan", "digits"),
-    ]
-    # Each job has the recipe of its own model.
-    optimizers = [
-        yaml.safe_load((sweep / str(number) / "config.yaml").read_text())["optimizer"] for number in (0, 2)
-    ]
-    assert optimizers[0]["betas"] != optimizers[1]["betas"]
 
 
 @pytest.mark.parametrize(("full_error", "is_traced"), [("0", False), ("1", True)])

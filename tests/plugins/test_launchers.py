@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run makes no difference to what comes of them, however the sweep was stopped."""
+"""Launchers: equal results, stopping, killed workers, preemption and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from genexp.sweep.worker_job import THREAD_VARIABLES, build_thread_env
 from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
 from tests.support.sweeps import DIVERGING_LR, SHORT_RUN, load_job_states, sweep_arguments
 
@@ -19,8 +18,14 @@ LONG_SWEEP = (
     "seed=0,1",
     "trainer.epochs=60",
 )  # seconds, of which a job needs half of one to hear that it is to stop
+
+
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
+
+
 NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
+
+
 LAUNCHERS = (
     JOBLIB,
     "hydra/launcher=submitit_local",
@@ -84,14 +89,6 @@ def test_every_launcher_gives_the_results_of_the_basic_launcher(
         "genexp: 2 of 4 jobs failed, first #1 seed=0 optimizer.lr=1000000000.0: the loss"
     )
     assert sum("finished  mse " in line for line in result.stdout.splitlines()) == 2
-
-
-def test_thread_variables_are_set_unless_the_user_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in THREAD_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MKL_NUM_THREADS", "7")
-    assert build_thread_env(4) == {"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
-    assert build_thread_env(0)["OMP_NUM_THREADS"] == "1"  # more jobs than cores
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])

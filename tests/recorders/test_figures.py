@@ -1,4 +1,4 @@
-"""The figures of a run are there however it ended, and show something."""
+"""Figures of a run: curves, previews, galleries and latent plots."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from genexp.recorders.curves import group_metrics, smooth_curve
 from genexp.recorders.figures import FigureRecorder
 from genexp.recorders.metrics_log import MetricsRecorder
-from genexp.run_dir.metrics import LoggedCurve
 from genexp.snapshot import Curve, FinalArtifacts, RunOutcome, Snapshot
 from tests.support.snapshots import (
     FINISHED_OUTCOME,
@@ -99,27 +97,6 @@ def test_codes_with_many_dimensions_are_not_plotted(tmp_path: Path) -> None:
     with open_recorder(FigureRecorder(), run) as figures:
         figures.record(make_snapshot(40, run, final_artifacts=make_final_artifacts(5)))
     assert list((tmp_path / "figures").iterdir()) == []
-
-
-def test_losses_share_a_panel() -> None:
-    names = ["generator_loss", "discriminator_loss", "real_score", "psnr", "frechet_mnist-v1", "recall_mnist-v1"]
-    assert group_metrics(names) == {
-        "loss": ["generator_loss", "discriminator_loss"],
-        "real_score": ["real_score"],
-        "psnr": ["psnr"],
-        "frechet_mnist-v1": ["frechet_mnist-v1"],
-        "recall_mnist-v1": ["recall_mnist-v1"],
-    }
-
-
-def test_a_smoothed_curve_has_the_epoch_means() -> None:
-    steps = np.arange(1, 101)
-    column = LoggedCurve(steps, -(-steps // 10), np.arange(100.0))
-    column.values[5] = np.nan
-    middles, means = smooth_curve(column, steps_per_epoch=10)
-    assert len(means) == 10
-    assert (middles[1], means[1]) == (15.5, 14.5)
-    assert means[0] == pytest.approx(np.nanmean(column.values[:10]))
 
 
 def test_nonfinite_values_do_not_prevent_figures(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` holds every number, and can be cut back and gone on with."""
+"""Recorder of `metrics.jsonl`: lines, flushing, truncation and resumption."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from genexp.errors import DataError
 from genexp.recorders.metrics_log import MetricsRecorder
-from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.metrics import read_metrics
 from genexp.snapshot import Curve, Snapshot
 from tests.support.snapshots import (
@@ -100,52 +97,3 @@ def test_recorded_lines_are_flushed_immediately(tmp_path: Path) -> None:
     with open_recorder(MetricsRecorder(), run) as log:
         log.record(make_snapshot(10, run))
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 10
-
-
-def test_read_metrics_returns_columns_and_skips_a_partial_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "epoch": 1, "split": "train", "loss": 2.0}\n'
-        '{"step": 2, "epoch": 1, "split": "train", "loss": 1.0, "kl": 3}\n'
-        '{"step": 2, "epoch": 1, "split": "test", "psnr": 9.5}\n'
-        '{"step": 3, "epoch": 2, "split": "tr'
-    )
-    metrics = read_metrics(path)
-    assert metrics["train"]["loss"].values.tolist() == [2.0, 1.0]
-    assert metrics["train"]["kl"].steps.tolist() == [2]
-    assert metrics["test"]["psnr"].epochs.tolist() == [1]
-
-
-def test_read_metrics_reports_the_damaged_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "epoch": 1, "split": "train", "loss": 2.0}\noops\n')
-    with pytest.raises(DataError, match="line 2"):
-        read_metrics(path)
-
-
-def test_epoch_means_do_not_depend_on_block_sizes() -> None:
-    whole, parts = EpochMeans(10), EpochMeans(10)
-    together = whole.add(make_curves(1, 20))
-    assert parts.add(make_curves(1, 7)) is None
-    assert parts.add(make_curves(8, 13)) is not None
-    apart = parts.add(make_curves(14, 20))
-    assert together is not None
-    assert apart is not None
-    assert together[0] == apart[0] == 2
-    assert apart[1] == pytest.approx(together[1])
-    assert apart[1]["loss"] == pytest.approx(np.mean([synthetic_loss(step) for step in range(11, 21)]))
-
-
-def test_mean_of_a_partly_recorded_epoch_uses_the_recorded_steps() -> None:
-    means = EpochMeans(10)
-    assert means.add(make_curves(21, 25)) is None
-    assert means.compute_means()["loss"] == pytest.approx(
-        np.mean([synthetic_loss(step) for step in range(21, 26)])
-    )
-
-
-def test_epochs_of_one_step_end_with_every_step() -> None:
-    completed_epoch = EpochMeans(1).add(make_curves(1, 5))
-    assert completed_epoch is not None
-    assert completed_epoch[0] == 5
-    assert completed_epoch[1]["loss"] == pytest.approx(synthetic_loss(5))

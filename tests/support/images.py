@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageSequence
+from torch import Tensor
+
+from genexp.data.dataset import Dataset, Split
+
+IMAGE_SHAPE = (1, 28, 28)
 
 
 def write_image(path: Path, gray_level: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
@@ -26,3 +33,18 @@ def read_frames(path: Path, mode: str = "RGB") -> list[np.ndarray]:
     """Return the pixels of each frame of a GIF, in a mode of PIL."""
     with Image.open(path) as gif:
         return [np.array(frame.convert(mode)) for frame in ImageSequence.Iterator(gif)]
+
+
+def make_image_batch(count: int = 8, shape: tuple[int, int, int] = IMAGE_SHAPE) -> dict[str, Tensor]:
+    """Return random images with labels from 0 to 9, the same at each call."""
+    torch.manual_seed(1)
+    return {"image": torch.rand(count, *shape), "label": torch.arange(count) % 10}
+
+
+def make_image_dataset(*, is_labeled: bool = True, name: str = "mnist_5k") -> Dataset:
+    """Return a data set of 30 random images, the same for training and test."""
+    torch.manual_seed(2)
+    streams: dict[str, Any] = {"image": torch.randint(0, 256, (30, *IMAGE_SHAPE), dtype=torch.uint8)}
+    if is_labeled:
+        streams["label"] = torch.arange(30) % 10
+    return Dataset(name, Split(streams), Split(streams), ("zero", "one") if is_labeled else ())

@@ -90,7 +90,9 @@ def test_survivor_equals_a_run_that_was_never_halted(halving_sweep_dir: Path, tm
 def test_killed_and_resumed_halving_equals_uninterrupted(halving_sweep_dir: Path, tmp_path: Path) -> None:
     with start_genexp(*sweep_arguments(tmp_path, *HALVING)) as process:
         status = tmp_path / "2" / "status.json"
-        wait_for(lambda: status.exists() and load_status(status.parent)["epoch"] >= 2, seconds=120, process=process)
+        wait_for(
+            lambda: status.exists() and load_status(status.parent)["epoch"] >= 2, seconds=120, process=process
+        )
     result = run_genexp("-m", *SHORT_RUN, *HALVING, f"sweep.resume={tmp_path}")
     assert result.exit_code == 0
     assert (load_job_states(tmp_path), load_job_epochs(tmp_path)) == (

@@ -1,4 +1,4 @@
-"""A sweep: many runs from one line, which survives what happens to any of them."""
+"""Sweeps: jobs, summaries, failures, errors and the manifest."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.command import load_status, read_metrics_log, run_genexp
-from tests.support.sweeps import DIVERGING_LR, SHORT_RUN, load_job_states, sweep_arguments
+from tests.support.command import (
+    load_status,
+    read_metrics_log,
+    run_genexp,
+)
+from tests.support.sweeps import DIVERGING_LR, ONE_STEP_RUN, SHORT_RUN, load_job_states, sweep_arguments
 
 
 def test_job_equals_a_single_run(tmp_path: Path) -> None:
@@ -115,3 +119,34 @@ def test_manifest_lists_the_overrides_of_each_job(tmp_path: Path) -> None:
         (1, ["seed=1"], "min"),
     ]
     assert "sweep" not in yaml.safe_load((tmp_path / "0" / "config.yaml").read_text())
+
+
+def test_sweep_has_one_run_directory_per_job(tmp_path: Path) -> None:
+    result = run_genexp("-m", *ONE_STEP_RUN, "seed=range(2)", f"hydra.sweep.dir={tmp_path}")
+    assert result.exit_code == 0, result.stderr
+    for number in range(2):
+        assert yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())["seed"] == number
+        assert load_status(tmp_path / str(number))["state"] == "finished"
+
+
+def test_sweep_over_config_groups_has_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The option may stand anywhere among the words.
+    result = run_genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *ONE_STEP_RUN[1:])
+    assert result.exit_code == 0, result.stderr
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert {"0", "1", "2", "3", "multirun.yaml", "sweep.json", "report.html", ".lock"} == {
+        path.name for path in sweep.iterdir()
+    }
+    jobs = [load_status(sweep / str(number)) for number in range(4)]
+    assert [(job["model"], job["dataset"]) for job in jobs] == [
+        ("vae", "mnist_5k"),
+        ("vae", "digits"),
+        ("gan", "mnist_5k"),
+        ("gan", "digits"),
+    ]
+    # Each job has the recipe of its own model.
+    optimizers = [
+        yaml.safe_load((sweep / str(number) / "config.yaml").read_text())["optimizer"] for number in (0, 2)
+    ]
+    assert optimizers[0]["betas"] != optimizers[1]["betas"]

@@ -1,4 +1,4 @@
-"""Autoencoders: what they see, what they are held against, and that they learn."""
+"""Autoencoders: networks, losses, noise, previews and learning."""
 
 from __future__ import annotations
 
@@ -9,22 +9,41 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from genexp.data.loading import make_loader
 from genexp.data.stream import select_examples
 from genexp.errors import ConfigError
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
+from genexp.networks.mlp import ACTIVATIONS
 from genexp.technique import Clock
 from genexp.training.trainer import eval_mode
 from tests.support.compose import make_technique
 from tests.support.digits import CPU, evaluate_on_digits, load_digits, mean_image_mse, train_on_digits
+from tests.support.networks import record_layer_shapes
 
 PLAIN_TECHNIQUES = ("stacked_autoencoder", "conv_autoencoder", "latent3d_autoencoder")
+
+
 DENOISING_TECHNIQUES = ("denoising_autoencoder", "conv_denoising_autoencoder")
+
+
 ALL_TECHNIQUES = (*PLAIN_TECHNIQUES, *DENOISING_TECHNIQUES)
+
+
 IMAGE_SHAPE = (1, 16, 18)
+
+
 CLOCK = Clock(step=5, total_steps=100, steps_per_epoch=10)
+
+
+Shape = tuple[int, int, int]
+
+
+DENSE_TECHNIQUES = ("stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder", "vae")
+
+
+CONV_TECHNIQUES = ("conv_autoencoder", "conv_denoising_autoencoder")
 
 
 @pytest.fixture
@@ -179,3 +198,114 @@ def test_autoencoder_learns_digits_in_a_few_hundred_steps(name: str, steps: int,
     assert scores["mse"] < max_relative_mse * mean_image_mse()
     if name in DENOISING_TECHNIQUES:
         assert scores["psnr"] > scores["noisy_psnr"] + 2
+
+
+def count_parameters(*networks: nn.Module) -> int:
+    return sum(weight.numel() for network in networks for weight in network.parameters())
+
+
+def test_conv_autoencoder_matches_the_reference_at_28_pixels() -> None:
+    technique = make_technique("conv_autoencoder", (1, 28, 28), "experiment=conv_autoencoder_reference")
+    assert record_layer_shapes(technique.encoder, torch.zeros(2, 1, 28, 28)) == [
+        (16, 13, 13),
+        (32, 6, 6),
+        (64, 4, 4),
+        (10,),
+    ]
+    assert record_layer_shapes(technique.decoder, torch.zeros(2, 10)) == [
+        (1024,),
+        (32, 6, 6),
+        (16, 13, 13),
+        (1, 28, 28),
+    ]
+    first, second, last = (layer for layer in technique.decoder if isinstance(layer, nn.ConvTranspose2d))
+    assert [layer.output_padding for layer in (first, second, last)] == [(0, 0), (0, 0), (1, 1)]
+    assert [layer.stride for layer in (first, second, last)] == [(1, 1), (2, 2), (2, 2)]
+
+
+def test_conv_denoising_autoencoder_matches_the_reference_at_28_pixels() -> None:
+    name = "conv_denoising_autoencoder"
+    technique = make_technique(name, (1, 28, 28), f"experiment={name}_reference")
+    down = [(8, 14, 14), (16, 7, 7), (32, 3, 3), (128,), (4,)]
+    assert record_layer_shapes(technique.encoder, torch.zeros(2, 1, 28, 28)) == down
+    assert record_layer_shapes(technique.decoder, torch.zeros(2, 4)) == [
+        (128,),
+        (288,),
+        (16, 7, 7),
+        (8, 14, 14),
+        (1, 28, 28),
+    ]
+    ups = [layer for layer in technique.decoder if isinstance(layer, nn.ConvTranspose2d)]
+    assert [layer.output_padding for layer in ups] == [(0, 0), (1, 1), (1, 1)]
+    assert [layer.padding for layer in ups] == [(0, 0), (1, 1), (1, 1)]
+    layer_types = [type(layer).__name__ for layer in technique.encoder]
+    assert layer_types == [
+        *("Conv2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "ReLU"),
+        *("Flatten", "Linear", "ReLU", "Linear"),
+    ]
+    assert [type(layer).__name__ for layer in technique.decoder] == [
+        *("Linear", "ReLU", "Linear", "ReLU", "Unflatten"),
+        *("ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder"),
+    [
+        # Linear a→b has a·b + b parameters; a convolution of kernel 3 from a to b channels has 9·a·b + b.
+        (
+            "stacked_autoencoder",
+            784 * 128 + 128 + 128 * 32 + 32 + 32 * 10 + 10,
+            320 + 32 + 4096 + 128 + 100352 + 784,
+        ),
+        ("conv_autoencoder", 160 + 4640 + 18496 + 10250, 11264 + 18464 + 4624 + 145),
+        (
+            "conv_denoising_autoencoder",
+            80 + 1168 + 32 + 4640 + (288 * 128 + 128) + (128 * 4 + 4),
+            (4 * 128 + 128) + (128 * 288 + 288) + (9 * 32 * 16 + 16) + 32 + (9 * 16 * 8 + 8) + 16 + (9 * 8 + 1),
+        ),
+        (
+            "latent3d_autoencoder",
+            (784 * 128 + 128) + (128 * 64 + 64) + (64 * 12 + 12) + (12 * 3 + 3),
+            (3 * 12 + 12) + (12 * 64 + 64) + (64 * 128 + 128) + (128 * 784 + 784),
+        ),
+    ],
+)
+def test_reference_presets_have_the_parameter_counts_of_the_source(name: str, encoder: int, decoder: int) -> None:
+    technique = make_technique(name, (1, 28, 28), f"experiment={name}_reference")
+    assert (count_parameters(technique.encoder), count_parameters(technique.decoder)) == (encoder, decoder)
+
+
+def list_activations(network: nn.Module) -> list[str]:
+    layer_types = tuple(type(make()) for make in ACTIVATIONS.values())
+    return [type(layer).__name__ for layer in network.modules() if isinstance(layer, layer_types)]
+
+
+def test_reference_presets_have_the_activations_of_the_source() -> None:
+    stacked = make_technique("stacked_autoencoder", (1, 28, 28), "experiment=stacked_autoencoder_reference")
+    assert list_activations(stacked.encoder) == ["ReLU"] * 3, "the latent has one too"
+    assert list_activations(stacked.decoder) == ["ReLU"] * 2
+    narrow = make_technique("latent3d_autoencoder", (1, 28, 28), "experiment=latent3d_autoencoder_reference")
+    assert list_activations(narrow.encoder) == ["ReLU"] * 3
+    assert isinstance(list(narrow.encoder)[-1], nn.Linear), "this latent is linear"
+    vae = make_technique("vae", (1, 28, 28), "experiment=vae_reference")
+    assert list_activations(vae.encoder) == list_activations(vae.decoder) == ["LeakyReLU"] * 2
+    assert vae.encoder[2].negative_slope == 0.2
+
+
+@pytest.mark.parametrize("name", [*DENSE_TECHNIQUES, *CONV_TECHNIQUES])
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 20, 23)], ids=str)
+def test_technique_accepts_any_image_shape(name: str, shape: Shape) -> None:
+    technique = make_technique(name, shape, f"model={name}")
+    images = torch.rand(4, *shape)
+    technique.eval()
+    back = technique.reconstruct(images)
+    assert back.shape == images.shape
+    assert back.min() >= 0
+    assert back.max() <= 1
+
+
+@pytest.mark.parametrize("name", CONV_TECHNIQUES)
+def test_technique_rejects_images_that_are_too_small(name: str) -> None:
+    with pytest.raises(ConfigError, match="too small for this convolutional model"):
+        make_technique(name, (1, 4, 4), f"model={name}")

@@ -1,4 +1,4 @@
-"""Deep k-means: its schedule, its centers, what it leaves of a run."""
+"""Deep k-means: schedule, centers, losses and runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
-from genexp.images.scatter import embed_tsne
-from genexp.images.transforms import random_affine
 from genexp.technique import Batch, Clock
 from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, sharpened_assignment_loss, soft_assignment
 from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
@@ -167,44 +164,3 @@ def test_invalid_settings_are_reported_with_their_key(override: str, tmp_path: P
     result = run_genexp("model=deep_kmeans", override, run_dir_override(tmp_path / "run"))
     assert result.exit_code == 1
     assert override.split("=")[0] in result.stderr
-
-
-def test_embed_tsne_accepts_identical_codes() -> None:
-    assert embed_tsne(torch.ones(12, 4)).isfinite().all()
-
-
-def make_spot_image(height: int, width: int) -> Tensor:
-    """Return one image with a bright spot right of the middle."""
-    image = torch.zeros(1, 1, height, width)
-    image[..., height // 2 - 1 : height // 2 + 1, -6:-4] = 1
-    return image
-
-
-def test_zero_affine_jitter_is_the_identity() -> None:
-    images = torch.rand(5, 3, 12, 16)
-    torch.testing.assert_close(random_affine(images, degrees=0, shift_pixels=0, zoom=0), images, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (24, 48)])
-def test_affine_jitter_rotates_without_distortion(height: int, width: int) -> None:
-    """Turned about the middle, a spot keeps its distance from it, whatever the sides of the image."""
-    torch.manual_seed(0)
-    turned = random_affine(
-        make_spot_image(height, width).expand(40, -1, -1, -1), degrees=25, shift_pixels=0, zoom=0
-    )
-    rows = torch.arange(height) - (height - 1) / 2
-    columns = torch.arange(width) - (width - 1) / 2
-    mass = turned.sum((1, 2, 3))
-    down = (turned.sum((1, 3)) * rows).sum(1) / mass
-    right = (turned.sum((1, 2)) * columns).sum(1) / mass
-    torch.testing.assert_close(
-        (down.square() + right.square()).sqrt(), torch.full((40,), width / 2 - 5.0), rtol=0, atol=0.3
-    )
-    assert down.abs().max() > 2
-
-
-def test_affine_jitter_shifts_by_pixels() -> None:
-    torch.manual_seed(0)
-    shifted = random_affine(make_spot_image(28, 28).expand(200, -1, -1, -1), degrees=0, shift_pixels=3, zoom=0)
-    places = (shifted.sum((1, 2)) * torch.arange(28)).sum(1) / shifted.sum((1, 2, 3))
-    assert 2.5 < float((places - 22.5).abs().max()) <= 3.01

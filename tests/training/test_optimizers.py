@@ -1,4 +1,4 @@
-"""Optimizers that go downhill, and learning rates that are functions of the clock."""
+"""Optimizers and learning-rate schedules: settings, steps and errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from genexp.device import move_to_device
+from genexp.errors import ConfigError
 from genexp.technique import Clock
 from genexp.training.optimizers import (
     OPTIMIZERS,
@@ -23,6 +24,7 @@ from genexp.training.optimizers import (
     plan_optimizers,
     remove_dynamo_wrappers,
 )
+from tests.support.compose import compose_config, compose_values
 from tests.support.optimizers import LEARNING_RATES, load_optimizer_settings
 
 TORCH_OPTIMIZERS = (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adadelta, optim.LBFGS)
@@ -218,3 +220,80 @@ def test_step_does_not_import_the_compiler() -> None:
         "assert 'torch._dynamo' not in sys.modules",
     )
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_phase_settings_override_shared_settings() -> None:
+    plan = plan_optimizers(compose_values("model=gan", "optimizer.discriminator.lr=1e-4")["optimizer"])
+    shared = compose_config("model=gan").optimizer.lr
+    assert plan.bind_phase_config("discriminator").lr == 1e-4
+    assert plan.bind_phase_config("generator").lr == shared != 1e-4
+    assert plan.bind_phase_config("discriminator").name == plan.bind_phase_config("generator").name == "adam"
+    plan.check_phases(["discriminator", "generator"])
+
+
+def test_phases_default_to_the_shared_value() -> None:
+    plan = plan_optimizers(compose_values("model=gan", "optimizer=sgd", "optimizer.lr=0.3")["optimizer"])
+    assert plan.bind_phase_config("discriminator").lr == plan.bind_phase_config("generator").lr == 0.3
+
+
+def test_any_setting_can_be_set_per_phase() -> None:
+    overrides = ("model=gan", "+optimizer.generator.betas=[0.1,0.2]", "+optimizer.generator.schedule=linear")
+    plan = plan_optimizers(compose_values(*overrides)["optimizer"])
+    assert plan.bind_phase_config("generator").to_kwargs()["betas"] == (0.1, 0.2)
+    assert plan.bind_phase_config("generator").schedule == "linear"
+    assert plan.bind_phase_config("discriminator").schedule == "constant"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.generator.lr=-1", "optimizer.generator.lr=-1.0: use a positive learning rate"),
+        (
+            "+optimizer.generator.name=sgd",
+            "optimizer.generator.name=sgd: all phases have the one of optimizer=NAME",
+        ),
+        ("+optimizer.generator.beta=1", "optimizer.generator.beta is no key of optimizer.generator"),
+    ],
+)
+def test_invalid_phase_setting_is_reported(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as excinfo:
+        plan_optimizers(compose_values("model=gan", override)["optimizer"]).bind_phase_config("generator")
+    assert message in str(excinfo.value)
+
+
+def test_unknown_phase_is_reported() -> None:
+    plan = plan_optimizers(compose_values("model=gan", "+optimizer.critic.lr=1")["optimizer"])
+    with pytest.raises(ConfigError, match=r"optimizer\.critic names no phase of this model"):
+        plan.check_phases(["discriminator", "generator"])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("adam", "betas", [0.9], "optimizer.betas=[0.9]: give two values"),
+        ("adam", "betas", [0.9, 1], "optimizer.betas=[0.9, 1.0]: use values in [0, 1)"),
+        ("adam", "eps", 0, "optimizer.eps=0.0: use a positive value"),
+        ("adamw", "weight_decay", -1, "optimizer.weight_decay=-1.0: use 0 or more"),
+        ("adamw", "lr", float("nan"), "optimizer.lr=nan: use a positive learning rate"),
+        ("adam", "warmup_steps", -1, "optimizer.warmup_steps=-1: use 0 or more"),
+        ("adam", "decay_start", 1, "optimizer.decay_start=1.0: use a part of the run, 0 <= x < 1"),
+        ("sgd", "momentum", -1, "optimizer.momentum=-1.0: use 0 or more"),
+        ("sgd", "momentum", 0, "optimizer.nesterov=True: use false, or a positive momentum"),
+        ("rmsprop", "alpha", -1, "optimizer.alpha=-1.0: use a value in [0, 1)"),
+        ("rmsprop", "momentum", -1, "optimizer.momentum=-1.0: use 0 or more"),
+        ("adadelta", "rho", 3, "optimizer.rho=3.0: use a value in [0, 1)"),
+        ("lbfgs", "max_iter", 0, "optimizer.max_iter=0: use at least 1"),
+        ("lbfgs", "history_size", 0, "optimizer.history_size=0: use at least 1"),
+        ("lbfgs", "line_search_fn", "wolf", "optimizer.line_search_fn=wolf: use null or strong_wolfe"),
+        ("adagrad", "lr", 1, "optimizer.name=adagrad is no optimizer; did you mean adam?"),
+    ],
+)
+def test_invalid_optimizer_value_is_reported_with_its_key(
+    name: str, key: str, value: object, message: str
+) -> None:
+    settings = compose_values(f"optimizer={name if name in OPTIMIZERS else 'adam'}")["optimizer"]
+    if name == "sgd":
+        settings["nesterov"] = True
+    with pytest.raises(ConfigError) as excinfo:
+        plan_optimizers({**settings, "name": name, key: value})
+    assert str(excinfo.value) == message

@@ -1,0 +1,41 @@
+"""Adversarial losses and the gradient penalty."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
+
+
+def test_non_saturating_loss_is_the_cross_entropy_of_probabilities() -> None:
+    real, fake = torch.randn(6), torch.randn(6)
+    adversarial_loss = ADVERSARIAL_LOSSES["non_saturating"]
+    ones, zeros = torch.ones(6), torch.zeros(6)
+    bce = F.binary_cross_entropy
+    torch.testing.assert_close(
+        adversarial_loss.discriminator_loss(real, fake), bce(real.sigmoid(), ones) + bce(fake.sigmoid(), zeros)
+    )
+    torch.testing.assert_close(adversarial_loss.generator_loss(fake), bce(fake.sigmoid(), ones))
+
+
+@pytest.mark.parametrize(
+    ("loss", "discriminator", "generator"),
+    [("least_squares", 0.125 + 2.0, 0.5), ("hinge", 0.5 + 3.0, -2.0), ("wasserstein", 1.5, -2.0)],
+)
+def test_losses_match_their_papers(loss: str, discriminator: float, generator: float) -> None:
+    real, fake = torch.tensor([0.5, 0.5]), torch.tensor([2.0, 2.0])
+    adversarial_loss = ADVERSARIAL_LOSSES[loss]
+    assert adversarial_loss.discriminator_loss(real, fake).item() == pytest.approx(discriminator)
+    assert adversarial_loss.generator_loss(fake).item() == pytest.approx(generator)
+
+
+def test_gradient_penalty_measures_the_slope_and_is_differentiable() -> None:
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)  # a scorer of slope 5 everywhere
+    penalty, slope = gradient_penalty(lambda images: images @ weight, torch.randn(4, 2), torch.randn(4, 2))
+    assert slope.item() == pytest.approx(5)
+    assert penalty.item() == pytest.approx(16)
+    penalty.backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, 2 * 4 * torch.tensor([0.6, 0.8]))

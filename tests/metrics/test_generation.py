@@ -1,0 +1,55 @@
+"""Scores of generated images: shared features and feature extractors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from genexp.metrics.generation import GenerationMetrics
+from tests.support.images import make_image_batch, make_image_dataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class CountingBatches:
+    """Batches that count how often they are gone through."""
+
+    def __init__(self, batches: Sequence[dict[str, Tensor]]) -> None:
+        self.batches, self.num_iterations = batches, 0
+
+    def __iter__(self) -> Any:
+        self.num_iterations += 1
+        return iter(self.batches)
+
+
+def test_real_features_are_computed_once_and_shared_by_copies() -> None:
+    generation_metrics = GenerationMetrics(make_image_dataset())
+    samples = CountingBatches([make_image_batch(20)])
+    features = generation_metrics.extract_features(make_image_batch(30)["image"])
+    first = generation_metrics.compute_scores(samples, [features])
+    assert copy.deepcopy(generation_metrics).compute_scores(samples, [features]) == first
+    assert samples.num_iterations == 1
+
+
+def test_frechet_objective_equals_the_versioned_distance() -> None:
+    generation_metrics = GenerationMetrics(make_image_dataset())
+    scores = generation_metrics.compute_scores(
+        [make_image_batch(20)], [generation_metrics.extract_features(make_image_batch(20)["image"])]
+    )
+    assert scores["frechet"] == scores["frechet_mnist-v1"] == pytest.approx(0, abs=1e-6)
+
+
+def test_unlabeled_images_are_compared_by_pixels() -> None:
+    generation_metrics = GenerationMetrics(make_image_dataset(is_labeled=False, name="pictures"))
+    same = generation_metrics.compute_scores(
+        [make_image_batch(20)], [generation_metrics.extract_features(make_image_batch(20)["image"])]
+    )
+    darker = generation_metrics.compute_scores(
+        [make_image_batch(20)], [generation_metrics.extract_features(make_image_batch(20)["image"] / 2)]
+    )
+    assert same["frechet"] == same["frechet_pixels8-v1"] == pytest.approx(0, abs=1e-6)
+    assert darker["frechet"] > 1

@@ -1,0 +1,36 @@
+"""Data sets and their streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from genexp.config import find_config_dir
+from genexp.data import load_dataset
+from genexp.data.dataset import Dataset, Split
+
+
+def load_photographs(size: int = 48, **values: Any) -> Dataset:
+    defaults = {"name": "photographs", "limit": None, "resident_gb": 4.0, "content": None, "style": None}
+    return load_dataset({**defaults, "size": size, **values})
+
+
+def load_dataset_config(name: str, **values: Any) -> dict[str, Any]:
+    """Return conf/dataset/<name>.yaml with some values replaced."""
+    config = OmegaConf.to_container(OmegaConf.load(find_config_dir() / "dataset" / f"{name}.yaml"))
+    assert isinstance(config, dict)
+    assert values.keys() <= config.keys()
+    return {str(key): value for key, value in config.items()} | values
+
+
+def get_stream(split: Split, name: str) -> Tensor:
+    tensor = split.streams[name]
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def count_labels(split: Split) -> list[int]:
+    return torch.bincount(get_stream(split, "label")).tolist()

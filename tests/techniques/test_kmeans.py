@@ -1,0 +1,103 @@
+"""Runs of k-means: results, presets, files and errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans as SklearnKMeans
+
+from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.kmeans import load_points
+
+
+def test_run_matches_scikit_learn(tmp_path: Path) -> None:
+    points = load_points("digits")
+    initial = points[:10].numpy()
+    np.save(tmp_path / "centers.npy", initial)
+    reference = SklearnKMeans(10, init=initial, n_init=1, max_iter=300, tol=0).fit(points.numpy())
+    override = f"model.init='{tmp_path / 'centers.npy'}'"
+    no_previews = ("trainer.preview_every=0", "trainer.evaluate_every=0", "model.tolerance=0", "model.clusters=10")
+    result = run_genexp(
+        "model=kmeans", "dataset=digits", override, *no_previews, run_dir_override(tmp_path / "run")
+    )
+    assert result.exit_code == 0, result.stderr
+    last = [line for line in read_metrics_log(tmp_path / "run") if line["split"] == "train"][-1]
+    assert last["inertia"] == pytest.approx(reference.inertia_, rel=1e-3)
+    assert last["shift"] == 0
+
+
+def run_kmeans(tmp_path: Path, *overrides: str) -> Path:
+    """Run k-means and return the run's folder."""
+    folder = tmp_path / "run"
+    result = run_genexp("model=kmeans", "device=cpu", "device.threads=1", *overrides, run_dir_override(folder))
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def test_reference_preset_writes_a_scatter_plot_and_a_gif(tmp_path: Path) -> None:
+    folder = run_kmeans(tmp_path, "experiment=kmeans_reference")
+    assert (folder / "clusters.gif").is_file()
+    assert (folder / "figures" / "assignment.png").is_file()
+    assert load_status(folder)["step"] == 5
+
+
+def test_default_preset_beats_the_reference_preset(tmp_path: Path) -> None:
+    no_previews = ("trainer.preview_every=0",)
+    ours = run_kmeans(tmp_path / "ours", "experiment=kmeans", *no_previews)
+    reference = run_kmeans(tmp_path / "reference", "experiment=kmeans_reference", *no_previews)
+    inertia = [read_metrics_log(folder)[-2]["inertia"] for folder in (ours, reference)]
+    assert inertia[0] < inertia[1]
+    assert load_status(ours)["step"] < 300, "it did not stop when it had converged"
+
+
+def test_minibatch_inertia_is_close_to_full_batch_inertia(tmp_path: Path) -> None:
+    settings = ("dataset=digits", "model.clusters=10", "model.n_init=3", "trainer.preview_every=0")
+    full_batch = run_kmeans(tmp_path / "whole", *settings)
+    minibatch = run_kmeans(tmp_path / "parts", *settings, "trainer.batch_size=128", "trainer.epochs=10")
+    scores = [load_status(folder)["test"]["inertia_per_point"] for folder in (full_batch, minibatch)]
+    assert scores[1] == pytest.approx(scores[0], rel=0.05)
+    assert {"acc", "nmi", "ari"} <= set(load_status(minibatch)["test"])
+
+
+def test_image_datasets_write_images_of_the_centers(tmp_path: Path) -> None:
+    folder = run_kmeans(
+        tmp_path, "dataset=mnist_5k", "dataset.limit=200", "model.clusters=5", "model.init=uniform",
+        "model.n_init=2", "trainer.epochs=3",
+    )  # fmt: skip
+    assert (folder / "centers.gif").is_file()
+    assert (folder / "figures" / "clusters.png").is_file()
+    assert np.isfinite(load_status(folder)["test"]["inertia_per_point"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.clusters=600", "model.clusters=600 exceeds the 500 points; lower it or choose a larger data set"),
+        ("model.init=kmeans", "model.init=kmeans: choose one of k-means++, random, uniform"),
+        ("model.init=/nowhere/centers.npy", "model.init=/nowhere/centers.npy cannot be read as centers"),
+        ("model.init_samples=1", "model.init_samples=1: use at least model.clusters"),
+    ],
+)
+def test_errors_report_key_value_and_remedy(override: str, message: str, tmp_path: Path) -> None:
+    result = run_genexp("model=kmeans", override, run_dir_override(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("centers", "message"),
+    [
+        (np.zeros((3, 2)), "has shape (3, 2)"),
+        (np.array([[0, 1], [np.nan, 1]]), "holds NaN or infinite numbers; give a file of finite ones"),
+    ],
+)
+def test_invalid_center_files_are_rejected(centers: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "centers.npy", centers)
+    override = f"model.init='{tmp_path / 'centers.npy'}'"
+    result = run_genexp("model=kmeans", "model.clusters=2", override, run_dir_override(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
