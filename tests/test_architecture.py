@@ -45,7 +45,7 @@ LAYERS = (
     "sharding",
 )
 
-# Units further down that a unit must not import all the same.
+# Units further down that a unit must not import nevertheless.
 RUN_UNITS = {"training", "run_dir", "snapshot", "device", "seeding", "distributed"}
 FORBIDDEN = {
     "networks": {"config", "data", "technique", *RUN_UNITS},  # a network receives numbers
@@ -69,7 +69,7 @@ LIBRARY_USERS = {
     "ray": {"plugins"},
 }
 
-# Where a unit of files is meant to grow: one file for each technique, network, data set or plugin.
+# Folders that grow by one file for each technique, network, data set or plugin.
 GROWING_FOLDERS = {"techniques", "networks", "sources", "plugins"}
 MAX_ROOT_MODULES, MAX_MODULES, MAX_SHORT_MODULES, SHORT_LINES = 10, 125, 10, 40
 
@@ -137,7 +137,7 @@ def test_only_the_units_that_assemble_runs_import_both_trainer_and_recorders() -
 
 
 def test_steps_and_recorders_do_not_import_the_loop() -> None:
-    """The trainer's parts are imported for their settings and signals; the loop only where a run is executed."""
+    """Other units import the trainer's settings and signals; only the execution of a run imports the loop."""
     users = {
         name
         for name, tree in parse_modules().items()
@@ -178,7 +178,7 @@ def test_there_is_no_import_cycle() -> None:
         name: {other for other in find_imported_names(tree) if other in parse_modules()} - {name}
         for name, tree in parse_modules().items()
     }
-    # A package is imported along with its modules, which does not make them depend on it.
+    # Importing a module also imports its package, which is no dependency.
     for name, others in edges.items():
         edges[name] = {other for other in others if not name.startswith(f"{other}.")}
     visited: set[str] = set()
@@ -221,14 +221,14 @@ def test_no_call_unpacks_a_literal_list_of_arguments() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    """Shared helpers lie in tests/support."""
+    """Shared helpers are in tests/support."""
     for path in TESTS.rglob("*.py"):
         for name in find_imported_names(ast.parse(path.read_text(encoding="utf-8"))):
             assert not re.match(r"(tests\.(?!support)|test_)", name), f"{path} imports {name}"
 
 
 def test_tests_mirror_the_package() -> None:
-    """Each folder of tests is that of a unit of the package; scripts/ and support/ besides."""
+    """Each folder of tests has the name of a unit of the package, except scripts/ and support/."""
     folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders <= {*LAYERS, "scripts", "support"}
 

@@ -104,7 +104,7 @@ def test_optimizer_defaults_come_from_the_model_recipe() -> None:
 
 @dataclass
 class Settings:
-    """Some of each kind."""
+    """Settings with a field of each supported type."""
 
     count: int
     rate: float

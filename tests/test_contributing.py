@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md: it runs, resumes, and its own test passes."""
+"""Worked example of CONTRIBUTING.md: discovery, its own test, and resumption."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TECHNIQUE = "sparse_autoencoder"
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """Write the files of CONTRIBUTING.md beside the project's own; return the command-line option and the test."""
+    """Write the example files of CONTRIBUTING.md; return the command-line option and the source of the test."""
     text = (REPO_ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     technique, test = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (configuration,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)

@@ -23,14 +23,11 @@ from tests.support.command import (
     run_genexp,
 )
 from tests.support.compose import tiny_overrides
-from tests.support.toy_techniques import (
-    CPU,
-)
 
 
-@pytest.mark.skipif(not has_bf16_matmul(CPU), reason="this processor has no instructions for matrices of bf16")
+@pytest.mark.skipif(not has_bf16_matmul(torch.device("cpu")), reason="needs CPU instructions for bf16 matrices")
 def test_bf16_matmul_accumulates_in_fp32() -> None:
-    left, right = torch.randn(400, 300), torch.randn(300, 400)  # torch 2.11 multiplies smaller ones in full
+    left, right = torch.randn(400, 300), torch.randn(300, 400)  # torch 2.11 multiplies smaller matrices in fp32
     exact = left.double() @ right.double()
     with use_bf16_matmul():
         found = left @ right
@@ -62,7 +59,7 @@ def test_deterministic_mode_does_not_change_cpu_runs(tmp_path: Path) -> None:
 
 
 def test_flush_denormals_rounds_denormals_to_zero() -> None:
-    torch.set_flush_denormal(False)  # which another test may have left otherwise
+    torch.set_flush_denormal(False)  # another test may have changed the mode
     tiny = torch.full((3,), 1e-39)
     try:
         flush_denormals()

@@ -1,4 +1,4 @@
-"""A wheel built from the tree works anywhere: it has all it needs, and finds it."""
+"""Wheel built from the source tree: content, and use from any directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.command import REPO_ROOT, load_status, read_metrics_log
 
 
 def run_subprocess(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a command, which must succeed, and return what it printed."""
+    """Run a command, which must succeed, and return its standard output."""
     settings = {**os.environ, **environment}
     result = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=settings, capture_output=True, text=True, timeout=200
@@ -27,7 +27,7 @@ def run_subprocess(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the source distribution, and from that a wheel, as an upload would be."""
+    """Build the source distribution, and from it a wheel, as for an upload."""
     folder = tmp_path_factory.mktemp("dist")
     run_subprocess(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, REPO_ROOT, cwd=folder)
     (built,) = folder.glob("*.whl")
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def install_dir(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel into a folder of its own."""
+    """Install the wheel into a new directory."""
     folder = tmp_path_factory.mktemp("installed")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index")
     run_subprocess(*pip, "--no-deps", "--target", folder, wheel, cwd=folder)
@@ -67,7 +67,7 @@ def test_installed_wheel_trains_in_another_directory(install_dir: Path, tmp_path
     assert found == [str(install_dir / "genexp" / "__init__.py"), str(install_dir / "genexp" / "conf")]
     overrides = ("model=stacked_autoencoder", *short.split())
     run_subprocess(install_dir / "bin" / "genexp", *overrides, "hydra.run.dir=run", **run_options)  # type: ignore[arg-type]
-    # Its launchers are where Hydra looks for them.
+    # Hydra searches launchers in this directory.
     assert (install_dir / "hydra_plugins" / "genexp_basic_launcher.py").is_file()
     sweep_overrides = (*overrides, "seed=0,1", "hydra.sweep.dir=sweep")
     run_subprocess(install_dir / "bin" / "genexp", "-m", *sweep_overrides, **run_options)  # type: ignore[arg-type]

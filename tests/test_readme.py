@@ -1,4 +1,4 @@
-"""The README says what is there."""
+"""README: directory tree, lists of techniques and data sets, and images."""
 
 from __future__ import annotations
 

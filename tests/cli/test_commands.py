@@ -30,22 +30,18 @@ from tests.support.compose import tiny_overrides
 from tests.support.sweeps import ONE_STEP_RUN
 
 GENEXP_EXECUTABLE = Path(sys.executable).parent / "genexp"
-
-
 ENTRY_POINTS: tuple[tuple[str | Path, ...], ...] = (
     (GENEXP_EXECUTABLE,),
     (sys.executable, "-m", "genexp.train"),
     (sys.executable, REPO_ROOT / "scripts" / "train.py"),
 )
-
-
 CHECK_IMPORTS_SCRIPT = format_import_check(
     "genexp.train", {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "tensorboardX"}
 )
 
 
 def run_subprocess(*command: str | Path, **environment: str) -> str:
-    """Run a command in a process of its own and return what it printed."""
+    """Run a command in a new process and return its standard output."""
     result = subprocess.run(
         [str(word) for word in command],
         env={**os.environ, **environment},
@@ -93,7 +89,7 @@ def test_help_config_and_completion_do_not_import_torch(arguments: list[str], me
 
 
 def test_help_and_config_use_less_than_one_second_of_cpu_time() -> None:
-    """Of processor time, which a busy machine does not stretch."""
+    """Measure CPU time, which does not depend on other processes."""
     for arguments in (["--help"], ["--cfg", "job"]):
         before = os.times()
         run_subprocess(GENEXP_EXECUTABLE, *arguments)
@@ -140,7 +136,7 @@ def test_every_entry_point_runs_sweeps_and_reports_the_failing_key(
 
 @pytest.mark.parametrize("script", sorted((REPO_ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
 def test_importing_a_script_does_not_start_a_run(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the processes do that read pictures ahead: each would start a run of its own."""
+    """Worker processes of a data loader import the script again; each must not start a run."""
     monkeypatch.setattr(sys, "argv", [script.name, "--no-such-option"])
     runpy.run_path(str(script), run_name="__mp_main__")
 
@@ -185,7 +181,7 @@ def test_config_dir_adds_models_and_presets(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["model"]["hidden"], config["seed"]) == ([8], 5)
-    # The run's own configuration is whole: going on with it does not need the folder.
+    # The configuration of the run is complete: resuming it does not need the directory.
     assert run_genexp(f"resume={folder}", "trainer.max_steps=2").exit_code == 0
 
 
@@ -268,7 +264,7 @@ def test_invalid_commands_fail_with_one_line(arguments: list[str], message: str,
 
 @pytest.fixture(scope="module")
 def finished_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run that has finished its two epochs, in a folder whose name asks for quoting."""
+    """Return a finished run of two epochs, in a directory whose name must be quoted."""
     folder = tmp_path_factory.mktemp("a, (b) = c") / "run"
     assert (
         run_genexp(*tiny_overrides("stacked_autoencoder"), "trainer.epochs=2", run_dir_override(folder)).exit_code
@@ -301,7 +297,7 @@ def test_run_directory_with_special_characters_can_be_resumed(finished_run_dir: 
 
 
 def redirect_stderr(log: Path) -> None:
-    """Send what this process has to complain to a file."""
+    """Redirect the standard error of this process to a file."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
 
 

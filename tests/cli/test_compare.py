@@ -1,4 +1,4 @@
-"""`genexp-compare`: a table of any runs, and what it may say about them."""
+"""`genexp-compare`: order, columns, statistics, states and formats of the table of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one clear line and a non-zero exit code."""
+"""User errors: one line on standard error and a non-zero exit code."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_nonfinite_loss_fails_the_run_and_keeps_finite_checkpoints(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def finished_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a short run that has finished; its checkpoints are its largest files. Copy it before breaking it."""
+    """Return a short finished run whose largest files are checkpoints. Copy it before damaging it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert (
         run_genexp(
@@ -165,7 +165,7 @@ def test_checkpoint_with_a_flipped_bit_is_rejected(run_dir: Path) -> None:
 
 
 class PickledCode:
-    """Would run code when unpickled."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, ("boom",))
@@ -182,7 +182,7 @@ def test_checkpoint_with_pickled_code_is_not_loaded(run_dir: Path) -> None:
 
 
 def limit_file_size(max_bytes: int) -> None:
-    """Let no file of this process grow beyond `size` bytes, as a full disk would."""
+    """Limit the size of files that this process writes, as a full disk does."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 

@@ -1,4 +1,4 @@
-"""The tools on finished runs: what they measure, what they make, and how they complain."""
+"""Commands on finished runs: metrics, generated files and errors of `genexp-evaluate` and `genexp-sample`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def run_tool(main: Callable[[], Any], *arguments: str | Path) -> CommandResult:
         raise AssertionError("the command returned instead of exiting")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging.getLogger(), "handlers", [])  # those of runs in this process
+        patch.setattr(logging.getLogger(), "handlers", [])  # handlers of runs in this process
         patch.setenv("COLUMNS", "200")
         return run_main("tool", run_until_exit, *map(str, arguments))
 
 
 def run_sample(*arguments: str | Path) -> list[Path]:
-    """Run genexp-sample, which must succeed, and return the files and folders that it names."""
+    """Run genexp-sample, which must succeed, and return the paths that it prints."""
     result = run_tool(sample.main, *arguments)
     assert result.exit_code == 0, result.stderr
     return [Path(line) for line in result.stdout.splitlines()]
@@ -71,13 +71,13 @@ def vae_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def vae_run_copy(vae_run_dir: Path, tmp_path: Path) -> Path:
-    """Return a run to be damaged."""
+    """Return a copy of a run, to be damaged by a test."""
     return Path(shutil.copytree(vae_run_dir, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
 def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of pictures of many kinds, one of them broken."""
+    """Return a directory of images in several formats and modes, one of them broken."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "more").mkdir()
     Image.new("RGB", (60, 40), (250, 20, 20)).save(folder / "red.jpg")
@@ -89,7 +89,7 @@ def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_evaluation_repeats_the_test_metrics_of_training(vae_run_dir: Path) -> None:
-    """Those of the averaged weights, which were judged, from either kind of checkpoint."""
+    """The metrics of the EMA weights are the same from the best and from the newest checkpoint."""
     for checkpoint in ("best", "newest"):
         result = run_tool(evaluate.main, vae_run_dir, "--checkpoint", checkpoint, "--nll-samples", "5")
         assert result.exit_code == 0, result.stderr
@@ -102,7 +102,7 @@ def test_evaluation_repeats_the_test_metrics_of_training(vae_run_dir: Path) -> N
         extra = {"knn_accuracy", "linear_probe_accuracy", "frechet", "coverage_mnist-v1", "nll_5"}
         assert extra <= written["metrics"].keys()
         assert (written["model"], written["dataset"], written["samples"]) == ("vae", "mnist_5k", 10)
-        assert written["options"]["generated"] == 10  # as many as there are real ones to compare with
+        assert written["options"]["generated"] == 10  # as many as there are real images
     assert written["step"] == load_status(vae_run_dir)["step"]
     assert written["checkpoint"] == f"checkpoints/{list_checkpoints(vae_run_dir)[0].name}"
 
@@ -206,7 +206,7 @@ def load_test_labels(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("name", list_techniques())
 def test_every_technique_generates_its_declared_output_types(name: str, tmp_path: Path) -> None:
-    """Untrained, since only what comes out counts: as many pictures and files as were asked for."""
+    """Check the number of images and files. The technique is untrained: their content does not matter."""
     small = ["dataset.size=24"] if name == "style_transfer" else []
     config = compose_values(*tiny_overrides(name), *small)
     device = torch.device("cpu")
@@ -231,7 +231,7 @@ def test_translations_keep_the_names_and_sizes_of_the_inputs(image_dir: Path, tm
     assert files == folder / "made" / grid_path.stem
     with Image.open(files / "more" / "red.png") as image:
         assert image.size == (28, 28)
-    assert len(list(files.rglob("*.png"))) == 3  # of four, one is broken
+    assert len(list(files.rglob("*.png"))) == 3  # one of the four images is broken
 
 
 def test_help_lists_all_output_types_without_importing_torch() -> None:

@@ -35,7 +35,7 @@ def test_small_and_large_batches_are_scaled_equally(count: int) -> None:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 2), (2, 1, 3), (3, 5, 5)])
 def test_gathering_by_machine_words_preserves_every_byte(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
-    split = Split({"image": images[1:]})  # a slice: its storage does not begin at a word
+    split = Split({"image": images[1:]})  # the storage of this slice is not word-aligned
     rows = torch.tensor([7, 0, 3])
     (batch,) = make_loader(split, "cpu").fetch([{"image": rows}])
     assert torch.equal(batch["image"], images[1:][rows] / 255)

@@ -16,7 +16,7 @@ from genexp.data.registry import find_dataset
 from genexp.errors import ConfigError
 from tests.support.datasets import count_labels, get_stream, load_dataset_config
 
-BUILTIN_DATASETS = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no folder and no network
+BUILTIN_DATASETS = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no directory and no network
 
 
 def test_datasets_and_yaml_files_match() -> None:
@@ -64,7 +64,7 @@ def test_moons_and_blobs_follow_their_settings() -> None:
     assert len(load_dataset(load_dataset_config("moons", n_samples=40)).train) == 40
     blobs = load_dataset(load_dataset_config("blobs", n_samples=60, centers=3, features=5, cluster_std=0.0))
     assert blobs.spec.get_shape("point") == (5,)
-    # Without spread each split is its centers: they are the same ones.
+    # With standard deviation 0 all points are centers, which both splits share.
     train, test = (get_stream(split, "point").unique(dim=0) for split in (blobs.train, blobs.test))
     assert len(train) == 3
     torch.testing.assert_close(train, test)

@@ -94,7 +94,7 @@ def test_unaligned_streams_are_shuffled_independently_and_the_shortest_sets_the_
     a, b = (torch.cat([batch[name] for batch in epoch]) for name in ("a", "b"))
     assert not torch.equal(a, b)
     assert len(a.unique()) == len(b.unique()) == 20
-    assert a.max() > 20  # the longer stream is drawn from as a whole
+    assert a.max() > 20  # all of the longer stream is drawn
 
 
 def test_null_batch_size_yields_the_same_full_split_each_step() -> None:

@@ -40,31 +40,27 @@ from tests.support.command import (
 from tests.support.compose import compose_values, tiny_overrides
 
 MAX_STEPS = 6
-
-
 TRAIN_ONLY = ("trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.checkpoint_every=0")
-
-
 SINGLE_PROCESS = ProcessLauncher(RankInfo(), 1)
 
 
 @pytest.fixture(scope="module")
 def two_processes() -> Iterator[ProcessLauncher]:
-    """Return this process and one that follows it through all runs of this file."""
+    """Return a launcher of this process and a second one, shared by all runs of this module."""
     with launch_processes(RankInfo(world_size=2, local_world_size=2), threads=1) as both:
         yield both
 
 
 @pytest.fixture
 def double_precision() -> Iterator[None]:
-    """Compute in float64, where what is equal can be seen."""
+    """Compute in float64, so that rounding hides no difference."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 class CurveRecorder:
-    """The training metrics of a run."""
+    """Recorder of the training metrics of a run."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -75,7 +71,7 @@ class CurveRecorder:
 
 
 def train_run(launcher: ProcessLauncher, *overrides: str) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Return the training metrics and the last state of a run of a few steps."""
+    """Return the training metrics and the final state of a run of a few steps."""
     config_values = compose_values(*overrides, *TRAIN_ONLY, f"trainer.max_steps={MAX_STEPS}")
     context, curves = build_run(config_values, None, launcher.rank_info), CurveRecorder()
     with (
@@ -117,7 +113,7 @@ def test_two_processes_match_one_process(case: str, two_processes: ProcessLaunch
 
 
 def describe_shapes(state: Any) -> Any:
-    """Return nested values with types and shapes in the place of values."""
+    """Replace the leaves of nested values by their types, shapes and dtypes."""
     if isinstance(state, dict):
         return {key: describe_shapes(value) for key, value in state.items()}
     return (state.shape, state.dtype) if isinstance(state, torch.Tensor) else type(state)
@@ -142,7 +138,7 @@ def test_run_of_two_processes_can_be_resumed_by_one(tmp_path: Path) -> None:
         file.unlink()
     result = run_genexp(f"resume={shared}", "device.processes=1")
     assert result.exit_code == 0, result.stderr
-    assert_close(read_metrics_log(shared), read_metrics_log(alone), rel=1e-3)  # of float32
+    assert_close(read_metrics_log(shared), read_metrics_log(alone), rel=1e-3)  # rounding in float32
 
 
 def test_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_path: Path) -> None:
@@ -166,7 +162,7 @@ def test_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_path: Path) -
 
 
 def write_started_pid(file: Path) -> None:
-    """Let this process write down the number of a process that it starts."""
+    """Make this process write the process id of the rank that it starts to a file."""
     start = launch._start_process
 
     def start_and_write_pid(*arguments: Any) -> subprocess.Popen[bytes]:
@@ -199,7 +195,7 @@ def test_killed_rank_fails_the_run_with_one_line(tmp_path: Path) -> None:
     assert state["state"] == "failed"
     assert "process 1 of 2 was ended by signal 9" in state["error"]
     assert "\n" not in state["error"]
-    assert load_newest_checkpoint(folder)[1] == [], "its newest checkpoint is whole"
+    assert load_newest_checkpoint(folder)[1] == [], "the newest checkpoint is damaged"
 
 
 def test_signal_to_any_rank_stops_all_ranks_after_the_same_step(tmp_path: Path) -> None:
@@ -228,7 +224,7 @@ def test_run_started_by_torchrun_matches_one_process(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert list_files(shared) == list_files(alone)
-    assert_close(read_metrics_log(shared), read_metrics_log(alone), rel=1e-4)  # of float32
+    assert_close(read_metrics_log(shared), read_metrics_log(alone), rel=1e-4)  # rounding in float32
 
 
 @pytest.mark.parametrize(

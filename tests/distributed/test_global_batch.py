@@ -14,9 +14,7 @@ from genexp.networks.dropout import Dropout
 from genexp.sharding import Shard
 
 BATCH_SIZE, NUM_SHARDS = 4, 3
-
-
-RANDOM_DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # from the rows that are there
+RANDOM_DRAWS: dict[str, Callable[[Tensor], Tensor]] = {  # functions of the rows of a shard
     "randn": lambda rows: torch.randn(len(rows), 2),
     "randn of a shape": lambda rows: torch.randn((len(rows), 2)),
     "randn by keyword": lambda rows: torch.randn(size=(len(rows),)),
@@ -47,7 +45,7 @@ def test_random_draw_of_a_shard_equals_its_rows_of_the_full_batch(case: str, ind
     with GlobalBatchMode(shard, BATCH_SIZE, True):
         shard_draw, next_shard_number = draw(samples[shard.row_slice(len(samples))]), torch.rand(())
     assert torch.equal(shard_draw, full_draw[shard.row_slice(len(samples))])
-    assert torch.equal(next_shard_number, next_number), "and the generator is where it would be"
+    assert torch.equal(next_shard_number, next_number), "the state of the generator differs"
 
 
 def test_random_draw_without_a_batch_axis_is_unchanged() -> None:
@@ -61,12 +59,12 @@ def test_random_draw_without_a_batch_axis_is_unchanged() -> None:
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 5)])
 def test_synchronized_batch_norm_matches_torch(shape: tuple[int, ...]) -> None:
-    """Alone, in value, in first and second gradients and in what it remembers."""
+    """In one process, values, first and second gradients and running statistics are equal."""
     torch.manual_seed(1)
     values = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     layer_classes = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
     seen = []
-    for mode in (True, False):  # False: not synchronized, torch's own
+    for mode in (True, False):  # False: batch normalization of torch
         layer = layer_classes[len(shape)](3, dtype=torch.float64)
         nn.init.uniform_(layer.weight)
         with torch.no_grad():

@@ -11,4 +11,4 @@ def test_rank_info_is_read_from_torchrun_variables() -> None:
         3, 4, local_rank=1, local_world_size=2
     )
     assert read_rank_info({**variables, "WORLD_SIZE": "1", "RANK": "0"}) is None
-    assert read_rank_info({"RANK": "3"}) is None, "a cluster's variable alone is no torchrun"
+    assert read_rank_info({"RANK": "3"}) is None, "RANK alone is not a torchrun environment"

@@ -23,21 +23,19 @@ from tests.support.command import (
 from tests.support.compose import tiny_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
-
-
 SHORT_RUN = (*tiny_overrides("stacked_autoencoder"), "trainer.epochs=3")
 
 
 def vectorized_sweep_arguments(
     sweep_dir: Path, *overrides: str, run_overrides: tuple[str, ...] = SHORT_RUN
 ) -> list[str]:
-    """Return the command of a sweep as one computation."""
+    """Return the arguments of a vectorized sweep."""
     launcher_overrides = ("hydra/launcher=vectorized", "hydra.launcher.measure=false")
     return ["-m", *run_overrides, *launcher_overrides, *overrides, f"hydra.sweep.dir={sweep_dir}"]
 
 
 def assert_same_curves(left: Path, right: Path) -> None:
-    """Assert that two runs have measured the same things at the same steps, up to rounding."""
+    """Assert that two runs have the same metrics at the same steps, up to rounding."""
     for one, other in zip(read_metrics_log(left), read_metrics_log(right), strict=True):
         assert one.keys() == other.keys()
         assert [one[key] for key in one if key != "split"] == pytest.approx(
@@ -82,7 +80,7 @@ def test_jobs_at_different_steps_can_be_resumed(tmp_path: Path) -> None:
     interval_overrides = ("trainer.keep_checkpoints=9", "seed=range(3)", "trainer.preview_every=0")
     assert run_genexp(*vectorized_sweep_arguments(uninterrupted, *interval_overrides)).exit_code == 0
     shutil.copytree(uninterrupted, killed)
-    for number, kept in ((0, 1), (1, 2), (2, 2)):  # as if killed behind so many checkpoints
+    for number, kept in ((0, 1), (1, 2), (2, 2)):  # as if killed after that many checkpoints
         for file in list_checkpoints(killed / str(number))[:-kept]:
             file.unlink()
         (killed / str(number) / "status.json").unlink()

@@ -18,7 +18,7 @@ from tests.support.assertions import assert_close_to_scale
 from tests.support.compose import compose_config, tiny_overrides
 from tests.support.ensembles import STEPS, build_initialized_run, train_as_ensemble
 
-# A number of the model that differs between the rows, beside seed and learning rate.
+# Model hyperparameters that differ between members, besides seed and learning rate.
 VARYING_KEYS = {
     "stacked_autoencoder": [],
     "latent3d_autoencoder": [],
@@ -33,8 +33,6 @@ VARYING_KEYS = {
     "deep_kmeans": ["model.alpha", "model.degrees"],
     "kmeans": ["model.tolerance"],
 }
-
-
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
@@ -46,7 +44,7 @@ def float64() -> Iterator[None]:
 
 
 def train_alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
-    """Return the state of a run after so many steps."""
+    """Return the state of a run after `steps` steps."""
     batches = run.data.batch_source.iter_batches(1)
     for step in range(1, steps + 1):
         seed_generators(run.learner.device, run.seed, step)
@@ -55,10 +53,10 @@ def train_alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
 
 
 def member_overrides(name: str) -> list[list[str]]:
-    """Return the words of two runs that differ in numbers."""
+    """Return the overrides of two runs that differ in float hyperparameters."""
     lr = compose_config(f"model={name}").model.recipe.lr
     small = {"gan": ["model.hidden=[16,32]"], "vae": ["model.hidden=[32,16]"]}.get(name, [])
-    small += ["dataset=digits"] if "gan" in name else []  # of 8 pixels a side
+    small += ["dataset=digits"] if "gan" in name else []  # images of 8×8 pixels
     return [
         [
             *tiny_overrides(name),
@@ -74,13 +72,13 @@ def member_overrides(name: str) -> list[list[str]]:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", sorted(VARYING_KEYS))
 def test_ensemble_member_equals_the_single_run(name: str) -> None:
-    """Weights, buffers, averages and the optimizers' state are equal after fifty steps in float64."""
+    """Weights, buffers, EMA and optimizer state are equal after fifty steps in float64."""
     overrides = member_overrides(name)
     expected = [train_alone(build_initialized_run(*each)) for each in overrides]
     first = build_initialized_run(*overrides[0])
     found = train_as_ensemble([first, build_initialized_run(*overrides[1], template=first)])
     for member, run in zip(found, expected, strict=True):
-        # A bias before batch normalization has a gradient of rounding errors only, which Adam makes steps of.
+        # The gradient of a bias before batch normalization is rounding error, which Adam scales to full steps.
         assert_close_to_scale(member, run, 1e-7)
 
 
@@ -174,7 +172,7 @@ def test_gradients_are_clipped_per_member() -> None:
 
 
 def test_learners_stay_usable_after_stacking() -> None:
-    """A learner's own technique is a row of the common weights: looking at it needs no copy."""
+    """The weights of a learner are views of the stacked weights, so that reading them needs no copy."""
     runs = [build_initialized_run(*tiny_overrides("stacked_autoencoder"), f"seed={seed}") for seed in (0, 1)]
     before = [next(learner.technique.parameters()).detach().clone() for learner in get_learners(runs)]
     train_as_ensemble(runs, 1)

@@ -32,7 +32,7 @@ def test_zero_affine_jitter_is_the_identity() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (24, 48)])
 def test_affine_jitter_rotates_without_distortion(height: int, width: int) -> None:
-    """Turned about the middle, a spot keeps its distance from it, whatever the sides of the image."""
+    """A rotated spot keeps its distance from the center for any aspect ratio."""
     torch.manual_seed(0)
     turned = random_affine(
         make_spot_image(height, width).expand(40, -1, -1, -1), degrees=25, shift_pixels=0, zoom=0

@@ -26,11 +26,12 @@ def test_kmeans_plusplus_matches_scikit_learn_inertia() -> None:
 
 
 def test_kmeans_plusplus_samples_by_squared_distance() -> None:
-    """With two clusters and all candidates alike, the second center's distribution is known."""
+    """The distribution of the second of two centers is known in closed form."""
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     torch.manual_seed(0)
     centers = kmeans_plusplus(points.split(2), 3, num_starts=4000, num_clusters=2)
     from_origin = centers[(centers[:, 0] == 0).all(1)]
-    # Of two candidates the better is kept: the far one leaves 1, the near one 4. Near only if drawn twice.
+    # The better of two candidates is kept. With the far point the inertia is 1, with the near one 4:
+    # the near point is the second center only if it was drawn twice.
     near = (from_origin[:, 1] == points[1]).all(1).float().mean()
     assert float(near) == pytest.approx((1 / 5) ** 2, abs=0.015)

@@ -33,7 +33,7 @@ def test_fit_is_accurate_far_from_the_origin(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     initial = torch.randperm(600, generator=generator)[:7]
     centers, _ = fit(points.split(BLOCK_ROWS), 600, points[initial][None], 100)
-    shifted = (far - far.mean(0)).split(BLOCK_ROWS)  # as the technique hands them over
+    shifted = (far - far.mean(0)).split(BLOCK_ROWS)  # the technique passes centered points
     far_centers, _ = fit(shifted, 600, (far[initial] - far.mean(0))[None], 100)
     assert compute_inertia(far, far_centers + far.mean(0)) == pytest.approx(
         compute_inertia(points, centers), rel=1e-2
@@ -43,8 +43,8 @@ def test_fit_is_accurate_far_from_the_origin(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("count", [8, 9000])  # few points, and more
-@pytest.mark.parametrize("clusters", [6, 40])  # short rows of distances, and long ones
+@pytest.mark.parametrize("count", [8, 9000])  # a small problem, and a general one
+@pytest.mark.parametrize("clusters", [6, 40])  # few clusters, and many
 def test_ties_are_assigned_to_the_first_center(count: int, clusters: int) -> None:
     points = torch.zeros(count, 2)
     centers = torch.full((2, clusters, 2), 3.0)

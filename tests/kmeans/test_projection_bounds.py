@@ -14,11 +14,11 @@ from genexp.kmeans.lloyd import assign, lloyd_step
 from genexp.kmeans.projection_bounds import ProjectionBounds
 
 
-@pytest.mark.parametrize("num_magnitudes", [0, 15])  # of ten, in which the sizes of points differ, up and down
+@pytest.mark.parametrize("num_magnitudes", [0, 15])  # range of the norms of points, in powers of ten
 def test_projection_bounds_are_lower_bounds(num_magnitudes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(3000, 12, generator=generator) @ torch.randn(12, 400, generator=generator)
-    points[1500:] += 0.1 * torch.randn(1500, 400, generator=generator)  # the others lie in the subspace
+    points[1500:] += 0.1 * torch.randn(1500, 400, generator=generator)  # the first half lies in the subspace
     points *= 10 ** torch.empty(3000, 1).uniform_(-num_magnitudes, num_magnitudes, generator=generator)
     points[-1] = 0
     projections = ProjectionBounds.from_blocks([points], points[None, :3], 3000)
@@ -28,11 +28,11 @@ def test_projection_bounds_are_lower_bounds(num_magnitudes: int) -> None:
     estimated = projections.dequantize().double() @ projections.project(points[:200]).double().T
     error = (estimated - inner) / (lengths[:, None] * lengths[:200])
     assert error.min() > -1e-6
-    assert num_magnitudes or error[:1500].mean() < 2e-4  # and not much nearer
+    assert num_magnitudes or error[:1500].mean() < 2e-4  # and tight inside the subspace
 
 
 def test_projection_bounds_do_not_keep_blocks_in_memory() -> None:
-    """Blocks that are generated as they are read would otherwise all be held: the whole data."""
+    """Kept references to generated blocks would hold the whole data set in memory."""
     block_refs: list[weakref.ref[Tensor]] = []
 
     class GeneratedBlocks:

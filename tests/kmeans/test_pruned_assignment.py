@@ -78,7 +78,7 @@ def test_points_without_a_low_rank_subspace_are_compared_with_all_centers(monkey
     assert sum(compared_rows) > 0.9 * 2 * 6 * 3000
 
 
-@pytest.mark.parametrize("size", [1, 1e13])  # whose square is far from an overflow, but not its cube
+@pytest.mark.parametrize("size", [1, 1e13])  # 1e13: its square is far below overflow, its cube is not
 def test_pruning_is_exact_for_points_inside_and_outside_a_subspace(size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(3000, 5, generator=generator) @ torch.randn(5, 400, generator=generator)
@@ -90,13 +90,13 @@ def test_pruning_is_exact_for_points_inside_and_outside_a_subspace(size: float) 
 
 def test_pruning_is_exact_with_empty_clusters() -> None:
     points = load_points("mnist_5k")
-    centers = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from nearly all points
+    centers = torch.rand(2, 30, 784, generator=torch.Generator().manual_seed(0))  # far from almost all points
     assert (assign([points], centers, len(points)).counts == 0).any()
     assert_pruning_is_exact(points, centers, 12)
 
 
 def assert_pruning_is_exact(points: Tensor, centers: Tensor, iterations: int) -> None:
-    """Iterate with and without what is known from before: the same bits, and each point at its nearest center."""
+    """Iterate with and without bounds: the results are bit-identical, and each label is the nearest center."""
     blocks, count = points.split(700), len(points)
     pruned, exhaustive = assign(blocks, centers, count), assign(blocks, centers, count)
     pruned_centers = exhaustive_centers = centers
@@ -116,7 +116,7 @@ def assert_pruning_is_exact(points: Tensor, centers: Tensor, iterations: int) ->
 def record_call_costs(
     monkeypatch: pytest.MonkeyPatch, owner: object, name: str, cost: Callable[..., int]
 ) -> list[int]:
-    """Return a list that gets the cost of each call of a function, from its arguments."""
+    """Return a list to which each call of a function appends its cost, computed from the arguments."""
     function, costs = getattr(owner, name), []
 
     def wrapper(*args: object) -> object:
@@ -129,10 +129,10 @@ def record_call_costs(
 
 def test_duplicate_centers_do_not_exchange_points() -> None:
     points = load_points("mnist_5k")
-    torch.manual_seed(0)  # of all choices, a few have a point as near to two centers as rounding can tell
+    torch.manual_seed(0)  # with other seeds, a point may be equally near to two centers up to rounding
     centers = random_points([points], len(points), num_starts=1, num_clusters=40).repeat(
         1, 2, 1
-    )  # each of them twice
+    )  # each center twice
     cluster_sums = assign([points], centers, len(points))
     labels = cluster_sums.labels.clone()
     assert (labels < 40).all()

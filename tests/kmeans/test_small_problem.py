@@ -18,7 +18,7 @@ def test_small_problem_step_equals_the_general_step(starts: int, monkeypatch: py
     points, blocks = make_points(400, 5), make_points(400, 5).split(150)
     torch.manual_seed(0)
     centers = random_points([points], 400, num_starts=starts, num_clusters=6)
-    centers[-1, :2] = 1e3  # these clusters run empty
+    centers[-1, :2] = 1e3  # these clusters become empty
     assert is_small_problem(centers, 400)
     small_centers, small_sums = lloyd_step(blocks, centers, assign(blocks, centers, 400))
     monkeypatch.setattr("genexp.kmeans.lloyd.is_small_problem", lambda *_: False)
@@ -42,7 +42,7 @@ def test_small_problem_fit_equals_the_general_fit(
     points = make_points(400, 5)
     torch.manual_seed(0)
     centers = random_points([points], 400, num_starts=3, num_clusters=6)
-    centers[-1, :num_empty_clusters] = 1e3  # these clusters run empty
+    centers[-1, :num_empty_clusters] = 1e3  # these clusters become empty
     small_centers, small_labels = fit(points.split(150), 400, centers, max_iter)
     monkeypatch.setattr("genexp.kmeans.lloyd.is_small_problem", lambda *_: False)
     general_centers, general_labels = fit(points.split(150), 400, centers, max_iter)

@@ -32,7 +32,7 @@ def test_losses_match_their_papers(loss: str, discriminator: float, generator: f
 
 
 def test_gradient_penalty_measures_the_slope_and_is_differentiable() -> None:
-    weight = torch.tensor([3.0, 4.0], requires_grad=True)  # a scorer of slope 5 everywhere
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)  # the gradient norm is 5 everywhere
     penalty, slope = gradient_penalty(lambda images: images @ weight, torch.randn(4, 2), torch.randn(4, 2))
     assert slope.item() == pytest.approx(5)
     assert penalty.item() == pytest.approx(16)

@@ -1,3 +1,5 @@
+"""Clustering accuracy, NMI and ARI."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Feature extractors: bundled weights, training, cache and errors."""
+
 from __future__ import annotations
 
 import os
@@ -131,7 +133,7 @@ def test_training_is_deterministic_and_does_not_use_the_global_generator() -> No
     torch.manual_seed(0)
     first = train_classifier(_make_bars(), version="v", epochs=1)
     assert torch.equal(torch.rand(3), expected)
-    with torch.no_grad():  # where evaluations happen
+    with torch.no_grad():  # as during evaluation
         second = train_classifier(_make_bars(), version="v", epochs=1)
     for left, right in zip(first.classifier.parameters(), second.classifier.parameters(), strict=True):
         torch.testing.assert_close(left, right, atol=0, rtol=0)

@@ -1,3 +1,5 @@
+"""Fréchet distance, and precision, recall, density and coverage."""
+
 from __future__ import annotations
 
 import pytest
@@ -41,9 +43,9 @@ def _compute_naive_scores(real: Tensor, fake: Tensor, neighbors: int) -> dict[st
 
 def test_frechet_distance_of_two_known_gaussians() -> None:
     features = _make_standardized_samples(200, 4)
-    scales = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)  # the last makes a covariance singular
+    scales = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)  # the 0 makes one covariance singular
     shift = torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=torch.float64)
-    # Covariances that commute: |shift|² + the squared difference of the standard deviations.
+    # For commuting covariances: |shift|² + the squared differences of the standard deviations.
     expected = 5 + (0 + 1 + 4 + 1)
     assert frechet_distance(features, features * scales + shift) == pytest.approx(expected)
     assert frechet_distance(features * scales + shift, features) == pytest.approx(expected)
@@ -77,7 +79,7 @@ def test_neighborhood_scores_equal_a_naive_implementation(block: int, monkeypatc
     real = torch.randn(40, 3, dtype=torch.float64)
     fake = 0.7 * torch.randn(30, 3, dtype=torch.float64) + 0.8
     expected = _compute_naive_scores(real, fake, 3)
-    assert 0 < expected["recall"] < expected["precision"] < 1  # nothing is trivially right
+    assert 0 < expected["recall"] < expected["precision"] < 1  # no score is trivial
     assert neighborhood_scores(real, fake, 3) == pytest.approx(expected)
 
 

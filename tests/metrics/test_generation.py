@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class CountingBatches:
-    """Batches that count how often they are gone through."""
+    """Batches that count their iterations."""
 
     def __init__(self, batches: Sequence[dict[str, Tensor]]) -> None:
         self.batches, self.num_iterations = batches, 0

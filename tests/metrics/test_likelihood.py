@@ -1,3 +1,5 @@
+"""Importance-weighted likelihood and active units."""
+
 from __future__ import annotations
 
 import math
@@ -12,7 +14,10 @@ NOISE_STD = 0.5
 
 
 class LinearGaussian:
-    """z ~ N(0, I), x|z ~ N(Wz + b, NOISE² I), with orthogonal columns of W: marginal and posterior are known."""
+    """Model z ~ N(0, I), x|z ~ N(Wz + b, NOISE_STD² I) with orthogonal columns of W.
+
+    Its marginal and its posterior have a closed form.
+    """
 
     def __init__(self) -> None:
         torch.manual_seed(0)

@@ -1,3 +1,5 @@
+"""Accuracy of k-nearest neighbors and linear probes on codes."""
+
 from __future__ import annotations
 
 import pytest

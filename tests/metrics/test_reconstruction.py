@@ -1,3 +1,5 @@
+"""MSE, PSNR and SSIM of images."""
+
 from __future__ import annotations
 
 import pytest
@@ -31,7 +33,7 @@ def test_psnr_is_in_decibels_and_finite_for_identical_images() -> None:
 def test_ssim_equals_torchmetrics(shape: tuple[int, int, int, int]) -> None:
     from genexp.images.vision import torchvision  # noqa: F401 - torchmetrics imports torchvision, which only this makes safe
 
-    # Up to 1.5 it dropped the reflected borders again.
+    # torchmetrics ≤ 1.5 crops the reflected borders.
     pytest.importorskip("torchmetrics", minversion="1.6")
     from torchmetrics.functional.image import structural_similarity_index_measure
 

@@ -13,21 +13,13 @@ from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_e
 from tests.support.networks import record_layer_shapes
 
 Shape = tuple[int, int, int]
-
-
 UNPADDED_LAYERS = [ConvLayerSpec(16, 3, 2, 0), ConvLayerSpec(32, 3, 2, 0), ConvLayerSpec(64, 3, 1, 0)]
-
-
 PADDED_LAYERS = [
     ConvLayerSpec(8, 3, 2, 1),
     ConvLayerSpec(16, 3, 2, 1, has_batch_norm=True),
     ConvLayerSpec(32, 3, 2, 0),
 ]
-
-
 SMALL_SHAPES: list[Shape] = [(1, 28, 28), (1, 32, 32), (1, 33, 33), (3, 17, 50), (2, 31, 29)]
-
-
 LARGE_SHAPES: list[Shape] = [(3, 48, 48), (3, 64, 40), (3, 96, 96)]
 
 
@@ -40,7 +32,7 @@ def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayerSpec]
     up = record_layer_shapes(decoder, torch.zeros(2, 7))
     assert up[-1] == shape
     assert down[-1] == (7,)
-    # Backwards, each layer of the decoder has the shape of one before the latent.
+    # The decoder has the shapes of the encoder before the latent, in reverse order.
     assert up[1:-1] == down[-3::-1]
     assert up[0] == (math.prod(down[-2]),)
 

@@ -26,7 +26,7 @@ def test_dropout_zeroes_the_given_fraction_and_keeps_the_mean(shape: str, p: flo
 def test_elements_are_dropped_independently_of_their_neighbors() -> None:
     torch.manual_seed(2)
     kept = (dropout_mask(torch.empty(400, 400), 0.5) > 0).double() - 0.5
-    for dim, distance in ((0, 1), (1, 1), (1, 4)):  # four of them come from one random word
+    for dim, distance in ((0, 1), (1, 1), (1, 4)):  # four neighbors come from one random word
         assert abs((kept * kept.roll(distance, dims=dim)).mean().item()) < 4 * 0.25 / 400
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def record_layer_sizes(
     network: nn.Sequential, inputs: Tensor, layer_class: type[nn.Module]
 ) -> list[tuple[int, int]]:
-    """Return (channels, side) behind each layer of a kind."""
+    """Return (channels, side) of the output of each layer of a class."""
     seen = []
     for module in network:
         inputs = module(inputs)

@@ -57,7 +57,7 @@ def test_vgg_gradients_match_torchvision() -> None:
 
 
 def test_only_convolution_outputs_are_saved_for_the_backward_pass() -> None:
-    """Neither a ReLU's result, nor what goes into a frozen convolution."""
+    """Neither outputs of ReLUs nor inputs of frozen convolutions are saved."""
     network = VGG19(["conv_1", "conv_2"])
     saved_pointers: set[int] = set()
 

@@ -17,15 +17,9 @@ from tests.support.sweeps import DIVERGING_LR, SHORT_RUN, load_job_states, sweep
 LONG_SWEEP = (
     "seed=0,1",
     "trainer.epochs=60",
-)  # seconds, of which a job needs half of one to hear that it is to stop
-
-
+)  # lasts seconds; a job stops within half a second
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
-
-
 NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
-
-
 LAUNCHERS = (
     JOBLIB,
     "hydra/launcher=submitit_local",
@@ -45,7 +39,7 @@ def _shut_down_workers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sequential_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a sweep of which one half fails, one job after the other."""
+    """Return a sweep with sequential jobs of which half fail."""
     folder = tmp_path_factory.mktemp("in_turn")
     assert run_genexp(*sweep_arguments(folder, "seed=0,1", DIVERGING_LR)).exit_code == 1
     return folder
@@ -53,14 +47,14 @@ def sequential_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a longer sweep that nothing disturbed."""
+    """Return a longer sweep that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     assert run_genexp(*sweep_arguments(folder, *LONG_SWEEP)).exit_code == 0
     return folder
 
 
 def load_step(run_dir: Path) -> int:
-    """Return how far a run says that it is."""
+    """Return the step in a run's status, 0 without a status."""
     try:
         return int(load_status(run_dir)["step"])
     except FileNotFoundError:
@@ -68,7 +62,7 @@ def load_step(run_dir: Path) -> int:
 
 
 def assert_same_jobs(left: Path, right: Path) -> None:
-    """Assert that the jobs of two sweeps ended alike, with the same metrics at each step."""
+    """Assert that the jobs of two sweeps have the same states and the same metrics at each step."""
     assert load_job_states(left) == load_job_states(right)
     for number in load_job_states(left):
         assert read_metrics_log(left / number) == read_metrics_log(right / number)
@@ -103,14 +97,14 @@ def test_stopped_workers_save_and_can_be_resumed(
     assert process.exitcode == (130 if signum == signal.SIGINT else -signal.SIGKILL)
     wait_for(
         lambda: "running" not in load_job_states(tmp_path).values(), seconds=120
-    )  # also where nobody could tell them
+    )  # also where the launcher was killed and could not signal them
     assert set(load_job_states(tmp_path).values()) == {"stopped"}
     assert resume_sweep(tmp_path, *LONG_SWEEP) == 0
     assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
 
 
 def find_descendants(pid: int, command_part: str) -> list[int]:
-    """Return the processes that a process has started, and those that these have, with `word` in their command."""
+    """Return the descendants of a process whose command contains `command_part`."""
     found = []
     for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
         if command_part in Path(f"/proc/{child}/cmdline").read_text():

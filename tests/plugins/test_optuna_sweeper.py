@@ -11,8 +11,6 @@ from tests.support.command import load_status, read_metrics_log, run_genexp, sta
 from tests.support.sweeps import SHORT_RUN, load_job_states, sweep_arguments
 
 SEARCH_SPACE = ("optimizer.lr=tag(log, interval(1e-5,1e-1))", "model.activation=choice(relu,tanh)")
-
-
 OPTUNA_SWEEP = (
     *SEARCH_SPACE,
     "hydra/sweeper=optuna",
@@ -22,7 +20,7 @@ OPTUNA_SWEEP = (
 
 
 def load_job_overrides(sweep_dir: Path) -> list[list[str]]:
-    """Return what tells each job from the others."""
+    """Return the overrides of each job."""
     return [job["overrides"] for job in json.loads((sweep_dir / "sweep.json").read_text())["jobs"]]
 
 

@@ -1,4 +1,4 @@
-"""The console says what runs, how far it is, and where to look afterwards."""
+"""Console output: header, epoch lines, progress bar, warnings and closing lines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.snapshots import make_run_info, make_snapshot, open_recorder
 
 @pytest.fixture
 def output(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Return what is written where no terminal is."""
+    """Return the output of a console that is not a terminal."""
     return _replace_console(monkeypatch, is_terminal=False)
 
 
 @pytest.fixture
 def terminal_output(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Return what is written to a terminal."""
+    """Return the output of a console that is a terminal."""
     return _replace_console(monkeypatch, is_terminal=True)
 
 

@@ -28,7 +28,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def count_colors(path: Path) -> int:
-    """Return how many colors a picture has: a blank one has one."""
+    """Return the number of colors of an image; a blank image has one."""
     with Image.open(path) as image:
         return len(np.unique(np.array(image.convert("RGB")).reshape(-1, 3), axis=0))
 

@@ -1,4 +1,4 @@
-"""GIFs grow on disk and can be looked at, cut back and continued after every frame."""
+"""GIFs that are valid, can be truncated and can be continued after every frame."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_kill_between_the_two_writes_keeps_the_previous_gif(tmp_path: Path) -> N
     write_gif(path, [make_image(1), make_image(2)], frame_duration_ms=100)
     whole = path.read_bytes()
     append_frame(path, make_image(3), frame_duration_ms=100)
-    path.write_bytes(whole + path.read_bytes()[len(whole) :])  # all but the byte over the old trailer
+    path.write_bytes(whole + path.read_bytes()[len(whole) :])  # without the byte that replaces the old trailer
     assert len(read_frames(path)) == 2
 
 

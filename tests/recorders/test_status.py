@@ -1,4 +1,4 @@
-"""`status.json` is always whole and says where the run stands."""
+"""Recorder of `status.json`: content, throttling, resumption and damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard reads back what was recorded, from the files and through its own server."""
+"""TensorBoard events, read back from the files and through the TensorBoard server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.snapshots import (
 )
 from tests.support.tensorboard import query_tensorboard, start_tensorboard
 
-# TensorBoard's page hides its texts in shadow trees.
+# The texts of TensorBoard's page are in shadow trees.
 COLLECT_TEXTS_SCRIPT = """
 const words = [];
 const walk = (node) => {
@@ -66,7 +66,7 @@ def test_every_step_and_every_score_is_read_back(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
     with open_recorder(TensorBoardRecorder(), run) as recorder:
         record_snapshots(recorder, run, (0, 10, 20))
-        found = read_scalars(tmp_path)  # while it is open: what is recorded is with the operating system
+        found = read_scalars(tmp_path)  # before the recorder is closed: recorded events are flushed
     assert found["train/loss"] == [(step, synthetic_loss(step)) for step in range(1, 21)]
     assert found["test/psnr"] == [(10, 11), (20, 12)]
     assert set(found) == {"train/loss", "train/kl", "test/psnr"}
@@ -220,7 +220,7 @@ def record_sweep(sweep_dir: Path) -> dict[str, tuple[float, float]]:
 
 
 def wait_for_sessions(address: str, sessions: int) -> None:
-    """Wait until TensorBoard has read the end of every run."""
+    """Wait until TensorBoard has read that every run has ended."""
     question = {"startIndex": 0, "sliceSize": 100, "allowedStatuses": ["STATUS_SUCCESS"]}
     for _ in range(100):
         if query_tensorboard(f"{address}/hparams/session_groups", **question).get("totalSize") == sessions:

@@ -19,7 +19,7 @@ from tests.support.run_dirs import make_run_dir
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a short run of the program."""
+    """Return the directory of a short run."""
     path = tmp_path_factory.mktemp("runs") / "run"
     result = run_genexp(
         *tiny_overrides("vae"),
@@ -106,7 +106,7 @@ def test_report_tolerates_partly_written_files(name: str, content: str | None, t
         (run / name).write_text(content)
     assert write_run_report(run).is_file()
     write_sweep_report(compare([tmp_path / "sweep"]), tmp_path / "report.html")
-    assert f">{tmp_path / 'sweep'}<" in (tmp_path / "report.html").read_text()  # where the runs are
+    assert f">{tmp_path / 'sweep'}<" in (tmp_path / "report.html").read_text()  # the location of the runs
 
 
 def test_damaged_images_are_skipped(run_dir: Path, tmp_path: Path) -> None:

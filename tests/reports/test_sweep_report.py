@@ -17,13 +17,13 @@ LARGE_SWEEP_RUNS = 200
 
 
 def write_noise_image(path: Path, size: tuple[int, int], seed: int) -> None:
-    """Write a picture that packs badly."""
+    """Write an image of noise, which compresses badly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)).save(path)
 
 
 def make_sweep_dir(sweep_dir: Path, rates: int, seeds: int, steps: int = 40) -> Path:
-    """Write a sweep over learning rates, latents and seeds, with pictures."""
+    """Write a sweep over learning rates, latent sizes and seeds, with images."""
     number = 0
     for rate in range(rates):
         for seed in range(seeds):
@@ -54,7 +54,7 @@ def test_sweep_report_has_table_curves_bands_effects_and_thumbnails(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def large_sweep_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the page of a large sweep."""
+    """Return the report of a large sweep."""
     sweep = make_sweep_dir(tmp_path_factory.mktemp("many"), rates=LARGE_SWEEP_RUNS // 5, seeds=5, steps=1000)
     make_run_dir(sweep / "failed", state="failed", error=HTML_INJECTION, overrides={"model.name": HTML_INJECTION})
     write_sweep_report(compare([sweep]), sweep / "report.html")

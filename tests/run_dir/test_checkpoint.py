@@ -1,4 +1,4 @@
-"""Checkpoint files: what was saved, or one clear error."""
+"""Checkpoint files: the saved state, or one clear error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.assertions import assert_same
 
 @pytest.fixture
 def state() -> dict[str, object]:
-    """Return a network and its optimizer after a step."""
+    """Return the state of a network and its optimizer after one step."""
     network = nn.Linear(5, 3)
     optimizer = torch.optim.Adam(network.parameters())
     network(torch.ones(2, 5)).sum().backward()
@@ -25,7 +25,7 @@ def state() -> dict[str, object]:
 
 
 def test_damaged_checkpoint_is_rejected_or_loads_unchanged(state: dict[str, object], tmp_path: Path) -> None:
-    """Whatever bytes are lost or changed: no other error, and never another state."""
+    """With any bytes lost or changed, loading gives the saved state or a CheckpointError."""
     path = tmp_path / "step-00000001.pt"
     save_checkpoint(path, state)
     content_bytes, rng = path.read_bytes(), random.Random(0)

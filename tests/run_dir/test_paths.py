@@ -12,7 +12,7 @@ from genexp.run_dir.paths import format_command
 
 @pytest.fixture
 def venv_bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of the commands of an environment below the current folder."""
+    """Return the bin directory of a virtual environment below the working directory."""
     commands = tmp_path / ".venv" / "bin"
     commands.mkdir(parents=True)
     for name in ("python", "genexp"):

@@ -1,4 +1,4 @@
-"""What a run leaves: the files, and what is in them."""
+"""Files of a run directory and their content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.tensorboard import query_tensorboard, start_tensorboard
 
 CHROMIUM = Path("/usr/bin/chromium")
 EPOCHS, STEPS_PER_EPOCH = 4, 5  # five batches of eight from forty images
-MODEL = "latent3d_autoencoder"  # whose latent can be drawn
+MODEL = "latent3d_autoencoder"  # its latent space can be plotted
 RUN_OVERRIDES = (
     f"model={MODEL}",
     *TINY_RUN,
@@ -34,7 +34,7 @@ RUN_OVERRIDES = (
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a short run."""
+    """Return the directory of a short run."""
     path = tmp_path_factory.mktemp("runs") / "run"
     result = run_genexp(*RUN_OVERRIDES, 'notes="for a look"', run_dir_override(path))
     assert result.exit_code == 0, result.stderr
@@ -127,8 +127,8 @@ def test_figures_contain_losses_reconstructions_and_latents(run_dir: Path) -> No
 
 def test_gif_has_one_frame_per_preview(run_dir: Path) -> None:
     frames = read_gray_frames(run_dir / "reconstructions.gif")
-    assert len(frames) == 1 + EPOCHS  # and one from before the first step
-    assert len(set(frames)) == len(frames), "it learns"
+    assert len(frames) == 1 + EPOCHS  # one of them before the first step
+    assert len(set(frames)) == len(frames), "two frames are equal"
 
 
 def test_checkpoints_are_limited_and_load_with_weights_only(run_dir: Path) -> None:
@@ -206,7 +206,7 @@ def test_extended_run_has_every_step_exactly_once(run_dir: Path, tmp_path: Path)
 
 
 def save_screenshot(address: str, path: Path, profile: Path) -> None:
-    """Take a picture of a page, once its scripts have drawn it."""
+    """Save a screenshot of a page after its scripts have run."""
     options = [
         "--headless",
         "--no-sandbox",
@@ -222,7 +222,7 @@ def save_screenshot(address: str, path: Path, profile: Path) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium here")
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_browser_shows_the_run_in_tensorboard(run_dir: Path, tmp_path: Path) -> None:
     with start_tensorboard(run_dir.parent) as address:
         name = f"{run_dir.name}/tensorboard"
@@ -232,5 +232,5 @@ def test_browser_shows_the_run_in_tensorboard(run_dir: Path, tmp_path: Path) -> 
             save_screenshot(f"{address}/#{page}", images / f"{page}.png", tmp_path / "profile")
             with Image.open(images / f"{page}.png") as image:
                 assert image.size == (1400, 1000)
-                # More than a page that stayed empty: TensorBoard's orange bar, text, and curves or images.
+                # An empty page has few colors; TensorBoard's page has an orange bar, text, and curves or images.
                 assert len(image.convert("RGB").getcolors(2**24) or []) > 100

@@ -1,4 +1,4 @@
-"""A run that was killed or stopped and resumed equals the run that was not."""
+"""Equality of killed, stopped and resumed runs with uninterrupted runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EPOCHS = 8
 
 
 def run_arguments(name: str, run_dir: Path) -> list[str]:
-    """Return a run that looks, judges and saves after each of a few short epochs."""
+    """Return a run that evaluates, renders previews and saves after each of a few short epochs."""
     intervals = ("trainer.evaluate_every=1", "trainer.preview_every=1", "trainer.checkpoint_every=1")
     return [*tiny_overrides(name), f"trainer.epochs={EPOCHS}", *intervals, run_dir_override(run_dir)]
 
@@ -49,7 +49,7 @@ def test_run_killed_at_a_random_time_resumes_exactly(name: str, tmp_path: Path) 
 
 
 def kill_while_writing(checkpoint_number: int) -> None:
-    """Make this process kill itself in the middle of writing its `count`-th checkpoint file."""
+    """Make this process kill itself while it writes its `checkpoint_number`-th checkpoint file."""
     remaining = iter(range(checkpoint_number - 1, -1, -1))
     real_fsync = os.fsync
 
@@ -123,7 +123,7 @@ def test_time_budget_stops_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_finished_run_can_be_extended(tmp_path: Path) -> None:
-    constant = "optimizer.schedule=constant"  # a decay would depend on where the run ends
+    constant = "optimizer.schedule=constant"  # a decay would depend on the length of the run
     uninterrupted, longer = tmp_path / "straight", tmp_path / "longer"
     assert (
         run_genexp(*tiny_overrides("vae"), constant, "trainer.epochs=4", run_dir_override(uninterrupted)).exit_code

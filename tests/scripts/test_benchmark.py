@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: the same work, rivals in turn, ratios of the same round."""
+"""Benchmark: equal work, alternating measurements, ratios per round, and the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.command import run_main
 
 
 def make_measurement(*values: float) -> Callable[[], float]:
-    """Return a contestant that achieves `values`, one a call."""
+    """Return a measurement that returns one of `values` per call."""
     return iter(values).__next__
 
 
@@ -36,15 +36,15 @@ def test_ratios_are_computed_per_round_and_the_first_round_is_a_warmup() -> None
     assert (row.low, row.ratio, row.high) == (1, 2, 3)
 
 
-@pytest.mark.skipif(not memory.can_measure(), reason="the system does not tell how much memory was held")
+@pytest.mark.skipif(not memory.can_measure(), reason="the system has no counter of peak memory")
 def test_memory_is_the_peak_of_the_measured_function() -> None:
     assert (
         195 < run_in_new_process(measure_allocation, 50) < 220
-    )  # 50 million numbers in float32; the system counts roughly
+    )  # 50 million numbers in float32; the system's counter is not exact
 
 
 def measure_allocation(millions: int) -> float:
-    torch.ones(2 * millions * 1_000_000)  # held and dropped before: it does not count
+    torch.ones(2 * millions * 1_000_000)  # freed before the measured function: not counted
     return memory.measure_peak_megabytes(lambda: torch.ones(millions * 1_000_000))
 
 
@@ -155,7 +155,7 @@ def test_scaling_figure_is_written(tmp_path: Path) -> None:
 def test_invalid_arguments_are_rejected_before_measuring(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_run_suite", lambda suite, rounds: pytest.fail("it began"))
+    monkeypatch.setattr(command, "_run_suite", lambda suite, rounds: pytest.fail("a measurement was started"))
     result = run_main("benchmark", command.main, *arguments)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("benchmark: error: ")

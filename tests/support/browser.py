@@ -27,8 +27,8 @@ CHROMIUM_ARGUMENTS = (
     "--disable-component-update",
     "--disable-extensions",
 )
-LOAD_TIMEOUT_SECONDS = 60  # seconds
-POLL_SECONDS = 0.02  # seconds
+LOAD_TIMEOUT_SECONDS = 60
+POLL_SECONDS = 0.02
 
 _missing = ", ".join(path.name for path in (CHROMIUM, CHROMEDRIVER) if not path.exists())
 needs_browser = pytest.mark.skipif(bool(_missing), reason=f"not installed: {_missing}")
@@ -36,7 +36,7 @@ needs_browser = pytest.mark.skipif(bool(_missing), reason=f"not installed: {_mis
 
 @dataclass(frozen=True)
 class Browser:
-    """A browser with one page."""
+    """Browser with one page."""
 
     driver: Chrome
 
@@ -86,7 +86,7 @@ class Browser:
 
     def save_screenshot(self, path: Path) -> None:
         """Save a screenshot of the viewport as PNG."""
-        path.write_bytes(self.driver.get_screenshot_as_png())  # the driver's own save_screenshot hides an OSError
+        path.write_bytes(self.driver.get_screenshot_as_png())  # Selenium's save_screenshot hides an OSError
 
 
 @contextmanager

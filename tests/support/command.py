@@ -1,4 +1,4 @@
-"""Running the program in tests: in this process, or in one that can be killed."""
+"""Commands run in this process or in one that can be killed, and the files of their runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genexp.train import main
 REPO_ROOT = Path(__file__).resolve().parents[2]
 REAL_DATA = REPO_ROOT.parent / "shared" / "data"
 
-# Small enough for every technique; intervals such that everything is recorded often.
+# Small enough for every technique; a checkpoint at every interval.
 TINY_RUN = ("dataset.limit=40", "trainer.checkpoint_spacing=0", "device=cpu", "device.threads=1")
 TINY_BATCH_SIZE = 8
 PRELOADED_MODULES = (
@@ -47,7 +47,7 @@ def run_genexp(*arguments: str) -> CommandResult:
 
 
 def run_main(program: str, command: Callable[[], None], *arguments: str) -> CommandResult:
-    """Run any of the commands in this process."""
+    """Run a command in this process, under the name `program`."""
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
     sys.argv = [program, *arguments]
@@ -88,7 +88,8 @@ def start_genexp(
 ) -> Iterator[multiprocessing.process.BaseProcess]:
     """Run the command line in another process, which is killed at the end of the block.
 
-    `prepare(*prepare_args)` runs in it first. The server has imported what takes long: a start takes no second.
+    `prepare(*prepare_args)` runs in it first. The fork server has imported the slow modules: a start takes less
+    than a second.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -112,7 +113,7 @@ def run_genexp_process(*arguments: str) -> int:
 
 
 def read_metrics_log(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl."""
+    """Return the parsed lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -123,7 +124,7 @@ def load_status(run_dir: Path) -> dict[str, Any]:
 
 
 def load_newest_state(run_dir: Path) -> dict[str, Any]:
-    """Return a run's newest checkpoint, without what depends on the file system."""
+    """Return a run's newest checkpoint, without the sizes of log files."""
     state = load_checkpoint(list_checkpoints(run_dir)[0])
     state.pop("log_offsets")
     return state

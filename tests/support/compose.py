@@ -1,4 +1,4 @@
-"""Configurations as the command line composes them, and techniques built from them."""
+"""Configurations composed as by the command line, and techniques built from them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from tests.support.command import (
 )
 
 TECHNIQUES = list_techniques()
-
-
-SMALL_MODEL_VALUES = {  # values of keys that would make a run of a moment take longer, wherever a model has them
-    "weights": "random",  # pretrained ones are not to be had without a network
+SMALL_MODEL_VALUES = {  # for each model that has these keys
+    "weights": "random",  # pretrained weights need a network
     "generator_width": 4,
     "discriminator_width": 4,
     "hidden": [24, 16],
@@ -37,14 +35,14 @@ def compose_config(*overrides: str) -> DictConfig:
 
 
 def to_plain_dict(node: DictConfig) -> dict[str, Any]:
-    """Return a configuration as resolved, ordinary values."""
+    """Return a configuration as resolved, plain values."""
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def compose_values(*overrides: str) -> dict[str, Any]:
-    """Return the configuration that the command line would compose, as resolved, ordinary values."""
+    """Return the configuration that the command line would compose, as resolved, plain values."""
     return to_plain_dict(compose_config(*overrides))
 
 
@@ -59,7 +57,7 @@ def field_names(cls: type) -> set[str]:
 
 
 def tiny_overrides(name: str) -> list[str]:
-    """Return overrides that make a run of `name` take a moment."""
+    """Return the overrides of a run of the technique `name` that takes a second."""
     cfg = compose_config(f"model={name}")
     batch_size = cfg.model.recipe.batch_size
     overrides = (
@@ -76,12 +74,12 @@ def tiny_overrides(name: str) -> list[str]:
 
 
 def has_same_kind(value: object, default: object) -> bool:
-    """Return whether a model has the key of a value: one of that kind."""
+    """Return whether the default exists and is a list exactly if the value is one."""
     return default is not None and isinstance(value, list) == isinstance(default, ListConfig)
 
 
 def make_technique(name: str, shape: tuple[int, int, int], *overrides: str) -> Any:
-    """Return a technique for images of `shape`."""
+    """Return the technique `name` for images of `shape`, (channels, height, width)."""
     node = OmegaConf.to_container(compose_config(*overrides).model)
     assert isinstance(node, dict)
     settings = {str(key): value for key, value in node.items() if key not in ("name", "recipe")}

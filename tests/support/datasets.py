@@ -14,6 +14,7 @@ from genexp.data.dataset import Dataset, Split
 
 
 def load_photographs(size: int = 48, **values: Any) -> Dataset:
+    """Return the data set of photographs whose longer side has `size` pixels."""
     defaults = {"name": "photographs", "limit": None, "resident_gb": 4.0, "content": None, "style": None}
     return load_dataset({**defaults, "size": size, **values})
 
@@ -27,10 +28,12 @@ def load_dataset_config(name: str, **values: Any) -> dict[str, Any]:
 
 
 def get_stream(split: Split, name: str) -> Tensor:
+    """Return a stream that is in memory."""
     tensor = split.streams[name]
     assert isinstance(tensor, Tensor)
     return tensor
 
 
 def count_labels(split: Split) -> list[int]:
+    """Return the number of samples of each class."""
     return torch.bincount(get_stream(split, "label")).tolist()

@@ -1,4 +1,4 @@
-"""Autoencoders trained for a moment on the 5,000 embedded digits."""
+"""Autoencoders trained for a few steps on the 5,000 embedded digits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_digits() -> Dataset:
 
 @cache
 def mean_image_mse() -> float:
-    """Return the test error of the best image that is the same for all."""
+    """Return the test error of the mean training image as the reconstruction of every image."""
     train, test = (split.streams["image"] for split in (load_digits().train, load_digits().test))
     assert isinstance(train, Tensor)
     assert isinstance(test, Tensor)
@@ -35,7 +35,7 @@ def mean_image_mse() -> float:
 
 
 def train_on_digits(name: str, steps: int, *overrides: str) -> Learner:
-    """Return a learner after some steps on the digits, at its recipe's rate without decay."""
+    """Return a learner after `steps` steps on the digits, at the learning rate of its recipe without decay."""
     cfg = compose_config(f"model={name}", "optimizer.schedule=constant", *overrides)
     seed_generators(CPU, 0, "initialise")
     plan = plan_optimizers({str(key): value for key, value in cfg.optimizer.items()})
@@ -50,7 +50,7 @@ def train_on_digits(name: str, steps: int, *overrides: str) -> Learner:
 
 
 def evaluate_on_digits(learner: Learner, seed: int = 0) -> dict[str, float]:
-    """Return a learner's scores on a part of the digits' test split."""
+    """Return a learner's scores on 300 test digits."""
     with eval_mode(learner.technique):
         seed_generators(CPU, seed, "evaluate")
         return learner.technique.evaluate(SplitBatches(make_loader(load_digits().test, CPU), 300, limit=300))

@@ -1,4 +1,4 @@
-"""Runs before their first step, trained as an ensemble."""
+"""Initialized runs, and their training as an ensemble."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = 50
 
 
 def build_initialized_run(*overrides: str, template: Run | None = None) -> Run:
-    """Return a run as it is before its first step."""
+    """Return a run before its first step. The data set is shared with `template`."""
     train_only = ("trainer.evaluate_every=0", "trainer.preview_every=0")
     run = build_run(compose_values(*overrides, *train_only), None, data_from=template)
     initialize_technique(run.learner, run.data.train, run.seed)
@@ -24,7 +24,7 @@ def build_initialized_run(*overrides: str, template: Run | None = None) -> Run:
 
 
 def train_as_ensemble(runs: list[Run], steps: int = STEPS) -> list[dict[str, Any]]:
-    """Return the states of runs that learn as one."""
+    """Return the states of runs after `steps` steps as an ensemble."""
     ensemble_step = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
     batch_streams = [run.data.batch_source.iter_batches(1) for run in runs]
     for step in range(1, steps + 1):

@@ -25,7 +25,7 @@ def compute_inertia(points: Tensor, centers: Tensor) -> float:
 
 
 def make_points(count: int, features: int) -> Tensor:
-    """Return points of a few clumps of different width."""
+    """Return points (count, features) of seven Gaussian clusters of different width."""
     generator = torch.Generator().manual_seed(1)
     cluster_means = torch.randn(7, features, generator=generator) * 4
     labels = torch.randint(7, (count,), generator=generator)

@@ -15,7 +15,7 @@ def write_weight_file(path: Path) -> Path:
 
 
 def record_layer_shapes(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
-    """Return the shape of one sample behind each layer that computes."""
+    """Return the output shape, without the batch axis, of each linear and convolutional layer."""
     shapes: list[tuple[int, ...]] = []
     hooks = [
         layer.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))

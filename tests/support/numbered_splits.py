@@ -12,7 +12,7 @@ NUM_SAMPLES = 23
 
 
 class NumberImages(LazyStream):
-    """Sample i is a picture full of the number i; `broken` cannot be read."""
+    """Lazy stream whose image i is filled with i. Image `broken` cannot be read."""
 
     shape, dtype = (1, 2, 3), torch.uint8
 
@@ -29,9 +29,11 @@ class NumberImages(LazyStream):
 
 
 def make_split() -> Split:
+    """Return a split in memory whose images and labels are the numbers of the samples."""
     images = torch.arange(NUM_SAMPLES, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 3)
     return Split({"image": images, "label": torch.arange(NUM_SAMPLES)})
 
 
 def make_lazy_split(broken_index: int | None = None) -> Split:
+    """Return the same split with lazy images."""
     return Split({"image": NumberImages(broken_index), "label": torch.arange(NUM_SAMPLES)})

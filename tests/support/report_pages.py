@@ -22,4 +22,5 @@ def read_charts(page: Path) -> list[dict]:
 
 
 def save_screenshot(page: Browser, name: str, tmp_path: Path) -> None:
+    """Save a screenshot to $GENEXP_SCREENSHOTS, or to `tmp_path` if it is not set."""
     page.save_screenshot(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / f"{name}.png")

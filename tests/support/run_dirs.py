@@ -1,4 +1,4 @@
-"""Run folders made by hand: what comparisons read, without a run."""
+"""Synthetic run directories with the files that comparisons read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUN_STEPS = 40
 
 
 def override_config(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a configuration with other values at dotted keys."""
+    """Return a copy of a configuration with values replaced at dotted keys."""
     content = copy.deepcopy(dict(config))
     for key, value in settings.items():
         *groups, last = key.split(".")
@@ -45,7 +45,7 @@ def make_run_dir(
     steps: int = RUN_STEPS,
     **status: Any,
 ) -> Path:
-    """Write the folder of a run that ended with scores `test`; `status` overrides what its status.json says."""
+    """Write the directory of a run that ended with `test_metrics`. `status` overrides keys of status.json."""
     run_dir.mkdir(parents=True)
     config = override_config(RUN_CONFIG, overrides or {})
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

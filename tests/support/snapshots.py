@@ -1,4 +1,4 @@
-"""Synthetic runs to feed recorders with."""
+"""Synthetic runs and snapshots for recorders."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def make_run_info(run_dir: Path, **changes: Any) -> RunInfo:
 
 
 def make_clock(step: int, run: RunInfo) -> Clock:
-    """Return where `run` stands at `step`."""
+    """Return the clock of `run` at `step`."""
     return Clock(step, run.total_steps, run.steps_per_epoch)
 
 
 def synthetic_loss(step: int) -> float:
-    """Return a loss that falls, as float32 holds it."""
+    """Return a decreasing loss, rounded to float32."""
     return float(np.float32(math.exp(-step / 20) + 0.05 * math.sin(step)))
 
 
@@ -59,13 +59,13 @@ def make_curves(first: int, last: int, names: Iterable[str] = ("loss", "kl")) ->
 
 
 def make_image(step: int, size: tuple[int, int] = (8, 8), channels: int = 1) -> Tensor:
-    """Return a uint8 picture that is another one at each step."""
+    """Return a random uint8 image that differs between steps."""
     generator = torch.Generator().manual_seed(step)
     return torch.randint(0, 256, (channels, *size), generator=generator, dtype=torch.uint8)
 
 
 def make_snapshot(step: int, run: RunInfo, *, block_steps: int = 10, **fields: Any) -> Snapshot:
-    """Return a snapshot at `step` with the training metrics of the `block` steps that end there."""
+    """Return a snapshot at `step` with the training metrics of the last `block_steps` steps."""
     train: Mapping[str, Curve] = make_curves(step - block_steps + 1, step) if step else {}
     return Snapshot(make_clock(step, run), **{"train_curves": train, **fields})
 
@@ -74,7 +74,7 @@ def make_snapshot(step: int, run: RunInfo, *, block_steps: int = 10, **fields: A
 def open_recorder(
     recorder: RecorderT, run: RunInfo, outcome: RunOutcome = FINISHED_OUTCOME
 ) -> Iterator[RecorderT]:
-    """Open a recorder, and close it in the end."""
+    """Open a recorder, and close it at the end of the block."""
     recorder.open(run)
     try:
         yield recorder
@@ -83,7 +83,7 @@ def open_recorder(
 
 
 def record_snapshots(recorder: Recorder, run: RunInfo, steps: Iterable[int]) -> None:
-    """Feed a snapshot with test metrics and a preview at each of `steps`."""
+    """Record a snapshot with test metrics and a preview at each of `steps`."""
     for step in steps:
         fields: dict[str, Any] = {"preview_images": {"reconstructions": make_image(step)}}
         if step:
@@ -92,13 +92,13 @@ def record_snapshots(recorder: Recorder, run: RunInfo, steps: Iterable[int]) -> 
 
 
 def truncate_files(file_sizes: Mapping[Path, int]) -> None:
-    """Cut files back to the sizes that a checkpoint noted."""
+    """Truncate files to the sizes in a checkpoint."""
     for path, size in file_sizes.items():
         with path.open("rb+") as file:
             file.truncate(size)
 
 
 def flush_and_get_sizes(recorder: Recorder) -> dict[Path, int]:
-    """Return what a checkpoint notes of a recorder's files."""
+    """Flush a recorder and return the sizes of its files, as a checkpoint stores them."""
     recorder.flush()
     return {path: path.stat().st_size for path in recorder.append_only_files()}

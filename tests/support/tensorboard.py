@@ -1,4 +1,4 @@
-"""A TensorBoard server on a folder of runs."""
+"""TensorBoard server on a directory of runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def query_tensorboard(url: str, **body: Any) -> Any:
-    """Return the answer to a request, once there is something in it."""
+    """Repeat a request until its answer is not empty, and return the answer."""
     data = json.dumps(body).encode() if body else None
     headers = {"Content-Type": "application/json"} if body else {}
     for _ in range(100):
@@ -31,6 +31,7 @@ def query_tensorboard(url: str, **body: Any) -> Any:
 
 @contextmanager
 def start_tensorboard(logdir: Path) -> Iterator[str]:
+    """Start TensorBoard, yield its address and stop it at the end of the block."""
     command = [
         sys.executable,
         "-m",
@@ -56,7 +57,7 @@ def start_tensorboard(logdir: Path) -> Iterator[str]:
 
 
 def stop_server(process: subprocess.Popen[str]) -> None:
-    """End TensorBoard, which has been seen to hang in its own exit after SIGTERM."""
+    """Stop TensorBoard. It may hang after SIGTERM and is killed then."""
     process.terminate()
     try:
         process.wait(10)

@@ -23,19 +23,13 @@ from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import OptimizerPlan
 
 CPU = torch.device("cpu")
-
-
-STEPS_PER_EPOCH = 4  # steps
-
-
+STEPS_PER_EPOCH = 4
 SCHEDULE = {"schedule": "constant", "warmup_steps": 0, "decay_start": 0.0}
-
-
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, **SCHEDULE}
 
 
 class ToyTechnique(Technique):
-    """A point that falls towards the batch's values, and what is asked of a technique besides."""
+    """Technique that moves a point towards the values of the batch and records the calls of its methods."""
 
     name = "toy"
     objective = "height"
@@ -85,7 +79,7 @@ class ToyTechnique(Technique):
 
 
 def clone_tensors(value: Any) -> Any:
-    """Return nested values with copies of their tensors, which would go on changing."""
+    """Return nested values with copies of their tensors, which training changes in place."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, Mapping):
@@ -100,7 +94,7 @@ def make_learner(
 
 
 class TwoModuleTechnique(Technique):
-    """Two players and a count, which take turns."""
+    """Technique of two modules and counting phases, at different intervals."""
 
     name = "pair"
     objective = "none"
@@ -124,7 +118,7 @@ class TwoModuleTechnique(Technique):
 
     def left_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         self.calls.append("left" if clock.epoch == 1 else "left or late")
-        # Gradients reach the other player's activations, and must not stay in its weights.
+        # Gradients pass through the other module and must not accumulate in its weights.
         return self.combined_output(), {}
 
     def right_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:

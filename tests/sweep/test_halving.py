@@ -1,4 +1,4 @@
-"""Successive halving: the weaker configurations stop at rungs, the others end as if none had."""
+"""Successive halving: rungs, ranking, resumption and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HALVING = ("seed=0,1", LEARNING_RATE_SWEEP, "trainer.epochs=3", "sweep.halving.f
 
 
 def make_jobs(sweep_dir: Path, values: dict[tuple[float, int], list[float | None]], **trainer: Any) -> list[Job]:
-    """Return a job for each (learning rate, seed), whose log has a value of its objective for each epoch."""
+    """Return a job for each (learning rate, seed), with a logged objective for each epoch."""
     jobs = []
     for number, ((lr, seed), epoch_values) in enumerate(values.items()):
         settings = {"epochs": 20, "evaluate_every": 1, "objective": "test/psnr", "direction": "max", **trainer}
@@ -47,7 +47,7 @@ def test_rungs_grow_by_factor_until_one_configuration_is_left(tmp_path: Path) ->
 def test_seeds_are_ranked_by_their_mean_at_the_rung(tmp_path: Path) -> None:
     values: dict[tuple[float, int], list[float | None]] = {
         (0.1, 0): [9.0, 1.0],  # the best seed of all, and the worst
-        (0.1, 1): [1.0, 99.0],  # what came later does not count
+        (0.1, 1): [1.0, 99.0],  # values after the rung do not count
         (0.2, 0): [6.0],
         (0.2, 1): [6.0],
         (0.3, 0): [9.0],
@@ -61,7 +61,7 @@ def test_seeds_are_ranked_by_their_mean_at_the_rung(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def halving_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a sweep with three settings of which one comes to its end, with two seeds each."""
+    """Return a sweep of three configurations with two seeds each, of which one survives."""
     folder = tmp_path_factory.mktemp("halved")
     result = run_genexp(*sweep_arguments(folder, *HALVING))
     assert result.exit_code == 0

@@ -30,7 +30,7 @@ def test_sweep_overrides_become_optuna_distributions(override_text: str, expecte
 
 
 def run_study(path: Path, batch_plans: tuple[tuple[int, int], ...]) -> list[float]:
-    """Return what is proposed in batches of a size up to a number, each in a search that is opened anew."""
+    """Return the proposals of a study that is reopened for each (batch size, number of trials)."""
     objective = {"objective": "y", "direction": "min"}
     for size, num_trials in batch_plans:
         sampler = {"name": "tpe", "seed": 0, "n_startup_trials": 3, "constant_liar": True}
@@ -46,5 +46,5 @@ def test_reopened_study_proposes_the_same_trials(tmp_path: Path) -> None:
     assert len(set(whole)) == 10
     assert run_study(tmp_path / "parts", ((2, 4), (2, 6), (2, 10))) == whole
     half = (tmp_path / "whole").read_bytes()
-    (tmp_path / "torn").write_bytes(half[: len(half) * 2 // 3])  # killed while it wrote
+    (tmp_path / "torn").write_bytes(half[: len(half) * 2 // 3])  # as if killed while writing
     assert run_study(tmp_path / "torn", ((2, 10),)) == whole

@@ -131,7 +131,7 @@ def test_sweep_has_one_run_directory_per_job(tmp_path: Path) -> None:
 
 def test_sweep_over_config_groups_has_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # The option may stand anywhere among the words.
+    # The option may be anywhere among the overrides.
     result = run_genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *ONE_STEP_RUN[1:])
     assert result.exit_code == 0, result.stderr
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()

@@ -23,26 +23,12 @@ from tests.support.digits import CPU, evaluate_on_digits, load_digits, mean_imag
 from tests.support.networks import record_layer_shapes
 
 PLAIN_TECHNIQUES = ("stacked_autoencoder", "conv_autoencoder", "latent3d_autoencoder")
-
-
 DENOISING_TECHNIQUES = ("denoising_autoencoder", "conv_denoising_autoencoder")
-
-
 ALL_TECHNIQUES = (*PLAIN_TECHNIQUES, *DENOISING_TECHNIQUES)
-
-
 IMAGE_SHAPE = (1, 16, 18)
-
-
 CLOCK = Clock(step=5, total_steps=100, steps_per_epoch=10)
-
-
 Shape = tuple[int, int, int]
-
-
 DENSE_TECHNIQUES = ("stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder", "vae")
-
-
 CONV_TECHNIQUES = ("conv_autoencoder", "conv_denoising_autoencoder")
 
 
@@ -107,7 +93,7 @@ def test_noise_has_the_configured_standard_deviation(name: str, noise: float, cl
 
 @pytest.mark.parametrize("name", DENOISING_TECHNIQUES)
 def test_encoder_receives_the_noisy_image(name: str, images: Tensor) -> None:
-    """The source computes it, and then feeds the clean image."""
+    """The source computes a noisy image but passes the clean one to the encoder."""
     model = make_technique(name, IMAGE_SHAPE, f"model={name}")
     entered: list[Tensor] = []
     model.encoder.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -158,7 +144,7 @@ def test_scores_of_noisy_images_are_fixed_by_the_seed(name: str) -> None:
         f"{prefix}{metric}" for prefix in ("", "noisy_", "clean_") for metric in ("mse", "psnr", "ssim")
     } == set(scores)
     assert evaluate_on_digits(other)["noisy_psnr"] > scores["noisy_psnr"] + 5
-    # The noise is the same whatever the network has learned.
+    # The noise does not depend on the weights.
     learned = evaluate_on_digits(train_on_digits(name, steps=3))
     assert {key: learned[key] for key in learned if key.startswith("noisy_")} == {
         key: scores[key] for key in scores if key.startswith("noisy_")
@@ -193,7 +179,7 @@ def test_preview_shows_rows_of_inputs_and_reconstructions(name: str) -> None:
     ],
 )
 def test_autoencoder_learns_digits_in_a_few_hundred_steps(name: str, steps: int, max_relative_mse: float) -> None:
-    """To be much nearer than the best image that is the same for all; share is of its error."""
+    """The error is well below that of the mean image, by the factor `max_relative_mse`."""
     scores = evaluate_on_digits(train_on_digits(name, steps, "trainer.batch_size=32"))
     assert scores["mse"] < max_relative_mse * mean_image_mse()
     if name in DENOISING_TECHNIQUES:
@@ -283,11 +269,11 @@ def list_activations(network: nn.Module) -> list[str]:
 
 def test_reference_presets_have_the_activations_of_the_source() -> None:
     stacked = make_technique("stacked_autoencoder", (1, 28, 28), "experiment=stacked_autoencoder_reference")
-    assert list_activations(stacked.encoder) == ["ReLU"] * 3, "the latent has one too"
+    assert list_activations(stacked.encoder) == ["ReLU"] * 3, "the latent layer has an activation"
     assert list_activations(stacked.decoder) == ["ReLU"] * 2
     narrow = make_technique("latent3d_autoencoder", (1, 28, 28), "experiment=latent3d_autoencoder_reference")
     assert list_activations(narrow.encoder) == ["ReLU"] * 3
-    assert isinstance(list(narrow.encoder)[-1], nn.Linear), "this latent is linear"
+    assert isinstance(list(narrow.encoder)[-1], nn.Linear), "the latent layer is linear"
     vae = make_technique("vae", (1, 28, 28), "experiment=vae_reference")
     assert list_activations(vae.encoder) == list_activations(vae.decoder) == ["LeakyReLU"] * 2
     assert vae.encoder[2].negative_slope == 0.2

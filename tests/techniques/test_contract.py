@@ -1,4 +1,4 @@
-"""What every technique keeps to, the project's own and any that is added."""
+"""Contract of all techniques: names, state, resumption, evaluation and objective."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_state_survives_a_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_resumed_run_equals_uninterrupted_run(name: str, tmp_path: Path) -> None:
-    """A run whose later checkpoints never came to be, as if killed there, ends as the one that went through."""
+    """A run without its later checkpoints, as if killed before them, ends like the uninterrupted run."""
     uninterrupted, resumed = tmp_path / "straight", tmp_path / "resumed"
     checkpoint_overrides = ("trainer.epochs=3", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
     interval_overrides = ("trainer.evaluate_every=1", "trainer.preview_every=1")
@@ -57,7 +57,7 @@ def test_resumed_run_equals_uninterrupted_run(name: str, tmp_path: Path) -> None
     )
     assert result.exit_code == 0, result.stderr
     shutil.copytree(uninterrupted, resumed)
-    *later, _, _ = list_checkpoints(resumed)  # those of the first epoch and of step 0 stay
+    *later, _, _ = list_checkpoints(resumed)  # the checkpoints of the first epoch and of step 0 remain
     for file in later:
         file.unlink()
     (resumed / "status.json").unlink()
@@ -68,7 +68,7 @@ def test_resumed_run_equals_uninterrupted_run(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_evaluation_and_previews_do_not_change_training(name: str, tmp_path: Path) -> None:
-    """Losses are the same bits with evaluation and previews on or off."""
+    """Losses are bit-identical with and without evaluation and previews."""
     evaluated, unevaluated = tmp_path / "looking", tmp_path / "blind"
     steps = (*tiny_overrides(name), "trainer.max_steps=3")
     assert (

@@ -20,7 +20,7 @@ SPEC = DataSpec("blank", {"image": (1, 28, 28), "label": ()}, train_size=60)
 
 
 def make_deep_kmeans(*overrides: str) -> DeepKMeans:
-    """Return the technique as the command line would build it."""
+    """Return the technique that the command line builds."""
     node: Any = OmegaConf.to_container(compose_config(*(overrides or ("model=deep_kmeans",))).model, resolve=True)
     config = bind(DeepKMeansConfig, {key: node[key] for key in node if key not in ("name", "recipe")}, "model")
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_fitted_centers_are_close_to_the_cluster_means() -> None:
 
 
 def test_assignment_has_no_gradient() -> None:
-    """The gradient of the centers is that of the mean squared distance to fixed latents."""
+    """The gradient of the centers equals that of the mean squared distance to fixed codes."""
     technique = make_deep_kmeans("experiment=deep_kmeans_reference")
     batch = make_split()[0]
     clock = make_clock(300)
@@ -105,11 +105,11 @@ def test_sharpened_loss_pulls_to_the_nearer_center_and_the_smaller_cluster() -> 
     code = torch.tensor([[1.0]], requires_grad=True)
     sharpened_assignment_loss(code, centers, code.detach(), torch.tensor([0.5, 0.5])).backward()
     assert code.grad is not None
-    assert code.grad.item() > 0, "descent does not lead to the nearer center"
+    assert code.grad.item() > 0, "gradient descent does not move the code to the nearer center"
     middle = torch.tensor([[2.0]], requires_grad=True)
     sharpened_assignment_loss(middle, centers, middle.detach(), torch.tensor([0.9, 0.1])).backward()
     assert middle.grad is not None
-    assert middle.grad.item() < 0, "descent does not lead to the smaller cluster"
+    assert middle.grad.item() < 0, "gradient descent does not move the code to the smaller cluster"
 
 
 def test_encode_equals_encode_in_eval_mode_during_evaluation() -> None:

@@ -21,19 +21,13 @@ from tests.support.compose import compose_values
 from tests.support.images import IMAGE_SHAPE, make_image_batch, make_image_dataset
 
 GAN_TECHNIQUES = ("gan", "dcgan", "cgan", "wgan_gp")
-
-
 SMALL_MODEL = ("model.latent=6", "model.evaluation_samples=20")
-
-
 NARROW_CONV = ("model.generator_width=4", "model.discriminator_width=4")
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_gan(name: str, shape: tuple[int, int, int] = IMAGE_SHAPE, *overrides: str, classes: int = 10) -> BaseGAN:
-    """Return the technique `name` as its YAML has it, made small."""
+    """Return the technique `name` with the values of its YAML file, with small networks."""
     small = (*SMALL_MODEL, "model.hidden=[12,16]") if name == "gan" else (*SMALL_MODEL, *NARROW_CONV)
     values = compose_values(f"model={name}", *small, *overrides)["model"]
     cls = find_technique(values.pop("name"))
@@ -99,7 +93,7 @@ def test_critic_steps_precede_the_generator_step() -> None:
         seen = learner.step(make_image_batch(), [], Clock(step, 10, 5))
         moves.append(not torch.equal(before, weight))
         assert {"discriminator_loss", "distance", "slope"} <= seen.keys()
-        assert "d_real" not in seen  # a critic's scores are no probabilities
+        assert "d_real" not in seen  # scores of a critic are not probabilities
     assert moves == [False, False, True] * 2
 
 
@@ -132,7 +126,7 @@ def test_conditional_grid_has_one_class_per_row() -> None:
     classes = inputs_seen[0][:, latent:].argmax(1).view(10, -1)
     assert torch.equal(classes, torch.arange(10)[:, None].expand_as(classes))
     noise = inputs_seen[0][:, :latent].view(10, -1, latent)
-    assert torch.equal(noise, noise[:1].expand_as(noise))  # a column is one style
+    assert torch.equal(noise, noise[:1].expand_as(noise))  # the same noise in each column
 
 
 def test_label_changes_generated_images_and_scores() -> None:

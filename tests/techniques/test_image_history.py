@@ -25,7 +25,7 @@ def test_full_image_history_exchanges_half_of_the_images() -> None:
         new = torch.arange(first, first + 20.0)[:, None]
         everything |= set(range(first, first + 20))
         handed_out += history.exchange(new).flatten().tolist()
-    # Each image is handed out once: at once, or later in the place of a newer one.
+    # Each image is returned once: immediately, or later in exchange for a newer one.
     assert len(set(handed_out)) == len(handed_out)
     assert set(handed_out) | set(history.images.flatten().tolist()) == everything
     old = sum(image < 100 + index // 20 * 20 for index, image in enumerate(handed_out))

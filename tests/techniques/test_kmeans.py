@@ -29,7 +29,7 @@ def test_run_matches_scikit_learn(tmp_path: Path) -> None:
 
 
 def run_kmeans(tmp_path: Path, *overrides: str) -> Path:
-    """Run k-means and return the run's folder."""
+    """Run k-means and return the run directory."""
     folder = tmp_path / "run"
     result = run_genexp("model=kmeans", "device=cpu", "device.threads=1", *overrides, run_dir_override(folder))
     assert result.exit_code == 0, result.stderr
@@ -49,7 +49,7 @@ def test_default_preset_beats_the_reference_preset(tmp_path: Path) -> None:
     reference = run_kmeans(tmp_path / "reference", "experiment=kmeans_reference", *no_previews)
     inertia = [read_metrics_log(folder)[-2]["inertia"] for folder in (ours, reference)]
     assert inertia[0] < inertia[1]
-    assert load_status(ours)["step"] < 300, "it did not stop when it had converged"
+    assert load_status(ours)["step"] < 300, "the run did not stop at convergence"
 
 
 def test_minibatch_inertia_is_close_to_full_batch_inertia(tmp_path: Path) -> None:

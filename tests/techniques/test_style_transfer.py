@@ -23,16 +23,12 @@ from tests.support.datasets import load_photographs
 from tests.support.networks import write_weight_file
 
 SMALL_RUN = ("model=style_transfer", "dataset.size=32", "device=cpu", "device.threads=1")
-
-
 LBFGS = {"name": "lbfgs", "lr": 1.0, "max_iter": 1, "history_size": 10, "line_search_fn": None}
-
-
 ADAM = {"name": "adam", "lr": 0.05, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
 
 def make_learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, list[dict[str, Tensor]]]:
-    """Return a learner of the embedded photographs with a random network, begun, and its data."""
+    """Return an initialized learner with a random network, and the embedded photographs."""
     values: dict[str, Any] = {
         "weights": "random",
         "pooling": "max",
@@ -114,7 +110,7 @@ def test_loss_decreases_and_stays_low(optimizer: dict[str, Any]) -> None:
     assert loss_values[-1] < 0.2 * loss_values[0]
     assert max(loss_values[30:]) < 2 * min(
         loss_values[30:]
-    )  # where the image is clamped in place, L-BFGS leaps here
+    )  # L-BFGS diverges here if the image is clamped in place
     assert all(weight.grad is None for weight in learner.technique.get_submodule("features").parameters())
 
 

@@ -20,13 +20,11 @@ from tests.support.compose import compose_config
 from tests.support.digits import evaluate_on_digits, load_digits, mean_image_mse, train_on_digits
 
 IMAGE_SHAPE = (1, 6, 5)
-
-
 CLOCK = Clock(step=5, total_steps=100, steps_per_epoch=10)
 
 
 def make_vae(**changes: Any) -> VariationalAutoencoder:
-    """Return a small VAE, the same each time."""
+    """Return a small VAE with the same weights at each call."""
     node = OmegaConf.to_container(compose_config("model=vae").model)
     assert isinstance(node, dict)
     small = {"hidden": [16], "latent": 4, "kl_warmup_epochs": 0.0, **changes}
@@ -78,7 +76,7 @@ def test_evaluation_is_the_negative_elbo_for_any_kl_weight(images: Tensor) -> No
 def test_scores_do_not_depend_on_the_batch_size(images: Tensor) -> None:
     model = make_vae()
     with torch.no_grad():
-        model.log_variance.bias.fill_(-40.0)  # no noise to speak of
+        model.log_variance.bias.fill_(-40.0)  # almost no noise
         model.log_variance.weight.zero_()
         whole = model.evaluate([{"image": images}])
         parts = model.evaluate([{"image": images[:5]}, {"image": images[5:]}])
@@ -97,21 +95,21 @@ def test_loss_uses_the_kl_warmup(images: Tensor) -> None:
     model = make_vae(beta=2.0, kl_warmup_epochs=1.0)
     errors, kl = compute_reference_loss(model, images)
     torch.manual_seed(2)
-    loss, _ = model.loss({"image": images}, CLOCK)  # half-way through the warm-up: half of β
+    loss, _ = model.loss({"image": images}, CLOCK)  # in the middle of the warm-up: half of beta
     torch.testing.assert_close(loss, errors.mean() + 1.0 * kl.sum(1).mean(), rtol=1e-5, atol=1e-4)
 
 
 def test_units_below_free_bits_have_no_gradient(images: Tensor) -> None:
     model = make_vae(free_bits=0.5)
     with torch.no_grad():
-        model.mean.bias.copy_(torch.tensor([0.0, 0.0, 3.0, -3.0]))  # two units say nothing, two say much
+        model.mean.bias.copy_(torch.tensor([0.0, 0.0, 3.0, -3.0]))  # two informative units
     errors, kl = compute_reference_loss(model, images)
     units = kl.mean(0)
     assert (units < 0.5).tolist() == [True, True, False, False]
     torch.manual_seed(2)
     loss, metrics = model.loss({"image": images}, CLOCK)
     torch.testing.assert_close(loss, errors.mean() + units.clamp(min=0.5).sum(), rtol=1e-5, atol=1e-4)
-    # What is reported is the divergence itself.
+    # The reported metric is the divergence without free bits.
     torch.testing.assert_close(metrics["kl"], units.sum().detach())
     (gradient,) = torch.autograd.grad(loss - errors.mean(), model.mean.bias, allow_unused=True)
     assert gradient[:2].abs().max() < 1e-4 < gradient[2:].abs().min()
@@ -157,7 +155,7 @@ def test_vae_learns_digits_in_a_few_hundred_steps() -> None:
     assert isinstance(model, VariationalAutoencoder)
     images = load_digits().test.streams["image"]
     assert isinstance(images, Tensor)
-    # An image that is the same for all, as the best decoder that hears nothing of its input would draw.
+    # The mean image is the best reconstruction that does not depend on the input.
     mean = (load_digits().train.streams["image"].float() / 255).mean(0).clamp(1e-4, 1 - 1e-4)  # type: ignore[union-attr]
     mean_image_nll = (
         -bernoulli_log_likelihood(mean.logit().expand(len(images), -1, -1, -1), images / 255).mean().item()

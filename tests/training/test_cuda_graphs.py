@@ -1,4 +1,4 @@
-"""A captured step does what the step does. CUDA's part is played by a graph that works when it is replayed."""
+"""Equality of captured and eager steps, on CPU with a fake graph that runs its function when replayed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Loss = Callable[["ToyTechnique", Tensor, Clock], Tensor]
 
 
 class FakeGraph:
-    """Keeps what it is to do."""
+    """Fake CUDA graph that calls the captured function when replayed."""
 
     instances: list[FakeGraph]
 
@@ -44,14 +44,14 @@ class FakeGraph:
 
 
 class BrokenGraph(FakeGraph):
-    """Cannot record, as CUDA cannot where a step looks at a value."""
+    """Graph whose capture fails, as on CUDA when a step reads a value on the CPU."""
 
     def capture(self, function: Callable[[], None]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
 class ToyTechnique(Technique):
-    """A line that is fitted, and at every other step a second one."""
+    """Technique that fits a line, and a second one at every other step."""
 
     name = "toy"
     objective = "loss"
@@ -79,7 +79,7 @@ class ToyTechnique(Technique):
 
 
 class ToyWithClosedForm(ToyTechnique):
-    """Has a phase in closed form too."""
+    """Toy technique with an additional closed-form phase."""
 
     def phases(self) -> tuple[Phase, ...]:
         return (*super().phases(), ClosedFormPhase("nothing", lambda batch, clock: {}))
@@ -120,7 +120,7 @@ def make_learner(
 
 
 def run_steps(learner: Learner, steps: range) -> list[Metrics]:
-    """Do steps, each with a batch and a seed of its own."""
+    """Run steps, each with its own batch and seed."""
     step_metrics = []
     for step in steps:
         points = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
@@ -138,7 +138,7 @@ def test_captured_steps_equal_eager_steps(fake_graph_class: type[FakeGraph]) -> 
     plain, captured = make_learner(should_capture=False), make_learner(should_capture=True)
     torch.testing.assert_close(run_steps(captured, range(1, 16)), run_steps(plain, range(1, 16)))
     assert_same_weights(plain, captured)
-    # Of 15 steps 8 have one phase and 7 have two: a graph for each kind, after its warm-up.
+    # Of 15 steps, 8 have one phase and 7 have two. Each kind has a graph, replayed after its warm-up.
     assert [graph.replays for graph in fake_graph_class.instances] == [8 - WARMUP_STEPS, 7 - WARMUP_STEPS]
 
 

@@ -39,7 +39,7 @@ def test_clipping_limits_the_gradient_and_reports_the_original_norm(clip: float)
     toy = ToyTechnique()
     before = toy.point.weight.detach().clone()
     metrics = run_step(make_learner(toy, gradient_clip=clip))
-    full_norm = torch.full((3,), 2 * 5.0).norm().item()  # of Σ(5 - 0)², a derivative of 2 · 5 each
+    full_norm = torch.full((3,), 2 * 5.0).norm().item()  # the gradient of Σ(5 - 0)² is 2 · 5 in each dimension
     moved = (toy.point.weight.detach() - before).norm().item() / 0.1
     assert metrics["fall_gradient_norm"].item() == pytest.approx(full_norm)
     assert moved == pytest.approx(min(clip, full_norm), rel=1e-3)
@@ -161,7 +161,7 @@ def test_precision_is_resolved_from_cpu_instructions(
     assert make_learner(ToyTechnique(), precision="fp32").precision == "fp32"
     assert resolve_precision("auto", torch.device("cuda")) == "fp32"
     monkeypatch.setattr("torch.get_default_dtype", lambda: torch.float64)
-    assert resolve_precision("auto", CPU) == "fp32", "who asks for doubles wants them"
+    assert resolve_precision("auto", CPU) == "fp32", "float64 was requested"
 
 
 def test_phases_run_in_order_at_their_intervals() -> None:
@@ -173,7 +173,7 @@ def test_phases_run_in_order_at_their_intervals() -> None:
         pair.calls.append("|")
     steps = "".join(call[0] if call != "|" else call for call in pair.calls).split("|")
     assert steps[:6] == ["l", "lr", "lc", "lra", "ll", "lrcl"]
-    assert metric_names[0] == {"left_loss"}  # with several descents, each loss bears its phase's name
+    assert metric_names[0] == {"left_loss"}  # the prefix is the phase, if there are several
     assert metric_names[1] == {"left_loss", "right_loss"}
     assert metric_names[3] == {"left_loss", "right_loss", "batches"}
     assert metric_names[4] == {"left_loss", "late_loss"}
@@ -209,7 +209,7 @@ def test_lbfgs_reports_the_metrics_of_its_first_evaluation() -> None:
     learner = Learner(toy, OptimizerPlan(lbfgs, {}), StepSettings(gradient_clip=1e9), CPU)
     metrics = run_step(learner)
     assert toy.num_loss_calls == 5
-    # The first call's: where the step begins.
+    # The metrics of the first call, at the initial point.
     assert metrics["loss"].item() == pytest.approx(3 * 25.0)
     assert metrics["fall_gradient_norm"].item() == pytest.approx(3**0.5 * 10)
 

@@ -31,12 +31,12 @@ TORCH_OPTIMIZERS = (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Ada
 
 
 def make_optimizer_config(name: str, **changes: Any) -> OptimizerConfig:
-    """Return an optimizer's settings as its file has them, but for `changes`."""
+    """Return the settings of an optimizer's file, with `changes`."""
     return plan_optimizers({**load_optimizer_settings(name), **changes}).bind_phase_config("")
 
 
 class Quadratic(nn.Module):
-    """A quadratic whose axes differ tenfold in curvature; its lowest value, 0, is at (1, -2)."""
+    """Quadratic with minimum 0 at (1, -2), whose curvature differs by a factor of ten between the axes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Quadratic(nn.Module):
 
 
 def minimize(optimizer: torch.optim.Optimizer, bowl: Quadratic, steps: int) -> int:
-    """Step with a closure, as the trainer does, and return how often it was called."""
+    """Step with a closure, as the trainer does, and return the number of its calls."""
     calls = 0
 
     def closure() -> Tensor:
@@ -120,7 +120,7 @@ def test_lbfgs_evaluates_the_loss_once_per_iteration() -> None:
 
 
 def compute_learning_rates(config: OptimizerConfig, steps: int) -> list[float]:
-    """Return the rate of each step of a run."""
+    """Return the learning rate of each step of a run."""
     return [learning_rate(config, Clock(step, steps, 10)) for step in range(1, steps + 1)]
 
 
@@ -145,7 +145,7 @@ def test_decay_follows_its_formula(schedule: str, shape: Any) -> None:
     assert course[50] == pytest.approx(0.5 * 0.5)
     assert course == pytest.approx([0.5 * shape(step / 100) for step in range(100)])
     assert all(later < earlier for earlier, later in pairwise(course))
-    assert 0 < course[-1] < 0.01 * 0.5 + 1e-9  # the last step still counts, a step later it would be 0
+    assert 0 < course[-1] < 0.01 * 0.5 + 1e-9  # positive at the last step; 0 one step later
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -154,12 +154,12 @@ def test_rate_warms_up_linearly_and_then_decays(schedule: str) -> None:
     assert course[:20] == pytest.approx([0.5 * step / 20 for step in range(1, 21)])
     assert course[20] == pytest.approx(0.5)
     assert max(course) == pytest.approx(0.5)
-    halfway = 60  # between the end of the warm-up and that of the run
+    halfway = 60  # in the middle between the end of the warm-up and of the run
     assert course[halfway] == pytest.approx(0.5 * SCHEDULES[schedule](0.5))
 
 
 def test_decay_start_delays_the_decay() -> None:
-    """As CycleGAN's does: constant for the first half, then linear to zero."""
+    """The schedule of CycleGAN: constant for the first half, then linear to zero."""
     course = compute_learning_rates(make_optimizer_config("adam", lr=0.5, schedule="linear", decay_start=0.5), 100)
     assert set(course[:51]) == {0.5}
     assert course[75] == pytest.approx(0.25)

@@ -59,7 +59,7 @@ CONFIG = TrainerConfig(
 
 
 class StepNumberBatches:
-    """Batches whose values tell their step."""
+    """Batch source whose values are the number of the step."""
 
     steps_per_epoch = STEPS_PER_EPOCH
 
@@ -70,17 +70,17 @@ class StepNumberBatches:
             step += 1
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 class SnapshotCollector:
-    """Keeps what it is told."""
+    """Snapshot sink that keeps all snapshots."""
 
     def __init__(self) -> None:
         self.snapshots: list[Snapshot] = []
 
     def record(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, with the tensors as they are now."""
+        """Keep a snapshot with copies of its tensors."""
         self.snapshots.append(replace(snapshot, checkpoint_state=clone_tensors(snapshot.checkpoint_state)))
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
@@ -92,14 +92,14 @@ class SnapshotCollector:
         )
 
     def steps_with(self, selector: Callable[[Snapshot], object]) -> list[int]:
-        """Return the steps of the snapshots that have something."""
+        """Return the steps of the snapshots for which `selector` is true."""
         return [snapshot.clock.step for snapshot in self.snapshots if selector(snapshot)]
 
 
 def train_technique(
     technique: Technique, *, start_step: int = 0, stop: StopRequest | None = None, seed: int = 0, **changes: Any
 ) -> tuple[SnapshotCollector, Clock]:
-    """Train, and return what was heard and where it ended."""
+    """Train, and return the collected snapshots and the final clock."""
     config = replace(CONFIG, **changes)
     learner = make_learner(technique, **vars(config.step_settings))
     return train_learner(learner, config, start_step=start_step, stop=stop, seed=seed)
@@ -149,7 +149,7 @@ def test_diagnose_receives_epoch_means(block: int, monkeypatch: pytest.MonkeyPat
 
     collector, _ = train_technique(DiagnosedTechnique())
     warnings = [(snapshot.clock.step, *snapshot.warnings) for snapshot in collector.snapshots if snapshot.warnings]
-    # The values are the steps' numbers: 1 to 4, 5 to 8, 9 to 12.
+    # The values are the step numbers: 1 to 4, 5 to 8, 9 to 12.
     assert warnings == [(4, "2.5"), (8, "6.5"), (12, "10.5")]
 
 
@@ -184,7 +184,7 @@ def test_zero_intervals_disable_evaluation_previews_and_checkpoints() -> None:
     collector, _ = train_technique(toy, evaluate_every=0, preview_every=0, checkpoint_every=0)
     assert toy.calls == ["gallery"]
     assert not collector.steps_with(lambda snapshot: snapshot.test_metrics or snapshot.preview_images)
-    assert collector.snapshots[-1].checkpoint_state is not None, "a run that ends is saved"
+    assert collector.snapshots[-1].checkpoint_state is not None, "the end of a run has no checkpoint"
 
 
 def test_checkpoint_spacing_limits_checkpoints() -> None:
@@ -298,7 +298,7 @@ def collect_losses(heard: SnapshotCollector) -> list[float]:
 def test_halting_at_an_epoch_does_not_change_training() -> None:
     uninterrupted, _ = train_technique(ToyTechnique())
     learner, start, train = make_learner(ToyTechnique(), **vars(CONFIG.step_settings)), 0, []
-    for until_epoch, ends in ((2, 8), (2, 8), (None, 12)):  # the second time nothing is left to do
+    for until_epoch, ends in ((2, 8), (2, 8), (None, 12)):  # the second call has no step left
         collector, clock = train_learner(
             learner, CONFIG, start_step=start, stop=StopRequest(until_epoch=until_epoch)
         )
@@ -328,7 +328,7 @@ def test_max_steps_ends_earlier_than_epochs_but_not_later() -> None:
 
 
 class DivergingTechnique(ToyTechnique):
-    """Goes wrong at one step."""
+    """Toy technique with a nonfinite loss at one step."""
 
     def __init__(self, step: int, loss: float = float("nan"), metric: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Folders of pictures."""
+"""Data set of a directory of images: classes, decoding, broken files and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_images_of_any_format_and_nesting_become_squares(tmp_path: Path) -> None
     (tmp_path / "x" / "notes.txt").write_text("no picture")
     write_image(tmp_path / "x" / ".hidden.png")
     dataset = load_image_folder(tmp_path / "x")
-    assert len(dataset.train) + len(dataset.test) == 2  # those in deep/: the others belong to no class
+    assert len(dataset.train) + len(dataset.test) == 2  # the images in deep/; the others have no class
     assert "4 pictures lie directly in" in dataset.warnings[0]
     dataset = load_image_folder(tmp_path)
     assert get_images(dataset).shape[1:] == (3, 8, 8)
@@ -115,7 +115,7 @@ def test_broken_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
     photograph = write_image(tmp_path / "cut.jpg", 99, size=(300, 300)).read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(photograph[: len(photograph) // 2])  # only decoding finds this
+    (tmp_path / "cut.jpg").write_bytes(photograph[: len(photograph) // 2])  # detected only by decoding
     dataset = load_image_folder(tmp_path)
     assert len(dataset.train) + len(dataset.test) == 12
     assert dataset.warnings == (

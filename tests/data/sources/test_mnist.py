@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: where they are found, what is refused, how they are downloaded."""
+"""MNIST and Fashion-MNIST: search path, damaged files and download."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUM_TRAIN, NUM_TEST = 30, 12
 
 @pytest.fixture(autouse=True)
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test an empty cache, no variable, no system folder and no network; return the cache."""
+    """Return an empty cache, without environment variable, system directory and network."""
     cache = tmp_path / "cache"
     monkeypatch.delenv("GENEXP_DATA", raising=False)
     monkeypatch.setattr(_mnist, "get_cache_dir", lambda: cache)
@@ -53,7 +53,7 @@ def load(name: str = "mnist", root: Path | None = None) -> Dataset:
 
 
 def encode_idx(*shape: int, values: bytes | None = None) -> bytes:
-    """Return a sound idx file of zeros, or of `values`."""
+    """Return the content of a valid idx file of zeros, or of `values`."""
     count = 1
     for size in shape:
         count *= size
@@ -61,7 +61,7 @@ def encode_idx(*shape: int, values: bytes | None = None) -> bytes:
 
 
 def write_idx_files(folder: Path, *, is_gzipped: bool = False, num_train: int = NUM_TRAIN) -> Path:
-    """Write four small files, and return their folder."""
+    """Write four small idx files and return their directory."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", num_train), ("t10k", NUM_TEST)):
         labels = bytes(i % 10 for i in range(count))
@@ -133,7 +133,7 @@ def test_damaged_file_is_reported_with_its_path_and_remedy(tmp_path: Path, damag
 @pytest.mark.parametrize(
     "content",
     [b"no gzip", gzip.compress(encode_idx(NUM_TRAIN, 4, 4))[:-9], gzip.compress(b"x" * 99)[:20]],
-    ids=["no archive", "a cut end", "a cut middle"],  # an archive bears the time of its making
+    ids=["no archive", "a cut end", "a cut middle"],  # fixed ids: an archive contains its creation time
 )
 def test_a_damaged_archive_is_a_data_error(tmp_path: Path, content: bytes) -> None:
     path = write_idx_files(tmp_path, is_gzipped=True) / "train-images-idx3-ubyte.gz"
@@ -175,7 +175,7 @@ def test_missing_network_error_lists_searched_paths_and_remedies(isolated_cache:
         *("Name or service not known", "dataset.root=FOLDER", "GENEXP_DATA", "dataset=mnist_5k"),
     ):
         assert part in message
-    assert list(isolated_cache.iterdir()) == []  # nothing that could be taken for the data later
+    assert list(isolated_cache.iterdir()) == []  # no partial files are left
     assert socket.getdefaulttimeout() is None
 
 
@@ -187,7 +187,7 @@ def test_an_unwritable_cache_is_a_data_error(tmp_path: Path, monkeypatch: pytest
 
 
 class FakeTorchvisionMNIST:
-    """Stands in for torchvision.datasets.MNIST: writes the files into `root`, or breaks half-way."""
+    """Fake of torchvision.datasets.MNIST that writes the files into `root`, or fails half-way."""
 
     num_calls = 0
     should_fail = False

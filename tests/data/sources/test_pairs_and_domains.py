@@ -37,7 +37,7 @@ def get_stream(dataset: Dataset, stream: str, split: str = "train") -> Tensor:
 
 
 def count_distinct_images(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the different images, in order, and how often each occurs."""
+    """Return the distinct images in sorted order and their counts."""
     return torch.unique(images.flatten(1), dim=0, return_counts=True)
 
 
@@ -105,7 +105,7 @@ def test_pairs_are_matched_by_file_name(tmp_path: Path) -> None:
     )
     (inputs / "03.png").write_bytes(b"broken")
     dataset = load_translation_dataset("pairs", input=str(inputs), target=str(targets))
-    assert len(dataset.train) + len(dataset.test) == 5  # 2 to 7, less the broken one
+    assert len(dataset.train) + len(dataset.test) == 5  # 2 to 7 without the broken one
     for split in ("train", "test"):
         input_levels, target_levels = (
             get_stream(dataset, name, split)[:, 0, 4, 4].float() for name in ("input", "target")
@@ -133,7 +133,7 @@ def test_pairs_can_be_halves_of_one_image(tmp_path: Path) -> None:
 def test_broken_image_removes_its_pair(tmp_path: Path) -> None:
     inputs, targets = write_images(tmp_path / "in", suffix=".bmp"), write_images(tmp_path / "out", suffix=".bmp")
     file = targets / "05.bmp"
-    file.write_bytes(file.read_bytes()[:100])  # a header that is sound, and nothing behind it
+    file.write_bytes(file.read_bytes()[:100])  # a valid header without pixels
     dataset = load_translation_dataset("pairs", input=str(inputs), target=str(targets))
     assert len(dataset.train) + len(dataset.test) == 7
     assert torch.equal(get_stream(dataset, "input"), get_stream(dataset, "target"))

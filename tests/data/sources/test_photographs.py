@@ -18,7 +18,7 @@ def test_photographs_keep_their_aspect_ratio() -> None:
 
 def test_photographs_apply_exif_rotation_and_convert_to_rgb(tmp_path: Path) -> None:
     upright = Image.Exif()
-    upright[0x0112] = 6  # the camera was held on its side
+    upright[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (40, 20), "red").save(tmp_path / "a.jpg", exif=upright)
     Image.new("RGBA", (30, 60), (0, 128, 255, 7)).save(tmp_path / "b.png")
     streams = load_photographs(20, content=str(tmp_path / "a.jpg"), style=str(tmp_path / "b.png")).train.streams
