@@ -31,7 +31,7 @@ class Shard:
 
 
 SINGLE_SHARD = Shard()
-_CURRENT_SHARD: ContextVar[Shard] = ContextVar("part", default=SINGLE_SHARD)
+_CURRENT_SHARD: ContextVar[Shard] = ContextVar("shard", default=SINGLE_SHARD)
 
 
 @contextmanager

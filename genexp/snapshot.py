@@ -18,8 +18,8 @@ class RunInfo:
     """Facts about a run that are known before its first step."""
 
     run_dir: Path
-    model: str
-    dataset: str
+    model_name: str
+    dataset_name: str
     config: Mapping[str, Any]  # plain containers, interpolations resolved, as in config.yaml
     total_steps: int
     steps_per_epoch: int
@@ -52,7 +52,7 @@ class FinalArtifacts:
     gallery: Mapping[str, Tensor]  # uint8 (channels, height, width), or (frames, …) for a GIF
     codes: Tensor | None = None  # float32 (samples, features): latent codes of held-out samples
     labels: Tensor | None = None  # (samples,): class labels of the same samples
-    thumbnails: Tensor | None = None  # uint8 (samples, channels, height, width): the samples themselves
+    images: Tensor | None = None  # uint8 (samples, channels, height, width): the samples themselves
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Technique(nn.Module, ABC):
     name: ClassVar[str]
     objective: ClassVar[str]  # test metric that ranks checkpoints and the runs of a sweep
     direction: ClassVar[Literal["min", "max"]] = "min"
-    example_count: ClassVar[int] = 10  # number of test samples given to `preview` and `render_gallery`
+    num_examples: ClassVar[int] = 10  # number of test samples given to `preview` and `render_gallery`
     # With several ranks, batch normalization takes its statistics from the global batch. If False, each rank uses
     # its own rows.
     should_sync_batch_norm: ClassVar[bool] = True

@@ -177,7 +177,7 @@ def _run_task(cfg: DictConfig) -> float | None:
         sys.exit(f"genexp: {error}")
     if result.exit_code:
         sys.exit(result.exit_code)
-    return result.objective
+    return result.objective_value
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from genexp.runs.build import TopLevelConfig
 from genexp.sweep.config import SweepConfig
 from genexp.training.optimizers import OPTIMIZERS
 from genexp.training.trainer import TrainerConfig
-from tests.support.compose import compose_config, field_names, list_config_names
+from tests.support.compose import compose_config, list_config_names, list_field_names
 
 
 @pytest.mark.parametrize("name", list_config_names("optimizer"))
 def test_optimizer_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "optimizer" / f"{name}.yaml").read_text())
     assert node["name"] == name
-    assert set(node) == field_names(OPTIMIZERS[name].config_class)
+    assert set(node) == list_field_names(OPTIMIZERS[name].config_class)
 
 
 def test_every_optimizer_has_a_file() -> None:
@@ -33,14 +33,14 @@ def test_every_optimizer_has_a_file() -> None:
 @pytest.mark.parametrize("name", list_config_names("trainer"))
 def test_trainer_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "trainer" / f"{name}.yaml").read_text())
-    assert set(node) == field_names(TrainerConfig)
+    assert set(node) == list_field_names(TrainerConfig)
 
 
 @pytest.mark.parametrize("name", list_config_names("device"))
 def test_device_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "device" / f"{name}.yaml").read_text())
     assert node["name"] == name
-    assert set(node) == field_names(DeviceConfig)
+    assert set(node) == list_field_names(DeviceConfig)
 
 
 @pytest.mark.parametrize("name", list_config_names("dataset"))
@@ -48,7 +48,7 @@ def test_dataset_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "dataset" / f"{name}.yaml").read_text())
     node.pop("defaults", None)
     assert node["name"] == name
-    assert set(node) == field_names(find_dataset(name).config_class)
+    assert set(node) == list_field_names(find_dataset(name).config_class)
 
 
 def test_every_dataset_has_a_file() -> None:
@@ -57,11 +57,11 @@ def test_every_dataset_has_a_file() -> None:
 
 def test_top_level_configuration_has_the_keys_of_its_dataclass() -> None:
     groups = {"model", "dataset", "optimizer", "trainer", "device"}
-    assert {str(key) for key in compose_config()} - groups - {"sweep"} == field_names(TopLevelConfig)
+    assert {str(key) for key in compose_config()} - groups - {"sweep"} == list_field_names(TopLevelConfig)
 
 
 def test_sweep_section_has_the_keys_of_its_dataclass() -> None:
-    assert {str(key) for key in compose_config().sweep} == field_names(SweepConfig)
+    assert {str(key) for key in compose_config().sweep} == list_field_names(SweepConfig)
 
 
 def test_every_key_of_the_trainer_can_be_set() -> None:
@@ -83,7 +83,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "objective": "psnr",
         "direction": "max",
     }
-    assert expected.keys() == field_names(TrainerConfig)
+    assert expected.keys() == list_field_names(TrainerConfig)
     overrides = [f"trainer.{key}={value}" for key, value in expected.items()]
     assert vars(bind(TrainerConfig, compose_config(*overrides).trainer, "trainer")) == expected
 

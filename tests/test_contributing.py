@@ -10,7 +10,7 @@ import pytest
 from genexp import techniques as package
 from genexp.technique import list_techniques
 from tests.support.assertions import assert_same_run
-from tests.support.command import REPO_ROOT, read_metrics_log, run_dir_override, run_genexp
+from tests.support.command import REPO_ROOT, format_run_dir_override, read_metrics_log, run_genexp
 
 TECHNIQUE = "sparse_autoencoder"
 
@@ -38,7 +38,7 @@ def test_test_of_the_example_passes(example: tuple[str, str], tmp_path: Path) ->
     option, test = example
     names: dict[str, object] = {
         "run_genexp": lambda *overrides: run_genexp(option, *overrides),
-        "run_dir_override": run_dir_override,
+        "run_dir_override": format_run_dir_override,
         "read_metrics_log": read_metrics_log,
     }
     exec(test, names)
@@ -51,7 +51,7 @@ def test_example_resumes_exactly(example: tuple[str, str], tmp_path: Path) -> No
     option, _ = example
     uninterrupted, resumed = tmp_path / "straight", tmp_path / "resumed"
     overrides = (option, f"model={TECHNIQUE}", "dataset.limit=100", "optimizer.schedule=constant")
-    assert run_genexp(*overrides, "trainer.epochs=4", run_dir_override(uninterrupted)).exit_code == 0
-    assert run_genexp(*overrides, "trainer.epochs=2", run_dir_override(resumed)).exit_code == 0
+    assert run_genexp(*overrides, "trainer.epochs=4", format_run_dir_override(uninterrupted)).exit_code == 0
+    assert run_genexp(*overrides, "trainer.epochs=2", format_run_dir_override(resumed)).exit_code == 0
     assert run_genexp(f"resume={resumed}", "trainer.epochs=4").exit_code == 0
     assert_same_run(uninterrupted, resumed)

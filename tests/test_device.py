@@ -18,11 +18,11 @@ from genexp.device import (
 )
 from genexp.errors import ConfigError
 from tests.support.command import (
+    format_run_dir_override,
     read_metrics_log,
-    run_dir_override,
     run_genexp,
 )
-from tests.support.compose import tiny_overrides
+from tests.support.compose import make_tiny_overrides
 
 
 @pytest.mark.skipif(not has_bf16_matmul(torch.device("cpu")), reason="needs CPU instructions for bf16 matrices")
@@ -46,13 +46,13 @@ def test_deterministic_algorithms_are_enabled_and_disabled() -> None:
 
 def test_deterministic_mode_does_not_change_cpu_runs(tmp_path: Path) -> None:
     short = (
-        *tiny_overrides("conv_autoencoder"),
+        *make_tiny_overrides("conv_autoencoder"),
         "trainer.max_steps=2",
         "trainer.evaluate_every=0",
         "trainer.preview_every=0",
     )
     for choice in ("true", "false"):
-        result = run_genexp(*short, f"trainer.deterministic={choice}", run_dir_override(tmp_path / choice))
+        result = run_genexp(*short, f"trainer.deterministic={choice}", format_run_dir_override(tmp_path / choice))
         assert result.exit_code == 0, result.stderr
         assert not torch.are_deterministic_algorithms_enabled() or choice == "true"
     assert read_metrics_log(tmp_path / "true") == read_metrics_log(tmp_path / "false")

@@ -18,14 +18,14 @@ from genexp.runs.build import TopLevelConfig
 from genexp.technique import find_technique
 from genexp.training.optimizers import plan_optimizers
 from genexp.training.trainer import TrainerConfig
-from tests.support.compose import compose_config, field_names, list_config_names, to_plain_dict
+from tests.support.compose import compose_config, list_config_names, list_field_names, to_plain_dict
 
 
 def bind_config(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
     """Bind all of a configuration; return (model's settings, trainer's, optimizer's)."""
     config = to_plain_dict(cfg)
     model = {key: value for key, value in config["model"].items() if key not in ("name", "recipe")}
-    bind(TopLevelConfig, {key: config[key] for key in field_names(TopLevelConfig)}, "")
+    bind(TopLevelConfig, {key: config[key] for key in list_field_names(TopLevelConfig)}, "")
     bind(DeviceConfig, config["device"], "device")
     bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
     technique: Any = bind(find_technique(config["model"]["name"]).Config, model, "model")

@@ -72,7 +72,7 @@ def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
     from genexp.cli.scores import EvaluationOptions, evaluate, write_evaluation  # imports torch
     from genexp.runs.load import load_run, read_config
 
-    run = load_run(run_dir, read_config(run_dir), checkpoint_name=args.checkpoint, device=args.device)
+    run = load_run(run_dir, read_config(run_dir), checkpoint_name=args.checkpoint, device_name=args.device)
     with Console(stderr=True).status(str(run_dir)) as status:
         evaluation = evaluate(
             run,

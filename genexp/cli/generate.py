@@ -38,7 +38,7 @@ SAMPLE_BATCH_SIZE = 100
 INPUT_BATCH_SIZE = 32
 MAX_GRID_SAMPLES, SAMPLE_GRID_COLUMNS = 400, 10  # images in samples.png, and in each of its rows
 NUM_DEFAULT_EXAMPLES = 10  # held-out samples in a comparison of inputs and outputs
-DEFAULT_LATENT_PATHS, NUM_TRAVERSAL_EXAMPLES = (
+NUM_DEFAULT_LATENT_PATHS, NUM_TRAVERSAL_EXAMPLES = (
     8,
     500,
 )  # paths of an interpolation; samples for selecting latent units
@@ -118,7 +118,7 @@ def generate_interpolation(request: GenerationRequest) -> list[Path]:
 
     Raises ConfigError for fewer than two images.
     """
-    run, count = request.run, request.count or DEFAULT_LATENT_PATHS
+    run, count = request.run, request.count or NUM_DEFAULT_LATENT_PATHS
     assert isinstance(run.technique, CanInterpolate)
     batch = request.load_batch(count)
     if len(next(iter(batch.values()))) < 2:

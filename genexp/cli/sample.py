@@ -77,7 +77,7 @@ def _run(arguments: Sequence[str]) -> int:
     output_types = _select_output_types(get_technique_class(config), args.what, has_input=args.input is not None)
     if args.input is not None:
         find_input_images(args.input)  # reports a wrong path before the slow loading of the run
-    run = load_run(args.run, config, checkpoint_name=args.checkpoint, device=args.device)
+    run = load_run(args.run, config, checkpoint_name=args.checkpoint, device_name=args.device)
     request = GenerationRequest(run, args.output or args.run / "made", args.seed, args.count, args.input)
     exit_code = 0
     for name in output_types:

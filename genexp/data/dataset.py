@@ -19,7 +19,7 @@ CHECKSUM_SAMPLES = 2000  # largest number of evenly spaced samples of a stream i
 class LazyStream(ABC):
     """Stream whose samples are read from disk one by one, for data that does not fit in memory."""
 
-    shape: tuple[int, ...]  # of one sample
+    sample_shape: tuple[int, ...]  # of one sample
     dtype: torch.dtype
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Dataset:
     def spec(self) -> DataSpec:
         streams = self.train.streams
         shapes = {
-            name: tuple(stream.shape[1:]) if isinstance(stream, Tensor) else stream.shape
+            name: tuple(stream.shape[1:]) if isinstance(stream, Tensor) else stream.sample_shape
             for name, stream in streams.items()
         }
         return DataSpec(self.name, shapes, len(self.train), self.class_names)

@@ -19,7 +19,7 @@ from genexp.data.dataset import Split, Stream
 from genexp.errors import DataError
 
 Batch = dict[str, Tensor]
-Indices = Mapping[str, Tensor]  # stream name → int64 (batch,)
+BatchIndices = Mapping[str, Tensor]  # stream name → int64 (batch,)
 
 # torch uses several threads from 32,768 elements on. On cores that are shared with another process, waiting for
 # these threads takes up to a hundred times as long as computing in one thread.
@@ -43,8 +43,8 @@ class SplitLoader(ABC):
         return len(self.split)
 
     @abstractmethod
-    def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
-        """Yield one batch for each element of `indices`, which may be endless. Raises DataError."""
+    def fetch(self, batch_indices: Iterable[BatchIndices]) -> Generator[Batch, None, None]:
+        """Yield one batch for each element of `batch_indices`, which may be endless. Raises DataError."""
 
 
 def make_loader(
@@ -56,17 +56,17 @@ def make_loader(
     4 for lazy streams and 0 for tensors.
     """
     device = torch.device(device)
-    in_memory = all(isinstance(stream, Tensor) for stream in split.streams.values())
-    if in_memory and split_bytes(split) <= resident_gb * 1e9:
+    is_in_memory = all(isinstance(stream, Tensor) for stream in split.streams.values())
+    if is_in_memory and count_split_bytes(split) <= resident_gb * 1e9:
         return InMemoryLoader(split, device)
     # Tensors need no decoding: a worker process would only copy them.
-    default_workers = 0 if in_memory else min(4, os.cpu_count() or 1)
+    default_workers = 0 if is_in_memory else min(4, os.cpu_count() or 1)
     return StreamingLoader(split, device, num_workers=default_workers if num_workers is None else num_workers)
 
 
-def split_bytes(split: Split) -> int:
+def count_split_bytes(split: Split) -> int:
     """Return the size in bytes of all streams together in memory."""
-    return sum(len(stream) * _sample_bytes(stream) for stream in split.streams.values())
+    return sum(len(stream) * _count_sample_bytes(stream) for stream in split.streams.values())
 
 
 class InMemoryLoader(SplitLoader):
@@ -83,10 +83,10 @@ class InMemoryLoader(SplitLoader):
         assert len(self._tensors) == len(split.streams), "a lazy stream is not resident"
         self._words = {name: _view_as_words(tensor) for name, tensor in self._tensors.items()}
 
-    def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
-        """Yield one batch for each element of `indices`."""
-        for batch_indices in indices:
-            yield {name: convert_and_scale(self._gather(name, batch_indices[name])) for name in self._words}
+    def fetch(self, batch_indices: Iterable[BatchIndices]) -> Generator[Batch, None, None]:
+        """Yield one batch for each element of `batch_indices`."""
+        for indices in batch_indices:
+            yield {name: convert_and_scale(self._gather(name, indices[name])) for name in self._words}
 
     def _gather(self, name: str, indices: Tensor) -> Tensor:
         tensor = self._tensors[name]
@@ -103,11 +103,11 @@ class StreamingLoader(SplitLoader):
         super().__init__(split, device)
         self.num_workers = num_workers
 
-    def fetch(self, indices: Iterable[Indices]) -> Generator[Batch, None, None]:
-        """Yield one batch for each element of `indices`. Workers end with the generator. Raises DataError."""
+    def fetch(self, batch_indices: Iterable[BatchIndices]) -> Generator[Batch, None, None]:
+        """Yield one batch per element of `batch_indices`. Workers end with the generator. Raises DataError."""
         loader: DataLoader[Any] = DataLoader(
             _BatchDataset(self.split.streams),
-            sampler=_IndexSampler(indices),
+            sampler=_IndexSampler(batch_indices),
             batch_size=None,  # the sampler yields whole batches without end: workers read ahead across epochs
             num_workers=self.num_workers,
             collate_fn=_identity_collate,
@@ -157,14 +157,14 @@ def _view_as_words(tensor: Tensor) -> Tensor:
     if tensor.dtype != torch.uint8:
         return flat
     size = next((size for size in WORD_DTYPES if flat.shape[1] % size == 0), None)
-    aligned = size is not None and flat.storage_offset() % size == 0
-    return flat.view(WORD_DTYPES[size]) if size is not None and aligned else flat
+    is_aligned = size is not None and flat.storage_offset() % size == 0
+    return flat.view(WORD_DTYPES[size]) if size is not None and is_aligned else flat
 
 
-def _sample_bytes(stream: Stream) -> int:
+def _count_sample_bytes(stream: Stream) -> int:
     if isinstance(stream, Tensor):
         return stream[0].numel() * stream.element_size()
-    return torch.Size(stream.shape).numel() * stream.dtype.itemsize
+    return torch.Size(stream.sample_shape).numel() * stream.dtype.itemsize
 
 
 class _BatchDataset(Dataset[Any]):
@@ -184,7 +184,7 @@ class _BatchDataset(Dataset[Any]):
 class _IndexSampler(Sampler[dict[str, list[int]]]):
     """Sampler that yields indices as lists: each tensor would use a file descriptor on its way to a worker."""
 
-    def __init__(self, indices: Iterable[Indices]) -> None:
+    def __init__(self, indices: Iterable[BatchIndices]) -> None:
         self.indices = indices
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:

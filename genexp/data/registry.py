@@ -76,14 +76,14 @@ def find_dataset(name: str) -> DatasetEntry:
     return _REGISTRY[name]
 
 
-def load_dataset(node: Mapping[str, Any] | DictConfig, group: str = "dataset") -> Dataset:
+def load_dataset(node: Mapping[str, Any] | DictConfig, key_prefix: str = "dataset") -> Dataset:
     """Return the data set that the `dataset` node of a configuration describes, reduced to its `limit`.
 
-    `group` is the prefix of keys in error messages. Raises ConfigError for a wrong name, key or value. Raises
+    `key_prefix` is the prefix of keys in error messages. Raises ConfigError for a wrong name, key or value. Raises
     DataError if the data is missing or damaged.
     """
     if "name" not in node:
         raise ConfigError(f"dataset.name is missing; {suggest_choice('', list_datasets())}")
     entry = find_dataset(node["name"])
-    config = bind(entry.config_class, node, group)
+    config = bind(entry.config_class, node, key_prefix)
     return subset(entry.load(config), config.limit)

@@ -29,15 +29,15 @@ def interleave_classes(labels: Tensor, *seed_parts: int | str) -> Tensor:
     by_class = torch.argsort(classes, stable=True)
     counts = torch.bincount(classes)
     starts = counts.cumsum(0) - counts  # (classes,) first position of each class in by_class
-    turns = torch.empty_like(classes)
-    turns[by_class] = torch.arange(len(labels)) - starts[classes[by_class]]
-    return order[torch.argsort(turns * len(counts) + classes)]
+    positions_in_class = torch.empty_like(classes)
+    positions_in_class[by_class] = torch.arange(len(labels)) - starts[classes[by_class]]
+    return order[torch.argsort(positions_in_class * len(counts) + classes)]
 
 
-def stratified_split(labels: Tensor, test_count: int, *seed_parts: int | str) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, test_size: int, *seed_parts: int | str) -> tuple[Tensor, Tensor]:
     """Return the indices of a train and a test split, each ascending. The test split is class-balanced."""
     order = interleave_classes(labels, *seed_parts)
-    return order[test_count:].sort().values, order[:test_count].sort().values
+    return order[test_size:].sort().values, order[:test_size].sort().values
 
 
 class LazySubset(LazyStream):
@@ -45,7 +45,7 @@ class LazySubset(LazyStream):
 
     def __init__(self, stream: LazyStream, indices: Tensor) -> None:
         self.stream, self.indices = stream, indices.tolist()
-        self.shape, self.dtype = stream.shape, stream.dtype
+        self.sample_shape, self.dtype = stream.sample_shape, stream.dtype
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -11,13 +11,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from genexp.data.loading import Batch, Indices, SplitLoader, StreamingLoader
+from genexp.data.loading import Batch, BatchIndices, SplitLoader, StreamingLoader
 from genexp.data.sampling import interleave_classes, permutation
 from genexp.errors import ConfigError
 from genexp.sharding import SINGLE_SHARD, Shard
 
 
-class BatchStream:
+class TrainingBatches:
     """Endless batches of a training split. Batch n is a function of (seed, n) alone.
 
     Each epoch has its own random order. Its incomplete last batch is dropped, so that shapes are static. A
@@ -84,7 +84,7 @@ class BatchStream:
         while True:
             yield self._full_batch
 
-    def _generate_indices(self, first_step: int, batch_size: int) -> Iterator[Indices]:
+    def _generate_indices(self, first_step: int, batch_size: int) -> Iterator[BatchIndices]:
         steps = self.steps_per_epoch
         first_epoch, skipped = divmod(first_step - 1, steps)
         for epoch in count(first_epoch):
@@ -112,7 +112,7 @@ class BatchStream:
         return {name: draw_order(len(stream), name) for name, stream in split.streams.items()}
 
 
-def stack_batches(sources: Sequence[BatchStream], first_step: int) -> Iterator[Batch]:
+def stack_batches(sources: Sequence[TrainingBatches], first_step: int) -> Iterator[Batch]:
     """Return the batches of several BatchStreams over one split, gathered together: (batch streams, batch, ...).
 
     If a batch is the whole split, it is the same for all and has no leading axis.
@@ -144,8 +144,8 @@ class SplitBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.arange(self._sample_count, device=self._loader.index_device)
-        names = self._loader.split.streams
-        return self._loader.fetch(dict.fromkeys(names, indices) for indices in order.split(self._batch_size))
+        streams = self._loader.split.streams
+        return self._loader.fetch(dict.fromkeys(streams, indices) for indices in order.split(self._batch_size))
 
 
 def select_examples(loader: SplitLoader, count: int) -> Batch:

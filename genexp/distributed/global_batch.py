@@ -35,14 +35,14 @@ RANDOM_IN_PLACE = {
 }
 
 
-def build_distributed_loss(phase: GradientPhase, shard: Shard, *, sync_batch_norm: bool) -> LossFunction:
+def build_distributed_loss(phase: GradientPhase, shard: Shard, *, should_sync_batch_norm: bool) -> LossFunction:
     """Return the loss of `phase` on this rank's `shard` of the batch.
 
-    DistributedDataParallel averages the gradients over all shards during the backward pass. `sync_batch_norm`
-    makes batch normalization use the whole batch.
+    DistributedDataParallel averages the gradients over all shards during the backward pass. With
+    `should_sync_batch_norm`, batch normalization uses the whole batch.
     """
     loss: LossFunction = DistributedDataParallel(
-        _LossModule(phase, shard, sync_batch_norm), find_unused_parameters=True
+        _LossModule(phase, shard, should_sync_batch_norm), find_unused_parameters=True
     )
     return loss
 
@@ -50,19 +50,22 @@ def build_distributed_loss(phase: GradientPhase, shard: Shard, *, sync_batch_nor
 class _LossModule(nn.Module):
     """A phase's loss as the forward pass of a module, as DistributedDataParallel requires."""
 
-    def __init__(self, phase: GradientPhase, shard: Shard, sync_batch_norm: bool) -> None:
+    def __init__(self, phase: GradientPhase, shard: Shard, should_sync_batch_norm: bool) -> None:
         super().__init__()
         # Parameters only. The buffers of `phase.module` are equal on all ranks, but DDP would broadcast them.
         self.weights = nn.ParameterList(weight for weight in phase.module.parameters() if weight.requires_grad)
         # Some losses leave parameters unused at times, hence `find_unused_parameters`. With it, torch warns if no
         # parameter is unused. This one always is.
         self.unused_parameter = nn.Parameter(torch.zeros((), device=self.weights[0].device))
-        self._loss, self._shard, self._sync_batch_norm = phase.loss, shard, sync_batch_norm
+        self._loss, self._shard, self._should_sync_batch_norm = phase.loss, shard, should_sync_batch_norm
 
     def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the loss and the metrics of this shard, given its rows of the batch."""
         local_batch_size = len(next(iter(batch.values())))
-        with shard_context(self._shard), GlobalBatchMode(self._shard, local_batch_size, self._sync_batch_norm):
+        with (
+            shard_context(self._shard),
+            GlobalBatchMode(self._shard, local_batch_size, self._should_sync_batch_norm),
+        ):
             return self._loss(batch, clock)
 
 
@@ -73,9 +76,13 @@ class GlobalBatchMode(TorchFunctionMode):
     shard's rows. Any other draw is equal on all ranks, because their generators have the same seed.
     """
 
-    def __init__(self, shard: Shard, local_batch_size: int, sync_batch_norm: bool) -> None:
+    def __init__(self, shard: Shard, local_batch_size: int, should_sync_batch_norm: bool) -> None:
         super().__init__()
-        self._shard, self._local_batch_size, self._sync_batch_norm = shard, local_batch_size, sync_batch_norm
+        self._shard, self._local_batch_size, self._should_sync_batch_norm = (
+            shard,
+            local_batch_size,
+            should_sync_batch_norm,
+        )
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -87,7 +94,7 @@ class GlobalBatchMode(TorchFunctionMode):
             return self._draw_by_input(function, args, all_kwargs)
         if function in RANDOM_IN_PLACE:
             return self._draw_in_place(function, args, all_kwargs)
-        if function is F.batch_norm and self._sync_batch_norm:
+        if function is F.batch_norm and self._should_sync_batch_norm:
             return _global_batch_norm(*args, **all_kwargs)
         return function(*args, **all_kwargs)
 

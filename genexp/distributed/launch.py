@@ -29,10 +29,10 @@ POLL_SECONDS = 0.01  # seconds between two checks of the ranks
 class ProcessLauncher:
     """Launcher of the nonzero ranks of a run, used by rank 0. It owns them from start to exit."""
 
-    def __init__(self, rank_info: RankInfo, threads: int | None) -> None:
+    def __init__(self, rank_info: RankInfo, num_threads: int | None) -> None:
         """Start the nonzero ranks, unless torchrun has started them.
 
-        Each started rank uses `threads` CPU threads, or an equal share of torch's threads if None.
+        Each started rank uses `num_threads` CPU threads, or an equal share of torch's threads if None.
         """
         self.rank_info = rank_info
         self._children: list[subprocess.Popen[bytes]] = []
@@ -43,7 +43,7 @@ class ProcessLauncher:
             self._store = connect_rank_store()
             return
         self._store, port = create_rank_store()
-        threads_per_process = threads or max(1, self._previous_threads // rank_info.world_size)
+        threads_per_process = num_threads or max(1, self._previous_threads // rank_info.world_size)
         torch.set_num_threads(threads_per_process)
         self._children = [
             _start_process(rank, rank_info.world_size, port, threads_per_process)
@@ -71,13 +71,13 @@ class ProcessLauncher:
                 f"{self._wait_for_failure(FAILURE_DETECTION_SECONDS)}; go on with: {resume_command}"
             ) from None
 
-    def close(self, *, failed: bool) -> None:
-        """Wait until the started ranks exit, and kill those that do not. If the run `failed`, do not wait."""
+    def close(self, *, has_failed: bool) -> None:
+        """Wait until the started ranks exit, and kill those that do not. If the run `has_failed`, do not wait."""
         if self._children:
             self._store.publish_task(None)
         for child in self._children:
             try:
-                child.wait(0 if failed else SHUTDOWN_SECONDS)
+                child.wait(0 if has_failed else SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
@@ -117,18 +117,18 @@ class ProcessLauncher:
 
 
 @contextmanager
-def launch_processes(rank_info: RankInfo, threads: int | None) -> Iterator[ProcessLauncher]:
+def launch_processes(rank_info: RankInfo, num_threads: int | None) -> Iterator[ProcessLauncher]:
     """Yield the launcher of a run's ranks. All ranks it started have exited when the block ends."""
-    launcher = ProcessLauncher(rank_info, threads)
-    failed = True
+    launcher = ProcessLauncher(rank_info, num_threads)
+    has_failed = True
     try:
         yield launcher
-        failed = False
+        has_failed = False
     finally:
-        launcher.close(failed=failed)
+        launcher.close(has_failed=has_failed)
 
 
-def _start_process(rank: int, world_size: int, port: int, threads: int) -> subprocess.Popen[bytes]:
+def _start_process(rank: int, world_size: int, port: int, num_threads: int) -> subprocess.Popen[bytes]:
     import_root = str(Path(__file__).resolve().parents[2])
     # Without HYDRA_FULL_ERROR the process prints no tracebacks.
     environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
@@ -139,7 +139,7 @@ def _start_process(rank: int, world_size: int, port: int, threads: int) -> subpr
         "LOCAL_WORLD_SIZE": world_size,
         "MASTER_ADDR": LOCALHOST,
         "MASTER_PORT": port,
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": num_threads,
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # torch would print a C++ stack trace when another rank exits
         "PYTHONPATH": os.pathsep.join(filter(None, (import_root, os.environ.get("PYTHONPATH")))),
     }

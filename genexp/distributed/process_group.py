@@ -60,12 +60,12 @@ class ProcessGroup:
         """Whether this process is the only one of the run."""
         return self.rank_info.world_size == 1
 
-    def wrap_loss(self, phase: GradientPhase, *, sync_batch_norm: bool) -> LossFunction:
+    def wrap_loss(self, phase: GradientPhase, *, should_sync_batch_norm: bool) -> LossFunction:
         """Return the loss of `phase` on this rank's rows. Its gradients are those of the whole batch."""
         return (
             phase.loss
             if self.is_single_process
-            else build_distributed_loss(phase, self.shard, sync_batch_norm=sync_batch_norm)
+            else build_distributed_loss(phase, self.shard, should_sync_batch_norm=should_sync_batch_norm)
         )
 
     def should_sync(self, clock: Clock) -> bool:

@@ -44,17 +44,17 @@ def is_nonzero_rank() -> bool:
     return rank_info is not None and not rank_info.is_rank_zero
 
 
-def resolve_rank_info(processes: int) -> RankInfo:
-    """Return the rank of the process that reads the command line, rank 0 of `processes`.
+def resolve_rank_info(num_processes: int) -> RankInfo:
+    """Return the rank of the process that reads the command line, rank 0 of `num_processes`.
 
-    Raises ConfigError where `processes` is above 1 and torchrun has started processes too.
+    Raises ConfigError where `num_processes` is above 1 and torchrun has started processes too.
     """
     rank_info = read_rank_info()
     if rank_info is None:
-        return RankInfo(world_size=processes, local_world_size=processes)
-    if processes > 1:
+        return RankInfo(world_size=num_processes, local_world_size=num_processes)
+    if num_processes > 1:
         raise ConfigError(
-            f"device.processes={processes}: torchrun has started {rank_info.world_size} processes already; "
+            f"device.processes={num_processes}: torchrun has started {rank_info.world_size} processes already; "
             f"set device.processes=1, or start the run without torchrun"
         )
     return rank_info

@@ -45,11 +45,11 @@ class RankStore:
 
     def publish_task(self, task: RankTask | None) -> None:
         """Send the next task to the other ranks. None ends them."""
-        self._next_run_store().set("task", json.dumps(asdict(task) if task else None))
+        self._open_next_run_store().set("task", json.dumps(asdict(task) if task else None))
 
     def wait_for_task(self) -> RankTask | None:
         """Wait for the next task and return it, or None if there are no more."""
-        task = json.loads(self._next_run_store().get("task"))
+        task = json.loads(self._open_next_run_store().get("task"))
         return task and RankTask(**task)
 
     def write_message(self, name: str, message: str = "") -> None:
@@ -60,7 +60,7 @@ class RankStore:
         """Return the message under `name` of the current run, or None."""
         return self.run_store.get(name).decode() if self.run_store.check([name]) else None
 
-    def _next_run_store(self) -> Store:
+    def _open_next_run_store(self) -> Store:
         self.run_store = PrefixStore(str(self._run_count), self._store)
         self._run_count += 1
         return self.run_store

@@ -56,18 +56,18 @@ def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> Tim
         )
         for member in members:
             if clock.step == 0:
-                initialize_technique(member.run.learner, member.run.data.train, member.run.seed)
+                initialize_technique(member.run.learner, member.run.data.train_batches, member.run.seed)
         ensemble_step = build_step(members)
         batches, is_shared = make_batches(members, clock.step + 1)
         batch = next(batches)
         try:
-            _check_losses(ensemble_step, batch, is_shared, clock)
+            _require_computable_losses(ensemble_step, batch, is_shared, clock)
             return _time_steps(members, ensemble_step, batch, is_shared, clock) if should_measure else None
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             raise IncompatibleRunsError(_format_error(ensemble_step, error)) from error
 
 
-def _check_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock) -> None:
+def _require_computable_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock) -> None:
     for fraction in CHECKED_FRACTIONS:
         step = max(clock.step + 1, round(fraction * clock.total_steps))
         later_clock = Clock(step, clock.total_steps, clock.steps_per_epoch)
@@ -79,19 +79,19 @@ def _check_losses(ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, cl
 def _time_steps(
     members: Sequence[EnsembleMember], ensemble_step: EnsembleStep, batch: Batch, is_shared: bool, clock: Clock
 ) -> TimingResult:
-    first_run, train_batches = members[0].run, members[0].run.data.train
+    first_run, train_batches = members[0].run, members[0].run.data.train_batches
     member_batch = batch if is_shared else {name: stream[0] for name, stream in batch.items()}
     ensemble_times, sequential_times = [], []
-    for count in range(1, TIMING_ROUNDS + 1):
-        step_clock = Clock(clock.step + count, clock.total_steps, clock.steps_per_epoch)
+    for round_number in range(1, TIMING_ROUNDS + 1):
+        step_clock = Clock(clock.step + round_number, clock.total_steps, clock.steps_per_epoch)
 
-        def run_ensemble(now: Clock = step_clock) -> None:
-            ensemble_step.step(batch, is_shared, train_batches, now)
+        def run_ensemble(clock: Clock = step_clock) -> None:
+            ensemble_step.step(batch, is_shared, train_batches, clock)
 
-        def run_member(now: Clock = step_clock) -> None:
+        def run_member(clock: Clock = step_clock) -> None:
             for _ in range(STEPS_PER_ROUND):
-                seed_generators(first_run.learner.device, first_run.seed, now.step)
-                first_run.learner.step(member_batch, train_batches, now)
+                seed_generators(first_run.learner.device, first_run.seed, clock.step)
+                first_run.learner.step(member_batch, train_batches, clock)
 
         ensemble_times.append(_time_call(run_ensemble, first_run.learner.device))
         sequential_times.append(_time_call(run_member, first_run.learner.device) * len(members) / STEPS_PER_ROUND)

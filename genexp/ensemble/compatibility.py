@@ -26,7 +26,7 @@ class IncompatibleRunsError(Exception):
 
 
 @dataclass(frozen=True)
-class VaryingValue:
+class VaryingHyperparameter:
     """Float attribute that differs between members. `owner` belongs to the first member's technique."""
 
     owner: Any  # the object that has the attribute
@@ -42,13 +42,14 @@ class VaryingHyperparameters:
     """
 
     def __init__(self, techniques: Sequence[nn.Module]) -> None:
-        self.entries: list[VaryingValue] = []
+        self.entries: list[VaryingHyperparameter] = []
         self._active_values: dict[int, tuple[float, ...]] = {}
         if not techniques:
             return
-        names = [[name for name, _ in technique.named_modules()] for technique in techniques]
+        module_names = [[name for name, _ in technique.named_modules()] for technique in techniques]
         _require(
-            all(technique_names == names[0] for technique_names in names), "the layers of their networks differ"
+            all(technique_names == module_names[0] for technique_names in module_names),
+            "the layers of their networks differ",
         )
         for modules in zip(*(technique.named_modules() for technique in techniques), strict=True):
             (path, first), member_modules = modules[0], [module for _, module in modules]
@@ -58,12 +59,20 @@ class VaryingHyperparameters:
             )
             for key in vars(first).keys() - MODULE_ATTRIBUTES:
                 self._collect_differences(
-                    [vars(row).get(key) for row in member_modules], first, key, f"{path}.{key}".removeprefix(".")
+                    [vars(module).get(key) for module in member_modules],
+                    first,
+                    key,
+                    f"{path}.{key}".removeprefix("."),
                 )
-        for kind in ("named_parameters", "named_buffers"):
-            tensors = [{n: (t.shape, t.dtype) for n, t in getattr(technique, kind)()} for technique in techniques]
-            for name, shape in tensors[0].items():
-                _require(all(each.get(name) == shape for each in tensors), f"{name} has different shapes")
+        for method_name in ("named_parameters", "named_buffers"):
+            shapes_and_dtypes = [
+                {n: (t.shape, t.dtype) for n, t in getattr(technique, method_name)()} for technique in techniques
+            ]
+            for name, shape_and_dtype in shapes_and_dtypes[0].items():
+                _require(
+                    all(each.get(name) == shape_and_dtype for each in shapes_and_dtypes),
+                    f"{name} has different shapes",
+                )
 
     def stack_values(self, device: torch.device) -> list[Tensor]:
         """Return each hyperparameter as a tensor of shape `(members,)` in torch's default dtype."""
@@ -98,7 +107,7 @@ class VaryingHyperparameters:
         _require(all(type(value) is type(first) for value in values), f"{name} is of different kinds")
         if isinstance(first, float):
             if any(value != first for value in values):
-                self.entries.append(VaryingValue(owner, key, name, tuple(values)))
+                self.entries.append(VaryingHyperparameter(owner, key, name, tuple(values)))
         elif isinstance(first, Tensor):
             _require(all(torch.equal(value, first) for value in values), f"{name} differs")
         elif is_dataclass(first) and not isinstance(first, type):
@@ -125,8 +134,8 @@ class VaryingHyperparameters:
 
 def _uses_default_eq(value: object) -> bool:
     """Return whether an object has a `__dict__` and its class defines no `__eq__`."""
-    compares = any("__eq__" in vars(kind) for kind in type(value).__mro__[:-1])
-    return hasattr(value, "__dict__") and not compares
+    has_eq = any("__eq__" in vars(kind) for kind in type(value).__mro__[:-1])
+    return hasattr(value, "__dict__") and not has_eq
 
 
 def _as_mapping(value: Any) -> Mapping[Any, Any]:
@@ -151,7 +160,7 @@ def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
     return [sorted(group, key=_get_optimizer_key) for group in jobs_by_config.values()]
 
 
-def find_ensemble_obstacle(group: Sequence[Job]) -> str | None:
+def find_incompatibility(group: Sequence[Job]) -> str | None:
     """Return the reason why a group cannot be one ensemble, or None if its configuration shows none."""
     config = to_plain_config(group[0].config)
     name, processes = config["optimizer"]["name"], config["device"]["processes"]

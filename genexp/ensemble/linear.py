@@ -18,8 +18,8 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     The layout of gradients differs from torch for values of shape `(batch, inputs)` with a bias, outside autocast.
     """
-    use_torch = torch.is_autocast_enabled(values.device.type) or values.dim() != 2
-    if use_torch or bias is None:
+    should_use_torch = torch.is_autocast_enabled(values.device.type) or values.dim() != 2
+    if should_use_torch or bias is None:
         return F.linear(values, weight, bias)
     result: Tensor = _MemberLinear.apply(values, weight, bias)
     return result
@@ -49,10 +49,10 @@ class _MemberLinear(torch.autograd.Function):
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip((values, weight, bias), dims, strict=True)
         ]
-        return _BatchedLinear.apply(*stacked), 0
+        return _EnsembleLinear.apply(*stacked), 0
 
 
-class _BatchedLinear(torch.autograd.Function):
+class _EnsembleLinear(torch.autograd.Function):
     """Linear layer of all members.
 
     values (members, batch, inputs), weight (members, outputs, inputs), bias (members, outputs).

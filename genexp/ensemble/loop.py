@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from genexp.data.stream import BatchStream, stack_batches
+from genexp.data.stream import TrainingBatches, stack_batches
 from genexp.ensemble.member import EnsembleMember
 from genexp.ensemble.step import EnsembleStep
 from genexp.technique import Batch, Clock
@@ -18,7 +18,7 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
     steps_per_epoch = first.data.batch_source.steps_per_epoch
     clock = Clock(members[0].context.completed_steps, first.total_steps, steps_per_epoch)
     active = _apply_to_members(members, lambda member: member.open())
-    active = _apply_to_members(active, lambda row: row.initialize(clock))
+    active = _apply_to_members(active, lambda member: member.initialize(clock))
     if clock.is_last_step or (clock.step > 0 and stop.should_interrupt(clock.completed_epochs)):
         _apply_to_members(active, lambda row: row.record_final_snapshot(clock))
         return
@@ -33,7 +33,7 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
 
 def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
     """Return the ensemble step of the members. Raises IncompatibleRunsError."""
-    return EnsembleStep([member.run.learner for member in members], [row.run.seed for row in members])
+    return EnsembleStep([member.run.learner for member in members], [member.run.seed for member in members])
 
 
 def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
@@ -42,10 +42,10 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
     Streams are (members, batch, ...), or (batch, ...) where the batch is shared.
     """
     batch_sources = [member.run.data.batch_source for member in members]
-    streams = [batch_source for batch_source in batch_sources if isinstance(batch_source, BatchStream)]
-    if len(streams) < len(batch_sources) or members[0].run.trainer_config.batch_size is None:
+    batch_streams = [batch_source for batch_source in batch_sources if isinstance(batch_source, TrainingBatches)]
+    if len(batch_streams) < len(batch_sources) or members[0].run.trainer_config.batch_size is None:
         return batch_sources[0].iter_batches(first_step), True
-    return stack_batches(streams, first_step), False
+    return stack_batches(batch_streams, first_step), False
 
 
 def _train_until_member_ends(
@@ -53,7 +53,7 @@ def _train_until_member_ends(
 ) -> tuple[Clock, list[EnsembleMember]]:
     """Step all members until at least one ends. Return the clock then, and the members that continue."""
     ensemble_step = build_step(members)
-    train_batches = members[0].run.data.train
+    train_batches = members[0].run.data.train_batches
     batches, is_shared = make_batches(members, clock.step + 1)
     for batch in batches:
         clock = Clock(clock.step + 1, clock.total_steps, clock.steps_per_epoch)
@@ -61,12 +61,14 @@ def _train_until_member_ends(
         member_metrics = {name: values.unbind() for name, values in metrics.items()}
         for index, member in enumerate(members):
             member.snapshot_builder.add_metrics({name: values[index] for name, values in member_metrics.items()})
-        is_over = clock.is_last_step or stop.is_out_of_time
+        is_run_complete = clock.is_last_step or stop.is_out_of_time
         is_interrupted = stop.should_interrupt(clock.completed_epochs)
         for member in members:
-            member.is_finished = is_over or (clock.is_epoch_end and member.run.learner.technique.has_converged)
+            member.is_finished = is_run_complete or (
+                clock.is_epoch_end and member.run.learner.technique.has_converged
+            )
             member.is_ending = member.is_finished or is_interrupted
-        if any(row.is_ending for row in members) or members[0].snapshot_builder.is_due(clock):
+        if any(member.is_ending for member in members) or members[0].snapshot_builder.is_due(clock):
             ensemble_step.update_members()
             active = [
                 row

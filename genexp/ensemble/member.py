@@ -48,13 +48,13 @@ class EnsembleMember:
         """Initialize the technique of a fresh run and record its first snapshot. Do nothing for a resumed run."""
         run = self.run
         if self.context.completed_steps == 0:
-            initialize_technique(run.learner, run.data.train, run.seed)
+            initialize_technique(run.learner, run.data.train_batches, run.seed)
             self.recorders.record(self.snapshot_builder.build_initial(clock))
 
     def record(self, clock: Clock) -> None:
         """Record a snapshot at `clock`. Close the recorders if the run `is_ending`."""
         self.recorders.record(
-            self.snapshot_builder.build(clock, is_finished=self.is_finished, is_ending=self.is_ending)
+            self.snapshot_builder.build(clock, should_finalize=self.is_finished, is_ending=self.is_ending)
         )
         if self.is_ending:
             self.context.close_recorders(self.recorders, clock)

@@ -37,24 +37,24 @@ class EnsembleOptimizer:
             leaves,
             member_parameters,
         )
-        self._group_members = [
+        self._group_member_indices = [
             list(member_indices)
             for _, member_indices in groupby(range(len(configs)), key=lambda member_index: configs[member_index])
         ]
         self._group_slices = [
-            {name: leaf.detach()[rows[0] : rows[-1] + 1] for name, leaf in leaves.items()}
-            for rows in self._group_members
+            {name: leaf.detach()[member_indices[0] : member_indices[-1] + 1] for name, leaf in leaves.items()}
+            for member_indices in self._group_member_indices
         ]
         parameter_groups = [list(slices.values()) for slices in self._group_slices]
         self._optimizer = build_joint_optimizer(
-            [configs[rows[0]] for rows in self._group_members], parameter_groups
+            [configs[rows[0]] for rows in self._group_member_indices], parameter_groups
         )
         self._load_member_states()
 
     def step(self, clock: Clock) -> None:
         """Step all members with the gradients of the leaves and the learning rates of `clock`."""
         for member_indices, slices, group in zip(
-            self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
+            self._group_member_indices, self._group_slices, self._optimizer.param_groups, strict=True
         ):
             group["lr"] = learning_rate(self._configs[member_indices[0]], clock)
             for name, group_parameter in slices.items():
@@ -67,7 +67,7 @@ class EnsembleOptimizer:
     def update_members(self) -> None:
         """Set the state of each member's optimizer to what it would be after the steps of a single run."""
         for member_indices, slices, group in zip(
-            self._group_members, self._group_slices, self._optimizer.param_groups, strict=True
+            self._group_member_indices, self._group_slices, self._optimizer.param_groups, strict=True
         ):
             for position, member_index in enumerate(member_indices):
                 for member_group in self._member_optimizers[member_index].param_groups:
@@ -83,7 +83,7 @@ class EnsembleOptimizer:
 
     def _load_member_states(self) -> None:
         """Start from the state of the members' own optimizers."""
-        for member_indices, slices in zip(self._group_members, self._group_slices, strict=True):
+        for member_indices, slices in zip(self._group_member_indices, self._group_slices, strict=True):
             for name, group_parameter in slices.items():
                 states = [
                     self._member_optimizers[member_index].state.get(self._member_parameters[member_index][name])

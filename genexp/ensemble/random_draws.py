@@ -126,7 +126,7 @@ class _DrawOutsideVmap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(index: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def forward(member_index: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         raise AssertionError("there are rows under vmap only")
 
     @staticmethod
@@ -135,7 +135,7 @@ class _DrawOutsideVmap(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, dims: tuple[int | None, ...], index: Tensor, draw: Callable[[], Tensor]
+        info: Any, dims: tuple[int | None, ...], member_index: Tensor, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, int]:
         return draw(), 0
 
@@ -165,7 +165,7 @@ def _wrap_like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         )
         shape = values.shape
         return mode.draw_per_member(
-            shape, like, lambda row, out, generator: _fill_in_place(out, function, shape, generator)
+            shape, like, lambda member_index, out, generator: _fill_in_place(out, function, shape, generator)
         )
 
     return draw_like
@@ -182,14 +182,16 @@ def _draw_randint(mode: EnsembleFunctionMode, *bounds: Any, **options: Any) -> T
     low, high = low_high if len(low_high) == 2 else (0, low_high[0])
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
     return mode.draw_per_member(
-        size, like, lambda row, out, gen: torch.randint(low, high, size, generator=gen, out=out)
+        size,
+        like,
+        lambda member_index, out, generator: torch.randint(low, high, size, generator=generator, out=out),
     )
 
 
 def _draw_randperm(mode: EnsembleFunctionMode, count: int, **options: Any) -> Tensor:
     like = torch.empty(0, dtype=options.get("dtype", torch.long), device=options.get("device"))
     return mode.draw_per_member(
-        (count,), like, lambda row, out, gen: torch.randperm(count, generator=gen, out=out)
+        (count,), like, lambda member_index, out, generator: torch.randperm(count, generator=generator, out=out)
     )
 
 
@@ -240,11 +242,11 @@ REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.rand_like: _wrap_like(torch.rand),
     torch.randint: _draw_randint,
     torch.randperm: _draw_randperm,
-    dropout: lambda draws, values, p, training: draws.dropout(values, p, training, dropout_mask),
-    F.dropout: lambda draws, values, p=0.5, training=True, inplace=False: draws.dropout(
+    dropout: lambda mode, values, p, training: mode.dropout(values, p, training, dropout_mask),
+    F.dropout: lambda mode, values, p=0.5, training=True, inplace=False: mode.dropout(
         values, p, training, _torch_dropout_mask
     ),
-    F.linear: lambda draws, *args, **options: linear(*args, **options),
+    F.linear: lambda mode, *args, **options: linear(*args, **options),
     F.normalize: _normalize,
     F.affine_grid: _affine_grid,
 }

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from genexp.ensemble.autotune import time_both
 from genexp.ensemble.compatibility import (
     IncompatibleRunsError,
-    find_ensemble_obstacle,
+    find_incompatibility,
     format_differing_keys,
     group_jobs,
 )
@@ -36,27 +36,27 @@ def run_jobs(
     Compatible jobs run as an ensemble if that is faster, or in any case unless `should_measure`. No further job
     starts once `can_start_job` returns False.
     """
-    sequential: list[Sequence[Job]] = []
+    sequential_groups: list[Sequence[Job]] = []
     for group in group_jobs(jobs):
         if len(group) == 1:
-            sequential.append(group)
+            sequential_groups.append(group)
             continue
-        obstacle = find_ensemble_obstacle(group)
+        obstacle = find_incompatibility(group)
         if obstacle is not None:
             print_line(f"{_format_job_numbers([job.number for job in group])} one after the other: {obstacle}")
-            sequential.append(group)
+            sequential_groups.append(group)
             continue
         if not can_start_job():
             return None
-        stop_signal, remaining = _run_ensemble(group, print_line, should_measure=should_measure)
+        stop_signal, remaining_groups = _run_ensemble(group, print_line, should_measure=should_measure)
         if stop_signal is not None:
             return stop_signal
-        sequential += remaining
-    single_jobs = [group for group in sequential if len(group) == 1]
+        sequential_groups += remaining_groups
+    single_jobs = [group for group in sequential_groups if len(group) == 1]
     if len(single_jobs) > 1:
         job_label = _format_job_numbers([job.number for (job,) in single_jobs])
         print_line(f"{job_label} one after the other: they differ in {format_differing_keys(single_jobs)}")
-    for job in (job for group in sequential for job in group):
+    for job in (job for group in sequential_groups for job in group):
         if not can_start_job():
             return None
         stop_signal = run_job(job)
@@ -69,22 +69,22 @@ def _run_ensemble(
     jobs: Sequence[Job], print_line: MessageCallback, *, should_measure: bool
 ) -> tuple[signal.Signals | None, list[Sequence[Job]]]:
     """Run jobs as ensembles, one for each start step. Return the stop signal and the groups that did not run."""
-    remaining: list[Sequence[Job]] = []
+    remaining_groups: list[Sequence[Job]] = []
     with _open_members(jobs) as all_members:
-        for _, same_start in groupby(
+        for _, members_at_step in groupby(
             sorted(all_members, key=lambda member: member.context.completed_steps),
-            key=lambda row: row.context.completed_steps,
+            key=lambda member: member.context.completed_steps,
         ):
-            members = list(same_start)
+            members = list(members_at_step)
             if not _should_run_ensemble(members, print_line, should_measure=should_measure):
-                remaining.append([job for job in jobs if job.number in {row.job_number for row in members}])
+                remaining_groups.append([job for job in jobs if job.number in {row.job_number for row in members}])
                 continue
             trainer_config, until_epoch = members[0].run.trainer_config, jobs[0].until_epoch
             with stop_on_signals(trainer_config.time_budget, until_epoch=until_epoch) as stop:
                 train_ensemble(members, stop)
             if stop.received_signal is not None:
                 return stop.received_signal, []
-    return None, remaining
+    return None, remaining_groups
 
 
 def _should_run_ensemble(
@@ -127,10 +127,10 @@ def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
                 member.release()
 
 
-def _build_member(job: Job, template: Run | None) -> EnsembleMember | None:
+def _build_member(job: Job, data_from: Run | None) -> EnsembleMember | None:
     def build(config: DictConfig, run_dir: Path) -> EnsembleMember:
         with ExitStack() as exit_stack:
-            context = exit_stack.enter_context(open_run_context(config, run_dir, template))
+            context = exit_stack.enter_context(open_run_context(config, run_dir, data_from))
             return EnsembleMember(job.number, context, exit_stack.pop_all())
         raise AssertionError
 

@@ -106,11 +106,11 @@ class EnsembleStep:
                 self.hyperparameters.substitute(hyperparameter_values),
                 EnsembleFunctionMode(self._generators, self.hyperparameters, member_index),
             ):
-                loss, metrics = functional_call(self._function_module, state, (phase.loss, batch, clock))
+                losses, metrics = functional_call(self._function_module, state, (phase.loss, batch, clock))
             # A change in place has already reached the stacked tensor. A replaced buffer is returned.
             new_buffers = {name: state[f"technique.{name}"] for name in buffers}
             return (
-                loss,
+                losses,
                 metrics,
                 {name: buffer for name, buffer in new_buffers.items() if buffer is not buffers[name]},
             )
@@ -174,8 +174,8 @@ class EnsembleStep:
         assert ema is not None
         parameters, buffers = self._ema_tensors
         if parameters:
-            targets = list(self._parameters.values())
-            torch._foreach_lerp_(list(parameters.values()), targets, 1 - ema.compute_decay(clock))
+            current_parameters = list(self._parameters.values())
+            torch._foreach_lerp_(list(parameters.values()), current_parameters, 1 - ema.compute_decay(clock))
         if buffers:
             torch._foreach_copy_(list(buffers.values()), list(self._buffers.values()))
 
@@ -215,10 +215,10 @@ def stack_shared_state(modules: Sequence[nn.Module]) -> tuple[dict[str, Tensor],
     return _stack_shared(parameters), _stack_shared(buffers)
 
 
-def _stack_shared(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _stack_shared(tensors_by_module: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     stacked = {}
-    for name in tensors[0] if tensors else ():
-        stacked[name] = torch.stack([module_tensors[name].detach() for module_tensors in tensors])
-        for row, view in zip(tensors, stacked[name].unbind(), strict=True):
-            row[name].data = view
+    for name in tensors_by_module[0] if tensors_by_module else ():
+        stacked[name] = torch.stack([module_tensors[name].detach() for module_tensors in tensors_by_module])
+        for member_tensors, view in zip(tensors_by_module, stacked[name].unbind(), strict=True):
+            member_tensors[name].data = view
     return stacked

@@ -34,9 +34,9 @@ def traverse_units(code: Tensor, units: Tensor, low: Tensor, high: Tensor, num_f
     return codes
 
 
-def decode_frames(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
+def decode_frames(decode: Callable[[Tensor], Tensor], frame_codes: Tensor) -> Tensor:
     """Return the images (frames, codes, c, h, w) of a path (frames, codes, features), decoded frame by frame."""
-    return torch.stack([decode(codes) for codes in codes])
+    return torch.stack([decode(codes) for codes in frame_codes])
 
 
 def make_animation(images: Tensor, columns: int = 4) -> Tensor:

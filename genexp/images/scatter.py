@@ -27,8 +27,8 @@ def project_pca(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     centered = points - mean
     axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -2:].flip(1)  # (features, 2)
     # The sign of an eigenvector is arbitrary. It is fixed, so that plots of the same points are equal.
-    strongest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    axes = axes * strongest.sign()
+    largest_loadings = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    axes = axes * largest_loadings.sign()
     return centered @ axes, (others - mean) @ axes
 
 
@@ -66,8 +66,8 @@ def draw_clusters(
     )
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    size = float(np.clip(12000 / len(coords), 6, 40))
-    axes.scatter(coords[:, 0], coords[:, 1], s=size, c=colors[label_indices], alpha=0.8, linewidths=0)
+    point_size = float(np.clip(12000 / len(coords), 6, 40))
+    axes.scatter(coords[:, 0], coords[:, 1], s=point_size, c=colors[label_indices], alpha=0.8, linewidths=0)
     if centers is not None:
         center_coords = centers.numpy(force=True)
         star_size = 420 if num_clusters <= 20 else 120

@@ -17,8 +17,8 @@ def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: 
     Rotation and scaling are about the center of the image. Pixels from outside the image are 0.
     """
     count, _, height, width = images.shape
-    rotation, scale, shift_x, shift_y = (2 * torch.rand(count, 4, device=images.device) - 1).unbind(1)
-    angle, factor = rotation * (degrees * (math.pi / 180)), 1 + scale * zoom
+    rotation, scale_noise, shift_x, shift_y = (2 * torch.rand(count, 4, device=images.device) - 1).unbind(1)
+    angle, factor = rotation * (degrees * (math.pi / 180)), 1 + scale_noise * zoom
     cos, sin = angle.cos() * factor, angle.sin() * factor
     # affine_grid coordinates run from -1 to 1 in both directions, whatever the size. Without the ratio of height
     # and width, a rotation would shear images that are not square.

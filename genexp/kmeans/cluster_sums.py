@@ -44,9 +44,9 @@ class ClusterSums:
         """Return the sums of `num_points` unassigned points. `centers` gives the shape and the device."""
         starts, clusters, _ = centers.shape
         return cls(
-            torch.zeros_like(centers, dtype=accumulation_dtype(centers)),
+            torch.zeros_like(centers, dtype=get_accumulation_dtype(centers)),
             torch.zeros(starts, clusters, dtype=torch.long, device=centers.device),
-            torch.full((starts, num_points), UNASSIGNED, dtype=label_dtype(clusters), device=centers.device),
+            torch.full((starts, num_points), UNASSIGNED, dtype=get_label_dtype(clusters), device=centers.device),
         )
 
     def means(self, fallback: Tensor) -> Tensor:
@@ -65,16 +65,16 @@ class ClusterSums:
 
         `centers` is (starts, clusters, features).
         """
-        rows = centers.to(self.sums)
-        return (self.counts * rows.square().sum(2) - 2 * (rows * self.sums).sum(2)).sum(1)
+        cast_centers = centers.to(self.sums)
+        return (self.counts * cast_centers.square().sum(2) - 2 * (cast_centers * self.sums).sum(2)).sum(1)
 
 
-def label_dtype(num_clusters: int) -> torch.dtype:
+def get_label_dtype(num_clusters: int) -> torch.dtype:
     """Return the dtype of labels for this number of clusters and `UNASSIGNED`: int16 or int32."""
     return torch.int16 if num_clusters <= torch.iinfo(torch.int16).max else torch.int32
 
 
-def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+def get_accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of sums on the device of `tensor`: float64, or float32 on MPS.
 
     Points are added and subtracted in many iterations, so rounding errors would accumulate.
@@ -116,18 +116,18 @@ class ClusterSumsUpdater:
         if not was_assigned and len(old_clusters) == labels.numel():
             self._add_unassigned(points, labels)
             return
-        target_keys, source_keys = (
+        new_center_indices, old_center_indices = (
             reassignments.start_indices * clusters + reassignments.new_labels,
             reassignments.start_indices * clusters + old_clusters,
         )
-        self._add_counts(target_keys, 1)
+        self._add_counts(new_center_indices, 1)
         if was_assigned:
-            self._add_counts(source_keys, -1)
+            self._add_counts(old_center_indices, -1)
         sums, chunk_size = self._sums.flatten(0, 1), self._point_buffer.shape[0]
         for rows, targets, sources in zip(
             reassignments.rows.split(chunk_size),
-            target_keys.split(chunk_size),
-            source_keys.split(chunk_size),
+            new_center_indices.split(chunk_size),
+            old_center_indices.split(chunk_size),
             strict=True,
         ):
             moved = self._cast(torch.index_select(points, 0, rows, out=self._point_buffer[: rows.numel()]))

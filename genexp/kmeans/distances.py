@@ -13,13 +13,13 @@ from torch import Tensor
 MIN_NUMPY_COLUMNS = 32  # columns from which NumPy finds a minimum faster than torch on the CPU
 
 
-class CenterScores:
+class CenterScorer:
     """Scores of points for fixed `centers` (starts, clusters, features)."""
 
     def __init__(self, centers: Tensor) -> None:
         self._shape = centers.shape[:2]
-        self._rows = centers.flatten(0, 1)
-        self._half_norms = self._rows.square().sum(1) / 2
+        self._flat_centers = centers.flatten(0, 1)
+        self._half_norms = self._flat_centers.square().sum(1) / 2
 
     def __call__(self, points: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the scores of points (points, features) for all centers: (points, starts, clusters).
@@ -27,7 +27,7 @@ class CenterScores:
         They are written to the first rows of `out`, if given. It has starts · clusters columns.
         """
         out = None if out is None else out[: len(points)]
-        scores = torch.addmm(self._half_norms, points, self._rows.T, alpha=-1, out=out)
+        scores = torch.addmm(self._half_norms, points, self._flat_centers.T, alpha=-1, out=out)
         return scores.unflatten(1, self._shape)
 
 
@@ -36,7 +36,7 @@ def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
 
     `points` is (points, features), `centers` (clusters, features).
     """
-    return argmin_rows(CenterScores(centers.unsqueeze(0))(points).squeeze(1))
+    return argmin_rows(CenterScorer(centers.unsqueeze(0))(points).squeeze(1))
 
 
 def argmin_rows(scores: Tensor) -> Tensor:

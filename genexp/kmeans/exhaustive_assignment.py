@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genexp.kmeans.blocks import CHUNK_ELEMENTS, get_chunk_size
 from genexp.kmeans.cluster_sums import UNASSIGNED, ClusterSums, ClusterSumsUpdater, Reassignments
-from genexp.kmeans.distances import CenterScores, argmin_rows
-from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
+from genexp.kmeans.distances import CenterScorer, argmin_rows
+from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift_norms
 
 # Pairs of points and their indices in the data set. The points are valid until the next pair is requested.
 PointChunks = Iterator[tuple[Tensor, Tensor]]
@@ -55,16 +55,16 @@ class PointBuffer:
 
 
 class ExhaustiveAssignment:
-    """Assignment of points to `centers` (starts, clusters, features), which records its changes in `update`.
+    """Assignment of points to `centers` (starts, clusters, features), which records its changes in `updater`.
 
     `previous` is the assignment to `old_centers`, or to none.
     """
 
     def __init__(
-        self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, update: ClusterSumsUpdater
+        self, centers: Tensor, previous: ClusterSums, old_centers: Tensor | None, updater: ClusterSumsUpdater
     ) -> None:
-        self._update = update
-        self._center_scores = CenterScores(centers)
+        self._updater = updater
+        self._center_scores = CenterScorer(centers)
         self._max_squared_norms = centers.square().sum(2).amax(1)  # (starts,)
         starts, clusters, features = centers.shape
         self._chunk_size = min(
@@ -74,11 +74,11 @@ class ExhaustiveAssignment:
         # All chunks share one buffer of scores: new allocations would fragment memory.
         self._scores = centers.new_empty(self._chunk_size, starts * clusters)
         self.bounds = previous.bounds if isinstance(previous.bounds, HamerlyBounds) else None
-        self._center_shift: Tensor | None = None  # (starts, clusters), if there are bounds for `old_centers`
+        self._center_shift_norms: Tensor | None = None  # (starts, clusters), if there are bounds for `old_centers`
         if self.bounds is None and HamerlyBounds.is_worthwhile(previous.changed_fraction):
-            self.bounds = HamerlyBounds.allocate(centers, update.labels.shape[1])
+            self.bounds = HamerlyBounds.allocate(centers, updater.labels.shape[1])
         elif self.bounds is not None and old_centers is not None:
-            self._center_shift = center_shift(old_centers, centers)
+            self._center_shift_norms = center_shift_norms(old_centers, centers)
         self._buffer = PointBuffer(get_chunk_size(BUFFER_ELEMENTS, features, centers), features, centers)
 
     def assign_block(self, block: Tensor, point_slice: slice) -> None:
@@ -97,24 +97,24 @@ class ExhaustiveAssignment:
 
     def _find_uncertain(self, index: slice) -> Tensor | None:
         """Return the rows in the block `index` whose points may change cluster: int64 (rows,), or None for all."""
-        if self._center_shift is None or self.bounds is None:
+        if self._center_shift_norms is None or self.bounds is None:
             return None
-        return self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
+        return self.bounds.select(index).shift_bounds(self._center_shift_norms, self._updater.labels[:, index])
 
     def _assign_points(self, points: Tensor, index: slice | Tensor) -> None:
         """Assign `points` (points, features), which have the indices `index`. Update their labels and bounds."""
-        labels, bounds = self._update.labels[:, index], None if self.bounds is None else self.bounds.select(index)
+        labels, bounds = self._updater.labels[:, index], None if self.bounds is None else self.bounds.select(index)
         for first in range(0, len(points), self._chunk_size):
             chunk = slice(first, first + self._chunk_size)
             self._assign_chunk(points[chunk], labels[:, chunk], None if bounds is None else bounds.select(chunk))
         if isinstance(index, Tensor):
-            self._update.labels.index_copy_(1, index, labels)
+            self._updater.labels.index_copy_(1, index, labels)
             if self.bounds is not None and bounds is not None:
                 self.bounds.put(index, bounds)
 
     def _assign_chunk(self, points: Tensor, labels: Tensor, bounds: HamerlyBounds | None) -> None:
         scores = self._center_scores(points, self._scores)  # (points, starts, clusters)
-        self._update.reassign(points, labels, self._find_reassignments(scores, labels.T.long()))
+        self._updater.reassign(points, labels, self._find_reassignments(scores, labels.T.long()))
         if bounds is not None:  # norms are recomputed: stored, they would take as much memory as the margins
             bounds.set_from_scores(
                 scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._max_squared_norms

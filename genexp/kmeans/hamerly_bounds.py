@@ -86,7 +86,7 @@ class HamerlyBounds:
     ) -> None:
         """Set all margins from upper bounds `own_scores` and lower bounds `other_scores`, both (points, starts).
 
-        An own score of -inf is unknown: `complete_bounds` must follow. `squared_norms` is (points,),
+        An own score of -inf is unknown: `set_bounds` must follow. `squared_norms` is (points,),
         `max_squared_norm` () or (starts,).
         """
         point_squared_norms = squared_norms.unsqueeze(1)
@@ -97,7 +97,7 @@ class HamerlyBounds:
             out=self.margins,
         )
 
-    def complete_bounds(
+    def set_bounds(
         self,
         flat_indices: Tensor,
         own_scores: Tensor,
@@ -118,7 +118,7 @@ class HamerlyBounds:
         margins[flat_indices] = lower_bounds - _distances_from_scores(own_scores, squared_norms + rounding)
 
 
-def center_shift(old_centers: Tensor, new_centers: Tensor) -> Tensor:
+def center_shift_norms(old_centers: Tensor, new_centers: Tensor) -> Tensor:
     """Return upper bounds on the distances moved: centers (starts, clusters, features) → (starts, clusters)."""
     return torch.linalg.vector_norm(new_centers - old_centers, dim=2).mul_(1 + 1e-5)
 

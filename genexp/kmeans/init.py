@@ -93,17 +93,19 @@ def _squared_distances(rows: Tensor, points: Tensor, squared_norms: Tensor) -> T
     return dist_sq.clamp_(min=0)
 
 
-def _update_reservoir(block: Tensor, cumulative_mass: Tensor, previous_mass: Tensor, reservoir: Tensor) -> Tensor:
+def _update_reservoir(
+    block: Tensor, cumulative_weights: Tensor, previous_mass: Tensor, reservoir: Tensor
+) -> Tensor:
     """Replace entries of `reservoir` by points of `block`, by weighted reservoir sampling.
 
     After the last block each entry is an independent draw from all points, with probability proportional to mass.
-    `cumulative_mass` (starts, candidates, points) is summed along the points. `previous_mass` (starts, candidates)
-    is the total mass of the blocks before. `reservoir` (starts, candidates, draws, features) changes in place.
+    `cumulative_weights` (starts, candidates, points) is summed along the points. `previous_mass` (starts,
+    candidates) is the total mass of the blocks before. `reservoir` (starts, candidates, draws, features) changes in place.
     Returns the total mass of `block`, (starts, candidates).
     """
-    total = cumulative_mass[..., -1]
+    total = cumulative_weights[..., -1]
     thresholds = torch.rand(*reservoir.shape[:3], device=block.device) * total.unsqueeze(2)
-    positions = torch.searchsorted(cumulative_mass, thresholds, right=True).clamp(max=len(block) - 1)
+    positions = torch.searchsorted(cumulative_weights, thresholds, right=True).clamp(max=len(block) - 1)
     is_replaced = torch.rand(positions.shape, device=block.device) * (previous_mass + total).unsqueeze(
         2
     ) < total.unsqueeze(2)

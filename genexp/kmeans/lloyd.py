@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genexp.kmeans.blocks import Blocks, take
 from genexp.kmeans.cluster_sums import ClusterSums, ClusterSumsUpdater
-from genexp.kmeans.distances import CenterScores
+from genexp.kmeans.distances import CenterScorer
 from genexp.kmeans.exhaustive_assignment import ExhaustiveAssignment
 from genexp.kmeans.projection_bounds import ProjectionBounds
 from genexp.kmeans.pruned_assignment import PrunedAssignment
@@ -98,20 +98,20 @@ def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: 
     empty_clusters = is_empty.byte().argsort(dim=1, descending=True, stable=True)[:, :max_empty]
     # A start may have fewer empty clusters than `max_empty`, and a small batch may have fewer points.
     is_relocated = is_found & is_empty.gather(1, empty_clusters)
-    start, column = is_relocated.nonzero(as_tuple=True)
+    start_indices, column = is_relocated.nonzero(as_tuple=True)
     point_index, new_cluster, point = (
-        indices[start, column],
-        empty_clusters[start, column],
-        points[start, column].to(cluster_sums.sums),
+        indices[start_indices, column],
+        empty_clusters[start_indices, column],
+        points[start_indices, column].to(cluster_sums.sums),
     )
-    old_cluster = cluster_sums.labels[start, point_index].long()
+    old_cluster = cluster_sums.labels[start_indices, point_index].long()
     sums, counts, labels = cluster_sums.sums.clone(), cluster_sums.counts.clone(), cluster_sums.labels.clone()
-    sums.index_put_((start, old_cluster), -point, accumulate=True)
-    counts.index_put_((start, old_cluster), -torch.ones_like(old_cluster), accumulate=True)
-    sums[start, new_cluster], counts[start, new_cluster] = point, 1
-    labels[start, point_index] = new_cluster.to(labels)
+    sums.index_put_((start_indices, old_cluster), -point, accumulate=True)
+    counts.index_put_((start_indices, old_cluster), -torch.ones_like(old_cluster), accumulate=True)
+    sums[start_indices, new_cluster], counts[start_indices, new_cluster] = point, 1
+    labels[start_indices, point_index] = new_cluster.to(labels)
     if cluster_sums.bounds is not None:
-        cluster_sums.bounds.invalidate(start, point_index)
+        cluster_sums.bounds.invalidate(start_indices, point_index)
     return ClusterSums(sums, counts, labels, cluster_sums.changed_fraction, cluster_sums.bounds)
 
 
@@ -120,7 +120,7 @@ def _find_farthest_points(blocks: Blocks, centers: Tensor, count: int) -> tuple[
 
     Also returns which of them exist, bool (starts, count): there may be fewer points.
     """
-    center_scores = CenterScores(centers)
+    center_scores = CenterScorer(centers)
     farthest = centers.new_full((len(centers), count), -torch.inf)
     indices = torch.zeros_like(farthest, dtype=torch.long)
     first = 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import CHUNK_ELEMENTS, Blocks, get_chunk_size
-from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift
+from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift_norms
 
 MIN_FEATURES_PER_DIMENSION = 16  # features per dimension of the subspace, at least
 # The number of dimensions is a multiple of the first: a matrix product then takes half the time.
@@ -52,12 +52,12 @@ class ProjectionBounds:
     def is_worthwhile(centers: Tensor, num_points: int) -> bool:
         """Return whether projections save time. A GPU computes all scores faster than it selects candidates."""
         is_large = num_points >= SAMPLE_POINTS and num_points * centers.shape[2] >= MIN_ELEMENTS
-        return is_large and centers.device.type == "cpu" and _subspace_dimensions(centers) > 0
+        return is_large and centers.device.type == "cpu" and _choose_num_dimensions(centers) > 0
 
     @classmethod
     def from_blocks(cls, blocks: Blocks, centers: Tensor, num_points: int) -> ProjectionBounds:
         """Fit a basis to the points in `blocks`. `set_projections` must then set the projections."""
-        dimensions, features = _subspace_dimensions(centers), centers.shape[2]
+        dimensions, features = _choose_num_dimensions(centers), centers.shape[2]
         coordinates = centers.new_empty(num_points, dimensions, dtype=torch.int16)
         # The memory of the coordinates holds the sample until `set_projections` sets them.
         sample_buffer = coordinates.view(centers.dtype).flatten()
@@ -116,7 +116,9 @@ class ProjectionBounds:
     def measure_shift(self, old_centers: Tensor, new_centers: Tensor) -> CenterShift:
         """Return how far centers moved, from both (starts, clusters, features)."""
         residual_norms = self.project((new_centers - old_centers).flatten(0, 1))[:, -1]
-        return CenterShift(center_shift(old_centers, new_centers), residual_norms.view(new_centers.shape[:2]))
+        return CenterShift(
+            center_shift_norms(old_centers, new_centers), residual_norms.view(new_centers.shape[:2])
+        )
 
     def shift_bounds(self, shift: CenterShift, labels: Tensor) -> Tensor:
         """Loosen the bounds after centers moved. Return the points that may change cluster: int64 (points,).
@@ -129,7 +131,7 @@ class ProjectionBounds:
             )
         return self.hamerly_bounds.shift_bounds(shift.norms, labels)
 
-    def slack(self, center_residual_norms: Tensor) -> Tensor:
+    def score_slack(self, center_residual_norms: Tensor) -> Tensor:
         """Return how much the score of the own center may exceed its lower bound: (points, starts).
 
         The lower bound takes the residuals of point and center to be parallel. `center_residual_norms`
@@ -189,7 +191,7 @@ def _quantization_step(squared_norms: Tensor) -> Tensor:
     )
 
 
-def _subspace_dimensions(centers: Tensor) -> int:
+def _choose_num_dimensions(centers: Tensor) -> int:
     return min(
         MAX_DIMENSIONS, centers.shape[2] // MIN_FEATURES_PER_DIMENSION // DIMENSION_MULTIPLE * DIMENSION_MULTIPLE
     )

@@ -22,22 +22,24 @@ CHUNK_PAIRS = 2**15  # pairs whose scores are computed at a time
 LOOKAHEAD_POINTS = 2**15  # points that are pruned together, when most are expected to stay
 # A fraction of the clusters, plus a number of clusters. If the mean number of candidates per point and start
 # exceeds their sum, it is cheaper to compute all scores.
-MAX_PAIR_FRACTION, PAIR_ALLOWANCE = 0.1, 2
+MAX_PAIR_FRACTION, MAX_EXTRA_PAIRS = 0.1, 2
 
 
 @dataclass(frozen=True)
 class CandidatePairs:
     """Pairs of a point and a candidate for its nearest center, its own included; sorted by point and start."""
 
-    rows: Tensor  # int64 (pairs,): index of the point
-    columns: Tensor  # int64 (pairs,): index of the center, start · clusters + cluster
+    point_indices: Tensor  # int64 (pairs,): index of the point
+    center_indices: Tensor  # int64 (pairs,): index of the center, start · clusters + cluster
     lower_scores: Tensor  # (pairs,): lower bound on the score
 
     def select_points(self, first: int, last: int) -> CandidatePairs:
         """Return the pairs whose row is at least `first` and below `last`, with rows counted from `first`."""
-        pair_slice = slice(*np.searchsorted(self.rows.numpy(), (first, last)))  # takes half the time of torch
+        pair_slice = slice(
+            *np.searchsorted(self.point_indices.numpy(), (first, last))
+        )  # takes half the time of torch
         return CandidatePairs(
-            self.rows[pair_slice] - first, self.columns[pair_slice], self.lower_scores[pair_slice]
+            self.point_indices[pair_slice] - first, self.center_indices[pair_slice], self.lower_scores[pair_slice]
         )
 
 
@@ -56,7 +58,7 @@ class PrunedAssignment:
         update: ClusterSumsUpdater,
         blocks: Blocks,
     ) -> None:
-        self._update = update
+        self._updater = update
         self._shape = centers.shape[:2]
         self._centers = centers.flatten(0, 1)
         self._half_norms = self._centers.square().sum(1) / 2
@@ -93,8 +95,8 @@ class PrunedAssignment:
             if self._pairs is None
             else self._select_pairs(self._pairs, point_slice)
         ):
-            self._update.reassign(
-                block, self._update.labels[:, point_slice], self._find_reassignments(block, point_slice, pairs)
+            self._updater.reassign(
+                block, self._updater.labels[:, point_slice], self._find_reassignments(block, point_slice, pairs)
             )
 
     def finish(self) -> None:
@@ -109,7 +111,7 @@ class PrunedAssignment:
             else max(1, LOOKAHEAD_POINTS // length)
         )
         self._pruned_slice = slice(
-            index.start, min(index.start + lookahead_blocks * length, self._update.labels.shape[1])
+            index.start, min(index.start + lookahead_blocks * length, self._updater.labels.shape[1])
         )
         self._pairs = []
         for chunk in self._find_uncertain(self._pruned_slice):
@@ -122,23 +124,23 @@ class PrunedAssignment:
     def _prune_chunk(self, index: slice | Tensor) -> CandidatePairs | None:
         """Return the candidates of the points `index`, or None if there are too many."""
         bounds, own_columns = self.bounds.select(index), self._own_columns(index)
-        slack = bounds.slack(self._center_projections[:, -1][own_columns]) + self._rounding_error(bounds)
+        slack = bounds.score_slack(self._center_projections[:, -1][own_columns]) + self._rounding_error(bounds)
         pairs = self._find_candidates(
             bounds.dequantize(), self._center_projections, own_columns, slack, bounds, MAX_PAIR_FRACTION
         )
         if pairs is None:
             return None
         if isinstance(index, slice):
-            return replace(pairs, rows=pairs.rows + index.start)
+            return replace(pairs, point_indices=pairs.point_indices + index.start)
         self.bounds.hamerly_bounds.put(index, bounds.hamerly_bounds)
-        return replace(pairs, rows=index[pairs.rows])
+        return replace(pairs, point_indices=index[pairs.point_indices])
 
     def _find_uncertain(self, index: slice) -> Iterator[slice | Tensor]:
         """Yield, in chunks, those of the points `index` that the Hamerly bounds do not keep in their clusters."""
         if self._center_shift is None:
             yield from _split_slice(index, self._chunk_size)
         else:
-            rows = self.bounds.select(index).shift_bounds(self._center_shift, self._update.labels[:, index])
+            rows = self.bounds.select(index).shift_bounds(self._center_shift, self._updater.labels[:, index])
             yield from (rows + index.start).split(self._chunk_size)
 
     def _select_pairs(self, candidates: list[CandidatePairs], index: slice) -> Iterator[CandidatePairs]:
@@ -150,7 +152,7 @@ class PrunedAssignment:
         projections = self.bounds.select(index).dequantize()
         for pairs in _merge_pairs(self._find_candidates_by_chunk(block, index)):
             inner_products = pair_products(projections, self._center_projections, pairs)
-            yield replace(pairs, lower_scores=self._half_norms[pairs.columns] - inner_products)
+            yield replace(pairs, lower_scores=self._half_norms[pairs.center_indices] - inner_products)
 
     def _find_candidates_by_chunk(self, block: Tensor, index: slice) -> Iterator[CandidatePairs]:
         for chunk in _split_slice(
@@ -162,11 +164,11 @@ class PrunedAssignment:
             slack = self._rounding_error(bounds).expand_as(own_columns)
             pairs = self._find_candidates(points, self._centers, own_columns, slack, bounds, 1.0)
             assert pairs is not None
-            yield replace(pairs, rows=pairs.rows + begin)
+            yield replace(pairs, point_indices=pairs.point_indices + begin)
 
     def _own_columns(self, index: slice | Tensor) -> Tensor:
-        """Return the indices of the own centers of the points `index`, as `columns`: int64 (points, starts)."""
-        return self._update.labels[:, index].T.long() + self._start_offsets
+        """Return the own centers of the points `index`, as `center_indices`: int64 (points, starts)."""
+        return self._updater.labels[:, index].T.long() + self._start_offsets
 
     def _rounding_error(self, bounds: ProjectionBounds) -> Tensor:
         """Return the largest rounding error of scores: (points, 1)."""
@@ -201,7 +203,7 @@ class PrunedAssignment:
         # In a start where the point certainly stays, not even its own center is a candidate.
         row_limits = limits.masked_fill(~is_uncertain, -torch.inf).index_select(0, rows)
         is_candidate = (uncertain_scores.unflatten(1, self._shape) < row_limits.unsqueeze(2)).flatten(1)
-        if is_candidate.count_nonzero() > max_fraction * scores.numel() + PAIR_ALLOWANCE * own_columns.numel():
+        if is_candidate.count_nonzero() > max_fraction * scores.numel() + MAX_EXTRA_PAIRS * own_columns.numel():
             return None
         positions, columns = is_candidate.nonzero(as_tuple=True)
         pairs = CandidatePairs(rows[positions], columns, uncertain_scores[positions, columns])
@@ -222,24 +224,26 @@ class PrunedAssignment:
         `points` (points, features) have the indices `index`.
         """
         bounds, own_columns = self.bounds.select(index), self._own_columns(index)
-        scores = self._half_norms[pairs.columns] - pair_products(points, self._centers, pairs)
-        starts = pairs.columns // self._shape[1]
-        keys = pairs.rows * own_columns.shape[1] + starts
-        is_own = pairs.columns == own_columns.flatten()[keys]
+        scores = self._half_norms[pairs.center_indices] - pair_products(points, self._centers, pairs)
+        starts = pairs.center_indices // self._shape[1]
+        keys = pairs.point_indices * own_columns.shape[1] + starts
+        is_own = pairs.center_indices == own_columns.flatten()[keys]
         best = _argmin_by_key(scores, keys, is_own, own_columns.numel())
-        rows, columns = pairs.rows[best], pairs.columns[best]
+        rows, columns = pairs.point_indices[best], pairs.center_indices[best]
         other_scores = scores.index_fill(0, best, torch.inf)
         second_scores = scores.new_full((own_columns.numel(),), torch.inf).scatter_reduce_(
             0, keys, other_scores, "amin"
         )
         squared_norms = bounds.squared_norms[rows]
-        bounds.hamerly_bounds.complete_bounds(
+        bounds.hamerly_bounds.set_bounds(
             keys[best], scores[best], second_scores[keys[best]], squared_norms, self._max_squared_norm
         )
         residual_products = bounds.residual_norms[rows] * self._center_projections[:, -1][columns]
         bounds.residual_products.view(-1)[keys[best]] = pairs.lower_scores[best] - scores[best] + residual_products
         moved = best[~is_own[best]]
-        return Reassignments(pairs.rows[moved], starts[moved], pairs.columns[moved] % self._shape[1])
+        return Reassignments(
+            pairs.point_indices[moved], starts[moved], pairs.center_indices[moved] % self._shape[1]
+        )
 
 
 def _split_slice(index: slice, length: int) -> Iterator[slice]:
@@ -252,18 +256,18 @@ def _merge_pairs(candidates: Iterable[CandidatePairs]) -> Iterator[CandidatePair
     """Yield the pairs in groups of up to `CHUNK_PAIRS`: few enough calls, in limited memory."""
     pending: list[CandidatePairs] = []
     for pairs in candidates:
-        if pending and sum(len(each.rows) for each in [*pending, pairs]) > CHUNK_PAIRS:
+        if pending and sum(len(each.point_indices) for each in [*pending, pairs]) > CHUNK_PAIRS:
             yield _concatenate_pairs(pending)
             pending = []
         pending.append(pairs)
-    if any(len(each.rows) for each in pending):
+    if any(len(each.point_indices) for each in pending):
         yield _concatenate_pairs(pending)
 
 
 def _concatenate_pairs(candidates: list[CandidatePairs]) -> CandidatePairs:
     return CandidatePairs(
-        torch.cat([pairs.rows for pairs in candidates]),
-        torch.cat([pairs.columns for pairs in candidates]),
+        torch.cat([pairs.point_indices for pairs in candidates]),
+        torch.cat([pairs.center_indices for pairs in candidates]),
         torch.cat([pairs.lower_scores for pairs in candidates]),
     )
 
@@ -273,15 +277,15 @@ def pair_products(points: Tensor, centers: Tensor, pairs: CandidatePairs) -> Ten
 
     `points` is (points, features), `centers` (starts · clusters, features).
     """
-    row_ends = pairs.rows.bincount(minlength=len(points)).cumsum(0)
+    row_ends = pairs.point_indices.bincount(minlength=len(points)).cumsum(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         # `check_invariants` below disables them explicitly.
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
         pattern = torch.sparse_csr_tensor(
             torch.nn.functional.pad(row_ends, (1, 0)),
-            pairs.columns,
-            points.new_zeros(len(pairs.columns)),
+            pairs.center_indices,
+            points.new_zeros(len(pairs.center_indices)),
             size=(len(points), len(centers)),
             check_invariants=False,
         )
@@ -296,6 +300,6 @@ def _argmin_by_key(scores: Tensor, keys: Tensor, is_preferred: Tensor, num_keys:
     """
     minima = scores.new_full((num_keys,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
     ties = (scores == minima[keys]).nonzero().squeeze(1)
-    order = ties - len(scores) * is_preferred[ties]
-    first = order.new_full((num_keys,), len(scores)).scatter_reduce_(0, keys[ties], order, "amin")
-    return first[first < len(scores)] % max(1, len(scores))
+    priorities = ties - len(scores) * is_preferred[ties]
+    winners = priorities.new_full((num_keys,), len(scores)).scatter_reduce_(0, keys[ties], priorities, "amin")
+    return winners[winners < len(scores)] % max(1, len(scores))

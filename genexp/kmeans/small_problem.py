@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genexp.kmeans.blocks import Blocks
-from genexp.kmeans.cluster_sums import ClusterSums, label_dtype
+from genexp.kmeans.cluster_sums import ClusterSums, get_label_dtype
 from genexp.sharding import SINGLE_SHARD, current_shard
 
 MAX_SCORES = 2**13  # scores (starts · clusters · points), at most
@@ -30,9 +30,9 @@ class PointMatrix:
     def from_blocks(cls, blocks: Blocks) -> PointMatrix:
         """Return the points of all `blocks` in one matrix."""
         arrays = [block.numpy() for block in blocks]
-        features = np.ones((arrays[0].shape[1] + 1, sum(map(len, arrays))))
-        np.concatenate(arrays, out=features[:-1].T)
-        return cls(features)
+        homogeneous_points = np.ones((arrays[0].shape[1] + 1, sum(map(len, arrays))))
+        np.concatenate(arrays, out=homogeneous_points[:-1].T)
+        return cls(homogeneous_points)
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
         """Do nothing: the points do not depend on labels."""
@@ -62,20 +62,24 @@ def assign_small(blocks: Blocks, centers: Tensor, previous: ClusterSums | None) 
     return _SmallAssignment.compute(matrix, centers.numpy()).to_cluster_sums(matrix)
 
 
-def fit_small(blocks: Blocks, centers: Tensor, max_iter: int) -> tuple[Tensor, ClusterSums, int]:
-    """Assign all points, and run up to `max_iter` iterations of Lloyd's algorithm until a cluster is empty.
+def fit_small(blocks: Blocks, centers: Tensor, remaining_iterations: int) -> tuple[Tensor, ClusterSums, int]:
+    """Assign all points, and run Lloyd's algorithm until a cluster is empty, or `remaining_iterations` are done.
 
     Returns the centers, their cluster sums and the number of iterations left, which is 0 once no center moves.
     """
     matrix, current_centers = PointMatrix.from_blocks(blocks), centers.numpy()
     assignment = _SmallAssignment.compute(matrix, current_centers)
-    while max_iter and assignment.counts.all():
+    while remaining_iterations and assignment.counts.all():
         means = assignment.means(current_centers.dtype)
         if means.tobytes() == current_centers.tobytes():
-            max_iter = 0
+            remaining_iterations = 0
         else:
-            assignment, current_centers, max_iter = _SmallAssignment.compute(matrix, means), means, max_iter - 1
-    return torch.from_numpy(current_centers), assignment.to_cluster_sums(matrix), max_iter
+            assignment, current_centers, remaining_iterations = (
+                _SmallAssignment.compute(matrix, means),
+                means,
+                remaining_iterations - 1,
+            )
+    return torch.from_numpy(current_centers), assignment.to_cluster_sums(matrix), remaining_iterations
 
 
 class _SmallAssignment(NamedTuple):  # created in half the time of a frozen dataclass
@@ -115,6 +119,6 @@ class _SmallAssignment(NamedTuple):  # created in half the time of a frozen data
         return ClusterSums(
             torch.from_numpy(np.ascontiguousarray(self.sums[..., :-1])),
             torch.from_numpy(self.counts.astype(np.int64)),
-            torch.from_numpy(np.arange(clusters) @ self.membership).to(label_dtype(clusters)),
+            torch.from_numpy(np.arange(clusters) @ self.membership).to(get_label_dtype(clusters)),
             bounds=matrix,
         )

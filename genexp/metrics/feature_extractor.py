@@ -34,7 +34,7 @@ class FeatureExtractor:
     """Trained classifier with its data set, version and accuracy."""
 
     classifier: Classifier
-    dataset: str  # name of the data set
+    dataset_name: str  # name of the data set
     version: str  # part of the metrics' names: scores of different versions are not comparable
     image_shape: tuple[int, int, int]  # (channels, height, width)
     num_classes: int
@@ -57,7 +57,7 @@ def save_extractor(extractor: FeatureExtractor, path: Path) -> None:
     """Write `extractor` to `path` atomically, with weights in float16. Raises OSError."""
     state = extractor.classifier.state_dict()
     content = {
-        "dataset": extractor.dataset,
+        "dataset": extractor.dataset_name,
         "version": extractor.version,
         "image_shape": list(extractor.image_shape),
         "classes": extractor.num_classes,
@@ -105,8 +105,8 @@ def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "c
             f"dataset={dataset.name} has no labels, and generation metrics need them to train their classifier; "
             f"choose a data set with labels, or turn the generation metrics off"
         )
-    version = f"{dataset.name}-{_fingerprint(dataset)}"
-    path = _cache_dir() / f"{version}.pt"
+    version = f"{dataset.name}-{_hash_dataset(dataset)}"
+    path = _get_cache_dir() / f"{version}.pt"
     try:
         return load_extractor(path)
     except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):  # the file is missing or damaged
@@ -175,13 +175,13 @@ def classifier_accuracy(classifier: Classifier, split: Split) -> float:
     return float((predictions == labels).double().mean())
 
 
-def _cache_dir() -> Path:
+def _get_cache_dir() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("genexp")) / "classifiers"
 
 
-def _fingerprint(dataset: Dataset) -> str:
+def _hash_dataset(dataset: Dataset) -> str:
     """Return 8 hexadecimal digits that identify the image shape, the training size and 64 training samples."""
     images, labels = dataset.train.streams["image"], dataset.train.streams["label"]
     digest = hashlib.sha256(f"{TRAINING_VERSION} {dataset.spec.image_shape} {len(images)}".encode())

@@ -48,23 +48,23 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     return float(distance.clamp_min(0))  # rounding leaves a tiny negative number for equal sets
 
 
-def neighborhood_scores(real: Tensor, fake: Tensor, neighbors: int = NEIGHBORS) -> dict[str, float]:
+def neighborhood_scores(real: Tensor, fake: Tensor, num_neighbors: int = NEIGHBORS) -> dict[str, float]:
     """Return "precision", "recall" (Kynkäänniemi et al. 2019), "density" and "coverage" (Naeem et al. 2020).
 
-    The radius of a sample's ball is the distance to its `neighbors`-th nearest neighbor of the same set.
+    The radius of a sample's ball is the distance to its `num_neighbors`-th nearest neighbor of the same set.
     - precision: fraction of fakes in at least one real ball
     - recall: fraction of reals in at least one fake ball
-    - density: mean number of real balls around a fake, divided by `neighbors`; may exceed 1
+    - density: mean number of real balls around a fake, divided by `num_neighbors`; may exceed 1
     - coverage: fraction of real balls with at least one fake
 
     `real` and `fake` are (samples, features).
     """
     mean = real.double().mean(0)  # near the origin, squared distances lose fewer digits to rounding
     real, fake = real.double() - mean, fake.double() - mean
-    real_radii, fake_radii = _squared_radii(real, neighbors), _squared_radii(fake, neighbors)
+    real_radii, fake_radii = _squared_radii(real, num_neighbors), _squared_radii(fake, num_neighbors)
     balls_around_fake = torch.zeros(len(fake), dtype=torch.long)
     recalled_count = covered_count = 0
-    for rows, distances in _distance_blocks(real, fake):
+    for rows, distances in _iter_distance_blocks(real, fake):
         in_real_ball = distances <= real_radii[rows, None]  # (block, fakes)
         balls_around_fake += in_real_ball.sum(0)
         covered_count += int(in_real_ball.any(1).sum())
@@ -72,7 +72,7 @@ def neighborhood_scores(real: Tensor, fake: Tensor, neighbors: int = NEIGHBORS) 
     return {
         "precision": float((balls_around_fake > 0).double().mean()),
         "recall": recalled_count / len(real),
-        "density": float(balls_around_fake.double().mean()) / neighbors,
+        "density": float(balls_around_fake.double().mean()) / num_neighbors,
         "coverage": covered_count / len(real),
     }
 
@@ -87,12 +87,12 @@ def _squared_radii(samples: Tensor, neighbors: int) -> Tensor:
     radii = [
         # One more than `neighbors`, since the nearest sample is the sample itself.
         distances.topk(neighbors + 1, largest=False).values[:, -1]
-        for _, distances in _distance_blocks(samples, samples)
+        for _, distances in _iter_distance_blocks(samples, samples)
     ]
     return torch.cat(radii)
 
 
-def _distance_blocks(samples: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _iter_distance_blocks(samples: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of `samples`, and their squared distances to `others`: (block, others)."""
     squares = others.square().sum(1)
     for start in range(0, len(samples), BLOCK_ROWS):

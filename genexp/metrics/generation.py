@@ -48,15 +48,15 @@ class GenerationMetrics:
         """Return features on the CPU: (samples, channels, height, width) in [0, 1] → (samples, features)."""
         return self._get_extractor(images.device)(images)
 
-    def compute_scores(self, real_samples: Batches, generated_features: Sequence[Tensor]) -> dict[str, float]:
+    def compute_scores(self, real_batches: Batches, generated_features: Sequence[Tensor]) -> dict[str, float]:
         """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
 
-        `real_samples` are batches of real images, `generated_features` parts (samples, features) of the features
+        `real_batches` are batches of real images, `generated_features` parts (samples, features) of the features
         of generated ones. "frechet" repeats frechet_V: a recipe's objective has this name for all data sets.
         Raises ConfigError for too few images.
         """
-        if self._real_samples is not real_samples:
-            self._real_samples, self._real_features = real_samples, self._extract_real_features(real_samples)
+        if self._real_samples is not real_batches:
+            self._real_samples, self._real_features = real_batches, self._extract_real_features(real_batches)
         assert self._real_features is not None
         assert self._extractor is not None
         version = self._extractor.version

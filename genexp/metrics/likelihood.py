@@ -24,12 +24,12 @@ def importance_log_likelihood(
     torch's global generator.
     """
     means, log_variances = encode(images)
-    deviations = (0.5 * log_variances).exp()
+    stds = (0.5 * log_variances).exp()
     total = means.new_full((len(images),), -math.inf)
     for start in range(0, num_samples, chunk_size):
         count = min(chunk_size, num_samples - start)
         noise = torch.randn(count, *means.shape, device=means.device, dtype=means.dtype)
-        latents = means + deviations * noise  # (count, batch, latent)
+        latents = means + stds * noise  # (count, batch, latent)
         # log p(z) - log q(z|x): the normalizing constants cancel.
         log_prior_ratio = 0.5 * (noise.square() - latents.square() + log_variances).sum(-1)  # (count, batch)
         repeated = images.expand(count, *images.shape).flatten(0, 1)  # (count · batch, ...)

@@ -21,14 +21,14 @@ def knn_accuracy(
     """
     references = train_codes.flatten(1).float()
     neighbors = min(neighbors, len(references))
-    classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
+    num_classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
     correct = 0
     for codes, truth in zip(
         test_codes.flatten(1).float().split(BLOCK_SIZE), test_labels.split(BLOCK_SIZE), strict=True
     ):
         nearest = torch.cdist(codes, references).topk(neighbors, largest=False).indices  # (block, neighbors)
         voters = train_labels[nearest]
-        votes = torch.zeros(len(codes), classes, device=codes.device)
+        votes = torch.zeros(len(codes), num_classes, device=codes.device)
         votes.scatter_add_(1, voters, torch.ones_like(voters, dtype=votes.dtype))
         correct += int((votes.argmax(1) == truth).sum())
     return correct / len(test_labels)

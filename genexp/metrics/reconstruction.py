@@ -9,7 +9,7 @@ from torch import Tensor
 
 MSE_FLOOR = 1e-10  # identical images get 100 dB instead of infinity, so that means stay finite
 WINDOW_SIZE, SIGMA = 11, 1.5  # of the Gaussian window, in pixels
-LUMINANCE_FLOOR, CONTRAST_FLOOR = 0.01**2, 0.03**2  # (k · data range)²: k1 and k2 of the paper, range 1
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (k · data range)²: k1 and k2 of the paper, range 1
 
 
 def mse(images: Tensor, targets: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     product_of_means = mean_x * mean_y
     variances = (mean_of_squares - square_of_means).clamp_min(0)
     covariance = mean_of_product - product_of_means
-    luminance = (2 * product_of_means + LUMINANCE_FLOOR) / (square_of_means + LUMINANCE_FLOOR)
-    structure = (2 * covariance + CONTRAST_FLOOR) / (variances + CONTRAST_FLOOR)
+    luminance = (2 * product_of_means + SSIM_C1) / (square_of_means + SSIM_C1)
+    structure = (2 * covariance + SSIM_C2) / (variances + SSIM_C2)
     return (luminance * structure).flatten(1).mean(1).float()
 
 

@@ -21,9 +21,9 @@ class Classifier(nn.Module):
         channels, height, width = image_shape
         pool_size = max(1, min(height, width) // POOLED_SIDE_PIXELS)
         height, width = height // pool_size, width // pool_size
-        stages = max(1, math.ceil(math.log2(min(height, width) / FINAL_SIDE_PIXELS)))
+        num_stages = max(1, math.ceil(math.log2(min(height, width) / FINAL_SIDE_PIXELS)))
         layers: list[nn.Module] = []
-        for stage in range(stages):
+        for stage in range(num_stages):
             out_channels = min(FIRST_WIDTH * 2**stage, MAX_WIDTH)
             layers += [
                 nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
@@ -32,7 +32,7 @@ class Classifier(nn.Module):
                 nn.MaxPool2d(2),
             ]
             channels = out_channels
-        flat = channels * (height >> stages) * (width >> stages)
+        flat = channels * (height >> num_stages) * (width >> num_stages)
         self.downsample = nn.AvgPool2d(pool_size)
         self.stages = nn.Sequential(*layers)
         # Batch norm before the ReLU prevents dead features, which would be 0 for every image.

@@ -24,7 +24,7 @@ class ConvLayerSpec:
     padding: int  # pixels
     has_batch_norm: bool = False  # batch normalization after the convolution
 
-    def output_size(self, size: Size) -> Size:
+    def compute_output_size(self, size: Size) -> Size:
         """Return the output size for an input of `size`."""
         height, width = ((side + 2 * self.padding - self.kernel_size) // self.stride + 1 for side in size)
         return height, width
@@ -35,11 +35,11 @@ class ConvLayerSpec:
         return height, width
 
 
-def feature_map_sizes(size: Size, layers: Sequence[ConvLayerSpec]) -> list[Size]:
+def compute_feature_map_sizes(size: Size, layers: Sequence[ConvLayerSpec]) -> list[Size]:
     """Return the sizes of the input and of each layer's output. Raises ConfigError if a size is below 1 pixel."""
     result = [size]
     for layer in layers:
-        result.append(layer.output_size(result[-1]))
+        result.append(layer.compute_output_size(result[-1]))
         if min(result[-1]) < 1:
             raise ConfigError(
                 f"images of {size[0]}×{size[1]} pixels are too small for this convolutional model: "
@@ -62,7 +62,7 @@ def build_conv_encoder(
     `shape` is (channels, height, width). Dense layers of `widths` units follow the convolutions.
     """
     channels, *size = shape
-    final_size = feature_map_sizes((size[0], size[1]), layers)[-1]
+    final_size = compute_feature_map_sizes((size[0], size[1]), layers)[-1]
     modules: list[nn.Module] = []
     for layer in layers:
         modules.append(nn.Conv2d(channels, layer.channels, layer.kernel_size, layer.stride, layer.padding))
@@ -88,7 +88,7 @@ def build_conv_decoder(
 
     `batch_norms` has one flag for each transposed convolution but the last: True adds batch normalization.
     """
-    layer_sizes = feature_map_sizes((shape[1], shape[2]), layers)
+    layer_sizes = compute_feature_map_sizes((shape[1], shape[2]), layers)
     channels, final_size = layers[-1].channels, layer_sizes[-1]
     modules: list[nn.Module] = [
         *build_mlp(

@@ -24,19 +24,21 @@ DISCRIMINATOR_NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_dense_generator(
-    latent: int, hidden: Sequence[int], shape: tuple[int, int, int], *, has_batch_norm: bool = False
+    latent_dim: int, hidden_widths: Sequence[int], shape: tuple[int, int, int], *, has_batch_norm: bool = False
 ) -> nn.Sequential:
     """Return a network from noise (batch, latent) to images (batch, *shape) in [-1, 1].
 
-    `hidden` are the units of the hidden layers.
+    `hidden_widths` are the units of the hidden layers.
     """
     modules: list[nn.Module] = []
-    for in_features, out_features in pairwise([latent, *hidden]):
+    for in_features, out_features in pairwise([latent_dim, *hidden_widths]):
         modules.append(nn.Linear(in_features, out_features, bias=not has_batch_norm))
         if has_batch_norm:
             modules.append(nn.BatchNorm1d(out_features))
         modules.append(nn.LeakyReLU(LEAKY_RELU_SLOPE))
-    return nn.Sequential(*modules, nn.Linear(hidden[-1], math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape))
+    return nn.Sequential(
+        *modules, nn.Linear(hidden_widths[-1], math.prod(shape)), nn.Tanh(), nn.Unflatten(1, shape)
+    )
 
 
 def build_dense_discriminator(

@@ -98,8 +98,8 @@ class VGG19(nn.Module):
             elif kind == "relu":
                 # An in-place ReLU would overwrite a convolution's output that is part of the features. That output
                 # stays in memory anyway. Threshold(0, 0) is a ReLU that saves its input, not its output.
-                is_output = f"conv_{name.partition('_')[2]}" in self.output_layers
-                self.layers[name] = nn.Threshold(0, 0) if is_output else nn.ReLU(inplace=True)
+                should_keep_input = f"conv_{name.partition('_')[2]}" in self.output_layers
+                self.layers[name] = nn.Threshold(0, 0) if should_keep_input else nn.ReLU(inplace=True)
             else:
                 self.layers[name] = POOLINGS[pooling]()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)

@@ -46,7 +46,7 @@ class CheckpointRecorder(Recorder):
         name = self._run.objective
         if name not in snapshot.test_metrics:
             raise ConfigError(
-                f"trainer.objective={name} is no test metric of model={self._run.model}; "
+                f"trainer.objective={name} is no test metric of model={self._run.model_name}; "
                 f"choose one of: {', '.join(snapshot.test_metrics)}"
             )
         value, best = snapshot.test_metrics[name], self._best["value"]

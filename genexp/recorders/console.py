@@ -45,7 +45,7 @@ class ConsoleRecorder(Recorder):
     """
 
     def __init__(self, interval_seconds: float = 2.0) -> None:
-        self._interval = interval_seconds
+        self._interval_seconds = interval_seconds
 
     def open(self, run: RunInfo) -> None:
         """Print the model, data set, device and run directory, and show the progress display."""
@@ -54,13 +54,13 @@ class ConsoleRecorder(Recorder):
         self._epoch_means = EpochMeans(run.steps_per_epoch)
         self._start_time = self._last_record_time = time.monotonic()
         self._step, self._steps_per_second = run.completed_steps, 0.0
-        self._train: dict[str, float] = {}
-        self._test: dict[str, float] = {}
+        self._train_metrics: dict[str, float] = {}
+        self._test_metrics: dict[str, float] = {}
         self._best: tuple[float, int] | None = None
         self._logged_warnings: set[str] = set()
         device, precision = run.environment.get("device"), run.environment.get("precision", "fp32")
         device_text = f"{device}, {precision}" if device and precision != "fp32" else device
-        parts = [f"{run.model} on {run.dataset}", device_text, f"{run.num_parameters:,} parameters"]
+        parts = [f"{run.model_name} on {run.dataset_name}", device_text, f"{run.num_parameters:,} parameters"]
         resume_text = f", from step {run.completed_steps:,}" if run.completed_steps else ""
         for line in (" · ".join(part for part in parts if part), f"→ {format_path(run.run_dir)}{resume_text}"):
             print_plain(self._console, line)
@@ -69,12 +69,14 @@ class ConsoleRecorder(Recorder):
         if self._console.is_terminal:
             self._display = LiveProgressBar(self._console, self._build_state())
         else:
-            self._display = ProgressLines(self._console, self._build_state(), self._interval)
+            self._display = ProgressLines(self._console, self._build_state(), self._interval_seconds)
 
     def record(self, snapshot: Snapshot) -> None:
         """Update the progress display. Log ended epochs and new warnings."""
         epoch_result = self._epoch_means.add(snapshot.train_curves)
-        self._train = epoch_result[1] if epoch_result else self._epoch_means.compute_means() or self._train
+        self._train_metrics = (
+            epoch_result[1] if epoch_result else self._epoch_means.compute_means() or self._train_metrics
+        )
         self._update_speed(snapshot.clock.step)
         self._update_test_metrics(snapshot)
         state = self._build_state()
@@ -112,7 +114,7 @@ class ConsoleRecorder(Recorder):
         self._step, self._last_record_time = step, now
 
     def _update_test_metrics(self, snapshot: Snapshot) -> None:
-        self._test = dict(snapshot.test_metrics) or self._test
+        self._test_metrics = dict(snapshot.test_metrics) or self._test_metrics
         value = snapshot.test_metrics.get(self._run.objective, math.nan)
         sign = 1 if self._run.direction == "max" else -1
         if math.isfinite(value) and (self._best is None or sign * value > sign * self._best[0]):
@@ -130,8 +132,8 @@ class ConsoleRecorder(Recorder):
             total_epochs=-(-run.total_steps // run.steps_per_epoch),
             steps_per_second=self._steps_per_second,
             images_per_second=self._steps_per_second * run.batch_size,
-            train_metrics=self._train,
-            test_metrics=self._test,
+            train_metrics=self._train_metrics,
+            test_metrics=self._test_metrics,
             best_text=self._format_best(),
         )
 

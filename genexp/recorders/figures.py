@@ -28,24 +28,27 @@ class FigureRecorder(Recorder):
     """
 
     def __init__(self, interval_seconds: float = 2.0, frame_duration_ms: int = 200) -> None:
-        self._interval, self._duration = interval_seconds, frame_duration_ms
+        self._interval_seconds, self._frame_duration_ms = interval_seconds, frame_duration_ms
 
     def open(self, run: RunInfo) -> None:
         """Create the folder."""
         self._run = run
         self._figures_dir = run.run_dir / FIGURES_DIR
         self._figures_dir.mkdir(exist_ok=True)
-        self._title = f"{run.model} on {run.dataset}"
+        self._title = f"{run.model_name} on {run.dataset_name}"
         self._pending_images: dict[str, Tensor] = {}
         self._last_write_time = 0.0
 
     def record(self, snapshot: Snapshot) -> None:
         """Write the previews if they are due. Write the gallery and latent plots at the end of the run."""
         self._pending_images |= snapshot.preview_images
-        if snapshot.final_artifacts is not None or time.monotonic() - self._last_write_time >= self._interval:
+        if (
+            snapshot.final_artifacts is not None
+            or time.monotonic() - self._last_write_time >= self._interval_seconds
+        ):
             self._write_previews()
         if snapshot.final_artifacts is not None:
-            self._write_gallery(snapshot.final_artifacts.gallery)
+            self._write_images(snapshot.final_artifacts.gallery)
             self._write_latent_plots(snapshot.final_artifacts)
 
     def close(self, outcome: RunOutcome) -> None:
@@ -59,14 +62,14 @@ class FigureRecorder(Recorder):
     def _write_previews(self) -> None:
         if not self._pending_images:
             return
-        self._write_gallery(self._pending_images)
+        self._write_images(self._pending_images)
         self._pending_images.clear()
         self._last_write_time = time.monotonic()
 
-    def _write_gallery(self, gallery: Mapping[str, Tensor]) -> None:
-        for name, pixels in gallery.items():
+    def _write_images(self, images: Mapping[str, Tensor]) -> None:
+        for name, pixels in images.items():
             if pixels.ndim == 4:
-                write_gif(self._figures_dir / f"{name}.gif", pixels, self._duration)
+                write_gif(self._figures_dir / f"{name}.gif", pixels, self._frame_duration_ms)
             else:
                 (self._figures_dir / f"{name}.png").write_bytes(
                     encode_png(enlarge_small_image(to_pil_image(pixels)))

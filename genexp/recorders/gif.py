@@ -32,7 +32,7 @@ class PreviewGifRecorder(Recorder):
     """
 
     def __init__(self, frame_duration_ms: int = 200) -> None:
-        self._duration = frame_duration_ms
+        self._frame_duration_ms = frame_duration_ms
 
     def open(self, run: RunInfo) -> None:
         """Restore the trailers of the GIFs of a resumed run, which were truncated."""
@@ -50,7 +50,7 @@ class PreviewGifRecorder(Recorder):
             if path not in self._paths:
                 path.unlink(missing_ok=True)
                 self._paths.add(path)
-            append_frame(path, pixels, self._duration)
+            append_frame(path, pixels, self._frame_duration_ms)
 
     def append_only_files(self) -> list[Path]:
         """Return the paths of the GIFs."""

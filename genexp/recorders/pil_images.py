@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MIN_SHORT_SIDE_PIXELS = 256  # smaller images are enlarged for display
+TARGET_SHORT_SIDE_PIXELS = 256  # smaller images are enlarged for display
 MAX_LONG_SIDE_PIXELS = 1600  # limit of the enlargement
 
 
@@ -29,8 +29,8 @@ def enlarge_small_image(image: Image) -> Image:
     """
     from PIL.Image import Resampling
 
-    factor = min(-(-MIN_SHORT_SIDE_PIXELS // min(image.size)), MAX_LONG_SIDE_PIXELS // max(image.size))
-    if factor <= 1 or min(image.size) >= MIN_SHORT_SIDE_PIXELS // 2:
+    factor = min(-(-TARGET_SHORT_SIDE_PIXELS // min(image.size)), MAX_LONG_SIDE_PIXELS // max(image.size))
+    if factor <= 1 or min(image.size) >= TARGET_SHORT_SIDE_PIXELS // 2:
         return image
     return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
 

@@ -106,14 +106,14 @@ class ProgressLines:
     """Printed lines, at most one per epoch and one every `interval_seconds` seconds."""
 
     def __init__(self, console: Console, initial_state: ProgressState, interval_seconds: float) -> None:
-        self._console, self._interval = console, interval_seconds
+        self._console, self._interval_seconds = console, interval_seconds
         self._state = self._printed_state = initial_state
         self._last_print_time = -math.inf
 
     def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
         """Print a line if an epoch has ended and the previous line is at least `interval_seconds` seconds old."""
         self._state = state
-        if is_epoch_end and time.monotonic() - self._last_print_time >= self._interval:
+        if is_epoch_end and time.monotonic() - self._last_print_time >= self._interval_seconds:
             self._print()
 
     def stop(self) -> None:

@@ -32,8 +32,8 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
         names = [get_class_name(label, class_names) for label in artifacts.labels[:MAX_PROJECTOR_SAMPLES].tolist()]
         (projector_dir / "classes.tsv").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         projector_config += f'  metadata_path: "{PROJECTOR_DIR}/classes.tsv"\n'
-    if artifacts.thumbnails is not None:
-        _write_sprite(projector_dir / "thumbnails.png", artifacts.thumbnails[:MAX_PROJECTOR_SAMPLES])
+    if artifacts.images is not None:
+        _write_sprite(projector_dir / "thumbnails.png", artifacts.images[:MAX_PROJECTOR_SAMPLES])
         projector_config += f'  sprite {{\n    image_path: "{PROJECTOR_DIR}/thumbnails.png"\n'
         projector_config += (
             f"    single_image_dim: {THUMBNAIL_PIXELS}\n    single_image_dim: {THUMBNAIL_PIXELS}\n  }}\n"

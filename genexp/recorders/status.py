@@ -23,7 +23,7 @@ class StatusRecorder(Recorder):
     """
 
     def __init__(self, interval_seconds: float = 1.0) -> None:
-        self._interval = interval_seconds
+        self._interval_seconds = interval_seconds
 
     def open(self, run: RunInfo) -> None:
         """Write the initial status. A resumed run keeps its metrics, best value, warnings and run time."""
@@ -35,8 +35,8 @@ class StatusRecorder(Recorder):
         self._previous_seconds = previous.get("seconds", 0.0)
         self._status: dict[str, Any] = {
             "state": "running",
-            "model": run.model,
-            "dataset": run.dataset,
+            "model": run.model_name,
+            "dataset": run.dataset_name,
             "step": run.completed_steps,
             "total_steps": run.total_steps,
             "epoch": -(-run.completed_steps // run.steps_per_epoch),
@@ -62,7 +62,7 @@ class StatusRecorder(Recorder):
         status["test"] = dict(snapshot.test_metrics) or status["test"]
         status["warnings"] += [text for text in dict.fromkeys(snapshot.warnings) if text not in status["warnings"]]
         self._update_best(snapshot)
-        if time.monotonic() - self._last_write_time >= self._interval:
+        if time.monotonic() - self._last_write_time >= self._interval_seconds:
             self._write()
 
     def close(self, outcome: RunOutcome) -> None:
@@ -103,10 +103,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _replace_non_finite(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return `status` with None for each NaN or infinity, which JSON cannot represent."""
     return {
-        key: _replace_non_finite(value) if isinstance(value, Mapping) else _none_if_non_finite(value)
+        key: _replace_non_finite(value) if isinstance(value, Mapping) else _replace_if_non_finite(value)
         for key, value in status.items()
     }
 
 
-def _none_if_non_finite(value: Any) -> Any:
+def _replace_if_non_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

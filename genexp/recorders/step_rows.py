@@ -9,12 +9,12 @@ import numpy as np
 
 from genexp.snapshot import Curve
 
-Cell = TypeVar("Cell")
+CellT = TypeVar("CellT")
 
 
 def iter_step_rows(
-    curves: Mapping[str, Curve], columns: Mapping[str, Sequence[Cell]]
-) -> Iterator[tuple[int, tuple[str, ...], tuple[Cell, ...]]]:
+    curves: Mapping[str, Curve], columns: Mapping[str, Sequence[CellT]]
+) -> Iterator[tuple[int, tuple[str, ...], tuple[CellT, ...]]]:
     """Yield (step, metric names, cells) in order of steps.
 
     `columns` has the keys of `curves`, and one cell for each point of the curve.
@@ -28,7 +28,7 @@ def iter_step_rows(
         for step, cells in zip(first.tolist(), zip(*columns.values(), strict=True), strict=True):
             yield step, names, cells
         return
-    merged: dict[int, dict[str, Cell]] = {}
+    merged: dict[int, dict[str, CellT]] = {}
     for name, curve in curves.items():
         for step, cell in zip(curve.steps.tolist(), columns[name], strict=True):
             merged.setdefault(step, {})[name] = cell
@@ -57,13 +57,13 @@ class EpochMeans:
         first = min(int(curve.steps[0]) for curve in curves.values())
         last = max(int(curve.steps[-1]) for curve in curves.values())
         num_complete_epochs, steps_in_next_epoch = divmod(last, self._steps_per_epoch)
-        last_complete_epoch = None
+        last_epoch_result = None
         if num_complete_epochs * self._steps_per_epoch >= first:
             self._accumulate(curves, num_complete_epochs)
-            last_complete_epoch = num_complete_epochs, self.compute_means()
+            last_epoch_result = num_complete_epochs, self.compute_means()
         if steps_in_next_epoch:
             self._accumulate(curves, num_complete_epochs + 1)
-        return last_complete_epoch
+        return last_epoch_result
 
     def compute_means(self) -> dict[str, float]:
         """Return the means over the steps added so far of the latest epoch."""

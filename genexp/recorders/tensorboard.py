@@ -88,9 +88,9 @@ def _pack_event(
     The message is packed by hand. The layout is cached, since most steps have the same metrics.
     """
     step_bytes = _encode_varint(step)
-    layout, keys = _build_event_layout(prefix, names, len(step_bytes))
+    layout, value_prefixes = _build_event_layout(prefix, names, len(step_bytes))
     fields: list[Any] = [_WALL_TIME_FIELD, wall_time, _STEP_FIELD, step_bytes]
-    for key, value in zip(keys, values, strict=True):
+    for key, value in zip(value_prefixes, values, strict=True):
         fields += key, value
     return layout.pack(*fields)
 
@@ -100,13 +100,15 @@ def _build_event_layout(
     prefix: str, names: tuple[str, ...], step_length: int
 ) -> tuple[struct.Struct, tuple[bytes, ...]]:
     """Return the struct layout of an event, and the constant bytes before each metric's value."""
-    keys = []
+    value_prefixes = []
     for name in names:
         tag = _encode_bytes_field(_TAG_FIELD, f"{prefix}/{name}".encode())
-        keys.append(_VALUE_FIELD + _encode_varint(len(tag) + 1 + 4) + tag + _SIMPLE_VALUE_FIELD)
-    length = sum(len(key) + 4 for key in keys)
-    keys[0] = _SUMMARY_FIELD + _encode_varint(length) + keys[0]
-    return struct.Struct(f"<cdc{step_length}s" + "".join(f"{len(key)}sf" for key in keys)), tuple(keys)
+        value_prefixes.append(_VALUE_FIELD + _encode_varint(len(tag) + 1 + 4) + tag + _SIMPLE_VALUE_FIELD)
+    length = sum(len(key) + 4 for key in value_prefixes)
+    value_prefixes[0] = _SUMMARY_FIELD + _encode_varint(length) + value_prefixes[0]
+    return struct.Struct(f"<cdc{step_length}s" + "".join(f"{len(key)}sf" for key in value_prefixes)), tuple(
+        value_prefixes
+    )
 
 
 def _encode_bytes_field(key: bytes, content: bytes) -> bytes:

@@ -70,7 +70,7 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
 
     def get_sort_key(run: RunRecord) -> tuple[bool, str, float]:
         run_objective = objective or Objective(run.objective or "", run.direction)
-        value = run.scores.get(run_objective.metric)
+        value = run.latest_metrics.get(run_objective.metric)
         return (
             run.state == "failed" or value is None,
             "" if objective else run_objective.metric,
@@ -91,14 +91,16 @@ def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
 
 def check_comparable(comparison: Comparison) -> None:
     """Raise DataError if several runs have scores but no two of them share a metric."""
-    scored_runs = [run for run in comparison.runs if run.scores]
+    scored_runs = [run for run in comparison.runs if run.latest_metrics]
     seen_metrics: set[str] = set()
     for run in scored_runs:
-        if seen_metrics & run.scores.keys():
+        if seen_metrics & run.latest_metrics.keys():
             return
-        seen_metrics |= run.scores.keys()
+        seen_metrics |= run.latest_metrics.keys()
     if len(scored_runs) > 1:
-        summary = " and ".join(f"{run.name} ({run.model}: {', '.join(run.scores)})" for run in scored_runs)
+        summary = " and ".join(
+            f"{run.name} ({run.model_name}: {', '.join(run.latest_metrics)})" for run in scored_runs
+        )
         raise DataError(f"{summary} have no metric in common; give runs of the same task")
 
 
@@ -107,25 +109,25 @@ def _select_objective(runs: Sequence[RunRecord]) -> tuple[Objective | None, list
 
     Test metrics take precedence over training metrics.
     """
-    scored_runs = [run for run in runs if run.scores]
+    scored_runs = [run for run in runs if run.latest_metrics]
     if not scored_runs:
         return None, ["no run has a score yet: nothing to sort by"]
     objectives = dict.fromkeys((run.objective, run.direction) for run in scored_runs if run.objective)
     # Runs killed before their first evaluation have only training metrics. They must not restrict the choice.
     evaluated_runs = [
-        run for run in scored_runs if not all(name.startswith("train/") for name in run.scores)
+        run for run in scored_runs if not all(name.startswith("train/") for name in run.latest_metrics)
     ] or scored_runs
-    common_metrics = set.intersection(*(set(run.scores) for run in evaluated_runs))
+    common_metrics = set.intersection(*(set(run.latest_metrics) for run in evaluated_runs))
     for prefix in ("", "train/"):
         for metric, direction in objectives:
             if f"{prefix}{metric}" in common_metrics:
                 return Objective(f"{prefix}{metric}", direction), []
-    models = dict.fromkeys(f"{run.model} ({run.objective})" for run in evaluated_runs)
+    models = dict.fromkeys(f"{run.model_name} ({run.objective})" for run in evaluated_runs)
     return None, [f"{' and '.join(models)} have no objective in common: each is sorted by its own"]
 
 
 def _select_metrics(runs: Sequence[RunRecord], objective: Objective | None) -> tuple[str, ...]:
-    names = list(dict.fromkeys(name for run in runs for name in run.scores))
+    names = list(dict.fromkeys(name for run in runs for name in run.latest_metrics))
     test_metrics = [name for name in names if not name.startswith("train/")]
     objective_metrics = (
         [objective.metric] if objective else list(dict.fromkeys(run.objective for run in runs if run.objective))

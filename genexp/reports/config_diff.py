@@ -48,9 +48,9 @@ def _compose_defaults(model: str, *names: str) -> tuple[tuple[str, Any], ...]:
         _load_group_option(config_dir, "model", model),
         primary_config,
     ]
-    for layer in configs:
-        layer.pop("defaults", None)
-        layer.pop("hydra", None)
+    for config in configs:
+        config.pop("defaults", None)
+        config.pop("hydra", None)
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(*configs), resolve=True)
     except OmegaConfBaseException:
@@ -156,7 +156,7 @@ def format_setting_short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else format_setting(value)
 
 
-def shorten_keys(keys: Iterable[str]) -> dict[str, str]:
+def build_column_labels(keys: Iterable[str]) -> dict[str, str]:
     """Return dotted key → column label. The label of a group's option ("model.name") is the group ("model")."""
     return {key: key.removesuffix(".name") if key in GROUP_CHOICE_KEYS else key for key in keys}
 
@@ -164,7 +164,7 @@ def shorten_keys(keys: Iterable[str]) -> dict[str, str]:
 def describe_settings(run: RunRecord, keys: Iterable[str]) -> str:
     """Return the values of `keys` in `run` as text, such as "optimizer.lr=0.001 model=vae"."""
     settings = get_settings(run)
-    names = shorten_keys(keys)
+    names = build_column_labels(keys)
     return " ".join(
         f"{name}={format_setting_short(settings[key])}" for key, name in names.items() if key in settings
     )

@@ -35,8 +35,8 @@ def build_run_charts(metrics: LoggedMetrics) -> list[Chart]:
     charts = []
     for title, names in group_metrics([*train, *(name for name in test if name not in train)]).items():
         traces, y_values = [], []
-        for rank, name in enumerate(names):
-            color = PALETTE[rank % len(PALETTE)]
+        for index, name in enumerate(names):
+            color = PALETTE[index % len(PALETTE)]
             if name in train:
                 curve, label = train[name], f"{name}, train"
                 steps, means = smooth_curve(curve, steps_per_epoch)
@@ -92,11 +92,11 @@ def downsample_min_max(curve: LoggedCurve, max_points: int = MAX_CURVE_POINTS) -
     padded[:count] = curve.values
     buckets = padded.reshape(-1, size)
     is_empty = np.isnan(buckets)
-    low = np.where(is_empty, np.inf, buckets).argmin(axis=1)
-    high = np.where(is_empty, -np.inf, buckets).argmax(axis=1)
+    low_indices = np.where(is_empty, np.inf, buckets).argmin(axis=1)
+    high_indices = np.where(is_empty, -np.inf, buckets).argmax(axis=1)
     bucket_starts = np.arange(len(buckets)) * size
-    kept_rows = np.unique(np.concatenate([bucket_starts + low, bucket_starts + high]))
-    return curve.steps[kept_rows], curve.values[kept_rows]
+    kept_indices = np.unique(np.concatenate([bucket_starts + low_indices, bucket_starts + high_indices]))
+    return curve.steps[kept_indices], curve.values[kept_indices]
 
 
 def resample_to_grid(curves: Sequence[LoggedCurve], max_points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +109,7 @@ def resample_to_grid(curves: Sequence[LoggedCurve], max_points: int) -> tuple[np
     if len(steps) > max_points:
         edges = np.linspace(steps[0], steps[-1] + 1, max_points + 1)
         centers = (edges[:-1] + edges[1:]) / 2
-        bucket_indices = [np.searchsorted(edges, column.steps, side="right") - 1 for column in curves]
+        bucket_indices = [np.searchsorted(edges, curve.steps, side="right") - 1 for curve in curves]
     else:
         centers = steps
         bucket_indices = [np.searchsorted(steps, column.steps) for column in curves]
@@ -152,7 +152,7 @@ def _build_overlay_chart(
     ]
     if len({step for _, curve in ranked_curves for step in (curve.steps[0], curve.steps[-1])}) < 2:
         return None
-    steps, values = resample_to_grid([column for _, column in ranked_curves], max_points)
+    steps, values = resample_to_grid([curve for _, curve in ranked_curves], max_points)
     ranks = np.array([rank for rank, _ in ranked_curves])
     colored_traces: list[dict[str, Any]] = []
     gray_traces: list[dict[str, Any]] = []
@@ -248,4 +248,4 @@ def _estimate_steps_per_epoch(curves: Sequence[LoggedCurve]) -> int:
         later = curve.steps[curve.epochs > curve.epochs[0]]
         if len(later):
             return max(1, round(int(curve.steps[-1]) / int(curve.epochs[-1])))
-    return max((int(column.steps[-1]) for column in curves), default=1)
+    return max((int(curve.steps[-1]) for curve in curves), default=1)

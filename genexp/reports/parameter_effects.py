@@ -11,11 +11,11 @@ import numpy as np
 from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import (
+    build_column_labels,
     find_differing_keys,
     format_setting,
     format_setting_short,
     get_settings,
-    shorten_keys,
 )
 from genexp.reports.curves import Chart, escape_plotly, round_for_json
 from genexp.run_dir.record import RunRecord
@@ -30,7 +30,7 @@ def build_effect_charts(comparison: Comparison) -> list[Chart]:
     if comparison.objective is None:
         return []
     metric, runs = comparison.objective.metric, _select_scored_runs(comparison)
-    names = shorten_keys(comparison.differing_keys)
+    names = build_column_labels(comparison.differing_keys)
     return [_build_effect_chart(key, names[key], metric, runs) for key in find_differing_keys(runs)]
 
 
@@ -44,11 +44,11 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
     if comparison.objective is None or len(differing_keys) < 2:
         return None
     metric = comparison.objective.metric
-    scores = [run.scores[metric] for run in runs]
+    scores = [run.latest_metrics[metric] for run in runs]
     settings_list = [get_settings(run) for run in runs]
     axis_values = {
         name: [settings.get(key) for settings in settings_list]
-        for key, name in shorten_keys(differing_keys).items()
+        for key, name in build_column_labels(differing_keys).items()
     }
     parallel_axes = [_ParallelAxis(values) for values in axis_values.values()] + [_ParallelAxis(scores)]
     axis_names = [*axis_values, metric]
@@ -87,8 +87,8 @@ def build_parallel_coordinates(comparison: Comparison) -> Chart | None:
             "xanchor": "right",
             "xshift": -4,
         }
-        for index, scale in enumerate(parallel_axes)
-        for height, text in scale.get_ticks()
+        for index, axis in enumerate(parallel_axes)
+        for height, text in axis.get_ticks()
     ]
     layout = {
         "xaxis": {
@@ -146,7 +146,7 @@ class _ParallelAxis:
 
 def _build_effect_chart(key: str, name: str, metric: str, runs: Sequence[RunRecord]) -> Chart:
     values = [get_settings(run).get(key) for run in runs]
-    scores = np.array([run.scores[metric] for run in runs])
+    scores = np.array([run.latest_metrics[metric] for run in runs])
     is_numeric = _is_numeric(values)
     x: list[Any] = values if is_numeric else [escape_plotly(format_setting(value)) for value in values]
     points: dict[str, Any] = {
@@ -195,7 +195,11 @@ def _build_effect_chart(key: str, name: str, metric: str, runs: Sequence[RunReco
 def _select_scored_runs(comparison: Comparison) -> list[RunRecord]:
     if comparison.objective is None:
         return []
-    return [run for run in comparison.runs if run.state != "failed" and comparison.objective.metric in run.scores]
+    return [
+        run
+        for run in comparison.runs
+        if run.state != "failed" and comparison.objective.metric in run.latest_metrics
+    ]
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:

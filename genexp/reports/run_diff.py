@@ -94,8 +94,8 @@ def _select_settings(run: RunRecord, is_dataset: bool) -> dict[str, Any]:
 
 def _diff_metrics(left: RunRecord, right: RunRecord) -> Iterator[MetricDifference]:
     left_metrics, right_metrics = left.load_curves(), right.load_curves()
-    for split, columns in left_metrics.items():
-        for name, left_curve in columns.items():
+    for split, curves in left_metrics.items():
+        for name, left_curve in curves.items():
             right_curve = right_metrics.get(split, {}).get(name)
             if right_curve is not None:
                 yield _diff_curves(f"{split}/{name}", left_curve, right_curve)
@@ -129,5 +129,5 @@ def _diff_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str,
 
 
 def _describe_metrics(run: RunRecord) -> str:
-    names = [f"{split}/{name}" for split, columns in run.load_curves().items() for name in columns]
-    return f"{run.name} ({run.model}) has {', '.join(names) or 'none'}"
+    names = [f"{split}/{name}" for split, curves in run.load_curves().items() for name in curves]
+    return f"{run.name} ({run.model_name}) has {', '.join(names) or 'none'}"

@@ -36,7 +36,7 @@ def write_run_report(run_dir: Path) -> Path:
         "run.html",
         build_run_charts(metrics),
         run=run,
-        title=f"{run.model} on {run.dataset}",
+        title=f"{run.model_name} on {run.dataset_name}",
         subtitle=str(run_dir.resolve()),
         state=run.state,
         facts=_build_facts(run),
@@ -73,8 +73,8 @@ def _build_facts(run: RunRecord) -> dict[str, str]:
     """Return label → text of the facts in the page header."""
     total = f" of {run.total_steps:,}" if run.total_steps and run.state != "finished" else ""
     facts: dict[str, str] = {}
-    if run.objective in run.scores:
-        facts[str(run.objective)] = format_score(run.scores[str(run.objective)])
+    if run.objective in run.latest_metrics:
+        facts[str(run.objective)] = format_score(run.latest_metrics[str(run.objective)])
     if run.best_value is not None:
         facts[f"best {run.objective}"] = (
             f"{format_score(run.best_value)} at step {run.status['best'].get('step', 0):,}"

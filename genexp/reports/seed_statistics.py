@@ -44,7 +44,11 @@ class SeedGroup:
 
     def scores_by_seed(self, metric: str) -> dict[int | None, float]:
         """Return seed → score, for the runs of `runs_by_seed` that have the metric."""
-        return {seed: run.scores[metric] for seed, run in self.runs_by_seed.items() if metric in run.scores}
+        return {
+            seed: run.latest_metrics[metric]
+            for seed, run in self.runs_by_seed.items()
+            if metric in run.latest_metrics
+        }
 
     def mean_score(self, metric: str) -> MeanScore | None:
         """Return the mean score over seeds with its standard error, or None without scores."""
@@ -77,7 +81,7 @@ def build_seed_groups(runs: Iterable[RunRecord], differing_keys: Sequence[str]) 
     for run in runs:
         runs_by_key.setdefault(get_seed_group_key(run) if run.config else run.run_dir, []).append(run)
     return [
-        SeedGroup(tuple(group), describe_settings(group[0], differing_keys) or group[0].model)
+        SeedGroup(tuple(group), describe_settings(group[0], differing_keys) or group[0].model_name)
         for group in runs_by_key.values()
     ]
 
@@ -92,8 +96,8 @@ def paired_t_test(first: SeedGroup, second: SeedGroup, metric: str) -> TTestResu
     differences = [scores[0][seed] - scores[1][seed] for seed in seeds]
     names = f"{first.label} and {second.label}"
     if len(seeds) < 2:
-        common = f"{names} have {len(seeds) or 'no'} seed{'' if len(seeds) == 1 else 's'} in common"
-        text = f"{common}: whether they differ by more than the noise takes two, better five"
+        common_seeds_text = f"{names} have {len(seeds) or 'no'} seed{'' if len(seeds) == 1 else 's'} in common"
+        text = f"{common_seeds_text}: whether they differ by more than the noise takes two, better five"
         return TTestResult(first.label, second.label, None, None, len(seeds), None, text)
     difference = statistics.fmean(differences)
     p = _paired_t_test_p_value(differences)

@@ -11,7 +11,7 @@ from typing import Any
 from genexp.errors import DataError
 from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
-from genexp.reports.config_diff import format_setting_short, get_settings, shorten_keys
+from genexp.reports.config_diff import build_column_labels, format_setting_short, get_settings
 from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, LoggedMetrics, build_sweep_charts
 from genexp.reports.embedded_images import build_thumbnails
 from genexp.reports.html_page import TableCell, build_relative_url, write_page
@@ -34,8 +34,8 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
     metrics, notes = _load_metrics(comparison)
     curves = build_sweep_charts(comparison, metrics)
     effects = build_effect_charts(comparison)
-    parallel = build_parallel_coordinates(comparison)
-    charts = [*curves, *effects, *([parallel] if parallel else [])]
+    parallel_chart = build_parallel_coordinates(comparison)
+    charts = [*curves, *effects, *([parallel_chart] if parallel_chart else [])]
     write_page(
         path,
         "sweep.html",
@@ -55,7 +55,7 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
         legend=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:MAX_COLORED_GROUPS])],
         gray=GRAY,
         effect_count=len(effects),
-        has_parallel_chart=parallel is not None,
+        has_parallel_chart=parallel_chart is not None,
         thumbnails=_build_thumbnail_entries(comparison, path),
         common_config=_find_common_config(comparison),
         environment=_merge_environments(comparison),
@@ -76,7 +76,7 @@ def _load_metrics(comparison: Comparison) -> tuple[dict[RunRecord, LoggedMetrics
 
 
 def _build_title(comparison: Comparison) -> str:
-    tasks = dict.fromkeys(f"{run.model} on {run.dataset}" for run in comparison.runs if run.config)
+    tasks = dict.fromkeys(f"{run.model_name} on {run.dataset_name}" for run in comparison.runs if run.config)
     run_count = len(comparison.runs)
     task = next(iter(tasks)) if len(tasks) == 1 else f"{len(tasks)} tasks"
     return f"{run_count} run{'s' if run_count > 1 else ''}: {task}" if tasks else f"{run_count} runs"
@@ -87,9 +87,9 @@ def _build_facts(comparison: Comparison) -> dict[str, str]:
     facts = {"states": ", ".join(f"{count} {state}" for state, count in states.items())}
     if len(comparison.groups) < len(comparison.runs):
         facts["settings"] = str(len(comparison.groups))
-    if comparison.objective and comparison.objective.metric in comparison.runs[0].scores:
+    if comparison.objective and comparison.objective.metric in comparison.runs[0].latest_metrics:
         facts[f"best {comparison.objective.metric}"] = format_score(
-            comparison.runs[0].scores[comparison.objective.metric]
+            comparison.runs[0].latest_metrics[comparison.objective.metric]
         )
     seconds = [run.seconds for run in comparison.runs if run.seconds is not None]
     facts["time of all runs"] = format_duration(sum(seconds)) if seconds else ""
@@ -110,14 +110,14 @@ def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _build_run_header(comparison: Comparison) -> list[str]:
-    names = shorten_keys(comparison.differing_keys).values()
+    names = build_column_labels(comparison.differing_keys).values()
     return ["run", *names, "seed", *comparison.metrics, "best", "time", "state"]
 
 
 def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[TableCell]:
     report = run.run_dir / REPORT_FILE
     name = TableCell(run.name, link=build_relative_url(report, page) if report.is_file() else None)
-    scores = [_build_score_cell(run.scores.get(metric)) for metric in comparison.metrics]
+    scores = [_build_score_cell(run.latest_metrics.get(metric)) for metric in comparison.metrics]
     result_cells = [_build_score_cell(run.best_value), TableCell(format_duration(run.seconds), run.seconds)]
     state = TableCell(format_state(run), state=run.state, tooltip=run.error)
     return [
@@ -131,7 +131,7 @@ def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[T
 
 
 def _build_group_header(comparison: Comparison) -> list[str]:
-    return [*shorten_keys(comparison.differing_keys).values(), *comparison.metrics, "n"]
+    return [*build_column_labels(comparison.differing_keys).values(), *comparison.metrics, "n"]
 
 
 def _build_group_row(index: int, comparison: Comparison) -> list[TableCell]:
@@ -184,7 +184,7 @@ def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, A
         group: [entry for entry in entries if _join_key(group, entry["key"]) not in differing_keys]
         for group, entries in config_entries.items()
     }
-    return common_entries if len({run.model for run in comparison.runs}) == 1 else {}
+    return common_entries if len({run.model_name for run in comparison.runs}) == 1 else {}
 
 
 def _join_key(group: str, key: str) -> str:

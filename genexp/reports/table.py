@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
 
 from genexp.reports.comparison import Comparison
-from genexp.reports.config_diff import format_setting, format_setting_short, get_settings, shorten_keys
+from genexp.reports.config_diff import build_column_labels, format_setting, format_setting_short, get_settings
 from genexp.reports.seed_statistics import MeanScore, SeedGroup
 from genexp.run_dir.record import RunRecord
 
@@ -43,7 +43,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 def write_csv(comparison: Comparison, file: IO[str]) -> None:
     """Write a header and one CSV line per run, with all metrics."""
-    column_labels = shorten_keys(comparison.differing_keys)
+    column_labels = build_column_labels(comparison.differing_keys)
     header = [
         "run",
         "folder",
@@ -58,7 +58,7 @@ def write_csv(comparison: Comparison, file: IO[str]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*header, "error"])
     for run in comparison.runs:
-        scores = [run.scores.get(name) for name in comparison.metrics]
+        scores = [run.latest_metrics.get(name) for name in comparison.metrics]
         cells = [run.seed, *scores, run.best_value, run.seconds, run.step, run.state, run.error]
         settings = get_settings(run)
         setting_cells = [
@@ -148,7 +148,7 @@ def _build_group_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
     from rich.markup import escape
 
     table = _create_table(f"{len(comparison.groups)} settings, mean ± standard error over seeds", comparison)
-    column_labels = shorten_keys(comparison.differing_keys)
+    column_labels = build_column_labels(comparison.differing_keys)
     for name in column_labels.values():
         table.add_column(name)
     for name in (*metrics, "n"):
@@ -166,14 +166,14 @@ def _build_run_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
     runs = comparison.runs
     table = _create_table(f"{len(runs)} run{'s' if len(runs) > 1 else ''}", comparison)
     table.add_column("run", overflow="fold")
-    for name in shorten_keys(comparison.differing_keys).values():
+    for name in build_column_labels(comparison.differing_keys).values():
         table.add_column(name)
     for name in ("seed", *metrics, "best", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for run in runs:
         text_cells = [run.name, *_format_settings(run, comparison.differing_keys), format_setting(run.seed)]
-        scores = [format_score(value) for value in (*map(run.scores.get, metrics), run.best_value)]
+        scores = [format_score(value) for value in (*map(run.latest_metrics.get, metrics), run.best_value)]
         state = f"[{STATE_STYLES.get(run.state, 'dim')}]{format_state(run)}[/]"
         table.add_row(*map(escape, text_cells), *scores, format_duration(run.seconds), state)
     return table
@@ -199,7 +199,7 @@ def _run_to_dict(run: RunRecord, comparison: Comparison) -> dict[str, Any]:
         "folder": str(run.run_dir),
         "parameters": {key: settings[key] for key in comparison.differing_keys if key in settings},
         "seed": run.seed,
-        "metrics": run.scores,
+        "metrics": run.latest_metrics,
         "best": run.best_value,
         "seconds": run.seconds,
         "step": run.step,

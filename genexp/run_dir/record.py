@@ -48,12 +48,12 @@ class RunRecord:
     error: str | None = None  # message of the error that ended the run
 
     @property
-    def model(self) -> str:
+    def model_name(self) -> str:
         """Name of the technique, "?" if unknown."""
         return str(self.config.get("model", {}).get("name", "?"))
 
     @property
-    def dataset(self) -> str:
+    def dataset_name(self) -> str:
         """Name of the data set, "?" if unknown."""
         return str(self.config.get("dataset", {}).get("name", "?"))
 
@@ -84,7 +84,7 @@ class RunRecord:
         return self.status.get("total_steps")
 
     @cached_property
-    def scores(self) -> dict[str, float]:
+    def latest_metrics(self) -> dict[str, float]:
         """Last finite value of each test metric; of each training metric (`train/NAME`) if there are none."""
         test = _filter_finite(self.status.get("test", {}))
         return test or {
@@ -140,13 +140,13 @@ def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
             raise DataError(
                 f"{format_path(directory)} is no folder; give a run's, a sweep's, or one that holds some"
             )
-        runs = list(_find_run_dirs(directory))
-        if not runs:
+        found_dirs = list(_find_run_dirs(directory))
+        if not found_dirs:
             raise DataError(
                 f"{format_path(directory)} holds no run (no config.yaml below it); give a run's folder, "
                 f"a sweep's, or one that holds some"
             )
-        for run_dir in runs:
+        for run_dir in found_dirs:
             run_dirs.setdefault(run_dir.resolve(), run_dir)
     return [
         read_run(path, name)
@@ -188,12 +188,12 @@ def _find_run_dirs(directory: Path) -> Iterator[Path]:
         yield directory
         return
     subdirectories = [path for path in directory.iterdir() if path.is_dir() and path.name not in NON_RUN_DIRS]
-    for path in sorted(subdirectories, key=_job_sort_key):
+    for path in sorted(subdirectories, key=_build_job_sort_key):
         if not path.name.startswith("."):
             yield from _find_run_dirs(path)
 
 
-def _job_sort_key(path: Path) -> tuple[bool, int, str]:
+def _build_job_sort_key(path: Path) -> tuple[bool, int, str]:
     """Return a sort key that orders the jobs of a sweep by number (2 before 10), before other folders."""
     is_number = path.name.isdecimal()
     return not is_number, int(path.name) if is_number else 0, path.name

@@ -15,7 +15,7 @@ from genexp.config import bind, require, suggest_choice
 from genexp.data import find_dataset, load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.loading import SplitLoader, make_loader
-from genexp.data.stream import BatchStream, SplitBatches, select_examples
+from genexp.data.stream import SplitBatches, TrainingBatches, select_examples
 from genexp.device import DeviceConfig, choose_device, move_to_device, use_deterministic_algorithms
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
@@ -89,12 +89,12 @@ def build_run(
     config: Mapping[str, Any],
     resume_state: Mapping[str, Any] | None,
     rank_info: RankInfo | None = None,
-    data_from: Run | None = None,
+    data_source_run: Run | None = None,
 ) -> Run:
     """Build the run of a plain, resolved configuration, and restore `resume_state` if given. Raises GenexpError.
 
-    `rank_info` is the rank of this process, by default that of a single process. `data_from` is another run on the
-    same data set, whose data set and loaders are reused.
+    `rank_info` is the rank of this process, by default that of a single process. `data_source_run` is another run
+    on the same data set, whose data set and loaders are reused.
     """
     rank_info = rank_info or RankInfo()
     top_level_config = bind(TopLevelConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
@@ -106,12 +106,16 @@ def build_run(
     )
     use_deterministic_algorithms(trainer_config.deterministic)
     technique, dataset = build_technique(
-        config, device, top_level_config.seed, data_from.dataset if data_from else None
+        config, device, top_level_config.seed, data_source_run.dataset if data_source_run else None
     )
     learner = Learner(technique, plan, trainer_config.step_settings, device)
     if resume_state is not None:
         learner.load_state_dict(resume_state)
-    loaders = data_from.loaders if data_from else make_loaders(dataset, device, config["dataset"]["resident_gb"])
+    loaders = (
+        data_source_run.loaders
+        if data_source_run
+        else make_loaders(dataset, device, config["dataset"]["resident_gb"])
+    )
     data = _build_run_data(dataset, loaders, learner, trainer_config, rank_info, seed=top_level_config.seed)
     return Run(learner, data, dataset, loaders, trainer_config, top_level_config.seed)
 
@@ -188,27 +192,31 @@ def _build_run_data(
     seed: int,
 ) -> RunData:
     # If all phases take the whole split, no batches are needed.
-    needs_no_batches = all(isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases)
+    is_full_batch_only = all(
+        isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases
+    )
     batch_source: BatchSource = _EmptyBatchSource()
-    if not needs_no_batches:
+    if not is_full_batch_only:
         batch_size = trainer_config.batch_size
         batch_label = f"trainer.batch_size={'null' if batch_size is None else batch_size}"
         size_note = "" if batch_size is not None else f" ({len(loaders.train)} samples)"
         check_divisible_batch(batch_size or len(loaders.train), rank_info.world_size, batch_label + size_note)
         shard = Shard(rank_info.rank, rank_info.world_size)
-        batch_source = BatchStream(loaders.train, batch_size, seed=seed, dataset_name=dataset.name, shard=shard)
+        batch_source = TrainingBatches(
+            loaders.train, batch_size, seed=seed, dataset_name=dataset.name, shard=shard
+        )
     return RunData(
         batch_source=batch_source,
-        train=SplitBatches(loaders.train, _choose_split_batch_size(dataset)),
-        test=SplitBatches(loaders.test, EVALUATION_BATCH_SIZE),
-        examples=select_examples(loaders.test, learner.technique.example_count),
+        train_batches=SplitBatches(loaders.train, _choose_split_batch_size(dataset)),
+        test_batches=SplitBatches(loaders.test, EVALUATION_BATCH_SIZE),
+        examples=select_examples(loaders.test, learner.technique.num_examples),
     )
 
 
 def _choose_split_batch_size(dataset: Dataset) -> int:
     """Return the batch size of passes over the training split, by the number of elements per sample."""
-    features = max(prod(shape) for shape in dataset.spec.shapes.values())
-    return min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // max(1, features)))
+    elements_per_sample = max(prod(shape) for shape in dataset.spec.shapes.values())
+    return min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // max(1, elements_per_sample)))
 
 
 class _EmptyBatchSource:

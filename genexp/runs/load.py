@@ -82,15 +82,17 @@ def get_technique_class(config: Mapping[str, Any]) -> type[Technique]:
     return find_technique(config["model"]["name"])
 
 
-def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, device: str) -> LoadedRun:
+def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, device_name: str) -> LoadedRun:
     """Return the run in `run_dir` with the weights of a checkpoint. Raises GenexpError.
 
     `config` is the run's configuration from `read_config`. `checkpoint_name` is an argument of `find_checkpoint`.
-    `device` is one of DEVICE_CHOICES, and replaces the device of `config`.
+    `device_name` is one of DEVICE_CHOICES, and replaces the device of `config`.
     """
     path = find_checkpoint(run_dir, checkpoint_name)
     content = checkpoint.load_checkpoint(path)
-    torch_device = choose_device(bind(DeviceConfig, {**config["device"], "name": device, "index": 0}, "device"))
+    torch_device = choose_device(
+        bind(DeviceConfig, {**config["device"], "name": device_name, "index": 0}, "device")
+    )
     technique, dataset = build_technique(config, torch_device, config["seed"])
     # best.pt holds the evaluated weights. In a resumable checkpoint these are the averaged ones, if there are any.
     weights = content.get("average") or content["technique"]

@@ -40,14 +40,14 @@ from genexp.training.trainer import TrainerConfig, train
 
 
 @dataclass(frozen=True)
-class RunResult:
+class TrainingResult:
     """Result of a training command."""
 
     exit_code: int  # 0, or 128 + the signal that stopped the run
-    objective: float | None  # last value of trainer.objective; None if nothing was evaluated
+    objective_value: float | None  # last value of trainer.objective; None if nothing was evaluated
 
 
-def run_experiment(cfg: DictConfig, run_dir: Path, until_epoch: int | None = None) -> RunResult:
+def run_experiment(cfg: DictConfig, run_dir: Path, until_epoch: int | None = None) -> TrainingResult:
     """Train the run of `cfg` in `run_dir`, and stop after `until_epoch` if given. Raises GenexpError."""
     flush_denormals()  # before torch starts its other threads
     with lock_run_dir(run_dir):
@@ -156,20 +156,21 @@ class RunContext:
 
 
 @contextmanager
-def open_run_context(cfg: DictConfig, run_dir: Path, data_from: Run | None = None) -> Iterator[RunContext]:
+def open_run_context(cfg: DictConfig, run_dir: Path, data_source_run: Run | None = None) -> Iterator[RunContext]:
     """Yield the run of `cfg`, built for a single process, and lock `run_dir` within the block.
 
-    `data_from` is another run on the same data set, whose data set and loaders are reused. Raises GenexpError.
+    `data_source_run` is another run on the same data set, whose data set and loaders are reused.
+    Raises GenexpError.
     """
     flush_denormals()
     with lock_run_dir(run_dir):
         config, resume_state = _load_config_and_state(cfg, run_dir)
-        run = build_run(config, resume_state, data_from=data_from)
+        run = build_run(config, resume_state, data_source_run=data_source_run)
         with closing(run.data.batch_source):
             yield RunContext(run, config, run_dir, resume_state)
 
 
-def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoch: int | None) -> RunResult:
+def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoch: int | None) -> TrainingResult:
     run, recorders = context.run, context.prepare_recorders()
     task = RankTask(context.config, context.completed_steps, str(torch.get_default_dtype()).removeprefix("torch."))
     with stop_on_signals(run.trainer_config.time_budget, until_epoch=until_epoch) as stop:
@@ -194,7 +195,9 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
             raise error from original_error
         is_finished = context.close_recorders(recorders, clock)
     exit_code = 128 + stop.received_signal if stop.received_signal is not None and not is_finished else 0
-    return RunResult(exit_code, recorders.test_metrics.get(run.trainer_config.objective.removeprefix("test/")))
+    return TrainingResult(
+        exit_code, recorders.test_metrics.get(run.trainer_config.objective.removeprefix("test/"))
+    )
 
 
 def build_failed_outcome(recorders: RecorderGroup, error: BaseException) -> RunOutcome:
@@ -214,7 +217,7 @@ def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, An
     """Return the default recorders of a run."""
     # The order matters: TensorBoard and the report show images, and the console names files, of earlier recorders.
     report = ReportRecorder(write_run_report)
-    log_recorders: Sequence[Recorder] = (
+    output_recorders: Sequence[Recorder] = (
         MetricsRecorder(),
         PreviewGifRecorder(),
         FigureRecorder(),
@@ -225,7 +228,10 @@ def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, An
     )
     best = resume_state["best"] if resume_state else None
     return RecorderGroup(
-        [*log_recorders, CheckpointRecorder(log_recorders, max_to_keep=trainer_config.keep_checkpoints, best=best)]
+        [
+            *output_recorders,
+            CheckpointRecorder(output_recorders, max_to_keep=trainer_config.keep_checkpoints, best=best),
+        ]
     )
 
 
@@ -236,8 +242,8 @@ def build_run_info(
     technique, data = run.learner.technique, run.data
     return RunInfo(
         run_dir=run_dir,
-        model=technique.name,
-        dataset=run.dataset.name,
+        model_name=technique.name,
+        dataset_name=run.dataset.name,
         config=config,
         total_steps=run.total_steps,
         steps_per_epoch=data.batch_source.steps_per_epoch,

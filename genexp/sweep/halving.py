@@ -58,7 +58,7 @@ class SuccessiveHalving:
         self._jobs = list(jobs)
         self.rungs = list(self._plan_rungs()) if config.factor is not None and jobs else []
         if self.rungs:
-            self._check_objectives()
+            self._check_configs()
 
     @property
     def expected_work(self) -> float | None:
@@ -89,8 +89,8 @@ class SuccessiveHalving:
         for job in jobs:
             costs.setdefault(self._config_digests[job.number], []).append(self._compute_cost(job, rung))
         means = {digest: sum(values) / len(values) for digest, values in costs.items()}
-        survivors = sorted(means, key=lambda configuration: means[configuration])[: rung.n_survivors]
-        return [job for job in jobs if self._config_digests[job.number] in survivors]
+        surviving_digests = sorted(means, key=lambda configuration: means[configuration])[: rung.n_survivors]
+        return [job for job in jobs if self._config_digests[job.number] in surviving_digests]
 
     @property
     def _max_epochs(self) -> int:
@@ -104,7 +104,7 @@ class SuccessiveHalving:
             yield Rung(epoch, n_candidates, max(1, n_candidates // factor))
             epoch, n_candidates = epoch * factor, max(1, n_candidates // factor)
 
-    def _check_objectives(self) -> None:
+    def _check_configs(self) -> None:
         objectives = {f"{job.config.trainer.objective} ({job.config.trainer.direction})" for job in self._jobs}
         if len(objectives) > 1:
             raise ConfigError(

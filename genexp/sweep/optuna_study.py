@@ -131,18 +131,20 @@ def build_distribution(override: Override) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
-    log = "log" in getattr(value, "tags", ())
+    is_log_scale = "log" in getattr(value, "tags", ())
     if isinstance(value, IntervalSweep):
         is_int = "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int))
         assert value.start is not None
         assert value.end is not None
         if is_int:
-            return IntDistribution(int(value.start), int(value.end), log=log)
-        return FloatDistribution(value.start, value.end, log=log)
+            return IntDistribution(int(value.start), int(value.end), log=is_log_scale)
+        return FloatDistribution(value.start, value.end, log=is_log_scale)
     if isinstance(value, RangeSweep) and not value.shuffle:
         values = list(value.range())
         if values and isinstance(values[0], int):
-            return IntDistribution(min(values), max(values), step=1 if log else abs(int(value.step)), log=log)
+            return IntDistribution(
+                min(values), max(values), step=1 if is_log_scale else abs(int(value.step)), log=is_log_scale
+            )
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 

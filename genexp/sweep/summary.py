@@ -62,15 +62,18 @@ class SweepSummary:
     @property
     def best_lines(self) -> list[str]:
         """One line for each objective, with its best value and job. Techniques may have different objectives."""
-        leaders: dict[str, tuple[float, JobEntry]] = {}
+        best_by_objective: dict[str, tuple[float, JobEntry]] = {}
         for entry, status in self.statuses.items():
             if status.objective_value is None:
                 continue
-            leader = leaders.get(status.objective)
+            best = best_by_objective.get(status.objective)
             sign = 1 if entry.direction == "max" else -1
-            if leader is None or sign * status.objective_value > sign * leader[0]:
-                leaders[status.objective] = status.objective_value, entry
-        return [f"best {objective} {value:.4g} in {entry.name}" for objective, (value, entry) in leaders.items()]
+            if best is None or sign * status.objective_value > sign * best[0]:
+                best_by_objective[status.objective] = status.objective_value, entry
+        return [
+            f"best {objective} {value:.4g} in {entry.name}"
+            for objective, (value, entry) in best_by_objective.items()
+        ]
 
 
 def format_job_status(entry: JobEntry, status: RunStatus) -> str:

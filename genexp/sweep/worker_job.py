@@ -55,10 +55,10 @@ def _poll_stop_file(stop_file: StopFile, stop: StopRequest, parent_pid: int | No
 
     A thread checks this every `POLL_SECONDS` during the block.
     """
-    done = threading.Event()
+    stop_event = threading.Event()
 
     def poll() -> None:
-        while not done.wait(POLL_SECONDS):
+        while not stop_event.wait(POLL_SECONDS):
             if stop.received_signal is not None or stop_file.should_stop or _is_orphan(parent_pid):
                 # Repeated, because a run that is still being built has not installed its signal handler.
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -69,6 +69,6 @@ def _poll_stop_file(stop_file: StopFile, stop: StopRequest, parent_pid: int | No
     try:
         yield
     finally:
-        done.set()
+        stop_event.set()
         if thread.is_alive():
             thread.join()

@@ -63,7 +63,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.loss_function = RECONSTRUCTION_LOSSES[config.loss]
+        self.reconstruction_loss = RECONSTRUCTION_LOSSES[config.loss]
         self.encoder, self.decoder = self.build_networks(spec.image_shape)
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         images = batch["image"]
         corrupted = self.corrupt(images)
         logits = self.decoder(self.encoder(corrupted))
-        return self.loss_function(logits, self.select_target(images, corrupted)), {}
+        return self.reconstruction_loss(logits, self.select_target(images, corrupted)), {}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
@@ -147,10 +147,10 @@ class DenoisingAutoencoder(Autoencoder):
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]
         noisy = self.corrupt(images)
-        scores = {"": self.reconstruct(noisy), "noisy_": noisy.clamp(0, 1), "clean_": self.reconstruct(images)}
+        outputs = {"": self.reconstruct(noisy), "noisy_": noisy.clamp(0, 1), "clean_": self.reconstruct(images)}
         return {
             f"{prefix}{metric.__name__}": metric(output.float(), images)
-            for prefix, output in scores.items()
+            for prefix, output in outputs.items()
             for metric in (mse, psnr, ssim)
         }
 

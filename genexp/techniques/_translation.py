@@ -51,7 +51,9 @@ def make_comparison_grid(*batches: Tensor) -> Tensor:
     return make_grid_from_rows(*(batch.float().expand(-1, channels, -1, -1) for batch in batches))
 
 
-def discriminator_metrics(adversarial_loss: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
+def compute_discriminator_metrics(
+    adversarial_loss: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor
+) -> Metrics:
     """Return `d_real` and `d_fake`, the mean probabilities of being real of real and of translated images.
 
     If scores do not give probabilities, return the difference of their means instead.

@@ -43,7 +43,7 @@ class ConvDenoisingAutoencoder(DenoisingAutoencoder):
 
     Config = ConvDenoisingAutoencoderConfig
     name = "conv_denoising_autoencoder"
-    example_count = 5
+    num_examples = 5
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         config = self.config

@@ -25,7 +25,7 @@ from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Tech
 from genexp.techniques._image_history import ImageHistory
 from genexp.techniques._translation import (
     TranslationConfig,
-    discriminator_metrics,
+    compute_discriminator_metrics,
     make_comparison_grid,
     to_signed_range,
     to_unit_range,
@@ -58,7 +58,7 @@ class CycleGAN(Technique, CanTranslate):
     Config = CycleGANConfig
     name = "cyclegan"
     objective = "domain_distance"
-    example_count = 12
+    num_examples = 12
 
     def __init__(self, config: CycleGANConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class CycleGAN(Technique, CanTranslate):
         scores = (discriminator_a(a), discriminator_a(fake_a)), (discriminator_b(b), discriminator_b(fake_b))
         loss = torch.stack([self.adversarial_loss.discriminator_loss(real, fake) for real, fake in scores]).sum()
         (real_scores_a, fake_scores_a), (real_scores_b, fake_scores_b) = scores
-        return loss, discriminator_metrics(
+        return loss, compute_discriminator_metrics(
             self.adversarial_loss,
             torch.cat([real_scores_a, real_scores_b]),
             torch.cat([fake_scores_a, fake_scores_b]),

@@ -110,7 +110,7 @@ class DeepKMeans(Autoencoder, CanCluster):
     Config = DeepKMeansConfig
     name = "deep_kmeans"
     objective = "loss"
-    example_count = 1000  # for the t-SNE of latent codes; a preview takes `MAX_PREVIEW_IMAGES` of them
+    num_examples = 1000  # for the t-SNE of latent codes; a preview takes `MAX_PREVIEW_IMAGES` of them
     config: DeepKMeansConfig
 
     def __init__(self, config: DeepKMeansConfig, spec: DataSpec) -> None:
@@ -145,8 +145,8 @@ class DeepKMeans(Autoencoder, CanCluster):
         assert isinstance(self.encoder, nn.Sequential)
         norm = self.encoder[-1]
         assert isinstance(norm, nn.BatchNorm1d)
-        latents = self.encoder[:-1](images)
-        return F.batch_norm(latents, norm.running_mean, norm.running_var, eps=norm.eps)
+        codes = self.encoder[:-1](images)
+        return F.batch_norm(codes, norm.running_mean, norm.running_var, eps=norm.eps)
 
     def phases(self) -> tuple[Phase, ...]:
         return (
@@ -156,14 +156,14 @@ class DeepKMeans(Autoencoder, CanCluster):
             GradientPhase("deep_kmeans", self, self.loss),
         )
 
-    def pretraining_steps(self, clock: Clock) -> int:
+    def count_pretraining_steps(self, clock: Clock) -> int:
         """Return the number of steps without the clustering loss, rounded to whole epochs."""
         epochs = clock.total_steps / clock.steps_per_epoch
         return round(self.config.pretrain * epochs) * clock.steps_per_epoch
 
     def is_first_step_after_pretraining(self, clock: Clock) -> bool:
         """Return whether this is the first step after pretraining. Without pretraining there is none."""
-        return 0 < self.pretraining_steps(clock) == clock.step - 1
+        return 0 < self.count_pretraining_steps(clock) == clock.step - 1
 
     def scheduled_alpha(self, clock: Clock) -> float:
         """Return the weight of the clustering loss at this step."""
@@ -175,11 +175,11 @@ class DeepKMeans(Autoencoder, CanCluster):
         It rises linearly from epoch `alpha_ramp[0]` to `alpha_ramp[1]`. Before that it has the value of the first
         epoch of the ramp.
         """
-        if clock.step <= self.pretraining_steps(clock):
+        if clock.step <= self.count_pretraining_steps(clock):
             return 0.0
         begin, end = self.config.alpha_ramp
-        width = max(end - begin, 1)
-        return min(max(clock.epoch - begin, 1), width) / width
+        num_ramp_epochs = max(end - begin, 1)
+        return min(max(clock.epoch - begin, 1), num_ramp_epochs) / num_ramp_epochs
 
     def fit_centers(self, samples: Batches, clock: Clock) -> Metrics:
         """Set the centers by k-means on the codes of the training split."""
@@ -200,7 +200,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         images = batch["image"]
         codes = self.encoder(self.augment(images))
         # The target is the original image: codes need not encode the augmentation.
-        reconstruction = self.loss_function(self.decoder(codes), images)
+        reconstruction = self.reconstruction_loss(self.decoder(codes), images)
         if not self.alpha_ramp_fraction(clock):
             return reconstruction, detach_metrics(reconstruction=reconstruction)
         with torch.no_grad():  # no gradient flows through the assignment
@@ -234,7 +234,7 @@ class DeepKMeans(Autoencoder, CanCluster):
             labels_and_clusters.append((batch["label"], clusters))
         logits = self.decoder(codes)
         distance = (codes - self.centers[clusters]).square().mean(1)
-        losses = torch.vmap(self.loss_function)(logits, images)
+        losses = torch.vmap(self.reconstruction_loss)(logits, images)
         return {"loss": losses + self.config.alpha * distance, "mse": mse(logits.sigmoid(), images)}
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:

@@ -17,7 +17,7 @@ from genexp.errors import ConfigError
 from genexp.images.grid import PADDING_VALUE, make_grid
 from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans.blocks import PointBlocks, moments, take
-from genexp.kmeans.cluster_sums import AssignmentBounds, ClusterSums, label_dtype
+from genexp.kmeans.cluster_sums import AssignmentBounds, ClusterSums, get_label_dtype
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.init import kmeans_plusplus, random_points
 from genexp.kmeans.lloyd import assign, lloyd_step, relocate_empty_clusters
@@ -71,7 +71,7 @@ class KMeans(Technique, CanCluster):
     Config = KMeansConfig
     name = "kmeans"
     objective = "inertia_per_point"
-    example_count = 500
+    num_examples = 500
 
     centers: Tensor  # (starts, clusters, features)
     counts: Tensor  # int64 (starts, clusters): points of each cluster; with batches, in all steps so far
@@ -87,8 +87,8 @@ class KMeans(Technique, CanCluster):
     def __init__(self, config: KMeansConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.stream = "point" if "point" in spec.shapes else "image"
-        features = prod(spec.get_shape(self.stream))
+        self.stream_name = "point" if "point" in spec.shapes else "image"
+        features = prod(spec.get_shape(self.stream_name))
         if config.clusters > spec.train_size:
             raise ConfigError(
                 f"model.clusters={config.clusters} exceeds the {spec.train_size} points; "
@@ -100,7 +100,7 @@ class KMeans(Technique, CanCluster):
         self.register_buffer("centers", torch.zeros(starts, config.clusters, features))
         if config.batch_size is None:
             self.register_buffer("sums", torch.zeros(starts, config.clusters, features, dtype=torch.float64))
-            labels = torch.zeros(starts, spec.train_size, dtype=label_dtype(config.clusters))
+            labels = torch.zeros(starts, spec.train_size, dtype=get_label_dtype(config.clusters))
             self.register_buffer("labels", labels)
         else:
             self.register_buffer("epoch_start_centers", torch.zeros_like(self.centers))
@@ -117,7 +117,7 @@ class KMeans(Technique, CanCluster):
         return (ClosedFormPhase("centers", self.minibatch_step),)
 
     def initialize(self, train_batches: Batches) -> None:
-        statistics = moments(PointBlocks(train_batches, self.stream))
+        statistics = moments(PointBlocks(train_batches, self.stream_name))
         if (
             statistics.mean.square().sum()
             > MAX_OFFSET_RATIO * statistics.sum_squared_deviations / statistics.count
@@ -141,7 +141,7 @@ class KMeans(Technique, CanCluster):
 
     def _build_points(self, samples: Batches) -> PointBlocks:
         # An origin of 0 is not subtracted: that would be another pass over each block.
-        return PointBlocks(samples, self.stream, self.origin if self.origin.any() else None)
+        return PointBlocks(samples, self.stream_name, self.origin if self.origin.any() else None)
 
     def _init_centers(self, points: PointBlocks, count: int) -> Tensor:
         if self.file_centers is not None:
@@ -202,7 +202,7 @@ class KMeans(Technique, CanCluster):
 
     def minibatch_step(self, batch: Batch, clock: Clock) -> Metrics:
         """Move each center to the mean of all points ever assigned to it, including those of `batch`."""
-        points = batch[self.stream].flatten(1) - self.origin
+        points = batch[self.stream_name].flatten(1) - self.origin
         old_centers = self.centers - self.origin
         batch_sums = assign([points], old_centers, len(points))
         partial_inertia = batch_sums.inertia_without_norms(old_centers).to(old_centers)
@@ -238,12 +238,12 @@ class KMeans(Technique, CanCluster):
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the cluster of each sample: int64 (batch,)."""
-        return nearest_center(batch[self.stream].flatten(1) - self.origin, self.best_centers - self.origin)
+        return nearest_center(batch[self.stream_name].flatten(1) - self.origin, self.best_centers - self.origin)
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         centers, labels, clusters, inertia, count = self.best_centers, [], [], 0.0, 0
         for batch in test_batches:
-            points, batch_clusters = batch[self.stream].flatten(1), self.assign(batch)
+            points, batch_clusters = batch[self.stream_name].flatten(1), self.assign(batch)
             inertia += float((points - centers[batch_clusters]).square().sum())
             count += len(points)
             clusters.append(batch_clusters)
@@ -252,13 +252,13 @@ class KMeans(Technique, CanCluster):
         return {"inertia_per_point": inertia / count, **scores}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        if self.stream == "image":
+        if self.stream_name == "image":
             shown = self.best_centers[:MAX_PREVIEW_CENTERS].unflatten(1, self.spec.image_shape)
             return {"centers": make_grid(shown.clamp(0, 1), columns=ceil(sqrt(len(shown))))}
         return {"clusters": self._draw_scatter(examples)}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
-        if self.stream == "image":
+        if self.stream_name == "image":
             return {"clusters": self._draw_members(examples["image"])}
         return {"assignment": self._draw_scatter(examples)}
 

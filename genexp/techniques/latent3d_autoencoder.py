@@ -17,7 +17,7 @@ class Latent3dAutoencoder(Autoencoder):
 
     Config = DenseAutoencoderConfig
     name = "latent3d_autoencoder"
-    example_count = 5
+    num_examples = 5
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         return build_dense_autoencoder(shape, self.config)

@@ -21,7 +21,7 @@ from genexp.networks.unet import UNet
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 from genexp.techniques._translation import (
     TranslationConfig,
-    discriminator_metrics,
+    compute_discriminator_metrics,
     make_comparison_grid,
     to_signed_range,
     to_unit_range,
@@ -48,7 +48,7 @@ class Pix2Pix(Technique, CanTranslate):
     Config = Pix2PixConfig
     name = "pix2pix"
     objective = "l1"
-    example_count = 12
+    num_examples = 12
 
     def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Pix2Pix(Technique, CanTranslate):
             fake = self.generator(inputs)
         # Two passes: the batch statistics of a mixed batch would separate real from generated images.
         real_scores, fake_scores = self.score(inputs, target), self.score(inputs, fake)
-        return self.adversarial_loss.discriminator_loss(real_scores, fake_scores), discriminator_metrics(
+        return self.adversarial_loss.discriminator_loss(real_scores, fake_scores), compute_discriminator_metrics(
             self.adversarial_loss, real_scores, fake_scores
         )
 

@@ -75,13 +75,13 @@ class ScaleLoss(nn.Module):
             if layer in self.style_layers:
                 self.get_buffer(f"style_{layer}").copy_(gram_matrix(layer_features))
 
-    def losses(self, features: VGG19, image: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, vgg: VGG19, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the content and style losses of `image` (1, 3, height, width): scalars, summed over layers.
 
         The image is resized to the size of this loss.
         """
         content, style = [], []
-        for layer, layer_features in features(resize(image, self.size)):
+        for layer, layer_features in vgg(resize(image, self.size)):
             if layer in self.content_layers:
                 content.append(F.mse_loss(layer_features, self.get_buffer(f"content_{layer}")))
             if layer in self.style_layers:
@@ -109,7 +109,7 @@ class StyleTransfer(Technique, CanStylize):
     Config = StyleTransferConfig
     name = "style_transfer"
     objective = "loss"
-    example_count = 1
+    num_examples = 1
 
     content: Tensor  # (1, 3, height, width) in [0, 1]
 
@@ -159,12 +159,12 @@ class StyleTransfer(Technique, CanStylize):
             self.features.load_torchvision_weights(load_weights(self.config.weights), origin=self.config.weights)
         self.content.copy_(photographs["content"])
         self.canvas.image.copy_(content[:, : self.color_mode.channels])
-        for fraction, scale in zip(self.config.scales, self._get_scales(), strict=True):
+        for fraction, scale in zip(self.config.scales, self._get_scale_losses(), strict=True):
             size = _scale_size((style.shape[2], style.shape[3]), fraction)
             scale.set_targets(self.features, resize(content, scale.size), resize(style, size))
 
     def loss(self, batch: Batch, clock: Clock, *, scale_index: int = -1) -> tuple[Tensor, Metrics]:
-        losses = self._compute_losses(self._get_scales()[scale_index])
+        losses = self._compute_losses(self._get_scale_losses()[scale_index])
         return losses.pop("loss"), detach_metrics(**losses)
 
     def _compute_losses(self, scale: ScaleLoss) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ class StyleTransfer(Technique, CanStylize):
         return self.color_mode.postprocess(clamp_keep_gradient(self.canvas.image), self.content)
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
-        return {name: float(value) for name, value in self._compute_losses(self._get_scales()[-1]).items()}
+        return {name: float(value) for name, value in self._compute_losses(self._get_scale_losses()[-1]).items()}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         return {"stylization": self.stylize()[0]}
@@ -199,7 +199,7 @@ class StyleTransfer(Technique, CanStylize):
             "for the real thing set model.weights=FILE to a copy of torchvision's vgg19 weights"
         )
 
-    def _get_scales(self) -> list[ScaleLoss]:
+    def _get_scale_losses(self) -> list[ScaleLoss]:
         return [scale for scale in self.scales if isinstance(scale, ScaleLoss)]
 
 

@@ -60,7 +60,7 @@ class VariationalAutoencoder(
     Config = VAEConfig
     name = "vae"
     objective = "negative_elbo"
-    example_count = 8
+    num_examples = 8
 
     def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class VariationalAutoencoder(
 
     def kl_weight(self, clock: Clock) -> float:
         """Return the weight of the KL divergence: β after a linear warm-up (Sønderby et al. 2016)."""
-        warmup = self.config.kl_warmup_epochs * clock.steps_per_epoch
-        return self.config.beta * min(1.0, clock.step / warmup if warmup else 1.0)
+        warmup_steps = self.config.kl_warmup_epochs * clock.steps_per_epoch
+        return self.config.beta * min(1.0, clock.step / warmup_steps if warmup_steps else 1.0)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in [0, 1] for latents (batch, latent)."""

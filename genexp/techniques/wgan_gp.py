@@ -49,5 +49,5 @@ class WassersteinGAN(BaseConvGAN):
         self.generator_every = config.critic_steps
 
     def discriminator_penalty(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        penalty, slope = gradient_penalty(lambda images: self.score(images, batch), real, fake)
-        return self.config.penalty * penalty, detach_metrics(slope=slope)
+        penalty, gradient_norm = gradient_penalty(lambda images: self.score(images, batch), real, fake)
+        return self.config.penalty * penalty, detach_metrics(slope=gradient_norm)

@@ -123,7 +123,7 @@ class Learner:
         if self._graph_factory is not None and not group.is_single_process:
             log.warning("trainer.capture=true has no effect: several processes share each step")
         self._loss_functions = {
-            phase.name: group.wrap_loss(phase, sync_batch_norm=self.technique.should_sync_batch_norm)
+            phase.name: group.wrap_loss(phase, should_sync_batch_norm=self.technique.should_sync_batch_norm)
             for phase in self.phases
             if isinstance(phase, GradientPhase)
         }
@@ -206,10 +206,10 @@ class Learner:
         Under `shard_context` a phase may divide its work among the processes.
         """
         with shard_context(self._group.shard):
-            samples = (
+            phase_input = (
                 train_batches if phase.is_full_batch else {name: gather_rows(rows) for name, rows in batch.items()}
             )
-            return phase.update(samples, clock)  # type: ignore[arg-type]
+            return phase.update(phase_input, clock)  # type: ignore[arg-type]
 
     def _run_gradient_step(self, phase: GradientPhase, batch: Batch, clock: Clock) -> Metrics:
         optimizer, parameters = self.optimizers[phase.name], self._parameters[phase.name]

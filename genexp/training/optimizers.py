@@ -154,18 +154,22 @@ class LBFGSConfig(OptimizerConfig):
 class _OptimizerSpec:
     config_class: type[OptimizerConfig]
     optimizer_class: Callable[..., torch.optim.Optimizer]
-    fused: bool = False  # whether torch has a fused implementation: one kernel for all parameters
-    capturable: bool = False  # whether a step can be part of a CUDA graph
-    elementwise: bool = True  # whether each element's update depends on its own gradients alone
+    has_fused: bool = False  # whether torch has a fused implementation: one kernel for all parameters
+    is_capturable: bool = False  # whether a step can be part of a CUDA graph
+    is_elementwise: bool = True  # whether each element's update depends on its own gradients alone
 
 
 OPTIMIZERS = {
-    "adam": _OptimizerSpec(AdamConfig, remove_dynamo_wrappers(torch.optim.Adam), fused=True, capturable=True),
-    "adamw": _OptimizerSpec(AdamConfig, remove_dynamo_wrappers(torch.optim.AdamW), fused=True, capturable=True),
-    "sgd": _OptimizerSpec(SGDConfig, remove_dynamo_wrappers(torch.optim.SGD), fused=True),
+    "adam": _OptimizerSpec(
+        AdamConfig, remove_dynamo_wrappers(torch.optim.Adam), has_fused=True, is_capturable=True
+    ),
+    "adamw": _OptimizerSpec(
+        AdamConfig, remove_dynamo_wrappers(torch.optim.AdamW), has_fused=True, is_capturable=True
+    ),
+    "sgd": _OptimizerSpec(SGDConfig, remove_dynamo_wrappers(torch.optim.SGD), has_fused=True),
     "rmsprop": _OptimizerSpec(RMSpropConfig, remove_dynamo_wrappers(torch.optim.RMSprop)),
     "adadelta": _OptimizerSpec(AdadeltaConfig, remove_dynamo_wrappers(torch.optim.Adadelta)),
-    "lbfgs": _OptimizerSpec(LBFGSConfig, remove_dynamo_wrappers(torch.optim.LBFGS), elementwise=False),
+    "lbfgs": _OptimizerSpec(LBFGSConfig, remove_dynamo_wrappers(torch.optim.LBFGS), is_elementwise=False),
 }
 
 
@@ -211,9 +215,9 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
 
 def find_capture_obstacle(config: OptimizerConfig) -> str | None:
     """Return why a CUDA graph cannot contain this optimizer's step, or None where it can."""
-    if OPTIMIZERS[config.name].capturable:
+    if OPTIMIZERS[config.name].is_capturable:
         return None
-    capturable_names = " or ".join(name for name, spec in OPTIMIZERS.items() if spec.capturable)
+    capturable_names = " or ".join(name for name, spec in OPTIMIZERS.items() if spec.is_capturable)
     return f"optimizer={config.name} cannot be part of a graph; choose {capturable_names}"
 
 
@@ -239,10 +243,10 @@ def build_joint_optimizer(
     All configurations name the same optimizer.
     """
     spec = OPTIMIZERS[configs[0].name]
-    on_fused_device = all(
+    is_fused_supported = all(
         tensor.device.type in ("cpu", "cuda", "mps") for group in param_groups for tensor in group
     )
-    flags = {"fused": True} if spec.fused and on_fused_device else {}
+    flags = {"fused": True} if spec.has_fused and is_fused_supported else {}
     if capturable:
         flags["capturable"] = True
     return spec.optimizer_class(
@@ -257,7 +261,7 @@ def build_joint_optimizer(
 
 def is_elementwise(name: str) -> bool:
     """Return whether optimizer `name` updates each element from its own gradients alone."""
-    return OPTIMIZERS[name].elementwise
+    return OPTIMIZERS[name].is_elementwise
 
 
 def learning_rate(config: OptimizerConfig, clock: Clock) -> float:

@@ -23,7 +23,7 @@ from genexp.training.stopping import StopRequest
 
 METRICS_FLUSH_STEPS = 50  # metrics are copied from the device in blocks, so that no step waits for a copy
 METRICS_FLUSH_SECONDS = 1.0
-MAX_LATENT_SAMPLES = 2000  # maximum number of latent codes for figures and the TensorBoard projector
+MAX_ENCODED_SAMPLES = 2000  # maximum number of latent codes for figures and the TensorBoard projector
 
 
 @dataclass
@@ -95,8 +95,8 @@ class RunData:
     """Training and test data of a run."""
 
     batch_source: BatchSource
-    train: Batches  # the training split in order
-    test: Batches  # the test split in order
+    train_batches: Batches  # the training split in order
+    test_batches: Batches  # the test split in order
     examples: Batch  # a few fixed held-out samples
 
 
@@ -113,7 +113,7 @@ def train(
     data: RunData,
     sink: SnapshotSink,
     config: TrainerConfig,
-    stop: StopRequest,
+    stop_request: StopRequest,
     *,
     seed: int,
     completed_steps: int = 0,
@@ -132,43 +132,46 @@ def train(
     builder = SnapshotBuilder(learner, data, config, seed, group)
     if completed_steps == 0:
         if group.is_rank_zero:
-            initialize_technique(learner, data.train, seed)
+            initialize_technique(learner, data.train_batches, seed)
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
     # The previous attempt was killed after its last checkpoint, or it had stopped at this epoch.
-    (already_finished,) = group.all_reduce_max(
-        clock, clock.is_last_step or (completed_steps > 0 and stop.should_interrupt(clock.completed_epochs))
+    (should_end_at_start,) = group.all_reduce_max(
+        clock,
+        clock.is_last_step or (completed_steps > 0 and stop_request.should_interrupt(clock.completed_epochs)),
     )
-    if already_finished:
+    if should_end_at_start:
         sink.record(builder.build_final(clock))
         return clock
     for batch in data.batch_source.iter_batches(completed_steps + 1):
         clock = Clock(clock.step + 1, clock.total_steps, steps_per_epoch)
         seed_generators(learner.device, seed, clock.step)
-        builder.add_metrics(learner.step(batch, data.train, clock))
+        builder.add_metrics(learner.step(batch, data.train_batches, clock))
         if not group.should_sync(clock):
             continue
-        is_finished, is_interrupted, is_snapshot_due, signum = group.all_reduce_max(
+        is_final, is_interrupted, is_snapshot_due, signum = group.all_reduce_max(
             clock,
-            clock.is_last_step or stop.is_out_of_time or (clock.is_epoch_end and learner.technique.has_converged),
-            stop.should_interrupt(clock.completed_epochs),
+            clock.is_last_step
+            or stop_request.is_out_of_time
+            or (clock.is_epoch_end and learner.technique.has_converged),
+            stop_request.should_interrupt(clock.completed_epochs),
             builder.is_due(clock),
-            stop.received_signal or 0,
+            stop_request.received_signal or 0,
         )
-        stop.set_signal(signum)
-        is_ending = bool(is_finished or is_interrupted)
+        stop_request.set_signal(signum)
+        is_ending = bool(is_final or is_interrupted)
         if is_ending or is_snapshot_due:
-            sink.record(builder.build(clock, is_finished=bool(is_finished), is_ending=is_ending))
+            sink.record(builder.build(clock, should_finalize=bool(is_final), is_ending=is_ending))
         if is_ending:
             break
     return clock
 
 
-def initialize_technique(learner: Learner, samples: Batches, seed: int) -> None:
-    """Initialize the technique of a new run from the training split `samples`, and restart its EMA."""
+def initialize_technique(learner: Learner, train_batches: Batches, seed: int) -> None:
+    """Initialize the technique of a new run from the training split `train_batches`, and restart its EMA."""
     seed_generators(learner.device, seed, "begin")
     with torch.no_grad():
-        learner.technique.initialize(samples)
+        learner.technique.initialize(train_batches)
     learner.reset_ema()
 
 
@@ -223,27 +226,27 @@ class SnapshotBuilder:
         intervals = (self.config.preview_every, self.config.evaluate_every)
         return any(self._is_interval_end(every, clock) for every in intervals) or self._is_checkpoint_due(clock)
 
-    def build(self, clock: Clock, *, is_finished: bool, is_ending: bool) -> Snapshot:
+    def build(self, clock: Clock, *, should_finalize: bool, is_ending: bool) -> Snapshot:
         """Return the snapshot of the metrics since the last one, and of everything that is due at `clock`.
 
-        `is_finished` adds an evaluation and a preview. An interrupted run has `is_ending` alone, which adds
+        `should_finalize` adds an evaluation and a preview. An interrupted run has `is_ending` alone, which adds
         neither: after it is resumed, its records must equal those of an uninterrupted run.
         Raises DivergenceError.
         """
         config, technique = self.config, self.learner.technique
-        train = self._collect_curves(clock)
+        train_curves = self._collect_curves(clock)
         should_evaluate = bool(config.evaluate_every) and (
-            is_finished or self._is_interval_end(config.evaluate_every, clock)
+            should_finalize or self._is_interval_end(config.evaluate_every, clock)
         )
         should_preview = bool(config.preview_every) and (
-            is_finished or self._is_interval_end(config.preview_every, clock)
+            should_finalize or self._is_interval_end(config.preview_every, clock)
         )
-        means = self._compute_epoch_means(train, clock)
+        means = self._compute_epoch_means(train_curves, clock)
         warning = technique.diagnose(means) if means else None
         self._last_snapshot_time = time.monotonic()
         return Snapshot(
             clock,
-            train,
+            train_curves,
             test_metrics=self._evaluate() if should_evaluate else {},
             preview_images=self._render_preview() if should_preview else {},
             warnings=(warning,) if warning else (),
@@ -270,12 +273,12 @@ class SnapshotBuilder:
         self._check_finite(curves)
         return curves
 
-    def _compute_epoch_means(self, train: Mapping[str, Curve], clock: Clock) -> dict[str, float]:
+    def _compute_epoch_means(self, train_curves: Mapping[str, Curve], clock: Clock) -> dict[str, float]:
         """Return the mean of each metric over the epoch that ends at `clock`, or {} if none ends there."""
         if clock.epoch != self._epoch:
             self._epoch, self._epoch_values = clock.epoch, {}
         previous_epoch_end = (clock.epoch - 1) * clock.steps_per_epoch
-        for name, curve in train.items():
+        for name, curve in train_curves.items():
             self._epoch_values.setdefault(name, []).append(curve.values[curve.steps > previous_epoch_end])
         if not clock.is_epoch_end:
             return {}
@@ -314,7 +317,7 @@ class SnapshotBuilder:
 
     def _evaluate(self) -> dict[str, float]:
         with self._seeded_eval_mode("evaluate") as technique:
-            return technique.evaluate(self.data.test)
+            return technique.evaluate(self.data.test_batches)
 
     def _render_preview(self) -> dict[str, Tensor]:
         with self._seeded_eval_mode("preview") as technique:
@@ -327,7 +330,7 @@ class SnapshotBuilder:
             gallery = {
                 name: to_uint8(image) for name, image in technique.render_gallery(self.data.examples).items()
             }
-            return FinalArtifacts(gallery, **_collect_latents(technique, self.data.test))
+            return FinalArtifacts(gallery, **_collect_latents(technique, self.data.test_batches))
 
     @contextmanager
     def _seeded_eval_mode(self, purpose: str) -> Iterator[Technique]:
@@ -346,14 +349,14 @@ def to_uint8(image: Tensor) -> Tensor:
     return image.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-def _collect_latents(technique: Technique, samples: Batches) -> dict[str, Tensor]:
+def _collect_latents(technique: Technique, test_batches: Batches) -> dict[str, Tensor]:
     """Return codes, labels and thumbnails of the first MAX_LATENT_SAMPLES samples, or {} without a latent.
 
     Shapes: codes (samples, features), labels (samples,), thumbnails uint8 (samples, channels, height, width).
     """
     codes, labels, thumbnails = [], [], []
     count = 0
-    for batch in samples:
+    for batch in test_batches:
         code = technique.encode(batch)
         if code is None:
             return {}
@@ -363,7 +366,7 @@ def _collect_latents(technique: Technique, samples: Batches) -> dict[str, Tensor
         if "image" in batch:
             thumbnails.append(to_uint8(batch["image"]))
         count += len(code)
-        if count >= MAX_LATENT_SAMPLES:
+        if count >= MAX_ENCODED_SAMPLES:
             break
     parts = {"codes": codes, "labels": labels, "thumbnails": thumbnails}
-    return {name: torch.cat(part)[:MAX_LATENT_SAMPLES] for name, part in parts.items() if part}
+    return {name: torch.cat(part)[:MAX_ENCODED_SAMPLES] for name, part in parts.items() if part}

@@ -79,10 +79,10 @@ def _parse_output_path(text: str) -> Path:
 
 def _run_suite(suite: str, rounds: int) -> list[PairedComparison]:
     """Return a suite's comparisons, with the output of its runs suppressed."""
-    module, rivals = SUITES[suite]
-    for rival in rivals:
-        if find_spec(rival) is None:
-            sys.exit(f"benchmark: {suite} needs {rival}; pip install 'genexp[benchmark]'")
+    module, packages = SUITES[suite]
+    for package in packages:
+        if find_spec(package) is None:
+            sys.exit(f"benchmark: {suite} needs {package}; pip install 'genexp[benchmark]'")
     print(f"measuring {suite} …", file=sys.stderr)
     logging.disable(logging.WARNING)
     try:

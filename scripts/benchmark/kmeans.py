@@ -59,9 +59,9 @@ def run(rounds: int) -> list[PairedComparison]:
             "faiss": partial(_fit_faiss, points, initial_centers),
         }
         run_in_thread(partial(_check_inertias, points, contenders))
-        timers = {rival: partial(_measure_fits_per_second, fit) for rival, fit in contenders.items()}
+        measures = {rival: partial(_measure_fits_per_second, fit) for rival, fit in contenders.items()}
         rows += run_paired_rounds(
-            f"k-means {name} k={clusters}", timers.pop(""), timers, rounds=rounds, unit="fits/s"
+            f"k-means {name} k={clusters}", measures.pop(""), measures, rounds=rounds, unit="fits/s"
         )
     return rows + _compare_init_counts(rounds) + _compare_memory()
 
@@ -126,11 +126,11 @@ def _inertia(points: np.ndarray, result: FitResult) -> float:
 
 def _measure_fits_per_second(fit: Callable[[], FitResult]) -> float:
     """Return fits/s, measured for at least MIN_SECONDS because one short fit is too noisy."""
-    started_at, done = read_seconds(), 0
-    while done == 0 or read_seconds() - started_at < MIN_SECONDS:
+    started_at, fit_count = read_seconds(), 0
+    while fit_count == 0 or read_seconds() - started_at < MIN_SECONDS:
         fit()
-        done += 1
-    return done / (read_seconds() - started_at)
+        fit_count += 1
+    return fit_count / (read_seconds() - started_at)
 
 
 def _compare_init_counts(rounds: int) -> list[PairedComparison]:
@@ -138,7 +138,7 @@ def _compare_init_counts(rounds: int) -> list[PairedComparison]:
     images, iterations = run_in_thread(_load_images), 10
     blocks, count = _TensorBlocks(torch.from_numpy(images)), len(images)
 
-    def time_fit(n_init: int) -> float:
+    def measure_fits_per_second(n_init: int) -> float:
         torch.manual_seed(0)
         started_at = read_seconds()
         centers = kmeans_plusplus(blocks, count, n_init, 10)
@@ -149,7 +149,11 @@ def _compare_init_counts(rounds: int) -> list[PairedComparison]:
 
     task = f"k-means++ and {iterations} iterations, {count:,}×784 k=10, 10 starts"
     return run_paired_rounds(
-        task, partial(time_fit, 10), {"1 start": partial(time_fit, 1)}, rounds=rounds, unit="fits/s"
+        task,
+        partial(measure_fits_per_second, 10),
+        {"1 start": partial(measure_fits_per_second, 1)},
+        rounds=rounds,
+        unit="fits/s",
     )
 
 
@@ -168,8 +172,8 @@ def _compare_memory() -> list[PairedComparison]:
     return rows
 
 
-def _measure_fit_memory(index: int) -> float:
-    _, points, clusters = next(islice(_generate_tasks(), index, None))
+def _measure_fit_memory(task_index: int) -> float:
+    _, points, clusters = next(islice(_generate_tasks(), task_index, None))
     initial = _select_initial_centers(points, clusters)
     _fit_genexp(points[:2048].copy(), initial)  # excludes the memory that libraries allocate once
     return memory.measure_peak_megabytes(partial(_fit_genexp, points, initial))

@@ -60,7 +60,7 @@ class _FitTimer(lightning.Callback):
 
 
 def measure_lightning(
-    phases: list[ReferencePhase], images: Tensor, batch_size: int, steps: int, folder: Path
+    phases: list[ReferencePhase], images: Tensor, batch_size: int, steps: int, root_dir: Path
 ) -> float:
     """Return the images/s of `steps` steps with the Trainer's defaults. Its files go to `folder`."""
     loader = DataLoader(TensorDataset(images.float() / 255), batch_size=batch_size, shuffle=True, drop_last=True)
@@ -70,7 +70,7 @@ def measure_lightning(
         max_steps=steps * len(phases),  # Lightning counts the steps of every optimizer
         max_epochs=-1,
         callbacks=[timer],
-        default_root_dir=folder,
+        default_root_dir=root_dir,
     )
     trainer.fit(_SinglePhaseModule(phases) if len(phases) == 1 else _MultiPhaseModule(phases), loader)
     return steps * batch_size / (timer.ended_at - timer.started_at)

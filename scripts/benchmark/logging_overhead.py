@@ -62,7 +62,7 @@ def run(rounds: int, tasks: tuple[LoggingTask, ...] = TASKS) -> list[PairedCompa
             for timer in checkpoint_timers
         ]
         recorded_seconds = [
-            _mean_pause(watch, lambda shot: bool(shot.test_metrics)) for watch in evaluation_timers
+            _mean_pause(timer, lambda snapshot: bool(snapshot.test_metrics)) for timer in evaluation_timers
         ]
         computed_seconds = [_measure_evaluation_seconds(watch.run) for watch in evaluation_timers]
         rows += [
@@ -109,7 +109,7 @@ def _measure_evaluation_seconds(run: Run, *, repeats: int = 3) -> float:
     for _ in range(repeats):
         seed_generators(learner.device, run.seed, "look")
         with eval_mode(learner.eval_technique):
-            learner.eval_technique.evaluate(data.test)
+            learner.eval_technique.evaluate(data.test_batches)
             learner.eval_technique.preview(data.examples)
     return (read_seconds() - started_at) / repeats
 

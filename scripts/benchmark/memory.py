@@ -7,19 +7,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak
+CLEAR_REFS_PATH = Path("/proc/self/clear_refs")  # writing 5 resets the peak
 PROC_STATUS = Path("/proc/self/status")
 
 
 def can_measure() -> bool:
     """Return whether this system allows the measurement."""
-    return os.access(CLEAR_REFS, os.W_OK) and PROC_STATUS.is_file()
+    return os.access(CLEAR_REFS_PATH, os.W_OK) and PROC_STATUS.is_file()
 
 
 def measure_peak_megabytes(function: Callable[[], object]) -> float:
     """Return the increase of resident memory to its peak during `function`, in 10⁶ bytes."""
     ctypes.CDLL(None).malloc_trim(0)  # otherwise `function` would reuse memory that was freed before
-    CLEAR_REFS.write_text("5")
+    CLEAR_REFS_PATH.write_text("5")
     before = _read_status_bytes("VmRSS")
     function()
     return (_read_status_bytes("VmHWM") - before) / 1e6

@@ -42,13 +42,13 @@ def run_paired_rounds(
     An additional first round warms caches and allocators and is not counted.
     """
     contenders = {"": ours, **rivals}
-    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    values: dict[str, list[float]] = {name: [] for name in contenders}
     for is_counted in [False, *[True] * rounds]:
         for name, measure in contenders.items():
-            figure = run_in_thread(measure)
+            value = run_in_thread(measure)
             if is_counted:
-                figures[name].append(figure)
-    return [compare(task, rival, figures[""], figures[rival], unit=unit) for rival in rivals]
+                values[name].append(value)
+    return [compare(task, rival, values[""], values[rival], unit=unit) for rival in rivals]
 
 
 def run_in_thread(function: Callable[[], T]) -> T:

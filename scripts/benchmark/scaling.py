@@ -79,21 +79,19 @@ def run(rounds: int, axes: tuple[ScalingAxis, ...] = AXES) -> list[PairedCompari
                 [_measure_in_new_process(axis.make_overrides(value), image_dir) for value in axis.values]
                 for _ in range(rounds)
             ]
-            for number, unit in enumerate(("ms/step", "MB")):
-                first = [measurement[0][number] for measurement in measurements]
+            for unit_index, unit in enumerate(("ms/step", "MB")):
+                first = [measurement[0][unit_index] for measurement in measurements]
                 for index, value in enumerate(axis.values):
-                    figures = [each[index][number] for each in measurements]
-                    rows.append(
-                        compare(f"{value:,} {axis.name}", f"{axis.values[0]:,}", figures, first, unit=unit)
-                    )
+                    values = [each[index][unit_index] for each in measurements]
+                    rows.append(compare(f"{value:,} {axis.name}", f"{axis.values[0]:,}", values, first, unit=unit))
     return rows
 
 
-def _write_images(folder: Path) -> None:
+def _write_images(image_dir: Path) -> None:
     generator = np.random.default_rng(0)
     for number in range(IMAGE_COUNT):
         pixels = generator.integers(256, size=(128, 128), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:05d}.png", compress_level=1)
+        Image.fromarray(pixels).save(image_dir / f"{number:05d}.png", compress_level=1)
 
 
 def _measure_in_new_process(overrides: tuple[str, ...], image_dir: str) -> tuple[float, float]:

@@ -43,12 +43,12 @@ def _time_command(*command: str) -> float:
 
 def _time_to_first_steps() -> float:
     """Return the seconds until the metrics of the first steps are on disk: a few steps late, never early."""
-    with tempfile.TemporaryDirectory() as name:
-        command = (*GENEXP_COMMAND, "device=cpu", f"hydra.run.dir={name}")
+    with tempfile.TemporaryDirectory() as run_dir:
+        command = (*GENEXP_COMMAND, "device=cpu", f"hydra.run.dir={run_dir}")
         started_at = _read_command_seconds()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
-                while not _has_content(Path(name) / "metrics.jsonl"):
+                while not _has_content(Path(run_dir) / "metrics.jsonl"):
                     assert process.poll() is None, "genexp ended before its first step"
                     time.sleep(POLL_SECONDS)
                 ended_at = _read_command_seconds()

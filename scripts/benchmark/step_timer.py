@@ -68,9 +68,9 @@ def time_run(config: Mapping[str, Any]) -> StepTimer:
     recorders = build_recorders(run.trainer_config, None)
     timer: Any = StepTimer(run, recorders)
     data = replace(run.data, batch_source=timer)
-    with tempfile.TemporaryDirectory() as name:
-        OmegaConf.save(OmegaConf.create(dict(config)), Path(name) / "config.yaml")
-        recorders.open(build_run_info(run, config, Path(name), 0))
+    with tempfile.TemporaryDirectory() as run_dir:
+        OmegaConf.save(OmegaConf.create(dict(config)), Path(run_dir) / "config.yaml")
+        recorders.open(build_run_info(run, config, Path(run_dir), 0))
         clock = train(timer, data, timer, run.trainer_config, StopRequest(), seed=run.seed)
         recorders.close(RunOutcome("finished" if clock.is_last_step else "stopped", clock.step))
     run.data.batch_source.close()

@@ -67,7 +67,7 @@ def _prepare_run(size: int, precision: str) -> Run:
         "device=cpu",
     ]
     run = build_run(compose_config(*overrides), None)
-    initialize_technique(run.learner, run.data.train, run.seed)
+    initialize_technique(run.learner, run.data.train_batches, run.seed)
     return run
 
 
@@ -79,7 +79,7 @@ def _measure_steps(run: Run) -> float:
     batch = next(iter(run.data.batch_source.iter_batches(1)))
     started_at = read_seconds()
     for step in range(1, CLOSURE_CALLS + 1):
-        run.learner.step(batch, run.data.train, Clock(step, 300, 1))
+        run.learner.step(batch, run.data.train_batches, Clock(step, 300, 1))
     return CLOSURE_CALLS / (read_seconds() - started_at)
 
 
@@ -112,7 +112,7 @@ def _build_tutorial_network(run: Run) -> tuple[nn.Sequential, list[_FeatureLoss]
     Its filters are copies of those of the technique.
     """
     technique: Any = run.learner.technique
-    (photographs,) = run.data.train
+    (photographs,) = run.data.train_batches
     network, content_losses, style_losses = (
         nn.Sequential(_Normalization()),
         list[_FeatureLoss](),

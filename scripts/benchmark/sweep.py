@@ -14,7 +14,7 @@ import torch
 from benchmark import clock
 from benchmark.compose import compose_config
 from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
-from genexp.data.stream import BatchStream, stack_batches
+from genexp.data.stream import TrainingBatches, stack_batches
 from genexp.ensemble.step import EnsembleStep
 from genexp.runs.build import Run, build_run
 from genexp.seeding import seed_generators
@@ -96,7 +96,9 @@ def _time_single_run(run: Run) -> tuple[float, float]:
             started_at = clock.read_seconds()
         batch = next(batches)
         seed_generators(run.learner.device, run.seed, step)
-        metrics = run.learner.step(batch, run.data.train, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT))
+        metrics = run.learner.step(
+            batch, run.data.train_batches, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT)
+        )
     return clock.read_seconds() - started_at, float(metrics["loss"])
 
 
@@ -104,16 +106,16 @@ def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
     """Return the seconds of STEPS ensemble steps, and the last loss of each member."""
     runs: list[Run] = []
     for config in configs:
-        runs.append(build_run(config, None, data_from=runs[0] if runs else None))
+        runs.append(build_run(config, None, data_source_run=runs[0] if runs else None))
     ensemble_step = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
     batches = stack_batches(
-        [batch_source for run in runs if isinstance(batch_source := run.data.batch_source, BatchStream)], 1
+        [batch_source for run in runs if isinstance(batch_source := run.data.batch_source, TrainingBatches)], 1
     )
     for step in range(1, WARMUP_STEPS + STEP_COUNT + 1):
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()
         batch = next(batches)
         metrics = ensemble_step.step(
-            batch, False, runs[0].data.train, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT)
+            batch, False, runs[0].data.train_batches, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT)
         )
     return clock.read_seconds() - started_at, metrics["loss"].tolist()

@@ -87,7 +87,7 @@ def list_precisions(task: TrainingTask) -> list[str]:
 
 def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
     """Compare the losses of each phase with equal batch, weights and noise. Raises AssertionError."""
-    run, reference_phases = _build_both(config, task)
+    run, reference_phases = _build_run_and_reference(config, task)
     batch = next(iter(run.data.batch_source.iter_batches(1)))
     clock = Clock(1, task.steps, run.data.batch_source.steps_per_epoch)
     phases = [phase for phase in run.learner.phases if isinstance(phase, GradientPhase)]
@@ -99,13 +99,13 @@ def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
         assert abs(ours - theirs) < 1e-4 * abs(theirs), f"{phase.name}: not the same work: {ours} and {theirs}"
 
 
-def _build_both(config: dict[str, Any], task: TrainingTask) -> tuple[Run, list[ReferencePhase]]:
+def _build_run_and_reference(config: dict[str, Any], task: TrainingTask) -> tuple[Run, list[ReferencePhase]]:
     run = build_run(config, None)
     return run, task.build_phases(run.learner.technique, config["optimizer"]["lr"])
 
 
 def _build_reference_phases(config: dict[str, Any], task: TrainingTask) -> list[ReferencePhase]:
-    run, phases = _build_both(config, task)
+    run, phases = _build_run_and_reference(config, task)
     reference_loops.remove_optimizations(run.learner.technique)
     return phases
 
@@ -128,12 +128,12 @@ def _measure_bare_loop(config: dict[str, Any], task: TrainingTask) -> float:
         torch.optim.Adam(phase.network.parameters(), lr=phase.lr, fused=True) for phase in phases
     ]
     images = _load_images(config)
-    started_at, done = read_seconds(), 0
-    while done < task.steps:
-        for indices in torch.randperm(len(images)).split(task.batch_size)[: task.steps - done]:
+    started_at, step_count = read_seconds(), 0
+    while step_count < task.steps:
+        for indices in torch.randperm(len(images)).split(task.batch_size)[: task.steps - step_count]:
             if len(indices) == task.batch_size:
                 reference_loops.step(phases, optimizers, images[indices].float() / 255)
-                done += 1
+                step_count += 1
     return task.steps * task.batch_size / (read_seconds() - started_at)
 
 
@@ -175,6 +175,6 @@ def _measure_lightning(config: dict[str, Any], task: TrainingTask) -> float:
     from benchmark.lightning import measure_lightning
 
     phases = _build_reference_phases(config, task)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as root_dir, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return measure_lightning(phases, _load_images(config), task.batch_size, task.steps, Path(folder))
+        return measure_lightning(phases, _load_images(config), task.batch_size, task.steps, Path(root_dir))

@@ -19,15 +19,15 @@ from genexp.technique import list_techniques
 from tests.support.command import (
     REPO_ROOT,
     format_import_check,
+    format_run_dir_override,
     load_status,
     read_metrics_log,
-    run_dir_override,
     run_genexp,
     start_genexp,
     wait_for,
 )
-from tests.support.compose import tiny_overrides
-from tests.support.sweeps import ONE_STEP_RUN
+from tests.support.compose import make_tiny_overrides
+from tests.support.sweeps import ONE_STEP_RUN_OVERRIDES
 
 GENEXP_EXECUTABLE = Path(sys.executable).parent / "genexp"
 ENTRY_POINTS: tuple[tuple[str | Path, ...], ...] = (
@@ -107,7 +107,7 @@ def test_entry_points_print_the_same_configuration() -> None:
 def test_entry_points_write_identical_runs(tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(len(ENTRY_POINTS))]
     for entry_point, folder in zip(ENTRY_POINTS, folders, strict=True):
-        run_subprocess(*entry_point, *ONE_STEP_RUN, run_dir_override(folder))
+        run_subprocess(*entry_point, *ONE_STEP_RUN_OVERRIDES, format_run_dir_override(folder))
     first, *others = folders
     assert read_metrics_log(first)
     for folder in others:
@@ -120,7 +120,7 @@ def test_entry_points_write_identical_runs(tmp_path: Path) -> None:
 def test_every_entry_point_runs_sweeps_and_reports_the_failing_key(
     entry_point: Sequence[str | Path], tmp_path: Path
 ) -> None:
-    arguments = ["-m", *ONE_STEP_RUN, "dataset.limit=40,4", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    arguments = ["-m", *ONE_STEP_RUN_OVERRIDES, "dataset.limit=40,4", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     environment = {**os.environ, "HYDRA_FULL_ERROR": "0"}
     result = subprocess.run(
         [*entry_point, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
@@ -177,7 +177,7 @@ def test_config_dir_adds_models_and_presets(tmp_path: Path) -> None:
     option = f"--config-dir={tmp_path}"
     assert "narrow_vae" in run_genexp(option, "--help").stdout
     folder = tmp_path / "run"
-    result = run_genexp(option, "experiment=mine", *ONE_STEP_RUN[1:], run_dir_override(folder))
+    result = run_genexp(option, "experiment=mine", *ONE_STEP_RUN_OVERRIDES[1:], format_run_dir_override(folder))
     assert result.exit_code == 0, result.stderr
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["model"]["hidden"], config["seed"]) == ([8], 5)
@@ -188,7 +188,9 @@ def test_config_dir_adds_models_and_presets(tmp_path: Path) -> None:
 def test_overrides_reach_the_saved_configuration_and_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     overrides = "model=vae optimizer=rmsprop optimizer.lr=3e-4 dataset=mnist_5k trainer.epochs=3 device=cpu seed=7"
-    result = run_genexp(*overrides.split(), "dataset.limit=200", "device.threads=1", run_dir_override(folder))
+    result = run_genexp(
+        *overrides.split(), "dataset.limit=200", "device.threads=1", format_run_dir_override(folder)
+    )
     assert result.exit_code == 0, result.stderr
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["name"] == "vae"
@@ -206,7 +208,7 @@ def test_overrides_reach_the_saved_configuration_and_the_run(tmp_path: Path) -> 
 
 def test_output_lists_the_files_of_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = run_genexp(*tiny_overrides("vae"), "trainer.max_steps=1", run_dir_override(folder))
+    result = run_genexp(*make_tiny_overrides("vae"), "trainer.max_steps=1", format_run_dir_override(folder))
     assert result.stderr == ""
     assert f"tensorboard --logdir {folder}" in result.stdout
     for name in ("samples.gif", "figures", "metrics.jsonl", "train.log"):
@@ -243,7 +245,7 @@ def test_several_values_require_multirun() -> None:
         (["resume={run}", "trainer.epoch=9"], "trainer.epoch is no key of the config.yaml of the run"),
         (["resume={run}", "trainer.epochs=1"], "has finished; set a larger trainer.epochs"),
         (["resume={run}", "trainer.max_steps=1"], "has finished; set a larger trainer.epochs"),
-        ([*ONE_STEP_RUN, "hydra.run.dir='{run}'"], "holds a run already; go on with resume="),
+        ([*ONE_STEP_RUN_OVERRIDES, "hydra.run.dir='{run}'"], "holds a run already; go on with resume="),
         (["~optimizer"], "optimizer is missing from the configuration; choose optimizer=NAME"),
         (["experiment=null"], "experiment=null chooses nothing; leave it out"),
         (["--config-name=other"], "Cannot find primary config 'other'"),
@@ -267,7 +269,9 @@ def finished_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run of two epochs, in a directory whose name must be quoted."""
     folder = tmp_path_factory.mktemp("a, (b) = c") / "run"
     assert (
-        run_genexp(*tiny_overrides("stacked_autoencoder"), "trainer.epochs=2", run_dir_override(folder)).exit_code
+        run_genexp(
+            *make_tiny_overrides("stacked_autoencoder"), "trainer.epochs=2", format_run_dir_override(folder)
+        ).exit_code
         == 0
     )
     return folder
@@ -305,7 +309,7 @@ def redirect_stderr(log: Path) -> None:
 def test_interruption_before_the_first_step_prints_no_traceback(signum: signal.Signals, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "stderr"
     with start_genexp(
-        *tiny_overrides("vae"), run_dir_override(folder), prepare=redirect_stderr, prepare_args=(log,)
+        *make_tiny_overrides("vae"), format_run_dir_override(folder), prepare=redirect_stderr, prepare_args=(log,)
     ) as process:
         wait_for((folder / "train.log").exists, seconds=120)
         assert process.pid is not None

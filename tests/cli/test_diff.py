@@ -9,8 +9,8 @@ from pathlib import Path
 
 from genexp.cli.diff import main
 from genexp.reports.run_diff import diff_runs
-from tests.support.command import CommandResult, load_status, run_dir_override, run_genexp, run_main
-from tests.support.compose import tiny_overrides
+from tests.support.command import CommandResult, format_run_dir_override, load_status, run_genexp, run_main
+from tests.support.compose import make_tiny_overrides
 from tests.support.run_dirs import make_run_dir
 
 
@@ -91,7 +91,12 @@ def test_a_killed_run_can_be_compared(tmp_path: Path) -> None:
 
 def test_runs_with_different_seeds_differ_from_step_1(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        overrides = (*tiny_overrides("vae"), "trainer.epochs=1", f"seed={seed}", run_dir_override(tmp_path / name))
+        overrides = (
+            *make_tiny_overrides("vae"),
+            "trainer.epochs=1",
+            f"seed={seed}",
+            format_run_dir_override(tmp_path / name),
+        )
         assert run_genexp(*overrides).exit_code == 0
     assert load_status(tmp_path / "a")["data"] == load_status(tmp_path / "b")["data"]
     assert "the metrics are the same" in run_diff(tmp_path / "a", tmp_path / "b").stdout

@@ -13,15 +13,15 @@ import torch
 
 from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.command import (
-    TINY_RUN,
+    TINY_RUN_OVERRIDES,
+    format_run_dir_override,
     get_error_line,
     load_status,
-    run_dir_override,
     run_genexp,
     start_genexp,
     wait_for,
 )
-from tests.support.compose import tiny_overrides
+from tests.support.compose import make_tiny_overrides
 
 
 def get_genexp_error(*overrides: str) -> str:
@@ -64,20 +64,22 @@ def get_genexp_error(*overrides: str) -> str:
     ],
 )
 def test_invalid_override_error_has_key_value_and_remedy(override: str, message: str, tmp_path: Path) -> None:
-    limit = [word for word in TINY_RUN if not (override.startswith("dataset=") and "limit" in word)]
+    limit = [word for word in TINY_RUN_OVERRIDES if not (override.startswith("dataset=") and "limit" in word)]
     batch = [] if "batch_size" in override else ["trainer.batch_size=8"]
-    line = get_genexp_error(override, *limit, *batch, "trainer.max_steps=1", run_dir_override(tmp_path / "run"))
+    line = get_genexp_error(
+        override, *limit, *batch, "trainer.max_steps=1", format_run_dir_override(tmp_path / "run")
+    )
     assert message in line
 
 
 def test_images_too_small_for_a_convolutional_model_are_rejected(tmp_path: Path) -> None:
-    line = get_genexp_error("model=conv_autoencoder", "dataset=digits", run_dir_override(tmp_path / "run"))
+    line = get_genexp_error("model=conv_autoencoder", "dataset=digits", format_run_dir_override(tmp_path / "run"))
     assert "images of 8×8 pixels are too small" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_missing_gpu_is_reported(tmp_path: Path) -> None:
-    line = get_genexp_error("device=cuda", run_dir_override(tmp_path / "run"))
+    line = get_genexp_error("device=cuda", format_run_dir_override(tmp_path / "run"))
     assert "device=cuda: torch" in line
     assert "use device=cpu" in line
 
@@ -85,15 +87,15 @@ def test_missing_gpu_is_reported(tmp_path: Path) -> None:
 def test_unwritable_output_directory_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
-    line = get_genexp_error(*tiny_overrides("vae"), run_dir_override(file / "run"))
+    line = get_genexp_error(*make_tiny_overrides("vae"), format_run_dir_override(file / "run"))
     assert str(file) in line
     assert file.read_text() == "in the way"
 
 
 def test_nonfinite_loss_fails_the_run_and_keeps_finite_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    overrides = (*tiny_overrides("vae"), "optimizer=sgd", "trainer.epochs=50", "trainer.checkpoint_every=1")
-    line = get_genexp_error(*overrides, "optimizer.lr=0.5", run_dir_override(folder))
+    overrides = (*make_tiny_overrides("vae"), "optimizer=sgd", "trainer.epochs=50", "trainer.checkpoint_every=1")
+    line = get_genexp_error(*overrides, "optimizer.lr=0.5", format_run_dir_override(folder))
     assert "of phase vae became" in line or "became NaN or infinite by step" in line
     assert "at step" in line or "by step" in line
     state = load_status(folder)
@@ -109,7 +111,10 @@ def finished_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert (
         run_genexp(
-            *tiny_overrides("vae"), "model.hidden=[400,400]", "trainer.epochs=2", run_dir_override(folder)
+            *make_tiny_overrides("vae"),
+            "model.hidden=[400,400]",
+            "trainer.epochs=2",
+            format_run_dir_override(folder),
         ).exit_code
         == 0
     )
@@ -207,14 +212,17 @@ def test_runs_started_in_the_same_second_have_different_directories(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert run_genexp(*tiny_overrides("vae"), "trainer.max_steps=1").exit_code == 0
+        assert run_genexp(*make_tiny_overrides("vae"), "trainer.max_steps=1").exit_code == 0
     assert len(list((tmp_path / "outputs" / "runs" / "vae").iterdir())) == 2
 
 
 def test_run_directory_in_use_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with start_genexp(
-        *tiny_overrides("vae"), "trainer.epochs=1000000", "trainer.preview_every=0", run_dir_override(folder)
+        *make_tiny_overrides("vae"),
+        "trainer.epochs=1000000",
+        "trainer.preview_every=0",
+        format_run_dir_override(folder),
     ):
         wait_for(lambda: list_checkpoints(folder), seconds=120)
         assert "is in use by another process" in get_genexp_error(f"resume={folder}")

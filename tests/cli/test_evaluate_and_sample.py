@@ -26,14 +26,14 @@ from genexp.runs.load import LoadedRun, find_checkpoint
 from genexp.technique import list_techniques
 from tests.support.command import (
     CommandResult,
+    format_run_dir_override,
     get_error_line,
     load_status,
     read_metrics_log,
-    run_dir_override,
     run_genexp,
     run_main,
 )
-from tests.support.compose import compose_config, compose_values, tiny_overrides
+from tests.support.compose import compose_config, compose_values, make_tiny_overrides
 
 
 def run_tool(main: Callable[[], Any], *arguments: str | Path) -> CommandResult:
@@ -65,7 +65,10 @@ def get_tool_error(main: Callable[[], Any], *arguments: str | Path) -> str:
 def vae_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "vae"
     interval_overrides = ("trainer.epochs=2", "trainer.checkpoint_every=1", "trainer.ema=0.9", "model.beta=4")
-    assert run_genexp(*tiny_overrides("vae"), *interval_overrides, run_dir_override(folder)).exit_code == 0
+    assert (
+        run_genexp(*make_tiny_overrides("vae"), *interval_overrides, format_run_dir_override(folder)).exit_code
+        == 0
+    )
     return folder
 
 
@@ -173,7 +176,7 @@ def test_input_images_are_reconstructed_under_their_own_names(
 def kmeans_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "kmeans"
     overrides = ("dataset=digits", "dataset.limit=90", "model.clusters=5")
-    assert run_genexp(*tiny_overrides("kmeans"), *overrides, run_dir_override(folder)).exit_code == 0
+    assert run_genexp(*make_tiny_overrides("kmeans"), *overrides, format_run_dir_override(folder)).exit_code == 0
     return folder
 
 
@@ -208,7 +211,7 @@ def load_test_labels(folder: Path) -> list[int]:
 def test_every_technique_generates_its_declared_output_types(name: str, tmp_path: Path) -> None:
     """Check the number of images and files. The technique is untrained: their content does not matter."""
     small = ["dataset.size=24"] if name == "style_transfer" else []
-    config = compose_values(*tiny_overrides(name), *small)
+    config = compose_values(*make_tiny_overrides(name), *small)
     device = torch.device("cpu")
     technique, dataset = build_technique(config, device, 0)
     run = LoadedRun(
@@ -226,7 +229,12 @@ def test_every_technique_generates_its_declared_output_types(name: str, tmp_path
 
 def test_translations_keep_the_names_and_sizes_of_the_inputs(image_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert run_genexp(*tiny_overrides("pix2pix"), "trainer.max_steps=1", run_dir_override(folder)).exit_code == 0
+    assert (
+        run_genexp(
+            *make_tiny_overrides("pix2pix"), "trainer.max_steps=1", format_run_dir_override(folder)
+        ).exit_code
+        == 0
+    )
     grid_path, files = run_sample(folder, "translations", "--input", image_dir, "--count", "4")
     assert files == folder / "made" / grid_path.stem
     with Image.open(files / "more" / "red.png") as image:

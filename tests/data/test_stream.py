@@ -19,14 +19,14 @@ from genexp.data.loading import (
     make_loader,
     translate_worker_error,
 )
-from genexp.data.stream import BatchStream, SplitBatches, select_examples
+from genexp.data.stream import SplitBatches, TrainingBatches, select_examples
 from genexp.errors import ConfigError, DataError
 from genexp.sharding import Shard
 from tests.support.numbered_splits import NUM_SAMPLES, make_lazy_split, make_split
 
 
-def make_stream(loader: SplitLoader, batch_size: int | None = 5, seed: int = 0) -> BatchStream:
-    return BatchStream(loader, batch_size, seed=seed, dataset_name="numbers")
+def make_stream(loader: SplitLoader, batch_size: int | None = 5, seed: int = 0) -> TrainingBatches:
+    return TrainingBatches(loader, batch_size, seed=seed, dataset_name="numbers")
 
 
 def take_labels(batches: Iterator[Batch], num_batches: int) -> list[list[int]]:
@@ -227,9 +227,9 @@ def test_importing_the_package_imports_no_library_of_a_source() -> None:
 
 def test_shards_of_a_batch_are_disjoint_and_complete() -> None:
     numbers = make_loader(Split({"point": torch.arange(30.0).unsqueeze(1)}), "cpu")
-    whole_stream = BatchStream(numbers, 6, seed=1, dataset_name="numbers").iter_batches(1)
+    whole_stream = TrainingBatches(numbers, 6, seed=1, dataset_name="numbers").iter_batches(1)
     streams = [
-        BatchStream(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).iter_batches(1)
+        TrainingBatches(numbers, 6, seed=1, dataset_name="numbers", shard=Shard(index, 3)).iter_batches(1)
         for index in range(3)
     ]
     for _ in range(7):

@@ -27,17 +27,17 @@ from genexp.training.stopping import StopRequest
 from genexp.training.trainer import train
 from tests.support.assertions import assert_close, assert_same
 from tests.support.command import (
-    TINY_RUN,
+    TINY_RUN_OVERRIDES,
+    format_run_dir_override,
     list_files,
     load_newest_state,
     load_status,
     read_metrics_log,
-    run_dir_override,
     run_genexp,
     start_genexp,
     wait_for,
 )
-from tests.support.compose import compose_values, tiny_overrides
+from tests.support.compose import compose_values, make_tiny_overrides
 
 MAX_STEPS = 6
 TRAIN_ONLY = ("trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.checkpoint_every=0")
@@ -47,7 +47,7 @@ SINGLE_PROCESS = ProcessLauncher(RankInfo(), 1)
 @pytest.fixture(scope="module")
 def two_processes() -> Iterator[ProcessLauncher]:
     """Return a launcher of this process and a second one, shared by all runs of this module."""
-    with launch_processes(RankInfo(world_size=2, local_world_size=2), threads=1) as both:
+    with launch_processes(RankInfo(world_size=2, local_world_size=2), num_threads=1) as both:
         yield both
 
 
@@ -83,21 +83,21 @@ def train_run(launcher: ProcessLauncher, *overrides: str) -> tuple[dict[str, lis
 
 
 CASES = {
-    "an autoencoder": tiny_overrides("stacked_autoencoder"),
-    "noise": tiny_overrides("denoising_autoencoder"),
-    "the VAE": tiny_overrides("vae"),
-    "free bits": [*tiny_overrides("vae"), "model.free_bits=0.5"],
-    "a GAN with dropout": [*tiny_overrides("gan"), "model.dropout=0.3"],
-    "batch norm in two players": [*tiny_overrides("dcgan"), "model.discriminator_norm=batch"],
-    "a gradient penalty": [*tiny_overrides("wgan_gp"), "model.critic_steps=2"],
-    "batch norm": tiny_overrides("conv_denoising_autoencoder"),
-    "k-means": tiny_overrides("kmeans"),
-    "k-means on batches": [*tiny_overrides("kmeans"), "trainer.batch_size=8"],
-    "deep k-means": tiny_overrides("deep_kmeans"),
-    "a history of images": [*tiny_overrides("cyclegan"), "model.history=6"],
-    "translation": tiny_overrides("pix2pix"),
-    "L-BFGS": [*tiny_overrides("stacked_autoencoder"), "optimizer=lbfgs"],
-    "an average": [*tiny_overrides("vae"), "trainer.ema=0.9", "trainer.gradient_clip=0.1"],
+    "an autoencoder": make_tiny_overrides("stacked_autoencoder"),
+    "noise": make_tiny_overrides("denoising_autoencoder"),
+    "the VAE": make_tiny_overrides("vae"),
+    "free bits": [*make_tiny_overrides("vae"), "model.free_bits=0.5"],
+    "a GAN with dropout": [*make_tiny_overrides("gan"), "model.dropout=0.3"],
+    "batch norm in two players": [*make_tiny_overrides("dcgan"), "model.discriminator_norm=batch"],
+    "a gradient penalty": [*make_tiny_overrides("wgan_gp"), "model.critic_steps=2"],
+    "batch norm": make_tiny_overrides("conv_denoising_autoencoder"),
+    "k-means": make_tiny_overrides("kmeans"),
+    "k-means on batches": [*make_tiny_overrides("kmeans"), "trainer.batch_size=8"],
+    "deep k-means": make_tiny_overrides("deep_kmeans"),
+    "a history of images": [*make_tiny_overrides("cyclegan"), "model.history=6"],
+    "translation": make_tiny_overrides("pix2pix"),
+    "L-BFGS": [*make_tiny_overrides("stacked_autoencoder"), "optimizer=lbfgs"],
+    "an average": [*make_tiny_overrides("vae"), "trainer.ema=0.9", "trainer.gradient_clip=0.1"],
 }
 
 
@@ -122,13 +122,13 @@ def describe_shapes(state: Any) -> Any:
 def test_run_of_two_processes_can_be_resumed_by_one(tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     overrides = [
-        *tiny_overrides("vae"),
+        *make_tiny_overrides("vae"),
         "trainer.epochs=4",
         "trainer.checkpoint_every=1",
         "trainer.keep_checkpoints=9",
     ]
-    assert run_genexp(*overrides, run_dir_override(alone)).exit_code == 0
-    result = run_genexp(*overrides, "device.processes=2", run_dir_override(shared))
+    assert run_genexp(*overrides, format_run_dir_override(alone)).exit_code == 0
+    result = run_genexp(*overrides, "device.processes=2", format_run_dir_override(shared))
     assert result.exit_code == 0, result.stderr
     assert list_files(shared) == list_files(alone)
     assert describe_shapes(load_newest_state(shared)) == describe_shapes(load_newest_state(alone))
@@ -150,7 +150,10 @@ def test_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_path: Path) -
         "model.discriminator_norm=batch",
     )
     assert (
-        run_genexp(*tiny_overrides("dcgan"), *interval_overrides, run_dir_override(uninterrupted)).exit_code == 0
+        run_genexp(
+            *make_tiny_overrides("dcgan"), *interval_overrides, format_run_dir_override(uninterrupted)
+        ).exit_code
+        == 0
     )
     shutil.copytree(uninterrupted, resumed)
     list_checkpoints(resumed)[0].unlink()
@@ -176,11 +179,11 @@ def write_started_pid(file: Path) -> None:
 def endless_run(run_dir: Path) -> list[str]:
     interval_overrides = ("trainer.checkpoint_every=1", "trainer.epochs=1000000", "trainer.preview_every=0")
     return [
-        *tiny_overrides("stacked_autoencoder"),
+        *make_tiny_overrides("stacked_autoencoder"),
         *interval_overrides,
         "trainer.evaluate_every=0",
         "device.processes=2",
-        run_dir_override(run_dir),
+        format_run_dir_override(run_dir),
     ]
 
 
@@ -213,11 +216,11 @@ def test_signal_to_any_rank_stops_all_ranks_after_the_same_step(tmp_path: Path) 
 
 def test_run_started_by_torchrun_matches_one_process(tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    overrides = [*tiny_overrides("vae"), *TRAIN_ONLY, f"trainer.max_steps={MAX_STEPS}"]
-    assert run_genexp(*overrides, run_dir_override(alone)).exit_code == 0
+    overrides = [*make_tiny_overrides("vae"), *TRAIN_ONLY, f"trainer.max_steps={MAX_STEPS}"]
+    assert run_genexp(*overrides, format_run_dir_override(alone)).exit_code == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
-        [*torchrun, "-m", "genexp.train", *overrides, run_dir_override(shared)],
+        [*torchrun, "-m", "genexp.train", *overrides, format_run_dir_override(shared)],
         capture_output=True,
         text=True,
         check=False,
@@ -253,8 +256,8 @@ def test_invalid_number_of_processes_fails_before_any_process_starts(
     overrides: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_start_process", lambda *_: pytest.fail("a process was started"))
-    folders = [run_dir_override(tmp_path / "run"), f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
-    result = run_genexp("model=stacked_autoencoder", *TINY_RUN, *overrides, *folders)
+    folders = [format_run_dir_override(tmp_path / "run"), f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
+    result = run_genexp("model=stacked_autoencoder", *TINY_RUN_OVERRIDES, *overrides, *folders)
     assert result.exit_code == 1
     assert result.stderr.startswith("genexp: ")
     assert error in result.stderr
@@ -271,7 +274,9 @@ def test_torchrun_cannot_be_combined_with_device_processes(
     variables = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
-    result = run_genexp(*tiny_overrides("vae"), "device.processes=2", run_dir_override(tmp_path / "run"))
+    result = run_genexp(
+        *make_tiny_overrides("vae"), "device.processes=2", format_run_dir_override(tmp_path / "run")
+    )
     connect_rank_store.cache_clear()
     assert result.exit_code == 1
     assert "torchrun has started 2 processes already; set device.processes=1" in result.stderr

@@ -20,10 +20,10 @@ from tests.support.command import (
     start_genexp,
     wait_for,
 )
-from tests.support.compose import tiny_overrides
+from tests.support.compose import make_tiny_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
-SHORT_RUN = (*tiny_overrides("stacked_autoencoder"), "trainer.epochs=3")
+SHORT_RUN = (*make_tiny_overrides("stacked_autoencoder"), "trainer.epochs=3")
 
 
 def vectorized_sweep_arguments(
@@ -104,7 +104,7 @@ def test_incompatible_jobs_run_sequentially_with_a_message(
     overrides: list[str], message: str, tmp_path: Path
 ) -> None:
     short = (
-        *tiny_overrides("deep_kmeans" if "model=deep_kmeans" in overrides else "stacked_autoencoder"),
+        *make_tiny_overrides("deep_kmeans" if "model=deep_kmeans" in overrides else "stacked_autoencoder"),
         "trainer.max_steps=2",
     )
     overrides = [word for word in overrides if word != "model=deep_kmeans"]
@@ -123,7 +123,7 @@ def test_measured_step_times_are_printed(tmp_path: Path) -> None:
 
 def test_signal_stops_all_members_and_they_can_be_resumed(tmp_path: Path) -> None:
     endless_overrides = (
-        *tiny_overrides("stacked_autoencoder"),
+        *make_tiny_overrides("stacked_autoencoder"),
         "trainer.epochs=1000000",
         "trainer.preview_every=0",
     )

@@ -15,7 +15,7 @@ from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.training.learner import Learner
 from tests.support.assertions import assert_close_to_scale
-from tests.support.compose import compose_config, tiny_overrides
+from tests.support.compose import compose_config, make_tiny_overrides
 from tests.support.ensembles import STEPS, build_initialized_run, train_as_ensemble
 
 # Model hyperparameters that differ between members, besides seed and learning rate.
@@ -48,7 +48,9 @@ def train_alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
     batches = run.data.batch_source.iter_batches(1)
     for step in range(1, steps + 1):
         seed_generators(run.learner.device, run.seed, step)
-        run.learner.step(next(batches), run.data.train, Clock(step, steps, run.data.batch_source.steps_per_epoch))
+        run.learner.step(
+            next(batches), run.data.train_batches, Clock(step, steps, run.data.batch_source.steps_per_epoch)
+        )
     return copy.deepcopy(run.learner.state_dict())
 
 
@@ -59,7 +61,7 @@ def member_overrides(name: str) -> list[list[str]]:
     small += ["dataset=digits"] if "gan" in name else []  # images of 8×8 pixels
     return [
         [
-            *tiny_overrides(name),
+            *make_tiny_overrides(name),
             *small,
             f"seed={seed}",
             f"optimizer.lr={factor * lr}",
@@ -76,7 +78,7 @@ def test_ensemble_member_equals_the_single_run(name: str) -> None:
     overrides = member_overrides(name)
     expected = [train_alone(build_initialized_run(*each)) for each in overrides]
     first = build_initialized_run(*overrides[0])
-    found = train_as_ensemble([first, build_initialized_run(*overrides[1], template=first)])
+    found = train_as_ensemble([first, build_initialized_run(*overrides[1], data_from=first)])
     for member, run in zip(found, expected, strict=True):
         # The gradient of a bias before batch normalization is rounding error, which Adam scales to full steps.
         assert_close_to_scale(member, run, 1e-7)
@@ -87,7 +89,7 @@ def test_ensemble_member_is_close_to_the_single_run_in_float32() -> None:
     expected = [train_alone(build_initialized_run(*each)) for each in overrides]
     first = build_initialized_run(*overrides[0])
     for member, run in zip(
-        train_as_ensemble([first, build_initialized_run(*overrides[1], template=first)]), expected, strict=True
+        train_as_ensemble([first, build_initialized_run(*overrides[1], data_from=first)]), expected, strict=True
     ):
         assert_close_to_scale(member["technique"], run["technique"], 1e-3)
 
@@ -108,7 +110,7 @@ def test_ensemble_uses_the_matmul_precision_of_single_runs(monkeypatch: pytest.M
     monkeypatch.setattr(torch.Tensor, "backward", record_precision(torch.Tensor.backward))
     words = [[*each, "trainer.precision=bf32"] for each in member_overrides("vae")]
     first = build_initialized_run(*words[0])
-    train_as_ensemble([first, build_initialized_run(*words[1], template=first)], steps=1)
+    train_as_ensemble([first, build_initialized_run(*words[1], data_from=first)], steps=1)
     assert seen == ["bf16", "bf16"]
     assert matmul.fp32_precision != "bf16"
 
@@ -135,18 +137,18 @@ def test_ensemble_uses_the_matmul_precision_of_single_runs(monkeypatch: pytest.M
     ids=[f"overrides{number}" for number in range(5)],
 )
 def test_every_elementwise_optimizer_matches_single_runs(overrides: tuple[list[str], list[str]]) -> None:
-    runs = [[*tiny_overrides("stacked_autoencoder"), f"seed={seed}", *overrides[seed]] for seed in (0, 1)]
+    runs = [[*make_tiny_overrides("stacked_autoencoder"), f"seed={seed}", *overrides[seed]] for seed in (0, 1)]
     expected = [train_alone(build_initialized_run(*run), 10) for run in runs]
     first = build_initialized_run(*runs[0])
     for state, expected_state in zip(
-        train_as_ensemble([first, build_initialized_run(*runs[1], template=first)], 10), expected, strict=True
+        train_as_ensemble([first, build_initialized_run(*runs[1], data_from=first)], 10), expected, strict=True
     ):
         assert_close_to_scale(state, expected_state, 1e-10)
 
 
 @pytest.mark.usefixtures("float64")
 def test_ensemble_can_be_rebuilt_from_a_subset_of_members() -> None:
-    overrides = [[*tiny_overrides("gan"), f"seed={seed}"] for seed in (1, 2, 3)]
+    overrides = [[*make_tiny_overrides("gan"), f"seed={seed}"] for seed in (1, 2, 3)]
     expected = [train_alone(build_initialized_run(*each), 8) for each in overrides]
     runs = [build_initialized_run(*each) for each in overrides]
     batches = [run.data.batch_source.iter_batches(1) for run in runs]
@@ -158,7 +160,7 @@ def test_ensemble_can_be_rebuilt_from_a_subset_of_members() -> None:
             parts = [next(batches[row]) for row in members]
             batch = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
             clock = Clock(step, 8, runs[0].data.batch_source.steps_per_epoch)
-            ensemble_step.step(batch, False, runs[0].data.train, clock)
+            ensemble_step.step(batch, False, runs[0].data.train_batches, clock)
         ensemble_step.update_members()
     for row in (0, 2):
         assert_close_to_scale(runs[row].learner.state_dict(), expected[row], 1e-9)
@@ -173,7 +175,7 @@ def test_gradients_are_clipped_per_member() -> None:
 
 def test_learners_stay_usable_after_stacking() -> None:
     """The weights of a learner are views of the stacked weights, so that reading them needs no copy."""
-    runs = [build_initialized_run(*tiny_overrides("stacked_autoencoder"), f"seed={seed}") for seed in (0, 1)]
+    runs = [build_initialized_run(*make_tiny_overrides("stacked_autoencoder"), f"seed={seed}") for seed in (0, 1)]
     before = [next(learner.technique.parameters()).detach().clone() for learner in get_learners(runs)]
     train_as_ensemble(runs, 1)
     for learner, weight in zip(get_learners(runs), before, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genexp.kmeans import pruned_assignment
 from genexp.kmeans.cluster_sums import ClusterSumsUpdater
-from genexp.kmeans.distances import CenterScores
+from genexp.kmeans.distances import CenterScorer
 from genexp.kmeans.init import random_points
 from genexp.kmeans.lloyd import assign, lloyd_step
 from genexp.kmeans.projection_bounds import ProjectionBounds
@@ -26,7 +26,7 @@ def test_hamerly_bounds_save_comparisons_without_changing_the_result(
     torch.manual_seed(0)
     bounded_centers = plain_centers = random_points([points], 4000, num_starts=starts, num_clusters=clusters)
     bounded, plain = assign([points], bounded_centers, 4000), assign([points], plain_centers, 4000)
-    comparisons = record_call_costs(monkeypatch, CenterScores, "__call__", lambda _, some, out: len(some))
+    comparisons = record_call_costs(monkeypatch, CenterScorer, "__call__", lambda _, some, out: len(some))
     for _ in range(40):
         bounded_centers, bounded = lloyd_step([points], bounded_centers, bounded)
         num_comparisons = sum(comparisons)

@@ -38,7 +38,7 @@ def _make_bars(name: str = "bars", *, samples: int = 300, seed: int = 0) -> Data
 
 @pytest.fixture
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(extractor_module, "_cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(extractor_module, "_get_cache_dir", lambda: tmp_path)
     monkeypatch.setattr(extractor_module, "TRAINING_SAMPLES", 3000)
     return tmp_path
 
@@ -58,7 +58,7 @@ def test_shipped_classifiers_reach_their_stored_accuracy(name: str, min_accuracy
         pytest.skip(f"no data at {root}: point GENEXP_DATA to a folder with MNIST and FashionMNIST")
     dataset = load_dataset({"name": name, "root": str(root), "limit": None, "resident_gb": 4.0})
     extractor = load_or_train_extractor(dataset)
-    assert (extractor.dataset, extractor.version) == (name, f"{name}-v1")
+    assert (extractor.dataset_name, extractor.version) == (name, f"{name}-v1")
     assert extractor.accuracy >= min_accuracy
     assert classifier_accuracy(extractor.classifier, dataset.test) == pytest.approx(extractor.accuracy, abs=5e-4)
 
@@ -113,7 +113,7 @@ def test_damaged_cache_file_is_replaced_by_training(cache_dir: Path) -> None:
 def test_unwritable_cache_is_ignored(cache_dir: Path) -> None:
     (cache_dir / "classifiers").write_text("in the way")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extractor_module, "_cache_dir", lambda: cache_dir / "classifiers")
+        patch.setattr(extractor_module, "_get_cache_dir", lambda: cache_dir / "classifiers")
         assert load_or_train_extractor(_make_bars()).accuracy > 0.9
 
 

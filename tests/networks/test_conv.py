@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genexp.errors import ConfigError
-from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder, feature_map_sizes
+from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder, compute_feature_map_sizes
 from tests.support.networks import record_layer_shapes
 
 Shape = tuple[int, int, int]
@@ -56,4 +56,4 @@ def test_feature_map_sizes_match_torch() -> None:
             for layer in layers:
                 images = nn.Conv2d(1, 1, layer.kernel_size, layer.stride, layer.padding).forward(images)
                 expected.append((images.shape[2], images.shape[3]))
-            assert feature_map_sizes((side, side + 5), layers) == expected
+            assert compute_feature_map_sizes((side, side + 5), layers) == expected

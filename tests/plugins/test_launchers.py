@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
-from tests.support.sweeps import DIVERGING_LR, SHORT_RUN, load_job_states, sweep_arguments
+from tests.support.sweeps import DIVERGING_LR_OVERRIDE, SHORT_RUN_OVERRIDES, load_job_states, make_sweep_arguments
 
 LONG_SWEEP = (
     "seed=0,1",
@@ -41,7 +41,7 @@ def _shut_down_workers() -> Iterator[None]:
 def sequential_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep with sequential jobs of which half fail."""
     folder = tmp_path_factory.mktemp("in_turn")
-    assert run_genexp(*sweep_arguments(folder, "seed=0,1", DIVERGING_LR)).exit_code == 1
+    assert run_genexp(*make_sweep_arguments(folder, "seed=0,1", DIVERGING_LR_OVERRIDE)).exit_code == 1
     return folder
 
 
@@ -49,7 +49,7 @@ def sequential_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a longer sweep that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    assert run_genexp(*sweep_arguments(folder, *LONG_SWEEP)).exit_code == 0
+    assert run_genexp(*make_sweep_arguments(folder, *LONG_SWEEP)).exit_code == 0
     return folder
 
 
@@ -69,14 +69,14 @@ def assert_same_jobs(left: Path, right: Path) -> None:
 
 
 def resume_sweep(sweep_dir: Path, *overrides: str) -> int:
-    return run_genexp("-m", *SHORT_RUN, *overrides, f"sweep.resume={sweep_dir}").exit_code
+    return run_genexp("-m", *SHORT_RUN_OVERRIDES, *overrides, f"sweep.resume={sweep_dir}").exit_code
 
 
 @pytest.mark.parametrize("overrides", LAUNCHERS)
 def test_every_launcher_gives_the_results_of_the_basic_launcher(
     overrides: str, sequential_sweep_dir: Path, tmp_path: Path
 ) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path, "seed=0,1", DIVERGING_LR, *overrides.split()))
+    result = run_genexp(*make_sweep_arguments(tmp_path, "seed=0,1", DIVERGING_LR_OVERRIDE, *overrides.split()))
     assert result.exit_code == 1
     assert_same_jobs(tmp_path, sequential_sweep_dir)
     assert result.stderr.startswith(
@@ -89,7 +89,7 @@ def test_every_launcher_gives_the_results_of_the_basic_launcher(
 def test_stopped_workers_save_and_can_be_resumed(
     signum: signal.Signals, uninterrupted_sweep_dir: Path, tmp_path: Path
 ) -> None:
-    with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
+    with start_genexp(*make_sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
         wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3, seconds=120)
         assert process.pid is not None
         os.kill(process.pid, signum)
@@ -114,7 +114,7 @@ def find_descendants(pid: int, command_part: str) -> list[int]:
 
 
 def test_job_of_a_killed_worker_is_restarted(uninterrupted_sweep_dir: Path, tmp_path: Path) -> None:
-    with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
+    with start_genexp(*make_sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
         wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3, seconds=120)
         assert process.pid is not None
         os.kill(find_descendants(process.pid, "LokyProcess")[0], signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_job_of_a_killed_worker_is_restarted(uninterrupted_sweep_dir: Path, tmp_
 
 def test_preempted_job_saves_and_is_requeued(uninterrupted_sweep_dir: Path, tmp_path: Path) -> None:
     overrides = ("hydra/launcher=submitit_local", "hydra.launcher.n_jobs=2")
-    with start_genexp(*sweep_arguments(tmp_path, *LONG_SWEEP, *overrides)) as process:
+    with start_genexp(*make_sweep_arguments(tmp_path, *LONG_SWEEP, *overrides)) as process:
         wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3, seconds=120)
         assert process.pid is not None
         before = find_descendants(process.pid, "submitit.core._submit")
@@ -146,9 +146,9 @@ def test_preempted_job_saves_and_is_requeued(uninterrupted_sweep_dir: Path, tmp_
 def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(
     killed_job_and_step: tuple[int, int], sequential_sweep_dir: Path, tmp_path: Path
 ) -> None:
-    overrides = ("seed=0,1", DIVERGING_LR)
+    overrides = ("seed=0,1", DIVERGING_LR_OVERRIDE)
     job, min_step = tmp_path / str(2 * killed_job_and_step[0]), killed_job_and_step[1]
-    with start_genexp(*sweep_arguments(tmp_path, *overrides)) as process:
+    with start_genexp(*make_sweep_arguments(tmp_path, *overrides)) as process:
         wait_for((job / ".hydra").exists, seconds=120)
         wait_for(lambda: load_step(job) >= min_step, seconds=120)
         process.kill()
@@ -162,7 +162,7 @@ def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(
 )
 def test_missing_package_is_reported(group_choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = run_genexp(*sweep_arguments(tmp_path / "sweep", "seed=0,1", f"hydra/{group_choice}"))
+    result = run_genexp(*make_sweep_arguments(tmp_path / "sweep", "seed=0,1", f"hydra/{group_choice}"))
     package = group_choice.partition("=")[2].partition("_")[0]
     assert (result.exit_code, (tmp_path / "sweep").exists()) == (1, False)
     (line,) = result.stderr.splitlines()
@@ -182,7 +182,7 @@ def test_missing_package_is_reported(group_choice: str, monkeypatch: pytest.Monk
     ],
 )
 def test_invalid_launcher_settings_are_rejected(overrides: str, message: str, tmp_path: Path) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path / "sweep", "seed=0,1", *overrides.split()))
+    result = run_genexp(*make_sweep_arguments(tmp_path / "sweep", "seed=0,1", *overrides.split()))
     assert (result.exit_code, (tmp_path / "sweep").exists()) == (1, False)
     (line,) = result.stderr.splitlines()
     assert message in line

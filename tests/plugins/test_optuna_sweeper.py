@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
-from tests.support.sweeps import SHORT_RUN, load_job_states, sweep_arguments
+from tests.support.sweeps import SHORT_RUN_OVERRIDES, load_job_states, make_sweep_arguments
 
 SEARCH_SPACE = ("optimizer.lr=tag(log, interval(1e-5,1e-1))", "model.activation=choice(relu,tanh)")
 OPTUNA_SWEEP = (
@@ -26,13 +26,20 @@ def load_job_overrides(sweep_dir: Path) -> list[list[str]]:
 
 def test_killed_search_resumes_from_its_file(tmp_path: Path) -> None:
     assert (
-        run_genexp(*sweep_arguments(tmp_path / "whole", *OPTUNA_SWEEP, "hydra.sweeper.n_trials=4")).exit_code == 0
+        run_genexp(*make_sweep_arguments(tmp_path / "whole", *OPTUNA_SWEEP, "hydra.sweeper.n_trials=4")).exit_code
+        == 0
     )
     assert set(load_job_states(tmp_path / "whole").values()) == {"finished"}
-    with start_genexp(*sweep_arguments(tmp_path / "killed", *OPTUNA_SWEEP, "hydra.sweeper.n_trials=3")) as process:
+    with start_genexp(
+        *make_sweep_arguments(tmp_path / "killed", *OPTUNA_SWEEP, "hydra.sweeper.n_trials=3")
+    ) as process:
         wait_for((tmp_path / "killed" / "1" / ".hydra").exists, seconds=120, process=process)
     result = run_genexp(
-        "-m", *SHORT_RUN, *OPTUNA_SWEEP, "hydra.sweeper.n_trials=4", f"sweep.resume={tmp_path / 'killed'}"
+        "-m",
+        *SHORT_RUN_OVERRIDES,
+        *OPTUNA_SWEEP,
+        "hydra.sweeper.n_trials=4",
+        f"sweep.resume={tmp_path / 'killed'}",
     )
     assert result.exit_code == 0
     assert "best mse" in result.stdout
@@ -44,7 +51,7 @@ def test_killed_search_resumes_from_its_file(tmp_path: Path) -> None:
 
 def test_a_trial_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
     overrides = ("optimizer.lr=choice(1e9)", "seed=range(0,9)", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
-    assert run_genexp(*sweep_arguments(tmp_path, *overrides)).exit_code == 1
+    assert run_genexp(*make_sweep_arguments(tmp_path, *overrides)).exit_code == 1
     assert set(load_job_states(tmp_path).values()) == {"failed"}
     assert "optimizer.lr" in load_status(tmp_path / "0")["error"]
 
@@ -64,15 +71,15 @@ def test_a_trial_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_search_settings_are_rejected(overrides: str, message: str, tmp_path: Path) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path / "sweep", "hydra/sweeper=optuna", *overrides.split()))
+    result = run_genexp(*make_sweep_arguments(tmp_path / "sweep", "hydra/sweeper=optuna", *overrides.split()))
     assert (result.exit_code, (tmp_path / "sweep").exists()) == (1, False)
     (line,) = result.stderr.splitlines()
     assert message in line
 
 
 def test_search_with_another_space_is_rejected(tmp_path: Path) -> None:
-    assert run_genexp(*sweep_arguments(tmp_path, *OPTUNA_SWEEP, "hydra.sweeper.n_trials=1")).exit_code == 0
-    result = run_genexp("-m", *SHORT_RUN, *OPTUNA_SWEEP[1:], f"sweep.resume={tmp_path}")
+    assert run_genexp(*make_sweep_arguments(tmp_path, *OPTUNA_SWEEP, "hydra.sweeper.n_trials=1")).exit_code == 0
+    result = run_genexp("-m", *SHORT_RUN_OVERRIDES, *OPTUNA_SWEEP[1:], f"sweep.resume={tmp_path}")
     assert (
         "holds another search: its space was model.activation=choice(relu,tanh) optimizer.lr=tag(log"
         in result.stderr

@@ -11,8 +11,8 @@ import yaml
 
 from genexp.reports import compare, write_run_report, write_sweep_report
 from tests.support.browser import Browser, needs_browser
-from tests.support.command import REPO_ROOT, load_status, run_dir_override, run_genexp
-from tests.support.compose import tiny_overrides
+from tests.support.command import REPO_ROOT, format_run_dir_override, load_status, run_genexp
+from tests.support.compose import make_tiny_overrides
 from tests.support.report_pages import HTML_INJECTION, read_charts, save_screenshot
 from tests.support.run_dirs import make_run_dir
 
@@ -22,11 +22,11 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a short run."""
     path = tmp_path_factory.mktemp("runs") / "run"
     result = run_genexp(
-        *tiny_overrides("vae"),
+        *make_tiny_overrides("vae"),
         "trainer.epochs=2",
         "optimizer.lr=7e-4",
         f"notes='{HTML_INJECTION}'",
-        run_dir_override(path),
+        format_run_dir_override(path),
     )
     assert result.exit_code == 0, result.stderr
     assert str(path / "report.html") in result.stdout
@@ -79,7 +79,12 @@ def test_user_text_is_escaped(run_dir: Path) -> None:
 def test_report_is_written_for_stopped_and_failed_runs(
     overrides: tuple[str, ...], state: str, message: str, tmp_path: Path
 ) -> None:
-    run_genexp(*tiny_overrides("stacked_autoencoder"), "trainer.epochs=2", *overrides, run_dir_override(tmp_path))
+    run_genexp(
+        *make_tiny_overrides("stacked_autoencoder"),
+        "trainer.epochs=2",
+        *overrides,
+        format_run_dir_override(tmp_path),
+    )
     assert load_status(tmp_path)["state"] == state
     text = read_report(tmp_path)
     assert f'<span class="state {state}">' in text
@@ -144,7 +149,7 @@ def test_browser_renders_a_run_report(
     viewport: tuple[int, int, bool], run_dir: Path, browser: Browser, tmp_path: Path
 ) -> None:
     width, height, dark = viewport
-    browser.set_viewport(width, height, dark=dark)
+    browser.set_viewport(width, height, is_dark=dark)
     browser.open(run_dir / "report.html")
     for position in range(len(read_charts(run_dir / "report.html"))):
         browser.run(f"document.querySelectorAll('.chart')[{position}].scrollIntoView()")

@@ -15,7 +15,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
-from tests.support.command import TINY_RUN, load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.command import (
+    TINY_RUN_OVERRIDES,
+    format_run_dir_override,
+    load_status,
+    read_metrics_log,
+    run_genexp,
+)
 from tests.support.images import read_frames
 from tests.support.tensorboard import query_tensorboard, start_tensorboard
 
@@ -24,7 +30,7 @@ EPOCHS, STEPS_PER_EPOCH = 4, 5  # five batches of eight from forty images
 MODEL = "latent3d_autoencoder"  # its latent space can be plotted
 RUN_OVERRIDES = (
     f"model={MODEL}",
-    *TINY_RUN,
+    *TINY_RUN_OVERRIDES,
     "trainer.batch_size=8",
     f"trainer.epochs={EPOCHS}",
     "seed=3",
@@ -36,7 +42,7 @@ RUN_OVERRIDES = (
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a short run."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    result = run_genexp(*RUN_OVERRIDES, 'notes="for a look"', run_dir_override(path))
+    result = run_genexp(*RUN_OVERRIDES, 'notes="for a look"', format_run_dir_override(path))
     assert result.exit_code == 0, result.stderr
     return path
 

@@ -14,15 +14,15 @@ from genexp.run_dir import checkpoint
 from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.assertions import assert_same_run
 from tests.support.command import (
+    format_run_dir_override,
     load_status,
     read_metrics_log,
-    run_dir_override,
     run_genexp,
     run_genexp_process,
     start_genexp,
     wait_for,
 )
-from tests.support.compose import TECHNIQUES, tiny_overrides
+from tests.support.compose import TECHNIQUES, make_tiny_overrides
 
 EPOCHS = 8
 
@@ -30,7 +30,7 @@ EPOCHS = 8
 def run_arguments(name: str, run_dir: Path) -> list[str]:
     """Return a run that evaluates, renders previews and saves after each of a few short epochs."""
     intervals = ("trainer.evaluate_every=1", "trainer.preview_every=1", "trainer.checkpoint_every=1")
-    return [*tiny_overrides(name), f"trainer.epochs={EPOCHS}", *intervals, run_dir_override(run_dir)]
+    return [*make_tiny_overrides(name), f"trainer.epochs={EPOCHS}", *intervals, format_run_dir_override(run_dir)]
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
@@ -91,10 +91,10 @@ def test_signal_stops_cleanly_and_the_run_resumes_exactly(signum: signal.Signals
 
 def test_second_signal_stops_immediately(tmp_path: Path) -> None:
     endless_overrides = [
-        *tiny_overrides("vae"),
+        *make_tiny_overrides("vae"),
         "trainer.epochs=1000000",
         "trainer.preview_every=0",
-        run_dir_override(tmp_path / "run"),
+        format_run_dir_override(tmp_path / "run"),
     ]
     with start_genexp(*endless_overrides) as process:
         wait_for(lambda: list_checkpoints(tmp_path / "run"))
@@ -109,12 +109,12 @@ def test_second_signal_stops_immediately(tmp_path: Path) -> None:
 def test_time_budget_stops_with_a_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     endless_overrides = (
-        *tiny_overrides("vae"),
+        *make_tiny_overrides("vae"),
         "trainer.epochs=1000000",
         "trainer.preview_every=0",
         "trainer.time_budget=0.5",
     )
-    result = run_genexp(*endless_overrides, run_dir_override(folder))
+    result = run_genexp(*endless_overrides, format_run_dir_override(folder))
     assert result.exit_code == 0, result.stderr
     state = load_status(folder)
     assert state["state"] == "stopped"
@@ -126,11 +126,16 @@ def test_finished_run_can_be_extended(tmp_path: Path) -> None:
     constant = "optimizer.schedule=constant"  # a decay would depend on the length of the run
     uninterrupted, longer = tmp_path / "straight", tmp_path / "longer"
     assert (
-        run_genexp(*tiny_overrides("vae"), constant, "trainer.epochs=4", run_dir_override(uninterrupted)).exit_code
+        run_genexp(
+            *make_tiny_overrides("vae"), constant, "trainer.epochs=4", format_run_dir_override(uninterrupted)
+        ).exit_code
         == 0
     )
     assert (
-        run_genexp(*tiny_overrides("vae"), constant, "trainer.epochs=2", run_dir_override(longer)).exit_code == 0
+        run_genexp(
+            *make_tiny_overrides("vae"), constant, "trainer.epochs=2", format_run_dir_override(longer)
+        ).exit_code
+        == 0
     )
     assert run_genexp(f"resume={longer}", "trainer.epochs=4").exit_code == 0
     assert_same_run(uninterrupted, longer)
@@ -138,9 +143,9 @@ def test_finished_run_can_be_extended(tmp_path: Path) -> None:
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     uninterrupted, damaged = tmp_path / "straight", tmp_path / "damaged"
-    run = (*tiny_overrides("vae"), "optimizer.schedule=constant")
-    assert run_genexp(*run, "trainer.epochs=3", run_dir_override(uninterrupted)).exit_code == 0
-    assert run_genexp(*run, "trainer.epochs=2", run_dir_override(damaged)).exit_code == 0
+    run = (*make_tiny_overrides("vae"), "optimizer.schedule=constant")
+    assert run_genexp(*run, "trainer.epochs=3", format_run_dir_override(uninterrupted)).exit_code == 0
+    assert run_genexp(*run, "trainer.epochs=2", format_run_dir_override(damaged)).exit_code == 0
     newest = list_checkpoints(damaged)[0]
     newest.write_bytes(newest.read_bytes()[:-100])
     result = run_genexp(f"resume={damaged}", "trainer.epochs=3")

@@ -65,12 +65,12 @@ class Browser:
             entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")
         ]
 
-    def set_viewport(self, width: int, height: int, *, dark: bool = False) -> None:
+    def set_viewport(self, width: int, height: int, *, is_dark: bool = False) -> None:
         """Set the size of the viewport, emulating a phone if it is narrow, and the preferred color scheme."""
-        phone = width < 600
-        size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        is_phone = width < 600
+        size = {"width": width, "height": height, "deviceScaleFactor": 2 if is_phone else 1, "mobile": is_phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def drag(self, selector: str, begin: float, end: float) -> None:

@@ -21,7 +21,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 REAL_DATA = REPO_ROOT.parent / "shared" / "data"
 
 # Small enough for every technique; a checkpoint at every interval.
-TINY_RUN = ("dataset.limit=40", "trainer.checkpoint_spacing=0", "device=cpu", "device.threads=1")
+TINY_RUN_OVERRIDES = ("dataset.limit=40", "trainer.checkpoint_spacing=0", "device=cpu", "device.threads=1")
 TINY_BATCH_SIZE = 8
 PRELOADED_MODULES = (
     "matplotlib.backends.backend_agg",
@@ -49,7 +49,7 @@ def run_genexp(*arguments: str) -> CommandResult:
 def run_main(program: str, command: Callable[[], None], *arguments: str) -> CommandResult:
     """Run a command in this process, under the name `program`."""
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
+    previous_argv = sys.argv
     sys.argv = [program, *arguments]
     exit_code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -62,11 +62,11 @@ def run_main(program: str, command: Callable[[], None], *arguments: str) -> Comm
             else:
                 exit_code = int(error.code or 0)
         finally:
-            sys.argv = before
+            sys.argv = previous_argv
     return CommandResult(exit_code, out.getvalue(), err.getvalue())
 
 
-def run_dir_override(run_dir: Path) -> str:
+def format_run_dir_override(run_dir: Path) -> str:
     """Return the override that makes `run_dir` the directory of a run."""
     return f"hydra.run.dir='{run_dir}'"
 

@@ -14,7 +14,7 @@ from genexp.data.dataset import DataSpec
 from genexp.technique import find_technique, list_techniques
 from tests.support.command import (
     TINY_BATCH_SIZE,
-    TINY_RUN,
+    TINY_RUN_OVERRIDES,
 )
 
 TECHNIQUES = list_techniques()
@@ -51,29 +51,29 @@ def list_config_names(group: str) -> list[str]:
     return sorted(path.stem for path in (find_config_dir() / group).glob("*.yaml"))
 
 
-def field_names(cls: type) -> set[str]:
+def list_field_names(cls: type) -> set[str]:
     """Return the names of the fields of a dataclass."""
     return {field.name for field in fields(cls)}
 
 
-def tiny_overrides(name: str) -> list[str]:
+def make_tiny_overrides(name: str) -> list[str]:
     """Return the overrides of a run of the technique `name` that takes a second."""
-    cfg = compose_config(f"model={name}")
-    batch_size = cfg.model.recipe.batch_size
+    config = compose_config(f"model={name}")
+    batch_size = config.model.recipe.batch_size
     overrides = (
         [] if batch_size is None or batch_size < TINY_BATCH_SIZE else [f"trainer.batch_size={TINY_BATCH_SIZE}"]
     )
     overrides += [
         f"model.{key}={value}"
         for key, value in SMALL_MODEL_VALUES.items()
-        if has_same_kind(value, cfg.model.get(key))
+        if is_compatible_value(value, config.model.get(key))
     ]
-    if "size" in cfg.dataset:
+    if "size" in config.dataset:
         overrides.append("dataset.size=32")
-    return [f"model={name}", *TINY_RUN, *overrides]
+    return [f"model={name}", *TINY_RUN_OVERRIDES, *overrides]
 
 
-def has_same_kind(value: object, default: object) -> bool:
+def is_compatible_value(value: object, default: object) -> bool:
     """Return whether the default exists and is a list exactly if the value is one."""
     return default is not None and isinstance(value, list) == isinstance(default, ListConfig)
 

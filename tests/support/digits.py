@@ -10,7 +10,7 @@ from torch import Tensor
 from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.loading import make_loader
-from genexp.data.stream import BatchStream, SplitBatches
+from genexp.data.stream import SplitBatches, TrainingBatches
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 from genexp.training.learner import Learner, StepSettings
@@ -36,12 +36,12 @@ def mean_image_mse() -> float:
 
 def train_on_digits(name: str, steps: int, *overrides: str) -> Learner:
     """Return a learner after `steps` steps on the digits, at the learning rate of its recipe without decay."""
-    cfg = compose_config(f"model={name}", "optimizer.schedule=constant", *overrides)
+    config = compose_config(f"model={name}", "optimizer.schedule=constant", *overrides)
     seed_generators(CPU, 0, "initialise")
-    plan = plan_optimizers({str(key): value for key, value in cfg.optimizer.items()})
+    plan = plan_optimizers({str(key): value for key, value in config.optimizer.items()})
     learner = Learner(make_technique(name, (1, 28, 28), f"model={name}", *overrides), plan, StepSettings(), CPU)
     loader = make_loader(load_digits().train, CPU)
-    with BatchStream(loader, cfg.trainer.batch_size, seed=0, dataset_name="mnist_5k") as stream:
+    with TrainingBatches(loader, config.trainer.batch_size, seed=0, dataset_name="mnist_5k") as stream:
         batches = stream.iter_batches(1)
         for step in range(1, steps + 1):
             seed_generators(CPU, 0, step)

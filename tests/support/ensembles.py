@@ -15,11 +15,11 @@ from tests.support.compose import compose_values
 STEPS = 50
 
 
-def build_initialized_run(*overrides: str, template: Run | None = None) -> Run:
+def build_initialized_run(*overrides: str, data_from: Run | None = None) -> Run:
     """Return a run before its first step. The data set is shared with `template`."""
     train_only = ("trainer.evaluate_every=0", "trainer.preview_every=0")
-    run = build_run(compose_values(*overrides, *train_only), None, data_from=template)
-    initialize_technique(run.learner, run.data.train, run.seed)
+    run = build_run(compose_values(*overrides, *train_only), None, data_source_run=data_from)
+    initialize_technique(run.learner, run.data.train_batches, run.seed)
     return run
 
 
@@ -31,6 +31,6 @@ def train_as_ensemble(runs: list[Run], steps: int = STEPS) -> list[dict[str, Any
         batches = [next(batch_stream) for batch_stream in batch_streams]
         batch = {name: torch.stack([part[name] for part in batches]) for name in batches[0]}
         clock = Clock(step, steps, runs[0].data.batch_source.steps_per_epoch)
-        ensemble_step.step(batch, False, runs[0].data.train, clock)
+        ensemble_step.step(batch, False, runs[0].data.train_batches, clock)
     ensemble_step.update_members()
     return [run.learner.state_dict() for run in runs]

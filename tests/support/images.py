@@ -22,10 +22,12 @@ def write_image(path: Path, gray_level: int = 0, size: tuple[int, int] = (12, 9)
     return path
 
 
-def write_images(root: Path, count: int = 8, first_number: int = 0, suffix: str = ".png", level: int = 10) -> Path:
+def write_images(
+    root: Path, count: int = 8, first_number: int = 0, suffix: str = ".png", gray_step: int = 10
+) -> Path:
     """Write images named by their number, of the gray level `level` times their number, and return `root`."""
     for number in range(first_number, first_number + count):
-        write_image(root / f"{number:02}{suffix}", level * number)
+        write_image(root / f"{number:02}{suffix}", gray_step * number)
     return root
 
 

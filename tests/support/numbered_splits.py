@@ -11,13 +11,13 @@ from genexp.errors import DataError
 NUM_SAMPLES = 23
 
 
-class NumberImages(LazyStream):
+class NumberedImages(LazyStream):
     """Lazy stream whose image i is filled with i. Image `broken` cannot be read."""
 
     shape, dtype = (1, 2, 3), torch.uint8
 
-    def __init__(self, broken: int | None = None) -> None:
-        self.broken_index = broken
+    def __init__(self, broken_index: int | None = None) -> None:
+        self.broken_index = broken_index
 
     def __len__(self) -> int:
         return NUM_SAMPLES
@@ -25,7 +25,7 @@ class NumberImages(LazyStream):
     def __getitem__(self, index: int) -> Tensor:
         if index == self.broken_index:
             raise DataError(f"{index}.png cannot be read; replace it")
-        return torch.full(self.shape, index, dtype=torch.uint8)
+        return torch.full(self.sample_shape, index, dtype=torch.uint8)
 
 
 def make_split() -> Split:
@@ -36,4 +36,4 @@ def make_split() -> Split:
 
 def make_lazy_split(broken_index: int | None = None) -> Split:
     """Return the same split with lazy images."""
-    return Split({"image": NumberImages(broken_index), "label": torch.arange(NUM_SAMPLES)})
+    return Split({"image": NumberedImages(broken_index), "label": torch.arange(NUM_SAMPLES)})

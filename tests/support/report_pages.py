@@ -21,6 +21,6 @@ def read_charts(page: Path) -> list[dict]:
     return content
 
 
-def save_screenshot(page: Browser, name: str, tmp_path: Path) -> None:
+def save_screenshot(browser: Browser, name: str, tmp_path: Path) -> None:
     """Save a screenshot to $GENEXP_SCREENSHOTS, or to `tmp_path` if it is not set."""
-    page.save_screenshot(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / f"{name}.png")
+    browser.save_screenshot(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / f"{name}.png")

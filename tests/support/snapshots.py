@@ -26,8 +26,8 @@ def make_run_info(run_dir: Path, **changes: Any) -> RunInfo:
     run_dir.mkdir(parents=True, exist_ok=True)
     run = RunInfo(
         run_dir=run_dir,
-        model="vae",
-        dataset="digits",
+        model_name="vae",
+        dataset_name="digits",
         config={"seed": 0, "model": {"name": "vae", "beta": 1.0, "widths": [64, 32], "note": None}},
         total_steps=40,
         steps_per_epoch=10,

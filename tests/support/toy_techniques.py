@@ -44,16 +44,16 @@ class ToyTechnique(Technique):
         self.register_buffer("num_loss_calls", torch.zeros(()))
         self.num_loss_calls: Tensor
         self.num_initial_samples: Tensor
-        self.stop_at: int | None = None
+        self.max_loss_calls: int | None = None
         self.calls: list[str] = []
 
     def phases(self) -> tuple[Phase, ...]:
         return (GradientPhase("fall", self.point, self.loss),)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        away = self.point.weight.T - batch["point"]  # (batch, size)
+        offsets = self.point.weight.T - batch["point"]  # (batch, size)
         self.num_loss_calls += 1
-        loss = away.square().sum(1).mean()
+        loss = offsets.square().sum(1).mean()
         return loss, detach_metrics(noise=torch.rand(()), value=batch["point"].mean())
 
     def initialize(self, train_batches: Batches) -> None:
@@ -75,7 +75,7 @@ class ToyTechnique(Technique):
 
     @property
     def has_converged(self) -> bool:
-        return self.stop_at is not None and self.num_loss_calls.item() >= self.stop_at
+        return self.max_loss_calls is not None and self.num_loss_calls.item() >= self.max_loss_calls
 
 
 def clone_tensors(value: Any) -> Any:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
 from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
-from tests.support.sweeps import SHORT_RUN, load_job_states, sweep_arguments
+from tests.support.sweeps import SHORT_RUN_OVERRIDES, load_job_states, make_sweep_arguments
 
 LEARNING_RATE_SWEEP = "optimizer.lr=1e-6,1e-4,1e-2"
 HALVING = ("seed=0,1", LEARNING_RATE_SWEEP, "trainer.epochs=3", "sweep.halving.factor=3")
@@ -63,7 +63,7 @@ def test_seeds_are_ranked_by_their_mean_at_the_rung(tmp_path: Path) -> None:
 def halving_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep of three configurations with two seeds each, of which one survives."""
     folder = tmp_path_factory.mktemp("halved")
-    result = run_genexp(*sweep_arguments(folder, *HALVING))
+    result = run_genexp(*make_sweep_arguments(folder, *HALVING))
     assert result.exit_code == 0
     assert "epoch 1: the best 1 of 3 configurations go on" in result.stdout
     assert "to go on" not in result.stdout
@@ -80,7 +80,7 @@ def test_survivor_equals_a_run_that_was_never_halted(halving_sweep_dir: Path, tm
     assert sorted(load_job_states(halving_sweep_dir).values()) == ["finished"] * 2 + ["stopped"] * 4
     assert (
         run_genexp(
-            *SHORT_RUN, "optimizer.lr=1e-2", "seed=1", "trainer.epochs=3", f"hydra.run.dir={tmp_path}"
+            *SHORT_RUN_OVERRIDES, "optimizer.lr=1e-2", "seed=1", "trainer.epochs=3", f"hydra.run.dir={tmp_path}"
         ).exit_code
         == 0
     )
@@ -88,12 +88,12 @@ def test_survivor_equals_a_run_that_was_never_halted(halving_sweep_dir: Path, tm
 
 
 def test_killed_and_resumed_halving_equals_uninterrupted(halving_sweep_dir: Path, tmp_path: Path) -> None:
-    with start_genexp(*sweep_arguments(tmp_path, *HALVING)) as process:
+    with start_genexp(*make_sweep_arguments(tmp_path, *HALVING)) as process:
         status = tmp_path / "2" / "status.json"
         wait_for(
             lambda: status.exists() and load_status(status.parent)["epoch"] >= 2, seconds=120, process=process
         )
-    result = run_genexp("-m", *SHORT_RUN, *HALVING, f"sweep.resume={tmp_path}")
+    result = run_genexp("-m", *SHORT_RUN_OVERRIDES, *HALVING, f"sweep.resume={tmp_path}")
     assert result.exit_code == 0
     assert (load_job_states(tmp_path), load_job_epochs(tmp_path)) == (
         load_job_states(halving_sweep_dir),
@@ -115,7 +115,7 @@ def test_killed_and_resumed_halving_equals_uninterrupted(halving_sweep_dir: Path
 )
 def test_invalid_halving_settings_are_rejected(overrides: str, message: str, tmp_path: Path) -> None:
     result = run_genexp(
-        *sweep_arguments(
+        *make_sweep_arguments(
             tmp_path / "sweep", "seed=0,1", LEARNING_RATE_SWEEP, "trainer.epochs=5", *overrides.split()
         )
     )

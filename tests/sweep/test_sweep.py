@@ -13,12 +13,18 @@ from tests.support.command import (
     read_metrics_log,
     run_genexp,
 )
-from tests.support.sweeps import DIVERGING_LR, ONE_STEP_RUN, SHORT_RUN, load_job_states, sweep_arguments
+from tests.support.sweeps import (
+    DIVERGING_LR_OVERRIDE,
+    ONE_STEP_RUN_OVERRIDES,
+    SHORT_RUN_OVERRIDES,
+    load_job_states,
+    make_sweep_arguments,
+)
 
 
 def test_job_equals_a_single_run(tmp_path: Path) -> None:
-    assert run_genexp(*sweep_arguments(tmp_path / "sweep", "seed=1,2")).exit_code == 0
-    assert run_genexp(*SHORT_RUN, "seed=2", f"hydra.run.dir={tmp_path / 'run'}").exit_code == 0
+    assert run_genexp(*make_sweep_arguments(tmp_path / "sweep", "seed=1,2")).exit_code == 0
+    assert run_genexp(*SHORT_RUN_OVERRIDES, "seed=2", f"hydra.run.dir={tmp_path / 'run'}").exit_code == 0
     job = tmp_path / "sweep" / "1"
     names = [sorted(path.name for path in folder.iterdir()) for folder in (job, tmp_path / "run")]
     assert names[0] == names[1]
@@ -29,7 +35,7 @@ def test_job_equals_a_single_run(tmp_path: Path) -> None:
 
 
 def test_sweep_prints_one_line_per_job(tmp_path: Path) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
+    result = run_genexp(*make_sweep_arguments(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
     assert result.stderr == ""
     lines = result.stdout.splitlines()
     assert sum("finished  mse " in line for line in lines) == 4
@@ -40,7 +46,7 @@ def test_sweep_prints_one_line_per_job(tmp_path: Path) -> None:
 
 
 def test_sweep_ends_with_a_comparison_and_a_report(tmp_path: Path) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
+    result = run_genexp(*make_sweep_arguments(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
     assert "2 settings, mean ± standard error over seeds, by mse, the lowest first" in result.stdout
     assert "paired t-test on 2 common seeds" in result.stdout
     assert "4 jobs: 4 finished" in result.stdout
@@ -48,7 +54,7 @@ def test_sweep_ends_with_a_comparison_and_a_report(tmp_path: Path) -> None:
 
 
 def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path, DIVERGING_LR, "seed=0,1"))
+    result = run_genexp(*make_sweep_arguments(tmp_path, DIVERGING_LR_OVERRIDE, "seed=0,1"))
     assert result.exit_code == 1
     assert load_job_states(tmp_path) == {"0": "finished", "1": "finished", "2": "failed", "3": "failed"}
     (line,) = result.stderr.splitlines()
@@ -58,14 +64,16 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_fail_fast_starts_no_further_job(tmp_path: Path) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path, "optimizer.lr=1e9,1e-3", "seed=0,1", "sweep.fail_fast=true"))
+    result = run_genexp(
+        *make_sweep_arguments(tmp_path, "optimizer.lr=1e9,1e-3", "seed=0,1", "sweep.fail_fast=true")
+    )
     assert result.exit_code == 1
     assert load_job_states(tmp_path) == {"0": "failed"}
     assert "4 jobs: 1 failed, 3 waiting" in result.stdout
 
 
 def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path, "trainer.batch_size=8,600"))
+    result = run_genexp(*make_sweep_arguments(tmp_path, "trainer.batch_size=8,600"))
     assert result.exit_code == 1
     state = load_status(tmp_path / "1")
     assert (state["state"], state["model"]) == ("failed", "stacked_autoencoder")
@@ -87,7 +95,7 @@ def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) 
 def test_invalid_overrides_are_rejected_before_any_job_starts(
     overrides: list[str], message: str, tmp_path: Path
 ) -> None:
-    result = run_genexp(*sweep_arguments(tmp_path / "sweep", *overrides))
+    result = run_genexp(*make_sweep_arguments(tmp_path / "sweep", *overrides))
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert message in line
@@ -95,24 +103,26 @@ def test_invalid_overrides_are_rejected_before_any_job_starts(
 
 
 def test_sweep_resume_requires_multirun(tmp_path: Path) -> None:
-    assert "goes on with a sweep; add -m" in run_genexp(*SHORT_RUN, f"sweep.resume={tmp_path}").stderr
+    assert "goes on with a sweep; add -m" in run_genexp(*SHORT_RUN_OVERRIDES, f"sweep.resume={tmp_path}").stderr
 
 
 def test_second_sweep_cannot_reuse_the_directory(tmp_path: Path) -> None:
-    assert run_genexp(*sweep_arguments(tmp_path, "seed=0,1")).exit_code == 0
+    assert run_genexp(*make_sweep_arguments(tmp_path, "seed=0,1")).exit_code == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    result = run_genexp(*sweep_arguments(tmp_path, "seed=5,6"))
+    result = run_genexp(*make_sweep_arguments(tmp_path, "seed=5,6"))
     assert "holds a sweep already; go on with sweep.resume=" in result.stderr
-    result = run_genexp("-m", *SHORT_RUN, "seed=5,6", f"sweep.resume={tmp_path}")
+    result = run_genexp("-m", *SHORT_RUN_OVERRIDES, "seed=5,6", f"sweep.resume={tmp_path}")
     assert result.exit_code == 1
     assert "is another sweep's: its job 0 is seed=0, not seed=5" in result.stderr
-    result = run_genexp("-m", *SHORT_RUN, "seed=0,1", "model.latent_activation=tanh", f"sweep.resume={tmp_path}")
+    result = run_genexp(
+        "-m", *SHORT_RUN_OVERRIDES, "seed=0,1", "model.latent_activation=tanh", f"sweep.resume={tmp_path}"
+    )
     assert "its job 0 had other settings" in result.stderr
     assert before == {path: path.read_bytes() for path in before}
 
 
 def test_manifest_lists_the_overrides_of_each_job(tmp_path: Path) -> None:
-    assert run_genexp(*sweep_arguments(tmp_path, "seed=0,1")).exit_code == 0
+    assert run_genexp(*make_sweep_arguments(tmp_path, "seed=0,1")).exit_code == 0
     jobs = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
     assert [(job["number"], job["overrides"], job["direction"]) for job in jobs] == [
         (0, ["seed=0"], "min"),
@@ -122,7 +132,7 @@ def test_manifest_lists_the_overrides_of_each_job(tmp_path: Path) -> None:
 
 
 def test_sweep_has_one_run_directory_per_job(tmp_path: Path) -> None:
-    result = run_genexp("-m", *ONE_STEP_RUN, "seed=range(2)", f"hydra.sweep.dir={tmp_path}")
+    result = run_genexp("-m", *ONE_STEP_RUN_OVERRIDES, "seed=range(2)", f"hydra.sweep.dir={tmp_path}")
     assert result.exit_code == 0, result.stderr
     for number in range(2):
         assert yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())["seed"] == number
@@ -132,7 +142,7 @@ def test_sweep_has_one_run_directory_per_job(tmp_path: Path) -> None:
 def test_sweep_over_config_groups_has_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # The option may be anywhere among the overrides.
-    result = run_genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *ONE_STEP_RUN[1:])
+    result = run_genexp("model=vae,gan", "dataset=mnist_5k,digits", "-m", *ONE_STEP_RUN_OVERRIDES[1:])
     assert result.exit_code == 0, result.stderr
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     assert {"0", "1", "2", "3", "multirun.yaml", "sweep.json", "report.html", ".lock"} == {

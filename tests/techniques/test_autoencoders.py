@@ -154,7 +154,7 @@ def test_scores_of_noisy_images_are_fixed_by_the_seed(name: str) -> None:
 @pytest.mark.parametrize("name", ALL_TECHNIQUES)
 def test_preview_shows_rows_of_inputs_and_reconstructions(name: str) -> None:
     model = train_on_digits(name, steps=0).technique
-    examples = select_examples(make_loader(load_digits().test, CPU), model.example_count)
+    examples = select_examples(make_loader(load_digits().test, CPU), model.num_examples)
     with eval_mode(model):
         (image,) = model.preview(examples).values()
     columns, lines = (10, 2) if name in ("stacked_autoencoder", "conv_autoencoder") else (5, 2)

@@ -15,8 +15,8 @@ from genexp.data import load_dataset
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.technique import find_technique
 from tests.support.assertions import assert_same, assert_same_run
-from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
-from tests.support.compose import TECHNIQUES, compose_config, tiny_overrides
+from tests.support.command import format_run_dir_override, load_status, read_metrics_log, run_genexp
+from tests.support.compose import TECHNIQUES, compose_config, make_tiny_overrides
 
 RECIPE_KEYS = {
     *("lr", "betas", "weight_decay", "schedule", "batch_size", "epochs", "ema", "precision"),
@@ -36,7 +36,7 @@ def test_technique_file_and_yaml_names_match(name: str) -> None:
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_state_survives_a_round_trip(name: str) -> None:
-    cfg = compose_config(*tiny_overrides(name))
+    cfg = compose_config(*make_tiny_overrides(name))
     cls = find_technique(name)
     node = {str(key): value for key, value in cfg.model.items() if key not in ("name", "recipe")}
     config: Any = bind(cls.Config, OmegaConf.create(node), "model")
@@ -53,7 +53,10 @@ def test_resumed_run_equals_uninterrupted_run(name: str, tmp_path: Path) -> None
     checkpoint_overrides = ("trainer.epochs=3", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
     interval_overrides = ("trainer.evaluate_every=1", "trainer.preview_every=1")
     result = run_genexp(
-        *tiny_overrides(name), *checkpoint_overrides, *interval_overrides, run_dir_override(uninterrupted)
+        *make_tiny_overrides(name),
+        *checkpoint_overrides,
+        *interval_overrides,
+        format_run_dir_override(uninterrupted),
     )
     assert result.exit_code == 0, result.stderr
     shutil.copytree(uninterrupted, resumed)
@@ -70,16 +73,16 @@ def test_resumed_run_equals_uninterrupted_run(name: str, tmp_path: Path) -> None
 def test_evaluation_and_previews_do_not_change_training(name: str, tmp_path: Path) -> None:
     """Losses are bit-identical with and without evaluation and previews."""
     evaluated, unevaluated = tmp_path / "looking", tmp_path / "blind"
-    steps = (*tiny_overrides(name), "trainer.max_steps=3")
+    steps = (*make_tiny_overrides(name), "trainer.max_steps=3")
     assert (
         run_genexp(
-            *steps, "trainer.evaluate_every=1", "trainer.preview_every=1", run_dir_override(evaluated)
+            *steps, "trainer.evaluate_every=1", "trainer.preview_every=1", format_run_dir_override(evaluated)
         ).exit_code
         == 0
     )
     assert (
         run_genexp(
-            *steps, "trainer.evaluate_every=0", "trainer.preview_every=0", run_dir_override(unevaluated)
+            *steps, "trainer.evaluate_every=0", "trainer.preview_every=0", format_run_dir_override(unevaluated)
         ).exit_code
         == 0
     )
@@ -91,7 +94,10 @@ def test_evaluation_and_previews_do_not_change_training(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_objective_is_a_metric_of_the_technique(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert run_genexp(*tiny_overrides(name), "trainer.max_steps=1", run_dir_override(folder)).exit_code == 0
+    assert (
+        run_genexp(*make_tiny_overrides(name), "trainer.max_steps=1", format_run_dir_override(folder)).exit_code
+        == 0
+    )
     state = load_status(folder)
     recipe = compose_config(f"model={name}").model.recipe
     assert state["best"]["value"] == state["test"][recipe.objective]
@@ -102,10 +108,18 @@ def test_objective_is_a_metric_of_the_technique(name: str, tmp_path: Path) -> No
 def test_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
-        assert run_genexp(*tiny_overrides("vae"), "trainer.max_steps=3", run_dir_override(folder)).exit_code == 0
+        assert (
+            run_genexp(
+                *make_tiny_overrides("vae"), "trainer.max_steps=3", format_run_dir_override(folder)
+            ).exit_code
+            == 0
+        )
     assert_same_run(first, second)
     other = tmp_path / "other"
     assert (
-        run_genexp(*tiny_overrides("vae"), "trainer.max_steps=3", "seed=1", run_dir_override(other)).exit_code == 0
+        run_genexp(
+            *make_tiny_overrides("vae"), "trainer.max_steps=3", "seed=1", format_run_dir_override(other)
+        ).exit_code
+        == 0
     )
     assert read_metrics_log(first) != read_metrics_log(other)

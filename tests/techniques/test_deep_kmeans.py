@@ -13,7 +13,7 @@ from genexp.config import bind
 from genexp.data.dataset import DataSpec
 from genexp.technique import Batch, Clock
 from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, sharpened_assignment_loss, soft_assignment
-from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.command import format_run_dir_override, load_status, read_metrics_log, run_genexp
 from tests.support.compose import compose_config
 
 SPEC = DataSpec("blank", {"image": (1, 28, 28), "label": ()}, train_size=60)
@@ -140,7 +140,7 @@ def test_unused_centers_cause_a_warning() -> None:
 def test_run_writes_images_and_scores(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     tiny = ("dataset.limit=80", "trainer.batch_size=20", "trainer.epochs=4", "device=cpu", "device.threads=1")
-    result = run_genexp("model=deep_kmeans", *tiny, "model.pretrain=0.5", run_dir_override(folder))
+    result = run_genexp("model=deep_kmeans", *tiny, "model.pretrain=0.5", format_run_dir_override(folder))
     assert result.exit_code == 0, result.stderr
     for image in ("figures/tsne.png", "reconstructions.gif", "centers.gif"):
         assert (folder / image).is_file(), image
@@ -151,7 +151,7 @@ def test_run_writes_images_and_scores(tmp_path: Path) -> None:
 
 def test_more_clusters_than_images_are_rejected(tmp_path: Path) -> None:
     result = run_genexp(
-        "model=deep_kmeans", "dataset.limit=40", "model.clusters=50", run_dir_override(tmp_path / "run")
+        "model=deep_kmeans", "dataset.limit=40", "model.clusters=50", format_run_dir_override(tmp_path / "run")
     )
     assert result.exit_code == 1
     assert "model.clusters=50 exceeds the 40 images" in result.stderr
@@ -161,6 +161,6 @@ def test_more_clusters_than_images_are_rejected(tmp_path: Path) -> None:
     "override", ["model.alpha_ramp=[5,1]", "model.pretrain=1", "model.zoom=2", "model.alpha=-1"]
 )
 def test_invalid_settings_are_reported_with_their_key(override: str, tmp_path: Path) -> None:
-    result = run_genexp("model=deep_kmeans", override, run_dir_override(tmp_path / "run"))
+    result = run_genexp("model=deep_kmeans", override, format_run_dir_override(tmp_path / "run"))
     assert result.exit_code == 1
     assert override.split("=")[0] in result.stderr

@@ -16,7 +16,13 @@ from genexp.techniques._adversarial import BaseGAN, slerp
 from genexp.techniques.cgan import ConditionalGAN
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
-from tests.support.command import TINY_RUN, load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.command import (
+    TINY_RUN_OVERRIDES,
+    format_run_dir_override,
+    load_status,
+    read_metrics_log,
+    run_genexp,
+)
 from tests.support.compose import compose_values
 from tests.support.images import IMAGE_SHAPE, make_image_batch, make_image_dataset
 
@@ -198,12 +204,12 @@ def test_generator_and_discriminator_have_separate_learning_rates() -> None:
 def test_run_writes_samples_and_both_losses(tmp_path: Path) -> None:
     result = run_genexp(
         "model=dcgan",
-        *TINY_RUN,
+        *TINY_RUN_OVERRIDES,
         *SMALL_MODEL,
         *NARROW_CONV,
         "trainer.batch_size=8",
         "trainer.epochs=1",
-        run_dir_override(tmp_path),
+        format_run_dir_override(tmp_path),
     )
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "samples.gif").is_file()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans as SklearnKMeans
 
-from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.command import format_run_dir_override, load_status, read_metrics_log, run_genexp
 from tests.support.kmeans import load_points
 
 
@@ -20,7 +20,7 @@ def test_run_matches_scikit_learn(tmp_path: Path) -> None:
     override = f"model.init='{tmp_path / 'centers.npy'}'"
     no_previews = ("trainer.preview_every=0", "trainer.evaluate_every=0", "model.tolerance=0", "model.clusters=10")
     result = run_genexp(
-        "model=kmeans", "dataset=digits", override, *no_previews, run_dir_override(tmp_path / "run")
+        "model=kmeans", "dataset=digits", override, *no_previews, format_run_dir_override(tmp_path / "run")
     )
     assert result.exit_code == 0, result.stderr
     last = [line for line in read_metrics_log(tmp_path / "run") if line["split"] == "train"][-1]
@@ -31,7 +31,9 @@ def test_run_matches_scikit_learn(tmp_path: Path) -> None:
 def run_kmeans(tmp_path: Path, *overrides: str) -> Path:
     """Run k-means and return the run directory."""
     folder = tmp_path / "run"
-    result = run_genexp("model=kmeans", "device=cpu", "device.threads=1", *overrides, run_dir_override(folder))
+    result = run_genexp(
+        "model=kmeans", "device=cpu", "device.threads=1", *overrides, format_run_dir_override(folder)
+    )
     assert result.exit_code == 0, result.stderr
     return folder
 
@@ -81,7 +83,7 @@ def test_image_datasets_write_images_of_the_centers(tmp_path: Path) -> None:
     ],
 )
 def test_errors_report_key_value_and_remedy(override: str, message: str, tmp_path: Path) -> None:
-    result = run_genexp("model=kmeans", override, run_dir_override(tmp_path / "run"))
+    result = run_genexp("model=kmeans", override, format_run_dir_override(tmp_path / "run"))
     assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -97,7 +99,7 @@ def test_errors_report_key_value_and_remedy(override: str, message: str, tmp_pat
 def test_invalid_center_files_are_rejected(centers: np.ndarray, message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "centers.npy", centers)
     override = f"model.init='{tmp_path / 'centers.npy'}'"
-    result = run_genexp("model=kmeans", "model.clusters=2", override, run_dir_override(tmp_path / "run"))
+    result = run_genexp("model=kmeans", "model.clusters=2", override, format_run_dir_override(tmp_path / "run"))
     assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -18,7 +18,7 @@ from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig,
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 from tests.support.assertions import assert_same_run
-from tests.support.command import load_status, read_metrics_log, run_dir_override, run_genexp
+from tests.support.command import format_run_dir_override, load_status, read_metrics_log, run_genexp
 from tests.support.datasets import load_photographs
 from tests.support.networks import write_weight_file
 
@@ -59,7 +59,9 @@ ONE_LAYER = ("model.content_layers=[conv_1]", "model.style_layers=[conv_1]", "tr
 
 def test_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
     weight_file = write_weight_file(tmp_path / "vgg.pth")
-    result = run_genexp(*SMALL_RUN, *ONE_LAYER, f"model.weights={weight_file}", run_dir_override(tmp_path / "run"))
+    result = run_genexp(
+        *SMALL_RUN, *ONE_LAYER, f"model.weights={weight_file}", format_run_dir_override(tmp_path / "run")
+    )
     assert result.exit_code == 0, result.stderr
     assert {"content", "style"} < set(read_metrics_log(tmp_path / "run")[0])
     assert not load_status(tmp_path / "run")["warnings"]
@@ -68,7 +70,9 @@ def test_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_marked_in_metrics_and_warnings(tmp_path: Path) -> None:
-    result = run_genexp(*SMALL_RUN, "model.weights=random", "trainer.max_steps=2", run_dir_override(tmp_path))
+    result = run_genexp(
+        *SMALL_RUN, "model.weights=random", "trainer.max_steps=2", format_run_dir_override(tmp_path)
+    )
     assert result.exit_code == 0, result.stderr
     assert all("content_random" in line and "style_random" in line for line in read_metrics_log(tmp_path))
     (warning,) = load_status(tmp_path)["warnings"]
@@ -134,7 +138,7 @@ def test_run_resumed_at_the_next_scale_equals_uninterrupted_run(tmp_path: Path) 
     overrides = (*SMALL_RUN, "model.weights=random", "model.scales=[0.5,1.0]", "model.preserve_color=histogram")
     interval_overrides = ("trainer.epochs=6", "trainer.checkpoint_spacing=0", "trainer.keep_checkpoints=9")
     uninterrupted, resumed = tmp_path / "straight", tmp_path / "resumed"
-    assert run_genexp(*overrides, *interval_overrides, run_dir_override(uninterrupted)).exit_code == 0
+    assert run_genexp(*overrides, *interval_overrides, format_run_dir_override(uninterrupted)).exit_code == 0
     shutil.copytree(uninterrupted, resumed)
     for file in list_checkpoints(resumed)[:3]:
         file.unlink()
@@ -156,6 +160,6 @@ def test_luminance_mode_keeps_the_colors_of_the_content() -> None:
 
 
 def test_too_small_image_error_gives_the_remedy(tmp_path: Path) -> None:
-    result = run_genexp(*SMALL_RUN, "dataset.size=3", "model.weights=random", run_dir_override(tmp_path))
+    result = run_genexp(*SMALL_RUN, "dataset.size=3", "model.weights=random", format_run_dir_override(tmp_path))
     assert result.exit_code == 1
     assert "vanishes at layer pool_4; raise dataset.size" in result.stderr

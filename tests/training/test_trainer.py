@@ -317,7 +317,7 @@ def test_exhausted_time_budget_ends_the_run_with_evaluation_and_checkpoint() -> 
 
 def test_converged_technique_ends_the_run_at_the_end_of_the_epoch() -> None:
     toy = ToyTechnique()
-    toy.stop_at = 5
+    toy.max_loss_calls = 5
     _, clock = train_technique(toy, epochs=100)
     assert clock.step == 8
 

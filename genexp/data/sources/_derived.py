@@ -36,7 +36,7 @@ class DerivedConfig(DatasetConfig):
             raise ConfigError(f"dataset.source={self.source} is no data set; {suggest_choice(self.source, names)}")
         common_keys = {"limit": limit, "resident_gb": self.resident_gb}
         node = {str(key): value for key, value in OmegaConf.load(file).items()}
-        dataset = load_dataset({**node, **common_keys, **self.options}, group="dataset.options")
+        dataset = load_dataset({**node, **common_keys, **self.options}, key_prefix="dataset.options")
         if "image" not in dataset.train.streams:
             raise ConfigError(f"dataset.source={self.source} has no images; choose mnist_5k or another that has")
         return dataset
@@ -46,9 +46,9 @@ class TransformedStream(LazyStream):
     """The samples of another lazy stream, transformed when they are read."""
 
     def __init__(self, stream: LazyStream, transform: Transform) -> None:
-        sample = transform(torch.zeros(1, *stream.shape, dtype=stream.dtype))[0]
+        sample = transform(torch.zeros(1, *stream.sample_shape, dtype=stream.dtype))[0]
         self.stream, self.transform = stream, transform
-        self.shape, self.dtype = tuple(sample.shape), sample.dtype
+        self.sample_shape, self.dtype = tuple(sample.shape), sample.dtype
 
     def __len__(self) -> int:
         return len(self.stream)

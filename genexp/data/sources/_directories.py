@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
-from genexp.data.loading import split_bytes
+from genexp.data.loading import count_split_bytes
 from genexp.data.registry import DatasetConfig
 from genexp.data.sampling import subset
 from genexp.data.sources._image_files import (
@@ -89,7 +89,7 @@ def subset_and_load(dataset: Dataset, config: ImageDirectoriesConfig) -> Dataset
     """
     # Reduced before reading: a small limit must not read the whole directory.
     dataset = subset(dataset, config.limit)
-    if split_bytes(dataset.train) + split_bytes(dataset.test) > config.resident_gb * 1e9:
+    if count_split_bytes(dataset.train) + count_split_bytes(dataset.test) > config.resident_gb * 1e9:
         return dataset
     train, broken_train = _load_split(dataset.train)
     test, broken_test = _load_split(dataset.test)
@@ -112,5 +112,5 @@ def _load_split(split: Split) -> tuple[Split, list[Path]]:
     if split.is_aligned and broken:
         kept = [set(indices.tolist()) for indices in sample_indices.values()]
         common = torch.tensor(sorted(set.intersection(*kept)), dtype=torch.int64)
-        streams = {name: pictures[torch.isin(sample_indices[name], common)] for name, pictures in streams.items()}
+        streams = {name: images[torch.isin(sample_indices[name], common)] for name, images in streams.items()}
     return replace(split, streams=streams), broken

@@ -38,14 +38,14 @@ class ImageFileStream(LazyStream):
 
     def __init__(self, paths: Sequence[Path], size: int, channels: int, crop: CropRange = FULL_WIDTH) -> None:
         self.paths, self.crop = list(paths), crop
-        self.shape = (channels, size, size)
+        self.sample_shape = (channels, size, size)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
         """Return one image. Raises UnreadableImageError, for example if the file was removed after the search."""
-        channels, size, _ = self.shape
+        channels, size, _ = self.sample_shape
         return read_image(self.paths[index], size, channels, self.crop)
 
 
@@ -83,7 +83,7 @@ def read_image(path: Path, size: int, channels: int, crop: CropRange = FULL_WIDT
                 upright = upright.crop((left, 0, right, upright.height))
             fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's plugins raise any exception on damaged files
-        raise UnreadableImageError(path, _first_line(error)) from None
+        raise UnreadableImageError(path, _get_first_line(error)) from None
     pixels = torch.from_numpy(np.array(fitted))  # (size, size) or (size, size, 3)
     return pixels.reshape(size, size, channels).permute(2, 0, 1).contiguous()
 
@@ -104,7 +104,7 @@ def partition_readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return (readable, broken) files, checked without decoding them."""
     with ThreadPoolExecutor() as pool:
         flags = list(pool.map(is_readable, paths))
-    readable_paths = [path for path, is_good in zip(paths, flags, strict=True) if is_good]
+    readable_paths = [path for path, is_readable in zip(paths, flags, strict=True) if is_readable]
     return readable_paths, [path for path, is_good in zip(paths, flags, strict=True) if not is_good]
 
 
@@ -113,7 +113,7 @@ def read_all_images(images: LazyStream) -> tuple[Tensor, Tensor, list[Path]]:
 
     Pixels are uint8 (decoded, channels, size, size), and indices int64 (decoded,).
     """
-    pixels = torch.empty(len(images), *images.shape, dtype=torch.uint8)
+    pixels = torch.empty(len(images), *images.sample_shape, dtype=torch.uint8)
 
     def read(index: int) -> Path | None:
         try:
@@ -146,5 +146,5 @@ def convert_to_8bit(image: Image, mode: str) -> Image:
     return image.convert(mode)
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

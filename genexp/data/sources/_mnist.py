@@ -21,7 +21,7 @@ from genexp.errors import DataError
 FILE_NAMES = tuple(
     f"{split}-{content}-ubyte" for split in ("train", "t10k") for content in ("images-idx3", "labels-idx1")
 )
-TIMEOUT_SECONDS = 30  # longest wait for data from the network
+DOWNLOAD_TIMEOUT_SECONDS = 30  # longest wait for data from the network
 
 
 @dataclass
@@ -91,7 +91,7 @@ def download(name: str, idx_dataset: IdxDataset) -> Path:
     cache = get_cache_dir()
     target = cache / idx_dataset.torchvision_name
     previous_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
@@ -155,13 +155,13 @@ def _read_split(folder: Path, split: str, idx_dataset: IdxDataset) -> Split:
     if len(images) != len(labels):
         raise DataError(f"{image_path} has {len(images)} images, {label_path} {len(labels)} labels; {REMEDY}")
     for name, other in IDX_DATASETS.items():
-        if other is not idx_dataset and other.test_labels_md5 == _md5(labels):
+        if other is not idx_dataset and other.test_labels_md5 == _compute_md5(labels):
             raise DataError(f"{folder} holds {name}, not {idx_dataset.torchvision_name}; {REMEDY}")
-    classes = len(idx_dataset.class_names)
-    if len(labels) and int(labels.max()) >= classes:
-        raise DataError(f"{label_path} has the label {int(labels.max())} among {classes} classes; {REMEDY}")
+    num_classes = len(idx_dataset.class_names)
+    if len(labels) and int(labels.max()) >= num_classes:
+        raise DataError(f"{label_path} has the label {int(labels.max())} among {num_classes} classes; {REMEDY}")
     return Split({"image": images, "label": labels.long()})
 
 
-def _md5(labels: Tensor) -> str:
+def _compute_md5(labels: Tensor) -> str:
     return hashlib.md5(labels.numpy().tobytes(), usedforsecurity=False).hexdigest()

@@ -20,8 +20,8 @@ class BlobsConfig(PointsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = 1 <= self.centers <= self.n_samples
-        require(fits, "centers", self.centers, f"use at least 1, and at most n_samples={self.n_samples}")
+        is_valid = 1 <= self.centers <= self.n_samples
+        require(is_valid, "centers", self.centers, f"use at least 1, and at most n_samples={self.n_samples}")
         require(self.features >= 1, "features", self.features, "use at least 1")
         require(self.cluster_std >= 0, "cluster_std", self.cluster_std, "use 0 or more")
 

@@ -26,9 +26,9 @@ def load(config: CirclesConfig) -> Dataset:
     """Return points (n, 2) on two circles around the origin."""
     from sklearn.datasets import make_circles
 
-    def split(seed: int) -> Split:
+    def make_split(seed: int) -> Split:
         return make_point_split(
             *make_circles(config.n_samples, noise=config.noise, factor=config.factor, random_state=seed)
         )
 
-    return Dataset(config.name, split(config.data_seed), split(config.test_seed), ("outer", "inner"))
+    return Dataset(config.name, make_split(config.data_seed), make_split(config.test_seed), ("outer", "inner"))

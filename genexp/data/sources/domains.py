@@ -69,19 +69,19 @@ def load(config: DomainsConfig) -> Dataset:
     In the training split they are not aligned and have no source image in common. In the test split they are
     aligned, and "a_as_b" and "b_as_a" hold the results of a perfect translation.
     """
-    base = config.load_source(None if config.limit is None else 2 * config.limit)
+    source_dataset = config.load_source(None if config.limit is None else 2 * config.limit)
     to_a, to_b = TRANSFORMS[config.change]
-    images = base.train.streams["image"]
-    first, second = permutation(len(images), "domains").tensor_split(2)
+    images = source_dataset.train.streams["image"]
+    indices_a, second = permutation(len(images), "domains").tensor_split(2)
     train = Split(
         {
-            "a": transform_stream(take_samples(images, first), to_a),
+            "a": transform_stream(take_samples(images, indices_a), to_a),
             "b": transform_stream(take_samples(images, second), to_b),
         },
         is_aligned=False,
     )
-    test_streams = base.test.streams
+    test_streams = source_dataset.test.streams
     a, b = transform_stream(test_streams["image"], to_a), transform_stream(test_streams["image"], to_b)
     other_streams = {name: stream for name, stream in test_streams.items() if name != "image"}
     test = Split({"a": a, "b": b, "a_as_b": b, "b_as_a": a, **other_streams})
-    return Dataset(config.name, train, test, base.class_names, base.warnings)
+    return Dataset(config.name, train, test, source_dataset.class_names, source_dataset.warnings)

@@ -10,7 +10,7 @@ import torch
 
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
-from genexp.data.loading import split_bytes
+from genexp.data.loading import count_split_bytes
 from genexp.data.registry import DatasetConfig, register_dataset
 from genexp.data.sampling import subset
 from genexp.data.sources._image_files import (
@@ -65,7 +65,7 @@ def load(config: ImageFolderConfig) -> Dataset:
     # Reduced before reading: a small limit must not read the whole directory.
     dataset = subset(dataset, config.limit)
     train_split, test_split = dataset.train, dataset.test
-    if split_bytes(train_split) + split_bytes(test_split) <= config.resident_gb * 1e9:
+    if count_split_bytes(train_split) + count_split_bytes(test_split) <= config.resident_gb * 1e9:
         train_split, broken_train = _load_split(train_split)
         test_split, broken_test = _load_split(test_split)
         broken += broken_train + broken_test
@@ -104,10 +104,10 @@ def _group_by_class(
             files_by_class.setdefault(path.relative_to(root).parts[0], []).append(path)
     if not files_by_class:
         return (), [list(paths)], ()
-    outside = sum(path.parent == root for path in paths)
-    warning = f"{outside} pictures lie directly in {root}, in no class's sub-folder, and are left out"
+    num_outside = sum(path.parent == root for path in paths)
+    warning = f"{num_outside} pictures lie directly in {root}, in no class's sub-folder, and are left out"
     names = tuple(sorted(files_by_class))
-    return names, [files_by_class[name] for name in names], (warning,) if outside else ()
+    return names, [files_by_class[name] for name in names], (warning,) if num_outside else ()
 
 
 LabeledPaths = list[tuple[Path, int]]  # file, class index

@@ -19,7 +19,7 @@ def load(config: MoonsConfig) -> Dataset:
     """Return points (n, 2) on two half-circles of radius 1."""
     from sklearn.datasets import make_moons
 
-    def split(seed: int) -> Split:
+    def make_split(seed: int) -> Split:
         return make_point_split(*make_moons(config.n_samples, noise=config.noise, random_state=seed))
 
-    return Dataset(config.name, split(config.data_seed), split(config.test_seed), ("upper", "lower"))
+    return Dataset(config.name, make_split(config.data_seed), make_split(config.test_seed), ("upper", "lower"))

@@ -51,12 +51,12 @@ def _load_photograph(role: str, file: str | None, size: int) -> Tensor:
     if file is None:
         from sklearn.datasets import load_sample_image
 
-        picture = Image.fromarray(load_sample_image(DEFAULT_FILES[role]))
+        image = Image.fromarray(load_sample_image(DEFAULT_FILES[role]))
     else:
-        picture = _read_image(Path(file).expanduser(), f"dataset.{role}={file}")
-    scale = size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+        image = _read_image(Path(file).expanduser(), f"dataset.{role}={file}")
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].contiguous()
 
 

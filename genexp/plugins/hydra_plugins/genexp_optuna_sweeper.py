@@ -96,7 +96,7 @@ class OptunaSweeper(BasicSweeper):
             )
         compose = self.hydra_context.config_loader.load_sweep_config
         check_config(
-            to_plain_config(compose(self.config, [*fixed_overrides, *map(format_first_override, sweep_overrides)]))
+            to_plain_config(compose(self.config, [*fixed_overrides, *map(format_first_value, sweep_overrides)]))
         )
         config = compose(self.config, fixed_overrides)
         trainer = config.trainer
@@ -114,7 +114,7 @@ class OptunaSweeper(BasicSweeper):
         }
 
 
-def format_first_override(override: Override) -> str:
+def format_first_value(override: Override) -> str:
     """Return `key=value` with the first value of a sweep override, or the start of its interval."""
     value = override.value()
     first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
@@ -138,12 +138,12 @@ STORE.store(
     provider="genexp",
 )
 # Keys other than `name` and `seed` are arguments of the Optuna sampler class.
-SAMPLER_OPTIONS = {
+DEFAULT_SAMPLER_OPTIONS = {
     "tpe": {"n_startup_trials": 10, "constant_liar": True},  # keeps the trials of a batch apart
     "gp": {"n_startup_trials": 10},
     "random": {},
 }
-for name, options in SAMPLER_OPTIONS.items():
+for name, options in DEFAULT_SAMPLER_OPTIONS.items():
     STORE.store(
         group="hydra/sweeper/sampler", name=name, node={"name": name, "seed": 0, **options}, provider="genexp"
     )

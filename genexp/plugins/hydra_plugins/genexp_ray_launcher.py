@@ -56,7 +56,7 @@ class RayLauncher(SweepLauncher):
 
         with self.stop_jobs_on_signal():
             self._connect()
-            remote_run = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(
+            run_remotely = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(
                 run_in_worker
             )
             pending = list(jobs)
@@ -64,7 +64,7 @@ class RayLauncher(SweepLauncher):
             while running or (pending and self.can_start_job()):
                 while pending and len(running) < self.max_parallel_jobs and self.can_start_job():
                     job = pending.pop(0)
-                    running[remote_run.remote(job, self.stop_file)] = job
+                    running[run_remotely.remote(job, self.stop_file)] = job
                 ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
                 for object_ref in ready:
                     self._check_result(object_ref, running.pop(object_ref))

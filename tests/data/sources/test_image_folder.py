@@ -16,7 +16,7 @@ from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
 from genexp.data.loading import make_loader
 from genexp.data.sources._image_files import read_image
-from genexp.data.stream import BatchStream, SplitBatches
+from genexp.data.stream import SplitBatches, TrainingBatches
 from genexp.errors import ConfigError, DataError
 from tests.support.images import write_image, write_images
 
@@ -192,8 +192,8 @@ def test_streamed_batches_equal_in_memory_batches(tmp_path: Path) -> None:
     eager, lazy = load_image_folder(write_images(tmp_path, 12)), load_image_folder(tmp_path, resident_gb=0.0)
     assert isinstance(lazy.train.streams["image"], LazyStream)
     assert lazy.spec == eager.spec
-    resident = BatchStream(make_loader(eager.train, "cpu"), 4, seed=1, dataset_name="album")
-    with BatchStream(
+    resident = TrainingBatches(make_loader(eager.train, "cpu"), 4, seed=1, dataset_name="album")
+    with TrainingBatches(
         make_loader(lazy.train, "cpu", 0, num_workers=2), 4, seed=1, dataset_name="album"
     ) as streamed:
         for left, right in islice(zip(resident.iter_batches(2), streamed.iter_batches(2), strict=True), 7):

@@ -101,7 +101,7 @@ def test_invalid_sources_fail_with_one_line() -> None:
 def test_pairs_are_matched_by_file_name(tmp_path: Path) -> None:
     inputs, targets = (
         write_images(tmp_path / "in"),
-        write_images(tmp_path / "out", first_number=2, suffix=".jpg", level=9),
+        write_images(tmp_path / "out", first_number=2, suffix=".jpg", gray_step=9),
     )
     (inputs / "03.png").write_bytes(b"broken")
     dataset = load_translation_dataset("pairs", input=str(inputs), target=str(targets))
@@ -153,7 +153,7 @@ def test_unpaired_folders_keep_their_own_lengths(tmp_path: Path) -> None:
 def test_invalid_folders_fail_with_one_line(tmp_path: Path) -> None:
     full, empty = str(write_images(tmp_path / "full")), str(tmp_path / "empty")
     Path(empty).mkdir()
-    single = str(write_images(tmp_path / "alone", 1, first_number=90, level=1))
+    single = str(write_images(tmp_path / "alone", 1, first_number=90, gray_step=1))
     cases: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         ("pairs", {}, ConfigError, "dataset.root=null: set it to a folder"),
         ("pairs", {"root": full, "input": full, "target": full}, ConfigError, "dataset.root="),
