@@ -32,7 +32,10 @@ class CanReconstruct(ABC):
         """Return the reconstructions of `images` (batch, channels, height, width), in the same shape."""
 
     def corrupt(self, images: Tensor) -> Tensor:
-        """Return the inputs of the technique for `images`, in the same shape: noisy for denoising techniques."""
+        """Return what the technique is given for `images`: noisy images if it denoises, else `images`.
+
+        The result has the shape of `images`.
+        """
         return images
 
 
@@ -68,7 +71,7 @@ class CanCluster(ABC):
 
 
 class CanStylize(ABC):
-    """Interface of techniques that learn one image: given content in a given style."""
+    """Interface of techniques that optimize one image, with the content of one image and the style of another."""
 
     @abstractmethod
     def stylize(self) -> Tensor:

@@ -70,7 +70,8 @@ def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size
 def move_to_device(module: ModuleT, device: torch.device) -> ModuleT:
     """Move `module` to `device`, with convolution filters in the fastest memory format for it.
 
-    On a CPU this is channels last, which saves each convolution the conversion of its input.
+    On a CPU this is channels last. Each convolution then also outputs channels last, so that the next one need not
+    convert its input.
     """
     module.to(device)
     if device.type == "cpu":
@@ -111,7 +112,7 @@ def use_bf16_matmul() -> Iterator[None]:
 
 
 def flush_denormals() -> None:
-    """Replace float32 numbers below 1e-38 (denormals) by 0, in this thread and those that it starts later.
+    """Replace denormals (float32 magnitudes below 1.2e-38) by 0, in this thread and those that it starts later.
 
     Once gradients vanish, Adam's moment estimates decay to denormals. With them a whole step takes several times
     as long on an Intel processor.
@@ -120,7 +121,7 @@ def flush_denormals() -> None:
 
 
 def use_deterministic_algorithms(enabled: bool) -> None:
-    """Enable or disable torch's deterministic algorithms, which repeat bit for bit on one machine.
+    """Enable or disable torch's deterministic algorithms, whose results are bit-identical on one machine.
 
     They are slower on a GPU and cost nothing on a CPU.
     """
@@ -148,5 +149,5 @@ def describe_device(device: torch.device, world_size: int = 1) -> str:
 
 
 def promote_to_float32(tensor: Tensor) -> Tensor:
-    """Return `tensor` in float32, whatever its shape. A float64 tensor stays float64."""
+    """Return `tensor` in float32, or unchanged if it is float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

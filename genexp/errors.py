@@ -26,4 +26,4 @@ class RankFailedError(GenexpError):
 
 
 class DivergenceError(GenexpError):
-    """Error of a training whose loss or weights became NaN or infinite."""
+    """Error of a training run whose loss or weights became NaN or infinite."""

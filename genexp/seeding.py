@@ -16,7 +16,7 @@ def derive_seed(*parts: int | str) -> int:
 def seed_generators(device: torch.device, *parts: int | str) -> None:
     """Seed torch's global generators of the CPU and of `device` from `parts`.
 
-    `torch.manual_seed` visits every backend, which takes a tenth of the step time of a small model.
+    `torch.manual_seed` is avoided: it visits every backend, which takes a tenth of the step time of a small model.
     """
     seed = derive_seed(*parts)
     torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that the trainer passes to the recorders. None of them refers to the trainer."""
+"""Frozen dataclasses that recorders receive: facts about the run, snapshots, and the outcome."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class FinalArtifacts:
     gallery: Mapping[str, Tensor]  # uint8 (channels, height, width), or (frames, …) for a GIF
     codes: Tensor | None = None  # float32 (samples, features): latent codes of held-out samples
     labels: Tensor | None = None  # (samples,): class labels of the same samples
-    images: Tensor | None = None  # uint8 (samples, channels, height, width): the samples themselves
+    images: Tensor | None = None  # uint8 (samples, channels, height, width): the same samples
 
 
 @dataclass(frozen=True)

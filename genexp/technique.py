@@ -116,7 +116,7 @@ class Technique(nn.Module, ABC):
         return {}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
-        """Return images in [0, 1] of a finished run: (channels, height, width), or (frames, ...) for a GIF."""
+        """Return images in [0, 1] for the end of a run: (channels, height, width), or (frames, ...) for a GIF."""
         return {}
 
     def encode(self, batch: Batch) -> Tensor | None:

@@ -42,7 +42,7 @@ def main() -> None:
         with _exit_on_signal():
             _run_rank_process()
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra raise its errors; `format_error` words them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors; `format_error` writes the messages
     # Hydra rejects `genexp model=vae -m seed=0,1`, since argparse accepts no overrides on both sides of a flag.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN_FLAGS)
     try:
@@ -78,10 +78,9 @@ def _run_rank_process() -> None:
 
 
 def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
-    """Return the function decorated by `hydra.main`, on conf/ or on the configuration of the run to resume.
+    """Return `_run_task` decorated by `hydra.main`, with conf/ or the configuration of the run to resume.
 
-    It also rewrites `sys.argv` for a resumed run or sweep.
-
+    For a resumed run or sweep it also changes `sys.argv`.
     Raises ConfigError or CheckpointError if `arguments` are contradictory or name no run or sweep directory.
     """
     conf_dir = find_config_dir()

@@ -1,4 +1,4 @@
-"""Common parts of the commands on finished runs. It must not import torch, so that `--help` is fast."""
+"""Common parts of the commands on finished runs. This module must not import torch, so that `--help` is fast."""
 
 from __future__ import annotations
 

@@ -38,10 +38,11 @@ SAMPLE_BATCH_SIZE = 100
 INPUT_BATCH_SIZE = 32
 MAX_GRID_SAMPLES, SAMPLE_GRID_COLUMNS = 400, 10  # images in samples.png, and in each of its rows
 NUM_DEFAULT_EXAMPLES = 10  # held-out samples in a comparison of inputs and outputs
+# Paths of an interpolation, and samples for selecting latent units.
 NUM_DEFAULT_LATENT_PATHS, NUM_TRAVERSAL_EXAMPLES = (
     8,
     500,
-)  # paths of an interpolation; samples for selecting latent units
+)
 
 
 @dataclass(frozen=True)

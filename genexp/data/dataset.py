@@ -27,7 +27,7 @@ class LazyStream(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
-        """Return sample `index` as a CPU tensor of `shape` and `dtype`."""
+        """Return sample `index` as a CPU tensor of `sample_shape` and `dtype`."""
 
 
 Stream = Tensor | LazyStream

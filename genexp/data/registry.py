@@ -22,7 +22,7 @@ class DatasetConfig:
 
     name: str
     limit: int | None  # largest number of training samples; the test split shrinks in proportion
-    resident_gb: float  # largest split (10⁹ bytes) that is kept on the device, one tensor per stream
+    resident_gb: float  # a split of at most this size, in 10⁹ bytes, is kept on the device
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "limit", self.limit, "use at least 1, or null for all")

@@ -98,7 +98,7 @@ class TrainingBatches:
     def _draw_epoch_indices(self, epoch: int, steps: int, batch_size: int) -> dict[str, Tensor]:
         """Return the sample indices of an epoch for each stream, (steps, rows of the shard), on `index_device`.
 
-        They are moved there once per epoch.
+        All indices of an epoch are moved there at once: fewer transfers.
         """
         split = self._loader.split
 
@@ -113,7 +113,7 @@ class TrainingBatches:
 
 
 def stack_batches(sources: Sequence[TrainingBatches], first_step: int) -> Iterator[Batch]:
-    """Return the batches of several BatchStreams over one split, gathered together: (batch streams, batch, ...).
+    """Return the batches of all `sources`, over one split, stacked along a new first axis: (sources, batch, ...).
 
     If a batch is the whole split, it is the same for all and has no leading axis.
     """

@@ -1,7 +1,9 @@
-"""Loss of a shard of the batch, whose mean over all shards equals the loss of the whole batch.
+"""Loss of a shard of the batch, whose mean over all shards equals the loss of the global batch.
+
+The global batch is the batch of a step on a single process. Each rank has one shard of it.
 
 A technique is written for a single process. While a rank computes the loss of its shard, random numbers are drawn
-for the whole batch, and the rows of the shard are kept. Batch normalization uses statistics of the whole batch.
+for the global batch, and the rows of the shard are kept. Batch normalization uses statistics of the global batch.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def build_distributed_loss(phase: GradientPhase, shard: Shard, *, should_sync_ba
     """Return the loss of `phase` on this rank's `shard` of the batch.
 
     DistributedDataParallel averages the gradients over all shards during the backward pass. With
-    `should_sync_batch_norm`, batch normalization uses the whole batch.
+    `should_sync_batch_norm`, batch normalization uses the global batch.
     """
     loss: LossFunction = DistributedDataParallel(
         _LossModule(phase, shard, should_sync_batch_norm), find_unused_parameters=True
@@ -70,9 +72,9 @@ class _LossModule(nn.Module):
 
 
 class GlobalBatchMode(TorchFunctionMode):
-    """Torch function mode in which random draws and batch normalization act on the whole batch.
+    """Torch function mode in which random draws and batch normalization act on the global batch.
 
-    A draw whose first dimension equals the local batch size is made for the whole batch, then reduced to this
+    A draw whose first dimension equals the local batch size is made for the global batch, then reduced to this
     shard's rows. Any other draw is equal on all ranks, because their generators have the same seed.
     """
 
@@ -131,7 +133,7 @@ class GlobalBatchMode(TorchFunctionMode):
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self._local_batch_size
 
     def _expand_to_global_batch(self, value: Any) -> Any:
-        """Return a batched `value` with the rows of the whole batch; those of other shards are placeholders."""
+        """Return a batched `value` with as many rows as the global batch: the local rows, once for each shard."""
         # cat() keeps the memory format (e.g. channels last), in whose order numbers are drawn. repeat() does not.
         return torch.cat([value] * self._shard.count) if self._is_batched(value) else value
 
@@ -160,7 +162,7 @@ def _global_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return `F.batch_norm` of the local rows `values` (rows, channels, ...), with statistics of the whole batch.
+    """Return `F.batch_norm` of the local rows `values` (rows, channels, ...), with statistics of the global batch.
 
     Ioffe & Szegedy, "Batch Normalization" (2015). In training it updates the running statistics in place.
     """
@@ -172,7 +174,7 @@ def _global_batch_norm(
     variance = batch_mean(centered.square().mean(2))
     with torch.no_grad():
         if running_mean is not None and running_var is not None:
-            count = flat_values[:, 0].numel() * current_shard().count  # elements per channel in the whole batch
+            count = flat_values[:, 0].numel() * current_shard().count  # elements per channel in the global batch
             running_mean.lerp_(mean.to(running_mean), momentum)
             running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
     scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight

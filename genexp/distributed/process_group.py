@@ -37,7 +37,7 @@ class Stateful(Protocol):
 
 
 class ProcessGroup:
-    """All processes of a run, as seen from one of them. A single process communicates with no other.
+    """All processes of a run, as seen from one of them. With a single process, all methods are local.
 
     The methods `wrap_loss`, `all_reduce_max`, `all_reduce_mean` and `broadcast_state` are collective. Every rank
     calls them, in the same order.
@@ -61,7 +61,7 @@ class ProcessGroup:
         return self.rank_info.world_size == 1
 
     def wrap_loss(self, phase: GradientPhase, *, should_sync_batch_norm: bool) -> LossFunction:
-        """Return the loss of `phase` on this rank's rows. Its gradients are those of the whole batch."""
+        """Return the loss of `phase` on this rank's rows. Its gradients are those of the global batch."""
         return (
             phase.loss
             if self.is_single_process
@@ -83,7 +83,8 @@ class ProcessGroup:
     def all_reduce_max(self, clock: Clock, *values: int) -> list[int]:
         """Return the maximum over all ranks of each of `values`.
 
-        Call it before the first step, and after each step for which `should_sync` returns True.
+        Call it before the first step, and after each step for which `should_sync` returns True. It also schedules
+        the next synchronization, from the time per step between the last one and `clock`.
         """
         if self.is_single_process:
             return list(values)

@@ -31,7 +31,7 @@ class RankInfo:
 
 
 def read_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo | None:
-    """Return the rank that torchrun or rank 0 gave this process, or None if it has no other processes."""
+    """Return the rank that torchrun or rank 0 gave this process, or None if it is the only process of its run."""
     if any(name not in environment for name in RENDEZVOUS_VARIABLES) or int(environment["WORLD_SIZE"]) < 2:
         return None
     rank, world_size, local_rank = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))

@@ -34,9 +34,9 @@ class RankTask:
 
 
 class RankStore:
-    """Messages by name, with a separate key prefix for each run of the same processes.
+    """Named messages between ranks. Processes that train several runs use another key prefix for each run.
 
-    Each task opens the prefix of the next run, on all ranks in the same order.
+    All ranks switch to the next prefix when a task is published or received, so their prefixes agree.
     """
 
     def __init__(self, store: Store) -> None:
@@ -85,4 +85,5 @@ def connect_rank_store() -> RankStore:
 
 
 def _format_key_prefix() -> str:
-    return f"genexp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"  # torchrun uses the same store
+    # torchrun has its own keys in the same store, and keeps the store when it restarts the ranks.
+    return f"genexp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"

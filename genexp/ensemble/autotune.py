@@ -22,13 +22,14 @@ from genexp.training.trainer import initialize_technique
 
 TIMING_ROUNDS = 5  # the first round is a warm-up and is not counted
 STEPS_PER_ROUND = 4  # steps of the single run in each round
+# Points of a run, as fractions, at which the losses are computed once: a schedule may change what is computed.
 CHECKED_FRACTIONS = (
     0.0,
     0.25,
     0.5,
     0.75,
     1.0,
-)  # fractions of a run at which its losses are computed: schedules may take another branch
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TimingResult:
 
 
 def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> TimingResult | None:
-    """Return the duration of ensemble and sequential steps, or None unless `should_measure`.
+    """Check that the members can be one ensemble. Return the step durations if `should_measure`, else None.
 
     The members are left unchanged. Raises IncompatibleRunsError where they cannot be one ensemble.
     """
@@ -117,7 +118,7 @@ def _preserve_states(members: Sequence[EnsembleMember]) -> Iterator[None]:
 
 
 def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:
-    # Python requires one value where vmap has one per member.
+    # Python code such as `if` requires a single number, but under vmap there is one per member.
     needs_python_value = isinstance(error, TypeError) or any(
         word in str(error) for word in ("control flow", "item()")
     )

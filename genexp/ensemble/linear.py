@@ -16,7 +16,8 @@ from torch import Tensor
 def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `torch.nn.functional.linear(values, weight, bias)` under vmap.
 
-    The layout of gradients differs from torch for values of shape `(batch, inputs)` with a bias, outside autocast.
+    For values of shape `(batch, inputs)` with a bias, outside autocast, gradients have the layout of the weights.
+    Otherwise they have the layout that torch chooses.
     """
     should_use_torch = torch.is_autocast_enabled(values.device.type) or values.dim() != 2
     if should_use_torch or bias is None:

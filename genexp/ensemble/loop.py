@@ -39,7 +39,7 @@ def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
 def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
     """Return the batches of all members, and whether every member gets the same batch.
 
-    Streams are (members, batch, ...), or (batch, ...) where the batch is shared.
+    The tensors of a batch are (members, batch, ...), or (batch, ...) if all members share it.
     """
     batch_sources = [member.run.data.batch_source for member in members]
     batch_streams = [batch_source for batch_source in batch_sources if isinstance(batch_source, TrainingBatches)]

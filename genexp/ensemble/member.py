@@ -24,7 +24,7 @@ class EnsembleMember:
     job_number: int  # number of the job in its sweep
     context: RunContext
     exit_stack: ExitStack  # closes `context`
-    # Hydra has set the handlers of this job's log when the member is created.
+    # When a member is created, the root logger has the handlers that Hydra installed for its job.
     log_handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))
 
     recorders: Any = None  # a RecorderGroup after `open`

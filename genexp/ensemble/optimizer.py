@@ -15,8 +15,8 @@ from genexp.training.optimizers import OptimizerConfig, build_joint_optimizer, l
 class EnsembleOptimizer:
     """Torch optimizer of all members. Adjacent members with equal settings share one parameter group.
 
-    The members' own optimizers never step. `update_members` writes to each its part of the state. A member's
-    checkpoint is made from that state, and the next EnsembleOptimizer of these members starts from it.
+    The members' own optimizers never step. `update_members` writes each member's part of the state to its own
+    optimizer. Checkpoints are saved from there, and a later EnsembleOptimizer of these members starts from there.
     """
 
     def __init__(
@@ -65,7 +65,10 @@ class EnsembleOptimizer:
         self._optimizer.step()
 
     def update_members(self) -> None:
-        """Set the state of each member's optimizer to what it would be after the steps of a single run."""
+        """Set the state of each member's optimizer to what it would be after the steps of a single run.
+
+        Its tensors are not copies: they share memory with the state of the joint optimizer.
+        """
         for member_indices, slices, group in zip(
             self._group_member_indices, self._group_slices, self._optimizer.param_groups, strict=True
         ):

@@ -80,7 +80,10 @@ class EnsembleFunctionMode(TorchFunctionMode):
         )
 
     def draw_per_member(self, shape: Sequence[int], like: Tensor, fill: FillFunction) -> Tensor:
-        """Return a tensor of `shape` per member, filled by `fill`, with the dtype and device of `like`."""
+        """Return a tensor of `shape` under vmap, with the dtype and device of `like`.
+
+        `fill` sets the values of each member.
+        """
 
         def draw() -> Tensor:
             stacked = torch.empty(len(self._generators), *shape, dtype=like.dtype, device=like.device)
@@ -92,7 +95,7 @@ class EnsembleFunctionMode(TorchFunctionMode):
         return result
 
     def dropout(self, values: Tensor, p: float | Tensor, training: bool, make_mask: MaskFunction) -> Tensor:
-        """Apply dropout with masks from `make_mask`, which draws as a single run does on a CPU.
+        """Apply dropout with one mask per member from `make_mask`, which draws the mask of a single run on a CPU.
 
         `p` is the same for all members, or one of the substituted hyperparameters. Raises IncompatibleRunsError
         for values of shape (batch, channels, height, width) on a CPU.
@@ -209,7 +212,10 @@ def _normalize(
 
 
 class _AffineGrid(torch.autograd.Function):
-    """torch.nn.functional.affine_grid, for which vmap has no rule: members and batch become one larger batch."""
+    """torch.nn.functional.affine_grid, for which vmap has no rule: members and batch become one larger batch.
+
+    The result is not differentiable with respect to `theta`.
+    """
 
     @staticmethod
     def forward(theta: Tensor, size: list[int], align_corners: bool | None) -> Tensor:

@@ -33,7 +33,7 @@ def run_jobs(
 ) -> signal.Signals | None:
     """Run jobs. Return the signal that stopped them, or None.
 
-    Compatible jobs run as an ensemble if that is faster, or in any case unless `should_measure`. No further job
+    Compatible jobs run as an ensemble. With `should_measure`, they do so only if that is faster. No further job
     starts once `can_start_job` returns False.
     """
     sequential_groups: list[Sequence[Job]] = []
@@ -111,10 +111,13 @@ def _should_run_ensemble(
 
 @contextmanager
 def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
-    """Build the members of one group of jobs on one shared data set. Jobs that cannot be built are left out."""
+    """Build the members of one group of jobs on one shared data set.
+
+    Jobs that cannot be built are left out. Their failure is recorded, unless another process locks the directory.
+    """
     members: list[EnsembleMember] = []
     with silence_console(), warnings.catch_warnings():
-        # Without a batching rule, vmap calls the operation member by member, as single runs do.
+        # Warning of vmap about operations without a batching rule, which it computes member by member.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
             for job in jobs:

@@ -148,7 +148,7 @@ class EnsembleStep:
     def _run_closed_form(
         self, phase_index: int, batch: Batch, is_shared: bool, train_batches: Batches, clock: Clock
     ) -> MemberMetrics:
-        """Update member by member: closed-form updates take different numbers of passes over the data."""
+        """Update member by member, because the number of passes over the data may differ between members."""
         member_metrics: list[Metrics] = []
         for member_index, (learner, generators) in enumerate(zip(self.learners, self._generators, strict=True)):
             phase = learner.phases[phase_index]

@@ -30,7 +30,7 @@ class PointBlocks:
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of a set of points."""
+    """Count, mean and sum of squared deviations of a set of points."""
 
     count: int
     mean: Tensor  # (features,)

@@ -17,12 +17,12 @@ UPDATE_CHUNK_ELEMENTS = 2**17  # elements of reassigned points per copy on the C
 
 
 class AssignmentBounds(Protocol):
-    """Data that lets an assignment skip distance computations. It never changes a result."""
+    """Data of one assignment that makes the next one faster. It never changes a result."""
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Discard the data of the points at `point_indices` in `start_indices`: their labels changed elsewhere.
+        """Discard the data of these pairs of start and point: other code changed their labels.
 
-        Both are int64 (pairs,).
+        `start_indices` and `point_indices` are int64 (pairs,).
         """
 
     def select_starts(self, start_indices: Tensor) -> AssignmentBounds:
@@ -33,11 +33,12 @@ class AssignmentBounds(Protocol):
 class ClusterSums:
     """Sums, counts and labels of an assignment of points to centers."""
 
-    sums: Tensor  # `accumulation_dtype` (starts, clusters, features): sum of the points of each cluster
+    # dtype of `get_accumulation_dtype` (starts, clusters, features): sum of the points of each cluster
+    sums: Tensor
     counts: Tensor  # int64 (starts, clusters): number of points of each cluster
-    labels: Tensor  # `label_dtype` (starts, points): cluster of each point, or `UNASSIGNED`
+    labels: Tensor  # dtype of `get_label_dtype` (starts, points): cluster of each point, or `UNASSIGNED`
     changed_fraction: float = 1.0  # fraction of the labels that the last assignment changed, in [0, 1]
-    bounds: AssignmentBounds | None = None  # lets the next assignment skip distance computations
+    bounds: AssignmentBounds | None = None  # makes the next assignment faster
 
     @classmethod
     def create_unassigned(cls, centers: Tensor, num_points: int) -> ClusterSums:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MIN_NUMPY_COLUMNS = 32  # columns from which NumPy finds a minimum faster than torch on the CPU
+MIN_NUMPY_COLUMNS = 32  # fewest columns for which NumPy finds a minimum faster than torch on the CPU
 
 
 class CenterScorer:

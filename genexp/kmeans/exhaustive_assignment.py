@@ -1,6 +1,6 @@
 """Assignment step of Lloyd's algorithm by matrix products with all centers, with the bounds of Hamerly (2010).
 
-Points that the bounds keep in their cluster are skipped.
+Points that provably stay in their cluster are skipped.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from genexp.kmeans.hamerly_bounds import HamerlyBounds, center_shift_norms
 
 # Pairs of points and their indices in the data set. The points are valid until the next pair is requested.
 PointChunks = Iterator[tuple[Tensor, Tensor]]
-# Of a block: if a larger fraction is uncertain, it is cheaper to compute the whole block than to gather rows.
+# Fraction of a block. If more points are uncertain, the whole block is computed: cheaper than gathering.
 MAX_GATHERED_FRACTION = 0.6
-# Of the rows of scores: to search all rows takes less memory than to copy more, and hardly longer.
+# Fraction of the rows of scores. Above it all rows are searched: less memory than a copy, and hardly slower.
 MAX_COPIED_FRACTION = 0.1
 CHUNK_SCORES = 2**19  # scores computed at a time on the CPU: they fit in its cache
 BUFFER_ELEMENTS = 2**18  # elements of points that are gathered before their scores are computed
@@ -115,7 +115,8 @@ class ExhaustiveAssignment:
     def _assign_chunk(self, points: Tensor, labels: Tensor, bounds: HamerlyBounds | None) -> None:
         scores = self._center_scores(points, self._scores)  # (points, starts, clusters)
         self._updater.reassign(points, labels, self._find_reassignments(scores, labels.T.long()))
-        if bounds is not None:  # norms are recomputed: stored, they would take as much memory as the margins
+        if bounds is not None:
+            # Norms are computed again. To store them would take as much memory as the margins.
             bounds.set_from_scores(
                 scores, labels, torch.linalg.vector_norm(points, dim=1).square_(), self._max_squared_norms
             )

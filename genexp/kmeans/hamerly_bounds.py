@@ -39,9 +39,9 @@ class HamerlyBounds:
         )
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Set the margins at `point_indices` in `start_indices` to -inf: these labels changed elsewhere.
+        """Set the margins of these pairs of start and point to -inf: other code changed their labels.
 
-        Both are int64 (pairs,).
+        `start_indices` and `point_indices` are int64 (pairs,).
         """
         self.margins[point_indices, start_indices] = -torch.inf
 

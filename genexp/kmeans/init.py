@@ -24,8 +24,8 @@ def kmeans_plusplus(blocks: Blocks, num_points: int, num_starts: int, num_cluste
     """Return centers (starts, clusters, features) by greedy k-means++, as in scikit-learn.
 
     Each center is the best of 2 + ln(clusters) candidates (Arthur & Vassilvitskii 2007). Their probability is
-    proportional to the squared distance to the nearest center so far. Each center takes one pass over the blocks.
-    That pass evaluates the candidates, and draws the next candidates for each possible choice.
+    proportional to the squared distance to the nearest center so far. One pass over the blocks per
+    center evaluates the candidates. It also draws, for each candidate, the candidates that follow if it is chosen.
     `num_points` is the number of points in `blocks`.
     """
     n_local_trials = 2 + int(math.log(num_clusters))
@@ -49,8 +49,8 @@ def kmeans_plusplus(blocks: Blocks, num_points: int, num_starts: int, num_cluste
 class _PlusPlusState:
     """State of k-means++ for each point."""
 
-    closest_dist_sq: Tensor  # (starts, count): squared distance to the nearest center so far
-    squared_norms: Tensor  # (count,)
+    closest_dist_sq: Tensor  # (starts, points): squared distance to the nearest center so far
+    squared_norms: Tensor  # (points,)
 
 
 def _evaluate_candidates(
@@ -65,7 +65,7 @@ def _evaluate_candidates(
     centers_and_candidates = torch.cat([new_centers.unsqueeze(1), candidates], 1)
     rows = centers_and_candidates.flatten(0, 1)
     potential = candidates.new_zeros(candidates.shape[:2])
-    # These candidates are kept where all points coincide with centers.
+    # Initial values. They remain if all points coincide with centers: nothing is drawn then.
     next_candidates = candidates.unsqueeze(2).repeat(1, 1, n_local_trials, 1)
     first = 0
     for block in blocks:
@@ -98,10 +98,10 @@ def _update_reservoir(
 ) -> Tensor:
     """Replace entries of `reservoir` by points of `block`, by weighted reservoir sampling.
 
-    After the last block each entry is an independent draw from all points, with probability proportional to mass.
-    `cumulative_weights` (starts, candidates, points) is summed along the points. `previous_mass` (starts,
-    candidates) is the total mass of the blocks before. `reservoir` (starts, candidates, draws, features) changes in place.
-    Returns the total mass of `block`, (starts, candidates).
+    After the last block each entry is an independent draw from all points, with probability proportional to its
+    weight. `cumulative_weights` (starts, candidates, points) is summed along the points. `previous_mass` (starts,
+    candidates) is the total weight of the blocks before. `reservoir` (starts, candidates, draws, features) changes
+    in place. Returns the total weight of `block`, (starts, candidates).
     """
     total = cumulative_weights[..., -1]
     thresholds = torch.rand(*reservoir.shape[:3], device=block.device) * total.unsqueeze(2)

@@ -1,8 +1,8 @@
 """Bounds on scores from projections of points and centers onto a subspace.
 
-The subspace holds the few directions in which the data varies most. Coordinates in it and the norm of the residual
-leave few centers that may be the nearest, without reading the points. Bottesch et al. (2016) bound distances in
-this way from block sums.
+The subspace holds the few directions in which the points lie farthest from 0. Coordinates in it and the norm of
+the residual leave few centers that may be the nearest, without reading the points. Bottesch et al. (2016) bound
+distances in the same way, from sums over blocks of features.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ProjectionBounds:
         """Fit a basis to the points in `blocks`. `set_projections` must then set the projections."""
         dimensions, features = _choose_num_dimensions(centers), centers.shape[2]
         coordinates = centers.new_empty(num_points, dimensions, dtype=torch.int16)
-        # The memory of the coordinates holds the sample until `set_projections` sets them.
+        # The sample is stored in the memory of the coordinates, if it fits. `set_projections` overwrites it later.
         sample_buffer = coordinates.view(centers.dtype).flatten()
         if len(sample_buffer) < SAMPLE_POINTS * features:
             sample_buffer = centers.new_empty(SAMPLE_POINTS * features)
@@ -98,9 +98,9 @@ class ProjectionBounds:
         )
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Discard the bounds at `point_indices` in `start_indices`: these labels changed elsewhere.
+        """Discard the bounds of these pairs of start and point: other code changed their labels.
 
-        Both are int64 (pairs,).
+        `start_indices` and `point_indices` are int64 (pairs,).
         """
         self.residual_products[point_indices, start_indices] = -torch.inf
         self.hamerly_bounds.invalidate(start_indices, point_indices)
@@ -198,9 +198,9 @@ def _choose_num_dimensions(centers: Tensor) -> int:
 
 
 def _sample_points(blocks: Blocks, num_points: int, out: Tensor) -> Tensor:
-    """Copy evenly spaced ones of the `num_points` points to `out`; return the filled part (points, features).
+    """Copy every n-th point of each block to `out`. Return the filled part (points, features).
 
-    `out` is (largest number of points, features).
+    `out` is (largest number of points, features). n is `num_points` divided by that number, rounded up.
     """
     step, filled = -(-num_points // len(out)), 0
     for block in blocks:
@@ -216,9 +216,8 @@ def _fit_basis(sample: Tensor, dimensions: int) -> Tensor:
     The method is subspace iteration on `sample` (points, features).
     """
     initial_points = sample[:: max(1, len(sample) // dimensions)][:dimensions]
-    directions = torch.linalg.qr(
-        initial_points.T
-    ).Q  # starts from orthonormalized points: large ones would overflow
+    # The iteration starts from orthonormalized points: large ones would overflow.
+    directions = torch.linalg.qr(initial_points.T).Q
     for _ in range(SUBSPACE_ITERATIONS):
         directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
     return directions

@@ -34,10 +34,9 @@ class CandidatePairs:
     lower_scores: Tensor  # (pairs,): lower bound on the score
 
     def select_points(self, first: int, last: int) -> CandidatePairs:
-        """Return the pairs whose row is at least `first` and below `last`, with rows counted from `first`."""
-        pair_slice = slice(
-            *np.searchsorted(self.point_indices.numpy(), (first, last))
-        )  # takes half the time of torch
+        """Return the pairs of the points `first` to `last` - 1. Their `point_indices` count from `first`."""
+        # NumPy takes half the time of torch.
+        pair_slice = slice(*np.searchsorted(self.point_indices.numpy(), (first, last)))
         return CandidatePairs(
             self.point_indices[pair_slice] - first, self.center_indices[pair_slice], self.lower_scores[pair_slice]
         )
@@ -136,7 +135,7 @@ class PrunedAssignment:
         return replace(pairs, point_indices=index[pairs.point_indices])
 
     def _find_uncertain(self, index: slice) -> Iterator[slice | Tensor]:
-        """Yield, in chunks, those of the points `index` that the Hamerly bounds do not keep in their clusters."""
+        """Yield, in chunks, those of the points `index` that may change cluster, by the Hamerly bounds."""
         if self._center_shift is None:
             yield from _split_slice(index, self._chunk_size)
         else:
@@ -188,8 +187,8 @@ class PrunedAssignment:
         A center is a candidate if its score is below that of the own center plus `slack` (points, starts).
         `points` (points, dimensions) and `centers` (starts · clusters, dimensions) are projections, or have all
         features. `own_columns` is int64 (points, starts). `max_fraction` limits the candidates, see
-        `MAX_PAIR_FRACTION`. Sets the Hamerly bounds in `bounds`. Where there are candidates, these bounds cover
-        the other centers only, until `_find_reassignments` completes them.
+        `MAX_PAIR_FRACTION`. Sets the Hamerly bounds in `bounds`. For points with candidates these are
+        incomplete: they cover only the centers that are no candidates. `_find_reassignments` completes them.
         """
         out = self._scores[: len(points)]
         scores = torch.addmm(self._half_norms, points, centers.T, alpha=-1, out=out)
@@ -300,6 +299,7 @@ def _argmin_by_key(scores: Tensor, keys: Tensor, is_preferred: Tensor, num_keys:
     """
     minima = scores.new_full((num_keys,), torch.inf).scatter_reduce_(0, keys, scores, "amin")
     ties = (scores == minima[keys]).nonzero().squeeze(1)
+    # Preferred pairs get negative numbers, so they win the minimum. The modulo below restores their position.
     priorities = ties - len(scores) * is_preferred[ties]
     winners = priorities.new_full((num_keys,), len(scores)).scatter_reduce_(0, keys[ties], priorities, "amin")
     return winners[winners < len(scores)] % max(1, len(scores))

@@ -99,10 +99,9 @@ class _SmallAssignment(NamedTuple):  # created in half the time of a frozen data
         negated_scores = np.dot(weights, matrix.homogeneous_points).reshape(starts, clusters, -1)
         membership = (negated_scores == negated_scores.max(1, keepdims=True)).astype(np.float64)
         sums = membership @ matrix.homogeneous_points.T
-        if (
-            sums[..., -1].sum() != starts * matrix.homogeneous_points.shape[1]
-        ):  # a point has several nearest centers:
-            membership = np.eye(clusters)[negated_scores.argmax(1)].swapaxes(1, 2)  # it goes to the first
+        # A point with several nearest centers is counted once for each. It then goes to the first of them.
+        if sums[..., -1].sum() != starts * matrix.homogeneous_points.shape[1]:
+            membership = np.eye(clusters)[negated_scores.argmax(1)].swapaxes(1, 2)
             sums = membership @ matrix.homogeneous_points.T
         return cls(membership, sums)
 

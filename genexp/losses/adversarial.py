@@ -16,7 +16,8 @@ class AdversarialLoss:
 
     discriminator_loss: Callable[[Tensor, Tensor], Tensor]  # real scores, fake scores → scalar
     generator_loss: Callable[[Tensor], Tensor]  # fake scores → scalar
-    # Scores → probabilities of being real, in the same shape; None for scores without that meaning.
+    # Scores → values in [0, 1], higher for more realistic images, in the same shape.
+    # None if scores have no fixed scale.
     real_probability: Callable[[Tensor], Tensor] | None
 
 

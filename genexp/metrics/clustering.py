@@ -16,7 +16,8 @@ def clustering_accuracy(labels: IntegerLabels, clusters: IntegerLabels) -> float
     """Return the fraction of correct samples under the best one-to-one matching of clusters to labels.
 
     The Hungarian algorithm finds the matching (Yang et al. 2010). If there are more clusters than labels, samples
-    of unmatched clusters count as errors. If there are fewer, samples of unmatched labels do.
+    of unmatched clusters count as errors. If there are fewer, samples of unmatched labels count as
+    errors.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -52,8 +52,8 @@ class GenerationMetrics:
         """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
 
         `real_batches` are batches of real images, `generated_features` parts (samples, features) of the features
-        of generated ones. "frechet" repeats frechet_V: a recipe's objective has this name for all data sets.
-        Raises ConfigError for too few images.
+        of generated ones. frechet_V is also returned as "frechet", so that trainer.objective=frechet works
+        for every data set. Raises ConfigError for too few images.
         """
         if self._real_samples is not real_batches:
             self._real_samples, self._real_features = real_batches, self._extract_real_features(real_batches)

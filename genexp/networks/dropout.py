@@ -21,7 +21,7 @@ class Dropout(nn.Dropout):
 
 def dropout(values: Tensor, p: float, training: bool) -> Tensor:
     """Apply dropout as torch.nn.functional.dropout does: elements become 0 or are scaled by 1 / (1 - p)."""
-    if has_torch_function_unary(values):  # e.g. GlobalBatchMode, MemberRandomMode
+    if has_torch_function_unary(values):  # for example GlobalBatchMode, EnsembleFunctionMode
         result: Tensor = handle_torch_function(dropout, (values,), values, p, training)
         return result
     if not training or not p:

@@ -66,7 +66,10 @@ def apply_spectral_norm(network: nn.Sequential) -> nn.Sequential:
 
 
 def init_weights(network: nn.Module, std: float) -> None:
-    """Draw weights from N(0, std²) and the scales of normalization layers from N(1, std²); set biases to 0."""
+    """Draw weights from N(0, std²) and the scales of normalization layers from N(1, std²); set biases to 0.
+
+    Weights with spectral normalization keep their values: there, `weight` is computed anew at each access.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(module.weight, 0.0, std)

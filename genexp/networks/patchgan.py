@@ -22,7 +22,7 @@ def build_patchgan(channels: int, size: tuple[int, int], *, width: int, norm: st
     """Return a network from images (batch, channels, *size) to one score per patch: (batch, 1, rows, columns).
 
     `size` is (height, width). Patches have a side of 70 pixels, or less on small images. `norm` is a key of
-    PATCHGAN_NORMS.
+    TRANSLATION_NORMS.
     """
     num_halvings = max(
         count

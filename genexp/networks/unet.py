@@ -26,7 +26,7 @@ class UNet(nn.Module):
         """Build for images of `size`: (height, width). Raises ConfigError for a side below 4 pixels.
 
         Each of at most MAX_LEVELS levels halves the size, until the shorter side is 1 pixel. `width` is the number
-        of channels of the first level. `norm` is a key of PATCHGAN_NORMS.
+        of channels of the first level. `norm` is a key of TRANSLATION_NORMS.
         """
         super().__init__()
         sizes = _compute_level_sizes(size)

@@ -81,7 +81,7 @@ class VGG19(nn.Module):
     std: Tensor  # (1, 3, 1, 1)
 
     def __init__(self, output_layers: Sequence[str], *, pooling: str = "max") -> None:
-        """Build the network up to the last of `layers`, the names of layers such as conv_4, relu_4 or pool_4.
+        """Build the network up to the last of `output_layers`, which are names such as conv_4, relu_4 or pool_4.
 
         `pooling` is a key of POOLINGS.
         """
@@ -109,8 +109,9 @@ class VGG19(nn.Module):
     def forward(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (layer, features) for RGB images (batch, 3, height, width) in [0, 1].
 
-        Features are (batch, channels, height, width). Compute a loss of one layer before taking the next layer:
-        the backward pass runs in reverse order and then reaches each loss only when its layer is due.
+        Features are (batch, channels, height, width). Compute the loss of a layer before requesting the
+        next layer. The backward pass then handles each loss directly before its layer, and holds fewer gradients
+        at once.
         """
         features = (images - self.mean) / self.std
         for name, layer in self.layers.items():

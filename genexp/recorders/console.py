@@ -39,9 +39,9 @@ SPEED_SMOOTHING = 0.7  # weight of the previous value in the moving average of t
 class ConsoleRecorder(Recorder):
     """Recorder that shows a progress bar on a terminal, or prints lines elsewhere.
 
-    It prints at most one line per epoch and at most one every `interval_seconds` seconds. In both cases the log
-    file gets lines for the start, each epoch, each warning and the end. It must be closed after the recorders
-    whose files it lists.
+    Elsewhere it prints at most one line per epoch, and at most one in `interval_seconds` seconds. On a terminal
+    and elsewhere, the log file gets lines for the start, each epoch, each warning and the end. The recorder must
+    be closed after the recorders whose files it lists.
     """
 
     def __init__(self, interval_seconds: float = 2.0) -> None:

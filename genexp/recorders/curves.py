@@ -76,7 +76,7 @@ def _set_margins(figure: Figure) -> None:
 def group_metrics(names: Sequence[str]) -> dict[str, list[str]]:
     """Return panel label → names of the metrics in the panel.
 
-    Metrics named `*_loss` share one panel. Other metrics differ in magnitude and have a panel each.
+    Metrics named `loss` or `*_loss` share one panel. Other metrics differ in magnitude and have a panel each.
     """
     groups: dict[str, list[str]] = {}
     for name in names:

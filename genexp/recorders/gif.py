@@ -123,9 +123,9 @@ def append_frame(path: Path, pixels: Tensor, frame_duration_ms: int) -> None:
 
 
 def restore_trailer(path: Path) -> None:
-    """Restore the trailer of a GIF that was truncated to the size that it had after an earlier frame.
+    """Write the trailer over the last byte of a GIF that was truncated to its size after an earlier frame.
 
-    The last byte was the trailer then. The next frame has overwritten it.
+    That byte was the trailer until the next frame overwrote it.
     """
     with path.open("r+b") as file:
         file.seek(-1, io.SEEK_END)

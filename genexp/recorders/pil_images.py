@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TARGET_SHORT_SIDE_PIXELS = 256  # smaller images are enlarged for display
+TARGET_SHORT_SIDE_PIXELS = 256  # images with a short side below half of it are enlarged to about this
 MAX_LONG_SIDE_PIXELS = 1600  # limit of the enlargement
 
 

@@ -13,12 +13,12 @@ from genexp.recorders.pil_images import to_pil_image
 from genexp.snapshot import FinalArtifacts
 
 MAX_PROJECTOR_SAMPLES = 2000
-THUMBNAIL_PIXELS = 48  # side; one square sprite image, limited to 8192 × 8192 pixels, holds all thumbnails
+THUMBNAIL_PIXELS = 48  # side; all are in one square sprite image, for which TensorBoard allows 8192 × 8192 pixels
 PROJECTOR_DIR = "projector"
 
 
 def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Sequence[str]) -> None:
-    """Write codes, class names and thumbnails of up to 2000 samples into `log_dir`/projector."""
+    """Write codes, class names and thumbnails of up to MAX_PROJECTOR_SAMPLES samples into `log_dir`/projector."""
     assert artifacts.codes is not None
     projector_dir = log_dir / PROJECTOR_DIR
     projector_dir.mkdir(exist_ok=True)

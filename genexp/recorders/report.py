@@ -14,8 +14,8 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 class ReportRecorder(Recorder):
     """Recorder of `report.html`. It reads files of other recorders and must be closed after them.
 
-    `write_report` takes the run directory and returns the path of the page. It is passed in because
-    recorders do not depend on the content of reports.
+    `write_report` takes the run directory and returns the path of the page. It is a parameter, so that
+    recorders do not import `genexp.reports`.
     """
 
     def __init__(self, write_report: Callable[[Path], Path]) -> None:

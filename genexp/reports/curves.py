@@ -66,7 +66,7 @@ def build_run_charts(metrics: LoggedMetrics) -> list[Chart]:
 def build_sweep_charts(comparison: Comparison, metrics: Mapping[RunRecord, LoggedMetrics]) -> list[Chart]:
     """Return one chart for each split and metric, with one curve for each seed group.
 
-    A curve is the mean over seeds. A band shows its standard error. The objective comes first.
+    A curve is the mean over seeds. A band shows its standard error. An objective on test data comes first.
     """
     panels: dict[tuple[str, str], None] = {}
     objective = comparison.objective.metric if comparison.objective else ""
@@ -100,9 +100,9 @@ def downsample_min_max(curve: LoggedCurve, max_points: int = MAX_CURVE_POINTS) -
 
 
 def resample_to_grid(curves: Sequence[LoggedCurve], max_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the common steps `(steps,)` and the values `(columns, steps)` of several curves.
+    """Return a grid of steps `(steps,)` and the values `(curves, steps)` of several curves on it.
 
-    Common steps are the union of all steps, or the centers of `max_points` buckets if there are more. A value is
+    The grid is the union of all steps, or the centers of `max_points` buckets if the union is larger. A value is
     the mean of the curve's finite values at a step or in a bucket. It is NaN if there are none.
     """
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
@@ -123,7 +123,7 @@ def resample_to_grid(curves: Sequence[LoggedCurve], max_points: int) -> tuple[np
 
 
 def round_for_json(values: np.ndarray) -> list[float | None]:
-    """Return `values` rounded to five significant digits, finer than screens. Non-finite values become None."""
+    """Return `values` rounded to five significant digits, enough for a screen. Non-finite values become None."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
@@ -170,7 +170,7 @@ def _build_overlay_chart(
 
 
 def _select_drawn_runs(group: SeedGroup) -> list[RunRecord]:
-    """Return the finished (else stopped) runs of `group`, one for each seed, or all runs if there are none."""
+    """Return the runs of `SeedGroup.runs_by_seed`, one for each seed, or all runs of `group` if there are none."""
     return list(group.runs_by_seed.values()) or list(group.runs)
 
 

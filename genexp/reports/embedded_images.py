@@ -15,7 +15,7 @@ from genexp.run_dir.record import RunRecord
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_IMAGE_BYTES = 800_000  # bytes of one image; frames are dropped from a larger GIF, a larger PNG is downscaled
+MAX_IMAGE_BYTES = 800_000  # bytes of one image; a larger GIF loses frames, a larger PNG becomes a small WebP
 MAX_RUN_IMAGE_BYTES = 5_000_000  # bytes of all images on the page of one run
 MAX_SIDE_PIXELS = 1200  # pixels of the longer side of a downscaled PNG
 MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all thumbnails on a page
@@ -66,7 +66,7 @@ def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
 
 
 def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, EmbeddedImage]]:
-    """Return figure name → run → thumbnail, for the figures that exist in most runs."""
+    """Return figure name → run → thumbnail, for the `MAX_THUMBNAILS_PER_RUN` figures that the most runs have."""
     paths: dict[str, dict[RunRecord, Path]] = {}
     for run in runs:
         for path in sorted((run.run_dir / FIGURES_DIR).glob("*.png")):

@@ -21,7 +21,7 @@ from genexp.reports.curves import Chart, escape_plotly, round_for_json
 from genexp.run_dir.record import RunRecord
 
 LOG_SCALE_RATIO = 10  # ratio of largest to smallest positive value from which an axis is logarithmic
-MAX_DISTINCT_VALUES = 12  # with more values, means and one tick per value are left out
+MAX_DISTINCT_VALUES = 12  # a setting with more distinct values has no means and no tick for each value
 BEST_COLOR, WORST_COLOR = (42, 111, 176), (214, 168, 108)  # RGB; blue and sand, readable on black and white
 
 

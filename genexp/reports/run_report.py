@@ -20,7 +20,7 @@ from genexp.run_dir.record import YAML_LOADER, RunRecord, read_run
 def write_run_report(run_dir: Path) -> Path:
     """Write the page of the run in `run_dir` and return its path.
 
-    Raises DataError if `run_dir` is not a run directory, and OSError.
+    Raises DataError if `run_dir` is not a run directory, and OSError if the page cannot be written.
     """
     run = read_run(run_dir)
     warnings = list(run.warnings)

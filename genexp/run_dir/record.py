@@ -43,7 +43,7 @@ class RunRecord:
     run_dir: Path
     name: str  # unique among the compared runs
     state: str  # finished, stopped, failed, running, killed, or unstarted
-    config: Mapping[str, Any]  # nested, resolved; empty if the run was killed before it was written
+    config: Mapping[str, Any]  # nested, resolved; empty if no configuration file can be read
     status: Mapping[str, Any] = field(default_factory=dict)  # content of status.json
     error: str | None = None  # message of the error that ended the run
 
@@ -85,7 +85,10 @@ class RunRecord:
 
     @cached_property
     def latest_metrics(self) -> dict[str, float]:
-        """Last finite value of each test metric; of each training metric (`train/NAME`) if there are none."""
+        """Latest value of each test metric, or of each training metric (`train/NAME`) if there are none.
+
+        A metric whose latest value is not finite is left out.
+        """
         test = _filter_finite(self.status.get("test", {}))
         return test or {
             f"train/{name}": value for name, value in _filter_finite(self.status.get("train", {})).items()
@@ -225,7 +228,7 @@ def _read_config(run_dir: Path) -> dict[str, Any]:
         content = _read_hydra_config(run_dir)
     if not isinstance(content, dict):
         return {}
-    # In a damaged file, the value of a config group may be something other than a mapping.
+    # In a damaged file, a config group may not be a mapping. Such a group is left out.
     groups = ("model", "dataset", "trainer", "optimizer", "device")
     return {key: value for key, value in content.items() if key not in groups or isinstance(value, dict)}
 

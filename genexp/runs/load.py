@@ -94,7 +94,8 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
         bind(DeviceConfig, {**config["device"], "name": device_name, "index": 0}, "device")
     )
     technique, dataset = build_technique(config, torch_device, config["seed"])
-    # best.pt holds the evaluated weights. In a resumable checkpoint these are the averaged ones, if there are any.
+    # best.pt holds only the weights that were evaluated. If EMA is on, a step checkpoint also holds the averaged
+    # weights, which are the ones to evaluate.
     weights = content.get("average") or content["technique"]
     try:
         technique.load_state_dict(weights)

@@ -27,7 +27,8 @@ KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
 def load_resume_state(cfg: DictConfig, run_dir: Path) -> dict[str, Any] | None:
     """Return the newest valid checkpoint of the run in `run_dir`. Raises GenexpError.
 
-    Returns None for a new run, and for one to resume at step 0, which starts from its beginning.
+    Returns None for a new run. If the newest checkpoint is that of step 0, the run starts anew: its logs are
+    deleted, and None is returned.
     """
     if cfg.resume is None:
         _check_no_existing_run(run_dir)
@@ -60,7 +61,7 @@ def _check_no_existing_run(run_dir: Path) -> None:
 
 
 def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
-    """Raise ConfigError where a key outside RESUMABLE_KEYS differs from the stored configuration."""
+    """Raise ConfigError where a key outside KEYS_CHANGEABLE_ON_RESUME differs from the stored configuration."""
     stored_config = dict(
         iter_dotted_items(OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE), resolve=True))
     )

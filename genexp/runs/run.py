@@ -215,7 +215,7 @@ def _format_error(error: BaseException) -> str:
 
 def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, Any] | None) -> RecorderGroup:
     """Return the default recorders of a run."""
-    # The order matters: TensorBoard and the report show images, and the console names files, of earlier recorders.
+    # The order matters: TensorBoard and the report read images of earlier recorders, and the console lists files.
     report = ReportRecorder(write_run_report)
     output_recorders: Sequence[Recorder] = (
         MetricsRecorder(),

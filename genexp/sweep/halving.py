@@ -20,7 +20,7 @@ from genexp.sweep.manifest import hash_config
 class HalvingConfig:
     """Node `sweep.halving` of conf/train.yaml."""
 
-    factor: int | None  # one configuration in `factor` continues after a rung; None disables halving
+    factor: int | None  # 1/factor of the configurations continue after a rung (at least one); None: no halving
     epochs: int  # epoch of the first rung; each next rung is at `factor` times as many epochs
 
     def __post_init__(self) -> None:
@@ -121,7 +121,10 @@ class SuccessiveHalving:
                 )
 
     def _compute_cost(self, job: Job, rung: Rung) -> float:
-        """Return the objective of `job` at `rung` with lower values better; infinity if it failed or has none."""
+        """Return the objective of `job` at `rung`, negated if it is maximized.
+
+        Return infinity if the job failed or has no finite objective.
+        """
         value = None if read_status(job.run_dir).state == "failed" else self._find_objective(job, rung)
         if value is None or not math.isfinite(value):
             return math.inf

@@ -96,7 +96,7 @@ class SweepLauncher(Launcher):
             self.manifest.write()
             with self.progress:
                 self._run_rungs(unique_jobs, halving)
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)  # jobs change it
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)  # jobs change logging
         return [_build_job_return(job) for job in jobs]
 
     def can_start_job(self) -> bool:
@@ -105,7 +105,7 @@ class SweepLauncher(Launcher):
 
     @contextmanager
     def stop_jobs_on_signal(self) -> Iterator[StopRequest]:
-        """Create the stop file when a signal arrives during the block, then exit with 128 + the signal number.
+        """Create the stop file when a signal arrives. At the end of the block, exit with 128 + the signal number.
 
         For launchers that wait for worker processes in the block. The workers poll the stop file.
         """
@@ -115,7 +115,7 @@ class SweepLauncher(Launcher):
             sys.exit(128 + stop.received_signal)
 
     def record_crash(self, job: Job, reason: str) -> None:
-        """Record that `job` failed with `reason`, unless its process recorded an end itself.
+        """Record that `job` failed with `reason`, unless its process has already recorded how it ended.
 
         For processes that died. A job with a checkpoint can still be resumed.
         """
@@ -177,7 +177,7 @@ def require_extra(option: str, package: str) -> None:
 def _build_job_return(job: Job) -> JobReturn:
     """Return the result of `job` for a sweeper.
 
-    `return_value` is the objective of a finished job, NaN without one. It is None for an unfinished job.
+    `return_value` is the objective of a finished job (NaN if it has none), the error of a failed one, else None.
     """
     status = read_status(job.run_dir)
     job_return = JobReturn(

@@ -19,7 +19,7 @@ from genexp.run_dir.status import RunStatus, read_status
 MANIFEST_FILE = "sweep.json"
 # Keys without influence on the results of a run. They are not hashed.
 UNHASHED_KEYS = ("resume", "tags", "notes")
-# Interpolations with a value that depends on the start of a run.
+# Interpolations whose value depends on when or how the run was started.
 START_DEPENDENT_PATTERN = re.compile(r"\$\{\s*(now|hydra)\s*:")
 
 

@@ -71,7 +71,7 @@ class OptunaStudy:
         return self._study.get_trials(deepcopy=False)
 
     def ask_batch(self, batch_size: int, n_trials: int) -> list[FrozenTrial]:
-        """Return the unfinished trials of the next batch. The list is empty once there are `n_trials` results.
+        """Return the unfinished trials of the next batch, or an empty list once `n_trials` trials have ended.
 
         An interrupted batch is returned again. Batches start at multiples of `batch_size`. The trials of a batch
         therefore depend on the results of all previous batches only.

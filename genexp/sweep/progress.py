@@ -28,7 +28,7 @@ class SweepProgress:
     """Context manager that displays the jobs of a sweep.
 
     On a terminal it redraws a few lines. Elsewhere it prints one line for each job that ends.
-    A sweep in several batches enters it once for each batch.
+    It can be entered again, once for each batch of a sweep.
     """
 
     expected_work: float | None = None  # total work in complete jobs; None: the number of jobs in the manifest

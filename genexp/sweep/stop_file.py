@@ -1,4 +1,4 @@
-"""File-based stop signal shared by all processes and machines of a sweep."""
+"""Stop file shared by all processes and machines of a sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STOP_FILE = ".stop"
 
 @dataclass(frozen=True)
 class StopFile:
-    """Stop signal of one sweep. Picklable: launchers send it to worker processes."""
+    """Stop file of one sweep, and the rule for starting jobs. Picklable: launchers send it to worker processes."""
 
     sweep_dir: Path
     started_at: float  # POSIX seconds; status files older than this belong to an earlier attempt

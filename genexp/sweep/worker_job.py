@@ -33,7 +33,7 @@ def run_in_worker(job: Job, stop_file: StopFile, parent_pid: int | None = None) 
 
 
 def build_thread_env(n_cores: int) -> dict[str, str]:
-    """Return the environment variables that limit a process to `n_cores` threads, at least 1.
+    """Return the environment variables that limit a process to `n_cores` threads, or to 1 if it is 0.
 
     Variables that the user has set are left out.
     """
@@ -51,7 +51,7 @@ def _is_orphan(parent_pid: int | None) -> bool:
 
 @contextmanager
 def _poll_stop_file(stop_file: StopFile, stop: StopRequest, parent_pid: int | None) -> Iterator[None]:
-    """Send SIGTERM to this process once the sweep stops, the parent ends, or `stop` has a signal.
+    """Send SIGTERM to this process once the sweep stops, the parent has ended, or `stop` received a signal.
 
     A thread checks this every `POLL_SECONDS` during the block.
     """

@@ -20,7 +20,7 @@ class TranslationConfig:
     loss: str  # key of ADVERSARIAL_LOSSES
     generator_width: int  # channels of the generator's first layer
     discriminator_width: int  # channels of the discriminator's first layer
-    norm: str  # key of PATCHGAN_NORMS, for the discriminators and the U-Net of pix2pix
+    norm: str  # key of TRANSLATION_NORMS, for the discriminators and the U-Net of pix2pix
     init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
 
     def __post_init__(self) -> None:

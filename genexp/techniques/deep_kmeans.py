@@ -55,6 +55,7 @@ def hard_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, sha
     """Return the mean squared error between `codes` and the centers nearest to `eval_codes`.
 
     Both are (batch, latent): codes in training mode and in evaluation mode. `centers` is (clusters, latent).
+    `shares` is not used.
     """
     return F.mse_loss(codes, centers[nearest_center(eval_codes, centers)])
 
@@ -105,7 +106,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
 @register
 class DeepKMeans(Autoencoder, CanCluster):
-    """Autoencoder with a clustering loss that draws latent codes to centers."""
+    """Autoencoder with a clustering loss that moves latent codes toward centers."""
 
     Config = DeepKMeansConfig
     name = "deep_kmeans"

@@ -25,7 +25,8 @@ from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
 
 INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # by model.init
-MAX_OFFSET_RATIO = 4.0  # of the mean's squared norm to the total variance; above it, the origin is the mean
+# Above this ratio of the mean's squared norm to the total variance, the origin is the mean.
+MAX_OFFSET_RATIO = 4.0
 MAX_PREVIEW_CENTERS = 100  # in the grid of the preview
 MAX_FIGURE_CLUSTERS, FIGURE_COLUMNS = 20, 12  # rows and columns of the gallery figure
 
@@ -38,7 +39,8 @@ class KMeansConfig:
     init: str  # a key of `INIT_METHODS`, "uniform" in [0, 1], or a .npy file of centers (clusters, features)
     n_init: int  # number of starts; the one with the lowest inertia is the result
     init_samples: int | None  # number of random points that initial centers are drawn from; None: all points
-    tolerance: float  # converged: squared center shift in an epoch, at most, in units of the mean feature variance
+    # largest squared center shift in an epoch of a converged start, relative to the mean feature variance
+    tolerance: float
     batch_size: int | None  # that of the trainer; None: Lloyd's algorithm on all points
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class KMeans(Technique, CanCluster):
     squared_norm_sum: Tensor  # (): sum of the squared distances of all points to `origin`
     tolerance_squared: Tensor  # (): largest squared center shift of a converged start in an epoch
     sums: Tensor  # float64 (starts, clusters, features): sums of each cluster's points; Lloyd's algorithm only
-    labels: Tensor  # `label_dtype` (starts, points): cluster of each point; Lloyd's algorithm only
+    labels: Tensor  # dtype of `get_label_dtype` (starts, points): cluster of each point; Lloyd's algorithm only
     epoch_start_centers: Tensor  # (starts, clusters, features): centers before this epoch; batches only
 
     def __init__(self, config: KMeansConfig, spec: DataSpec) -> None:

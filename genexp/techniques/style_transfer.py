@@ -78,7 +78,7 @@ class ScaleLoss(nn.Module):
     def losses(self, vgg: VGG19, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the content and style losses of `image` (1, 3, height, width): scalars, summed over layers.
 
-        The image is resized to the size of this loss.
+        The image is resized to `self.size`.
         """
         content, style = [], []
         for layer, layer_features in vgg(resize(image, self.size)):

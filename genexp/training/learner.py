@@ -201,7 +201,7 @@ class Learner:
     def _run_closed_form(
         self, phase: ClosedFormPhase, batch: Batch, train_batches: Batches, clock: Clock
     ) -> Metrics:
-        """Run `phase` on the whole batch or the whole training split, also if several processes share the run.
+        """Run `phase` on the global batch or the whole training split, also if several processes share the run.
 
         Under `shard_context` a phase may divide its work among the processes.
         """
@@ -254,6 +254,7 @@ class Learner:
         return {
             "technique": dict(self.technique.state_dict()),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            # Weights of the EMA. The key is part of the checkpoint format.
             "average": dict(self.ema.technique.state_dict()) if self.ema else None,
         }
 

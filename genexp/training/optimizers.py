@@ -209,7 +209,7 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
         raise ConfigError(f"optimizer.name={name} is no optimizer; {suggest_choice(str(name), OPTIMIZERS)}")
     phase_overrides = {str(key): value for key, value in values.items() if isinstance(value, dict)}
     plan = OptimizerPlan({str(k): v for k, v in values.items() if k not in phase_overrides}, phase_overrides)
-    plan.bind_phase_config("")  # checks the shared settings by themselves
+    plan.bind_phase_config("")  # checks the shared settings alone: no phase is named ""
     return plan
 
 

@@ -18,7 +18,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Request to end the run after the current step, and the reason for it.
+    """Conditions under which a run ends after the current step: a signal, a time budget, an epoch.
 
     `time_budget` is in seconds from now. `on_signal` is called at the first signal.
     """

@@ -31,7 +31,7 @@ class TrainerConfig:
     """Trainer settings (conf/trainer/*.yaml). The `*_every` intervals are in epochs; 0 means never."""
 
     epochs: int
-    max_steps: int | None  # ends the run before `epochs` where it is smaller
+    max_steps: int | None  # steps after which the run ends, if that is before the end of `epochs`
     time_budget: float | None  # seconds, after which the run saves and stops
     batch_size: int | None  # None: the whole training split is one batch
     precision: str  # one of AUTO_PRECISIONS or PRECISIONS
@@ -135,7 +135,7 @@ def train(
             initialize_technique(learner, data.train_batches, seed)
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
-    # The previous attempt was killed after its last checkpoint, or it had stopped at this epoch.
+    # True if the checkpoint is that of the last step, or if the resumed run should stop again before any step.
     (should_end_at_start,) = group.all_reduce_max(
         clock,
         clock.is_last_step or (completed_steps > 0 and stop_request.should_interrupt(clock.completed_epochs)),
@@ -169,6 +169,7 @@ def train(
 
 def initialize_technique(learner: Learner, train_batches: Batches, seed: int) -> None:
     """Initialize the technique of a new run from the training split `train_batches`, and restart its EMA."""
+    # The string is part of the seed: another spelling would change the initial weights.
     seed_generators(learner.device, seed, "begin")
     with torch.no_grad():
         learner.technique.initialize(train_batches)
@@ -229,8 +230,9 @@ class SnapshotBuilder:
     def build(self, clock: Clock, *, should_finalize: bool, is_ending: bool) -> Snapshot:
         """Return the snapshot of the metrics since the last one, and of everything that is due at `clock`.
 
-        `should_finalize` adds an evaluation and a preview. An interrupted run has `is_ending` alone, which adds
-        neither: after it is resumed, its records must equal those of an uninterrupted run.
+        `should_finalize` adds an evaluation and a preview, for a run that is finished or out of time. A run that a
+        signal or an epoch limit interrupts has `is_ending` alone, which adds neither: after it is resumed, its
+        records must equal those of an uninterrupted run.
         Raises DivergenceError.
         """
         config, technique = self.config, self.learner.technique
@@ -326,6 +328,7 @@ class SnapshotBuilder:
     def _build_final_artifacts(self) -> FinalArtifacts | None:
         if not self.group.is_rank_zero:
             return None
+        # The string is part of the seed: another spelling would change the final images.
         with self._seeded_eval_mode("finale") as technique:
             gallery = {
                 name: to_uint8(image) for name, image in technique.render_gallery(self.data.examples).items()
@@ -350,11 +353,11 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def _collect_latents(technique: Technique, test_batches: Batches) -> dict[str, Tensor]:
-    """Return codes, labels and thumbnails of the first MAX_LATENT_SAMPLES samples, or {} without a latent.
+    """Return codes, labels and images of the first MAX_ENCODED_SAMPLES samples, or {} without a latent.
 
-    Shapes: codes (samples, features), labels (samples,), thumbnails uint8 (samples, channels, height, width).
+    Shapes: codes (samples, features), labels (samples,), images uint8 (samples, channels, height, width).
     """
-    codes, labels, thumbnails = [], [], []
+    codes, labels, images = [], [], []
     count = 0
     for batch in test_batches:
         code = technique.encode(batch)
@@ -364,9 +367,9 @@ def _collect_latents(technique: Technique, test_batches: Batches) -> dict[str, T
         if "label" in batch:
             labels.append(batch["label"].cpu())
         if "image" in batch:
-            thumbnails.append(to_uint8(batch["image"]))
+            images.append(to_uint8(batch["image"]))
         count += len(code)
         if count >= MAX_ENCODED_SAMPLES:
             break
-    parts = {"codes": codes, "labels": labels, "thumbnails": thumbnails}
+    parts = {"codes": codes, "labels": labels, "images": images}
     return {name: torch.cat(part)[:MAX_ENCODED_SAMPLES] for name, part in parts.items() if part}

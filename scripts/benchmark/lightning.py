@@ -62,7 +62,7 @@ class _FitTimer(lightning.Callback):
 def measure_lightning(
     phases: list[ReferencePhase], images: Tensor, batch_size: int, steps: int, root_dir: Path
 ) -> float:
-    """Return the images/s of `steps` steps with the Trainer's defaults. Its files go to `folder`."""
+    """Return the images/s of `steps` steps with the Trainer's defaults. Its files go to `root_dir`."""
     loader = DataLoader(TensorDataset(images.float() / 255), batch_size=batch_size, shuffle=True, drop_last=True)
     timer = _FitTimer()
     trainer = lightning.Trainer(

@@ -28,7 +28,7 @@ class LoggingTask:
 
     model: str
     steps: int
-    dataset_limit: int  # dataset.limit of the runs that need many epoch ends
+    dataset_limit: int  # dataset.limit of the runs that record at epoch ends; small, so that many epochs end
 
 
 TASKS = (

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Figures of genexp and of one rival over paired rounds."""
+    """Measured values of genexp and of one rival over paired rounds."""
 
     task: str  # description of the measured work
     rival: str  # name of the other contender
@@ -25,7 +25,7 @@ class PairedComparison:
     unit: str  # of `ours` and `theirs`; more is better for rates, less for seconds and bytes
 
     def as_dict(self) -> dict[str, str | float]:
-        """Return the figures for JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
@@ -37,7 +37,7 @@ def run_paired_rounds(
     rounds: int,
     unit: str = "images/s",
 ) -> list[PairedComparison]:
-    """Return a comparison with each rival. Each callable runs the task once and returns its figure.
+    """Return a comparison with each rival. Each callable runs the task once and returns its value.
 
     An additional first round warms caches and allocators and is not counted.
     """
@@ -54,10 +54,10 @@ def run_paired_rounds(
 def run_in_thread(function: Callable[[], T]) -> T:
     """Return `function()` from a new thread, so that contenders do not affect each other.
 
-    The threads that a thread starts, torch's included, inherit its treatment of denormal numbers. The choice of
-    one contender must not apply to the next. Idle threads of an earlier contender must not exist either: OpenMP
-    counts all threads, and lets them sleep after each loop if there are more threads than cores. Preparations of
-    a task therefore run in a new thread as well.
+    The threads that a thread starts, torch's included, inherit its treatment of denormal numbers. A contender that
+    flushes them to zero must not affect the next. OpenMP counts idle threads of earlier contenders as well, and
+    lets its threads sleep after each loop if there are more threads than cores. Preparations of a task therefore
+    run in a new thread as well.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function).result()
@@ -66,7 +66,7 @@ def run_in_thread(function: Callable[[], T]) -> T:
 def compare(
     task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str
 ) -> PairedComparison:
-    """Return the comparison of paired figures; index i of both sequences belongs to round i."""
+    """Return the comparison of paired values; index i of both sequences belongs to round i."""
     ratios = [our_value / their_value for our_value, their_value in zip(ours, theirs, strict=True)]
     return PairedComparison(
         task,

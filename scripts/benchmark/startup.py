@@ -42,7 +42,7 @@ def _time_command(*command: str) -> float:
 
 
 def _time_to_first_steps() -> float:
-    """Return the seconds until the metrics of the first steps are on disk: a few steps late, never early."""
+    """Return the seconds until the metrics of the first steps are on disk, a few steps after they were taken."""
     with tempfile.TemporaryDirectory() as run_dir:
         command = (*GENEXP_COMMAND, "device=cpu", f"hydra.run.dir={run_dir}")
         started_at = _read_command_seconds()

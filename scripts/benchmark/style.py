@@ -1,4 +1,4 @@
-"""Style transfer against the tutorials' formulation: a stack of loss modules, its weights not frozen."""
+"""Style transfer against the code of the tutorials: loss modules inside the network, weights not frozen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genexp.runs.build import Run, build_run
 from genexp.technique import Clock, GradientPhase
 from genexp.training.trainer import initialize_technique
 
-CLOSURE_CALLS = 6  # evaluations of the loss and its gradient in a round
+CLOSURE_CALLS = 6  # evaluations of the loss and its gradient in a round; a step of genexp makes one
 IMAGE_SIZES = (256, 512)
 WARMUP_IMAGE_SIZE = 64  # pixels
 PRECISIONS = ("fp32", "bf16")

@@ -74,7 +74,7 @@ def _measure_sequential(configs: Sequence[Config]) -> float:
 
 
 def _measure_joblib(configs: Sequence[Config]) -> float:
-    """Return the steps/s of as many workers as cores together, each with one thread."""
+    """Return the total steps/s of one single-threaded worker per core."""
     import joblib
 
     workers = joblib.cpu_count()
@@ -89,7 +89,7 @@ def _time_worker_job(config: Config, clock_name: str) -> float:
 
 
 def _time_single_run(run: Run) -> tuple[float, float]:
-    """Return the seconds of STEPS steps of a run, and the last loss."""
+    """Return the seconds of `STEP_COUNT` steps of a run, and the last loss."""
     batches = run.data.batch_source.iter_batches(1)
     for step in range(1, WARMUP_STEPS + STEP_COUNT + 1):
         if step == WARMUP_STEPS + 1:
@@ -103,7 +103,7 @@ def _time_single_run(run: Run) -> tuple[float, float]:
 
 
 def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
-    """Return the seconds of STEPS ensemble steps, and the last loss of each member."""
+    """Return the seconds of `STEP_COUNT` ensemble steps, and the last loss of each member."""
     runs: list[Run] = []
     for config in configs:
         runs.append(build_run(config, None, data_source_run=runs[0] if runs else None))

@@ -20,7 +20,7 @@ from genexp.train import main
 REPO_ROOT = Path(__file__).resolve().parents[2]
 REAL_DATA = REPO_ROOT.parent / "shared" / "data"
 
-# Small enough for every technique; a checkpoint at every interval.
+# Overrides of a small run of any technique, without a minimum time between two checkpoints.
 TINY_RUN_OVERRIDES = ("dataset.limit=40", "trainer.checkpoint_spacing=0", "device=cpu", "device.threads=1")
 TINY_BATCH_SIZE = 8
 PRELOADED_MODULES = (
@@ -124,7 +124,7 @@ def load_status(run_dir: Path) -> dict[str, Any]:
 
 
 def load_newest_state(run_dir: Path) -> dict[str, Any]:
-    """Return a run's newest checkpoint, without the sizes of log files."""
+    """Return a run's newest checkpoint without `log_offsets`, which may differ between equal runs."""
     state = load_checkpoint(list_checkpoints(run_dir)[0])
     state.pop("log_offsets")
     return state

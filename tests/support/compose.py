@@ -74,7 +74,7 @@ def make_tiny_overrides(name: str) -> list[str]:
 
 
 def is_compatible_value(value: object, default: object) -> bool:
-    """Return whether the default exists and is a list exactly if the value is one."""
+    """Return whether a model with this default accepts the value: it exists, and both or neither are lists."""
     return default is not None and isinstance(value, list) == isinstance(default, ListConfig)
 
 

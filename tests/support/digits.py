@@ -37,6 +37,7 @@ def mean_image_mse() -> float:
 def train_on_digits(name: str, steps: int, *overrides: str) -> Learner:
     """Return a learner after `steps` steps on the digits, at the learning rate of its recipe without decay."""
     config = compose_config(f"model={name}", "optimizer.schedule=constant", *overrides)
+    # The string is part of the seed, as in genexp.runs.build.
     seed_generators(CPU, 0, "initialise")
     plan = plan_optimizers({str(key): value for key, value in config.optimizer.items()})
     learner = Learner(make_technique(name, (1, 28, 28), f"model={name}", *overrides), plan, StepSettings(), CPU)

@@ -16,7 +16,7 @@ STEPS = 50
 
 
 def build_initialized_run(*overrides: str, data_from: Run | None = None) -> Run:
-    """Return a run before its first step. The data set is shared with `template`."""
+    """Return a run before its first step. The data set is shared with `data_from`."""
     train_only = ("trainer.evaluate_every=0", "trainer.preview_every=0")
     run = build_run(compose_values(*overrides, *train_only), None, data_source_run=data_from)
     initialize_technique(run.learner, run.data.train_batches, run.seed)

@@ -25,7 +25,7 @@ def write_image(path: Path, gray_level: int = 0, size: tuple[int, int] = (12, 9)
 def write_images(
     root: Path, count: int = 8, first_number: int = 0, suffix: str = ".png", gray_step: int = 10
 ) -> Path:
-    """Write images named by their number, of the gray level `level` times their number, and return `root`."""
+    """Write `count` images named by their number n, with gray level `gray_step` · n. Return `root`."""
     for number in range(first_number, first_number + count):
         write_image(root / f"{number:02}{suffix}", gray_step * number)
     return root

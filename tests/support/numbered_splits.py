@@ -12,7 +12,7 @@ NUM_SAMPLES = 23
 
 
 class NumberedImages(LazyStream):
-    """Lazy stream whose image i is filled with i. Image `broken` cannot be read."""
+    """Lazy stream whose image i is filled with i. Image `broken_index` cannot be read."""
 
     shape, dtype = (1, 2, 3), torch.uint8
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.command import load_status
 from tests.support.compose import make_tiny_overrides
 
-# The model whose runs end soonest, for two epochs and for one step.
+# Overrides of the fastest model, for two epochs and for one step.
 SHORT_RUN_OVERRIDES = (*make_tiny_overrides("stacked_autoencoder"), "trainer.epochs=2", "trainer.preview_every=0")
 ONE_STEP_RUN_OVERRIDES = (
     *make_tiny_overrides("stacked_autoencoder"),
@@ -15,11 +15,11 @@ ONE_STEP_RUN_OVERRIDES = (
     "trainer.preview_every=0",
     "trainer.evaluate_every=0",
 )
-DIVERGING_LR_OVERRIDE = "optimizer.lr=1e-3,1e9"  # the second makes the loss infinite
+DIVERGING_LR_OVERRIDE = "optimizer.lr=1e-3,1e9"  # the second value makes the loss infinite
 
 
 def make_sweep_arguments(sweep_dir: Path, *overrides: str) -> list[str]:
-    """Return the arguments of a sweep of `SHORT_RUN` into `sweep_dir`."""
+    """Return the arguments of a sweep of `SHORT_RUN_OVERRIDES` into `sweep_dir`."""
     return ["-m", *SHORT_RUN_OVERRIDES, *overrides, f"hydra.sweep.dir={sweep_dir}"]
 
 

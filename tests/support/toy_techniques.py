@@ -90,6 +90,7 @@ def clone_tensors(value: Any) -> Any:
 def make_learner(
     technique: Technique, phases: dict[str, dict[str, Any]] | None = None, **settings: Any
 ) -> Learner:
+    """Return a learner with SGD. `phases` overrides optimizer settings by phase, `settings` the StepSettings."""
     return Learner(technique, OptimizerPlan(SGD, phases or {}), StepSettings(**settings), CPU)
 
 

@@ -16,9 +16,8 @@ from genexp.data.registry import DatasetConfig, list_datasets, load_dataset
 from genexp.errors import ConfigError
 
 BLOCK_IMAGES = 1000  # images transformed at a time
-Transform = Callable[
-    [Tensor], Tensor
-]  # uint8 images (batch, ...) → (batch, ...); a module-level function, so that worker processes can unpickle it
+# uint8 images (batch, ...) → (batch, ...). A module-level function: worker processes unpickle it.
+Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass

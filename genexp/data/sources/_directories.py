@@ -82,7 +82,7 @@ def split_by_hash(
 
 
 def subset_and_load(dataset: Dataset, config: ImageDirectoriesConfig) -> Dataset:
-    """Return `dataset` reduced to `limit` samples, and read into memory if it fits in `resident_gb`.
+    """Return `dataset` with at most `limit` training samples, read into memory if it fits in `resident_gb`.
 
     Images that cannot be decoded are left out with a warning, and in aligned splits their partners too. Raises
     DataError if no images are left.

@@ -128,7 +128,7 @@ def _split_classes_by_hash(
         count = round(len(paths) * test_fraction)
         test += [(path, label) for path in sorted(ranked[:count])]
         train += [(path, label) for path in sorted(ranked[count:])]
-    # In tiny directories too, neither split may be empty.
+    # An empty split gets one file of the other split.
     if not test:
         test.append(train.pop())
     if not train:

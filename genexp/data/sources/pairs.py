@@ -12,9 +12,8 @@ from genexp.data.sources._directories import ImageDirectoriesConfig, scan_direct
 from genexp.data.sources._image_files import FULL_WIDTH, CropRange, ImageFileStream
 from genexp.errors import DataError
 
-CROPS_BY_INPUT_SIDE: dict[
-    str, tuple[CropRange, CropRange]
-] = {  # side of the input → crops of the input and the target
+# side of the input → crops of the input and of the target
+CROPS_BY_INPUT_SIDE: dict[str, tuple[CropRange, CropRange]] = {
     "left": ((0.0, 0.5), (0.5, 1.0)),
     "right": ((0.5, 1.0), (0.0, 0.5)),
 }

@@ -24,7 +24,7 @@ class BasicLauncher(SweepLauncher):
                 sys.exit(128 + stop_signal)
 
 
-# Registered here because Hydra would validate a file in conf/ against the schema of its own launcher.
+# Registered here, not in conf/: Hydra would validate a file there against the schema of its own launcher.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="basic",

@@ -26,7 +26,7 @@ class GridSweeper(BasicSweeper):
             launcher.launch(batch, initial_job_idx=0)
 
 
-# Registered here because Hydra would validate a file in conf/ against the schema of its own sweeper.
+# Registered here, not in conf/: Hydra would validate a file there against the schema of its own sweeper.
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="basic",

@@ -65,7 +65,7 @@ class JoblibLauncher(SweepLauncher):
         return unfinished
 
 
-# Registered here because Hydra would validate a file in conf/ against a launcher's schema.
+# Registered here, not in conf/: Hydra would validate a file there against the schema of its plugin of that name.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="joblib",

@@ -121,7 +121,7 @@ def format_first_value(override: Override) -> str:
     return f"{override.get_key_element()}={first}"
 
 
-# Registered here because Hydra would validate files in conf/ against a sweeper's schema.
+# Registered here, not in conf/: Hydra would validate a file there against the schema of its plugin of that name.
 STORE = ConfigStore.instance()
 STORE.store(
     group="hydra/sweeper",
@@ -139,7 +139,7 @@ STORE.store(
 )
 # Keys other than `name` and `seed` are arguments of the Optuna sampler class.
 DEFAULT_SAMPLER_OPTIONS = {
-    "tpe": {"n_startup_trials": 10, "constant_liar": True},  # keeps the trials of a batch apart
+    "tpe": {"n_startup_trials": 10, "constant_liar": True},  # constant_liar avoids similar trials in a batch
     "gp": {"n_startup_trials": 10},
     "random": {},
 }

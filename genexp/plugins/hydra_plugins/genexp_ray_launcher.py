@@ -104,7 +104,7 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-# Registered here because Hydra would validate a file in conf/ against a launcher's schema.
+# Registered here, not in conf/: Hydra would validate a file there against the schema of its plugin of that name.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="ray",

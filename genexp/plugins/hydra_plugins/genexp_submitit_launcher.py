@@ -30,7 +30,7 @@ MAX_QUEUED_JOBS = 1000  # in effect no limit, since the cluster has its own queu
 
 
 class SubmititLauncher(SweepLauncher):
-    """Base class: submit jobs through submitit and wait until all have ended."""
+    """Base class of launchers that submit jobs through submitit and wait until all have ended."""
 
     required_package = "submitit"
     positive_int_keys = ("n_jobs", "timeout_min", "max_num_timeout")
@@ -152,10 +152,10 @@ class SlurmLauncher(SubmititLauncher):
 
 COMMON_OPTIONS = {
     "n_jobs": None,  # jobs submitted at the same time; null: no limit on SLURM, the CPU cores locally
-    "timeout_min": 60,  # minutes until the scheduler stops a job, which saves and is requeued
+    "timeout_min": 60,  # minutes until the scheduler stops a job; the job then saves a checkpoint and is requeued
     "max_num_timeout": 1000,  # number of times a job is requeued after its timeout
 }
-# Registered here because Hydra would validate files in conf/ against a launcher's schema.
+# Registered here, not in conf/: Hydra would validate a file there against the schema of its plugin of that name.
 STORE = ConfigStore.instance()
 STORE.store(
     group="hydra/launcher",
@@ -170,7 +170,7 @@ STORE.store(
         "_target_": f"{__name__}.SlurmLauncher",
         **COMMON_OPTIONS,
         "name": "genexp",
-        "signal_delay_s": 120,  # seconds between signal and stop; a step and a checkpoint must fit in
+        "signal_delay_s": 120,  # seconds from the signal to the stop: time for the current step and a checkpoint
         "partition": None,
         "account": None,
         "qos": None,

@@ -14,7 +14,7 @@ from genexp.sweep.launcher import SweepLauncher
 class VectorizedLauncher(SweepLauncher):
     """Launcher that trains compatible jobs as one ensemble, and all other jobs one after the other.
 
-    With `measure`, an ensemble that is not faster than its members one after the other is not used.
+    With `measure`, jobs are trained as an ensemble only if this is faster than one after the other.
     """
 
     def __init__(self, measure: bool) -> None:
@@ -29,7 +29,7 @@ class VectorizedLauncher(SweepLauncher):
             sys.exit(128 + stop_signal)
 
 
-# Registered here because Hydra would validate a file in conf/ against a launcher's schema.
+# Registered here, not in conf/, like the launchers that have the name of a Hydra plugin.
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="vectorized",
