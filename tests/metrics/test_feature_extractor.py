@@ -143,7 +143,7 @@ def test_classifier_can_be_trained_on_lazy_images() -> None:
     dataset = _make_bars(samples=60)
 
     class OnDisk(LazyStream):
-        shape, dtype = (1, 8, 8), torch.uint8
+        sample_shape, dtype = (1, 8, 8), torch.uint8
 
         def __len__(self) -> int:
             return 60

@@ -14,7 +14,7 @@ NUM_SAMPLES = 23
 class NumberedImages(LazyStream):
     """Lazy stream whose image i is filled with i. Image `broken_index` cannot be read."""
 
-    shape, dtype = (1, 2, 3), torch.uint8
+    sample_shape, dtype = (1, 2, 3), torch.uint8
 
     def __init__(self, broken_index: int | None = None) -> None:
         self.broken_index = broken_index
