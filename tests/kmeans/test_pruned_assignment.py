@@ -45,7 +45,10 @@ def test_projection_bounds_save_comparisons(starts: int, clusters: int, monkeypa
     torch.manual_seed(0)
     centers = random_points([points], len(points), num_starts=starts, num_clusters=clusters)
     comparisons = record_call_costs(
-        monkeypatch, pruned_assignment, "pair_products", lambda points, _, pairs: len(pairs.point_indices) * len(points[0])
+        monkeypatch,
+        pruned_assignment,
+        "pair_products",
+        lambda points, _, pairs: len(pairs.point_indices) * len(points[0]),
     )
     assert_pruning_is_exact(points, centers, 20)
     assert 0 < sum(comparisons) < 0.2 * 20 * points.numel() * starts * clusters
