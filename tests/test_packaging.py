@@ -56,7 +56,8 @@ def test_wheel_contains_every_file_of_package_and_conf(wheel: Path) -> None:
     information = f"genexp-{__version__}.dist-info"
     inside = {name for name in names if not name.startswith(information)}
     assert inside == package | settings
-    assert f"{information}/licenses/LICENSE" in names
+    licenses = {f"{information}/licenses/{name}" for name in ("LICENSE", "genexp/data/sources/mnist_5k.LICENSE")}
+    assert licenses <= names
 
 
 def test_installed_wheel_trains_in_another_directory(install_dir: Path, tmp_path: Path) -> None:
