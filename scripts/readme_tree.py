@@ -1,4 +1,4 @@
-"""Generator of the file tree in README.md: every module with the first line of its docstring."""
+"""Generator of the module tree in genexp/README.md: every module with the first line of its docstring."""
 
 import ast
 import re
@@ -9,26 +9,20 @@ TREE_PATTERN = re.compile(r"(?<=<!-- tree -->\n```\n).*?(?=```\n<!-- /tree -->)"
 COMMENT_COLUMN = 34
 # Directories without a package docstring.
 DIRECTORY_COMMENTS = {
-    "conf": "configuration: a folder for each group, a file for each option, presets in experiment/",
     "genexp/techniques": "techniques, one file each; files with a leading underscore are shared code",
     "genexp/plugins/hydra_plugins": "namespace package where Hydra finds launchers and sweepers",
-    "scripts": "the commands, and tools of the project",
-    "tests": "mirror of genexp/; support/ holds shared helpers",
-    "outputs": "runs (ignored by git); gallery/ holds the README's pictures",
 }
 
 
 def build_tree() -> str:
     """Return the tree as text, one line per directory or module."""
-    lines = [format_directory("conf")]
-    for root in ("genexp", "scripts"):
-        directories = {path.parent for path in (ROOT / root).rglob("*.py")}
-        for directory in sorted(directories):
-            lines.append(format_directory(directory.relative_to(ROOT).as_posix()))
-            depth = len(directory.relative_to(ROOT).parts)
-            modules = sorted(module for module in directory.glob("*.py") if module.name != "__init__.py")
-            lines += [format_entry(depth, module.name, read_first_line(module)) for module in modules]
-    lines += [format_directory("tests"), format_directory("outputs")]
+    directories = sorted({path.parent for path in (ROOT / "genexp").rglob("*.py")})
+    lines = []
+    for directory in directories:
+        lines.append(format_directory(directory.relative_to(ROOT).as_posix()))
+        depth = len(directory.relative_to(ROOT).parts)
+        modules = sorted(module for module in directory.glob("*.py") if module.name != "__init__.py")
+        lines += [format_entry(depth, module.name, read_first_line(module)) for module in modules]
     return "\n".join(lines) + "\n"
 
 
@@ -51,8 +45,8 @@ def read_first_line(module: Path) -> str:
 
 
 def main() -> None:
-    """Replace the tree in README.md."""
-    readme = ROOT / "README.md"
+    """Replace the tree in genexp/README.md."""
+    readme = ROOT / "genexp" / "README.md"
     readme.write_text(
         TREE_PATTERN.sub(lambda match: build_tree(), readme.read_text(encoding="utf-8")), encoding="utf-8"
     )

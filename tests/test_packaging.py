@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -50,14 +51,19 @@ def test_wheel_contains_every_file_of_package_and_conf(wheel: Path) -> None:
         for path in (REPO_ROOT / "genexp").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    settings = {
-        f"genexp/{path.relative_to(REPO_ROOT).as_posix()}" for path in (REPO_ROOT / "conf").rglob("*.yaml")
-    }
+    settings = {f"genexp/{path.relative_to(REPO_ROOT).as_posix()}" for path in (REPO_ROOT / "conf").rglob("*.*")}
     information = f"genexp-{__version__}.dist-info"
     inside = {name for name in names if not name.startswith(information)}
     assert inside == package | settings
     licenses = {f"{information}/licenses/{name}" for name in ("LICENSE", "genexp/data/sources/mnist_5k.LICENSE")}
     assert licenses <= names
+
+
+def test_links_of_the_description_are_absolute(wheel: Path) -> None:
+    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("/METADATA")]
+    links = re.findall(r"\]\(([^)\s]+)\)", zipfile.ZipFile(wheel).read(name).decode())
+    assert links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
 
 
 def test_installed_wheel_trains_in_another_directory(install_dir: Path, tmp_path: Path) -> None:
