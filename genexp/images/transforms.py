@@ -29,14 +29,22 @@ def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: 
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return images (..., height, width) resized to `size` = (height, width) with an antialiasing filter.
+    """Return images (batch, channels, height, width) resized to `size` = (height, width).
 
-    Same filter as `F.interpolate(mode="bilinear", antialias=True)`. It is applied as two matrix products,
-    because their backward pass is deterministic on a GPU too.
+    The filter is bilinear and antialiased. On a GPU the backward pass of `F.interpolate` is not deterministic.
+    There the same filter is applied as two matrix products, which take twice the time on a CPU.
     """
     height, width = images.shape[-2:]
     if (height, width) == size:
         return images
+    if images.device.type == "cpu":
+        return F.interpolate(images, size, mode="bilinear", antialias=True)
+    return resample(images, size)
+
+
+def resample(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return images (..., height, width) resized to `size` by one matrix product for each axis."""
+    height, width = images.shape[-2:]
     row_weights = _build_resampling_matrix(height, size[0], images.device)
     column_weights = _build_resampling_matrix(width, size[1], images.device)
     return row_weights @ images @ column_weights.T

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK_SIZE = 1000  # test codes whose distances to the training codes are in memory at once
 MAX_PROBE_ITERATIONS = 200
 
 
@@ -19,19 +20,11 @@ def knn_accuracy(
     Codes are (samples, features), labels (samples,). Distances are Euclidean, without standardization. A tied
     vote goes to the smaller label. With fewer training codes than `neighbors`, all vote.
     """
-    references = train_codes.flatten(1).float()
-    neighbors = min(neighbors, len(references))
-    num_classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
-    correct = 0
-    for codes, truth in zip(
-        test_codes.flatten(1).float().split(BLOCK_SIZE), test_labels.split(BLOCK_SIZE), strict=True
-    ):
-        nearest = torch.cdist(codes, references).topk(neighbors, largest=False).indices  # (block, neighbors)
-        voters = train_labels[nearest]
-        votes = torch.zeros(len(codes), num_classes, device=codes.device)
-        votes.scatter_add_(1, voters, torch.ones_like(voters, dtype=votes.dtype))
-        correct += int((votes.argmax(1) == truth).sum())
-    return correct / len(test_labels)
+    from sklearn.neighbors import KNeighborsClassifier
+
+    classifier = KNeighborsClassifier(min(neighbors, len(train_codes)))
+    classifier.fit(_flatten(train_codes), train_labels.numpy(force=True))
+    return float(classifier.score(_flatten(test_codes), test_labels.numpy(force=True)))
 
 
 def linear_probe_accuracy(
@@ -54,3 +47,9 @@ def linear_probe_accuracy(
         warnings.simplefilter("ignore")
         probe.fit(((train - mean) / deviation).numpy(force=True), train_labels.numpy(force=True))
     return float(probe.score(((test - mean) / deviation).numpy(force=True), test_labels.numpy(force=True)))
+
+
+def _flatten(codes: Tensor) -> NDArray[np.float32]:
+    """Return codes (samples, ...) as an array (samples, features)."""
+    array: NDArray[np.float32] = codes.flatten(1).float().numpy(force=True)
+    return array

@@ -1,11 +1,14 @@
-"""Frozen convolutions of VGG19 (Simonyan & Zisserman 2015), up to the last layer whose features are needed."""
+"""Frozen convolutions of VGG19 (Simonyan & Zisserman 2015), up to the last layer whose features are needed.
+
+torchvision builds the layers.
+"""
 
 from __future__ import annotations
 
 import pickle
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -17,29 +20,23 @@ from torch.nn.grad import conv2d_input
 
 from genexp.errors import ConfigError
 
-CONV_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # (channels, number of convolutions)
+# Configuration E of the paper as torchvision writes it: channels of each convolution, "M" for a pooling layer.
+VGG19_CONFIG = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # per RGB channel
-POOLINGS: dict[str, Callable[[], nn.Module]] = {
-    "max": lambda: nn.MaxPool2d(2),
-    "average": lambda: nn.AvgPool2d(2),  # gives a gradient to every pixel (Gatys et al. 2016)
-}
+POOLINGS = ("max", "average")  # average pooling gives a gradient to every pixel (Gatys et al. 2016)
 WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
 DOWNLOAD_TIMEOUT_SECONDS = 30  # without receiving data
 WEIGHTS_REMEDY = "set model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
 
 
-class FrozenConv2d(nn.Conv2d):
-    """Convolution without gradients for its weights. It does not save its input for the backward pass."""
+def apply_frozen_conv(layer: nn.Conv2d, features: Tensor) -> Tensor:
+    """Return `layer` applied to features (batch, channels, height, width), without gradients for its weights.
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the convolution: (batch, in_channels, height, width) → (batch, out_channels, height, width)."""
-        return torch.as_tensor(
-            _FrozenConv2dFunction.apply(features, self.weight, self.bias, self._get_conv_args())
-        )
-
-    def _get_conv_args(self) -> tuple[Any, ...]:
-        assert self.padding_mode == "zeros", "images are padded with zeros only"
-        return self.stride, self.padding, self.dilation, self.groups
+    The input is not saved for the backward pass.
+    """
+    assert layer.padding_mode == "zeros", "images are padded with zeros only"
+    conv_args = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return torch.as_tensor(_FrozenConv2dFunction.apply(features, layer.weight, layer.bias, conv_args))
 
 
 class _FrozenConv2dFunction(torch.autograd.Function):
@@ -61,13 +58,14 @@ class _FrozenConv2dFunction(torch.autograd.Function):
 
 
 def _list_vgg19_layers() -> Iterator[tuple[str, int]]:
-    conv_index = 0
-    for channels, num_convs in CONV_BLOCKS:
-        for _ in range(num_convs):
-            conv_index += 1
+    conv_index, channels = 0, 3
+    for entry in VGG19_CONFIG:
+        if isinstance(entry, int):
+            conv_index, channels = conv_index + 1, entry
             yield f"conv_{conv_index}", channels
             yield f"relu_{conv_index}", channels
-        yield f"pool_{conv_index}", channels
+        else:
+            yield f"pool_{conv_index}", channels
 
 
 # Layer name → channels, in order: entry n is features.n of torchvision's vgg19.
@@ -83,25 +81,27 @@ class VGG19(nn.Module):
     def __init__(self, output_layers: Sequence[str], *, pooling: str = "max") -> None:
         """Build the network up to the last of `output_layers`, which are names such as conv_4, relu_4 or pool_4.
 
-        `pooling` is a key of POOLINGS.
+        `pooling` is one of POOLINGS.
         """
         super().__init__()
+        from genexp.images.vision import torchvision  # imports torch's compiler, which takes seconds
+
         names = list(LAYER_CHANNELS)
+        names = names[: 1 + max(names.index(layer) for layer in output_layers)]
         self.output_layers = frozenset(output_layers)
-        channels = 3
         self.layers = nn.ModuleDict()
-        for name in names[: 1 + max(names.index(layer) for layer in output_layers)]:
-            kind = name.partition("_")[0]
-            if kind == "conv":
-                self.layers[name] = FrozenConv2d(channels, LAYER_CHANNELS[name], 3, padding=1)
-                channels = LAYER_CHANNELS[name]
-            elif kind == "relu":
-                # An in-place ReLU would overwrite a convolution's output that is part of the features. That output
-                # stays in memory anyway. Threshold(0, 0) is a ReLU that saves its input, not its output.
-                should_keep_input = f"conv_{name.partition('_')[2]}" in self.output_layers
-                self.layers[name] = nn.Threshold(0, 0) if should_keep_input else nn.ReLU(inplace=True)
+        for name, layer in zip(
+            names, torchvision.models.vgg.make_layers(VGG19_CONFIG[: len(names)]), strict=False
+        ):
+            kind, _, index = name.partition("_")
+            if kind == "relu" and f"conv_{index}" in self.output_layers:
+                # torchvision's in-place ReLU would overwrite features. The convolution's output stays in memory
+                # anyway: Threshold(0, 0) is a ReLU that saves its input, not its output.
+                self.layers[name] = nn.Threshold(0, 0)
+            elif kind == "pool" and pooling == "average":
+                self.layers[name] = nn.AvgPool2d(2)
             else:
-                self.layers[name] = POOLINGS[pooling]()
+                self.layers[name] = layer
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -115,7 +115,7 @@ class VGG19(nn.Module):
         """
         features = (images - self.mean) / self.std
         for name, layer in self.layers.items():
-            features = layer(features)
+            features = apply_frozen_conv(layer, features) if isinstance(layer, nn.Conv2d) else layer(features)
             if name in self.output_layers:
                 yield name, features
 

@@ -27,7 +27,7 @@ class StyleTransferConfig:
     """Keys of conf/model/style_transfer.yaml."""
 
     weights: str  # "imagenet", "random" or the path of a weight file
-    pooling: str  # key of POOLINGS
+    pooling: str  # one of POOLINGS
     content_layers: list[str]  # keys of LAYER_CHANNELS
     style_layers: list[str]  # keys of LAYER_CHANNELS
     content_weight: float

@@ -7,14 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genexp.images.transforms import random_affine, resize
+from genexp.images.transforms import random_affine, resample, resize
 
 
 @pytest.mark.parametrize("size", [(10, 31), (40, 20), (17, 64)])
-def test_resize_is_antialiased(size: tuple[int, int]) -> None:
+def test_matrix_products_equal_the_antialiased_filter_of_torch(size: tuple[int, int]) -> None:
     images = torch.rand(2, 3, 24, 36)
     expected = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    torch.testing.assert_close(resize(images, size), expected)
+    torch.testing.assert_close(resample(images, size), expected)
+    torch.testing.assert_close(resize(images, size), expected, rtol=0, atol=0)
+
+
+def test_an_image_of_the_right_size_is_not_resized() -> None:
+    images = torch.rand(2, 3, 24, 36)
     assert resize(images, (24, 36)) is images
 
 

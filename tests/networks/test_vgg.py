@@ -8,20 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genexp.errors import ConfigError
 from genexp.images.vision import torchvision
 from genexp.networks.vgg import (
     LAYER_CHANNELS,
     VGG19,
+    VGG19_CONFIG,
     WEIGHTS_URL,
-    FrozenConv2d,
+    apply_frozen_conv,
     load_imagenet_weights,
     load_weight_file,
 )
 from genexp.techniques.style_transfer import gram_matrix
 from tests.support.networks import write_weight_file
+
+
+def test_configuration_is_that_of_torchvision_vgg19() -> None:
+    assert list(VGG19_CONFIG) == torchvision.models.vgg.cfgs["E"]
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"])
+    kinds = {nn.Conv2d: "conv", nn.ReLU: "relu", nn.MaxPool2d: "pool"}
+    assert [name.partition("_")[0] for name in LAYER_CHANNELS] == [kinds[type(layer)] for layer in layers]
 
 
 def test_vgg_layers_match_torchvision() -> None:
@@ -76,11 +84,11 @@ def test_only_convolution_outputs_are_saved_for_the_backward_pass() -> None:
 
 
 def test_frozen_convolution_propagates_gradients_under_autocast() -> None:
-    layer = FrozenConv2d(3, 6, 3, stride=2, padding=1, groups=3).requires_grad_(False)
+    layer = nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3).requires_grad_(False)
     image = torch.rand(1, 3, 6, 7, requires_grad=True)
-    (exact,) = torch.autograd.grad(layer(image).square().sum(), image)
+    (exact,) = torch.autograd.grad(apply_frozen_conv(layer, image).square().sum(), image)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = layer(image)
+        result = apply_frozen_conv(layer, image)
     (rounded,) = torch.autograd.grad(result.float().square().sum(), image)
     assert (result.dtype, rounded.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
