@@ -99,9 +99,12 @@ class CanTranslate(ABC):
 class CanEstimateLikelihood(ABC):
     """Interface of techniques with a likelihood that can be estimated."""
 
+    evaluated_pixels: str  # key of BINARIZATIONS: the pixels that the likelihood is of
+
     @abstractmethod
     def log_likelihood(self, images: Tensor, num_samples: int) -> Tensor:
-        """Return log p in nats of binary images (batch, channels, height, width): (batch,).
+        """Return log p in nats of images (batch, channels, height, width): (batch,).
 
-        The estimate uses `num_samples` latent samples per image.
+        The pixels are those of `evaluated_pixels`: bits, or gray values in [0, 1]. The estimate uses
+        `num_samples` latent samples per image.
         """

@@ -60,12 +60,8 @@ def batch_mean(values: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of the whole batch, (count * rows, ...), from local (rows, ...). Without a gradient."""
-    if current_shard() == SINGLE_SHARD:
-        return rows
-    shards = [torch.empty_like(rows) for _ in range(current_shard().count)]
-    dist.all_gather(shards, rows.detach().contiguous())
-    return torch.cat(shards)
+    """Return the rows of the whole batch, (count * rows, ...), from local (rows, ...). It is differentiable."""
+    return rows if current_shard() == SINGLE_SHARD else torch.as_tensor(_GatherRows.apply(rows, current_shard()))
 
 
 def local_rows(rows: Tensor) -> Tensor:
@@ -93,3 +89,20 @@ class _AllReduceMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
         return _AllReduceMean.apply(gradient, ctx.count), None
+
+
+class _GatherRows(torch.autograd.Function):
+    """Differentiable concatenation of all shards. Its gradient is the sum of the shards' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, shard: Shard) -> Tensor:
+        ctx.shard = shard
+        shards = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(shard.count)]
+        dist.all_gather(shards, rows.contiguous())
+        return torch.cat(shards)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.shard.row_slice(len(total))], None

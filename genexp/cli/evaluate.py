@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from genexp.cli.common import (
     CommandParser,
@@ -47,6 +47,12 @@ def _build_parser() -> argparse.ArgumentParser:
         help="latents of each image that its log-likelihood is estimated from, where the technique has one; "
         "5000 give a tighter bound and take 25 times as long as 200, 0 leave it out (default: %(default)s)",
     )
+    parser.add_argument(
+        "--nll-images",
+        type=build_int_type(1),
+        metavar="N",
+        help="estimate the log-likelihood of a fixed random subset of N test images (default: of all)",
+    )
     parser.add_argument("--json", action="store_true", help="print each run's evaluation as one line of JSON")
     return parser
 
@@ -76,7 +82,7 @@ def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
     with Console(stderr=True).status(str(run_dir)) as status:
         evaluation = evaluate(
             run,
-            EvaluationOptions(args.nll_samples),
+            EvaluationOptions(args.nll_samples, args.nll_images),
             on_measure_start=lambda measure: status.update(f"{run_dir}: {measure}"),
         )
     for measure, reason in evaluation.skip_reasons.items():
@@ -97,9 +103,18 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
             console.width = 1000  # columns; a file or pipe has no limit on its width
         console.print(_build_table(evaluations))
         for evaluation in evaluations:
+            if "nll_samples" in evaluation.used_options:
+                console.print(_describe_likelihood(evaluation.used_options), soft_wrap=True, highlight=False)
             console.print(
                 f"written to {evaluation.run.run_dir / 'evaluation.json'}", soft_wrap=True, highlight=False
             )
+
+
+def _describe_likelihood(options: Mapping[str, Any]) -> str:
+    return (
+        f"log-likelihood: {options['nll_samples']:,} importance samples, {options['nll_images']:,} test images, "
+        f"{options['nll_pixels']}; standard error {options['nll_standard_error']:.2g} nats"
+    )
 
 
 def _build_table(evaluations: Sequence[Evaluation]) -> Table:

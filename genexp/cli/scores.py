@@ -15,9 +15,10 @@ from torch import Tensor
 
 from genexp.capabilities import CanCluster, CanEstimateLikelihood, CanSample
 from genexp.data.loading import make_loader
-from genexp.data.sampling import subset
+from genexp.data.sampling import subset, subset_split
 from genexp.data.stream import SplitBatches
 from genexp.errors import GenexpError
+from genexp.images.binarize import BINARIZATIONS
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.generation import MAX_REAL_IMAGES, GenerationMetrics
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
@@ -31,6 +32,11 @@ from genexp.technique import Batch, Batches
 MAX_PROBE_SAMPLES = 10_000  # training codes to fit the probes, and test codes to score them, each at most
 NUM_NEIGHBORS = 10  # of the k-nearest-neighbor probe
 GENERATION_BATCH_SIZE = 500  # images
+PIXEL_DESCRIPTIONS = {  # of the pixels that a likelihood is of, by key of BINARIZATIONS
+    "drawn": "bits drawn with brightness as the probability",
+    "fixed": "fixed bits, drawn once for each image",
+    "gray": "gray values in [0, 1], as a density",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class EvaluationOptions:
     """Options of an evaluation."""
 
     nll_samples: int  # latent samples per image of the likelihood estimate; 0 skips it
+    nll_images: int | None = None  # test images of that estimate, a fixed random subset; None for all
 
 
 @dataclass(frozen=True)
@@ -184,19 +191,36 @@ def compute_generation_scores(state: _EvaluationState) -> dict[str, float]:
 
 
 def compute_likelihood_scores(state: _EvaluationState) -> dict[str, float]:
-    """Return the mean negative log-likelihood of binarized test images, in nats per image.
+    """Return the mean negative log-likelihood of test images in nats per image, and its standard error.
 
-    Each pixel is a Bernoulli sample with its brightness as probability (Salakhutdinov & Murray 2008).
+    The metric's name has the number of latent samples and the pixels: nll_5000 is for drawn bits (Salakhutdinov &
+    Murray 2008), nll_5000_fixed for fixed bits, nll_5000_gray for gray values, as a density.
     """
     technique, samples = state.run.technique, state.options.nll_samples
     if not isinstance(technique, CanEstimateLikelihood) or not samples:
         return {}
+    pixels = technique.evaluated_pixels
+    name = f"nll_{samples}" if pixels == "drawn" else f"nll_{samples}_{pixels}"
 
     def score(batch: Batch) -> dict[str, Tensor]:
-        return {f"nll_{samples}": -technique.log_likelihood(batch["image"].bernoulli(), samples)}
+        nll = -technique.log_likelihood(BINARIZATIONS[pixels](batch["image"]), samples)
+        return {name: nll, "squares": nll.double().square()}
 
-    state.used_options |= {"nll_samples": samples, "nll_pixels": "drawn, with brightness as the probability"}
-    return mean_scores(state.run.get_test_batches(), score)
+    loader, count = state.run.test_loader, state.options.nll_images
+    batches: Batches = state.run.get_test_batches()
+    num_images = len(loader)
+    if count is not None and count < num_images:
+        split, num_images = subset_split(state.run.dataset.test, count), count
+        batches = SplitBatches(make_loader(split, state.run.device), EVALUATION_BATCH_SIZE)
+    scores = mean_scores(batches, score)
+    variance = max(0.0, scores.pop("squares") - scores[name] ** 2)
+    state.used_options |= {
+        "nll_samples": samples,
+        "nll_pixels": PIXEL_DESCRIPTIONS[pixels],
+        "nll_images": num_images,
+        "nll_standard_error": math.sqrt(variance / num_images),
+    }
+    return scores
 
 
 MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {

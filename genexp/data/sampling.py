@@ -65,7 +65,7 @@ def subset(dataset: Dataset, limit: int | None) -> Dataset:
         return dataset
     test_limit = math.ceil(test_size * limit / train_size)
     return replace(
-        dataset, train=_subset_split(dataset.train, limit), test=_subset_split(dataset.test, test_limit)
+        dataset, train=subset_split(dataset.train, limit), test=subset_split(dataset.test, test_limit)
     )
 
 
@@ -74,7 +74,8 @@ def take_samples(stream: Stream, indices: Tensor) -> Stream:
     return stream.index_select(0, indices) if isinstance(stream, Tensor) else LazySubset(stream, indices)
 
 
-def _subset_split(split: Split, limit: int) -> Split:
+def subset_split(split: Split, limit: int) -> Split:
+    """Return the first `limit` samples of one fixed random order of `split`, in which labeled classes alternate."""
     labels = split.streams.get("label")
     if split.is_aligned:
         order = (

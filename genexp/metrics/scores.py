@@ -12,7 +12,7 @@ from torch import Tensor
 from genexp.technique import Batch, Batches
 
 HIGHER_IS_BETTER = "psnr|ssim|acc|nmi|ari|precision|recall|density|coverage|accuracy"
-LOWER_IS_BETTER = "mse|l1|loss|kl|negative_elbo|frechet|inertia|domain_distance"
+LOWER_IS_BETTER = "mse|l1|loss|kl|nll|negative_elbo|negative_bound|frechet|inertia|domain_distance"
 
 
 def mean_scores(samples: Batches, score_fn: Callable[[Batch], dict[str, Tensor]]) -> dict[str, float]:

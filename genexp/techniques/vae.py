@@ -1,7 +1,12 @@
-"""Variational autoencoder (Kingma & Welling 2014), with β (Higgins 2017) and free bits (Kingma 2016)."""
+"""Variational autoencoder (Kingma & Welling 2014), with β (Higgins 2017) and free bits (Kingma 2016).
+
+Options: the importance-weighted bound (Burda et al. 2016) and a weight of the total correlation (Chen et al. 2018).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +16,7 @@ from genexp.capabilities import CanEstimateLikelihood, CanInterpolate, CanRecons
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
+from genexp.images.binarize import BINARIZATIONS
 from genexp.images.grid import make_grid, make_grid_from_rows
 from genexp.images.latent_walks import (
     WALK_FRAMES,
@@ -19,43 +25,75 @@ from genexp.images.latent_walks import (
     make_animation,
     traverse_units,
 )
-from genexp.losses.reconstruction import bernoulli_log_likelihood, gaussian_kl, reparameterize
+from genexp.losses.reconstruction import gaussian_kl, reparameterize, total_correlation
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
 from genexp.metrics.reconstruction import psnr, ssim
 from genexp.metrics.scores import mean_scores
+from genexp.networks.conv import build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
+from genexp.networks.pixel_likelihoods import PIXEL_LIKELIHOODS
+from genexp.networks.residual import build_halving_layers, build_residual_decoder, build_residual_encoder
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 
 PREVIEW_SAMPLES = 64  # images in the grid of prior samples
-LATENTS_PER_CHUNK = 20  # latent samples per image decoded together in the likelihood estimate
+DECODED_ROWS = 4000  # images decoded together in the likelihood estimate: bounds its memory
+COLLAPSE_NATS = 0.1  # KL divergence of an image below which the latents carry practically no information
+NETWORKS = ("dense", "conv", "resnet")
 
 
 @dataclass
 class VAEConfig:
     """Keys of conf/model/vae.yaml."""
 
-    hidden: list[int]  # units of the encoder's layers; the decoder mirrors them
+    network: str  # one of NETWORKS
+    hidden: list[int]  # units of the encoder's dense layers; the decoder mirrors them
+    channels: list[int]  # of the convolutions, each of which halves the size; unused by network=dense
+    blocks: int  # residual blocks at each size; used by network=resnet
     latent: int  # dimensions
     activation: str  # key of ACTIVATIONS
+    pixels: str  # key of BINARIZATIONS
+    likelihood: str  # key of PIXEL_LIKELIHOODS
+    importance_samples: int  # latents per image in the bound that the training maximizes
     beta: float  # weight of the KL divergence
+    total_correlation: float  # weight of the total correlation, a part of the KL divergence, relative to the rest
     kl_warmup_epochs: float  # epochs in which that weight rises linearly
     free_bits: float  # nats of KL divergence per latent dimension that the loss does not penalize
 
     def __post_init__(self) -> None:
+        for key, choices in (
+            ("network", NETWORKS),
+            ("activation", ACTIVATIONS),
+            ("pixels", BINARIZATIONS),
+            ("likelihood", PIXEL_LIKELIHOODS),
+        ):
+            value = getattr(self, key)
+            require(value in choices, key, value, f"choose one of {', '.join(choices)}")
         require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
-        require(self.latent > 0, "latent", self.latent, "use at least 1")
-        choices = ", ".join(ACTIVATIONS)
-        require(self.activation in ACTIVATIONS, "activation", self.activation, f"choose one of {choices}")
-        for key in ("beta", "kl_warmup_epochs", "free_bits"):
+        is_valid = bool(self.channels) and min(self.channels) > 0
+        require(is_valid, "channels", self.channels, "use positive numbers")
+        for key, minimum in (("latent", 1), ("blocks", 1), ("importance_samples", 1)):
+            require(getattr(self, key) >= minimum, key, getattr(self, key), f"use at least {minimum}")
+        for key in ("beta", "total_correlation", "kl_warmup_epochs", "free_bits"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+        is_binary = self.pixels != "gray"
+        require(
+            self.likelihood == "bernoulli" or not is_binary,
+            *("likelihood", self.likelihood, "use bernoulli for bits, or model.pixels=gray"),
+        )
+        has_bound = self.importance_samples > 1
+        require(not (has_bound and self.free_bits), "free_bits", self.free_bits, "use 0 with importance samples")
+        require(
+            not (has_bound and self.total_correlation != 1),
+            *("total_correlation", self.total_correlation, "use 1 with importance samples"),
+        )
 
 
 @register
 class VariationalAutoencoder(
     Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood
 ):
-    """Encoder to a Gaussian posterior over latents, and decoder to Bernoulli distributions of the pixels."""
+    """Encoder to a Gaussian posterior over latents, and decoder to distributions of the pixels."""
 
     Config = VAEConfig
     name = "vae"
@@ -64,12 +102,19 @@ class VariationalAutoencoder(
 
     def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
         super().__init__()
+        # Floats may be tensors in an ensemble: no branch of the loss reads them.
         self.config, self.has_free_bits = config, config.free_bits > 0
-        shape, hidden, activation = spec.image_shape, config.hidden, config.activation
-        self.encoder = build_dense_encoder(shape, hidden, activation=activation, last_activation=activation)
-        self.mean = nn.Linear(hidden[-1], config.latent)
-        self.log_variance = nn.Linear(hidden[-1], config.latent)
-        self.decoder = build_dense_decoder(shape, [config.latent, *hidden[::-1]], activation=activation)
+        self.has_total_correlation = config.total_correlation != 1
+        self.train_size = spec.train_size
+        self.select_pixels = BINARIZATIONS[config.pixels]
+        # A gray value is the probability of a bit for a Bernoulli likelihood, which needs bits.
+        is_bernoulli_of_gray = config.likelihood == "bernoulli" and config.pixels == "gray"
+        self.evaluated_pixels = "drawn" if is_bernoulli_of_gray else config.pixels
+        self.encoder = build_encoder(spec.image_shape, config)
+        self.mean = nn.Linear(config.hidden[-1], config.latent)
+        self.log_variance = nn.Linear(config.hidden[-1], config.latent)
+        self.decoder = build_decoder(spec.image_shape, config)
+        self.likelihood = PIXEL_LIKELIHOODS[config.likelihood]()
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (GradientPhase("vae", self, self.loss),)
@@ -80,15 +125,42 @@ class VariationalAutoencoder(
         # The KL divergence is a small difference of numbers near 1.
         return promote_to_float32(self.mean(hidden)), promote_to_float32(self.log_variance(hidden))
 
+    def log_prob(self, images: Tensor, latents: Tensor) -> Tensor:
+        """Return log p(image | latent) in nats: (batch, ...) and (batch, latent) → (batch,)."""
+        return self.likelihood.log_prob(promote_to_float32(self.decoder(latents)), images)
+
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        images = batch["image"]
+        images = self.select_pixels(batch["image"])
         mean, log_variance = self.posterior(images)
-        logits = self.decoder(reparameterize(mean, log_variance))
-        reconstruction = -bernoulli_log_likelihood(logits, images).mean()
+        if self.config.importance_samples > 1:
+            return self._importance_weighted_loss(images, mean, log_variance, clock)
+        latents = reparameterize(mean, log_variance)
+        reconstruction = -self.log_prob(images, latents).mean()
         kl_per_unit = batch_mean(gaussian_kl(mean, log_variance))  # (latent,)
         clamped_kl = kl_per_unit.clamp(min=self.config.free_bits) if self.has_free_bits else kl_per_unit
-        loss = reconstruction + self.kl_weight(clock) * clamped_kl.sum()
-        return loss, detach_metrics(reconstruction=reconstruction, kl=kl_per_unit.sum())
+        penalty, metrics = clamped_kl.sum(), {"reconstruction": reconstruction, "kl": kl_per_unit.sum()}
+        if self.has_total_correlation:
+            correlation = total_correlation(latents, mean, log_variance, self.train_size).mean()
+            penalty = penalty + (self.config.total_correlation - 1) * correlation
+            metrics["total_correlation"] = correlation
+        return reconstruction + self.kl_weight(clock) * penalty, detach_metrics(**metrics)
+
+    def _importance_weighted_loss(
+        self, images: Tensor, mean: Tensor, log_variance: Tensor, clock: Clock
+    ) -> tuple[Tensor, Metrics]:
+        """Return the negative bound of `importance_samples` latents per image (Burda et al. 2016, equation 8)."""
+        count = self.config.importance_samples
+        noise = torch.randn(len(images), count, self.config.latent, device=mean.device, dtype=mean.dtype)
+        log_variances = log_variance[:, None]
+        latents = mean[:, None] + torch.exp(0.5 * log_variances) * noise  # (batch, samples, latent)
+        repeated = images[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
+        log_prob = self.log_prob(repeated, latents.flatten(0, 1)).unflatten(0, (-1, count))  # (batch, samples)
+        # log p(z) - log q(z|x): the normalizing constants cancel.
+        log_prior_ratio = 0.5 * (noise.square() - latents.square() + log_variances).sum(2)
+        log_weights = log_prob + self.kl_weight(clock) * log_prior_ratio
+        loss = math.log(count) - torch.logsumexp(log_weights, dim=1).mean()
+        kl = gaussian_kl(mean, log_variance).sum(1).mean()
+        return loss, detach_metrics(reconstruction=-log_prob.mean(), kl=kl)
 
     def kl_weight(self, clock: Clock) -> float:
         """Return the weight of the KL divergence: β after a linear warm-up (Sønderby et al. 2016)."""
@@ -97,7 +169,7 @@ class VariationalAutoencoder(
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images in [0, 1] for latents (batch, latent)."""
-        return self.decoder(latents).sigmoid()
+        return self.likelihood.mean(promote_to_float32(self.decoder(latents)))
 
     def encode(self, batch: Batch) -> Tensor:
         return self.posterior(batch["image"])[0]
@@ -109,11 +181,9 @@ class VariationalAutoencoder(
         return self.decode(self.posterior(images)[0])
 
     def log_likelihood(self, images: Tensor, num_samples: int) -> Tensor:
-        def decoder_log_likelihood(images: Tensor, latents: Tensor) -> Tensor:
-            return bernoulli_log_likelihood(self.decoder(latents), images)
-
+        chunk_size = max(1, DECODED_ROWS // len(images))
         return importance_log_likelihood(
-            self.posterior, decoder_log_likelihood, images, num_samples=num_samples, chunk_size=LATENTS_PER_CHUNK
+            self.posterior, self.log_prob, images, num_samples=num_samples, chunk_size=chunk_size
         )
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
@@ -122,23 +192,35 @@ class VariationalAutoencoder(
         return {**scores, "active_units": float(active_units(torch.cat(means)))}
 
     def _score_batch(self, images: Tensor, means: list[Tensor]) -> dict[str, Tensor]:
-        mean, log_variance = self.posterior(images)
+        pixels = self.select_pixels(images)
+        mean, log_variance = self.posterior(pixels)
         means.append(mean.float())
-        reconstruction = -bernoulli_log_likelihood(self.decoder(reparameterize(mean, log_variance)), images)
+        reconstruction = -self.log_prob(pixels, reparameterize(mean, log_variance))
         kl = gaussian_kl(mean, log_variance).sum(1)
         reconstructed = self.decode(mean).float()
-        return {
+        scores = {
             "negative_elbo": reconstruction + kl,
             "reconstruction": reconstruction,
             "kl": kl,
             "psnr": psnr(reconstructed, images),
             "ssim": ssim(reconstructed, images),
         }
+        if self.config.importance_samples > 1:
+            scores["negative_bound"] = -self.log_likelihood(pixels, self.config.importance_samples)
+        return scores
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        if metrics["kl"] >= COLLAPSE_NATS:
+            return None
+        return (
+            f"posterior collapse: the KL divergence is {metrics['kl']:.2g} nats per image, so the latents carry no "
+            f"information; lower model.beta, or raise model.kl_warmup_epochs or model.free_bits"
+        )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         # Samples first: generators are seeded equally for each preview, so their noise is the same in each frame.
         samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
-        images = examples["image"]
+        images = self.select_pixels(examples["image"])
         return {"samples": samples, "reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
@@ -161,3 +243,26 @@ class VariationalAutoencoder(
         units = gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices
         limit = torch.full_like(mean[0, units], 3)
         return decode_frames(self.decode, traverse_units(mean[0], units, -limit, limit, num_frames))
+
+
+def build_encoder(shape: tuple[int, int, int], config: VAEConfig) -> nn.Module:
+    """Return a network from images (batch, *shape) to features (batch, config.hidden[-1])."""
+    hidden, activation = config.hidden, config.activation
+    if config.network == "dense":
+        return build_dense_encoder(shape, hidden, activation=activation, last_activation=activation)
+    if config.network == "conv":
+        layers = build_halving_layers(config.channels)
+        return build_conv_encoder(shape, layers, hidden, activation=activation, last_activation=activation)
+    return build_residual_encoder(shape, config.channels, hidden, num_blocks=config.blocks, activation=activation)
+
+
+def build_decoder(shape: tuple[int, int, int], config: VAEConfig) -> nn.Module:
+    """Return a network from latents (batch, config.latent) to the outputs of the pixels (batch, *shape)."""
+    widths, activation = [config.latent, *config.hidden[::-1]], config.activation
+    if config.network == "dense":
+        return build_dense_decoder(shape, widths, activation=activation)
+    if config.network == "conv":
+        layers = build_halving_layers(config.channels)
+        batch_norms = [False] * (len(layers) - 1)
+        return build_conv_decoder(shape, layers, widths, batch_norms=batch_norms, activation=activation)
+    return build_residual_decoder(shape, config.channels, widths, num_blocks=config.blocks, activation=activation)

@@ -1,0 +1,87 @@
+"""Distributions of pixels given the outputs of a decoder: Bernoulli, continuous Bernoulli and Gaussian."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genexp.losses.reconstruction import bernoulli_log_likelihood
+
+SERIES_LIMIT = 0.03  # absolute logit below which the continuous Bernoulli uses a Taylor series
+INITIAL_STD, MIN_STD = 0.1, 1e-3  # of the Gaussian, in units of the pixel range [0, 1]
+
+
+class PixelLikelihood(nn.Module, ABC):
+    """Distribution of independent pixels.
+
+    `outputs` are those of a decoder, in full precision: (batch, channels, height, width).
+    """
+
+    @abstractmethod
+    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Return log p(image | outputs) in nats, summed over the pixels: (batch, ...) each → (batch,)."""
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return the expected images in [0, 1], in the shape of `outputs`."""
+        return outputs.sigmoid()
+
+
+class BernoulliLikelihood(PixelLikelihood):
+    """Bernoulli distribution with `outputs` as logits. It is a likelihood for binary images only."""
+
+    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Return the log likelihood of binary images, or the negative cross-entropy of images in [0, 1]."""
+        return bernoulli_log_likelihood(outputs, images)
+
+
+class ContinuousBernoulliLikelihood(PixelLikelihood):
+    """Normalized Bernoulli density for pixels in [0, 1] (Loaiza-Ganem & Cunningham 2019), with logits."""
+
+    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Return the log density of images in [0, 1]; it may be positive."""
+        return bernoulli_log_likelihood(outputs, images) + log_normalizer(outputs).flatten(1).sum(1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return the expected images. For a logit l it is 1 / (1 - exp(-l)) - 1 / l."""
+        is_small = outputs.abs() < SERIES_LIMIT
+        safe = torch.where(is_small, 1.0, outputs)
+        exact = -1 / torch.expm1(-safe) - 1 / safe
+        return torch.where(is_small, 0.5 + outputs / 12, exact)
+
+
+class GaussianLikelihood(PixelLikelihood):
+    """Gaussian density with a sigmoid of `outputs` as mean, and one learned standard deviation for all pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.tensor(math.log(INITIAL_STD)))
+
+    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Return the log density of images; it may be positive."""
+        log_std = self.log_std.clamp(min=math.log(MIN_STD))
+        errors = (outputs.sigmoid() - images) * torch.exp(-log_std)
+        log_density = -0.5 * errors.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return log_density.flatten(1).sum(1)
+
+
+PIXEL_LIKELIHOODS: dict[str, type[PixelLikelihood]] = {
+    "bernoulli": BernoulliLikelihood,
+    "continuous_bernoulli": ContinuousBernoulliLikelihood,
+    "gaussian": GaussianLikelihood,
+}
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """Return the log normalizing constant of a continuous Bernoulli, log(l / tanh(l / 2)), in the shape of `logits`.
+
+    Near 0 the quotient is 0 / 0. The Taylor series log 2 + l² / 12 replaces it there.
+    """
+    magnitude = logits.abs()
+    is_small = magnitude < SERIES_LIMIT
+    safe = torch.where(is_small, 1.0, magnitude)
+    exact = safe.log() - torch.tanh(safe / 2).log()
+    return torch.where(is_small, math.log(2) + magnitude.square() / 12, exact)

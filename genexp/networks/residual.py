@@ -1,0 +1,107 @@
+"""Residual encoders and decoders of convolutions without normalization (He et al. 2016, with pre-activation)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from genexp.networks.conv import ConvLayerSpec, compute_feature_map_sizes
+from genexp.networks.mlp import ACTIVATIONS, build_mlp
+
+HALVING_KERNEL = 4  # pixels; with stride 2 and padding 1 each output overlaps its neighbors equally
+
+
+class PreActivationBlock(nn.Module):
+    """Two 3×3 convolutions, each behind an activation, whose output is added to the input.
+
+    The last convolution starts at zero. The block is then the identity, and a deep network trains without
+    normalization (Zhang, Dauphin & Ma 2019).
+    """
+
+    def __init__(self, channels: int, *, activation: str) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+        self.change = nn.Sequential(
+            ACTIVATIONS[activation](),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            ACTIVATIONS[activation](),
+            last,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features of the same shape: (batch, channels, height, width)."""
+        return torch.as_tensor(features + self.change(features))
+
+
+def build_halving_layers(channels: Sequence[int]) -> list[ConvLayerSpec]:
+    """Return convolutions with these output channels, each of which halves the size."""
+    return [ConvLayerSpec(count, kernel_size=HALVING_KERNEL, stride=2, padding=1) for count in channels]
+
+
+def build_residual_encoder(
+    shape: tuple[int, int, int],
+    channels: Sequence[int],
+    widths: Sequence[int],
+    *,
+    num_blocks: int,
+    activation: str,
+) -> nn.Sequential:
+    """Return a network from images (batch, *shape) to features (batch, widths[-1]).
+
+    `shape` is (channels, height, width). Each of `channels` is a convolution that halves the size, and `num_blocks`
+    residual blocks. Dense layers of `widths` units follow, each with an activation. Raises ConfigError for images
+    that are too small.
+    """
+    layers = build_halving_layers(channels)
+    height, width = compute_feature_map_sizes((shape[1], shape[2]), layers)[-1]
+    modules: list[nn.Module] = []
+    for index, (in_channels, layer) in enumerate(zip([shape[0], *channels], layers, strict=False)):
+        if index:
+            modules.append(ACTIVATIONS[activation]())
+        modules.append(nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding))
+        modules += [PreActivationBlock(layer.channels, activation=activation) for _ in range(num_blocks)]
+    dense = build_mlp(
+        [channels[-1] * height * width, *widths], activation=activation, last_activation=activation
+    )
+    return nn.Sequential(*modules, ACTIVATIONS[activation](), nn.Flatten(), *dense)
+
+
+def build_residual_decoder(
+    shape: tuple[int, int, int],
+    channels: Sequence[int],
+    widths: Sequence[int],
+    *,
+    num_blocks: int,
+    activation: str,
+) -> nn.Sequential:
+    """Return the mirror of `build_residual_encoder`: codes (batch, widths[0]) → pixel outputs (batch, *shape)."""
+    layers = build_halving_layers(channels)
+    sizes = compute_feature_map_sizes((shape[1], shape[2]), layers)
+    height, width = sizes[-1]
+    modules: list[nn.Module] = [
+        *build_mlp([*widths, channels[-1] * height * width], activation=activation),
+        nn.Unflatten(1, (channels[-1], height, width)),
+    ]
+    mirrored_channels = list(pairwise([*reversed(channels), shape[0]]))
+    for (in_channels, out_channels), layer, size in zip(
+        mirrored_channels, reversed(layers), reversed(sizes[:-1]), strict=True
+    ):
+        modules += [PreActivationBlock(in_channels, activation=activation) for _ in range(num_blocks)]
+        modules += [
+            ACTIVATIONS[activation](),
+            nn.ConvTranspose2d(
+                in_channels,
+                out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                output_padding=layer.output_padding(size),
+            ),
+        ]
+    return nn.Sequential(*modules)
