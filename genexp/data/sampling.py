@@ -64,9 +64,7 @@ def subset(dataset: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= train_size:
         return dataset
     test_limit = math.ceil(test_size * limit / train_size)
-    return replace(
-        dataset, train=subset_split(dataset.train, limit), test=subset_split(dataset.test, test_limit)
-    )
+    return replace(dataset, train=subset_split(dataset.train, limit), test=subset_split(dataset.test, test_limit))
 
 
 def take_samples(stream: Stream, indices: Tensor) -> Stream:
@@ -75,7 +73,7 @@ def take_samples(stream: Stream, indices: Tensor) -> Stream:
 
 
 def subset_split(split: Split, limit: int) -> Split:
-    """Return the first `limit` samples of one fixed random order of `split`, in which labeled classes alternate."""
+    """Return the first `limit` samples of `split` in a fixed random order, in which labeled classes alternate."""
     labels = split.streams.get("label")
     if split.is_aligned:
         order = (

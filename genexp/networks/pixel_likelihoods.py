@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.losses.reconstruction import bernoulli_log_likelihood
@@ -76,9 +75,9 @@ PIXEL_LIKELIHOODS: dict[str, type[PixelLikelihood]] = {
 
 
 def log_normalizer(logits: Tensor) -> Tensor:
-    """Return the log normalizing constant of a continuous Bernoulli, log(l / tanh(l / 2)), in the shape of `logits`.
+    """Return log(l / tanh(l / 2)), the log normalizer of a continuous Bernoulli, in the shape of `logits`.
 
-    Near 0 the quotient is 0 / 0. The Taylor series log 2 + l² / 12 replaces it there.
+    Near l = 0 the quotient is 0 / 0. The Taylor series log 2 + l² / 12 replaces it there.
     """
     magnitude = logits.abs()
     is_small = magnitude < SERIES_LIMIT

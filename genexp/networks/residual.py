@@ -54,9 +54,9 @@ def build_residual_encoder(
 ) -> nn.Sequential:
     """Return a network from images (batch, *shape) to features (batch, widths[-1]).
 
-    `shape` is (channels, height, width). Each of `channels` is a convolution that halves the size, and `num_blocks`
-    residual blocks. Dense layers of `widths` units follow, each with an activation. Raises ConfigError for images
-    that are too small.
+    `shape` is (channels, height, width). Each of `channels` is a convolution that halves the size, and
+    `num_blocks` residual blocks. Dense layers of `widths` units follow, each with an activation. Raises
+    ConfigError for images that are too small.
     """
     layers = build_halving_layers(channels)
     height, width = compute_feature_map_sizes((shape[1], shape[2]), layers)[-1]
@@ -66,9 +66,7 @@ def build_residual_encoder(
             modules.append(ACTIVATIONS[activation]())
         modules.append(nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding))
         modules += [PreActivationBlock(layer.channels, activation=activation) for _ in range(num_blocks)]
-    dense = build_mlp(
-        [channels[-1] * height * width, *widths], activation=activation, last_activation=activation
-    )
+    dense = build_mlp([channels[-1] * height * width, *widths], activation=activation, last_activation=activation)
     return nn.Sequential(*modules, ACTIVATIONS[activation](), nn.Flatten(), *dense)
 
 

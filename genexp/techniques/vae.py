@@ -1,6 +1,6 @@
 """Variational autoencoder (Kingma & Welling 2014), with β (Higgins 2017) and free bits (Kingma 2016).
 
-Options: the importance-weighted bound (Burda et al. 2016) and a weight of the total correlation (Chen et al. 2018).
+Options: the importance-weighted bound (Burda et al. 2016), a weight of the total correlation (Chen et al. 2018).
 """
 
 from __future__ import annotations
@@ -213,8 +213,8 @@ class VariationalAutoencoder(
         if metrics["kl"] >= COLLAPSE_NATS:
             return None
         return (
-            f"posterior collapse: the KL divergence is {metrics['kl']:.2g} nats per image, so the latents carry no "
-            f"information; lower model.beta, or raise model.kl_warmup_epochs or model.free_bits"
+            f"posterior collapse: the KL divergence is {metrics['kl']:.2g} nats per image, so the latents carry "
+            f"no information; lower model.beta, or raise model.kl_warmup_epochs or model.free_bits"
         )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:

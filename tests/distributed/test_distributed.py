@@ -87,6 +87,8 @@ CASES = {
     "noise": make_tiny_overrides("denoising_autoencoder"),
     "the VAE": make_tiny_overrides("vae"),
     "free bits": [*make_tiny_overrides("vae"), "model.free_bits=0.5"],
+    "importance samples": [*make_tiny_overrides("vae"), "model.importance_samples=3", "model.pixels=drawn"],
+    "total correlation": [*make_tiny_overrides("vae"), "model.total_correlation=4", "model.pixels=fixed"],
     "a GAN with dropout": [*make_tiny_overrides("gan"), "model.dropout=0.3"],
     "batch norm in two players": [*make_tiny_overrides("dcgan"), "model.discriminator_norm=batch"],
     "a gradient penalty": [*make_tiny_overrides("wgan_gp"), "model.critic_steps=2"],

@@ -84,6 +84,25 @@ def test_ensemble_member_equals_the_single_run(name: str) -> None:
         assert_close_to_scale(member, run, 1e-7)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.pixels=drawn", "model.importance_samples=3", "model.free_bits=0"],
+        ["model.network=resnet", "model.channels=[2]", "model.likelihood=gaussian", "model.total_correlation=4"],
+        ["model.pixels=fixed", "model.network=conv", "model.channels=[2]"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_ensemble_of_vae_options_equals_single_runs(options: list[str]) -> None:
+    overrides = [[*each, *options] for each in member_overrides("vae")]
+    expected = [train_alone(build_initialized_run(*each), 5) for each in overrides]
+    first = build_initialized_run(*overrides[0])
+    found = train_as_ensemble([first, build_initialized_run(*overrides[1], data_from=first)], 5)
+    for member, run in zip(found, expected, strict=True):
+        assert_close_to_scale(member, run, 1e-7)
+
+
 def test_ensemble_member_is_close_to_the_single_run_in_float32() -> None:
     overrides = [[*each, "trainer.precision=fp32"] for each in member_overrides("vae")]
     expected = [train_alone(build_initialized_run(*each)) for each in overrides]

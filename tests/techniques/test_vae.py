@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
+from genexp.errors import ConfigError
 from genexp.losses.reconstruction import bernoulli_log_likelihood
 from genexp.technique import Clock
 from genexp.techniques.vae import VAEConfig, VariationalAutoencoder
@@ -113,6 +115,90 @@ def test_units_below_free_bits_have_no_gradient(images: Tensor) -> None:
     torch.testing.assert_close(metrics["kl"], units.sum().detach())
     (gradient,) = torch.autograd.grad(loss - errors.mean(), model.mean.bias, allow_unused=True)
     assert gradient[:2].abs().max() < 1e-4 < gradient[2:].abs().min()
+
+
+def test_importance_weighted_loss_matches_the_paper(images: Tensor) -> None:
+    """The bound is log of the mean of p(x, z) / q(z|x) over the samples (Burda et al. 2016, equation 8)."""
+    model = make_vae(importance_samples=3)
+    mean, log_variance = model.posterior(images)
+    posterior, prior = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros(4), torch.ones(4))
+    torch.manual_seed(2)
+    noise = torch.randn(7, 3, 4)
+    ratios = []
+    for sample in range(3):
+        latents = posterior.mean + posterior.stddev * noise[:, sample]
+        log_prior, log_posterior = prior.log_prob(latents).sum(1), posterior.log_prob(latents).sum(1)
+        log_prob = bernoulli_log_likelihood(model.decoder(latents), images)
+        ratios.append((log_prob + log_prior - log_posterior).exp().double())
+    torch.manual_seed(2)
+    loss, metrics = model.loss({"image": images}, CLOCK)
+    expected = -torch.stack(ratios).mean(0).log().mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(metrics["kl"], kl_divergence(posterior, prior).sum(1).mean().detach())
+    with torch.no_grad():
+        scores = model.evaluate([{"image": images}])
+    assert scores["negative_bound"] < scores["negative_elbo"]
+
+
+def test_total_correlation_is_added_to_the_kl_divergence(images: Tensor) -> None:
+    losses = []
+    for weight in (1.0, 3.0):
+        model = make_vae(beta=2.0, total_correlation=weight)
+        torch.manual_seed(2)
+        loss, metrics = model.loss({"image": images}, CLOCK)
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[1] - losses[0], 2.0 * 2.0 * metrics["total_correlation"])
+
+
+@pytest.mark.parametrize("pixels", ["drawn", "fixed"])
+def test_bits_are_both_input_and_target(pixels: str, images: Tensor) -> None:
+    model = make_vae(pixels=pixels)
+    seen: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for _ in range(2):
+        model.loss({"image": images}, CLOCK)
+    assert all(set(bits.unique().tolist()) == {0.0, 1.0} for bits in seen)
+    assert torch.equal(seen[0], seen[1]) == (pixels == "fixed")
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli", "gaussian"])
+def test_networks_and_likelihoods_train_and_sample(network: str, likelihood: str, images: Tensor) -> None:
+    model = make_vae(network=network, likelihood=likelihood, channels=[3, 4])
+    loss, _ = model.loss({"image": images}, CLOCK)
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+    with torch.no_grad():
+        samples = model.sample(5)
+    assert samples.shape == (5, *IMAGE_SHAPE)
+    assert samples.min() >= 0
+    assert samples.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "transformer"}, "model.network=transformer: choose one of dense, conv, resnet"),
+        ({"pixels": "grey"}, "model.pixels=grey: choose one of gray, drawn, fixed"),
+        ({"likelihood": "poisson"}, "model.likelihood=poisson: choose one of bernoulli"),
+        ({"likelihood": "gaussian", "pixels": "drawn"}, "model.likelihood=gaussian: use bernoulli for bits"),
+        ({"importance_samples": 0}, "model.importance_samples=0: use at least 1"),
+        ({"importance_samples": 2, "free_bits": 0.5}, "model.free_bits=0.5: use 0 with importance samples"),
+        ({"importance_samples": 2, "total_correlation": 4.0}, "model.total_correlation=4.0: use 1"),
+        ({"channels": []}, "model.channels="),
+    ],
+)
+def test_invalid_options_are_rejected_with_the_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_vae(**changes)
+
+
+def test_diagnosis_warns_of_a_collapsed_posterior() -> None:
+    model = make_vae()
+    warning = model.diagnose({"loss": 206.0, "kl": 0.004})
+    assert warning is not None
+    assert "posterior collapse: the KL divergence is 0.004 nats" in warning
+    assert model.diagnose({"loss": 100.0, "kl": 20.0}) is None
 
 
 def test_kl_is_accurate_in_bf16(images: Tensor) -> None:
