@@ -76,17 +76,13 @@ class VAEConfig:
             require(getattr(self, key) >= minimum, key, getattr(self, key), f"use at least {minimum}")
         for key in ("beta", "total_correlation", "kl_warmup_epochs", "free_bits"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
-        is_binary = self.pixels != "gray"
-        require(
-            self.likelihood == "bernoulli" or not is_binary,
-            *("likelihood", self.likelihood, "use bernoulli for bits, or model.pixels=gray"),
-        )
-        has_bound = self.importance_samples > 1
-        require(not (has_bound and self.free_bits), "free_bits", self.free_bits, "use 0 with importance samples")
-        require(
-            not (has_bound and self.total_correlation != 1),
-            *("total_correlation", self.total_correlation, "use 1 with importance samples"),
-        )
+        is_density = self.likelihood != "bernoulli"
+        remedy = "use bernoulli for bits, or model.pixels=gray"
+        require(not (is_density and self.pixels != "gray"), "likelihood", self.likelihood, remedy)
+        if self.importance_samples > 1:
+            for key, neutral in (("free_bits", 0), ("total_correlation", 1)):
+                value = getattr(self, key)
+                require(value == neutral, key, value, f"use {neutral} with model.importance_samples above 1")
 
 
 @register

@@ -183,7 +183,7 @@ def test_networks_and_likelihoods_train_and_sample(network: str, likelihood: str
         ({"likelihood": "poisson"}, "model.likelihood=poisson: choose one of bernoulli"),
         ({"likelihood": "gaussian", "pixels": "drawn"}, "model.likelihood=gaussian: use bernoulli for bits"),
         ({"importance_samples": 0}, "model.importance_samples=0: use at least 1"),
-        ({"importance_samples": 2, "free_bits": 0.5}, "model.free_bits=0.5: use 0 with importance samples"),
+        ({"importance_samples": 2, "free_bits": 0.5}, "model.free_bits=0.5: use 0 with model.importance_samples"),
         ({"importance_samples": 2, "total_correlation": 4.0}, "model.total_correlation=4.0: use 1"),
         ({"channels": []}, "model.channels="),
     ],
