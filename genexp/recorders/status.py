@@ -31,8 +31,9 @@ class StatusRecorder(Recorder):
         self._objective, self._pick_better = run.objective, {"min": min, "max": max}[run.direction]
         previous = _read_json(self._path) if run.completed_steps else {}
         best = previous.get("best")
-        self._open_time = time.monotonic()
+        self._open_time, self._open_cpu_time = time.monotonic(), time.process_time()
         self._previous_seconds = previous.get("seconds", 0.0)
+        self._previous_cpu_seconds = previous.get("cpu_seconds", 0.0)
         self._status: dict[str, Any] = {
             "state": "running",
             "model": run.model_name,
@@ -49,6 +50,7 @@ class StatusRecorder(Recorder):
             "started": previous.get("started") or _format_utc_now(),
             "updated": _format_utc_now(),
             "seconds": self._previous_seconds,
+            "cpu_seconds": self._previous_cpu_seconds,  # of all threads of this process
             "environment": dict(run.environment),
             "data": dict(run.data_fingerprints),
         }
@@ -81,6 +83,8 @@ class StatusRecorder(Recorder):
         self._status["updated"] = _format_utc_now()
         # Excludes the time between an interruption and the resumption.
         self._status["seconds"] = round(self._previous_seconds + self._last_write_time - self._open_time, 3)
+        cpu_seconds = self._previous_cpu_seconds + time.process_time() - self._open_cpu_time
+        self._status["cpu_seconds"] = round(cpu_seconds, 3)
         text = json.dumps(_replace_non_finite(self._status), indent=2, ensure_ascii=False)
         temporary_path = self._path.with_suffix(".json.tmp")
         temporary_path.write_text(text + "\n", encoding="utf-8")

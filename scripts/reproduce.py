@@ -1,0 +1,438 @@
+"""Reproduction of the results: runs of the rows, `outputs/results.json`, and the table in `outputs/README.md`.
+
+The rows are entries of `scripts/results_table.yaml`. A run is an ordinary run of `genexp` in
+`outputs/reproduce/ROW/seed-N`, so that `genexp resume=` and all commands on runs take it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from genexp.cli.common import CommandParser, build_int_type, run_command
+from genexp.config import suggest_choice
+from genexp.errors import ConfigError, DataError, GenexpError
+from genexp.run_dir.metrics import read_metrics
+from genexp.run_dir.paths import EVALUATION_FILE, METRICS_FILE
+from genexp.run_dir.record import RunRecord, read_run
+from genexp.run_dir.status import is_resumable
+
+PROGRAM = "reproduce.py"
+ROOT = Path(__file__).resolve().parent.parent
+ROWS_FILE = Path(__file__).with_name("results_table.yaml")
+OUTPUTS_DIR = ROOT / "outputs"
+TABLE_PATTERN = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", flags=re.DOTALL)
+TABLE_HEADER = (
+    "| row | data | metric | published | obtained | worst seed | target | minutes of one core | to the target "
+    "| command | picture |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric of a row, which becomes one line of the table."""
+
+    metric: str  # name of a test metric, "train/NAME" for a training metric, or a score of genexp-evaluate
+    direction: str  # "min" or "max"
+    published: float | None = None  # the best comparable published figure
+    source: str = "–"  # of the published figure, with further published figures
+    target: float | None = None
+    tolerance: float = 0.0  # --check accepts this distance from the recorded values
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One entry of results_table.yaml: a command, and the metrics of its runs that the table shows."""
+
+    name: str
+    title: str
+    dataset: str
+    command: str  # arguments of `genexp`, without the seed
+    metrics: tuple[MetricSpec, ...]
+    seeds: int | None = None  # number of seeds; None: as many as --seeds
+    evaluate: str | None = None  # options of genexp-evaluate, whose scores replace the run's test metrics
+    picture: str | None = None  # file in the run directory of the first seed
+
+    @property
+    def run_root(self) -> Path:
+        """Directory of the runs, one for each seed."""
+        return OUTPUTS_DIR / "reproduce" / self.name
+
+    @property
+    def arguments(self) -> list[str]:
+        """Arguments of `genexp`."""
+        return self.command.split()
+
+
+@dataclass
+class Deadline:
+    """Time at which the command stops its runs."""
+
+    minutes: float | None
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the time is over, at least 0; None without a limit."""
+        if self.minutes is None:
+            return None
+        return max(0.0, self.start + 60 * self.minutes - time.monotonic())
+
+
+class StoppedError(Exception):
+    """A run was stopped before its end. It can be resumed."""
+
+
+def load_rows(path: Path = ROWS_FILE) -> dict[str, TableRow]:
+    """Return the rows of the table by name."""
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = [
+        TableRow(**{**entry, "metrics": tuple(MetricSpec(**spec) for spec in entry["metrics"])})
+        for entry in entries
+    ]
+    assert len({row.name for row in rows}) == len(rows), "two rows have the same name"
+    return {row.name: row for row in rows}
+
+
+def run_row(row: TableRow, seeds: Sequence[int], run_root: Path, deadline: Deadline) -> None:
+    """Run or resume the run of each seed in `run_root`, and evaluate it. Finished runs are kept.
+
+    Raises DataError if a run fails, StoppedError if one is stopped.
+    """
+    for seed in seeds:
+        run_dir = run_root / f"seed-{seed}"
+        if _read_state(run_dir) != "finished":
+            if is_resumable(run_dir):
+                arguments = [f"resume={run_dir}"]
+            else:
+                shutil.rmtree(run_dir, ignore_errors=True)  # was stopped before its first checkpoint
+                arguments = [*row.arguments, f"seed={seed}", f"hydra.run.dir={run_dir}"]
+            print(f"{PROGRAM}: genexp {' '.join(arguments)}", flush=True)
+            _run_program(["-m", "genexp.train", *arguments], deadline)
+            if _read_state(run_dir) != "finished":
+                raise StoppedError
+        if row.evaluate is not None and not (run_dir / EVALUATION_FILE).is_file():
+            _run_program(["-m", "genexp.cli.evaluate", str(run_dir), *row.evaluate.split()], deadline)
+
+
+def _run_program(arguments: Sequence[str], deadline: Deadline) -> None:
+    """Run Python with `arguments`. Raises StoppedError if it was stopped, DataError if it failed."""
+    if deadline.seconds_left == 0:
+        raise StoppedError
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    is_stopped = False
+    try:
+        _, errors = process.communicate(timeout=deadline.seconds_left)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+        is_stopped = True
+        if isinstance(error, subprocess.TimeoutExpired):
+            process.send_signal(signal.SIGINT)  # Ctrl-C reaches the run without this
+        _, errors = process.communicate()
+    if is_stopped or process.returncode in (130, -signal.SIGINT):
+        raise StoppedError
+    if process.returncode:
+        raise DataError(next(reversed(errors.strip().splitlines()), f"exit code {process.returncode}"))
+
+
+def _read_state(run_dir: Path) -> str:
+    try:
+        return read_run(run_dir).state
+    except DataError:
+        return "absent"
+
+
+def check_data(row: TableRow) -> None:
+    """Load the data set of a row. Raises DataError where its files are absent and cannot be downloaded."""
+    from genexp.data import load_dataset  # imports torch
+
+    command = [sys.executable, "-m", "genexp.train", *row.arguments, "--cfg", "job", "--resolve"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ConfigError(f"row {row.name}: {result.stderr.strip()}")
+    load_dataset(yaml.safe_load(result.stdout)["dataset"])
+
+
+def gather_results(row: TableRow, run_root: Path) -> list[dict[str, Any]]:
+    """Return the entries of `row` in results.json, one for each metric, from the finished runs in `run_root`."""
+    runs = [(int(path.name.removeprefix("seed-")), read_run(path)) for path in run_root.glob("seed-*")]
+    runs = sorted((seed, run) for seed, run in runs if run.state == "finished")
+    entries = []
+    for spec in row.metrics:
+        found = {seed: _read_score(row, run, spec.metric) for seed, run in runs}
+        finished = [(seed, run) for seed, run in runs if found[seed] is not None]
+        entries.append(
+            {
+                **build_empty_entry(row, spec),
+                "values": [found[seed] for seed, _ in finished],
+                "seeds": [seed for seed, _ in finished],
+                "cpu_minutes": _compute_mean([run.status.get("cpu_seconds", 0.0) / 60 for _, run in finished]),
+                "minutes_to_target": [_compute_minutes_to_target(run, spec) for _, run in finished],
+                "commit": _join_unique(run.environment.get("git_commit", "unknown") for _, run in finished),
+                "machine": _join_unique(run.environment.get("device", "unknown") for _, run in finished),
+            }
+        )
+    return entries
+
+
+def build_empty_entry(row: TableRow, spec: MetricSpec) -> dict[str, Any]:
+    """Return the entry of results.json of one metric of a row that has no run."""
+    return {
+        "name": row.name,
+        "model": row.title,
+        "dataset": row.dataset,
+        "metric": spec.metric,
+        "direction": spec.direction,
+        "values": [],
+        "seeds": [],
+        "published": spec.published,
+        "source": spec.source,
+        "target": spec.target,
+        "tolerance": spec.tolerance,
+        "command": f"genexp {row.command}",
+        "picture": None,
+        "cpu_minutes": None,
+        "minutes_to_target": [],
+        "commit": None,
+        "machine": None,
+    }
+
+
+def _read_score(row: TableRow, run: RunRecord, metric: str) -> float | None:
+    """Return the metric at the end of the run, or from genexp-evaluate if the row has options for it."""
+    if row.evaluate is None:
+        split, _, name = metric.rpartition("/")
+        return run.status.get(split or "test", {}).get(name)
+    path = run.run_dir / EVALUATION_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["metrics"].get(metric) if path.is_file() else None
+
+
+def _compute_minutes_to_target(run: RunRecord, spec: MetricSpec) -> float | None:
+    """Return the processor minutes until the test metric first met the target, None if it never did.
+
+    The time is divided among the steps in equal parts.
+    """
+    path = run.run_dir / METRICS_FILE
+    curve = read_metrics(path).get("test", {}).get(spec.metric) if path.is_file() else None
+    if curve is None or spec.target is None or not run.total_steps:
+        return None
+    sign = 1 if spec.direction == "max" else -1
+    steps = [
+        step for step, value in zip(curve.steps, curve.values, strict=True) if sign * value >= sign * spec.target
+    ]
+    return run.status.get("cpu_seconds", 0.0) / 60 * steps[0] / run.total_steps if steps else None
+
+
+def _compute_mean(values: Sequence[float]) -> float | None:
+    return round(statistics.mean(values), 2) if values else None
+
+
+def _join_unique(words: Iterator[str]) -> str | None:
+    return ", ".join(dict.fromkeys(words)) or None
+
+
+def copy_picture(row: TableRow, run_root: Path) -> str | None:
+    """Copy the row's picture to the gallery. Return its path below outputs/, or None without a picture."""
+    source = run_root / "seed-0" / (row.picture or "-")
+    if not source.is_file():
+        return None
+    target = OUTPUTS_DIR / "gallery" / f"{row.name}{source.suffix}"
+    shutil.copyfile(source, target)
+    return target.relative_to(OUTPUTS_DIR).as_posix()
+
+
+def load_results(rows: Mapping[str, TableRow], path: Path) -> list[dict[str, Any]]:
+    """Return one entry for each metric of each row, in the order of `rows`, with the results that `path` holds.
+
+    What results_table.yaml states, for example the published figure, is taken from `rows`. Results of another
+    command are left out.
+    """
+    stored = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    by_key = {(entry["name"], entry["metric"], entry["command"]): entry for entry in stored}
+    results = []
+    for row in rows.values():
+        for spec in row.metrics:
+            empty = build_empty_entry(row, spec)
+            old = by_key.get((row.name, spec.metric, empty["command"]), {})
+            measured = ("values", "seeds", "picture", "cpu_minutes", "minutes_to_target", "commit", "machine")
+            results.append({**empty, **{key: old[key] for key in measured if key in old}})
+    return results
+
+
+def write_results(results: Sequence[Mapping[str, Any]]) -> None:
+    """Write outputs/results.json, and the table of outputs/README.md from it."""
+    text = json.dumps({"rows": results}, indent=1, ensure_ascii=False) + "\n"
+    _replace_file(OUTPUTS_DIR / "results.json", text)
+    readme = OUTPUTS_DIR / "README.md"
+    table = build_table(results)
+    _replace_file(readme, TABLE_PATTERN.sub(lambda match: table, readme.read_text(encoding="utf-8")))
+
+
+def _replace_file(path: Path, text: str) -> None:
+    temporary_path = path.with_name(f"{path.name}.tmp")
+    temporary_path.write_text(text, encoding="utf-8")
+    temporary_path.replace(path)
+
+
+def build_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the Markdown table of the entries of results.json."""
+    return TABLE_HEADER + "".join(f"| {' | '.join(_build_cells(entry))} |\n" for entry in results)
+
+
+def _build_cells(entry: Mapping[str, Any]) -> list[str]:
+    values = entry["values"]
+    worst = min if entry["direction"] == "max" else max
+    reached = [minutes for minutes in entry["minutes_to_target"] if minutes is not None]
+    return [
+        entry["model"],
+        entry["dataset"],
+        f"{entry['metric']} {'↑' if entry['direction'] == 'max' else '↓'}",
+        f"{_format_number(entry['published'])} ({entry['source']})" if entry["source"] != "–" else "–",
+        f"{format_mean(values)} ({len(values)} {'seed' if len(values) == 1 else 'seeds'})"
+        if values
+        else "not run",
+        _format_number(worst(values)) if len(values) > 1 else "–",
+        _format_number(entry["target"]),
+        _format_number(entry["cpu_minutes"]),
+        f"{statistics.mean(reached):.1f} ({len(reached)} of {len(values)})" if reached else "–",
+        f"`{entry['command']}`",
+        f"[picture]({entry['picture']})" if entry["picture"] else "–",
+    ]
+
+
+def format_mean(values: Sequence[float]) -> str:
+    """Return the mean ± standard error, or the value if there is only one."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return _format_number(mean)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{_format_number(mean)} ± {error:.2g}"
+
+
+def _format_number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def check_row(row: TableRow, results: Sequence[Mapping[str, Any]], deadline: Deadline) -> bool:
+    """Run the first recorded seed of a row again. Print and return whether the scores are in the stated ranges.
+
+    A range extends from the smallest to the largest recorded value, widened by the tolerance of the metric.
+    Raises ConfigError if no run is recorded.
+    """
+    recorded = {entry["metric"]: entry for entry in results if entry["name"] == row.name and entry["values"]}
+    if not recorded:
+        raise ConfigError(f"--check={row.name}: no run is recorded. Run `{PROGRAM} {row.name}` first.")
+    run_root = OUTPUTS_DIR / "reproduce" / f"{row.name}-check-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    run_row(row, [next(iter(recorded.values()))["seeds"][0]], run_root, deadline)
+    is_within = True
+    for entry in gather_results(row, run_root):
+        if entry["metric"] not in recorded:
+            continue
+        values = recorded[entry["metric"]]["values"]
+        low, high = min(values) - entry["tolerance"], max(values) + entry["tolerance"]
+        is_inside = bool(entry["values"]) and low <= entry["values"][0] <= high
+        is_within &= is_inside
+        obtained = _format_number(entry["values"][0]) if entry["values"] else "no value"
+        verdict = "within" if is_inside else "outside"
+        print(f"{row.name} {entry['metric']}: {obtained}, {verdict} {low:.4g} to {high:.4g}")
+    return is_within
+
+
+def reproduce(rows: Sequence[TableRow], args: argparse.Namespace, all_rows: Mapping[str, TableRow]) -> int:
+    """Run `rows` and write their results after each row. Return the exit code."""
+    deadline, exit_code = Deadline(args.minutes), 0
+    for row in rows:
+        if row.run_root.exists() and not args.resume:
+            raise ConfigError(
+                f"{row.run_root} exists. Add --resume to go on with its runs, or remove it to start anew."
+            )
+    for row in rows:
+        is_stopped = False
+        try:
+            check_data(row)
+        except DataError as error:
+            print(f"{PROGRAM}: {row.name} is skipped: {error}", file=sys.stderr)
+            continue
+        try:
+            run_row(row, range(row.seeds or args.seeds), row.run_root, deadline)
+        except StoppedError:
+            is_stopped = True
+        except GenexpError as error:
+            print(f"{PROGRAM}: {row.name} failed: {error}", file=sys.stderr)
+            exit_code = 1
+        entries = gather_results(row, row.run_root)
+        if any(entry["values"] for entry in entries):
+            new = {entry["metric"]: {**entry, "picture": copy_picture(row, row.run_root)} for entry in entries}
+            results = load_results(all_rows, OUTPUTS_DIR / "results.json")
+            write_results([new[old["metric"]] if old["name"] == row.name else old for old in results])
+        if is_stopped:
+            names = " ".join(other.name for other in rows)
+            print(f"{PROGRAM}: stopped in {row.name}. Go on: python scripts/reproduce.py {names} --resume")
+            return 130
+    return exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = CommandParser(PROGRAM, description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("name", nargs="*", metavar="NAME", help="row of results_table.yaml (default: all rows)")
+    parser.add_argument(
+        "--seeds", type=build_int_type(1), default=3, help="runs of a row that states no number (default: 3)"
+    )
+    parser.add_argument("--minutes", type=float, help="stop and save after this time")
+    parser.add_argument("--resume", action="store_true", help="keep finished runs, go on with the others")
+    parser.add_argument(
+        "--check", metavar="NAME", help="run one seed of a row again, and compare with the recorded range"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="only write the table anew, after an edit of the rows"
+    )
+    parser.add_argument("--list", action="store_true", help="only list the rows")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command with `arguments`. Return its exit code. Raises GenexpError."""
+    args = build_parser().parse_args(arguments)
+    rows = load_rows()
+    for name in [*args.name, *([args.check] if args.check else [])]:
+        if name not in rows:
+            raise ConfigError(f"unknown row {name}; {suggest_choice(name, rows)}")
+    if args.list:
+        for row in rows.values():
+            print(f"{row.name:32} genexp {row.command}")
+        return 0
+    if args.check:
+        results = load_results(rows, OUTPUTS_DIR / "results.json")
+        try:
+            return 0 if check_row(rows[args.check], results, Deadline(args.minutes)) else 1
+        except StoppedError:
+            return 130
+    if args.table:
+        write_results(load_results(rows, OUTPUTS_DIR / "results.json"))
+        return 0
+    return reproduce([rows[name] for name in args.name or rows], args, rows)
+
+
+def main() -> NoReturn:
+    """Reproduce rows of the results table named on the command line."""
+    run_command(PROGRAM, lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

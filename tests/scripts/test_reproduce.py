@@ -1,0 +1,145 @@
+"""Results table: rows, runs, results file and Markdown table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reproduce
+from reproduce import Deadline, MetricSpec, StoppedError, TableRow
+
+from genexp.errors import ConfigError, DataError
+from tests.support.command import load_status, run_main
+from tests.support.compose import compose_config
+
+ROWS = reproduce.load_rows()
+CIRCLES = """
+- name: circles
+  title: k-means
+  dataset: two circles
+  command: model=kmeans dataset=circles dataset.n_samples=60 trainer.epochs=3 device.threads=1
+  seeds: 2
+  picture: figures/loss.png
+  metrics: [{metric: train/inertia, direction: min, target: 1.0e+6, tolerance: 0.5}]
+- name: vae
+  title: VAE
+  dataset: images
+  command: model=vae dataset=image_folder dataset.root=nowhere
+  metrics: [{metric: loss, direction: min}]
+"""
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Replace the rows and the output directory. Return the directory."""
+    (tmp_path / "rows.yaml").write_text(CIRCLES)
+    outputs_dir = tmp_path / "outputs"
+    (outputs_dir / "gallery").mkdir(parents=True)
+    (outputs_dir / "README.md").write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    rows = reproduce.load_rows(tmp_path / "rows.yaml")
+    monkeypatch.setattr(reproduce, "load_rows", lambda: rows)
+    monkeypatch.setattr(reproduce, "OUTPUTS_DIR", outputs_dir)
+    return outputs_dir
+
+
+def read_rows(outputs: Path) -> list[dict[str, Any]]:
+    return json.loads((outputs / "results.json").read_text())["rows"]
+
+
+def make_entry(**values: Any) -> Mapping[str, Any]:
+    """Return an entry of results.json with the given values."""
+    row = TableRow("a", "A", "data", "model=a", (MetricSpec("acc", "max", published=0.9, source="paper"),))
+    return {**reproduce.build_empty_entry(row, row.metrics[0]), **values}
+
+
+def test_table_and_results_file_of_the_repository_agree() -> None:
+    results = json.loads((reproduce.OUTPUTS_DIR / "results.json").read_text())["rows"]
+    assert results == reproduce.load_results(ROWS, reproduce.OUTPUTS_DIR / "results.json"), (
+        "run reproduce.py --table"
+    )
+    found = reproduce.TABLE_PATTERN.search((reproduce.OUTPUTS_DIR / "README.md").read_text())
+    assert found is not None
+    assert found.group() == reproduce.build_table(results), "run reproduce.py --table"
+
+
+def test_results_of_the_repository_are_complete() -> None:
+    for entry in json.loads((reproduce.OUTPUTS_DIR / "results.json").read_text())["rows"]:
+        assert len(entry["values"]) == len(entry["seeds"])
+        assert not entry["values"] or (entry["cpu_minutes"] and entry["commit"] and entry["machine"])
+        assert entry["picture"] is None or (reproduce.OUTPUTS_DIR / entry["picture"]).is_file()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_command_of_a_row_composes(name: str) -> None:
+    assert "seed" in compose_config(*ROWS[name].arguments)
+
+
+def test_mean_and_standard_error_are_over_seeds() -> None:
+    assert reproduce.format_mean([0.5]) == "0.5"
+    assert reproduce.format_mean([0.5, 0.7]) == "0.6 ± 0.1"
+
+
+def test_table_has_the_published_figure_beside_the_obtained_one() -> None:
+    table = reproduce.build_table([make_entry(values=[0.8, 0.9], seeds=[0, 1], minutes_to_target=[None, 3.0])])
+    assert "| 0.9 (paper) | 0.85 ± 0.05 (2 seeds) | 0.8 |" in table
+    assert "3.0 (1 of 2)" in table
+
+
+def test_a_row_without_a_run_is_marked() -> None:
+    assert "| not run |" in reproduce.build_table([make_entry()])
+
+
+def test_rows_are_run_resumed_and_checked(outputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One test for all, since each start of a process takes seconds."""
+    with pytest.raises(StoppedError):
+        reproduce.run_row(reproduce.load_rows()["circles"], [0], outputs / "none", Deadline(0.0))
+    result = run_main("reproduce.py", reproduce.main, "vae", "circles")
+    assert result.exit_code == 0, result.stderr
+    assert "vae is skipped" in result.stderr
+    circles, vae = read_rows(outputs)
+    run_dirs = [outputs / "reproduce" / "circles" / f"seed-{seed}" for seed in (0, 1)]
+    assert circles["values"] == [load_status(run_dir)["train"]["inertia"] for run_dir in run_dirs]
+    assert circles["seeds"] == [0, 1]
+    assert circles["cpu_minutes"] > 0
+    assert circles["picture"] == "gallery/circles.png"
+    assert (outputs / "gallery" / "circles.png").is_file()
+    assert vae["values"] == []
+    page = (outputs / "README.md").read_text()
+    assert page == f"before\n<!-- results -->\n{reproduce.build_table([circles, vae])}<!-- /results -->\nafter\n"
+
+    again = run_main("reproduce.py", reproduce.main, "circles")
+    assert again.exit_code == 1
+    assert "Add --resume" in again.stderr
+    written = {run_dir: (run_dir / "status.json").stat().st_mtime_ns for run_dir in run_dirs}
+    assert run_main("reproduce.py", reproduce.main, "circles", "--resume").exit_code == 0
+    assert written == {run_dir: (run_dir / "status.json").stat().st_mtime_ns for run_dir in run_dirs}
+
+    assert run_main("reproduce.py", reproduce.main, "--check", "circles").exit_code == 0
+    (outputs / "results.json").write_text(json.dumps({"rows": [{**circles, "values": [1.0, 2.0]}, vae]}))
+    check = run_main("reproduce.py", reproduce.main, "--check", "circles")
+    assert check.exit_code == 1
+    assert "outside 0.5 to 2.5" in check.stdout
+
+
+def test_a_failed_run_raises_its_error_line(tmp_path: Path) -> None:
+    row = TableRow("a", "A", "data", "model=kmeans dataset=circles model.clusters=0", ())
+    with pytest.raises(DataError, match="clusters=0"):
+        reproduce.run_row(row, [0], tmp_path, Deadline(None))
+
+
+def test_unknown_rows_are_rejected() -> None:
+    with pytest.raises(ConfigError, match="did you mean kmeans"):
+        reproduce.run(["kmean"])
+
+
+def test_results_of_another_command_are_left_out(tmp_path: Path) -> None:
+    row = TableRow("a", "A", "data", "model=a", (MetricSpec("acc", "max"),))
+    path = tmp_path / "results.json"
+    old = {**reproduce.build_empty_entry(row, row.metrics[0]), "values": [1.0], "seeds": [0]}
+    path.write_text(json.dumps({"rows": [old]}))
+    changed = TableRow("a", "A", "data", "model=a trainer.epochs=2", row.metrics)
+    assert reproduce.load_results({"a": row}, path) == [old]
+    assert reproduce.load_results({"a": changed}, path)[0]["values"] == []
