@@ -64,12 +64,14 @@ def test_a_resumed_run_keeps_its_history(tmp_path: Path) -> None:
     first.record(make_snapshot(10, run, test_metrics={"psnr": 12.0}, warnings=("collapse",)))
     first.close(RunOutcome("stopped", 10))
     before = load_status(tmp_path)
+    assert before["cpu_seconds"] > 0
     second = StatusRecorder()
     second.open(make_run_info(tmp_path, completed_steps=10))
     found = load_status(tmp_path)
     assert (found["state"], found["step"], found["epoch"]) == ("running", 10, 1)
     assert found["best"] == {"value": 12.0, "step": 10}
     assert (found["warnings"], found["started"]) == (["collapse"], before["started"])
+    assert found["cpu_seconds"] >= before["cpu_seconds"]
 
 
 def test_a_damaged_status_does_not_stop_a_resume(tmp_path: Path) -> None:
