@@ -134,16 +134,15 @@ def _run_program(arguments: Sequence[str], deadline: Deadline) -> None:
     """Run Python with `arguments`. Raises StoppedError if it was stopped, DataError if it failed."""
     if deadline.seconds_left == 0:
         raise StoppedError
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     is_stopped = False
-    try:
-        _, errors = process.communicate(timeout=deadline.seconds_left)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
-        is_stopped = True
-        if isinstance(error, subprocess.TimeoutExpired):
-            process.send_signal(signal.SIGINT)  # Ctrl-C reaches the run without this
-        _, errors = process.communicate()
+    with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, errors = process.communicate(timeout=deadline.seconds_left)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+            is_stopped = True
+            if isinstance(error, subprocess.TimeoutExpired):
+                process.send_signal(signal.SIGINT)  # Ctrl-C reaches the run without this
+            _, errors = process.communicate()
     if is_stopped or process.returncode in (130, -signal.SIGINT):
         raise StoppedError
     if process.returncode:
@@ -159,13 +158,11 @@ def _read_state(run_dir: Path) -> str:
 
 def check_data(row: TableRow) -> None:
     """Load the data set of a row. Raises DataError where its files are absent and cannot be downloaded."""
-    from genexp.data import load_dataset  # imports torch
+    from benchmark.compose import compose_config  # imports torch
 
-    command = [sys.executable, "-m", "genexp.train", *row.arguments, "--cfg", "job", "--resolve"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise ConfigError(f"row {row.name}: {result.stderr.strip()}")
-    load_dataset(yaml.safe_load(result.stdout)["dataset"])
+    from genexp.data import load_dataset
+
+    load_dataset(compose_config(*row.arguments)["dataset"])
 
 
 def gather_results(row: TableRow, run_root: Path) -> list[dict[str, Any]]:

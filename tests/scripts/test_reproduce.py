@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import reproduce
 from reproduce import Deadline, MetricSpec, StoppedError, TableRow
 
 from genexp.errors import ConfigError, DataError
-from tests.support.command import load_status, run_main
+from tests.support.command import load_status, run_genexp, run_main
 from tests.support.compose import compose_config
 
 ROWS = reproduce.load_rows()
@@ -42,7 +42,14 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = reproduce.load_rows(tmp_path / "rows.yaml")
     monkeypatch.setattr(reproduce, "load_rows", lambda: rows)
     monkeypatch.setattr(reproduce, "OUTPUTS_DIR", outputs_dir)
+    monkeypatch.setattr(reproduce, "_run_program", run_in_this_process)
     return outputs_dir
+
+
+def run_in_this_process(arguments: Sequence[str], deadline: Deadline) -> None:
+    """Replace the start of a process, which takes seconds."""
+    assert arguments[:2] == ["-m", "genexp.train"]
+    assert run_genexp(*arguments[2:]).exit_code == 0
 
 
 def read_rows(outputs: Path) -> list[dict[str, Any]]:
@@ -92,10 +99,7 @@ def test_a_row_without_a_run_is_marked() -> None:
     assert "| not run |" in reproduce.build_table([make_entry()])
 
 
-def test_rows_are_run_resumed_and_checked(outputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """One test for all, since each start of a process takes seconds."""
-    with pytest.raises(StoppedError):
-        reproduce.run_row(reproduce.load_rows()["circles"], [0], outputs / "none", Deadline(0.0))
+def test_rows_are_run_resumed_and_checked(outputs: Path) -> None:
     result = run_main("reproduce.py", reproduce.main, "vae", "circles")
     assert result.exit_code == 0, result.stderr
     assert "vae is skipped" in result.stderr
@@ -122,6 +126,11 @@ def test_rows_are_run_resumed_and_checked(outputs: Path, capfd: pytest.CaptureFi
     check = run_main("reproduce.py", reproduce.main, "--check", "circles")
     assert check.exit_code == 1
     assert "outside 0.5 to 2.5" in check.stdout
+
+
+def test_no_run_starts_after_the_deadline(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        reproduce.run_row(ROWS["kmeans"], [0], tmp_path, Deadline(0.0))
 
 
 def test_a_failed_run_raises_its_error_line(tmp_path: Path) -> None:
