@@ -31,7 +31,6 @@ from genexp.technique import Batch, Batches
 
 MAX_PROBE_SAMPLES = 10_000  # training codes to fit the probes, and test codes to score them, each at most
 NUM_NEIGHBORS = 10  # of the k-nearest-neighbor probe
-GENERATION_BATCH_SIZE = 500  # images
 PIXEL_DESCRIPTIONS = {  # of the pixels that a likelihood is of, by key of BINARIZATIONS
     "drawn": "bits drawn with brightness as the probability",
     "fixed": "fixed bits, drawn once for each image",
@@ -182,10 +181,7 @@ def compute_generation_scores(state: _EvaluationState) -> dict[str, float]:
     metrics = GenerationMetrics(state.run.dataset)
     # As many generated as real images, as in the evaluation of the GANs: the scores depend on their number.
     count = min(len(state.run.test_loader), MAX_REAL_IMAGES)
-    features = [
-        metrics.extract_features(technique.sample(GENERATION_BATCH_SIZE)[: count - start])
-        for start in range(0, count, GENERATION_BATCH_SIZE)
-    ]
+    features = metrics.generate_features(technique.sample, count)
     state.used_options["generated"] = count
     return metrics.compute_scores(state.run.get_test_batches(), features)
 

@@ -211,6 +211,11 @@ def _normalize(
     return result if out is None else out.copy_(result)
 
 
+def _group_norm(mode: EnsembleFunctionMode, values: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Return torch.nn.functional.group_norm. vmap does not support it for values that are channels last."""
+    return F.group_norm(values.contiguous(), *args, **options)
+
+
 class _AffineGrid(torch.autograd.Function):
     """torch.nn.functional.affine_grid, for which vmap has no rule: members and batch become one larger batch.
 
@@ -254,5 +259,6 @@ REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     ),
     F.linear: lambda mode, *args, **options: linear(*args, **options),
     F.normalize: _normalize,
+    F.group_norm: _group_norm,
     F.affine_grid: _affine_grid,
 }

@@ -34,6 +34,17 @@ def traverse_units(code: Tensor, units: Tensor, low: Tensor, high: Tensor, num_f
     return codes
 
 
+def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
+    """Return spherical interpolations from `start` to `end`, noise (count, latent) each, at `weight` in [0, 1].
+
+    On a straight line the norm falls to values for which no generator was trained (White 2016).
+    """
+    cosine = torch.cosine_similarity(start, end, dim=1)[:, None].clamp(-0.9999, 0.9999)
+    angle = cosine.acos()
+    mixed = torch.sin((1 - weight) * angle) * start + torch.sin(weight * angle) * end
+    return mixed / angle.sin()
+
+
 def decode_frames(decode: Callable[[Tensor], Tensor], frame_codes: Tensor) -> Tensor:
     """Return the images (frames, codes, c, h, w) of a path (frames, codes, features), decoded frame by frame."""
     return torch.stack([decode(codes) for codes in frame_codes])

@@ -1,8 +1,8 @@
-"""Two-dimensional projections (PCA, t-SNE) and scatter plots of clusters."""
+"""Two-dimensional projections (PCA, t-SNE), scatter plots of clusters, and line plots."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,36 @@ def draw_clusters(
     _set_axes_limits(axes, coords)
     if cluster_names:
         figure.legend(loc="outside right center", frameon=False)
+    return _render(canvas)
+
+
+def draw_lines(lines: Mapping[str, Mapping[int, float]], *, x_label: str, y_label: str) -> Tensor:
+    """Return a plot (3, height, width) in [0, 1] of lines: name → {x: y}, both axes logarithmic.
+
+    Each point is labeled with its y.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(FIGURE_INCHES, FIGURE_INCHES * 0.75), dpi=DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    for (name, line), color in zip(lines.items(), _pick_colors(len(lines)), strict=True):
+        axes.plot(list(line), list(line.values()), marker="o", color=color, label=name)
+        for x, y in line.items():
+            axes.annotate(f"{y:.3g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=color)
+    ticks = sorted({x for line in lines.values() for x in line})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(color="#ececec", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return _render(canvas)
+
+
+def _render(canvas: Any) -> Tensor:
+    """Return the pixels of a matplotlib canvas: (3, height, width) in [0, 1]."""
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # (height, width, 3)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255

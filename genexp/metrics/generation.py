@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.data.dataset import Dataset
+from genexp.data.loading import convert_and_scale
 from genexp.metrics.feature_extractor import FeatureExtractor, load_or_train_extractor
-from genexp.metrics.frechet import generation_scores
+from genexp.metrics.frechet import frechet_distance, generation_scores
 from genexp.technique import Batches
 
 MAX_REAL_IMAGES = 10_000  # held-out images that generated images are compared with
+BATCH_SIZE = 500  # images that are generated, or read, at once
 
 
 class PixelFeatures:
@@ -37,7 +39,7 @@ class GenerationMetrics:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._extractor: FeatureExtractor | PixelFeatures | None = None
-        self._real_samples: Batches | None = None
+        self._real_batches: Batches | None = None
         self._real_features: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -48,6 +50,15 @@ class GenerationMetrics:
         """Return features on the CPU: (samples, channels, height, width) in [0, 1] → (samples, features)."""
         return self._get_extractor(images.device)(images)
 
+    def generate_features(self, sample: Callable[[int], Tensor], count: int) -> list[Tensor]:
+        """Return the features of `count` images from `sample`, one tensor (samples, features) for each batch.
+
+        `sample` returns the requested number of images, at most BATCH_SIZE, in [0, 1].
+        """
+        return [
+            self.extract_features(sample(min(BATCH_SIZE, count - start))) for start in range(0, count, BATCH_SIZE)
+        ]
+
     def compute_scores(self, real_batches: Batches, generated_features: Sequence[Tensor]) -> dict[str, float]:
         """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
 
@@ -55,13 +66,23 @@ class GenerationMetrics:
         of generated ones. frechet_V is also returned as "frechet", so that trainer.objective=frechet works
         for every data set. Raises ConfigError for too few images.
         """
-        if self._real_samples is not real_batches:
-            self._real_samples, self._real_features = real_batches, self._extract_real_features(real_batches)
+        if self._real_batches is not real_batches:
+            images = (batch["image"] for batch in real_batches)
+            self._real_batches, self._real_features = real_batches, self._extract_real_features(images)
         assert self._real_features is not None
         assert self._extractor is not None
         version = self._extractor.version
         scores = generation_scores(self._real_features, torch.cat(list(generated_features)), version)
         return {"frechet": scores[f"frechet_{version}"], **scores}
+
+    def compute_frechet(self, generated_features: Sequence[Tensor]) -> float:
+        """Return the Fréchet distance of generated to held-out images, for comparisons within a run.
+
+        `generated_features` are parts (samples, features). Unlike `compute_scores`, it needs no neighbors.
+        """
+        if self._real_features is None:
+            self._real_features = self._extract_real_features(self._read_test_images())
+        return frechet_distance(self._real_features, torch.cat(list(generated_features)))
 
     def label_accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
         """Return label_accuracy_V: the fraction of generated images that the classifier gives the requested label.
@@ -74,13 +95,20 @@ class GenerationMetrics:
         predictions = extractor.classifier.to_logits(features.to(device)).argmax(1).cpu()
         return {f"label_accuracy_{extractor.version}": float((predictions == labels.cpu()).double().mean())}
 
-    def _extract_real_features(self, samples: Batches) -> Tensor:
+    def _extract_real_features(self, image_batches: Iterable[Tensor]) -> Tensor:
         parts: list[Tensor] = []
-        for batch in samples:
-            parts.append(self.extract_features(batch["image"]))
+        for images in image_batches:
+            parts.append(self.extract_features(images))
             if sum(len(part) for part in parts) >= MAX_REAL_IMAGES:
                 break
         return torch.cat(parts)[:MAX_REAL_IMAGES]
+
+    def _read_test_images(self) -> Iterator[Tensor]:
+        """Yield the images of the test split in order: (samples, channels, height, width) in [0, 1]."""
+        stream = self._dataset.test.streams["image"]
+        for start in range(0, len(stream), BATCH_SIZE):
+            indices = range(start, min(start + BATCH_SIZE, len(stream)))
+            yield convert_and_scale(torch.stack([stream[index] for index in indices]))
 
     def _get_extractor(self, device: torch.device) -> FeatureExtractor | PixelFeatures:
         if self._extractor is None:

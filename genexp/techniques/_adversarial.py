@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from genexp.capabilities import CanInterpolate, CanSample
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
 from genexp.images.grid import make_grid
-from genexp.images.latent_walks import make_animation
+from genexp.images.latent_walks import make_animation, slerp
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_generator
@@ -26,7 +25,6 @@ from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Tech
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
 INTERPOLATION_KEYPOINTS = 4  # noise vectors on the closed path of each interpolated image
 FRAMES_PER_SEGMENT = 15  # from one keypoint to the next, both included
-GENERATION_BATCH_SIZE = 500  # images
 
 # The discriminator is saturated if the mean D(x) is above this and the mean D(G(z)) below 1 minus this.
 SATURATION_THRESHOLD = 0.99
@@ -190,16 +188,9 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return {"generated": self.preview(examples)["samples"], "interpolation": make_animation(walk)}
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
-        assert self.generation_metrics is not None, "prepare() comes first"
-        generated = [
-            self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()
-        ]
-        return self.generation_metrics.compute_scores(test_batches, generated)
-
-    def generate_evaluation_images(self) -> Iterator[Tensor]:
-        """Yield `evaluation_samples` images in [0, 1], in batches (count, channels, height, width)."""
-        for count in compute_batch_sizes(self.config.evaluation_samples):
-            yield self.sample(count)
+        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
+        features = self.generation_metrics.generate_features(self.sample, self.config.evaluation_samples)
+        return self.generation_metrics.compute_scores(test_batches, features)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         # No measured values in the messages: repeated messages are reported only once.
@@ -251,20 +242,3 @@ def diversity(fake: Tensor, real: Tensor) -> Tensor:
 def _pixel_std(images: Tensor) -> Tensor:
     """Return the standard deviation of each pixel over the batch, averaged over pixels (scalar)."""
     return batch_mean((images - batch_mean(images)).square()).sqrt().mean()
-
-
-def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """Return spherical interpolations from `start` to `end`, (count, latent) each, at `weight` in [0, 1].
-
-    On a straight line the norm falls to values for which the generator was not trained (White 2016).
-    """
-    cosine = torch.cosine_similarity(start, end, dim=1)[:, None].clamp(-0.9999, 0.9999)
-    angle = cosine.acos()
-    mixed = torch.sin((1 - weight) * angle) * start + torch.sin(weight * angle) * end
-    return mixed / angle.sin()
-
-
-def compute_batch_sizes(count: int) -> list[int]:
-    """Return batch sizes of at most GENERATION_BATCH_SIZE that sum to `count`."""
-    full, remainder = divmod(count, GENERATION_BATCH_SIZE)
-    return [GENERATION_BATCH_SIZE] * full + [remainder] * math.ceil(remainder / GENERATION_BATCH_SIZE)

@@ -64,10 +64,8 @@ class ConditionalGAN(BaseConvGAN):
         }
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
-        assert self.generation_metrics is not None, "prepare() comes first"
-        features = [
-            self.generation_metrics.extract_features(images) for images in self.generate_evaluation_images()
-        ]
+        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
+        features = self.generation_metrics.generate_features(self.sample, self.config.evaluation_samples)
         labels = torch.cat([self._cycle_labels(len(batch_features)) for batch_features in features])
         return {
             **self.generation_metrics.compute_scores(test_batches, features),

@@ -98,6 +98,11 @@ CASES = {
     "deep k-means": make_tiny_overrides("deep_kmeans"),
     "a history of images": [*make_tiny_overrides("cyclegan"), "model.history=6"],
     "translation": make_tiny_overrides("pix2pix"),
+    "flow matching": [
+        *make_tiny_overrides("flow_matching"),
+        "model.optimal_transport=true",
+        "model.compared_evaluations=[]",  # the classifier of the figure computes in float32
+    ],
     "L-BFGS": [*make_tiny_overrides("stacked_autoencoder"), "optimizer=lbfgs"],
     "an average": [*make_tiny_overrides("vae"), "trainer.ema=0.9", "trainer.gradient_clip=0.1"],
 }

@@ -26,6 +26,7 @@ VARYING_KEYS = {
     "denoising_autoencoder": ["model.noise"],
     "conv_denoising_autoencoder": ["model.noise"],
     "vae": ["model.beta", "model.free_bits"],
+    "flow_matching": ["model.label_dropout"],
     "gan": ["model.dropout"],
     "dcgan": [],
     "cgan": [],
@@ -57,8 +58,12 @@ def train_alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
 def member_overrides(name: str) -> list[list[str]]:
     """Return the overrides of two runs that differ in float hyperparameters."""
     lr = compose_config(f"model={name}").model.recipe.lr
-    small = {"gan": ["model.hidden=[16,32]"], "vae": ["model.hidden=[32,16]"]}.get(name, [])
-    small += ["dataset=digits"] if "gan" in name else []  # images of 8×8 pixels
+    small = {
+        "gan": ["model.hidden=[16,32]"],
+        "vae": ["model.hidden=[32,16]"],
+        "flow_matching": ["model.optimal_transport=true"],
+    }.get(name, [])
+    small += ["dataset=digits"] if "gan" in name or name == "flow_matching" else []  # images of 8×8 pixels
     return [
         [
             *make_tiny_overrides(name),

@@ -53,3 +53,26 @@ def test_unlabeled_images_are_compared_by_pixels() -> None:
     )
     assert same["frechet"] == same["frechet_pixels8-v1"] == pytest.approx(0, abs=1e-6)
     assert darker["frechet"] > 1
+
+
+def test_frechet_distance_is_the_same_before_and_after_an_evaluation() -> None:
+    dataset = make_image_dataset()
+    generation_metrics = GenerationMetrics(dataset)
+    features = [generation_metrics.extract_features(make_image_batch(20)["image"])]
+    before = generation_metrics.compute_frechet(features)
+    images = dataset.test.streams["image"]
+    assert isinstance(images, Tensor)
+    scores = generation_metrics.compute_scores([{"image": images / 255}], features)
+    assert before == pytest.approx(scores["frechet"], rel=1e-6)
+
+
+def test_features_are_generated_in_batches() -> None:
+    generation_metrics = GenerationMetrics(make_image_dataset())
+    counts: list[int] = []
+
+    def sample(count: int) -> Tensor:
+        counts.append(count)
+        return make_image_batch(count)["image"]
+
+    features = generation_metrics.generate_features(sample, 1100)
+    assert counts == [500, 500, 100] == [len(part) for part in features]

@@ -24,6 +24,9 @@ SMALL_MODEL_VALUES = {  # for each model that has these keys
     "discriminator_width": 4,
     "hidden": [24, 16],
     "evaluation_samples": 20,
+    "width": 8,
+    "function_evaluations": 2,
+    "compared_evaluations": [2],
 }
 
 

@@ -12,7 +12,7 @@ from genexp.config import bind
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.technique import Clock, Technique, find_technique
-from genexp.techniques._adversarial import BaseGAN, slerp
+from genexp.techniques._adversarial import BaseGAN
 from genexp.techniques.cgan import ConditionalGAN
 from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
@@ -150,14 +150,6 @@ def test_label_changes_generated_images_and_scores() -> None:
 def test_conditional_gan_requires_classes() -> None:
     with pytest.raises(ConfigError, match="which classes"):
         make_gan("cgan", classes=0)
-
-
-def test_slerp_preserves_the_norm() -> None:
-    start, end = torch.randn(5, 100), torch.randn(5, 100)
-    torch.testing.assert_close(slerp(start, end, 0.0), start)
-    torch.testing.assert_close(slerp(start, end, 1.0), end)
-    middle = slerp(start, end, 0.5).norm(dim=1)
-    assert (middle > 0.8 * start.norm(dim=1)).all()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,300 @@
+"""Conditional flow matching (Lipman et al. 2023) on straight paths (Liu et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from genexp.capabilities import CanInterpolate, CanSample
+from genexp.config import require
+from genexp.data.dataset import Dataset, DataSpec
+from genexp.device import promote_to_float32
+from genexp.errors import ConfigError
+from genexp.images.grid import make_grid
+from genexp.images.latent_walks import make_animation, slerp
+from genexp.images.scatter import draw_lines
+from genexp.metrics.generation import GenerationMetrics
+from genexp.networks.conditional_unet import NORM_GROUPS, ConditionalUNet
+from genexp.sharding import gather_rows, local_rows
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register
+
+PREVIEW_ROWS = 8  # of the grid of samples; with classes, each has a column of its own
+MAX_PREVIEW_COLUMNS = 10
+ANIMATION_STEPS = 24  # frames from noise to image, by Euler's method
+HELD_FRAMES = 10  # copies of the last frame
+INTERPOLATION_FRAMES = 20
+MAX_COMPARED_IMAGES = 250  # for each point of the figure of quality against evaluations
+
+VelocityField = Callable[[Tensor, float], Tensor]  # images, time in [0, 1] → velocities of the images' shape
+
+
+def euler_step(velocity: VelocityField, images: Tensor, time: float, step: float) -> Tensor:
+    """Return the images at `time` + `step`, by the velocity at `time`. First order, one evaluation."""
+    return images + step * velocity(images, time)
+
+
+def midpoint_step(velocity: VelocityField, images: Tensor, time: float, step: float) -> Tensor:
+    """Return the images at `time` + `step`, by the velocity in the middle. Second order, two evaluations."""
+    middle = images + 0.5 * step * velocity(images, time)
+    return images + step * velocity(middle, time + 0.5 * step)
+
+
+def heun_step(velocity: VelocityField, images: Tensor, time: float, step: float) -> Tensor:
+    """Return the images at `time` + `step`, by the mean velocity of both ends. Second order, two evaluations."""
+    start = velocity(images, time)
+    end = velocity(images + step * start, time + step)
+    return images + 0.5 * step * (start + end)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Numerical method for dx/dt = velocity(x, t)."""
+
+    step: Callable[[VelocityField, Tensor, float, float], Tensor]  # velocity, images, time, step size → images
+    evaluations: int  # of the velocity, per step
+
+
+SAMPLERS = {"euler": Sampler(euler_step, 1), "midpoint": Sampler(midpoint_step, 2), "heun": Sampler(heun_step, 2)}
+# (count, device) → times (count,) in [0, 1]
+TIME_DISTRIBUTIONS: dict[str, Callable[[int, torch.device], Tensor]] = {
+    "uniform": lambda count, device: torch.rand(count, device=device),
+    # More steps in the middle of the path, where the velocity is hardest to predict (Esser et al. 2024).
+    "logit_normal": lambda count, device: torch.randn(count, device=device).sigmoid(),
+}
+
+
+@dataclass
+class FlowMatchingConfig:
+    """Keys of conf/model/flow_matching.yaml."""
+
+    width: int  # channels of the U-Net's first level
+    blocks: int  # residual blocks of each level, down and up
+    conditional: bool  # whether the velocity depends on the class
+    label_dropout: float  # probability that training hides the class, which guidance needs
+    guidance: float  # weight of classifier-free guidance
+    time_distribution: str  # key of TIME_DISTRIBUTIONS
+    optimal_transport: bool  # whether noise is paired with images by minibatch optimal transport
+    sampler: str  # key of SAMPLERS
+    function_evaluations: int  # evaluations of the velocity per image
+    compared_evaluations: list[int]  # in the figure of the Fréchet distance against them; empty for no figure
+    evaluation_samples: int  # generated images per evaluation
+
+    def __post_init__(self) -> None:
+        is_valid = self.width > 0 and self.width % NORM_GROUPS == 0
+        require(is_valid, "width", self.width, f"use a multiple of {NORM_GROUPS}")
+        require(self.blocks > 0, "blocks", self.blocks, "use at least 1")
+        require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "use a probability in [0, 1)")
+        require(self.guidance >= 0, "guidance", self.guidance, "use 0 or more")
+        for key, table in (("time_distribution", TIME_DISTRIBUTIONS), ("sampler", SAMPLERS)):
+            value = getattr(self, key)
+            require(value in table, key, value, f"choose one of {', '.join(table)}")
+        counts = self.compared_evaluations
+        require(all(count > 0 for count in counts), "compared_evaluations", counts, "use counts of at least 1")
+        per_step = SAMPLERS[self.sampler].evaluations
+        is_valid = self.function_evaluations > 0 and self.function_evaluations % per_step == 0
+        remedy = "use at least 1" if per_step == 1 else f"use a multiple of {per_step} with sampler={self.sampler}"
+        require(is_valid, "function_evaluations", self.function_evaluations, remedy)
+        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
+
+
+@register
+class FlowMatching(Technique, CanSample, CanInterpolate):
+    """Network that predicts the velocity on straight paths from noise to images, and samplers that follow it.
+
+    The network uses images in [-1, 1]. The class after the last one, the null class, stands for any class.
+    """
+
+    Config = FlowMatchingConfig
+    name = "flow_matching"
+    objective = "frechet"
+    num_examples = 8
+
+    def __init__(self, config: FlowMatchingConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.config, self.image_shape = config, spec.image_shape
+        self.num_classes = _count_classes(spec) if config.conditional else 0
+        self.draw_times = TIME_DISTRIBUTIONS[config.time_distribution]
+        channels, *size = spec.image_shape
+        self.network = ConditionalUNet(
+            channels,
+            (size[0], size[1]),
+            width=config.width,
+            num_blocks=config.blocks,
+            num_classes=self.num_classes + 1,
+        )
+        self.generation_metrics: GenerationMetrics | None = None
+
+    def prepare_evaluation(self, dataset: Dataset) -> None:
+        self.generation_metrics = GenerationMetrics(dataset)
+
+    def phases(self) -> tuple[GradientPhase, ...]:
+        return (GradientPhase("velocity", self.network, self.loss),)
+
+    def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        images = 2 * batch["image"] - 1
+        noise = torch.randn_like(images)
+        if self.config.optimal_transport:
+            noise = pair_with_images(noise, images)
+        times = self.draw_times(len(images), images.device)
+        fraction = times[:, None, None, None]
+        path = (1 - fraction) * noise + fraction * images
+        velocity = self.network(path, times, self.drop_labels(batch))
+        return F.mse_loss(promote_to_float32(velocity), images - noise), {}
+
+    def drop_labels(self, batch: Batch) -> Tensor:
+        """Return the class of each image (batch,), replaced by the null class with probability `label_dropout`."""
+        if not self.num_classes:
+            return torch.zeros(len(batch["image"]), dtype=torch.long, device=batch["image"].device)
+        labels = batch["label"]
+        is_dropped = torch.rand(len(labels), device=labels.device) < self.config.label_dropout
+        return torch.where(is_dropped, self.num_classes, labels)
+
+    def guided_velocity(self, images: Tensor, time: float, classes: Tensor) -> Tensor:
+        """Return velocities with classifier-free guidance (Ho & Salimans 2022), in the shape of `images`.
+
+        They are extrapolated from the velocity without a class through that with the class. `classes` is (batch,).
+        """
+        times = torch.full((len(images),), time, device=images.device)
+        if not self.num_classes or self.config.guidance == 1:
+            return self.network(images, times, classes)
+        null_classes = torch.full_like(classes, self.num_classes)
+        # One call for both, since a large batch is faster than two small ones.
+        velocities = self.network(images.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([classes, null_classes]))
+        conditional, unconditional = velocities.chunk(2)
+        return torch.lerp(unconditional, conditional, self.config.guidance)
+
+    def iter_states(self, noise: Tensor, sampler_name: str, function_evaluations: int) -> Iterator[Tensor]:
+        """Yield images in [-1, 1] on the way from `noise`, (count, channels, height, width), after each step.
+
+        Their classes cycle. The steps are equally long.
+        """
+        sampler = SAMPLERS[sampler_name]
+        num_steps = function_evaluations // sampler.evaluations
+        classes = self.cycle_labels(len(noise))
+        images = noise
+        for index in range(num_steps):
+            images = sampler.step(
+                lambda images, time: self.guided_velocity(images, time, classes),
+                images,
+                index / num_steps,
+                1 / num_steps,
+            )
+            yield images
+
+    def generate(self, noise: Tensor, sampler_name: str, function_evaluations: int) -> Tensor:
+        """Return the images in [0, 1] to which the velocity leads from `noise`, in its shape."""
+        *_, images = self.iter_states(noise, sampler_name, function_evaluations)
+        return ((images + 1) / 2).clamp(0, 1)
+
+    def cycle_labels(self, count: int) -> Tensor:
+        """Return the classes of `count` images: 0, 1, …, over and over, or the null class without classes."""
+        return torch.arange(count, device=self.network.stem.weight.device) % max(1, self.num_classes)
+
+    def draw_noise(self, count: int) -> Tensor:
+        """Return standard normal noise (count, channels, height, width)."""
+        return torch.randn(count, *self.image_shape, device=self.network.stem.weight.device)
+
+    def sample(self, count: int) -> Tensor:
+        return self.generate(self.draw_noise(count), self.config.sampler, self.config.function_evaluations)
+
+    def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
+        """Return images (frames, paths, c, h, w) for noise on great circles. A path keeps its class."""
+        start = self.draw_noise(len(examples["image"])).flatten(1)
+        end = start.roll(-1, dims=0)
+        noise = [
+            slerp(start, end, weight).unflatten(1, self.image_shape)
+            for weight in torch.linspace(0, 1, num_frames).tolist()
+        ]
+        return torch.stack(
+            [self.generate(part, self.config.sampler, self.config.function_evaluations) for part in noise]
+        )
+
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
+        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
+        features = self.generation_metrics.generate_features(self.sample, self.config.evaluation_samples)
+        scores = self.generation_metrics.compute_scores(test_batches, features)
+        if not self.num_classes:
+            return scores
+        labels = torch.cat([self.cycle_labels(len(part)) for part in features])
+        return {**scores, **self.generation_metrics.label_accuracy(torch.cat(features), labels)}
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        columns = self.preview_columns
+        return {"samples": make_grid(self.sample(PREVIEW_ROWS * columns), columns)}
+
+    @property
+    def preview_columns(self) -> int:
+        """Columns of image grids: one for each class if there are few."""
+        return self.num_classes if 1 < self.num_classes <= MAX_PREVIEW_COLUMNS else PREVIEW_ROWS
+
+    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
+        columns = self.preview_columns
+        noise = self.draw_noise(PREVIEW_ROWS // 2 * columns)
+        states = [noise, *self.iter_states(noise, "euler", ANIMATION_STEPS)]
+        states += HELD_FRAMES * states[-1:]
+        gallery = {
+            "noise_to_images": make_animation(((torch.stack(states) + 1) / 2).clamp(0, 1), columns),
+            "interpolation": make_animation(self.interpolate(examples, INTERPOLATION_FRAMES)),
+        }
+        if self.config.compared_evaluations:
+            gallery["quality_by_evaluations"] = self.plot_quality()
+        return gallery
+
+    def plot_quality(self) -> Tensor:
+        """Return a plot (3, height, width) of the Fréchet distance against the evaluations of each sampler."""
+        metrics = self.generation_metrics
+        assert metrics is not None, "prepare_evaluation() comes first"
+        num_images = min(MAX_COMPARED_IMAGES, self.config.evaluation_samples)
+        noise = self.draw_noise(num_images)
+        lines: dict[str, dict[int, float]] = {}
+        for name, sampler in SAMPLERS.items():
+            counts = [count for count in self.config.compared_evaluations if count % sampler.evaluations == 0]
+            lines[name] = {
+                count: metrics.compute_frechet([metrics.extract_features(self.generate(noise, name, count))])
+                for count in sorted(counts)
+            }
+        y_label = f"Fréchet distance of {num_images} images"
+        return draw_lines(lines, x_label="evaluations of the velocity per image", y_label=y_label)
+
+
+def pair_with_images(noise: Tensor, images: Tensor) -> Tensor:
+    """Return `noise` (batch, ...) in the order with the smallest sum of squared distances to `images`.
+
+    This is optimal transport between the samples of a batch (Tong et al. 2024). It makes paths cross less.
+    """
+    noise, images = gather_rows(noise), gather_rows(images)
+    # The squared norms in the distance |x - y|² = |x|² + |y|² - 2 x·y do not depend on the order.
+    cost = -images.flatten(1) @ noise.flatten(1).T
+    return local_rows(noise[_Assignment.apply(cost)])
+
+
+class _Assignment(torch.autograd.Function):
+    """Column of each row in the assignment of least cost: (rows, rows) → int64 (rows,). It works under vmap."""
+
+    @staticmethod
+    def forward(cost: Tensor) -> Tensor:
+        columns = linear_sum_assignment(cost.numpy(force=True))[1]
+        return torch.from_numpy(columns).to(cost.device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], cost: Tensor) -> tuple[Tensor, int]:
+        return torch.stack([_Assignment.forward(member_cost) for member_cost in cost.unbind(dims[0] or 0)]), 0
+
+
+def _count_classes(spec: DataSpec) -> int:
+    """Return the number of classes of a data set. Raises ConfigError if it has no labels or no class names."""
+    if "label" not in spec.shapes or not spec.class_names:
+        raise ConfigError(
+            f"model.conditional=true: dataset={spec.name} has no classes. Use model.conditional=false."
+        )
+    return len(spec.class_names)
