@@ -124,7 +124,10 @@ class Technique(nn.Module, ABC):
         return None
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        """Return a one-line warning if `metrics`, the means of one epoch, show a known failure, else None."""
+        """Return a one-line warning if `metrics` show a known failure, else None.
+
+        `metrics` are the means of one epoch and, if an evaluation ended it, the test metrics as "test/NAME".
+        """
         return None
 
     @property

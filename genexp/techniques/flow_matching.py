@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ ANIMATION_STEPS = 24  # frames from noise to image, by Euler's method
 HELD_FRAMES = 10  # copies of the last frame
 INTERPOLATION_FRAMES = 20
 MAX_COMPARED_IMAGES = 250  # for each point of the figure of quality against evaluations
+# The guidance is too strong if recall is below the first value and precision above the second one.
+LOW_RECALL, HIGH_PRECISION = 0.3, 0.8
+RECALL_PREFIX = "test/recall_"
 
 VelocityField = Callable[[Tensor, float], Tensor]  # images, time in [0, 1] → velocities of the images' shape
 
@@ -223,6 +226,21 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
             return scores
         labels = torch.cat([self.cycle_labels(len(part)) for part in features])
         return {**scores, **self.generation_metrics.label_accuracy(torch.cat(features), labels)}
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        version = next(
+            (name.removeprefix(RECALL_PREFIX) for name in metrics if name.startswith(RECALL_PREFIX)), None
+        )
+        if version is None or not self.num_classes or self.config.guidance <= 1:
+            return None
+        recall, precision = metrics[f"{RECALL_PREFIX}{version}"], metrics[f"test/precision_{version}"]
+        # Early in a run precision is low too: then the network is at fault, not the guidance.
+        if recall >= LOW_RECALL or precision < HIGH_PRECISION:
+            return None
+        return (
+            f"guidance is too strong: precision is above {HIGH_PRECISION}, but samples cover few of the real images "
+            f"(recall below {LOW_RECALL}). Lower model.guidance."
+        )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         columns = self.preview_columns

@@ -244,12 +244,14 @@ class SnapshotBuilder:
             should_finalize or self._is_interval_end(config.preview_every, clock)
         )
         means = self._compute_epoch_means(train_curves, clock)
-        warning = technique.diagnose(means) if means else None
+        test_metrics = self._evaluate() if should_evaluate else {}
+        prefixed_test_metrics = {f"test/{name}": value for name, value in test_metrics.items()}
+        warning = technique.diagnose({**means, **prefixed_test_metrics}) if means else None
         self._last_snapshot_time = time.monotonic()
         return Snapshot(
             clock,
             train_curves,
-            test_metrics=self._evaluate() if should_evaluate else {},
+            test_metrics=test_metrics,
             preview_images=self._render_preview() if should_preview else {},
             warnings=(warning,) if warning else (),
             checkpoint_state=self._build_checkpoint(clock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from genexp.images.scatter import draw_clusters, embed_tsne, project_pca
+from genexp.images.scatter import draw_clusters, draw_lines, embed_tsne, project_pca
 
 
 def test_project_pca_keeps_the_plane_of_largest_variance() -> None:
@@ -22,6 +22,16 @@ def test_draw_clusters_returns_an_rgb_image() -> None:
     )
     assert image.shape[0] == 3
     assert 0 <= float(image.min()) < float(image.max()) <= 1
+
+
+def test_draw_lines_returns_an_rgb_image_of_the_lines() -> None:
+    def draw(last: float) -> torch.Tensor:
+        return draw_lines({"a": {1: 2.0, 4: last}, "b": {2: 1.0}}, x_label="evaluations", y_label="distance")
+
+    image = draw(1.0)
+    assert image.shape[0] == 3
+    assert 0 <= float(image.min()) < float(image.max()) <= 1
+    assert not torch.equal(image, draw(3.0))
 
 
 def test_embed_tsne_accepts_identical_codes() -> None:

@@ -206,6 +206,19 @@ def test_gallery_shows_the_way_from_noise_and_the_quality_of_each_sampler(monkey
 
 
 @pytest.mark.parametrize(
+    ("guidance", "precision", "recall", "is_diagnosed"),
+    [(4.0, 0.95, 0.2, True), (4.0, 0.95, 0.7, False), (4.0, 0.3, 0.1, False), (1.0, 0.95, 0.2, False)],
+)
+def test_too_strong_guidance_is_diagnosed(
+    guidance: float, precision: float, recall: float, is_diagnosed: bool
+) -> None:
+    metrics = {"loss": 0.2, "test/recall_mnist-v1": recall, "test/precision_mnist-v1": precision}
+    warning = make_flow(f"model.guidance={guidance}").diagnose(metrics)
+    assert (warning is not None and "Lower model.guidance" in warning) == is_diagnosed
+    assert make_flow(f"model.guidance={guidance}").diagnose({"loss": 0.2}) is None
+
+
+@pytest.mark.parametrize(
     ("override", "reason"),
     [
         ("width=12", "multiple of 8"),

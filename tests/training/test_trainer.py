@@ -153,6 +153,21 @@ def test_diagnose_receives_epoch_means(block: int, monkeypatch: pytest.MonkeyPat
     assert warnings == [(4, "2.5"), (8, "6.5"), (12, "10.5")]
 
 
+def test_diagnose_receives_the_test_metrics_of_an_epoch_with_an_evaluation() -> None:
+    class DiagnosedTechnique(ToyTechnique):
+        def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+            return f"{metrics.get('test/height', 'none')} {metrics['value']:g}"
+
+    collector, _ = train_technique(DiagnosedTechnique(), evaluate_every=2)
+    warnings = {snapshot.clock.epoch: snapshot.warnings for snapshot in collector.snapshots if snapshot.warnings}
+    heights = {
+        snapshot.clock.epoch: snapshot.test_metrics["height"]
+        for snapshot in collector.snapshots
+        if snapshot.test_metrics
+    }
+    assert warnings == {1: ("none 2.5",), 2: (f"{heights[2]} 6.5",), 3: (f"{heights[3]} 10.5",)}
+
+
 def test_metric_block_is_flushed_after_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "METRICS_FLUSH_SECONDS", 0.0)
     collector, _ = train_technique(
