@@ -238,8 +238,8 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         if recall >= LOW_RECALL or precision < HIGH_PRECISION:
             return None
         return (
-            f"guidance is too strong: precision is above {HIGH_PRECISION}, but samples cover few of the real images "
-            f"(recall below {LOW_RECALL}). Lower model.guidance."
+            f"guidance is too strong: precision is above {HIGH_PRECISION}, but samples cover few of the "
+            f"real images (recall below {LOW_RECALL}). Lower model.guidance."
         )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
