@@ -1,13 +1,16 @@
-"""Devices: selection, precision support, determinism and description."""
+"""Devices: selection, precision support, determinism, available memory and description."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +24,11 @@ AVAILABILITY_CHECKS: dict[str, Callable[[], bool]] = {
 }
 DEVICE_CHOICES = ("auto", *AVAILABILITY_CHECKS)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+# The memory limit of a Linux container, by control groups version 2 and 1.
+CONTAINER_LIMIT_FILES = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 @dataclass
@@ -31,22 +39,26 @@ class DeviceConfig:
     index: int  # index of the GPU; with several processes, that of the first
     threads: int | None  # CPU threads of each process; None keeps torch's default
     processes: int  # number of processes that share the run, each with its rows of every batch
+    memory_gb: float | None = None  # memory that `check_memory` allows, in 10⁹ bytes; None: what is available
 
     def __post_init__(self) -> None:
         require(self.name in DEVICE_CHOICES, "name", self.name, f"choose one of {', '.join(DEVICE_CHOICES)}")
         require(self.threads is None or self.threads > 0, "threads", self.threads, "use at least 1, or null")
         require(self.index >= 0, "index", self.index, "use 0 or more")
         require(self.processes > 0, "processes", self.processes, "use at least 1")
+        is_valid = self.memory_gb is None or self.memory_gb > 0
+        require(is_valid, "memory_gb", self.memory_gb, "use a positive number, or null for what is available")
 
 
 def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
-    """Return the device that `config` names, and set the number of torch's CPU threads.
+    """Return the device that `config` names, and set the number of torch's CPU threads and the allowed memory.
 
     "auto" is the first available of cuda, mps and cpu. Each of the `local_world_size` processes on this machine
     has its own GPU. Raises ConfigError.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    allow_memory(config.memory_gb)
     name = config.name
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if AVAILABILITY_CHECKS[kind]())
@@ -65,6 +77,47 @@ def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size
             f"and there are {gpu_count}; use fewer processes"
         )
     return torch.device("cuda", config.index + local_rank)
+
+
+_allowed_bytes: float | None = None  # set by `allow_memory`
+
+
+def allow_memory(gigabytes: float | None) -> None:
+    """Set the memory that `check_memory` allows in this process, in 10⁹ bytes. None: what is available."""
+    global _allowed_bytes
+    _allowed_bytes = None if gigabytes is None else gigabytes * 1e9
+
+
+def check_memory(needed_bytes: float, setting: str) -> None:
+    """Raise ConfigError if `needed_bytes` exceed the available memory, before anything is allocated.
+
+    `setting` names the key and value that cause the need, such as "dataset.n_samples=10". `needed_bytes` should be
+    a lower bound, so that no possible run is refused.
+    """
+    allowed_bytes = measure_available_memory() if _allowed_bytes is None else _allowed_bytes
+    if needed_bytes > allowed_bytes:
+        raise ConfigError(
+            f"{setting}: needs at least {format_bytes(needed_bytes)} of memory, and {format_bytes(allowed_bytes)} "
+            f"are available. Use a smaller value, or set device.memory_gb to allow more."
+        )
+
+
+def measure_available_memory() -> int:
+    """Return the free memory in bytes, or the limit of the container if that is less."""
+    limits = [psutil.virtual_memory().available]
+    for path in CONTAINER_LIMIT_FILES:
+        try:
+            limits.append(int(path.read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such file, or the limit "max"
+            continue
+    return min(limits)
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with three digits and a decimal unit, such as "3.14 GB"."""
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    index = min(len(units) - 1, max(0, int(math.log10(max(1.0, count)) // 3)))
+    return f"{count / 1000**index:.3g} {units[index]}"
 
 
 def move_to_device(module: ModuleT, device: torch.device) -> ModuleT:

@@ -20,6 +20,7 @@ from genexp.device import DeviceConfig, choose_device, move_to_device, use_deter
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics.scores import infer_direction
+from genexp.runs.memory import check_batch_memory, check_model_memory
 from genexp.runs.resume import iter_dotted_items
 from genexp.seeding import seed_generators
 from genexp.sharding import Shard
@@ -175,6 +176,7 @@ def build_technique(
     dataset = dataset or load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
+    check_model_memory(cls, technique_config, dataset.spec)
     # The string is part of the seed: another spelling would change the initial weights.
     seed_generators(device, seed, "initialise")
     technique = move_to_device(cls(technique_config, dataset.spec), device)
@@ -201,6 +203,7 @@ def _build_run_data(
         batch_label = f"trainer.batch_size={'null' if batch_size is None else batch_size}"
         size_note = "" if batch_size is not None else f" ({len(loaders.train)} samples)"
         check_divisible_batch(batch_size or len(loaders.train), rank_info.world_size, batch_label + size_note)
+        check_batch_memory(dataset.spec, batch_size or len(loaders.train))
         shard = Shard(rank_info.rank, rank_info.world_size)
         batch_source = TrainingBatches(
             loaders.train, batch_size, seed=seed, dataset_name=dataset.name, shard=shard

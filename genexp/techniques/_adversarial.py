@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from genexp.capabilities import CanInterpolate, CanSample
 from genexp.config import require
 from genexp.data.dataset import Dataset, DataSpec
+from genexp.device import check_memory
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import make_animation, slerp
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
@@ -25,6 +26,11 @@ from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Tech
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
 INTERPOLATION_KEYPOINTS = 4  # noise vectors on the closed path of each interpolated image
 FRAMES_PER_SEGMENT = 15  # from one keypoint to the next, both included
+<<<<<<< HEAD
+=======
+GENERATION_BATCH_SIZE = 500  # images
+MIN_FEATURE_BYTES = 32  # lower bound of the memory that an evaluation keeps of each generated image
+>>>>>>> ea24343 (Sizes that exceed the memory are refused before anything is allocated)
 
 # The discriminator is saturated if the mean D(x) is above this and the mean D(G(z)) below 1 minus this.
 SATURATION_THRESHOLD = 0.99
@@ -96,6 +102,8 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         """Return the generator and the discriminator for the images of `spec`."""
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
+        count = self.config.evaluation_samples
+        check_memory(count * MIN_FEATURE_BYTES, f"model.evaluation_samples={count}")
         self.generation_metrics = GenerationMetrics(dataset)
 
     def phases(self) -> tuple[GradientPhase, ...]:

@@ -289,14 +289,16 @@ class KMeans(Technique, CanCluster):
 def _load_centers(config: KMeansConfig, features: int) -> Tensor:
     """Return the centers (clusters, features) from the file `config.init`. Raises ConfigError."""
     try:
-        centers = torch.from_numpy(np.load(Path(config.init), allow_pickle=False)).float()
-    except (OSError, ValueError, TypeError, EOFError) as error:
+        array = np.load(Path(config.init), mmap_mode="r", allow_pickle=False)  # reads the header only
+        shape = array.shape
+        centers = torch.from_numpy(np.array(array)).float() if shape == (config.clusters, features) else None
+    except (OSError, ValueError, TypeError, EOFError, AttributeError) as error:
         raise ConfigError(
             f"model.init={config.init} cannot be read as centers ({error}); give a .npy file"
         ) from None
-    if centers.shape != (config.clusters, features):
+    if centers is None:
         raise ConfigError(
-            f"model.init={config.init} has shape {tuple(centers.shape)} where model.clusters and the data set "
+            f"model.init={config.init} has shape {shape} where model.clusters and the data set "
             f"ask for {(config.clusters, features)}; give a file of that shape"
         )
     if not centers.isfinite().all():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genexp.device import check_memory
 from genexp.errors import DataError
 
 UINT8_TYPE_CODE = 8  # the only element type in these data sets
@@ -23,25 +24,27 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     Format: two zero bytes, the element type, the number of dimensions; one big-endian 32-bit size per dimension;
     the elements in row-major order.
     """
-    content = _read_bytes(path)
     magic = bytes((0, 0, UINT8_TYPE_CODE, dimensions))
-    if content[:4] != magic:
-        raise DataError(f"{path} begins with {content[:4].hex() or 'nothing'}, not {magic.hex()}; {REMEDY}")
-    start = 4 + 4 * dimensions
-    if len(content) < start:
-        raise DataError(f"{path} ends within its header; {REMEDY}")
-    sizes = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
-    expected_bytes, actual_bytes = math.prod(sizes), len(content) - start
-    if actual_bytes != expected_bytes:
-        fault = "is truncated" if actual_bytes < expected_bytes else "is too long"
-        shape = "×".join(map(str, sizes))
-        raise DataError(f"{path} {fault}: its header says {shape} bytes, {actual_bytes} follow; {REMEDY}")
-    return torch.frombuffer(content, dtype=torch.uint8)[start:].view(sizes)
-
-
-def _read_bytes(path: Path) -> bytearray:
+    header_bytes = len(magic) + 4 * dimensions
     try:
-        content = path.read_bytes()
-        return bytearray(gzip.decompress(content) if path.suffix == ".gz" else content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(header_bytes)
+            if header[:4] != magic:
+                raise DataError(f"{path} begins with {header[:4].hex() or 'nothing'}, not {magic.hex()}; {REMEDY}")
+            if len(header) < header_bytes:
+                raise DataError(f"{path} ends within its header; {REMEDY}")
+            sizes = np.frombuffer(header, ">u4", offset=4).tolist()
+            count, shape = math.prod(sizes), "×".join(map(str, sizes))
+            check_memory(count, f"{path} of {shape} bytes")
+            # One byte more than declared: a longer file is refused without being decompressed to its end.
+            content = bytearray(file.read(count + 1))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); {REMEDY}") from None
+    if len(content) != count:
+        fault, actual = ("is truncated", len(content)) if len(content) < count else ("is too long", "more")
+        raise DataError(f"{path} {fault}: its header says {shape} bytes, {actual} follow; {REMEDY}")
+    return (
+        torch.frombuffer(content, dtype=torch.uint8).view(sizes)
+        if count
+        else torch.empty(*sizes, dtype=torch.uint8)
+    )

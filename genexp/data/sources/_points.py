@@ -10,6 +10,7 @@ import torch
 from genexp.config import require
 from genexp.data.dataset import Split
 from genexp.data.registry import DatasetConfig
+from genexp.device import check_memory
 from genexp.seeding import derive_seed
 
 
@@ -40,6 +41,12 @@ class NoisyCurvesConfig(PointsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.noise >= 0, "noise", self.noise, "use 0 or more")
+
+
+def check_points_memory(config: PointsConfig, features: int = 2) -> None:
+    """Raise ConfigError if the coordinates of both splits, float64, exceed the available memory."""
+    size = f"dataset.n_samples={config.n_samples}" + (f" of {features} features" if features != 2 else "")
+    check_memory(2 * config.n_samples * features * 8, size)
 
 
 def make_point_split(points: Any, labels: Any) -> Split:

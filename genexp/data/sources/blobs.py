@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from genexp.config import require
 from genexp.data.dataset import Dataset
 from genexp.data.registry import register_dataset
-from genexp.data.sources._points import PointsConfig, make_point_split
+from genexp.data.sources._points import PointsConfig, check_points_memory, make_point_split
 
 
 @dataclass
@@ -31,6 +31,7 @@ def load(config: BlobsConfig) -> Dataset:
     """Return points (n, features). The test split is drawn around the same centers."""
     from sklearn.datasets import make_blobs
 
+    check_points_memory(config, config.features)
     points, labels, centers = make_blobs(
         config.n_samples,
         config.features,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
-from genexp.data.sources._points import NoisyCurvesConfig, make_point_split
+from genexp.data.sources._points import NoisyCurvesConfig, check_points_memory, make_point_split
 
 
 @dataclass
@@ -25,6 +25,8 @@ class CirclesConfig(NoisyCurvesConfig):
 def load(config: CirclesConfig) -> Dataset:
     """Return points (n, 2) on two circles around the origin."""
     from sklearn.datasets import make_circles
+
+    check_points_memory(config)
 
     def make_split(seed: int) -> Split:
         return make_point_split(

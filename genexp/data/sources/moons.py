@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import register_dataset
-from genexp.data.sources._points import NoisyCurvesConfig, make_point_split
+from genexp.data.sources._points import NoisyCurvesConfig, check_points_memory, make_point_split
 
 
 @dataclass
@@ -18,6 +18,8 @@ class MoonsConfig(NoisyCurvesConfig):
 def load(config: MoonsConfig) -> Dataset:
     """Return points (n, 2) on two half-circles of radius 1."""
     from sklearn.datasets import make_moons
+
+    check_points_memory(config)
 
     def make_split(seed: int) -> Split:
         return make_point_split(*make_moons(config.n_samples, noise=config.noise, random_state=seed))

@@ -13,6 +13,7 @@ from genexp.config import require
 from genexp.data.dataset import Dataset, Split
 from genexp.data.registry import DatasetConfig, register_dataset
 from genexp.data.sources._image_files import convert_to_8bit
+from genexp.device import check_memory
 from genexp.errors import DataError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def _load_photograph(role: str, file: str | None, size: int) -> Tensor:
         image = _read_image(Path(file).expanduser(), f"dataset.{role}={file}")
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
+    check_memory(3 * width * height, f"dataset.size={size}")
     resized = image.resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].contiguous()
 

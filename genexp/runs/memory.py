@@ -1,0 +1,75 @@
+"""Lower bounds of the memory of a run, computed from its configuration before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from math import prod
+from typing import Any
+
+import torch
+
+from genexp.data.dataset import DataSpec
+from genexp.device import check_memory
+from genexp.errors import GenexpError
+from genexp.technique import Technique
+
+# Networks whose sizes are all below this have at most a few gigabytes of weights. They are not built twice.
+LARGE_SIZE = 3000
+FLOAT_BYTES = 4
+
+
+def check_model_memory(cls: type[Technique], config: Any, spec: DataSpec) -> None:
+    """Raise ConfigError if the parameters and buffers of a technique exceed the available memory.
+
+    The technique is built on torch's meta device, which computes shapes and allocates nothing. The error names the
+    setting that contributes most. A technique that cannot be built there is not checked.
+    """
+    sizes = dict(_iter_sizes(config))
+    if max(sizes.values(), default=0) < LARGE_SIZE:
+        return
+    needed_bytes = _count_model_bytes(cls, config, spec)
+    if needed_bytes:
+        # The setting without which the model is smallest.
+        key = min(sizes, key=lambda name: _count_model_bytes(cls, _halve(config, name), spec) or needed_bytes)
+        check_memory(needed_bytes, f"model.{key}={_format_value(getattr(config, key))}")
+
+
+def check_batch_memory(spec: DataSpec, batch_size: int) -> None:
+    """Raise ConfigError if one training batch in float32 exceeds the available memory."""
+    stream, shape = max(spec.shapes.items(), key=lambda item: prod(item[1]))
+    shape_text = "×".join(map(str, shape))
+    check_memory(
+        batch_size * prod(shape) * FLOAT_BYTES, f"trainer.batch_size={batch_size} of {shape_text} ({stream})"
+    )
+
+
+def _iter_sizes(config: Any) -> Iterator[tuple[str, int]]:
+    """Yield (key, largest whole number) of each setting that contains whole numbers."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        numbers = [item for item in (value if isinstance(value, list) else [value]) if type(item) is int]
+        if numbers:
+            yield field.name, max(numbers)
+
+
+def _halve(config: Any, key: str) -> Any:
+    value = getattr(config, key)
+    halved = [max(1, number // 2) for number in value] if isinstance(value, list) else max(1, value // 2)
+    return replace(config, **{key: halved})
+
+
+def _count_model_bytes(cls: type[Technique], config: Any, spec: DataSpec) -> int | None:
+    """Return the bytes of all parameters and buffers, or None if the meta device cannot hold the technique."""
+    try:
+        with torch.device("meta"):
+            technique = cls(config, spec)
+    except GenexpError:
+        return None  # building the technique raises it again
+    except Exception:  # a technique may use operations that the meta device lacks
+        return None
+    return sum(tensor.nbytes for tensor in technique.state_dict().values())
+
+
+def _format_value(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
