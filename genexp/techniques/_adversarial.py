@@ -26,11 +26,7 @@ from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Tech
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
 INTERPOLATION_KEYPOINTS = 4  # noise vectors on the closed path of each interpolated image
 FRAMES_PER_SEGMENT = 15  # from one keypoint to the next, both included
-<<<<<<< HEAD
-=======
-GENERATION_BATCH_SIZE = 500  # images
 MIN_FEATURE_BYTES = 32  # lower bound of the memory that an evaluation keeps of each generated image
->>>>>>> ea24343 (Sizes that exceed the memory are refused before anything is allocated)
 
 # The discriminator is saturated if the mean D(x) is above this and the mean D(G(z)) below 1 minus this.
 SATURATION_THRESHOLD = 0.99
