@@ -17,6 +17,7 @@ from genexp.cli.common import (
     run_command,
 )
 from genexp.errors import GenexpError
+from genexp.run_dir.paths import EVALUATION_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,7 +107,7 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
             if "nll_samples" in evaluation.used_options:
                 console.print(_describe_likelihood(evaluation.used_options), soft_wrap=True, highlight=False)
             console.print(
-                f"written to {evaluation.run.run_dir / 'evaluation.json'}", soft_wrap=True, highlight=False
+                f"written to {evaluation.run.run_dir / EVALUATION_FILE}", soft_wrap=True, highlight=False
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from genexp.metrics.generation import MAX_REAL_IMAGES, GenerationMetrics
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.metrics.scores import mean_scores
 from genexp.run_dir.environment import describe_environment
+from genexp.run_dir.files import write_json
 from genexp.run_dir.paths import EVALUATION_FILE
 from genexp.runs.build import EVALUATION_BATCH_SIZE
 from genexp.runs.load import LoadedRun
@@ -231,12 +231,5 @@ MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {
 def write_evaluation(evaluation: Evaluation) -> Path:
     """Write `evaluation.json` into the run directory, atomically, and return its path. Raises OSError."""
     path = evaluation.run.run_dir / EVALUATION_FILE
-    temporary_path = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary_path.write_text(
-            json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        temporary_path.replace(path)
-    finally:
-        temporary_path.unlink(missing_ok=True)
+    write_json(path, evaluation.to_dict())
     return path

@@ -9,8 +9,9 @@ from typing import Any
 
 from genexp.errors import CheckpointError, ConfigError
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.checkpoint import BEST_FILE, get_checkpoint_path, list_checkpoints, save_checkpoint
-from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
+from genexp.run_dir.checkpoint import get_checkpoint_path, list_checkpoints, save_checkpoint
+from genexp.run_dir.files import remove_file, remove_temporary_files, truncate_file
+from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
 from genexp.snapshot import RunInfo, Snapshot
 
 
@@ -30,10 +31,9 @@ class CheckpointRecorder(Recorder):
         self._unsaved_best: dict[str, Any] | None = None
 
     def open(self, run: RunInfo) -> None:
-        """Delete incomplete checkpoint files of a killed process."""
+        """Delete incomplete files of a killed process."""
         self._run = run
-        for stale in (run.run_dir / CHECKPOINTS_DIR).glob("*.tmp"):
-            stale.unlink()
+        remove_temporary_files(run.run_dir)
 
     def record(self, snapshot: Snapshot) -> None:
         """Update the best weights after an evaluation. Write a checkpoint if the snapshot has one."""
@@ -77,7 +77,7 @@ class CheckpointRecorder(Recorder):
             get_checkpoint_path(run_dir, state["step"]), {**state, "best": self._best, "log_offsets": log_offsets}
         )
         for stale in list_checkpoints(run_dir)[self._max_to_keep :]:
-            stale.unlink()
+            remove_file(stale)
 
 
 def measure_file_sizes(run_dir: Path, files: Sequence[Path]) -> dict[str, int]:
@@ -95,8 +95,7 @@ def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
         path = run_dir / name
         if not path.is_file() or path.stat().st_size < size:
             raise CheckpointError(f"{path} is shorter than its checkpoint notes: a part of the run is lost")
-        with path.open("r+b") as file:
-            file.truncate(size)
+        truncate_file(path, size)
     log_files = [
         *run_dir.glob(METRICS_FILE),
         *run_dir.glob("*.gif"),
@@ -104,4 +103,4 @@ def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
     ]
     for path in log_files:
         if path.relative_to(run_dir).as_posix() not in log_offsets:
-            path.unlink()
+            remove_file(path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genexp.run_dir.files import write_file
 from genexp.run_dir.metrics import LoggedCurve
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ def write_curves_figure(
         for name, color in zip(names, colors, strict=True):
             if name in train and len(train[name].steps) <= MAX_RAW_POINTS:
                 _draw_raw_train_curve(axes, train[name], color, steps_per_epoch)
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_file(path, content.getvalue())
 
 
 def _set_margins(figure: Figure) -> None:

@@ -13,8 +13,9 @@ from genexp.recorders.gif import write_gif
 from genexp.recorders.latent_plots import write_latents_figure, write_latents_html
 from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.files import write_file
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import FIGURES_DIR, METRICS_FILE
+from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, LATENTS_FIGURE, LATENTS_PAGE, METRICS_FILE
 from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 
@@ -57,7 +58,7 @@ class FigureRecorder(Recorder):
         metrics_path = self._run.run_dir / METRICS_FILE
         metrics = read_metrics(metrics_path) if metrics_path.is_file() else {}
         if metrics:
-            write_curves_figure(self._figures_dir / "loss.png", metrics, self._title, self._run.steps_per_epoch)
+            write_curves_figure(self._figures_dir / CURVES_FIGURE, metrics, self._title, self._run.steps_per_epoch)
 
     def _write_previews(self) -> None:
         if not self._pending_images:
@@ -71,13 +72,13 @@ class FigureRecorder(Recorder):
             if pixels.ndim == 4:
                 write_gif(self._figures_dir / f"{name}.gif", pixels, self._frame_duration_ms)
             else:
-                (self._figures_dir / f"{name}.png").write_bytes(
-                    encode_png(enlarge_small_image(to_pil_image(pixels)))
+                write_file(
+                    self._figures_dir / f"{name}.png", encode_png(enlarge_small_image(to_pil_image(pixels)))
                 )
 
     def _write_latent_plots(self, artifacts: FinalArtifacts) -> None:
         if artifacts.codes is None or artifacts.codes.shape[1] not in (2, 3):
             return
         title = f"{self._title}: latent codes of held-out samples"
-        write_latents_figure(self._figures_dir / "latents.png", artifacts, self._run.class_names, title)
-        write_latents_html(self._figures_dir / "latents.html", artifacts, self._run.class_names, title)
+        write_latents_figure(self._figures_dir / LATENTS_FIGURE, artifacts, self._run.class_names, title)
+        write_latents_html(self._figures_dir / LATENTS_PAGE, artifacts, self._run.class_names, title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genexp.recorders.projector import get_class_name
+from genexp.run_dir.files import write_file
 from genexp.snapshot import FinalArtifacts
 
 if TYPE_CHECKING:
@@ -45,12 +47,15 @@ def write_latents_figure(path: Path, artifacts: FinalArtifacts, class_names: Seq
     axes.set_ylabel("code 2")
     axes.set_title(title, fontweight="bold")
     _add_legend(figure, axes)
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_file(path, content.getvalue())
 
 
 def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
     """Write a page with an interactive scatter plot. It works offline, since it embeds plotly (5 MB)."""
-    from plotly import graph_objects, io
+    from plotly import graph_objects
+    from plotly.io import to_html
 
     assert artifacts.codes is not None
     is_3d = artifacts.codes.shape[1] == 3
@@ -70,7 +75,8 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
     margin = {"l": 20, "r": 20, "t": 60, "b": 20}
     figure.update_layout(title={"text": title}, template="plotly_white", margin=margin, **layout)
     figure.update_layout(legend={"itemsizing": "constant"})
-    io.write_html(figure, path, include_plotlyjs=True, default_height="96vh", auto_open=False)
+    # A fixed identifier: equal runs have equal pages.
+    write_file(path, to_html(figure, include_plotlyjs=True, default_height="96vh", div_id="latents"))
 
 
 def _iter_class_points(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import IO, final
+from typing import final
 
 import numpy as np
 
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import iter_step_rows
+from genexp.run_dir.files import append_file, write_file
 from genexp.run_dir.paths import METRICS_FILE
-from genexp.snapshot import RunInfo, RunOutcome, Snapshot
+from genexp.snapshot import RunInfo, Snapshot
 
 
 @final
@@ -23,11 +24,12 @@ class MetricsRecorder(Recorder):
     """
 
     def open(self, run: RunInfo) -> None:
-        """Create the file, or open it for appending if the run is resumed."""
+        """Create the file, or keep it if the run is resumed."""
         self._path = run.run_dir / METRICS_FILE
         self._run = run
         self._templates: dict[tuple[str, ...], str] = {}
-        self._file: IO[str] = self._path.open("a" if run.completed_steps else "w", encoding="utf-8")
+        if not run.completed_steps:
+            write_file(self._path, "")
 
     def record(self, snapshot: Snapshot) -> None:
         """Append the lines of a snapshot."""
@@ -38,16 +40,11 @@ class MetricsRecorder(Recorder):
             }
             clock = snapshot.clock
             lines.append(json.dumps({"step": clock.step, "epoch": clock.epoch, "split": "test", **metrics}) + "\n")
-        self._file.write("".join(lines))
-        self._file.flush()
+        append_file(self._path, "".join(lines))
 
     def append_only_files(self) -> list[Path]:
         """Return the path of the log."""
         return [self._path]
-
-    def close(self, outcome: RunOutcome) -> None:
-        """Close the file."""
-        self._file.close()
 
     def _format_train_lines(self, snapshot: Snapshot) -> list[str]:
         # Shortest text that identifies the float32 value: 0.23, not 0.23000000417232513.

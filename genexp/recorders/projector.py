@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from genexp.recorders.pil_images import to_pil_image
+from genexp.recorders.pil_images import encode_png, to_pil_image
+from genexp.run_dir.files import write_file
 from genexp.snapshot import FinalArtifacts
 
 MAX_PROJECTOR_SAMPLES = 2000
@@ -22,15 +24,15 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
     assert artifacts.codes is not None
     projector_dir = log_dir / PROJECTOR_DIR
     projector_dir.mkdir(exist_ok=True)
-    np.savetxt(
-        projector_dir / "codes.tsv", artifacts.codes[:MAX_PROJECTOR_SAMPLES].numpy(), fmt="%.6g", delimiter="\t"
-    )
+    codes = io.BytesIO()
+    np.savetxt(codes, artifacts.codes[:MAX_PROJECTOR_SAMPLES].numpy(), fmt="%.6g", delimiter="\t")
+    write_file(projector_dir / "codes.tsv", codes.getvalue())
     projector_config = (
         f'embeddings {{\n  tensor_name: "latent codes"\n  tensor_path: "{PROJECTOR_DIR}/codes.tsv"\n'
     )
     if artifacts.labels is not None:
         names = [get_class_name(label, class_names) for label in artifacts.labels[:MAX_PROJECTOR_SAMPLES].tolist()]
-        (projector_dir / "classes.tsv").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        write_file(projector_dir / "classes.tsv", "".join(f"{name}\n" for name in names))
         projector_config += f'  metadata_path: "{PROJECTOR_DIR}/classes.tsv"\n'
     if artifacts.images is not None:
         _write_sprite(projector_dir / "thumbnails.png", artifacts.images[:MAX_PROJECTOR_SAMPLES])
@@ -38,7 +40,7 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
         projector_config += (
             f"    single_image_dim: {THUMBNAIL_PIXELS}\n    single_image_dim: {THUMBNAIL_PIXELS}\n  }}\n"
         )
-    (log_dir / "projector_config.pbtxt").write_text(projector_config + "}\n", encoding="utf-8")
+    write_file(log_dir / "projector_config.pbtxt", projector_config + "}\n")
 
 
 def get_class_name(label: int, class_names: Sequence[str]) -> str:
@@ -55,4 +57,4 @@ def _write_sprite(path: Path, thumbnails: Tensor) -> None:
         row, column = divmod(index, columns)
         thumbnail = to_pil_image(pixels).resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)).convert("RGB")
         sprite.paste(thumbnail, (column * THUMBNAIL_PIXELS, row * THUMBNAIL_PIXELS))
-    sprite.save(path)
+    write_file(path, encode_png(sprite))

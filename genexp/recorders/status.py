@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.files import write_json
 from genexp.run_dir.paths import STATUS_FILE
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
@@ -85,10 +86,7 @@ class StatusRecorder(Recorder):
         self._status["seconds"] = round(self._previous_seconds + self._last_write_time - self._open_time, 3)
         cpu_seconds = self._previous_cpu_seconds + time.process_time() - self._open_cpu_time
         self._status["cpu_seconds"] = round(cpu_seconds, 3)
-        text = json.dumps(_replace_non_finite(self._status), indent=2, ensure_ascii=False)
-        temporary_path = self._path.with_suffix(".json.tmp")
-        temporary_path.write_text(text + "\n", encoding="utf-8")
-        temporary_path.replace(self._path)  # atomic: a concurrent reader gets the old file or the new one
+        write_json(self._path, _replace_non_finite(self._status))
 
 
 def _format_utc_now() -> str:

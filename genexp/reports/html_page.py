@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from genexp.reports.curves import Chart
+from genexp.run_dir.files import write_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -53,9 +54,7 @@ def write_page(path: Path, template: str, charts: Sequence[Chart], **content: An
             script=Markup((TEMPLATE_DIR / "page.js").read_text(encoding="utf-8")),
         )
     )
-    temporary_path = path.with_name(f"{path.name}.tmp")
-    temporary_path.write_text(text, encoding="utf-8")
-    temporary_path.replace(path)
+    write_file(path, text)
 
 
 def build_relative_url(target: Path, page: Path) -> str:

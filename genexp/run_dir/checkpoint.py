@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import re
 import warnings
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor
 
 from genexp.errors import CheckpointError
+from genexp.run_dir.files import open_regular_file, write_file
 from genexp.run_dir.paths import CHECKPOINTS_DIR
 
 FORMAT_VERSION = 2
-BEST_FILE = "best.pt"
 _STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 
 
@@ -33,7 +32,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     files = [
         file for file in (run_dir / CHECKPOINTS_DIR).glob("step-*.pt") if _STEP_FILE_PATTERN.fullmatch(file.name)
     ]
-    return sorted(files, reverse=True)
+    return sorted(files, key=lambda file: int(file.stem.removeprefix("step-")), reverse=True)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -45,17 +44,10 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     payload["checksum"] = compute_checksum(payload)
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    temporary_path = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_path.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary_path.replace(path)
-        _fsync_dir(path.parent)
+        write_file(path, buffer.getbuffer(), should_sync=True)
     except OSError as error:
-        temporary_path.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} could not be written: {error.strerror}; make room and resume: earlier checkpoints are whole"
         ) from None
@@ -67,9 +59,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises CheckpointError if the file is unreadable, damaged or holds objects that could execute code.
     """
     try:
-        with warnings.catch_warnings():
+        with open_regular_file(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about a file that torch rejects anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, possibly code: not loaded"
@@ -149,12 +141,3 @@ def _iter_bytes(value: Any) -> Iterator[bytes]:
             yield from _iter_bytes(item)
     else:
         yield repr(value).encode()
-
-
-def _fsync_dir(directory: Path) -> None:
-    """Flush `directory` to disk, so that a rename in it survives a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Names of the files in a run directory, and formatting of paths and commands for messages."""
+"""Names of the files in run and sweep directories, and formatting of paths and commands for messages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"  # written by genexp-evaluate
-REPORT_FILE = "report.html"  # one in each run directory and one in each sweep directory
-LOCK_FILE = ".lock"
 CHECKPOINTS_DIR = "checkpoints"
+BEST_FILE = "best.pt"  # in CHECKPOINTS_DIR
 FIGURES_DIR = "figures"
 TENSORBOARD_DIR = "tensorboard"
+# In FIGURES_DIR, beside one file for each preview and each image of the gallery.
+CURVES_FIGURE, LATENTS_FIGURE, LATENTS_PAGE = "loss.png", "latents.png", "latents.html"
 # These two are written by Hydra.
 HYDRA_DIR = ".hydra"
 LOG_FILE = "train.log"
+# One in each run directory and one in each sweep directory.
+REPORT_FILE = "report.html"
+LOCK_FILE = ".lock"
+# In a sweep directory, beside a run directory for each job.
+MANIFEST_FILE = "sweep.json"
+MULTIRUN_FILE = "multirun.yaml"  # configuration of the sweep
+STOP_FILE = ".stop"
+STUDY_FILE = "optuna.log"  # journal of an Optuna study
+STUDY_LOCK_FILE = "optuna.log.lock"
+TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 
 
 def format_path(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
@@ -16,13 +15,13 @@ from typing import Any
 import yaml
 
 from genexp.errors import DataError
+from genexp.run_dir.files import is_locked
 from genexp.run_dir.metrics import LoggedCurve, read_metrics
 from genexp.run_dir.paths import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
     FIGURES_DIR,
     HYDRA_DIR,
-    LOCK_FILE,
     LOG_FILE,
     METRICS_FILE,
     STATUS_FILE,
@@ -167,8 +166,8 @@ def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
     if state is None:
         error = _read_logged_error(run_dir)
         state_without_status = "killed" if (run_dir / CONFIG_FILE).is_file() else "unstarted"
-        state = "failed" if error else "running" if _is_locked(run_dir) else state_without_status
-    elif state == "running" and _is_stale(status) and not _is_locked(run_dir):
+        state = "failed" if error else "running" if is_locked(run_dir) else state_without_status
+    elif state == "running" and _is_stale(status) and not is_locked(run_dir):
         state = "killed"
     return RunRecord(run_dir, name or run_dir.name, str(state), config, status, error)
 
@@ -257,18 +256,6 @@ def _is_stale(status: Mapping[str, Any]) -> bool:
         return (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds() > STALE_SECONDS
     except (KeyError, TypeError, ValueError):
         return True
-
-
-def _is_locked(run_dir: Path) -> bool:
-    """Return whether a live process holds the lock of `run_dir`. The lock is released when the process ends."""
-    try:
-        with (run_dir / LOCK_FILE).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _filter_finite(values: Any) -> dict[str, float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genexp.run_dir.files import write_json
 from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, STATUS_FILE
 
 
@@ -78,10 +79,7 @@ def record_failure(run_dir: Path, config: dict[str, Any], error: str) -> None:
         "warnings": [],
         "environment": {},
     }
-    temporary_path = run_dir / f"{STATUS_FILE}.tmp"
-    text = json.dumps({**defaults, **status, "state": "failed", "error": error}, indent=2, ensure_ascii=False)
-    temporary_path.write_text(text + "\n", encoding="utf-8")
-    temporary_path.replace(run_dir / STATUS_FILE)
+    write_json(run_dir / STATUS_FILE, {**defaults, **status, "state": "failed", "error": error})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from genexp.data.stream import SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
 from genexp.run_dir import checkpoint
-from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, format_path
+from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
@@ -114,7 +114,7 @@ def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
     """Return the checkpoint for "best", "newest", a file name in the run, or a path. Raises CheckpointError."""
     checkpoint_dir, run_path = run_dir / CHECKPOINTS_DIR, format_path(run_dir)
     checkpoints = checkpoint.list_checkpoints(run_dir)
-    best = checkpoint_dir / checkpoint.BEST_FILE
+    best = checkpoint_dir / BEST_FILE
     if checkpoint_name in ("best", "newest") and not checkpoints and not best.is_file():
         raise CheckpointError(f"{run_path} has no checkpoint: it was stopped before its first; start the run anew")
     if checkpoint_name == "best":

@@ -1,21 +1,19 @@
-"""Resumption of a run: checks of its configuration, its newest state, and the lock of its directory."""
+"""Resumption of a run: checks of its configuration, and its newest state."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from genexp.errors import ConfigError, RunDirInUseError
+from genexp.errors import ConfigError
 from genexp.recorders.checkpoints import truncate_logs
 from genexp.run_dir import checkpoint
-from genexp.run_dir.paths import CONFIG_FILE, LOCK_FILE, METRICS_FILE, STATUS_FILE
+from genexp.run_dir.paths import CONFIG_FILE, METRICS_FILE, STATUS_FILE
 
 log = logging.getLogger(__name__)
 KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
@@ -84,17 +82,3 @@ def iter_dotted_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from iter_dotted_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-@contextmanager
-def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `run_dir` within the block. The lock of a killed process is released.
-
-    Raises RunDirInUseError where another process holds it.
-    """
-    with (run_dir / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunDirInUseError(f"{run_dir} is in use by another process; wait for it, or stop it") from None
-        yield

@@ -30,9 +30,10 @@ from genexp.recorders.status import StatusRecorder
 from genexp.recorders.tensorboard import TensorBoardRecorder
 from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
+from genexp.run_dir.files import lock_run_dir, write_file
 from genexp.run_dir.paths import CONFIG_FILE, format_command, format_path
 from genexp.runs.build import Run, build_run, check_top_level_keys
-from genexp.runs.resume import check_not_finished, load_resume_state, lock_run_dir
+from genexp.runs.resume import check_not_finished, load_resume_state
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals
@@ -133,7 +134,8 @@ class RunContext:
             if self.completed_steps >= run.total_steps or run.learner.technique.has_converged:
                 check_not_finished(run_dir)
             truncate_logs(run_dir, self.resume_state["log_offsets"])
-        _write_config(self.config, run_dir)  # after the checks: a rejected command leaves the run unchanged
+        # After the checks: a rejected command leaves the run unchanged.
+        write_file(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(dict(self.config))), should_sync=True)
         return build_recorders(run.trainer_config, self.resume_state)
 
     def build_info(self, world_size: int = 1) -> RunInfo:
@@ -259,9 +261,3 @@ def build_run_info(
         data_fingerprints=fingerprint(run.dataset),
         completed_steps=completed_steps,
     )
-
-
-def _write_config(config: Mapping[str, Any], run_dir: Path) -> None:
-    temporary_path = run_dir / f"{CONFIG_FILE}.tmp"
-    OmegaConf.save(OmegaConf.create(dict(config)), temporary_path)
-    temporary_path.replace(run_dir / CONFIG_FILE)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from genexp.errors import ConfigError
-from genexp.run_dir.paths import LOCK_FILE
-from genexp.sweep.manifest import MANIFEST_FILE
+from genexp.run_dir.paths import LOCK_FILE, MANIFEST_FILE, MULTIRUN_FILE, STUDY_FILE, STUDY_LOCK_FILE
 
-PRE_MANIFEST_FILES = {"multirun.yaml", LOCK_FILE, "optuna.log"}  # written before the manifest
+PRE_MANIFEST_FILES = {MULTIRUN_FILE, LOCK_FILE, STUDY_FILE, STUDY_LOCK_FILE}  # written before the manifest
 
 
 @dataclass

@@ -21,6 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.errors import GenexpError, RunDirInUseError
+from genexp.run_dir.files import lock_run_dir
 from genexp.run_dir.status import is_resumable, read_status, record_failure
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,6 @@ def run_hydra_task(job: Job, task: JobTask) -> Any:
 
 def _run_and_record_failure(task: JobTask, config: DictConfig) -> Any:
     from genexp.recorders.checkpoints import truncate_logs
-    from genexp.runs.resume import lock_run_dir
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(config):

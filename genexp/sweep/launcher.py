@@ -24,6 +24,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.config import bind
 from genexp.errors import ConfigError, GenexpError
+from genexp.run_dir.files import lock_run_dir, write_file
+from genexp.run_dir.paths import MULTIRUN_FILE
 from genexp.run_dir.status import read_status, record_failure
 from genexp.sweep.config import SweepConfig, require_positive_int_or_none
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
@@ -83,8 +85,6 @@ class SweepLauncher(Launcher):
 
         Raises GenexpError if a configuration is invalid.
         """
-        from genexp.runs.resume import lock_run_dir  # imports torch; every command imports this module
-
         setup_globals()
         jobs = self._plan_jobs(job_overrides, initial_job_idx)
         unique_jobs = list({job.number: job for job in jobs}.values())
@@ -92,7 +92,7 @@ class SweepLauncher(Launcher):
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         with lock_run_dir(self.sweep_dir):
             self.stop_file.remove()
-            OmegaConf.save(self.config, self.sweep_dir / "multirun.yaml")
+            write_file(self.sweep_dir / MULTIRUN_FILE, OmegaConf.to_yaml(self.config))
             self.manifest.write()
             with self.progress:
                 self._run_rungs(unique_jobs, halving)

@@ -13,10 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genexp.errors import ConfigError
-from genexp.run_dir.paths import CONFIG_FILE
+from genexp.run_dir.files import write_json
+from genexp.run_dir.paths import CONFIG_FILE, MANIFEST_FILE
 from genexp.run_dir.status import RunStatus, read_status
 
-MANIFEST_FILE = "sweep.json"
 # Keys without influence on the results of a run. They are not hashed.
 UNHASHED_KEYS = ("resume", "tags", "notes")
 # Interpolations whose value depends on when or how the run was started.
@@ -136,11 +136,9 @@ class SweepManifest:
 
     def write(self) -> None:
         """Write the manifest atomically. Call it before the first job of a batch starts."""
-        tmp_path = self._path.with_suffix(".json.tmp")
         content = {
             "format": 1,
             "jobs": [asdict(entry) for entry in self.entries],
             "halted": sorted(self.halted_job_numbers),
         }
-        tmp_path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        tmp_path.replace(self._path)
+        write_json(self._path, content, should_sync=True)

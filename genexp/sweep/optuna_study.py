@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from genexp.errors import ConfigError, RunDirInUseError
+from genexp.errors import ConfigError
+from genexp.run_dir.files import lock_file, read_file, truncate_file
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -155,11 +155,8 @@ def lock_study_file(path: Path) -> Iterator[None]:
     Raises RunDirInUseError if another search holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunDirInUseError(f"{path} is in use by another search; wait for it, or stop it") from None
+    # A file of its own: on Windows, the holder of a locked file could not write it either.
+    with lock_file(path.with_name(f"{path.name}.lock"), in_use=f"{path} is in use by another search"):
         yield
 
 
@@ -179,8 +176,7 @@ class _NoOpLock:
 def _truncate_partial_line(path: Path) -> None:
     """Remove an incomplete last line that a killed search left in the file."""
     if path.exists():
-        content = path.read_bytes()
+        content = read_file(path)
         complete_lines = content[: content.rfind(b"\n") + 1]
         if complete_lines != content:
-            with path.open("r+b") as file:
-                file.truncate(len(complete_lines))
+            truncate_file(path, len(complete_lines))

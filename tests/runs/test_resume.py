@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genexp.run_dir import checkpoint
+from genexp.run_dir import files
 from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.assertions import assert_same_run
 from tests.support.command import (
@@ -54,12 +54,13 @@ def kill_while_writing(checkpoint_number: int) -> None:
     real_fsync = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if next(remaining) == 0:
+        is_checkpoint = Path(f"/proc/self/fd/{descriptor}").readlink().parent.name == "checkpoints"
+        if is_checkpoint and next(remaining) == 0:
             os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         real_fsync(descriptor)
 
-    checkpoint.os.fsync = fsync  # type: ignore[attr-defined]
+    files.os.fsync = fsync  # type: ignore[attr-defined]
 
 
 def test_run_killed_while_writing_a_checkpoint_resumes_exactly(tmp_path: Path) -> None:

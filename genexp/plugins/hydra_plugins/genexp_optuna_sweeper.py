@@ -12,6 +12,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 
 from genexp.errors import ConfigError
+from genexp.run_dir.paths import STUDY_FILE
 from genexp.sweep.config import require_positive_int_or_none
 from genexp.sweep.launcher import parse_sweep_overrides, require_extra, require_sweep_launcher
 from genexp.sweep.manifest import hash_config, to_plain_config
@@ -20,7 +21,6 @@ from genexp.sweep.summary import report_on_exit
 
 # Accepted values of `hydra.sweeper.direction` → value of `trainer.direction`.
 DIRECTIONS = {"minimize": "min", "maximize": "max", "min": "min", "max": "max"}
-STUDY_FILE = "optuna.log"  # journal of the study, in the sweep directory
 
 
 class OptunaSweeper(BasicSweeper):

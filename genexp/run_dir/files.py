@@ -1,0 +1,218 @@
+"""File operations of run directories: atomic writes, appends, reads of regular files, locks."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import secrets
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from genexp.errors import DataError, RunDirInUseError
+from genexp.run_dir.paths import LOCK_FILE, TEMPORARY_SUFFIX, format_path
+
+# A test sets this environment variable to n: the process kills itself at the n-th boundary of a file operation.
+KILL_VARIABLE = "GENEXP_KILL_AT_FILE_BOUNDARY"
+LOCK_SECONDS = 1.0  # a check by `is_locked` holds the lock for microseconds; a run waits for longer than that
+LOCK_POLL_SECONDS = 0.02
+REPLACE_RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)  # Windows does not replace a file that is being read
+_boundary_numbers = itertools.count(1)
+
+
+def open_regular_file(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
+    """Open `path` without following a link where the system can, and return the binary file.
+
+    `flags` are flags of `os.open`. Writes are not buffered.
+    Raises OSError, also if `path` is a link or not a regular file.
+    """
+    no_follow = getattr(os, "O_NOFOLLOW", 0)
+    if not no_follow and path.is_symlink():
+        raise OSError(errno.ELOOP, "a link, not a file", str(path))
+    # O_NONBLOCK: opening a named pipe would otherwise wait for its other end.
+    flags |= no_follow | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a link, not a file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if flags & (os.O_WRONLY | os.O_RDWR):
+        return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file. Raises OSError."""
+    with open_regular_file(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises FileNotFoundError, and DataError if the file is damaged."""
+    try:
+        content = json.loads(read_file(path))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{format_path(path)} cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, RecursionError):  # also bytes that are not UTF-8, and numbers of thousands of digits
+        raise DataError(f"{format_path(path)} is damaged (not JSON); restore or delete it") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{format_path(path)} is damaged (not a JSON object); restore or delete it")
+    return content
+
+
+def write_file(path: Path, content: str | bytes | memoryview, *, should_sync: bool = False) -> None:
+    """Write a file atomically: a reader, and a process that resumes the run, finds the old content or the new.
+
+    With `should_sync` the content is on the disk when the function returns, and survives a power failure.
+    Raises OSError. A file that was at `path` before is then unchanged.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary_path = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        with open_regular_file(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            _write_all(file, data)
+            if should_sync:
+                os.fsync(file.fileno())
+        _replace(temporary_path, path)
+    except BaseException:
+        temporary_path.unlink(missing_ok=True)
+        raise
+    if should_sync:
+        _sync_dir(path.parent)
+    _pass_boundary()
+
+
+def write_json(path: Path, content: Any, *, should_sync: bool = False) -> None:
+    """Write `content` as indented JSON, atomically. Raises OSError."""
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", should_sync=should_sync)
+
+
+def append_file(path: Path, content: str | bytes) -> None:
+    """Append to a file, and create it if it is absent. Raises OSError."""
+    with open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+        _write_all(file, content.encode() if isinstance(content, str) else content)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file and its entry in the folder to the disk: it survives a power failure. Raises OSError."""
+    with open_regular_file(path, os.O_RDWR) as file:
+        os.fsync(file.fileno())
+    _sync_dir(path.parent)
+
+
+def truncate_file(path: Path, size: int) -> None:
+    """Truncate a file to `size` bytes. Raises OSError."""
+    with open_regular_file(path, os.O_RDWR) as file:
+        file.truncate(size)
+    _pass_boundary()
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists. Raises OSError."""
+    path.unlink(missing_ok=True)
+    _pass_boundary()
+
+
+def remove_temporary_files(directory: Path) -> None:
+    """Remove what killed processes left of their atomic writes below `directory`. Raises OSError."""
+    for path in directory.rglob(f"*{TEMPORARY_SUFFIX}"):
+        remove_file(path)
+
+
+@contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a run or sweep directory within the block. A killed process releases its lock.
+
+    Raises RunDirInUseError where another process holds it.
+    """
+    with lock_file(run_dir / LOCK_FILE, in_use=f"{format_path(run_dir)} is in use by another process"):
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, in_use: str) -> Iterator[None]:
+    """Hold an exclusive lock on `path` within the block, and create the file if it is absent.
+
+    Raises RunDirInUseError with the message `in_use` where another process holds it.
+    """
+    from filelock import FileLock, Timeout  # only runs and sweeps need it
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS, poll_interval=LOCK_POLL_SECONDS)
+    except Timeout:
+        raise RunDirInUseError(f"{in_use}; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Return whether a live process holds the lock of a run directory.
+
+    The check holds the lock itself for a moment, for which `lock_run_dir` waits.
+    """
+    from filelock import FileLock, Timeout
+
+    path = run_dir / LOCK_FILE
+    if not path.is_file():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
+def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:
+    """Write `data` in two parts, with a boundary after each."""
+    for part in (memoryview(data)[: len(data) // 2], memoryview(data)[len(data) // 2 :]):
+        while part:
+            part = part[file.write(part) :]
+        _pass_boundary()
+
+
+def _replace(source: Path, target: Path) -> None:
+    for seconds in REPLACE_RETRY_SECONDS if os.name == "nt" else ():
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    source.replace(target)
+
+
+def _sync_dir(directory: Path) -> None:
+    """Flush the entries of a folder to the disk, where the system can (Windows cannot open a folder)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _pass_boundary() -> None:
+    """Kill this process if the boundary is the one that KILL_VARIABLE names."""
+    number = os.environ.get(KILL_VARIABLE)
+    if number is not None and next(_boundary_numbers) == int(number):
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
