@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -55,6 +53,8 @@ def _get_first_line(error: Exception) -> str:
 
 def _list_known_keys(arguments: list[str]) -> list[str]:
     """Return all dotted keys of the configuration composed from the group choices in `arguments`."""
+    from genexp.run_dir.record import flatten_config  # slow to import
+
     choices = [argument for argument in arguments if argument.partition("=")[0] in CONFIG_GROUPS]
     GlobalHydra.instance().clear()
     try:
@@ -63,13 +63,4 @@ def _list_known_keys(arguments: list[str]) -> list[str]:
     except (HydraException, OmegaConfBaseException):
         return list(CONFIG_GROUPS)
     assert isinstance(composed, dict)
-    return [*CONFIG_GROUPS, *flatten_keys(composed)]
-
-
-def flatten_keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of every leaf of nested mappings; `prefix` precedes each key."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+    return [*CONFIG_GROUPS, *(key for key, _ in flatten_config(composed))]

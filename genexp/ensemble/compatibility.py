@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genexp.run_dir.record import flatten_config
 from genexp.runs.build import bind_technique_config
-from genexp.runs.resume import iter_dotted_items
+from genexp.sweep.config import UNHASHED_KEYS, to_plain_config
 from genexp.sweep.job import Job
-from genexp.sweep.manifest import UNHASHED_KEYS, to_plain_config
 from genexp.training.optimizers import is_elementwise
 
 MODULE_ATTRIBUTES = set(vars(nn.Module()))  # of every nn.Module; excluded from the comparison
@@ -171,7 +171,7 @@ def find_incompatibility(group: Sequence[Job]) -> str | None:
 
 def format_differing_keys(groups: Sequence[Sequence[Job]]) -> str:
     """Return the names of the keys in which groups differ, without those that may differ within a group."""
-    configs = [dict(iter_dotted_items(_extract_fixed_config(group[0]))) for group in groups]
+    configs = [dict(flatten_config(_extract_fixed_config(group[0]))) for group in groups]
     keys = sorted({key for config in configs for key in config})
     return ", ".join(key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1)
 

@@ -15,7 +15,7 @@ from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.files import write_file
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, LATENTS_FIGURE, LATENTS_PAGE, METRICS_FILE
+from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, LATENTS_FIGURE, LATENTS_PAGE
 from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 
@@ -55,8 +55,7 @@ class FigureRecorder(Recorder):
     def close(self, outcome: RunOutcome) -> None:
         """Write the newest previews and the curves, also for an incomplete run."""
         self._write_previews()
-        metrics_path = self._run.run_dir / METRICS_FILE
-        metrics = read_metrics(metrics_path) if metrics_path.is_file() else {}
+        metrics = read_metrics(self._run.run_dir)
         if metrics:
             write_curves_figure(self._figures_dir / CURVES_FIGURE, metrics, self._title, self._run.steps_per_epoch)
 

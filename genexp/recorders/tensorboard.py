@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +17,7 @@ from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
 from genexp.recorders.step_rows import iter_step_rows
 from genexp.run_dir.paths import FIGURES_DIR, TENSORBOARD_DIR
+from genexp.run_dir.record import flatten_config
 from genexp.snapshot import Curve, FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 # Field numbers and wire types of event.proto and summary.proto.
@@ -204,16 +205,12 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
     from tensorboardX.summary import hparams, text
 
     config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
-    _, session_start, _ = hparams(dict(_flatten_config(run.config)), {})
+    values = {
+        key: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for key, value in flatten_config(run.config)
+    }
+    _, session_start, _ = hparams(values, {})
     return [text("config", f"```yaml\n{config}```"), session_start]
-
-
-def _flatten_config(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flatten_config(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _build_scalar_summaries(prefix: str, metrics: Mapping[str, float]) -> list[Any]:

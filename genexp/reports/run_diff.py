@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from genexp.reports.config_diff import format_setting, get_settings
-from genexp.run_dir.metrics import LoggedCurve
+from genexp.run_dir.metrics import LoggedCurve, read_metrics
 from genexp.run_dir.record import RunRecord, read_run
 
 CODE_KEYS = ("git_commit", "genexp")  # keys of the environment that identify the code
@@ -70,14 +70,14 @@ def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:
     Raises DataError if a directory is not a run directory, or if its metrics log is damaged.
     """
     left, right = read_run(left_dir, str(left_dir)), read_run(right_dir, str(right_dir))
-    environment = _diff_values(left.environment, right.environment)
+    environment = _diff_values(left.status.environment, right.status.environment)
     return RunDiff(
         runs=(left, right),
         configuration=_diff_values(_select_settings(left, False), _select_settings(right, False)),
         code={key: values for key, values in environment.items() if key in CODE_KEYS},
         data=_diff_values(
-            {**_select_settings(left, True), **left.data_fingerprints},
-            {**_select_settings(right, True), **right.data_fingerprints},
+            {**_select_settings(left, True), **left.status.data},
+            {**_select_settings(right, True), **right.status.data},
         ),
         environment={key: values for key, values in environment.items() if key not in CODE_KEYS},
         results=_diff_values({"state": left.state, "step": left.step}, {"state": right.state, "step": right.step}),
@@ -93,7 +93,7 @@ def _select_settings(run: RunRecord, is_dataset: bool) -> dict[str, Any]:
 
 
 def _diff_metrics(left: RunRecord, right: RunRecord) -> Iterator[MetricDifference]:
-    left_metrics, right_metrics = left.load_curves(), right.load_curves()
+    left_metrics, right_metrics = read_metrics(left.run_dir), read_metrics(right.run_dir)
     for split, curves in left_metrics.items():
         for name, left_curve in curves.items():
             right_curve = right_metrics.get(split, {}).get(name)
@@ -129,5 +129,5 @@ def _diff_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str,
 
 
 def _describe_metrics(run: RunRecord) -> str:
-    names = [f"{split}/{name}" for split, curves in run.load_curves().items() for name in curves]
+    names = [f"{split}/{name}" for split, curves in read_metrics(run.run_dir).items() for name in curves]
     return f"{run.name} ({run.model_name}) has {', '.join(names) or 'none'}"

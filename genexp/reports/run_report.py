@@ -13,6 +13,8 @@ from genexp.reports.curves import build_run_charts
 from genexp.reports.embedded_images import embed_run_images
 from genexp.reports.html_page import TableCell, write_page
 from genexp.reports.table import format_duration, format_score
+from genexp.run_dir.files import read_file
+from genexp.run_dir.metrics import read_metrics
 from genexp.run_dir.paths import HYDRA_DIR, REPORT_FILE
 from genexp.run_dir.record import YAML_LOADER, RunRecord, read_run
 
@@ -23,9 +25,9 @@ def write_run_report(run_dir: Path) -> Path:
     Raises DataError if `run_dir` is not a run directory, and OSError if the page cannot be written.
     """
     run = read_run(run_dir)
-    warnings = list(run.warnings)
+    warnings = list(run.status.warnings)
     try:
-        metrics = run.load_curves()
+        metrics = read_metrics(run_dir)
     except DataError as error:
         metrics = {}
         warnings.append(str(error))
@@ -47,8 +49,8 @@ def write_run_report(run_dir: Path) -> Path:
         configuration=group_config_entries(run),
         command=_read_command(run_dir),
         environment={
-            **run.environment,
-            **{f"{split} data": fingerprint for split, fingerprint in run.data_fingerprints.items()},
+            **run.status.environment,
+            **{f"{split} data": fingerprint for split, fingerprint in run.status.data.items()},
         },
     )
     return path
@@ -75,24 +77,23 @@ def _build_facts(run: RunRecord) -> dict[str, str]:
     facts: dict[str, str] = {}
     if run.objective in run.latest_metrics:
         facts[str(run.objective)] = format_score(run.latest_metrics[str(run.objective)])
-    if run.best_value is not None:
-        facts[f"best {run.objective}"] = (
-            f"{format_score(run.best_value)} at step {run.status['best'].get('step', 0):,}"
-        )
+    best = run.status.best
+    if best is not None:
+        facts[f"best {run.objective}"] = f"{format_score(best.value)} at step {best.step:,}"
     facts |= {
         "steps": f"{run.step:,}{total}",
         "time": format_duration(run.seconds),
         "seed": format_setting(run.seed),
     }
-    facts["device"] = run.environment.get("device", "")
+    facts["device"] = run.status.environment.get("device", "")
     return {name: value for name, value in facts.items() if value}
 
 
 def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
     """Return one table row for the last value of each metric of each split."""
     rows = []
-    for split in ("test", "train"):
-        for name, value in dict(run.status.get(split) or {}).items():
+    for split, scores in (("test", run.status.test), ("train", run.status.train)):
+        for name, value in scores.items():
             mark = "objective" if split == "test" and name == run.objective else ""
             rows.append(
                 [TableCell(name), TableCell(split), TableCell(format_score(value), value), TableCell(mark)]
@@ -103,7 +104,7 @@ def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
 def _read_command(run_dir: Path) -> str:
     """Return the command line that started the run, or "" if Hydra's overrides cannot be read."""
     try:
-        overrides = yaml.load((run_dir / HYDRA_DIR / "overrides.yaml").read_text(encoding="utf-8"), YAML_LOADER)
+        overrides = yaml.load(read_file(run_dir / HYDRA_DIR / "overrides.yaml"), YAML_LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         return ""
     return " ".join(["genexp", *map(str, overrides)]) if isinstance(overrides, list) else ""

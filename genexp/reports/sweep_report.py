@@ -25,6 +25,7 @@ from genexp.reports.table import (
     format_sort_order,
     format_state,
 )
+from genexp.run_dir.metrics import read_metrics
 from genexp.run_dir.paths import REPORT_FILE
 from genexp.run_dir.record import RunRecord
 
@@ -68,7 +69,7 @@ def _load_metrics(comparison: Comparison) -> tuple[dict[RunRecord, LoggedMetrics
     notes = []
     for run in comparison.runs:
         try:
-            metrics[run] = run.load_curves()
+            metrics[run] = read_metrics(run.run_dir)
         except DataError as error:
             metrics[run] = {}
             notes.append(str(error))
@@ -101,7 +102,7 @@ def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
     """Return (warning, names of at most ten runs that emitted it)."""
     run_names: dict[str, list[str]] = {}
     for run in comparison.runs:
-        for warning in run.warnings:
+        for warning in run.status.warnings:
             run_names.setdefault(warning, []).append(run.name)
     return [
         (warning, ", ".join(names[:10]) + (" …" if len(names) > 10 else ""))
@@ -195,6 +196,6 @@ def _merge_environments(comparison: Comparison) -> dict[str, str]:
     """Return environment key → value. Different values are joined with " | "."""
     values_by_key: dict[str, dict[str, None]] = {}
     for run in comparison.runs:
-        for key, value in run.environment.items():
+        for key, value in run.status.environment.items():
             values_by_key.setdefault(key, {})[value] = None
     return {key: " | ".join(values) for key, values in values_by_key.items()}

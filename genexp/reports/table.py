@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_TERMINAL_METRICS = 5  # metric columns of a terminal table
-STATE_STYLES = {"finished": "green", "failed": "red", "killed": "red", "running": "cyan", "stopped": "yellow"}
+STATE_STYLES = {
+    "finished": "green",
+    "failed": "red",
+    "killed": "red",
+    "damaged": "red",
+    "running": "cyan",
+    "stopped": "yellow",
+}
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -36,7 +43,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(_fit_to_console(_build_group_table, comparison, console))
     console.print(_fit_to_console(_build_run_table, comparison, console))
     lines = [comparison.t_test.text] if comparison.t_test else []
-    lines += [f"{run.name} failed: {run.error}" for run in comparison.failed_runs]
+    lines += [f"{run.name} {run.state}: {run.error}" for run in comparison.failed_runs]
     for line in [*lines, *comparison.notes]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 import secrets
 import signal
 import stat
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import IO, Any
+from types import NoneType, UnionType
+from typing import IO, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from genexp.errors import DataError, RunDirInUseError
 from genexp.run_dir.paths import LOCK_FILE, TEMPORARY_SUFFIX, format_path
 
+ContentT = TypeVar("ContentT")
 # A test sets this environment variable to n: the process kills itself at the n-th boundary of a file operation.
 KILL_VARIABLE = "GENEXP_KILL_AT_FILE_BOUNDARY"
 LOCK_SECONDS = 1.0  # a check by `is_locked` holds the lock for microseconds; a run waits for longer than that
@@ -70,6 +75,51 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{format_path(path)} is damaged (not a JSON object); restore or delete it")
     return content
+
+
+def build_from_json(cls: type[ContentT], content: Mapping[str, Any], path: Path) -> ContentT:
+    """Return the JSON object of the file `path` as the dataclass `cls`, whose annotations are its schema.
+
+    Keys that are no fields are ignored. Raises DataError where a key is missing or a value has another type.
+    """
+    annotations = get_type_hints(cls)
+    values = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name in content:
+            try:
+                values[field.name] = _convert_json(content[field.name], annotations[field.name], path)
+            except (TypeError, OverflowError):
+                text = textwrap.shorten(repr(content[field.name])[:200], 60, placeholder=" ...")
+                raise DataError(
+                    f"{format_path(path)} is damaged (wrong type: {field.name}={text}); restore or delete it"
+                ) from None
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise DataError(f"{format_path(path)} is damaged (it has no {field.name}); restore or delete it")
+    return cls(**values)
+
+
+def _convert_json(value: Any, annotation: Any, path: Path) -> Any:
+    """Return a JSON value as the type of an annotation. Raises TypeError or OverflowError if it is of another."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        kind, none_type = arguments
+        assert none_type is NoneType
+        return None if value is None else _convert_json(value, kind, path)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _convert_json(item, arguments[1], path) for key, item in value.items()}
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert_json(item, arguments[0], path) for item in value)
+    if is_dataclass(annotation) and isinstance(value, dict):
+        return build_from_json(annotation, value, path)  # type: ignore[arg-type]
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if annotation is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if annotation is int and type(value) is int and abs(value) < 2**63:
+        return value
+    if annotation is str and isinstance(value, str):
+        return value
+    raise TypeError
 
 
 def write_file(path: Path, content: str | bytes | memoryview, *, should_sync: bool = False) -> None:

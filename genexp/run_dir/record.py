@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,23 +13,19 @@ import yaml
 
 from genexp.errors import DataError
 from genexp.run_dir.files import is_locked
-from genexp.run_dir.metrics import LoggedCurve, read_metrics
 from genexp.run_dir.paths import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
     FIGURES_DIR,
     HYDRA_DIR,
-    LOG_FILE,
-    METRICS_FILE,
-    STATUS_FILE,
     TENSORBOARD_DIR,
     format_path,
 )
+from genexp.run_dir.status import RunStatus, read_status
 
 STALE_SECONDS = 10  # age of a "running" status after which the lock file decides whether the run is alive
 NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR}
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the libyaml loader, if present, is ten times as fast
-LOGGED_FAILURE_PATTERN = re.compile(r"INFO failed: (.*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +34,9 @@ class RunRecord:
 
     run_dir: Path
     name: str  # unique among the compared runs
-    state: str  # finished, stopped, failed, running, killed, or unstarted
+    state: str  # finished, stopped, failed, running, killed, unstarted, or damaged (unreadable status)
     config: Mapping[str, Any]  # nested, resolved; empty if no configuration file can be read
-    status: Mapping[str, Any] = field(default_factory=dict)  # content of status.json
+    status: RunStatus = field(default_factory=lambda: RunStatus("waiting"))  # content of status.json
     error: str | None = None  # message of the error that ended the run
 
     @property
@@ -75,12 +68,12 @@ class RunRecord:
     @property
     def step(self) -> int:
         """Last step in `status.json`, 0 if there is none."""
-        return int(self.status.get("step") or 0)
+        return self.status.step
 
     @property
     def total_steps(self) -> int | None:
         """Number of steps of the complete run, None if unknown."""
-        return self.status.get("total_steps")
+        return self.status.total_steps
 
     @cached_property
     def latest_metrics(self) -> dict[str, float]:
@@ -88,47 +81,24 @@ class RunRecord:
 
         A metric whose latest value is not finite is left out.
         """
-        test = _filter_finite(self.status.get("test", {}))
-        return test or {
-            f"train/{name}": value for name, value in _filter_finite(self.status.get("train", {})).items()
-        }
+        test = {name: value for name, value in self.status.test.items() if value is not None}
+        return test or {f"train/{name}": value for name, value in self.status.train.items() if value is not None}
 
     @property
     def best_value(self) -> float | None:
         """Best value of the objective, None if it was never evaluated."""
-        best = self.status.get("best")
-        return best["value"] if isinstance(best, dict) else None
+        return self.status.best.value if self.status.best else None
 
     @property
     def seconds(self) -> float | None:
         """Duration of the run in seconds, summed over its resumptions; None if unknown."""
-        if "seconds" in self.status:
-            return float(self.status["seconds"])
+        if self.status.seconds is not None:
+            return self.status.seconds
         try:
-            started, updated = (datetime.fromisoformat(self.status[key]) for key in ("started", "updated"))
-        except (KeyError, TypeError, ValueError):
+            started, updated = map(datetime.fromisoformat, (self.status.started, self.status.updated))
+            return (updated - started).total_seconds()
+        except (TypeError, ValueError):  # not a time, or only one of them with a time zone
             return None
-        return (updated - started).total_seconds()
-
-    @property
-    def warnings(self) -> list[str]:
-        """Warnings of the run."""
-        return [str(warning) for warning in self.status.get("warnings", [])]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Device, versions and commit of the run."""
-        return {str(key): str(value) for key, value in self.status.get("environment", {}).items()}
-
-    @property
-    def data_fingerprints(self) -> dict[str, str]:
-        """Mapping from split to its size and checksum."""
-        return {str(key): str(value) for key, value in self.status.get("data", {}).items()}
-
-    def load_curves(self) -> dict[str, dict[str, LoggedCurve]]:
-        """Return split → metric → curve, empty if there is no log. Raises DataError if the log is damaged."""
-        path = self.run_dir / METRICS_FILE
-        return read_metrics(path) if path.is_file() else {}
 
 
 def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
@@ -160,19 +130,19 @@ def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
     """Return the run in `run_dir`. Raises DataError if `run_dir` is not a run directory."""
     if not _is_run_dir(run_dir):
         raise DataError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
-    status = _read_json(run_dir / STATUS_FILE)
-    config = _read_config(run_dir)
-    state, error = status.get("state"), status.get("error")
-    if state is None:
-        error = _read_logged_error(run_dir)
-        state_without_status = "killed" if (run_dir / CONFIG_FILE).is_file() else "unstarted"
-        state = "failed" if error else "running" if is_locked(run_dir) else state_without_status
-    elif state == "running" and _is_stale(status) and not is_locked(run_dir):
-        state = "killed"
-    return RunRecord(run_dir, name or run_dir.name, str(state), config, status, error)
+    name, config = name or run_dir.name, _read_config(run_dir)
+    try:
+        status = read_status(run_dir)
+    except DataError as error:
+        return RunRecord(run_dir, name, "damaged", config, error=str(error))
+    if status is None:
+        state_if_unlocked = "killed" if (run_dir / CONFIG_FILE).is_file() else "unstarted"
+        return RunRecord(run_dir, name, "running" if is_locked(run_dir) else state_if_unlocked, config)
+    is_killed = status.state == "running" and _is_stale(status) and not is_locked(run_dir)
+    return RunRecord(run_dir, name, "killed" if is_killed else status.state, config, status, status.error)
 
 
-def flatten_config(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_config(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) for each leaf of nested mappings."""
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -211,14 +181,6 @@ def _build_unique_names(run_dirs: Sequence[Path]) -> list[str]:
     return names
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # not written yet, or damaged: `read_run` then derives the state from other files
-    return content if isinstance(content, dict) else {}
-
-
 def _read_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved configuration, or the one that Hydra wrote if the run failed before."""
     try:
@@ -242,28 +204,8 @@ def _read_hydra_config(run_dir: Path) -> Any:
         return {}
 
 
-def _read_logged_error(run_dir: Path) -> str | None:
-    """Return the last logged error of a run that failed before it wrote a status."""
+def _is_stale(status: RunStatus) -> bool:
     try:
-        lines = LOGGED_FAILURE_PATTERN.findall((run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
-    return lines[-1] if lines else None
-
-
-def _is_stale(status: Mapping[str, Any]) -> bool:
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds() > STALE_SECONDS
-    except (KeyError, TypeError, ValueError):
+        return (datetime.now(UTC) - datetime.fromisoformat(status.updated)).total_seconds() > STALE_SECONDS
+    except (TypeError, ValueError):
         return True
-
-
-def _filter_finite(values: Any) -> dict[str, float]:
-    """Return the finite numbers among `values`. A NaN is stored as null in the file."""
-    if not isinstance(values, dict):
-        return {}
-    return {
-        str(name): float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }

@@ -1,27 +1,49 @@
-"""Status of a sweep job, read from its run directory without importing torch."""
+"""Status of a run in `status.json`: schema, validated reader and writer. Importing it does not import torch."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from genexp.run_dir.files import write_json
+from genexp.errors import DataError
+from genexp.run_dir.files import build_from_json, read_json, write_json
 from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, STATUS_FILE
 
 
 @dataclass(frozen=True)
-class RunStatus:
-    """Progress of a job as read from `status.json`."""
+class BestScore:
+    """Best value of the objective so far."""
 
-    state: str  # waiting, running, finished, stopped or failed
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """State, progress, scores and environment of a run. The fields are the keys of `status.json`."""
+
+    state: Literal["waiting", "running", "finished", "stopped", "failed"]  # "waiting" is never written
+    model: str = ""
+    dataset: str = ""
     step: int = 0
     total_steps: int | None = None
     epoch: int = 0
+    train: Mapping[str, float | None] = field(default_factory=dict)  # None: not finite
+    test: Mapping[str, float | None] = field(default_factory=dict)  # of the latest evaluation
     objective: str = ""
-    objective_value: float | None = None  # latest value of the objective
-    error: str = ""  # empty unless the job failed
+    best: BestScore | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None  # message of the error that ended a failed run
+    started: str = ""  # ISO 8601
+    updated: str = ""  # ISO 8601
+    seconds: float | None = None  # without the time between an interruption and the resumption
+    cpu_seconds: float | None = None  # of all threads of the process
+    environment: Mapping[str, str] = field(default_factory=dict)  # device, versions and commit
+    data: Mapping[str, str] = field(default_factory=dict)  # split → its size and checksum
 
     @property
     def fraction_done(self) -> float:
@@ -30,28 +52,42 @@ class RunStatus:
             return 1.0
         return self.step / self.total_steps if self.total_steps else 0.0
 
+    @property
+    def objective_value(self) -> float | None:
+        """Latest value of the objective, None if there is none."""
+        return self.test.get(self.objective)
 
-def read_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
-    """Return the status of the job in `run_dir`; state "waiting" if it has no status file.
+
+def read_status(run_dir: Path) -> RunStatus | None:
+    """Return the status of the run in `run_dir`, or None without a file. Raises DataError if it is damaged."""
+    path = run_dir / STATUS_FILE
+    try:
+        return build_from_json(RunStatus, read_json(path), path)
+    except FileNotFoundError:
+        return None
+
+
+def read_job_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
+    """Return the status of a sweep job; state "waiting" without a readable status file.
 
     A status file modified before `min_mtime` (POSIX seconds) belongs to an earlier attempt. A job killed
     in that attempt would still be marked "running". Its state is "waiting" unless it is "finished".
     """
-    status = _read_json(run_dir / STATUS_FILE)
-    if not status:
+    try:
+        status = read_status(run_dir)
+    except DataError:  # the job replaces the file when it starts
+        status = None
+    if status is None:
         return RunStatus("waiting")
-    objective, state = status["objective"], status["state"]
-    if state != "finished" and (run_dir / STATUS_FILE).stat().st_mtime < min_mtime:
-        state = "waiting"
-    return RunStatus(
-        state=state,
-        step=status["step"],
-        total_steps=status["total_steps"],
-        epoch=status["epoch"],
-        objective=objective,
-        objective_value=status["test"].get(objective),
-        error=status["error"] or "" if state == "failed" else "",
-    )
+    if status.state != "finished" and (run_dir / STATUS_FILE).stat().st_mtime < min_mtime:
+        return replace(status, state="waiting", error=None)
+    return status
+
+
+def write_status(run_dir: Path, status: RunStatus) -> None:
+    """Write `status.json` atomically, with the current time and None for each value that is not finite."""
+    path = run_dir / STATUS_FILE
+    write_json(path, _replace_non_finite(asdict(replace(status, updated=format_utc_now()))))
 
 
 def is_resumable(run_dir: Path) -> bool:
@@ -59,32 +95,33 @@ def is_resumable(run_dir: Path) -> bool:
     return (run_dir / CONFIG_FILE).is_file() and any((run_dir / CHECKPOINTS_DIR).glob("step-*.pt"))
 
 
-def record_failure(run_dir: Path, config: dict[str, Any], error: str) -> None:
-    """Write "failed" and `error` to `status.json` for a job whose status recorder could not do so.
+def record_failure(run_dir: Path, config: Mapping[str, Any], error: str) -> None:
+    """Write "failed" and `error` to `status.json` for a run whose status recorder could not do so.
 
-    Other fields of an existing file are kept.
+    Other fields of an existing file are kept. `config` is plain and resolved.
     """
-    status = _read_json(run_dir / STATUS_FILE)
-    defaults = {
-        "state": "failed",
-        "model": config["model"]["name"],
-        "dataset": config["dataset"]["name"],
-        "step": 0,
-        "total_steps": None,
-        "epoch": 0,
-        "train": {},
-        "test": {},
-        "objective": config["trainer"]["objective"].removeprefix("test/"),
-        "best": None,
-        "warnings": [],
-        "environment": {},
-    }
-    write_json(run_dir / STATUS_FILE, {**defaults, **status, "state": "failed", "error": error})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        status = read_status(run_dir)
+    except DataError:
+        status = None
+    model, dataset, trainer = (config.get(group) or {} for group in ("model", "dataset", "trainer"))
+    status = status or RunStatus(
+        "failed",
+        model=str(model.get("name", "")),
+        dataset=str(dataset.get("name", "")),
+        objective=str(trainer.get("objective", "")).removeprefix("test/"),
+        started=format_utc_now(),
+    )
+    write_status(run_dir, replace(status, state="failed", error=error))
+
+
+def format_utc_now() -> str:
+    """Return the current time in UTC, in the format ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _replace_non_finite(value: Any) -> Any:
+    """Return nested dicts with None for each NaN or infinity, which JSON cannot represent."""
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,8 +20,8 @@ from genexp.device import DeviceConfig, choose_device, move_to_device, use_deter
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics.scores import infer_direction
+from genexp.run_dir.record import flatten_config
 from genexp.runs.memory import check_batch_memory, check_model_memory
-from genexp.runs.resume import iter_dotted_items
 from genexp.seeding import seed_generators
 from genexp.sharding import Shard
 from genexp.technique import Batch, ClosedFormPhase, Technique, find_technique
@@ -161,7 +161,7 @@ def check_top_level_keys(config: Mapping[str, Any]) -> None:
     known = [*REQUIRED_GROUPS, *(field.name for field in fields(TopLevelConfig))]
     for key in config:
         if key not in known:
-            choices = {*known, *(name for name, _ in iter_dotted_items(config))} - {key}
+            choices = {*known, *(name for name, _ in flatten_config(config))} - {key}
             raise ConfigError(f"{key} is no key of this configuration; {suggest_choice(key, choices)}")
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from genexp.errors import ConfigError
 from genexp.recorders.checkpoints import truncate_logs
 from genexp.run_dir import checkpoint
-from genexp.run_dir.paths import CONFIG_FILE, METRICS_FILE, STATUS_FILE
+from genexp.run_dir.paths import CONFIG_FILE, METRICS_FILE
+from genexp.run_dir.record import flatten_config
+from genexp.run_dir.status import read_job_status
 
 log = logging.getLogger(__name__)
 KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
@@ -43,11 +43,7 @@ def load_resume_state(cfg: DictConfig, run_dir: Path) -> dict[str, Any] | None:
 
 def check_not_finished(run_dir: Path) -> None:
     """Raise ConfigError where the state in the run's status file is "finished"."""
-    try:
-        state = json.loads((run_dir / STATUS_FILE).read_text())["state"]
-    except (OSError, ValueError, KeyError):
-        return  # killed before it wrote its status
-    if state == "finished":
+    if read_job_status(run_dir).state == "finished":
         raise ConfigError(f"resume={run_dir} has finished; set a larger trainer.epochs to go on with it")
 
 
@@ -60,10 +56,8 @@ def _check_no_existing_run(run_dir: Path) -> None:
 
 def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError where a key outside KEYS_CHANGEABLE_ON_RESUME differs from the stored configuration."""
-    stored_config = dict(
-        iter_dotted_items(OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG_FILE), resolve=True))
-    )
-    new_config = dict(iter_dotted_items(OmegaConf.to_container(cfg, resolve=True)))
+    stored_config = _flatten(OmegaConf.load(run_dir / CONFIG_FILE))
+    new_config = _flatten(cfg)
     changes = [
         f"{key}={new_config.get(key)} (was {stored_config.get(key)})"
         for key in sorted(stored_config.keys() | new_config.keys())
@@ -75,10 +69,8 @@ def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
         )
 
 
-def iter_dotted_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for each leaf of nested dicts."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from iter_dotted_items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _flatten(config: DictConfig | ListConfig) -> dict[str, Any]:
+    """Return dotted key → value of a configuration, resolved."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return dict(flatten_config(container))

@@ -31,7 +31,8 @@ from genexp.recorders.tensorboard import TensorBoardRecorder
 from genexp.reports import write_run_report
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.files import lock_run_dir, write_file
-from genexp.run_dir.paths import CONFIG_FILE, format_command, format_path
+from genexp.run_dir.paths import CONFIG_FILE, STATUS_FILE, format_command, format_path
+from genexp.run_dir.status import record_failure
 from genexp.runs.build import Run, build_run, check_top_level_keys
 from genexp.runs.resume import check_not_finished, load_resume_state
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
@@ -53,10 +54,12 @@ def run_experiment(cfg: DictConfig, run_dir: Path, until_epoch: int | None = Non
     flush_denormals()  # before torch starts its other threads
     with lock_run_dir(run_dir):
         config, resume_state = _load_config_and_state(cfg, run_dir)
-        device_config = bind(DeviceConfig, config["device"], "device")
-        rank_info = resolve_rank_info(device_config.processes)
-        # Built before the launch, so that a run that cannot be built starts no process.
-        run = build_run(config, resume_state, rank_info)
+        with _record_failed_start(config, run_dir):
+            check_top_level_keys(config)
+            device_config = bind(DeviceConfig, config["device"], "device")
+            rank_info = resolve_rank_info(device_config.processes)
+            # Built before the launch, so that a run that cannot be built starts no process.
+            run = build_run(config, resume_state, rank_info)
         with closing(run.data.batch_source), launch_processes(rank_info, device_config.threads) as launcher:
             return _train_and_record(RunContext(run, config, run_dir, resume_state), launcher, until_epoch)
 
@@ -66,9 +69,18 @@ def _load_config_and_state(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, An
     resume_state = load_resume_state(cfg, run_dir)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    plain_config = {str(key): value for key, value in config.items()} | {"resume": None}
-    check_top_level_keys(plain_config)
-    return plain_config, resume_state
+    return {str(key): value for key, value in config.items()} | {"resume": None}, resume_state
+
+
+@contextmanager
+def _record_failed_start(config: Mapping[str, Any], run_dir: Path) -> Iterator[None]:
+    """Write an error in the block to the status file if there is none: a rejected resumption changes nothing."""
+    try:
+        yield
+    except Exception as error:
+        if not (run_dir / STATUS_FILE).exists():
+            record_failure(run_dir, config, _format_error(error))
+        raise
 
 
 def run_rank_process() -> None:
@@ -167,6 +179,7 @@ def open_run_context(cfg: DictConfig, run_dir: Path, data_source_run: Run | None
     flush_denormals()
     with lock_run_dir(run_dir):
         config, resume_state = _load_config_and_state(cfg, run_dir)
+        check_top_level_keys(config)
         run = build_run(config, resume_state, data_source_run=data_source_run)
         with closing(run.data.batch_source):
             yield RunContext(run, config, run_dir, resume_state)

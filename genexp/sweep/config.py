@@ -1,15 +1,25 @@
-"""Configuration node `sweep`, and checks of sweep settings."""
+"""Configuration node `sweep`, checks of sweep settings, and hashes of the configurations of jobs."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genexp.errors import ConfigError
 from genexp.run_dir.paths import LOCK_FILE, MANIFEST_FILE, MULTIRUN_FILE, STUDY_FILE, STUDY_LOCK_FILE
 
 PRE_MANIFEST_FILES = {MULTIRUN_FILE, LOCK_FILE, STUDY_FILE, STUDY_LOCK_FILE}  # written before the manifest
+# Keys without influence on the results of a run. They are not hashed.
+UNHASHED_KEYS = ("resume", "tags", "notes")
+# Interpolations whose value depends on when or how the run was started.
+START_DEPENDENT_PATTERN = re.compile(r"\$\{\s*(now|hydra)\s*:")
 
 
 @dataclass
@@ -49,3 +59,35 @@ def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
             f"sweep.resume={values[-1]} is no sweep's folder (it has no {MANIFEST_FILE}); give one that is"
         )
     return sweep_dir
+
+
+def hash_config(config: DictConfig, exclude: tuple[str, ...] = ()) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of the resolved run configuration.
+
+    The nodes `hydra` and `sweep`, `UNHASHED_KEYS` and the top-level keys in `exclude` are left out.
+    Values interpolated from `now` or `hydra` count as None.
+    """
+    unresolved = to_plain_config(config, resolve=False)
+    hashed = {
+        key: _mask_start_dependent(unresolved[key], value)
+        for key, value in to_plain_config(config).items()
+        if key not in UNHASHED_KEYS + exclude
+    }
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """Return `config` as nested plain Python values, without the nodes `hydra` and `sweep`."""
+    run_config = copy.deepcopy(config)
+    with open_dict(run_config):
+        run_config.pop("hydra", None)
+        run_config.pop("sweep", None)
+    values = OmegaConf.to_container(run_config, resolve=resolve)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _mask_start_dependent(unresolved: Any, value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(unresolved, dict):
+        return {key: _mask_start_dependent(unresolved[key], item) for key, item in value.items()}
+    return None if isinstance(unresolved, str) and START_DEPENDENT_PATTERN.search(unresolved) else value

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from genexp.config import require
 from genexp.errors import ConfigError
-from genexp.run_dir.paths import METRICS_FILE
-from genexp.run_dir.status import read_status
+from genexp.run_dir.status import read_job_status
+from genexp.sweep.config import hash_config
 from genexp.sweep.job import Job
-from genexp.sweep.manifest import hash_config
 
 
 @dataclass
@@ -78,7 +75,7 @@ class SuccessiveHalving:
 
     def has_reached(self, job: Job, rung: Rung) -> bool:
         """Return True if `job` has finished, or was stopped after its evaluation at `rung`."""
-        state = read_status(job.run_dir).state
+        state = read_job_status(job.run_dir).state
         return state == "finished" or (
             state == "stopped" and self._find_objective(job, rung, min_epoch=rung.epoch) is not None
         )
@@ -125,29 +122,17 @@ class SuccessiveHalving:
 
         Return infinity if the job failed or has no finite objective.
         """
-        value = None if read_status(job.run_dir).state == "failed" else self._find_objective(job, rung)
+        value = None if read_job_status(job.run_dir).state == "failed" else self._find_objective(job, rung)
         if value is None or not math.isfinite(value):
             return math.inf
         return -value if job.config.trainer.direction == "max" else value
 
     def _find_objective(self, job: Job, rung: Rung, min_epoch: int = 0) -> float | None:
         """Return the last objective of `job` logged between `min_epoch` and the epoch of `rung`, or None."""
-        objective = job.config.trainer.objective.removeprefix("test/")
-        value = None
-        for metrics in _read_test_metrics(job.run_dir / METRICS_FILE):
-            if min_epoch <= metrics["epoch"] <= rung.epoch and metrics.get(objective) is not None:
-                value = float(metrics[objective])
-        return value
+        from genexp.run_dir.metrics import read_metrics  # imports numpy; every command imports this module
 
-
-def _read_test_metrics(path: Path) -> Iterator[dict[str, float]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        if '"split": "test"' in line:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return  # incomplete last line of a killed job
+        curve = read_metrics(job.run_dir).get("test", {}).get(job.config.trainer.objective.removeprefix("test/"))
+        if curve is None:
+            return None
+        is_candidate = (curve.epochs >= min_epoch) & (curve.epochs <= rung.epoch) & (curve.values == curve.values)
+        return float(curve.values[is_candidate][-1]) if is_candidate.any() else None

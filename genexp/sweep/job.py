@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.errors import GenexpError, RunDirInUseError
 from genexp.run_dir.files import lock_run_dir
-from genexp.run_dir.status import is_resumable, read_status, record_failure
+from genexp.run_dir.status import is_resumable, read_job_status, record_failure
 
 log = logging.getLogger(__name__)
 HYDRA_JOB_NAME = "genexp"
@@ -49,7 +49,7 @@ def run_job(job: Job, should_run: Callable[[], bool] = lambda: True) -> signal.S
     directory, the function waits for it while `should_run()` is true. A cluster job that outlived its sweep is
     such a process.
     """
-    while should_run() and read_status(job.run_dir).state != "finished":
+    while should_run() and read_job_status(job.run_dir).state != "finished":
         try:
             return _run_once(job)
         except RunDirInUseError:

@@ -25,12 +25,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from genexp.config import bind
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.files import lock_run_dir, write_file
+from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import MULTIRUN_FILE
-from genexp.run_dir.status import read_status, record_failure
-from genexp.sweep.config import SweepConfig, require_positive_int_or_none
+from genexp.run_dir.status import read_job_status, record_failure
+from genexp.sweep.config import SweepConfig, hash_config, require_positive_int_or_none, to_plain_config
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
-from genexp.sweep.manifest import JobEntry, SweepManifest, hash_config, to_plain_config
 from genexp.sweep.progress import SweepProgress
 from genexp.sweep.stop_file import StopFile
 from genexp.training.stopping import StopRequest, stop_on_signals
@@ -119,7 +119,7 @@ class SweepLauncher(Launcher):
 
         For processes that died. A job with a checkpoint can still be resumed.
         """
-        if read_status(job.run_dir, self.started_at).state in ("waiting", "running"):
+        if read_job_status(job.run_dir, self.started_at).state in ("waiting", "running"):
             record_failure(job.run_dir, to_plain_config(job.config), reason)
 
     def _run_rungs(self, jobs: Sequence[Job], halving: SuccessiveHalving) -> None:
@@ -136,10 +136,10 @@ class SweepLauncher(Launcher):
             self.manifest.halted_job_numbers |= {job.number for job in jobs} - {job.number for job in survivors}
             self.manifest.write()
             jobs = survivors
-        self.execute([job for job in jobs if read_status(job.run_dir).state != "finished"])
+        self.execute([job for job in jobs if read_job_status(job.run_dir).state != "finished"])
 
     def _is_waiting_or_running(self, job: Job) -> bool:
-        return read_status(job.run_dir, self.started_at).state in ("waiting", "running")
+        return read_job_status(job.run_dir, self.started_at).state in ("waiting", "running")
 
     def _plan_jobs(self, job_overrides: Sequence[Sequence[str]], first_job_number: int) -> list[Job]:
         from genexp.runs.build import check_config
@@ -179,14 +179,14 @@ def _build_job_return(job: Job) -> JobReturn:
 
     `return_value` is the objective of a finished job (NaN if it has none), the error of a failed one, else None.
     """
-    status = read_status(job.run_dir)
+    status = read_job_status(job.run_dir)
     job_return = JobReturn(
         overrides=list(job.config.hydra.overrides.task), cfg=job.config, status=JobStatus.COMPLETED
     )
     value = math.nan if status.objective_value is None else status.objective_value
     job_return.return_value = value if status.state == "finished" else None
     if status.state == "failed":
-        job_return.status, job_return.return_value = JobStatus.FAILED, GenexpError(status.error)
+        job_return.status, job_return.return_value = JobStatus.FAILED, GenexpError(status.error or "unknown error")
     return job_return
 
 

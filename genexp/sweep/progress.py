@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import format_path
-from genexp.run_dir.status import RunStatus, read_status
-from genexp.sweep.manifest import JobEntry, SweepManifest
+from genexp.run_dir.status import RunStatus, read_job_status
 from genexp.sweep.summary import SweepSummary, format_job_status
 
 REFRESH_SECONDS = 0.5
@@ -80,7 +80,7 @@ class SweepProgress:
         statuses = {}
         for entry in self._manifest.entries:
             min_mtime = 0.0 if entry.number in self._manifest.halted_job_numbers else self._started_at
-            status = self._finished_statuses.get(entry) or read_status(
+            status = self._finished_statuses.get(entry) or read_job_status(
                 self._manifest.get_run_dir(entry), min_mtime
             )
             if status.state == "finished":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from genexp.run_dir.manifest import SweepManifest
 from genexp.run_dir.paths import STOP_FILE
-from genexp.sweep.manifest import SweepManifest
 
 
 @dataclass(frozen=True)

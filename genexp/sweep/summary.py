@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from genexp.errors import DataError, GenexpError
+from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import REPORT_FILE, format_command, format_path
 from genexp.run_dir.status import RunStatus
-from genexp.sweep.manifest import JobEntry, SweepManifest
 
 # Display order.
 STATE_ORDER = ("finished", "running", "failed", "stopped", "waiting")
@@ -48,7 +48,7 @@ class SweepSummary:
     @property
     def counts_text(self) -> str:
         """Number of jobs in each state, such as `4 jobs: 3 finished, 1 failed`."""
-        count_by_state = Counter(status.state for status in self.statuses.values())
+        count_by_state: Counter[str] = Counter(status.state for status in self.statuses.values())
         parts = [f"{count_by_state[state]} {state}" for state in STATE_ORDER if count_by_state[state]]
         n_jobs = len(self.statuses)
         total_text = f" of {self.total_work:.0f}" if self.total_work > n_jobs else ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +18,8 @@ from scipy.stats import ttest_rel
 from genexp.cli.compare import main
 from genexp.config import find_config_dir
 from genexp.reports import compare, print_comparison
+from genexp.run_dir.files import lock_run_dir
+from genexp.run_dir.status import record_failure
 from tests.support.command import CommandResult, format_import_check, run_main
 from tests.support.run_dirs import make_run_dir
 
@@ -124,10 +126,12 @@ def test_failed_killed_and_unstarted_runs_are_listed_with_their_state(tmp_path: 
     (tmp_path / "3" / ".hydra").mkdir(parents=True)
     refused = tmp_path / "4"
     (refused / ".hydra").mkdir(parents=True)
-    (refused / "train.log").write_text("2026-01-01 00:00:00,000 INFO failed: model.latent=0: use at least 1\n")
+    record_failure(refused, {}, "model.latent=0: use at least 1")
     half = make_run_dir(tmp_path / "5", overrides={"seed": 5})
-    (half / "status.json").write_text('{"state": "runn')
+    (half / "status.json").unlink()
     (half / "config.yaml").write_text("model: [")
+    damaged = make_run_dir(tmp_path / "6", overrides={"seed": 6})
+    (damaged / "status.json").write_text('{"state": "runn')
     states = {run.name: run.state for run in compare([tmp_path]).runs}
     assert states == {
         "0": "finished",
@@ -136,18 +140,19 @@ def test_failed_killed_and_unstarted_runs_are_listed_with_their_state(tmp_path: 
         "3": "unstarted",
         "4": "failed",
         "5": "killed",
+        "6": "damaged",
     }
     result = run_compare(tmp_path)
     assert result.exit_code == 0
     assert f"1 failed: {diverged}" in result.stdout
     assert "4 failed: model.latent=0: use at least 1" in result.stdout
+    assert re.search(r"6 damaged: \S+status\.json is damaged", result.stdout)
     assert "killed at 7/40" in result.stdout
 
 
 def test_run_that_holds_its_lock_is_listed_as_running(tmp_path: Path) -> None:
     folder = make_run_dir(tmp_path / "0", state="running")
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock_run_dir(folder):
         assert compare([tmp_path]).runs[0].state == "running"
     assert compare([tmp_path]).runs[0].state == "killed"
 

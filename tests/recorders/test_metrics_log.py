@@ -67,7 +67,7 @@ def test_nonfinite_values_are_written_as_null(tmp_path: Path) -> None:
             )
         )
     assert [line.get("loss") for line in read_lines(tmp_path / "metrics.jsonl")] == [None, None, 1e-20, None]
-    assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")["test"]["psnr"].values).all()
+    assert np.isnan(read_metrics(tmp_path)["test"]["psnr"].values).all()
 
 
 def test_truncated_and_resumed_log_equals_uninterrupted_log(tmp_path: Path) -> None:

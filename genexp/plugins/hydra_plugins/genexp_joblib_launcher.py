@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
 
-from genexp.run_dir.status import read_status
+from genexp.run_dir.status import read_job_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
 from genexp.sweep.worker_job import build_thread_env, ignore_sigint, run_in_worker
@@ -36,7 +36,7 @@ class JoblibLauncher(SweepLauncher):
             unfinished = self._run_in_pool(jobs)
             while unfinished and stop.received_signal is None:
                 # It is unknown which worker died. Each job that was running is therefore run again alone.
-                interrupted = [job for job in unfinished if read_status(job.run_dir).state == "running"]
+                interrupted = [job for job in unfinished if read_job_status(job.run_dir).state == "running"]
                 for job in interrupted:
                     if self._run_in_pool([job]):
                         self.record_crash(job, "its process was killed, perhaps because memory was short")

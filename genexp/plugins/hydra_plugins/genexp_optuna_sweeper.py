@@ -13,9 +13,8 @@ from omegaconf import DictConfig
 
 from genexp.errors import ConfigError
 from genexp.run_dir.paths import STUDY_FILE
-from genexp.sweep.config import require_positive_int_or_none
+from genexp.sweep.config import hash_config, require_positive_int_or_none, to_plain_config
 from genexp.sweep.launcher import parse_sweep_overrides, require_extra, require_sweep_launcher
-from genexp.sweep.manifest import hash_config, to_plain_config
 from genexp.sweep.optuna_study import OptunaStudy, build_distribution, lock_study_file
 from genexp.sweep.summary import report_on_exit
 

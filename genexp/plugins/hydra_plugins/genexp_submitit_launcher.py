@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.errors import ConfigError
-from genexp.run_dir.status import read_status
+from genexp.run_dir.status import read_job_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
 from genexp.sweep.submitit_job import SubmititJob
@@ -73,7 +73,7 @@ class SubmititLauncher(SweepLauncher):
 
     def _cancel_waiting(self, handles: dict[Job, SubmittedJob[Any]]) -> None:
         for job, handle in handles.items():
-            if read_status(job.run_dir, self.started_at).state == "waiting":
+            if read_job_status(job.run_dir, self.started_at).state == "waiting":
                 handle.cancel(check=False)
 
     def _is_done(self, job: Job, handle: SubmittedJob[Any]) -> bool:
