@@ -148,5 +148,7 @@ def _start_process(rank: int, world_size: int, port: int, num_threads: int) -> s
         env={**environment, **{name: str(value) for name, value in variables.items()}},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C reaches rank 0 only, which stops all ranks at the same step
+        # Ctrl-C reaches rank 0 only, which stops all ranks at the same step. The second line does so on Windows.
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )

@@ -45,6 +45,19 @@ def ignore_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def count_cpu_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _send_sigterm_to_self() -> None:
+    """Send SIGTERM to this process. On Windows, `os.kill` would end it without its signal handler."""
+    if os.name == "nt":
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _is_orphan(parent_pid: int | None) -> bool:
     return parent_pid is not None and os.getppid() != parent_pid
 
@@ -61,7 +74,7 @@ def _poll_stop_file(stop_file: StopFile, stop: StopRequest, parent_pid: int | No
         while not stop_event.wait(POLL_SECONDS):
             if stop.received_signal is not None or stop_file.should_stop or _is_orphan(parent_pid):
                 # Repeated, because a run that is still being built has not installed its signal handler.
-                os.kill(os.getpid(), signal.SIGTERM)
+                _send_sigterm_to_self()
 
     thread = threading.Thread(target=poll, name="sweep", daemon=True)
     if threading.current_thread() is threading.main_thread():  # handlers exist only there

@@ -18,7 +18,7 @@ from genexp.run_dir.status import read_job_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
 from genexp.sweep.submitit_job import SubmititJob
-from genexp.sweep.worker_job import build_thread_env
+from genexp.sweep.worker_job import build_thread_env, count_cpu_cores
 
 if TYPE_CHECKING:
     from submitit import Executor
@@ -94,7 +94,7 @@ class LocalLauncher(SubmititLauncher):
     @property
     def max_parallel_jobs(self) -> int:
         """Maximum number of jobs that run at the same time: `n_jobs`, or the number of CPU cores."""
-        return self.n_jobs or len(os.sched_getaffinity(0))
+        return self.n_jobs or count_cpu_cores()
 
     def build_executor(self) -> Executor:
         """Return the executor that starts local processes."""
@@ -110,7 +110,7 @@ class LocalLauncher(SubmititLauncher):
 
         Ctrl-C stops these jobs through the stop file.
         """
-        thread_env = build_thread_env(len(os.sched_getaffinity(0)) // self.max_parallel_jobs)
+        thread_env = build_thread_env(count_cpu_cores() // self.max_parallel_jobs)
         os.environ.update(thread_env)
         previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
