@@ -178,7 +178,7 @@ def gather_results(row: TableRow, run_root: Path) -> list[dict[str, Any]]:
                 **build_empty_entry(row, spec),
                 "values": [found[seed] for seed, _ in finished],
                 "seeds": [seed for seed, _ in finished],
-                "cpu_minutes": _compute_mean([run.status.get("cpu_seconds", 0.0) / 60 for _, run in finished]),
+                "cpu_minutes": _compute_mean([(run.status.cpu_seconds or 0.0) / 60 for _, run in finished]),
                 "minutes_to_target": [_compute_minutes_to_target(run, spec) for _, run in finished],
                 "commit": _join_unique(run.environment.get("git_commit", "unknown") for _, run in finished),
                 "machine": _join_unique(run.environment.get("device", "unknown") for _, run in finished),
@@ -214,7 +214,7 @@ def _read_score(row: TableRow, run: RunRecord, metric: str) -> float | None:
     """Return the metric at the end of the run, or from genexp-evaluate if the row has options for it."""
     if row.evaluate is None:
         split, _, name = metric.rpartition("/")
-        return run.status.get(split or "test", {}).get(name)
+        return (run.status.train if split == "train" else run.status.test).get(name)
     path = run.run_dir / EVALUATION_FILE
     return json.loads(path.read_text(encoding="utf-8"))["metrics"].get(metric) if path.is_file() else None
 
@@ -232,7 +232,7 @@ def _compute_minutes_to_target(run: RunRecord, spec: MetricSpec) -> float | None
     steps = [
         step for step, value in zip(curve.steps, curve.values, strict=True) if sign * value >= sign * spec.target
     ]
-    return run.status.get("cpu_seconds", 0.0) / 60 * steps[0] / run.total_steps if steps else None
+    return (run.status.cpu_seconds or 0.0) / 60 * steps[0] / run.total_steps if steps else None
 
 
 def _compute_mean(values: Sequence[float]) -> float | None:
