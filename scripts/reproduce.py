@@ -27,7 +27,7 @@ from genexp.cli.common import CommandParser, build_int_type, run_command
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, DataError, GenexpError
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import EVALUATION_FILE, METRICS_FILE
+from genexp.run_dir.paths import EVALUATION_FILE
 from genexp.run_dir.record import RunRecord, read_run
 from genexp.run_dir.status import is_resumable
 
@@ -180,8 +180,8 @@ def gather_results(row: TableRow, run_root: Path) -> list[dict[str, Any]]:
                 "seeds": [seed for seed, _ in finished],
                 "cpu_minutes": _compute_mean([(run.status.cpu_seconds or 0.0) / 60 for _, run in finished]),
                 "minutes_to_target": [_compute_minutes_to_target(run, spec) for _, run in finished],
-                "commit": _join_unique(run.environment.get("git_commit", "unknown") for _, run in finished),
-                "machine": _join_unique(run.environment.get("device", "unknown") for _, run in finished),
+                "commit": _join_unique(run.status.environment.get("git_commit", "unknown") for _, run in finished),
+                "machine": _join_unique(run.status.environment.get("device", "unknown") for _, run in finished),
             }
         )
     return entries
@@ -224,8 +224,7 @@ def _compute_minutes_to_target(run: RunRecord, spec: MetricSpec) -> float | None
 
     The time is divided among the steps in equal parts.
     """
-    path = run.run_dir / METRICS_FILE
-    curve = read_metrics(path).get("test", {}).get(spec.metric) if path.is_file() else None
+    curve = read_metrics(run.run_dir).get("test", {}).get(spec.metric)
     if curve is None or spec.target is None or not run.total_steps:
         return None
     sign = 1 if spec.direction == "max" else -1
