@@ -48,7 +48,8 @@ class ProcessGroup:
         self.shard = Shard(self.rank_info.rank, self.rank_info.world_size)
         self._recent_tensors: deque[Tensor] = deque(maxlen=16)
         self._next_sync_step = 0  # step of the next synchronization
-        self._last_sync = 0, time.monotonic()  # step and monotonic time, in seconds, of the last synchronization
+        # Step and monotonic time, in seconds, of the last synchronization; None before the first one.
+        self._last_sync: tuple[int, float] | None = None
 
     @property
     def is_rank_zero(self) -> bool:
@@ -88,9 +89,11 @@ class ProcessGroup:
         """
         if self.is_single_process:
             return list(values)
-        last_step, last_time = self._last_sync
-        seconds_per_step = (time.monotonic() - last_time) / max(1, clock.step - last_step)
-        steps_until_sync = max(1, int(SYNC_SECONDS / max(seconds_per_step, 1e-6)))
+        steps_until_sync = 1  # the duration of a step is not known before the first one
+        if self._last_sync is not None:
+            last_step, last_time = self._last_sync
+            seconds_per_step = (time.monotonic() - last_time) / max(1, clock.step - last_step)
+            steps_until_sync = max(1, int(SYNC_SECONDS / max(seconds_per_step, 1e-6)))
         # The slowest rank has the fewest steps until the next synchronization: the maximum of negative numbers.
         maxima = self._all_reduce(torch.tensor([-steps_until_sync, *values]), dist.ReduceOp.MAX)
         self._next_sync_step = clock.step - int(maxima[0])

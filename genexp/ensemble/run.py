@@ -20,6 +20,7 @@ from genexp.ensemble.compatibility import (
 )
 from genexp.ensemble.loop import train_ensemble
 from genexp.ensemble.member import EnsembleMember
+from genexp.errors import RunDirInUseError
 from genexp.runs.build import Run
 from genexp.runs.run import open_run_context
 from genexp.sweep.job import Job, run_hydra_task, run_job, silence_console
@@ -70,7 +71,11 @@ def _run_ensemble(
 ) -> tuple[signal.Signals | None, list[Sequence[Job]]]:
     """Run jobs as ensembles, one for each start step. Return the stop signal and the groups that did not run."""
     remaining_groups: list[Sequence[Job]] = []
-    with _open_members(jobs) as all_members:
+    with _open_members(jobs) as (all_members, locked_jobs):
+        if locked_jobs:
+            job_label = _format_job_numbers([job.number for job in locked_jobs])
+            print_line(f"{job_label} later: another process holds the run directory")
+            remaining_groups.append(locked_jobs)  # `run_job` waits for the locks
         for _, members_at_step in groupby(
             sorted(all_members, key=lambda member: member.context.completed_steps),
             key=lambda member: member.context.completed_steps,
@@ -110,35 +115,41 @@ def _should_run_ensemble(
 
 
 @contextmanager
-def _open_members(jobs: Sequence[Job]) -> Iterator[list[EnsembleMember]]:
+def _open_members(jobs: Sequence[Job]) -> Iterator[tuple[list[EnsembleMember], list[Job]]]:
     """Build the members of one group of jobs on one shared data set.
 
-    Jobs that cannot be built are left out. Their failure is recorded, unless another process locks the directory.
+    The second list has the jobs whose directories another process locks. Jobs that cannot be built are in neither
+    list: their failure is recorded.
     """
     members: list[EnsembleMember] = []
+    locked_jobs: list[Job] = []
     with silence_console(), warnings.catch_warnings():
         # Warning of vmap about operations without a batching rule, which it computes member by member.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
             for job in jobs:
-                member = _build_member(job, members[0].run if members else None)
-                if member is not None:
-                    members.append(member)
-            yield members
+                result = _build_member(job, members[0].run if members else None)
+                if isinstance(result, EnsembleMember):
+                    members.append(result)
+                elif isinstance(result, RunDirInUseError):
+                    locked_jobs.append(job)
+            yield members, locked_jobs
         finally:
             for member in members:
                 member.release()
 
 
-def _build_member(job: Job, data_from: Run | None) -> EnsembleMember | None:
+def _build_member(job: Job, data_from: Run | None) -> EnsembleMember | RunDirInUseError | None:
+    """Return the member of `job`; an error if another process locks its directory; None if it cannot be built."""
+
     def build(config: DictConfig, run_dir: Path) -> EnsembleMember:
         with ExitStack() as exit_stack:
             context = exit_stack.enter_context(open_run_context(config, run_dir, data_from))
             return EnsembleMember(job.number, context, exit_stack.pop_all())
         raise AssertionError
 
-    result = run_hydra_task(job, build)
-    return result if isinstance(result, EnsembleMember) else None
+    result: EnsembleMember | RunDirInUseError | None = run_hydra_task(job, build)
+    return result
 
 
 def _format_job_numbers(job_numbers: Sequence[int]) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from genexp.run_dir.checkpoint import list_checkpoints
+from genexp.run_dir.files import lock_run_dir
+from genexp.run_dir.status import read_job_status
 from tests.support.assertions import assert_close_to_scale
 from tests.support.command import (
     list_files,
@@ -21,6 +24,7 @@ from tests.support.command import (
     wait_for,
 )
 from tests.support.compose import make_tiny_overrides
+from tests.support.sweeps import load_job_states
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 SHORT_RUN = (*make_tiny_overrides("stacked_autoencoder"), "trainer.epochs=3")
@@ -41,6 +45,26 @@ def assert_same_curves(left: Path, right: Path) -> None:
         assert [one[key] for key in one if key != "split"] == pytest.approx(
             [other[key] for key in other if key != "split"], rel=1e-3
         )
+
+
+def test_job_in_use_by_another_process_runs_after_the_others(tmp_path: Path) -> None:
+    sweep_dir = tmp_path / "sweep"
+    (sweep_dir / "1").mkdir(parents=True)
+
+    def hold_lock_until_another_job_is_finished() -> None:
+        with lock_run_dir(sweep_dir / "1"):
+            is_locked.set()
+            wait_for(lambda: read_job_status(sweep_dir / "0").state == "finished", seconds=200)
+
+    is_locked = threading.Event()
+    holder = threading.Thread(target=hold_lock_until_another_job_is_finished)
+    holder.start()
+    is_locked.wait()
+    result = run_genexp(*vectorized_sweep_arguments(sweep_dir, "seed=1,2,3"))
+    holder.join()
+    assert result.exit_code == 0, result.stderr
+    assert "job #1 later: another process holds the run directory" in result.stdout
+    assert load_job_states(sweep_dir) == {"0": "finished", "1": "finished", "2": "finished"}
 
 
 def test_vectorized_job_writes_the_files_of_a_single_run_and_resumes(tmp_path: Path) -> None:
