@@ -22,7 +22,7 @@ from tests.support.command import format_run_dir_override, load_status, read_met
 from tests.support.datasets import load_photographs
 from tests.support.networks import write_weight_file
 
-SMALL_RUN = ("model=style_transfer", "dataset.size=32", "device=cpu", "device.threads=1")
+SMALL_RUN = ("model=style_transfer", "model.scales=[1.0]", "dataset.size=32", "device=cpu", "device.threads=1")
 LBFGS = {"name": "lbfgs", "lr": 1.0, "max_iter": 1, "history_size": 10, "line_search_fn": None}
 ADAM = {"name": "adam", "lr": 0.05, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 
