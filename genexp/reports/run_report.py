@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from genexp.errors import DataError
+from genexp.errors import CheckpointError, DataError
 from genexp.reports.config_diff import find_overridden_defaults, format_setting, get_settings
 from genexp.reports.curves import build_run_charts
 from genexp.reports.embedded_images import embed_run_images
 from genexp.reports.html_page import TableCell, write_page
 from genexp.reports.table import format_duration, format_score
-from genexp.run_dir.files import read_file
+from genexp.run_dir.config_file import read_yaml_file
 from genexp.run_dir.metrics import read_metrics
 from genexp.run_dir.paths import HYDRA_DIR, REPORT_FILE
-from genexp.run_dir.record import YAML_LOADER, RunRecord, read_run
+from genexp.run_dir.record import RunRecord, read_run
 
 
 def write_run_report(run_dir: Path) -> Path:
@@ -104,7 +102,7 @@ def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
 def _read_command(run_dir: Path) -> str:
     """Return the command line that started the run, or "" if Hydra's overrides cannot be read."""
     try:
-        overrides = yaml.load(read_file(run_dir / HYDRA_DIR / "overrides.yaml"), YAML_LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
+        overrides = read_yaml_file(run_dir / HYDRA_DIR / "overrides.yaml")
+    except CheckpointError:
         return ""
     return " ".join(["genexp", *map(str, overrides)]) if isinstance(overrides, list) else ""

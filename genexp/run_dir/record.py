@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from genexp.errors import DataError
+from genexp.errors import CheckpointError, DataError
+from genexp.run_dir.config_file import read_hydra_config, read_run_config
 from genexp.run_dir.files import is_locked
 from genexp.run_dir.paths import (
     CHECKPOINTS_DIR,
@@ -25,7 +24,6 @@ from genexp.run_dir.status import RunStatus, read_status
 
 STALE_SECONDS = 10  # age of a "running" status after which the lock file decides whether the run is alive
 NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR}
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the libyaml loader, if present, is ten times as fast
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,23 +182,8 @@ def _build_unique_names(run_dirs: Sequence[Path]) -> list[str]:
 def _read_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved configuration, or the one that Hydra wrote if the run failed before."""
     try:
-        content = yaml.load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), YAML_LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
-        content = _read_hydra_config(run_dir)
-    if not isinstance(content, dict):
-        return {}
-    # In a damaged file, a config group may not be a mapping. Such a group is left out.
-    groups = ("model", "dataset", "trainer", "optimizer", "device")
-    return {key: value for key, value in content.items() if key not in groups or isinstance(value, dict)}
-
-
-def _read_hydra_config(run_dir: Path) -> Any:
-    from omegaconf import OmegaConf  # slow to import, and few runs need it
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_container(OmegaConf.load(run_dir / HYDRA_DIR / "config.yaml"), resolve=True)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        return read_run_config(run_dir) if (run_dir / CONFIG_FILE).is_file() else read_hydra_config(run_dir)
+    except CheckpointError:
         return {}
 
 

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from genexp.config import bind
 from genexp.data.dataset import Dataset
@@ -21,6 +18,7 @@ from genexp.data.stream import SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
 from genexp.run_dir import checkpoint
+from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.seeding import seed_generators
@@ -62,19 +60,12 @@ class LoadedRun:
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """Return the plain, resolved configuration of the run in `run_dir`. Raises CheckpointError."""
-    path = run_dir / CONFIG_FILE
-    if not path.is_file():
+    config = read_run_config(run_dir)
+    if not {"model", "dataset", "device", "seed"} <= config.keys():
         raise CheckpointError(
-            f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is"
+            f"{format_path(run_dir / CONFIG_FILE)} is not the configuration of a run; give a run's folder"
         )
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{format_path(path)} is damaged ({str(error).splitlines()[0]})") from None
-    required_keys = {"model", "dataset", "device", "seed"}
-    if not isinstance(config, dict) or not required_keys <= config.keys():
-        raise CheckpointError(f"{format_path(path)} is not the configuration of a run; give a run's folder")
-    return {str(key): value for key, value in config.items()}
+    return config
 
 
 def get_technique_class(config: Mapping[str, Any]) -> type[Technique]:

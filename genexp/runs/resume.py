@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from genexp.errors import ConfigError
 from genexp.recorders.checkpoints import truncate_logs
 from genexp.run_dir import checkpoint
-from genexp.run_dir.paths import CONFIG_FILE, METRICS_FILE
+from genexp.run_dir.config_file import read_run_config
+from genexp.run_dir.paths import METRICS_FILE
 from genexp.run_dir.record import flatten_config
 from genexp.run_dir.status import read_job_status
 
@@ -56,7 +57,7 @@ def _check_no_existing_run(run_dir: Path) -> None:
 
 def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
     """Raise ConfigError where a key outside KEYS_CHANGEABLE_ON_RESUME differs from the stored configuration."""
-    stored_config = _flatten(OmegaConf.load(run_dir / CONFIG_FILE))
+    stored_config = dict(flatten_config(read_run_config(run_dir)))
     new_config = _flatten(cfg)
     changes = [
         f"{key}={new_config.get(key)} (was {stored_config.get(key)})"
@@ -69,7 +70,7 @@ def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
         )
 
 
-def _flatten(config: DictConfig | ListConfig) -> dict[str, Any]:
+def _flatten(config: DictConfig) -> dict[str, Any]:
     """Return dotted key → value of a configuration, resolved."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
