@@ -5,35 +5,42 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-import hydra
+from hydra import version
+from hydra._internal.utils import _run_hydra as run_hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from genexp.cli.config_dir import TRUST_FLAG, check_config_dirs
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page
 from genexp.config import CONFIG_GROUPS, find_config_dir
 from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
+from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.paths import CONFIG_FILE
 from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
-MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
 def main() -> None:
@@ -43,15 +50,13 @@ def main() -> None:
             _run_rank_process()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors; `format_error` writes the messages
-    # Hydra rejects `genexp model=vae -m seed=0,1`, since argparse accepts no overrides on both sides of a flag.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN_FLAGS)
     try:
         with _exit_on_signal():
             help_page = build_help_page(sys.argv[1:])
             if help_page is not None:
                 print(help_page)
                 return
-            _build_hydra_main(sys.argv[1:])()
+            _run_with_hydra(sys.argv[1:])
     except (GenexpError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if SHOW_TRACEBACKS:
             raise
@@ -77,41 +82,82 @@ def _run_rank_process() -> None:
         sys.exit(1)
 
 
-def _build_hydra_main(arguments: list[str]) -> Callable[[], None]:
-    """Return `_run_task` decorated by `hydra.main`, with conf/ or the configuration of the run to resume.
+def _run_with_hydra(arguments: list[str]) -> None:
+    """Compose the configuration with Hydra, and do what the command line says: run, sweep, print or complete.
 
-    For a resumed run or sweep it also changes `sys.argv`.
-    Raises ConfigError or CheckpointError if `arguments` are contradictory or name no run or sweep directory.
+    Raises ConfigError or CheckpointError if `arguments` are contradictory, name no run or sweep directory, or
+    name a configuration directory with more than plain settings.
     """
-    conf_dir = find_config_dir()
+    parser, options = parse_command_line(arguments)
     for group in CONFIG_GROUPS:
-        if f"{group}=null" in arguments:
+        if f"{group}=null" in options.overrides:
             raise ConfigError(f"{group}=null chooses nothing; leave it out")
-    run_dir = parse_resume_dir(arguments)
-    sweep_dir = parse_sweep_resume_dir(arguments)
+    check_config_dirs(options)
+    run_dir, sweep_dir = parse_resume_dir(options.overrides), parse_sweep_resume_dir(options.overrides)
     if sweep_dir is not None:
-        if not any(argument in MULTIRUN_FLAGS for argument in arguments):
+        if not options.multirun:
             raise ConfigError(f"sweep.resume={sweep_dir} goes on with a sweep; add -m")
-        sys.argv.append(f"hydra.sweep.dir={_quote_override_value(str(sweep_dir))}")
-    if run_dir is None:
-        return hydra.main(version_base="1.3", config_path=str(conf_dir), config_name="train")(_run_task)
+        options.overrides.append(f"hydra.sweep.dir={_quote_override_value(str(sweep_dir))}")
+    if options.shell_completion:  # Hydra parses the line that is completed with its own options
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(f"{TRUST_FLAG} ", "")
+    config_name = "train" if run_dir is None else _prepare_resumption(run_dir, options)
+    version.setbase("1.3")
+    # `hydra.main` would parse the command line again, without the options of `parse_command_line`.
+    run_hydra(
+        args=options,
+        args_parser=parser,
+        task_function=_run_task,
+        config_path=str(find_config_dir()),
+        config_name=config_name,
+    )
+
+
+def parse_command_line(arguments: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return Hydra's parser with the options of genexp, and the parsed arguments. Options may follow overrides.
+
+    Raises ConfigError.
+    """
+    parser = get_args_parser()
+    parser.add_argument(TRUST_FLAG, action="store_true", help="Accept code in a --config-dir")
+
+    def raise_error(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see genexp --hydra-help")
+
+    parser.error = raise_error  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(arguments)
+    if options.experimental_rerun is not None:
+        raise ConfigError(
+            f"--experimental-rerun={options.experimental_rerun}: a pickle can run code. Use resume=DIR."
+        )
+    return parser, options
+
+
+def _prepare_resumption(run_dir: Path, options: argparse.Namespace) -> str:
+    """Add the overrides of a resumed run to `options`, and return the name of its primary configuration.
+
+    Hydra receives the content of the run's config.yaml as values. The directory is not on its search path.
+    Raises ConfigError, CheckpointError.
+    """
     if not (run_dir / CONFIG_FILE).is_file():
         raise CheckpointError(f"resume={run_dir} is no run's folder (it has no config.yaml); give one that is")
-    for argument in arguments:
-        if argument in MULTIRUN_FLAGS:
-            raise ConfigError(f"resume={run_dir} goes on with one run; leave out {argument}")
-        if argument.partition("=")[0] in CONFIG_GROUPS:
-            raise ConfigError(f"resume={run_dir} cannot change {argument}; leave it out, or start a new run")
-    sys.argv[1:] = [word for word in arguments if not word.startswith("resume=")] + [
+    if options.multirun:
+        raise ConfigError(f"resume={run_dir} goes on with one run; leave out -m")
+    for override in options.overrides:
+        if override.partition("=")[0] in CONFIG_GROUPS:
+            raise ConfigError(f"resume={run_dir} cannot change {override}; leave it out, or start a new run")
+    options.overrides = [
+        *(override for override in options.overrides if not override.startswith("resume=")),
         f"resume={_quote_override_value(str(run_dir))}",
-        f"hydra.searchpath=[{_quote_override_value('file://' + str(conf_dir))}]",
-        "hydra/job_logging=genexp",
         f"hydra.run.dir={_quote_override_value(str(run_dir))}",
         "hydra.output_subdir=null",  # keep the .hydra/ files of the first start
-        "hydra.job.name=genexp",
-        "hydra.job.chdir=false",
     ]
-    return hydra.main(version_base="1.3", config_path=str(run_dir.resolve()), config_name="config")(_run_task)
+    # No file can have this name: a file of a configuration directory would take precedence.
+    config_name = f"resume-{secrets.token_hex(8)}"
+    defaults = ["_self_", {"override hydra/job_logging": "genexp"}, {"override hydra/help": "genexp"}]
+    hydra_settings = {"job": {"name": "genexp", "chdir": False}}
+    node = {"defaults": defaults, **read_run_config(run_dir), "hydra": hydra_settings}
+    ConfigStore.instance().store(name=config_name, node=node, provider="genexp")
+    return config_name
 
 
 def parse_resume_dir(arguments: list[str]) -> Path | None:

@@ -22,7 +22,7 @@ from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, format_path
 CONFIG_KEYS = (*(group for group in CONFIG_GROUPS if group != "experiment"), "seed", "resume", "tags", "notes")
 MAX_BYTES = 2**18  # a configuration has about 1,000 bytes
 MAX_DEPTH = 16  # of nested lists and mappings
-_SPECIAL_KEY_PATTERN = re.compile(r"_\w*_")  # keys that Hydra interprets, such as _target_
+SPECIAL_KEY_PATTERN = re.compile(r"_\w*_")  # keys that Hydra interprets, such as _target_
 _REFERENCE_PATTERN = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,([^${}]*))?\}")
 MAX_REFERENCES = 10  # references that are followed from one value
 
@@ -130,7 +130,7 @@ def check_run_config(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key} is no mapping")
     for path, value in iter_nodes(values):
         key = ".".join(path)
-        if any(_SPECIAL_KEY_PATTERN.fullmatch(name) for name in path):
+        if any(SPECIAL_KEY_PATTERN.fullmatch(name) for name in path):
             raise ConfigError(f"{key} is a key that Hydra interprets")
         if "${" in key or (isinstance(value, str) and "${" in value):
             raise ConfigError(f"{key} contains an interpolation, ${{...}}")

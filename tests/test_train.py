@@ -1,0 +1,110 @@
+"""Command line of `genexp`: a handed-over run directory is data, which nothing executes or resolves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.command import get_error_line, run_genexp
+from tests.support.run_dirs import RUN_CONFIG, make_run_dir
+
+LOG_FILE_CALL = {"_target_": "logging.FileHandler", "filename": "boom"}
+LOGGING = {
+    "version": 1,
+    "handlers": {"x": {"class": "logging.FileHandler", "filename": "boom"}},
+    "root": {"handlers": ["x"]},
+}
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """Return relative path → content of all files below `directory`."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the directory of a finished run, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return make_run_dir(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"hydra": {"callbacks": {"x": LOG_FILE_CALL}}}, "hydra is no key of a run's configuration"),
+        ({"hydra": {"job_logging": LOGGING}}, "hydra is no key"),
+        ({"hydra": {"hydra_logging": LOGGING}}, "hydra is no key"),
+        ({"hydra": {"job": {"env_set": {"LD_PRELOAD": "boom.so"}}}}, "hydra is no key"),
+        ({"hydra": {"searchpath": ["file:///tmp"]}}, "hydra is no key"),
+        ({"defaults": [{"override hydra/job_logging": "own"}]}, "defaults is no key"),
+        ({"notes": "${oc.env:HOME}"}, "notes contains an interpolation"),
+        ({"model": {**RUN_CONFIG["model"], "x": LOG_FILE_CALL}}, "model.x._target_ is a key that Hydra interprets"),
+    ],
+)
+@pytest.mark.parametrize("command", [["trainer.epochs=3"], ["--cfg", "job", "--resolve"]])
+def test_resuming_refuses_more_than_the_keys_of_a_run(
+    command: list[str], content: dict, reason: str, run_dir: Path
+) -> None:
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({**RUN_CONFIG, **content}))
+    before = read_files(run_dir)
+    line = get_error_line(run_genexp(f"resume={run_dir}", *command), "genexp")
+    assert "run/config.yaml: " in line
+    assert reason in line
+    assert read_files(run_dir) == before
+    assert not Path("boom").exists()
+
+
+def test_resuming_does_not_search_the_run_directory(run_dir: Path) -> None:
+    """Hydra would take these files for options of its own groups."""
+    for name, content in (("hydra/job_logging/genexp", LOGGING), ("hydra/callbacks/x", {"x": LOG_FILE_CALL})):
+        path = run_dir / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(yaml.safe_dump(content))
+    get_error_line(run_genexp(f"resume={run_dir}", "trainer.epochs=3"), "genexp")
+    assert not Path("boom").exists()
+    line = get_error_line(run_genexp(f"resume={run_dir}", "+hydra/callbacks=x"), "genexp")
+    assert "Could not find 'hydra/callbacks/x'" in line
+
+
+def test_resuming_refuses_a_linked_configuration(run_dir: Path) -> None:
+    (run_dir / "config.yaml").rename(run_dir / "other.yaml")
+    (run_dir / "config.yaml").symlink_to("other.yaml")
+    assert "config.yaml: " in get_error_line(run_genexp(f"resume={run_dir}", "--cfg", "job"), "genexp")
+
+
+def test_configuration_of_a_resumed_run_is_the_stored_one_with_overrides(run_dir: Path) -> None:
+    result = run_genexp(f"resume={run_dir}", "--cfg", "job", "trainer.epochs=3", "notes=longer")
+    assert result.exit_code == 0, result.stderr
+    expected = {**RUN_CONFIG, "trainer": {**RUN_CONFIG["trainer"], "epochs": 3}, "notes": "longer"}
+    assert yaml.safe_load(result.stdout) == {**expected, "resume": str(run_dir)}
+
+
+def test_rerun_of_a_pickled_job_is_refused(run_dir: Path) -> None:
+    line = get_error_line(run_genexp(f"--experimental-rerun={run_dir}/job.pickle"), "genexp")
+    assert "a pickle can run code" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--absent"], "unrecognized arguments: --absent"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
+        (["--resolve"], "--resolve: nothing to resolve"),
+    ],
+)
+def test_unusable_options_fail_with_one_line(arguments: list[str], message: str) -> None:
+    assert message in get_error_line(run_genexp(*arguments), "genexp")
+
+
+def test_options_may_follow_overrides() -> None:
+    result = run_genexp("seed=3", "--cfg", "job", "model=gan", "-p", "seed")
+    assert (result.exit_code, result.stdout.strip()) == (0, "3")
+
+
+def test_completion_ignores_the_flag_of_trusted_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "COMP_LINE", "genexp --trust-config-dir model=vae trainer.epo")
+    result = run_genexp("-sc", "query=bash")
+    assert result.stdout.split() == ["trainer.epochs="], result.stderr
