@@ -129,6 +129,11 @@ def parse_command_line(arguments: list[str]) -> tuple[argparse.ArgumentParser, a
         raise ConfigError(
             f"--experimental-rerun={options.experimental_rerun}: a pickle can run code. Use resume=DIR."
         )
+    commands = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
+    if len(commands) > 1:
+        raise ConfigError(f"--{commands[0]} and --{commands[1]} exclude each other. Leave one out.")
+    if options.resolve and options.cfg is None:
+        raise ConfigError("--resolve: nothing to resolve. Add --cfg job.")
     return parser, options
 
 

@@ -280,8 +280,8 @@ def finished_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "config.yaml, line 1 is no YAML"),
-        ("", "is no key of the config.yaml of the run"),
+        ("a: [", "config.yaml: line 2 is no plain YAML"),
+        ("", "config.yaml: not the configuration of a run"),
     ],
 )
 def test_resuming_a_damaged_configuration_fails_with_one_line(text: str, message: str, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_zero_nll_samples_skip_the_likelihood_and_json_is_one_line(vae_run_dir: 
 def test_invalid_run_does_not_stop_evaluation_of_the_others(vae_run_dir: Path, tmp_path: Path) -> None:
     result = run_tool(evaluate.main, tmp_path, vae_run_dir, "--nll-samples", "0")
     assert result.exit_code == 1
-    assert f"{tmp_path} is no run's folder" in result.stderr
+    assert f"{tmp_path}: not a run directory" in result.stderr
     assert "knn_accuracy" in result.stdout
 
 
@@ -281,7 +281,7 @@ def test_inputs_that_are_not_images_are_rejected(vae_run_dir: Path, image_dir: P
 
 @pytest.mark.parametrize("main", [evaluate.main, sample.main])
 def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy: Path, tmp_path: Path) -> None:
-    assert "is no run's folder" in get_tool_error(main, tmp_path / "nowhere")
+    assert "not a run directory" in get_tool_error(main, tmp_path / "nowhere")
     best = vae_run_copy / "checkpoints" / "best.pt"
     whole = best.read_bytes()
     best.write_bytes(whole[:-1000])
@@ -291,7 +291,7 @@ def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy:
     (vae_run_copy / "config.yaml").write_text(config.replace("latent: 20", "latent: 3"))
     assert "best.pt does not fit model=vae" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text("model: [")
-    assert "config.yaml is damaged" in get_tool_error(main, vae_run_copy)
+    assert "config.yaml: line 1 is no plain YAML" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text(config)
     best.unlink()
     assert "nothing was evaluated; use --checkpoint newest" in get_tool_error(main, vae_run_copy)
