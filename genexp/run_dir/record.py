@@ -32,7 +32,7 @@ class RunRecord:
 
     run_dir: Path
     name: str  # unique among the compared runs
-    state: str  # finished, stopped, failed, running, killed, unstarted, or damaged (unreadable status)
+    state: str  # finished, stopped, failed, running, killed, unstarted, or damaged (an unreadable file)
     config: Mapping[str, Any]  # nested, resolved; empty if no configuration file can be read
     status: RunStatus = field(default_factory=lambda: RunStatus("waiting"))  # content of status.json
     error: str | None = None  # message of the error that ended the run
@@ -128,10 +128,11 @@ def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
     """Return the run in `run_dir`. Raises DataError if `run_dir` is not a run directory."""
     if not _is_run_dir(run_dir):
         raise DataError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
-    name, config = name or run_dir.name, _read_config(run_dir)
+    name, config = name or run_dir.name, {}
     try:
+        config = _read_config(run_dir)
         status = read_status(run_dir)
-    except DataError as error:
+    except (CheckpointError, DataError) as error:
         return RunRecord(run_dir, name, "damaged", config, error=str(error))
     if status is None:
         state_if_unlocked = "killed" if (run_dir / CONFIG_FILE).is_file() else "unstarted"
@@ -181,10 +182,9 @@ def _build_unique_names(run_dirs: Sequence[Path]) -> list[str]:
 
 def _read_config(run_dir: Path) -> dict[str, Any]:
     """Return the resolved configuration, or the one that Hydra wrote if the run failed before."""
-    try:
-        return read_run_config(run_dir) if (run_dir / CONFIG_FILE).is_file() else read_hydra_config(run_dir)
-    except CheckpointError:
-        return {}
+    if (run_dir / CONFIG_FILE).is_file():
+        return read_run_config(run_dir)
+    return read_hydra_config(run_dir) if (run_dir / HYDRA_DIR / CONFIG_FILE).is_file() else {}
 
 
 def _is_stale(status: RunStatus) -> bool:

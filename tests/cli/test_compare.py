@@ -139,7 +139,7 @@ def test_failed_killed_and_unstarted_runs_are_listed_with_their_state(tmp_path: 
         "2": "killed",
         "3": "unstarted",
         "4": "failed",
-        "5": "killed",
+        "5": "damaged",
         "6": "damaged",
     }
     result = run_compare(tmp_path)

@@ -62,7 +62,7 @@ def test_invalid_arguments_fail_with_one_line(tmp_path: Path) -> None:
     for arguments, message in (
         ([run, tmp_path / "empty"], "is no run's folder"),
         ([run], "required: RUN_B"),
-        ([run, damaged], "line 1 is no JSON"),
+        ([run, damaged], "line 1 is not JSON"),
     ):
         result = run_diff(*arguments)
         assert (result.exit_code, result.stdout) == (1, "")
