@@ -58,16 +58,10 @@ def build_residual_encoder(
     `num_blocks` residual blocks. Dense layers of `widths` units follow, each with an activation. Raises
     ConfigError for images that are too small.
     """
-    layers = build_halving_layers(channels)
-    height, width = compute_feature_map_sizes((shape[1], shape[2]), layers)[-1]
-    modules: list[nn.Module] = []
-    for index, (in_channels, layer) in enumerate(zip([shape[0], *channels], layers, strict=False)):
-        if index:
-            modules.append(ACTIVATIONS[activation]())
-        modules.append(nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding))
-        modules += [PreActivationBlock(layer.channels, activation=activation) for _ in range(num_blocks)]
+    height, width = compute_feature_map_sizes((shape[1], shape[2]), build_halving_layers(channels))[-1]
+    convolutions = build_residual_convolutions(shape, channels, num_blocks=num_blocks, activation=activation)
     dense = build_mlp([channels[-1] * height * width, *widths], activation=activation, last_activation=activation)
-    return nn.Sequential(*modules, ACTIVATIONS[activation](), nn.Flatten(), *dense)
+    return nn.Sequential(*convolutions, nn.Flatten(), *dense)
 
 
 def build_residual_decoder(
@@ -79,13 +73,40 @@ def build_residual_decoder(
     activation: str,
 ) -> nn.Sequential:
     """Return the mirror of `build_residual_encoder`: codes (batch, widths[0]) → pixel outputs (batch, *shape)."""
-    layers = build_halving_layers(channels)
-    sizes = compute_feature_map_sizes((shape[1], shape[2]), layers)
-    height, width = sizes[-1]
-    modules: list[nn.Module] = [
+    height, width = compute_feature_map_sizes((shape[1], shape[2]), build_halving_layers(channels))[-1]
+    return nn.Sequential(
         *build_mlp([*widths, channels[-1] * height * width], activation=activation),
         nn.Unflatten(1, (channels[-1], height, width)),
-    ]
+        *build_residual_transposed_convolutions(shape, channels, num_blocks=num_blocks, activation=activation),
+    )
+
+
+def build_residual_convolutions(
+    shape: tuple[int, int, int], channels: Sequence[int], *, num_blocks: int, activation: str
+) -> list[nn.Module]:
+    """Return the layers from images (batch, *shape) to feature maps (batch, channels[-1], height, width).
+
+    Each of `channels` is a convolution that halves the size, and `num_blocks` residual blocks. An activation
+    follows the last one. Raises ConfigError for images that are too small.
+    """
+    layers = build_halving_layers(channels)
+    compute_feature_map_sizes((shape[1], shape[2]), layers)  # raises the error
+    modules: list[nn.Module] = []
+    for index, (in_channels, layer) in enumerate(zip([shape[0], *channels], layers, strict=False)):
+        if index:
+            modules.append(ACTIVATIONS[activation]())
+        modules.append(nn.Conv2d(in_channels, layer.channels, layer.kernel_size, layer.stride, layer.padding))
+        modules += [PreActivationBlock(layer.channels, activation=activation) for _ in range(num_blocks)]
+    return [*modules, ACTIVATIONS[activation]()]
+
+
+def build_residual_transposed_convolutions(
+    shape: tuple[int, int, int], channels: Sequence[int], *, num_blocks: int, activation: str
+) -> list[nn.Module]:
+    """Return the mirror of `build_residual_convolutions`: feature maps → pixel outputs (batch, *shape)."""
+    layers = build_halving_layers(channels)
+    sizes = compute_feature_map_sizes((shape[1], shape[2]), layers)
+    modules: list[nn.Module] = []
     mirrored_channels = list(pairwise([*reversed(channels), shape[0]]))
     for (in_channels, out_channels), layer, size in zip(
         mirrored_channels, reversed(layers), reversed(sizes[:-1]), strict=True
@@ -102,4 +123,4 @@ def build_residual_decoder(
                 output_padding=layer.output_padding(size),
             ),
         ]
-    return nn.Sequential(*modules)
+    return modules

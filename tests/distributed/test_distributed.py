@@ -103,6 +103,8 @@ CASES = {
         "model.optimal_transport=true",
         "model.compared_evaluations=[]",  # the classifier of the figure computes in float32
     ],
+    "a codebook": [*make_tiny_overrides("vq_vae"), "model.restart_threshold=0.5"],
+    "scalar quantization": [*make_tiny_overrides("vq_vae"), "model.quantizer=fsq"],
     "L-BFGS": [*make_tiny_overrides("stacked_autoencoder"), "optimizer=lbfgs"],
     "an average": [*make_tiny_overrides("vae"), "trainer.ema=0.9", "trainer.gradient_clip=0.1"],
 }

@@ -27,6 +27,7 @@ VARYING_KEYS = {
     "conv_denoising_autoencoder": ["model.noise"],
     "vae": ["model.beta", "model.free_bits"],
     "flow_matching": ["model.label_dropout"],
+    "vq_vae": ["model.commitment", "model.decay"],
     "gan": ["model.dropout"],
     "dcgan": [],
     "cgan": [],

@@ -28,6 +28,9 @@ SMALL_MODEL_VALUES = {  # for each model that has these keys
     "width": 8,
     "function_evaluations": 2,
     "compared_evaluations": [2],
+    "codes": 8,
+    "prior_width": 8,
+    "prior_layers": 1,
 }
 
 

@@ -1,0 +1,257 @@
+"""VQ-VAE: autoencoder with discrete codes, and a prior over them (van den Oord et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genexp.capabilities import CanReconstruct, CanSample
+from genexp.config import require
+from genexp.data.dataset import Dataset, DataSpec
+from genexp.device import promote_to_float32
+from genexp.images.grid import make_grid, make_grid_from_rows
+from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
+from genexp.metrics.generation import GenerationMetrics
+from genexp.metrics.reconstruction import mse, psnr, ssim
+from genexp.metrics.scores import mean_scores
+from genexp.networks.code_prior import CodePrior
+from genexp.networks.conv import compute_feature_map_sizes
+from genexp.networks.quantizers import FiniteScalarQuantizer, VectorQuantizer
+from genexp.networks.residual import (
+    build_halving_layers,
+    build_residual_convolutions,
+    build_residual_transposed_convolutions,
+)
+from genexp.sharding import batch_mean
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
+
+PREVIEW_SAMPLES = 64  # images in the grid of samples
+MAX_CODEBOOK_IMAGES = 256  # codes in the picture of the codebook
+MIN_CODES_USED = 0.5  # most codes are dead if test images use a smaller share of them
+QUANTIZERS = ("vq", "fsq")
+ACTIVATION = "relu"  # of the encoder and the decoder
+
+
+@dataclass
+class VQVAEConfig:
+    """Keys of conf/model/vq_vae.yaml."""
+
+    channels: list[int]  # of the encoder's convolutions, each of which halves the size; the decoder mirrors them
+    blocks: int  # residual blocks at each size
+    loss: str  # key of RECONSTRUCTION_LOSSES
+    quantizer: str  # one of QUANTIZERS
+    codes: int  # vq: number of codes
+    code_size: int  # vq: elements of a code
+    commitment: float  # vq: weight of the distance between a vector and its code
+    decay: float  # vq: of the moving averages that are the codes, in [0, 1)
+    restart_threshold: float  # vq: codes used less often, relative to the mean, are replaced
+    levels: list[int]  # fsq: number of values of each element
+    prior_start: float  # fraction of the run after which the prior trains, and the autoencoder does not
+    prior_width: int
+    prior_layers: int
+    prior_heads: int
+    evaluation_samples: int  # generated images per evaluation
+
+    def __post_init__(self) -> None:
+        require(bool(self.channels) and min(self.channels) > 0, "channels", self.channels, "use positive numbers")
+        require(self.blocks >= 0, "blocks", self.blocks, "use 0 or more")
+        for key, choices in (("loss", tuple(RECONSTRUCTION_LOSSES)), ("quantizer", QUANTIZERS)):
+            value = getattr(self, key)
+            require(value in choices, key, value, f"choose one of {', '.join(choices)}")
+        require(self.codes > 1, "codes", self.codes, "use at least 2")
+        for key in ("code_size", "prior_width", "prior_layers", "prior_heads"):
+            require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
+        for key in ("commitment", "restart_threshold"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+        require(0 <= self.decay < 1, "decay", self.decay, "use a value in [0, 1)")
+        is_valid = bool(self.levels) and min(self.levels) > 2
+        require(is_valid, "levels", self.levels, "give numbers of 3 or more")
+        require(0 < self.prior_start < 1, "prior_start", self.prior_start, "use a part of the run, 0 < x < 1")
+        is_valid = self.prior_width % self.prior_heads == 0
+        require(is_valid, "prior_width", self.prior_width, f"use a multiple of prior_heads={self.prior_heads}")
+        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
+
+
+@register
+class VQVAE(Technique, CanSample, CanReconstruct):
+    """Encoder to a grid of codes, decoder back to the image, and an autoregressive prior over the codes.
+
+    The first part of a run trains encoder, quantizer and decoder. Then these are fixed, and the prior trains.
+    """
+
+    Config = VQVAEConfig
+    name = "vq_vae"
+    objective = "frechet"
+
+    def __init__(self, config: VQVAEConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.reconstruction_loss = RECONSTRUCTION_LOSSES[config.loss]
+        self.quantizer = _build_quantizer(config)
+        channels, shape, size = config.channels, spec.image_shape, self.quantizer.size
+        self.grid_size = compute_feature_map_sizes((shape[1], shape[2]), build_halving_layers(channels))[-1]
+        self.encoder = nn.Sequential(
+            *build_residual_convolutions(shape, channels, num_blocks=config.blocks, activation=ACTIVATION),
+            nn.Conv2d(channels[-1], size, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(size, channels[-1], 3, padding=1),
+            *build_residual_transposed_convolutions(
+                shape, channels, num_blocks=config.blocks, activation=ACTIVATION
+            ),
+        )
+        self.prior = CodePrior(
+            self.quantizer.num_codes,
+            self.grid_size[0] * self.grid_size[1],
+            width=config.prior_width,
+            num_layers=config.prior_layers,
+            num_heads=config.prior_heads,
+        )
+        self.generation_metrics: GenerationMetrics | None = None
+
+    def prepare_evaluation(self, dataset: Dataset) -> None:
+        self.generation_metrics = GenerationMetrics(dataset)
+
+    def initialize(self, train_batches: Batches) -> None:
+        if isinstance(self.quantizer, VectorQuantizer):
+            images = next(iter(train_batches))["image"]
+            self.quantizer.initialize(self.encode_vectors(images).flatten(0, 1))
+
+    def phases(self) -> tuple[GradientPhase, ...]:
+        autoencoder = nn.ModuleList([self.encoder, self.decoder])
+        return (
+            GradientPhase(
+                "autoencoder",
+                autoencoder,
+                self.autoencoder_loss,
+                is_active=lambda clock: not self.is_prior_due(clock),
+            ),
+            GradientPhase("prior", self.prior, self.prior_loss, is_active=self.is_prior_due),
+        )
+
+    def is_prior_due(self, clock: Clock) -> bool:
+        """Return whether the prior trains at `clock`, not the autoencoder."""
+        return clock.step > self.config.prior_start * clock.total_steps
+
+    def encode_vectors(self, images: Tensor) -> Tensor:
+        """Return vectors (batch, positions, size) of images, not yet quantized. Positions go row by row."""
+        return promote_to_float32(self.encoder(images)).flatten(2).mT
+
+    def decode_logits(self, vectors: Tensor) -> Tensor:
+        """Return the logits of images (batch, channels, height, width) for vectors (batch, positions, size)."""
+        return self.decoder(vectors.mT.unflatten(2, self.grid_size))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Return images in [0, 1] for codes (batch, positions)."""
+        return self.decode_logits(self.quantizer.look_up(codes)).sigmoid()
+
+    def encode_codes(self, images: Tensor) -> Tensor:
+        """Return the codes of images: int64 (batch, positions)."""
+        codes: Tensor = self.quantizer(self.encode_vectors(images)).codes
+        return codes
+
+    def autoencoder_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        images = batch["image"]
+        vectors = self.encode_vectors(images)
+        quantization = self.quantizer(vectors)
+        self.quantizer.update(vectors.detach(), quantization.codes)
+        reconstruction = self.reconstruction_loss(self.decode_logits(quantization.vectors), images)
+        shares = batch_mean(F.one_hot(quantization.codes, self.quantizer.num_codes).to(vectors).mean(1))
+        metrics = detach_metrics(
+            reconstruction=reconstruction, perplexity=perplexity(shares), codes_used=used_fraction(shares)
+        )
+        return reconstruction + quantization.loss, metrics
+
+    def prior_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            codes = self.encode_codes(batch["image"])
+        return self.prior_nll(codes).mean(), {}
+
+    def prior_nll(self, codes: Tensor) -> Tensor:
+        """Return the mean negative log-likelihood of codes (batch, positions) in nats per code: (batch,)."""
+        logits = promote_to_float32(self.prior(codes))
+        return F.cross_entropy(logits.mT, codes, reduction="none").mean(1)
+
+    def sample(self, count: int) -> Tensor:
+        return self.decode_codes(self.prior.sample(count))
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return self.decode_codes(self.encode_codes(images))
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the vectors of the codes of all positions: (batch, positions · size)."""
+        return self.quantizer.look_up(self.encode_codes(batch["image"])).flatten(1)
+
+    def evaluate(self, test_batches: Batches) -> dict[str, float]:
+        metrics = self.generation_metrics
+        assert metrics is not None, "prepare_evaluation() comes first"
+        shares: list[Tensor] = []  # (batch, codes) each
+        features: list[Tensor] = []  # of the reconstructions
+
+        def score(batch: Batch) -> dict[str, Tensor]:
+            codes = self.encode_codes(batch["image"])
+            reconstructions = self.decode_codes(codes).float()
+            shares.append(F.one_hot(codes, self.quantizer.num_codes).float().mean(1))
+            features.append(metrics.extract_features(reconstructions))
+            scores = {metric.__name__: metric(reconstructions, batch["image"]) for metric in (mse, psnr, ssim)}
+            return {**scores, "prior_nll": self.prior_nll(codes)}
+
+        scores = mean_scores(test_batches, score)
+        mean_shares = torch.cat(shares).mean(0)
+        samples = metrics.generate_features(self.sample, self.config.evaluation_samples)
+        return {
+            **metrics.compute_scores(test_batches, samples),
+            **scores,
+            "reconstruction_frechet": metrics.compute_frechet(features),
+            "perplexity": float(perplexity(mean_shares)),
+            "codes_used": float(used_fraction(mean_shares)),
+        }
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        if metrics.get("test/codes_used", 1.0) >= MIN_CODES_USED:
+            return None
+        remedy = (
+            "model.levels" if self.config.quantizer == "fsq" else "model.codes, or raise model.restart_threshold"
+        )
+        return f"most codes are dead: test images use less than {MIN_CODES_USED:.0%} of them. Lower {remedy}."
+
+    def preview(self, examples: Batch) -> dict[str, Tensor]:
+        images = examples["image"]
+        return {
+            "samples": make_grid(self.sample(PREVIEW_SAMPLES), columns=8),
+            "reconstructions": make_grid_from_rows(images, self.reconstruct(images)),
+            "codebook": self.render_codebook(),
+        }
+
+    def render_codebook(self) -> Tensor:
+        """Return a grid of the images that the decoder makes of each code alone, at every position."""
+        num_codes = min(self.quantizer.num_codes, MAX_CODEBOOK_IMAGES)
+        positions = self.grid_size[0] * self.grid_size[1]
+        codes = torch.arange(num_codes, device=self.prior.embed_code.weight.device)
+        return make_grid(self.decode_codes(codes[:, None].repeat(1, positions)), columns=16)
+
+
+def perplexity(shares: Tensor) -> Tensor:
+    """Return the exponential of the entropy of `shares` (codes,), which sum to 1: a number of codes (scalar)."""
+    return torch.special.entr(shares).sum().exp()
+
+
+def used_fraction(shares: Tensor) -> Tensor:
+    """Return the fraction of the codes whose share in `shares` (codes,) is not 0 (scalar)."""
+    return (shares > 0).to(shares).mean()
+
+
+def _build_quantizer(config: VQVAEConfig) -> VectorQuantizer | FiniteScalarQuantizer:
+    if config.quantizer == "fsq":
+        return FiniteScalarQuantizer(config.levels)
+    return VectorQuantizer(
+        config.codes,
+        config.code_size,
+        commitment=config.commitment,
+        decay=config.decay,
+        restart_threshold=config.restart_threshold,
+    )
