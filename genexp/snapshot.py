@@ -49,7 +49,7 @@ class Curve:
 class FinalArtifacts:
     """Images and latent codes produced once, when a run ends."""
 
-    gallery: Mapping[str, Tensor]  # uint8 (channels, height, width), or (frames, …) for a GIF
+    gallery: Mapping[str, Tensor]  # uint8 (channels, height, width), or (frames, …) for an animation
     codes: Tensor | None = None  # float32 (samples, features): latent codes of held-out samples
     labels: Tensor | None = None  # (samples,): class labels of the same samples
     images: Tensor | None = None  # uint8 (samples, channels, height, width): the same samples

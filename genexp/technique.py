@@ -107,7 +107,7 @@ class Technique(nn.Module, ABC):
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         """Return preview images: name → (channels, height, width) in [0, 1].
 
-        `examples` are the same test samples at every call. The images of one name become the frames of a GIF.
+        `examples` are the same test samples at every call. The images of one name become an animation.
         """
         return {}
 
@@ -116,7 +116,7 @@ class Technique(nn.Module, ABC):
         return {}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
-        """Return images in [0, 1] for the end of a run: (channels, height, width), or (frames, ...) for a GIF."""
+        """Return images in [0, 1] at the end of a run: (channels, height, width), or (frames, ...) if animated."""
         return {}
 
     def encode(self, batch: Batch) -> Tensor | None:

@@ -82,6 +82,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "deterministic": True,
         "objective": "psnr",
         "direction": "max",
+        "video": "mp4",
     }
     assert expected.keys() == list_field_names(TrainerConfig)
     overrides = [f"trainer.{key}={value}" for key, value in expected.items()]

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from genexp.images.grid import PADDING_VALUE, make_grid
 from genexp.images.latent_walks import make_animation, make_filmstrip
-from genexp.recorders.gif import write_gif
-from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image
+from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image, write_animation
 from genexp.training.trainer import to_uint8
 
 MAX_COMPARED_IMAGES, GRID_COLUMNS = 50, 10  # images of each batch in a comparison grid, and in each of its rows
@@ -41,7 +40,7 @@ def write_latent_walk(output_dir: Path, name: str, images: Tensor) -> list[Path]
     """Write images `(frames, paths, c, h, w)` as a PNG with one row per path, and as a GIF. Return both paths."""
     grid_path, gif_path = output_dir / f"{name}.png", output_dir / f"{name}.gif"
     write_enlarged_image(grid_path, make_filmstrip(images))
-    write_gif(gif_path, to_uint8(make_animation(images)), FRAME_MILLISECONDS)
+    write_animation(gif_path, map(to_pil_image, to_uint8(make_animation(images))), FRAME_MILLISECONDS)
     return [grid_path, gif_path]
 
 

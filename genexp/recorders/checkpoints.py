@@ -98,7 +98,6 @@ def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
         truncate_file(path, size)
     log_files = [
         *run_dir.glob(METRICS_FILE),
-        *run_dir.glob("*.gif"),
         *(run_dir / TENSORBOARD_DIR).glob("events.*"),
     ]
     for path in log_files:

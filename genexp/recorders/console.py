@@ -26,6 +26,7 @@ from genexp.run_dir.paths import (
     METRICS_FILE,
     REPORT_FILE,
     TENSORBOARD_DIR,
+    find_animations,
     format_command,
     format_path,
 )
@@ -140,9 +141,9 @@ class ConsoleRecorder(Recorder):
 
 def _list_outputs(run_dir: Path) -> dict[str, str]:
     """Return label → path or command, for each existing output."""
-    gifs = ", ".join(format_path(path) for path in sorted(run_dir.glob("*.gif")))
+    animations = ", ".join(format_path(path) for path in find_animations(run_dir))
     files = {"report": REPORT_FILE, "figures": FIGURES_DIR, "metrics": METRICS_FILE, "log": LOG_FILE}
-    outputs = {"pictures": gifs} if gifs else {}
+    outputs = {"pictures": animations} if animations else {}
     outputs |= {label: format_path(run_dir / name) for label, name in files.items() if (run_dir / name).exists()}
     if (run_dir / TENSORBOARD_DIR).exists():
         outputs["scalars"] = format_command("tensorboard", "--logdir", format_path(run_dir))

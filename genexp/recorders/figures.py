@@ -9,9 +9,8 @@ from typing import final
 from torch import Tensor
 
 from genexp.recorders.curves import write_curves_figure
-from genexp.recorders.gif import write_gif
 from genexp.recorders.latent_plots import write_latents_figure, write_latents_html
-from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image
+from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image, write_animation
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.files import write_file
 from genexp.run_dir.metrics import read_metrics
@@ -24,11 +23,14 @@ class FigureRecorder(Recorder):
     """Recorder of `figures/`.
 
     The newest previews are written at most every `interval_seconds` seconds, all other figures when the run ends.
-    A GIF frame is shown for `frame_duration_ms` milliseconds. The curves are read from `metrics.jsonl`, so
+    Frames of animations are shown for `frame_duration_ms` milliseconds. The curves are read from `metrics.jsonl`:
     `MetricsRecorder` must come first.
     """
 
-    def __init__(self, interval_seconds: float = 2.0, frame_duration_ms: int = 200) -> None:
+    def __init__(
+        self, video_format: str = "gif", *, interval_seconds: float = 2.0, frame_duration_ms: int = 200
+    ) -> None:
+        self._video_format = video_format
         self._interval_seconds, self._frame_duration_ms = interval_seconds, frame_duration_ms
 
     def open(self, run: RunInfo) -> None:
@@ -69,7 +71,8 @@ class FigureRecorder(Recorder):
     def _write_images(self, images: Mapping[str, Tensor]) -> None:
         for name, pixels in images.items():
             if pixels.ndim == 4:
-                write_gif(self._figures_dir / f"{name}.gif", pixels, self._frame_duration_ms)
+                path = self._figures_dir / f"{name}.{self._video_format}"
+                write_animation(path, map(to_pil_image, pixels), self._frame_duration_ms)
             else:
                 write_file(
                     self._figures_dir / f"{name}.png", encode_png(enlarge_small_image(to_pil_image(pixels)))

@@ -1,11 +1,17 @@
-"""Conversion of uint8 tensors to Pillow images and PNG files."""
+"""Conversion of uint8 tensors to Pillow images, PNG files and animations."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
+
+from genexp.images.animation import Frame, encode_animation
+from genexp.run_dir.files import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,3 +59,28 @@ def encode_png(image: Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def read_image(path: Path) -> Image:
+    """Return the image in a file. Raises OSError."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
+def write_animation(path: Path, images: Iterable[Image], frame_duration_ms: int) -> None:
+    """Write at least one gray or RGB image as a GIF or MP4 file, by the suffix of `path`, atomically.
+
+    Small images are enlarged. The first image determines the size of the animation.
+    """
+    write_file(path, encode_animation(_iter_frames(images), path.suffix[1:], frame_duration_ms))
+
+
+def _iter_frames(images: Iterable[Image]) -> Iterator[Frame]:
+    size = None
+    for image in images:
+        frame = enlarge_small_image(image) if size is None else fit_to_size(image, size)
+        size = frame.size
+        yield np.asarray(frame)

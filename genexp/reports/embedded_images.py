@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genexp.run_dir.paths import FIGURES_DIR
+import numpy as np
+
+from genexp.images.animation import encode_animation, thin_evenly
+from genexp.run_dir.paths import FIGURES_DIR, find_animations
 from genexp.run_dir.record import RunRecord
 
 if TYPE_CHECKING:
@@ -23,18 +26,21 @@ THUMBNAIL_WIDTHS = (320, 200, 120, 64)  # pixels; the first width whose file is 
 MAX_THUMBNAILS_PER_RUN = 2  # thumbnails of each run on a page of many runs
 CURVES_FIGURE = "loss"  # figures/loss.png, left out because the page draws the curves itself
 
-_MIME_SUBTYPES = {b"GIF8": "gif", b"\x89PNG": "png", b"RIFF": "webp"}
-_GIF_HEADER_BYTES = 13  # GIF signature and logical screen descriptor, before the global color table
-_EXTENSION_INTRODUCER, _IMAGE_SEPARATOR, _GRAPHIC_CONTROL_LABEL = 0x21, 0x2C, 0xF9
+_MIME_TYPES = {b"GIF8": "image/gif", b"\x89PNG": "image/png", b"RIFF": "image/webp"}
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """An image encoded as a data URI."""
+    """An image or a video encoded as a data URI."""
 
     name: str  # file name without extension
-    data_uri: str  # data:image/...;base64,...
+    data_uri: str  # data:image/...;base64,... or data:video/mp4;base64,...
     linked_page: str | None = None  # path of an interactive version, relative to the run directory
+
+    @property
+    def is_video(self) -> bool:
+        """Whether a page must show it with a video element."""
+        return self.data_uri.startswith("data:video/")
 
 
 def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
@@ -42,7 +48,7 @@ def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
 
     A file is omitted if it cannot be read, or if it would exceed `MAX_RUN_IMAGE_BYTES`.
     """
-    animations = [*sorted(run_dir.glob("*.gif")), *sorted((run_dir / FIGURES_DIR).glob("*.gif"))]
+    animations = [*find_animations(run_dir), *find_animations(run_dir / FIGURES_DIR)]
     animated_names = {path.stem for path in animations}
     still_images = [
         path
@@ -86,34 +92,39 @@ def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, Emb
 def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
     """Return a GIF with evenly spaced frames of `data`, of about `max_bytes` bytes.
 
-    At least two frames are kept: the first and the last. Frames must not depend on each other, as in the files of
-    `genexp.recorders.gif`.
+    At least two frames are kept: the first and the last. Raises OSError if `data` is damaged.
     """
-    header, frames = _split_gif(data)
-    frame_bytes = sum(map(len, frames))
-    kept_count = max(2, int(len(frames) * max_bytes / frame_bytes))
-    if kept_count >= len(frames):
-        return data
-    indices = dict.fromkeys(round(index * (len(frames) - 1) / (kept_count - 1)) for index in range(kept_count))
-    return header + b"".join(frames[index] for index in indices) + b"\x3b"
+    from PIL import Image, ImageSequence
+
+    with Image.open(io.BytesIO(data)) as gif:
+        frames = [
+            (np.asarray(frame.convert("RGB")), frame.info.get("duration", 0))
+            for frame in ImageSequence.Iterator(gif)
+        ]
+    indices = thin_evenly(len(frames), max(2, int(len(frames) * max_bytes / len(data))))
+    return encode_animation((frames[index][0] for index in indices), "gif", min(ms for _, ms in frames))
 
 
 def _read_compressed(path: Path) -> bytes | None:
-    """Return the bytes of an image file, compressed above `MAX_IMAGE_BYTES`. Return None if it cannot be read."""
+    """Return the bytes of an image or video file, or None if it cannot be read.
+
+    Above `MAX_IMAGE_BYTES`, an image is compressed. A video is not: None is returned.
+    """
     from PIL import Image
 
     try:
         data = path.read_bytes()
-        if data[:4] not in _MIME_SUBTYPES:
+        mime_type = _find_mime_type(data)
+        if mime_type is None or len(data) <= MAX_IMAGE_BYTES:
+            return data if mime_type else None
+        if mime_type.startswith("video/"):
             return None
-        if len(data) <= MAX_IMAGE_BYTES:
-            return data
         if path.suffix == ".gif":
             return drop_gif_frames(data, MAX_IMAGE_BYTES)
         with Image.open(io.BytesIO(data)) as image:
             image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
             return _encode_webp(image, quality=85)
-    except (OSError, IndexError):
+    except (OSError, EOFError):
         return None  # incomplete file of a killed run
 
 
@@ -140,33 +151,9 @@ def _encode_webp(image: Image, quality: int) -> bytes:
 
 
 def _build_data_uri(data: bytes) -> str:
-    return f"data:image/{_MIME_SUBTYPES[data[:4]]};base64,{base64.b64encode(data).decode()}"
+    return f"data:{_find_mime_type(data)};base64,{base64.b64encode(data).decode()}"
 
 
-def _split_gif(data: bytes) -> tuple[bytes, list[bytes]]:
-    """Return the bytes before the first frame, and the bytes of each frame. Raises IndexError if incomplete."""
-    offset = _GIF_HEADER_BYTES + _get_color_table_size(data[10])
-    header_end, frame_start, frames = 0, 0, []
-    while data[offset] in (_EXTENSION_INTRODUCER, _IMAGE_SEPARATOR):
-        if data[offset] == _EXTENSION_INTRODUCER:
-            frame_start = offset if data[offset + 1] == _GRAPHIC_CONTROL_LABEL else frame_start
-            offset = _skip_sub_blocks(data, offset + 2)
-            continue
-        frame_start = frame_start or offset
-        header_end = header_end or frame_start
-        offset = _skip_sub_blocks(data, offset + 10 + _get_color_table_size(data[offset + 9]) + 1)
-        frames.append(data[frame_start:offset])
-        frame_start = 0
-    return data[:header_end], frames
-
-
-def _skip_sub_blocks(data: bytes, offset: int) -> int:
-    """Return the offset behind a sequence of GIF data sub-blocks, which ends with an empty one."""
-    while data[offset]:
-        offset += data[offset] + 1
-    return offset + 1
-
-
-def _get_color_table_size(flags: int) -> int:
-    """Return the size in bytes of the color table that a descriptor's packed field announces."""
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+def _find_mime_type(data: bytes) -> str | None:
+    """Return the MIME type of a file's content, None if pages cannot show it."""
+    return "video/mp4" if data[4:8] == b"ftyp" else _MIME_TYPES.get(data[:4])

@@ -14,6 +14,7 @@ EVALUATION_FILE = "evaluation.json"  # written by genexp-evaluate
 CHECKPOINTS_DIR = "checkpoints"
 BEST_FILE = "best.pt"  # in CHECKPOINTS_DIR
 FIGURES_DIR = "figures"
+PREVIEWS_DIR = "previews"  # a folder for each preview; NAME.gif or NAME.mp4 in the run directory is made of it
 TENSORBOARD_DIR = "tensorboard"
 # In FIGURES_DIR, beside one file for each preview and each image of the gallery.
 CURVES_FIGURE, LATENTS_FIGURE, LATENTS_PAGE = "loss.png", "latents.png", "latents.html"
@@ -30,6 +31,11 @@ STOP_FILE = ".stop"
 STUDY_FILE = "optuna.log"  # journal of an Optuna study
 STUDY_LOCK_FILE = "optuna.log.lock"
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
+
+
+def find_animations(directory: Path) -> list[Path]:
+    """Return the GIF and MP4 files in `directory`, sorted."""
+    return sorted(path for pattern in ("*.gif", "*.mp4") for path in directory.glob(pattern))
 
 
 def format_path(path: Path) -> str:

@@ -17,13 +17,14 @@ from genexp.run_dir.paths import (
     CONFIG_FILE,
     FIGURES_DIR,
     HYDRA_DIR,
+    PREVIEWS_DIR,
     TENSORBOARD_DIR,
     format_path,
 )
 from genexp.run_dir.status import RunStatus, read_status
 
 STALE_SECONDS = 10  # age of a "running" status after which the lock file decides whether the run is alive
-NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR}
+NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR, PREVIEWS_DIR}
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,8 @@ from genexp.distributed.store import RankTask
 from genexp.recorders.checkpoints import CheckpointRecorder, truncate_logs
 from genexp.recorders.console import ConsoleRecorder
 from genexp.recorders.figures import FigureRecorder
-from genexp.recorders.gif import PreviewGifRecorder
 from genexp.recorders.metrics_log import MetricsRecorder
+from genexp.recorders.previews import PreviewRecorder
 from genexp.recorders.recorder import Recorder, RecorderGroup
 from genexp.recorders.report import ReportRecorder
 from genexp.recorders.status import StatusRecorder
@@ -234,9 +234,9 @@ def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, An
     report = ReportRecorder(write_run_report)
     output_recorders: Sequence[Recorder] = (
         MetricsRecorder(),
-        PreviewGifRecorder(),
-        FigureRecorder(),
-        TensorBoardRecorder(),
+        PreviewRecorder(trainer_config.preview_every, trainer_config.video),
+        FigureRecorder(trainer_config.video),
+        TensorBoardRecorder(trainer_config.preview_every),
         StatusRecorder(),
         report,
         ConsoleRecorder(),

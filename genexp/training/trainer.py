@@ -15,6 +15,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.distributed.process_group import ProcessGroup
 from genexp.errors import DivergenceError
+from genexp.images.animation import VIDEO_FORMATS, can_encode
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from genexp.technique import Batch, Batches, Clock, Metrics, Technique
@@ -46,6 +47,7 @@ class TrainerConfig:
     deterministic: bool  # bit-exact on a GPU too, and slower there
     objective: str  # test metric that selects the best checkpoint
     direction: str  # min or max
+    video: str  # format of animations: one of VIDEO_FORMATS
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "use at least 1")
@@ -61,6 +63,13 @@ class TrainerConfig:
             self.precision in precisions, "precision", self.precision, f"choose one of {', '.join(precisions)}"
         )
         require(self.direction in ("min", "max"), "direction", self.direction, "use min or max")
+        require(self.video in VIDEO_FORMATS, "video", self.video, f"choose one of {', '.join(VIDEO_FORMATS)}")
+        require(
+            can_encode(self.video),
+            "video",
+            self.video,
+            "install its encoder: pip install 'genexp[video]', or use gif",
+        )
 
     @property
     def step_settings(self) -> StepSettings:

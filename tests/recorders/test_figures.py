@@ -65,7 +65,7 @@ def test_newest_preview_is_kept(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.array(image)[::32, ::32], make_image(20)[0].numpy())
 
 
-def test_gallery_is_written_as_images_and_gifs(tmp_path: Path) -> None:
+def test_gallery_is_written_as_images_and_animations(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
     gallery = {
         "grid": make_image(1, channels=3),

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboardX.proto import event_pb2
 
-from genexp.recorders.gif import write_gif
-from genexp.recorders.tensorboard import EventFileWriter, TensorBoardRecorder
+from genexp.images.animation import encode_animation
+from genexp.recorders.tensorboard import TensorBoardRecorder
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from tests.support.browser import needs_browser, start_browser
 from tests.support.snapshots import (
@@ -29,7 +27,7 @@ from tests.support.snapshots import (
     synthetic_loss,
     truncate_files,
 )
-from tests.support.tensorboard import query_tensorboard, start_tensorboard
+from tests.support.tensorboard import query_tensorboard, read_events, start_tensorboard
 
 # The texts of TensorBoard's page are in shadow trees.
 COLLECT_TEXTS_SCRIPT = """
@@ -40,10 +38,6 @@ const walk = (node) => {
 };
 walk(document.body);
 """
-
-
-def read_events(run_dir: Path) -> EventAccumulator:
-    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
 def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -64,40 +58,31 @@ def make_final_artifacts(size: int = 30) -> FinalArtifacts:
 
 def test_every_step_and_every_score_is_read_back(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
-    with open_recorder(TensorBoardRecorder(), run) as recorder:
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         record_snapshots(recorder, run, (0, 10, 20))
-        found = read_scalars(tmp_path)  # before the recorder is closed: recorded events are flushed
+        recorder.flush()
+        found = read_scalars(tmp_path)
     assert found["train/loss"] == [(step, synthetic_loss(step)) for step in range(1, 21)]
     assert found["test/psnr"] == [(10, 11), (20, 12)]
     assert set(found) == {"train/loss", "train/kl", "test/psnr"}
 
 
-def test_packed_events_equal_protobuf_serialization(tmp_path: Path) -> None:
-    path = tmp_path / "tfevents"
-    file = EventFileWriter(path, first_step=1)
-    before = path.stat().st_size
-    wide = [f"metric_{number}" for number in range(9)]
-    file.add_curves("train", make_curves(127, 128, wide))
-    file.add_curves("train", make_curves(2_000_000_000, 2_000_000_000, ["ä"]))
-    file.close()
-    data = path.read_bytes()[before:]
-    steps = []
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        record = data[12 : 12 + length]
-        event = event_pb2.Event.FromString(record)
-        assert event.SerializeToString(deterministic=True) == record
-        steps.append(event.step)
-        data = data[16 + length :]
-    assert steps == [127, 128, 2_000_000_000]
+def test_recorded_events_reach_the_file_within_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run_info(tmp_path)
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
+        record_snapshots(recorder, run, (0, 10))
+        monkeypatch.setattr("genexp.recorders.tensorboard.FLUSH_SECONDS", 0)
+        record_snapshots(recorder, run, (20,))
+        assert len(read_scalars(tmp_path)["train/loss"]) == 20
 
 
 def test_wall_times_increase_within_a_block(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
-    with open_recorder(TensorBoardRecorder(), run) as recorder:
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         begin = time.time()
         time.sleep(0.05)
         recorder.record(make_snapshot(10, run))
+        recorder.flush()
         times = [event.wall_time for event in read_events(tmp_path).Scalars("train/loss")]
     assert times == sorted(set(times))
     assert begin - 1 < times[0] < times[-1] <= time.time()
@@ -106,7 +91,7 @@ def test_wall_times_increase_within_a_block(tmp_path: Path) -> None:
 def test_inactive_phase_has_fewer_points(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
     sparse = Curve(np.array([2, 4]), np.array([0.5, 0.25], np.float32))
-    with open_recorder(TensorBoardRecorder(), run) as recorder:
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         recorder.record(Snapshot(make_clock(4, run), {"critic": make_curves(1, 4)["loss"], "generator": sparse}))
     assert read_scalars(tmp_path)["train/generator"] == [(2, 0.5), (4, 0.25)]
     assert len(read_scalars(tmp_path)["train/critic"]) == 4
@@ -114,8 +99,9 @@ def test_inactive_phase_has_fewer_points(tmp_path: Path) -> None:
 
 def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
-    write_gif(tmp_path / "samples.gif", [make_image(1), make_image(2)], frame_duration_ms=100)
-    with open_recorder(TensorBoardRecorder(), run) as recorder:
+    frames = [make_image(seed, (256, 256))[0].numpy() for seed in (1, 2)]
+    (tmp_path / "samples.gif").write_bytes(encode_animation(frames, "gif", 100))
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         recorder.record(
             make_snapshot(
                 40,
@@ -137,7 +123,7 @@ def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> N
 
 def test_projector_has_one_row_per_sample(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
-    with open_recorder(TensorBoardRecorder(), run) as recorder:
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         recorder.record(make_snapshot(40, run, final_artifacts=make_final_artifacts()))
     folder = tmp_path / "tensorboard"
     assert np.loadtxt(folder / "projector/codes.tsv").shape == (30, 3)
@@ -148,15 +134,15 @@ def test_projector_has_one_row_per_sample(tmp_path: Path) -> None:
 
 def test_truncated_and_resumed_events_equal_uninterrupted_events(tmp_path: Path) -> None:
     uninterrupted, broken = make_run_info(tmp_path / "straight"), make_run_info(tmp_path / "broken")
-    with open_recorder(TensorBoardRecorder(), uninterrupted) as recorder:
+    with open_recorder(TensorBoardRecorder(preview_every=1), uninterrupted) as recorder:
         record_snapshots(recorder, uninterrupted, (0, 10, 20, 30, 40))
-    with open_recorder(TensorBoardRecorder(), broken) as killed:
+    with open_recorder(TensorBoardRecorder(preview_every=1), broken) as killed:
         record_snapshots(killed, broken, (0, 10, 20))
         file_sizes = flush_and_get_sizes(killed)
         record_snapshots(killed, broken, (30,))
     truncate_files(file_sizes)
     resumed_run = make_run_info(tmp_path / "broken", completed_steps=20)
-    with open_recorder(TensorBoardRecorder(), resumed_run) as resumed:
+    with open_recorder(TensorBoardRecorder(preview_every=1), resumed_run) as resumed:
         record_snapshots(resumed, resumed_run, (30, 40))
         assert len(resumed.append_only_files()) == 2
     assert read_scalars(tmp_path / "broken") == read_scalars(tmp_path / "straight")
@@ -164,16 +150,28 @@ def test_truncated_and_resumed_events_equal_uninterrupted_events(tmp_path: Path)
     assert [image.step for image in previews[0]] == [image.step for image in previews[1]] == [0, 10, 20, 30, 40]
 
 
+def test_previews_of_a_long_run_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genexp.recorders.previews.MAX_FRAMES", 4)
+    run = make_run_info(tmp_path, total_steps=170)
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
+        for step in range(0, 171, 10):
+            recorder.record(Snapshot(make_clock(step, run), preview_images={"samples": make_image(step)}))
+    steps = [image.step for image in read_events(tmp_path).Images("preview/samples")]
+    assert steps == [0, 10, 20, 30, 40, 60, 80, 120, 160, 170]
+
+
 def test_running_tensorboard_drops_truncated_steps(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
-    with open_recorder(TensorBoardRecorder(), run) as killed:
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as killed:
         record_snapshots(killed, run, (10, 20))
         file_sizes = flush_and_get_sizes(killed)
         record_snapshots(killed, run, (30,))
+        killed.flush()
         watcher = read_events(tmp_path)
+        assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 31))
     truncate_files(file_sizes)
     resumed_run = make_run_info(tmp_path, completed_steps=20)
-    with open_recorder(TensorBoardRecorder(), resumed_run) as resumed:
+    with open_recorder(TensorBoardRecorder(preview_every=1), resumed_run) as resumed:
         record_snapshots(resumed, resumed_run, (30, 40))
     watcher.Reload()
     assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 41))
@@ -181,7 +179,7 @@ def test_running_tensorboard_drops_truncated_steps(tmp_path: Path) -> None:
 
 def test_tensorboard_server_returns_scalars_and_hyperparameters(tmp_path: Path) -> None:
     run = make_run_info(tmp_path / "run")
-    with open_recorder(TensorBoardRecorder(), run) as recorder:
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         record_snapshots(recorder, run, (0, 10, 20))
         recorder.record(
             make_snapshot(40, run, test_metrics={"psnr": 14.0}, final_artifacts=make_final_artifacts())
@@ -212,7 +210,7 @@ def record_sweep(sweep_dir: Path) -> dict[str, tuple[float, float]]:
     for number, (rate, seed) in enumerate(((0.001, 0), (0.001, 1), (0.01, 0), (0.01, 1))):
         config = {"seed": seed, "optimizer": {"name": "adam", "lr": rate}}
         run = make_run_info(sweep_dir / str(number), config=config)
-        with open_recorder(TensorBoardRecorder(), run) as recorder:
+        with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
             record_snapshots(recorder, run, (0, 10, 20, 30))
             recorder.record(make_snapshot(40, run, test_metrics={"psnr": 20.0 + number}))
         expected[f"{number}/tensorboard"] = rate, 20.0 + number

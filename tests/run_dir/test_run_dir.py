@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.command import (
@@ -23,7 +22,7 @@ from tests.support.command import (
     run_genexp,
 )
 from tests.support.images import read_frames
-from tests.support.tensorboard import query_tensorboard, start_tensorboard
+from tests.support.tensorboard import query_tensorboard, read_events, start_tensorboard
 
 CHROMIUM = Path("/usr/bin/chromium")
 EPOCHS, STEPS_PER_EPOCH = 4, 5  # five batches of eight from forty images
@@ -45,12 +44,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_genexp(*RUN_OVERRIDES, 'notes="for a look"', format_run_dir_override(path))
     assert result.exit_code == 0, result.stderr
     return path
-
-
-def read_events(run_dir: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
-    accumulator.Reload()
-    return accumulator
 
 
 def read_gray_frames(path: Path) -> list[bytes]:

@@ -7,8 +7,10 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboardX.record_writer import RecordWriter
 
 from genexp.run_dir import files
 from genexp.run_dir.checkpoint import list_checkpoints
@@ -23,6 +25,7 @@ from tests.support.command import (
     wait_for,
 )
 from tests.support.compose import TECHNIQUES, make_tiny_overrides
+from tests.support.tensorboard import read_events
 
 EPOCHS = 8
 
@@ -72,6 +75,41 @@ def test_run_killed_while_writing_a_checkpoint_resumes_exactly(tmp_path: Path) -
     assert run_genexp_process(f"resume={killed}") == 0
     assert_same_run(uninterrupted, killed)
     assert not list((killed / "checkpoints").glob("*.tmp"))
+
+
+def kill_within_event(number: int) -> None:
+    """Make this process kill itself once half of its `number`-th TensorBoard event is in the file."""
+    remaining = iter(range(number - 1, -1, -1))
+    real_write = RecordWriter.write
+
+    def write(record_writer: Any, event: bytes) -> None:
+        if next(remaining) == 0:
+            record_writer._writer.write(len(event).to_bytes(8, "little") + event[: len(event) // 2])
+            record_writer._writer.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_write(record_writer, event)
+
+    RecordWriter.write = write
+
+
+# 5 events precede the first step, whose checkpoint is that of step 0. An epoch has 5 steps and 8 events.
+@pytest.mark.parametrize("number", [7, 12, 33])
+def test_tensorboard_reads_each_step_once_after_a_kill_within_an_event(number: int, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with start_genexp(
+        *run_arguments("vae", run_dir), prepare=kill_within_event, prepare_args=(number,)
+    ) as process:
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    running_reader = read_events(run_dir)
+    assert run_genexp_process(f"resume={run_dir}") == 0
+    rows = read_metrics_log(run_dir)
+    for events in (read_events(run_dir), running_reader.Reload()):
+        for split, metric in (("train", "loss"), ("test", "psnr")):
+            expected = {row["step"]: row[metric] for row in rows if row["split"] == split}
+            found = events.Scalars(f"{split}/{metric}")
+            assert [event.step for event in found] == list(expected)
+            assert [event.value for event in found] == pytest.approx(list(expected.values()))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

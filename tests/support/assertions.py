@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from genexp.run_dir.paths import find_animations
 from tests.support.command import load_newest_state, read_metrics_log
 
 
@@ -76,10 +77,13 @@ def assert_close_to_scale(left: Any, right: Any, tolerance: float) -> None:
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    """Assert that two runs ended with the same weights, optimizer state, metrics and GIFs."""
+    """Assert that two runs ended with the same weights, optimizer state, metrics, previews and animations."""
     assert_same(load_newest_state(left), load_newest_state(right))
     assert read_metrics_log(left) == read_metrics_log(right)
-    animations = sorted(path.name for path in left.glob("*.gif"))
-    assert animations == sorted(path.name for path in right.glob("*.gif"))
-    for name in animations:
-        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+    pictures = [
+        {path.relative_to(run_dir): path for path in [*run_dir.glob("previews/*/*"), *find_animations(run_dir)]}
+        for run_dir in (left, right)
+    ]
+    assert pictures[0].keys() == pictures[1].keys()
+    for name, path in pictures[0].items():
+        assert path.read_bytes() == pictures[1][name].read_bytes(), name

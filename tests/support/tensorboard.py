@@ -1,4 +1,4 @@
-"""TensorBoard server on a directory of runs."""
+"""TensorBoard: its reader of event files, and its server on a directory of runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def read_events(run_dir: Path) -> EventAccumulator:
+    """Return the events of a run as TensorBoard reads them, without a limit of scalars and images."""
+    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
 def query_tensorboard(url: str, **body: Any) -> Any:
