@@ -29,6 +29,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error
 from genexp.cli.config_dir import TRUST_FLAG, check_config_dirs
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page
@@ -40,11 +41,11 @@ from genexp.run_dir.paths import CONFIG_FILE
 from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
-SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+LIBRARY_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError)  # with a message for users
 
 
 def main() -> None:
-    """Run the command line. Errors that a user can correct are printed as one line, with exit code 1."""
+    """Run the command line. Every error is printed as one line, with exit code 1."""
     if is_nonzero_rank():
         with _exit_on_signal():
             _run_rank_process()
@@ -57,15 +58,24 @@ def main() -> None:
                 print(help_page)
                 return
             _run_with_hydra(sys.argv[1:])
-    except (GenexpError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+    except Exception as error:
         if SHOW_TRACEBACKS:
             raise
-        sys.exit(f"genexp: {format_error(error, sys.argv[1:])}")
+        sys.exit(f"genexp: {_format_any_error(error)}")
     finally:
         if read_rank_info() is not None:
             from genexp.distributed.rank_process import shut_down_ranks
 
             shut_down_ranks()
+
+
+def _format_any_error(error: Exception) -> str:
+    """Return one line for any error of the command."""
+    if isinstance(error, GenexpError):
+        return str(error)
+    if isinstance(error, LIBRARY_ERRORS):
+        return format_error(error, sys.argv[1:])
+    return format_unexpected_error(error)
 
 
 def _run_rank_process() -> None:
@@ -219,12 +229,13 @@ def _run_task(cfg: DictConfig) -> float | None:
         cfg.pop("sweep", None)  # absent in the configuration of a resumed run
     try:
         result = run_experiment(cfg, Path(hydra_config.runtime.output_dir))
-    except GenexpError as error:
-        log.info("failed: %s", error)
+    except Exception as error:
+        message = _format_any_error(error)
+        log.info("failed: %s", message)
         if SHOW_TRACEBACKS:
             raise
         # Hydra would print a line about overrides before the error.
-        sys.exit(f"genexp: {error}")
+        sys.exit(f"genexp: {message}")
     if result.exit_code:
         sys.exit(result.exit_code)
     return result.objective_value

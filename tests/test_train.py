@@ -1,4 +1,4 @@
-"""Command line of `genexp`: a handed-over run directory is data, which nothing executes or resolves."""
+"""Command line of `genexp`: handed-over run directories are data, and every error is one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.command import get_error_line, run_genexp
+from genexp.cli import compare
+from tests.support.command import format_run_dir_override, get_error_line, run_genexp, run_main
 from tests.support.run_dirs import RUN_CONFIG, make_run_dir
 
 LOG_FILE_CALL = {"_target_": "logging.FileHandler", "filename": "boom"}
@@ -111,3 +112,41 @@ def test_completion_ignores_the_flag_of_trusted_directories(monkeypatch: pytest.
     monkeypatch.setitem(os.environ, "COMP_LINE", "genexp --trust-config-dir model=vae trainer.epo")
     result = run_genexp("-sc", "query=bash")
     assert result.stdout.split() == ["trainer.epochs="], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "not enough memory (MemoryError). Use a smaller batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory:\ntried 8 bytes"), "not enough memory (Default"),
+        (RecursionError("maximum depth"), "too deeply nested values"),
+        (ValueError("first\nsecond [red]x[/red]"), "unexpected ValueError: first second [red]x[/red] (at "),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            "unexpected UnicodeDecodeError: 'utf-8' ",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_unexpected_errors_are_one_line(
+    error: Exception, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("genexp.runs.run.run_experiment", fail)
+    result = run_genexp(format_run_dir_override(tmp_path / "run"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"genexp: {line}")
+    assert result.stderr.endswith("Set HYDRA_FULL_ERROR=1 to print the traceback.\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_unexpected_errors_of_tools_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> int:
+        raise KeyError("x")
+
+    monkeypatch.setattr(compare, "_run", fail)
+    result = run_main("genexp-compare", compare.main)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("genexp-compare: unexpected KeyError: 'x' (at ")

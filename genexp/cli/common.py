@@ -6,13 +6,17 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from genexp.errors import ConfigError, GenexpError
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 DEVICES = ("auto", "cpu", "cuda", "mps")
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "Unable to allocate")  # torch's and numpy's
+MAX_MESSAGE_LENGTH = 200
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -53,8 +57,7 @@ def build_int_type(minimum: int) -> Callable[[str], int]:
 def run_command(program: str, command: Callable[[], int]) -> NoReturn:
     """Run `command` and exit with the code that it returns.
 
-    GenexpError and OSError are printed as one line after the name `program`, with exit code 1.
-    Ctrl-C exits with code 130.
+    Every error is printed as one line after the name `program`, with exit code 1. Ctrl-C exits with code 130.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -63,9 +66,35 @@ def run_command(program: str, command: Callable[[], int]) -> NoReturn:
         if SHOW_TRACEBACKS:
             raise
         sys.exit(f"{program}: {format_first_line(error)}")
+    except Exception as error:
+        if SHOW_TRACEBACKS:
+            raise
+        sys.exit(f"{program}: {format_unexpected_error(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code)
+
+
+def format_unexpected_error(error: BaseException) -> str:
+    """Return one line for an error that no code expected: what, where, and how to print the traceback."""
+    message = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY_MESSAGES):
+        what = f"not enough memory ({message or 'MemoryError'}). Use a smaller batch, model or data set"
+    elif isinstance(error, RecursionError):
+        what = "too deeply nested values or files. Use a flatter structure"
+    else:
+        what = f"unexpected {type(error).__name__}" + (f": {message[:MAX_MESSAGE_LENGTH]}" if message else "")
+    return f"{what} (at {_find_place(error)}). Set HYDRA_FULL_ERROR=1 to print the traceback."
+
+
+def _find_place(error: BaseException) -> str:
+    """Return file:line of the innermost frame of this package, or of the innermost frame."""
+    package = Path(__file__).resolve().parents[1]
+    frames = traceback.extract_tb(error.__traceback__) or traceback.extract_stack(limit=1)
+    own_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    frame = (own_frames or frames)[-1]
+    path = Path(frame.filename)
+    return f"{path.relative_to(package.parent) if path.is_relative_to(package) else path.name}:{frame.lineno}"
 
 
 def format_first_line(error: Exception) -> str:
