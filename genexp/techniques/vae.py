@@ -37,16 +37,16 @@ from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 
 PREVIEW_SAMPLES = 64  # images in the grid of prior samples
-DECODED_ROWS = 4000  # images decoded together in the likelihood estimate: bounds its memory
 COLLAPSE_NATS = 0.1  # KL divergence of an image below which the latents carry practically no information
-NETWORKS = ("dense", "conv", "resnet")
+# Name → number of images decoded together in the likelihood estimate, whose memory it bounds.
+NETWORKS = {"dense": 10_000, "conv": 2_000, "resnet": 2_000}
 
 
 @dataclass
 class VAEConfig:
     """Keys of conf/model/vae.yaml."""
 
-    network: str  # one of NETWORKS
+    network: str  # key of NETWORKS
     hidden: list[int]  # units of the encoder's dense layers; the decoder mirrors them
     channels: list[int]  # of the convolutions, each of which halves the size; unused by network=dense
     blocks: int  # residual blocks at each size; used by network=resnet
@@ -177,7 +177,7 @@ class VariationalAutoencoder(
         return self.decode(self.posterior(images)[0])
 
     def log_likelihood(self, images: Tensor, num_samples: int) -> Tensor:
-        chunk_size = max(1, DECODED_ROWS // len(images))
+        chunk_size = max(1, NETWORKS[self.config.network] // len(images))
         return importance_log_likelihood(
             self.posterior, self.log_prob, images, num_samples=num_samples, chunk_size=chunk_size
         )
