@@ -23,7 +23,7 @@ from genexp.kmeans.lloyd import fit
 from genexp.metrics.clustering import clustering_scores
 from genexp.metrics.reconstruction import mse
 from genexp.metrics.scores import mean_scores
-from genexp.sharding import batch_mean
+from genexp.sharding import batch_mean, gather_rows, local_rows
 from genexp.technique import (
     Batch,
     Batches,
@@ -36,9 +36,11 @@ from genexp.technique import (
     register,
 )
 from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, build_conv_autoencoder
+from genexp.techniques._neighbor_classifier import NeighborClassifier
 
 MAX_LLOYD_ITERATIONS = 100  # of the k-means fit after pretraining
 SHARES_MOMENTUM = 0.01  # weight of a batch in the moving average of the cluster shares
+CONTRAST_TEMPERATURE = 0.3
 MAX_PREVIEW_IMAGES = 25  # held-out images beside their reconstructions
 
 
@@ -70,10 +72,30 @@ def sharpened_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor
     with torch.no_grad():
         weights = soft_assignment(eval_codes, centers).square() / shares
         target = weights / weights.sum(1, keepdim=True)
+    return assignment_divergence(target, codes, centers)
+
+
+def assignment_divergence(target: Tensor, codes: Tensor, centers: Tensor) -> Tensor:
+    """Return KL(target ‖ soft assignments of `codes`), mean over the batch. `target` is (batch, clusters)."""
     return F.kl_div(soft_assignment(codes, centers).log(), target, reduction="batchmean")
 
 
+def contrastive_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Return the NT-Xent loss of two views of each image (SimCLR, Chen et al. 2020), for codes (batch, latent).
+
+    Each code is to be nearer, in direction, to the other view of its image than to all other codes of the batch.
+    """
+    num_images = len(gather_rows(first))
+    keys = F.normalize(torch.cat([gather_rows(first), gather_rows(second)]), dim=1)
+    similarity = F.normalize(torch.cat([first, second]), dim=1) @ keys.T / CONTRAST_TEMPERATURE
+    rows = local_rows(torch.arange(num_images, device=first.device))
+    own = torch.cat([rows, rows + num_images]).unsqueeze(1)
+    other_view = torch.cat([rows + num_images, rows])
+    return F.cross_entropy(similarity.scatter(1, own, -torch.inf), other_view)
+
+
 CLUSTERING_LOSSES = {"hard": hard_assignment_loss, "sharpened": sharpened_assignment_loss}
+PULLS = (*CLUSTERING_LOSSES, "neighbors")
 
 
 @dataclass
@@ -82,11 +104,13 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
     clusters: int
     latent_norm: bool  # normalize each latent unit to mean 0 and variance 1
-    pull: str  # clustering loss: a key of `CLUSTERING_LOSSES`
+    contrast: float  # weight of the contrastive loss of two augmented views, before the clustering loss starts
+    pull: str  # target of the clustering loss: one of `PULLS`
+    neighbors: int  # nearest neighbors of an image that pull=neighbors puts in the same cluster
     alpha: float  # weight of the clustering loss at the end of its ramp
     alpha_ramp: list[int]  # [first, last] epoch of the linear ramp of that weight
     pretrain: float  # fraction of the run, in [0, 1), without the clustering loss
-    n_init: int  # number of starts of the k-means fit that sets the centers after pretraining
+    n_init: int  # number of starts of the clustering that sets the centers after pretraining
     degrees: float  # augmentation: largest rotation
     pixels: float  # augmentation: largest shift
     zoom: float  # augmentation: largest relative change of size, in [0, 1)
@@ -95,12 +119,15 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
         super().__post_init__()
         require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
         require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
-        require(self.pull in CLUSTERING_LOSSES, "pull", self.pull, f"choose one of {', '.join(CLUSTERING_LOSSES)}")
+        require(self.neighbors > 0, "neighbors", self.neighbors, "use at least 1")
+        require(self.pull in PULLS, "pull", self.pull, f"choose one of {', '.join(PULLS)}")
         is_ramp = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
         require(is_ramp, "alpha_ramp", self.alpha_ramp, "give two epochs, the first not after the second")
         require(0 <= self.pretrain < 1, "pretrain", self.pretrain, "use a part of the run, 0 <= x < 1")
+        is_fitted = self.pull != "neighbors" or self.pretrain > 0
+        require(is_fitted, "pretrain", self.pretrain, "pull=neighbors needs a pretrained encoder; use 0.6")
         require(0 <= self.zoom < 1, "zoom", self.zoom, "use a part of the size, 0 <= x < 1")
-        for key in ("alpha", "degrees", "pixels"):
+        for key in ("alpha", "contrast", "degrees", "pixels"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
 
 
@@ -124,8 +151,16 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.class_names, self.train_size = spec.class_names, spec.train_size
         self.shares: Tensor
         self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
-        self.clustering_loss = CLUSTERING_LOSSES[config.pull]
+        self.classifier = (
+            NeighborClassifier(config.latent, config.clusters) if config.pull == "neighbors" else None
+        )
         self.should_augment = bool(config.degrees or config.pixels or config.zoom)
+        self.should_contrast = config.contrast > 0
+        if self.should_contrast and not self.should_augment:
+            raise ConfigError(
+                f"model.contrast={config.contrast} compares two augmented views, but nothing is augmented; "
+                f"set model.degrees=10, or model.contrast=0"
+            )
         self.centers = nn.Parameter(torch.rand(config.clusters, config.latent))
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
@@ -183,11 +218,20 @@ class DeepKMeans(Autoencoder, CanCluster):
         return min(max(clock.epoch - begin, 1), num_ramp_epochs) / num_ramp_epochs
 
     def fit_centers(self, samples: Batches, clock: Clock) -> Metrics:
-        """Set the centers by k-means on the codes of the training split."""
+        """Set the centers to the cluster means of the codes of the training split.
+
+        The clusters are those of k-means, or of the neighbor classifier if `pull` is "neighbors".
+        """
         codes = [self.encode_in_eval_mode(batch["image"]) for batch in samples]
-        initial_centers = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
-        centers, _ = fit(codes, self.train_size, initial_centers, MAX_LLOYD_ITERATIONS)
-        self.centers.copy_(centers)
+        if self.classifier is None:
+            initial_centers = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
+            centers, _ = fit(codes, self.train_size, initial_centers, MAX_LLOYD_ITERATIONS)
+            self.centers.copy_(centers)
+            return {}
+        rows = torch.cat(codes)
+        self.classifier.fit(rows, self.config.n_init, self.config.neighbors)
+        weights = F.one_hot(self.classifier(rows).argmax(1), len(self.centers)).to(rows)
+        self.centers.copy_(weights.T @ rows / weights.sum(0).clamp_min(1).unsqueeze(1))
         return {}
 
     def augment(self, images: Tensor) -> Tensor:
@@ -203,15 +247,26 @@ class DeepKMeans(Autoencoder, CanCluster):
         # The target is the original image: codes need not encode the augmentation.
         reconstruction = self.reconstruction_loss(self.decoder(codes), images)
         if not self.alpha_ramp_fraction(clock):
-            return reconstruction, detach_metrics(reconstruction=reconstruction)
+            if not self.should_contrast:
+                return reconstruction, detach_metrics(reconstruction=reconstruction)
+            other_codes = self.encoder(self.augment(images))
+            contrast = contrastive_loss(promote_to_float32(codes), promote_to_float32(other_codes))
+            loss = reconstruction + self.config.contrast * contrast
+            return loss, detach_metrics(reconstruction=reconstruction, contrast=contrast)
         with torch.no_grad():  # no gradient flows through the assignment
             eval_codes = promote_to_float32(self.encode_in_eval_mode(images))
             clusters = nearest_center(eval_codes, self.centers)
             self.shares.lerp_(batch_mean(soft_assignment(eval_codes, self.centers)), SHARES_MOMENTUM)
             used = batch_mean(F.one_hot(clusters, len(self.centers)).to(codes)).count_nonzero()
-        distance = self.clustering_loss(codes, self.centers, eval_codes, self.shares)
+        distance = self.clustering_loss(codes, eval_codes)
         loss = reconstruction + self.scheduled_alpha(clock) * distance
         return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centers_used=used)
+
+    def clustering_loss(self, codes: Tensor, eval_codes: Tensor) -> Tensor:
+        """Return the clustering loss of codes in training mode and in evaluation mode: (batch, latent) each."""
+        if self.classifier is None:
+            return CLUSTERING_LOSSES[self.config.pull](codes, self.centers, eval_codes, self.shares)
+        return assignment_divergence(self.classifier(eval_codes), codes, self.centers)
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the index of the nearest center of each sample: int64 (batch,)."""

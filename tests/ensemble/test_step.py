@@ -62,6 +62,7 @@ def member_overrides(name: str) -> list[list[str]]:
     small = {
         "gan": ["model.hidden=[16,32]"],
         "vae": ["model.hidden=[32,16]"],
+        "deep_kmeans": ["model.pull=sharpened"],  # the fit of the neighbor classifier amplifies rounding
         "flow_matching": ["model.optimal_transport=true"],
     }.get(name, [])
     small += ["dataset=digits"] if "gan" in name or name == "flow_matching" else []  # images of 8×8 pixels

@@ -31,6 +31,7 @@ SMALL_MODEL_VALUES = {  # for each model that has these keys
     "codes": 8,
     "prior_width": 8,
     "prior_layers": 1,
+    "n_init": 2,
 }
 
 

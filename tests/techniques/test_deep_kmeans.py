@@ -11,8 +11,17 @@ from omegaconf import OmegaConf
 
 from genexp.config import bind
 from genexp.data.dataset import DataSpec
+from genexp.errors import ConfigError
+from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Clock
-from genexp.techniques.deep_kmeans import DeepKMeans, DeepKMeansConfig, sharpened_assignment_loss, soft_assignment
+from genexp.techniques._neighbor_classifier import NeighborClassifier, find_neighbors, neighbor_loss
+from genexp.techniques.deep_kmeans import (
+    DeepKMeans,
+    DeepKMeansConfig,
+    contrastive_loss,
+    sharpened_assignment_loss,
+    soft_assignment,
+)
 from tests.support.command import format_run_dir_override, load_status, read_metrics_log, run_genexp
 from tests.support.compose import compose_config
 
@@ -62,12 +71,13 @@ def test_centers_are_fitted_once_after_pretraining() -> None:
     technique = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0.5")
     placed = [step for step in range(1, 101) if technique.is_first_step_after_pretraining(Clock(step, 100, 10))]
     assert placed == [51]
-    never = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0")
+    never = make_deep_kmeans("model=deep_kmeans", "model.pull=sharpened", "model.pretrain=0")
     assert not any(never.is_first_step_after_pretraining(Clock(step, 100, 10)) for step in range(1, 101))
 
 
-def test_fitted_centers_are_close_to_the_cluster_means() -> None:
-    technique = make_deep_kmeans("model=deep_kmeans", "model.clusters=3")
+@pytest.mark.parametrize("pull", ["sharpened", "neighbors"])
+def test_fitted_centers_are_close_to_the_cluster_means(pull: str) -> None:
+    technique = make_deep_kmeans("model=deep_kmeans", "model.clusters=3", f"model.pull={pull}")
     samples = make_split()
     with torch.no_grad():
         technique.fit_centers(samples, Clock(1, 2, 1))
@@ -110,6 +120,65 @@ def test_sharpened_loss_pulls_to_the_nearer_center_and_the_smaller_cluster() -> 
     sharpened_assignment_loss(middle, centers, middle.detach(), torch.tensor([0.9, 0.1])).backward()
     assert middle.grad is not None
     assert middle.grad.item() < 0, "gradient descent does not move the code to the smaller cluster"
+
+
+def test_neighbor_classifier_finds_clusters_of_different_spread() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 4
+    means = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 4.0]])
+    spreads = torch.tensor([0.2, 0.5, 0.8, 0.3]).unsqueeze(1)
+    codes = (means[labels] + spreads[labels] * torch.randn(400, 2)) / 2
+    classifier = NeighborClassifier(2, 4)
+    classifier.fit(codes, num_starts=5, num_neighbors=5)
+    assert clustering_scores(labels, classifier(codes).argmax(1))["acc"] > 0.98
+
+
+def test_neighbor_loss_is_lowest_for_equal_pairs_in_clusters_of_equal_size() -> None:
+    one_hot = torch.eye(4)
+    best = neighbor_loss(one_hot[None], one_hot[None])
+    assert best.item() == pytest.approx(-2 * torch.tensor(4.0).log().item())
+    assert neighbor_loss(one_hot[None], one_hot.roll(1, 0)[None]) > best
+    assert neighbor_loss(one_hot[None, [0, 0, 0, 1]], one_hot[None, [0, 0, 0, 1]]) > best
+
+
+def test_neighbors_exclude_the_row_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genexp.techniques._neighbor_classifier.NEIGHBOR_QUERIES", 2)
+    assert find_neighbors(torch.tensor([[0.0], [1.0], [3.0], [3.5], [9.0]]), 1).flatten().tolist() == [
+        1,
+        0,
+        3,
+        2,
+        3,
+    ]
+
+
+def test_contrastive_loss_prefers_views_of_the_same_image() -> None:
+    views = torch.eye(4)
+    similar, dissimilar = torch.tensor(1 / 0.3).exp(), 6
+    assert contrastive_loss(views, views).item() == pytest.approx(-(similar / (similar + dissimilar)).log().item())
+    assert contrastive_loss(views, views.roll(1, 0)) > contrastive_loss(views, views)
+
+
+def test_contrast_is_part_of_pretraining_only() -> None:
+    technique = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0.5")
+    batch = make_split()[0]
+    assert "contrast" in technique.loss(batch, make_clock(5, total=10))[1]
+    assert "contrast" not in technique.loss(batch, make_clock(6, total=10))[1]
+    plain = make_deep_kmeans("model=deep_kmeans", "model.contrast=0")
+    assert "contrast" not in plain.loss(batch, make_clock(1, total=10))[1]
+
+
+def test_contrast_without_augmentation_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="contrast"):
+        make_deep_kmeans("model=deep_kmeans", "model.degrees=0", "model.pixels=0", "model.zoom=0")
+
+
+def test_neighbor_classifier_is_part_of_the_checkpoint() -> None:
+    state = make_deep_kmeans("model=deep_kmeans").state_dict()
+    assert state["classifier.output_weight"].shape == (64, 10)
+    assert not any(
+        name.startswith("classifier") for name in make_deep_kmeans("experiment=deep_kmeans_reference").state_dict()
+    )
 
 
 def test_encode_equals_encode_in_eval_mode_during_evaluation() -> None:
@@ -158,7 +227,15 @@ def test_more_clusters_than_images_are_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["model.alpha_ramp=[5,1]", "model.pretrain=1", "model.zoom=2", "model.alpha=-1"]
+    "override",
+    [
+        "model.alpha_ramp=[5,1]",
+        "model.pretrain=1",
+        "model.pretrain=0",
+        "model.neighbors=0",
+        "model.zoom=2",
+        "model.alpha=-1",
+    ],
 )
 def test_invalid_settings_are_reported_with_their_key(override: str, tmp_path: Path) -> None:
     result = run_genexp("model=deep_kmeans", override, format_run_dir_override(tmp_path / "run"))
