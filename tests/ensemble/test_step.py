@@ -87,8 +87,9 @@ def test_ensemble_member_equals_the_single_run(name: str) -> None:
     first = build_initialized_run(*overrides[0])
     found = train_as_ensemble([first, build_initialized_run(*overrides[1], data_from=first)])
     for member, run in zip(found, expected, strict=True):
-        # The gradient of a bias before batch normalization is rounding error, which Adam scales to full steps.
-        assert_close_to_scale(member, run, 1e-7)
+        # The gradient of a bias before batch normalization is rounding error, which Adam scales to full steps. The
+        # two passes of the contrastive loss double it.
+        assert_close_to_scale(member, run, 1e-6 if name == "deep_kmeans" else 1e-7)
 
 
 @pytest.mark.usefixtures("float64")
