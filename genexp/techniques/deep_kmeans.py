@@ -193,9 +193,9 @@ class DeepKMeans(Autoencoder, CanCluster):
         )
 
     def count_pretraining_steps(self, clock: Clock) -> int:
-        """Return the number of steps without the clustering loss, rounded to whole epochs."""
-        epochs = clock.total_steps / clock.steps_per_epoch
-        return round(self.config.pretrain * epochs) * clock.steps_per_epoch
+        """Return the number of steps without the clustering loss: whole epochs, at least one if `pretrain` > 0."""
+        epochs = self.config.pretrain * clock.total_steps / clock.steps_per_epoch
+        return max(round(epochs), 1 if epochs else 0) * clock.steps_per_epoch
 
     def is_first_step_after_pretraining(self, clock: Clock) -> bool:
         """Return whether this is the first step after pretraining. Without pretraining there is none."""

@@ -71,6 +71,8 @@ def test_centers_are_fitted_once_after_pretraining() -> None:
     technique = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0.5")
     placed = [step for step in range(1, 101) if technique.is_first_step_after_pretraining(Clock(step, 100, 10))]
     assert placed == [51]
+    technique = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0.1")
+    assert technique.count_pretraining_steps(Clock(1, 20, 10)) == 10, "the classifier must be fitted"
     never = make_deep_kmeans("model=deep_kmeans", "model.pull=sharpened", "model.pretrain=0")
     assert not any(never.is_first_step_after_pretraining(Clock(step, 100, 10)) for step in range(1, 101))
 
@@ -216,6 +218,15 @@ def test_run_writes_images_and_scores(tmp_path: Path) -> None:
     assert {"acc", "nmi", "ari", "mse", "loss"} <= set(load_status(folder)["test"])
     train = [line for line in read_metrics_log(folder) if line["split"] == "train"]
     assert ["distance" in line for line in train] == [False] * 8 + [True] * 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_default_recipe_finds_the_ten_digits(tmp_path: Path) -> None:
+    """k-means on the codes of a plain autoencoder reaches 0.73."""
+    result = run_genexp("model=deep_kmeans", "device=cpu", "device.threads=1", format_run_dir_override(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    assert load_status(tmp_path)["test"]["acc"] >= 0.88
 
 
 def test_more_clusters_than_images_are_rejected(tmp_path: Path) -> None:
