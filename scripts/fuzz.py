@@ -445,7 +445,7 @@ def _change_json(path: Path, position: float) -> None:
     except (ValueError, IndexError, UnicodeDecodeError):
         return _randomize(path, position)
     keys = sorted(row)
-    values = ("text", None, -1, 1e300, [], {}, True, 10**40, "\u0000")
+    values: tuple[Any, ...] = ("text", None, -1, 1e300, [], {}, True, 10**40, "\u0000")
     row[keys[int(position * (len(keys) - 1))]] = values[int(position * 1e6) % len(values)]
     text = json.dumps(row)
     path.write_text("\n".join([text, *lines[1:]]) + "\n" if path.suffix == ".jsonl" else text)
