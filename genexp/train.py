@@ -30,14 +30,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error
-from genexp.cli.config_dir import TRUST_FLAG, check_config_dirs
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page
+from genexp.cli.start_checks import RESUMED_CONFIG_PREFIX, TRUST_FLAG, check_config_dirs
 from genexp.config import CONFIG_GROUPS, find_config_dir
 from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
 from genexp.run_dir.config_file import read_run_config
-from genexp.run_dir.paths import CONFIG_FILE
+from genexp.run_dir.files import check_no_links
+from genexp.run_dir.paths import CONFIG_FILE, is_run_name, is_sweep_name
 from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def _run_with_hydra(arguments: list[str]) -> None:
     if sweep_dir is not None:
         if not options.multirun:
             raise ConfigError(f"sweep.resume={sweep_dir} goes on with a sweep; add -m")
+        check_no_links(sweep_dir, is_sweep_name)
         options.overrides.append(f"hydra.sweep.dir={_quote_override_value(str(sweep_dir))}")
     if options.shell_completion:  # Hydra parses the line that is completed with its own options
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(f"{TRUST_FLAG} ", "")
@@ -160,14 +162,15 @@ def _prepare_resumption(run_dir: Path, options: argparse.Namespace) -> str:
     for override in options.overrides:
         if override.partition("=")[0] in CONFIG_GROUPS:
             raise ConfigError(f"resume={run_dir} cannot change {override}; leave it out, or start a new run")
+    check_no_links(run_dir, is_run_name)
     options.overrides = [
-        *(override for override in options.overrides if not override.startswith("resume=")),
+        *(override for override in options.overrides if override.partition("=")[0].strip("+") != "resume"),
         f"resume={_quote_override_value(str(run_dir))}",
         f"hydra.run.dir={_quote_override_value(str(run_dir))}",
         "hydra.output_subdir=null",  # keep the .hydra/ files of the first start
     ]
     # No file can have this name: a file of a configuration directory would take precedence.
-    config_name = f"resume-{secrets.token_hex(8)}"
+    config_name = f"{RESUMED_CONFIG_PREFIX}{secrets.token_hex(8)}"
     defaults = ["_self_", {"override hydra/job_logging": "genexp"}, {"override hydra/help": "genexp"}]
     hydra_settings = {"job": {"name": "genexp", "chdir": False}}
     node = {"defaults": defaults, **read_run_config(run_dir), "hydra": hydra_settings}
@@ -175,14 +178,13 @@ def _prepare_resumption(run_dir: Path, options: argparse.Namespace) -> str:
     return config_name
 
 
-def parse_resume_dir(arguments: list[str]) -> Path | None:
-    """Return the directory of the last `resume=DIR` argument, or None without one.
+def parse_resume_dir(overrides: list[str]) -> Path | None:
+    """Return the directory of the last override `resume=DIR`, or None without one.
 
     Raises ConfigError if the value is empty.
     """
-    values = [
-        argument.removeprefix("resume=").strip("'\"") for argument in arguments if argument.startswith("resume=")
-    ]
+    pairs = (override.partition("=") for override in overrides)
+    values = [value.strip("'\"") for key, _, value in pairs if key.strip("+") == "resume"]
     if not values or values[-1] == "null":
         return None
     if not values[-1]:

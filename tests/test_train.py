@@ -150,3 +150,42 @@ def test_unexpected_errors_of_tools_are_one_line(monkeypatch: pytest.MonkeyPatch
     result = run_main("genexp-compare", compare.main)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith("genexp-compare: unexpected KeyError: 'x' (at ")
+
+
+RUN_NAMES = (
+    *(".lock", "metrics.jsonl", "status.json", "status.json.tmp", "train.log", "config.yaml", "report.html"),
+    *("samples.gif", "figures", "checkpoints", "tensorboard", ".hydra", "figures/loss.png", "checkpoints/best.pt"),
+)
+
+
+@pytest.mark.parametrize("name", RUN_NAMES)
+@pytest.mark.parametrize("kind", ["link", "dangling link", "named pipe"])
+def test_resuming_refuses_links_and_special_files(kind: str, name: str, run_dir: Path) -> None:
+    path, target = run_dir / name, run_dir.parent / "target"
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        path.rename(target)
+    elif kind == "link":
+        target.write_text("of others")
+    if kind == "named pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target if kind == "link" else "absent")
+    before = read_files(run_dir.parent) if kind != "named pipe" else None
+    line = get_error_line(run_genexp(f"resume={run_dir}", "trainer.epochs=3"), "genexp")
+    assert f"run/{name}: " in line or "is no run's folder" in line
+    assert before is None or read_files(run_dir.parent) == before
+
+
+@pytest.mark.parametrize("name", ["0", "0/figures", "sweep.json", ".stop", "report.html"])
+def test_going_on_with_a_sweep_refuses_links(name: str, run_dir: Path) -> None:
+    sweep_dir, target = run_dir.parent / "sweep", run_dir.parent / "target"
+    (sweep_dir / name).parent.mkdir(parents=True, exist_ok=True)
+    target.mkdir()
+    (sweep_dir / "sweep.json").write_text("{}")
+    if (sweep_dir / name).exists():
+        (sweep_dir / name).unlink()
+    (sweep_dir / name).symlink_to(target)
+    line = get_error_line(run_genexp("-m", f"sweep.resume={sweep_dir}", "seed=0,1"), "genexp")
+    assert f"sweep/{name}: a link" in line
+    assert not list(target.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import logging
 import math
 import os
 import secrets
@@ -12,14 +13,15 @@ import signal
 import stat
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import IO, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from genexp.errors import DataError, RunDirInUseError
+from genexp.errors import CheckpointError, DataError, RunDirInUseError
 from genexp.run_dir.paths import LOCK_FILE, TEMPORARY_SUFFIX, format_path
 
 ContentT = TypeVar("ContentT")
@@ -54,6 +56,33 @@ def open_regular_file(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
     if flags & (os.O_WRONLY | os.O_RDWR):
         return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
     return os.fdopen(descriptor, "rb")
+
+
+class LogFileHandler(logging.FileHandler):
+    """Handler that appends to a log file, and does not follow a link."""
+
+    def _open(self) -> TextIOWrapper:
+        file = open_regular_file(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return TextIOWrapper(file, self.encoding or "utf-8", errors="backslashreplace", write_through=True)
+
+
+def check_no_links(directory: Path, is_written: Callable[[str], bool]) -> None:
+    """Raise CheckpointError where a run or sweep directory contains a link, a named pipe or another special file.
+
+    At the top of `directory`, only names for which `is_written` returns True count. Below them, all names do.
+    """
+    pending = [path for path in directory.iterdir() if is_written(path.name)]
+    while pending:
+        path = pending.pop()
+        try:
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                pending.extend(path.iterdir())
+        except FileNotFoundError:
+            continue  # removed by a live process
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise CheckpointError(f"{format_path(path)}: {kind}. Replace it by a file or folder of its own.")
 
 
 def read_file(path: Path) -> bytes:

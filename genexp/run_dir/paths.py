@@ -16,6 +16,7 @@ BEST_FILE = "best.pt"  # in CHECKPOINTS_DIR
 FIGURES_DIR = "figures"
 PREVIEWS_DIR = "previews"  # a folder for each preview; NAME.gif or NAME.mp4 in the run directory is made of it
 TENSORBOARD_DIR = "tensorboard"
+MADE_DIR = "made"  # written by genexp-sample
 # In FIGURES_DIR, beside one file for each preview and each image of the gallery.
 CURVES_FIGURE, LATENTS_FIGURE, LATENTS_PAGE = "loss.png", "latents.png", "latents.html"
 # These two are written by Hydra.
@@ -30,7 +31,27 @@ MULTIRUN_FILE = "multirun.yaml"  # configuration of the sweep
 STOP_FILE = ".stop"
 STUDY_FILE = "optuna.log"  # journal of an Optuna study
 STUDY_LOCK_FILE = "optuna.log.lock"
+SUBMITIT_DIR = ".submitit"  # scripts, pickled jobs and logs of submitit
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
+
+_RUN_NAMES = {
+    *(CONFIG_FILE, STATUS_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE, LOCK_FILE, LOG_FILE),
+    *(CHECKPOINTS_DIR, FIGURES_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR),
+}
+_SWEEP_NAMES = {
+    *(MANIFEST_FILE, MULTIRUN_FILE, STOP_FILE, STUDY_FILE, STUDY_LOCK_FILE, REPORT_FILE, LOCK_FILE),
+    SUBMITIT_DIR,
+}
+
+
+def is_run_name(name: str) -> bool:
+    """Return whether a run writes a file or folder with this name into its directory."""
+    return name in _RUN_NAMES or name.endswith((".gif", TEMPORARY_SUFFIX))
+
+
+def is_sweep_name(name: str) -> bool:
+    """Return whether a sweep writes a file or folder with this name into its directory."""
+    return name in _SWEEP_NAMES or name.isdecimal() or name.endswith(TEMPORARY_SUFFIX)
 
 
 def find_animations(directory: Path) -> list[Path]:

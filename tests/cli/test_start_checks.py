@@ -1,12 +1,14 @@
-"""Configuration directories of others: values are accepted, code is refused before Hydra reads it."""
+"""Directories that a command line names: configurations without code, and output folders without other files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.command import get_error_line, run_genexp
+from tests.support.compose import make_tiny_overrides
 
 GLOBAL = "# @package _global_\n"
 LOG_HANDLER = "{class: logging.FileHandler, filename: boom}"
@@ -166,3 +168,46 @@ def test_a_directory_that_cannot_be_checked_is_refused(option: str, message: str
 
 def test_installed_packages_are_trusted() -> None:
     assert run_genexp("hydra.searchpath=[pkg://hydra.test_utils.configs]", "--cfg", "job").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["train.log", "x.gif", "figures/loss.png", ".hydra/config.yaml", "report.html", ".lock"]
+)
+@pytest.mark.parametrize("value", [".", "", "{cwd}"])
+def test_a_run_does_not_start_in_a_folder_with_files_of_others(value: str, name: str, tmp_path: Path) -> None:
+    write_config_dir(tmp_path, {name: "mine", "README.md": "mine"})
+    line = get_error_line(
+        run_genexp(f"hydra.run.dir={value.format(cwd=tmp_path)}", "trainer.max_steps=1"), "genexp"
+    )
+    assert f"hydra.run.dir={tmp_path}: it has files of others ({name.partition('/')[0]})" in line
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {Path(name).name, "README.md"}
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["multirun.yaml", "optuna.log", "3/notes.txt", ".lock", "report.html"])
+def test_a_sweep_does_not_start_in_a_folder_with_files_of_others(name: str, tmp_path: Path) -> None:
+    write_config_dir(tmp_path, {name: "mine"})
+    line = get_error_line(run_genexp("-m", "hydra.sweep.dir=.", "seed=0,1"), "genexp")
+    assert f"hydra.sweep.dir={tmp_path}: it has files of others ({name.partition('/')[0]})" in line
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
+
+
+def test_a_run_starts_beside_other_files_and_again_after_it_failed(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    run = (*make_tiny_overrides("kmeans"), "trainer.max_steps=1", "hydra.run.dir=.")
+    assert run_genexp(*run, "model.clusters=0").exit_code == 1
+    assert (tmp_path / ".hydra").is_dir()
+    result = run_genexp(*run)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "holds a run already; go on with resume=" in get_error_line(run_genexp(*run), "genexp")
+
+
+def test_an_output_folder_outside_the_working_directory_is_printed(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "link").symlink_to(tmp_path)
+    os.chdir(tmp_path / "inside")
+    run = (*make_tiny_overrides("kmeans"), "trainer.max_steps=1")
+    result = run_genexp(*run, "hydra.run.dir=link/run")
+    assert f"output outside the working directory: {tmp_path}/run" in result.stdout
+    assert "outside the working directory" not in run_genexp(*run, "hydra.run.dir=run").stdout

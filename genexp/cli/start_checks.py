@@ -1,7 +1,8 @@
-"""Check of the configuration directories that a command line names, before Hydra reads them.
+"""Checks of the directories that a command line names, before Hydra reads or writes them.
 
-A directory from others may choose values for a run, and a launcher or sweeper with plain settings. It may not name
-code: no `_target_`, no callbacks, logging or environment of Hydra, no commands of a cluster's launcher.
+A configuration directory from others may choose values for a run, and a launcher or sweeper with plain settings.
+It may not name code: no `_target_`, no callbacks, logging or environment of Hydra, no commands of a launcher.
+A new run or sweep starts only in a directory that holds nothing that it would write.
 """
 
 from __future__ import annotations
@@ -9,16 +10,35 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
 from genexp.config import CONFIG_GROUPS, find_config_dir
 from genexp.errors import CheckpointError, ConfigError
 from genexp.run_dir.config_file import CONFIG_KEYS, SPECIAL_KEY_PATTERN, iter_nodes, read_yaml_file
-from genexp.run_dir.paths import format_path
+from genexp.run_dir.files import check_no_links
+from genexp.run_dir.paths import (
+    CHECKPOINTS_DIR,
+    CONFIG_FILE,
+    HYDRA_DIR,
+    LOCK_FILE,
+    LOG_FILE,
+    MANIFEST_FILE,
+    STATUS_FILE,
+    format_path,
+    is_run_name,
+    is_sweep_name,
+)
 
 TRUST_FLAG = "--trust-config-dir"
+RESUMED_CONFIG_PREFIX = "resume-"  # of the name of a resumed run's primary configuration
+FAILED_START_NAMES = {HYDRA_DIR, LOG_FILE, LOCK_FILE, STATUS_FILE}  # of a run that could not be built
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 # Settings of launchers and sweepers whose text is passed on as one word. Other texts may be commands or addresses.
 WORD_SETTINGS = ("name", "direction", "partition", "account", "qos", "constraint")
@@ -171,6 +191,57 @@ def _is_plain_hydra_setting(keys: tuple[str, ...], value: Any) -> bool:
     if isinstance(value, str):
         return (is_parameter or keys[-1] in WORD_SETTINGS) and value.isprintable()
     return value is None or isinstance(value, bool | int | float)
+
+
+class OutputDirCallback(Callback):
+    """Hydra callback that ends the process if a new run or sweep would write over files of others.
+
+    Hydra calls it before it writes a log or `.hydra/`. It would only warn about an exception.
+    """
+
+    def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+        """Check `hydra.run.dir`."""
+        if not str(config_name).startswith(RESUMED_CONFIG_PREFIX):
+            _exit_on_error(lambda: _check_output_dir(config, "hydra.run.dir", is_run_name))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Check `hydra.sweep.dir`."""
+        if OmegaConf.select(config, "sweep.resume") is None:
+            _exit_on_error(lambda: _check_output_dir(config, "hydra.sweep.dir", is_sweep_name))
+
+
+def _exit_on_error(check: Callable[[], None]) -> None:
+    try:
+        check()
+    except Exception as error:
+        sys.exit(f"genexp: {error}")
+
+
+def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], bool]) -> None:
+    """Raise ConfigError if the directory at `key` holds files with names that are written there.
+
+    Print the directory if it is outside the working directory.
+    """
+    HydraConfig.instance().set_config(config)  # resolves ${hydra:...}
+    directory = Path(str(OmegaConf.select(config, key))).resolve()
+    paths = directory.iterdir() if directory.is_dir() else ()
+    names = sorted(path.name for path in paths if is_written(path.name))
+    if CONFIG_FILE in names and CHECKPOINTS_DIR in names:
+        raise ConfigError(
+            f"{directory} holds a run already; go on with resume={directory}, or choose another folder"
+        )
+    if MANIFEST_FILE in names:
+        raise ConfigError(
+            f"{directory} holds a sweep already; go on with sweep.resume={directory}, or choose another {key}"
+        )
+    if set(names) <= FAILED_START_NAMES and (directory / HYDRA_DIR / "hydra.yaml").is_file():
+        check_no_links(directory, is_written)  # a start that failed before its first checkpoint: start again
+    elif names:
+        raise ConfigError(
+            f"{key}={directory}: it has files of others ({', '.join(names[:3])}). Use an empty folder."
+        )
+    if not directory.is_relative_to(Path.cwd()):
+        print(f"output outside the working directory: {directory}")
 
 
 def _build_error(path: Path, subject: str) -> ConfigError:
