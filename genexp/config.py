@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genexp.errors import ConfigError
@@ -81,6 +82,17 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
         raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {error.remedy}") from None
     assert isinstance(instance, cls)
     return instance
+
+
+def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """Return a composed configuration as nested plain values, without the nodes `hydra` and `sweep`."""
+    run_config = copy.deepcopy(config)
+    with open_dict(run_config):
+        run_config.pop("hydra", None)
+        run_config.pop("sweep", None)
+    values = OmegaConf.to_container(run_config, resolve=resolve)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def suggest_choice(value: str, choices: Iterable[str]) -> str:

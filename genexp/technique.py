@@ -6,10 +6,10 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -83,8 +83,6 @@ class Technique(nn.Module, ABC):
 
     Config: ClassVar[type]  # dataclass of the keys in conf/model/<name>.yaml, except `name` and `recipe`
     name: ClassVar[str]
-    objective: ClassVar[str]  # test metric that ranks checkpoints and the runs of a sweep
-    direction: ClassVar[Literal["min", "max"]] = "min"
     num_examples: ClassVar[int] = 10  # number of test samples given to `preview` and `render_gallery`
     # With several ranks, batch normalization takes its statistics from the global batch. If False, each rank uses
     # its own rows.
@@ -114,6 +112,14 @@ class Technique(nn.Module, ABC):
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         """Return metrics on the test split. Called in eval mode without gradients."""
         return {}
+
+    def list_metrics(self) -> Sequence[str] | None:
+        """Return the names of the metrics that `evaluate` returns. Called after `prepare_evaluation`.
+
+        A `trainer.objective` that is not among them is rejected before training. With None, the default, it is
+        rejected after the first evaluation.
+        """
+        return None
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         """Return images in [0, 1] at the end of a run: (channels, height, width), or (frames, ...) if animated."""

@@ -25,7 +25,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -33,7 +33,7 @@ from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page
 from genexp.cli.start_checks import RESUMED_CONFIG_PREFIX, TRUST_FLAG, check_config_dirs
-from genexp.config import CONFIG_GROUPS, find_config_dir
+from genexp.config import CONFIG_GROUPS, find_config_dir, to_plain_config
 from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
 from genexp.run_dir.config_file import read_run_config
@@ -226,11 +226,8 @@ def _quote_override_value(text: str) -> str:
 def _run_task(cfg: DictConfig) -> float | None:
     from genexp.runs.run import run_experiment  # imports torch, over a second
 
-    hydra_config = HydraConfig.get()
-    with open_dict(cfg):
-        cfg.pop("sweep", None)  # absent in the configuration of a resumed run
     try:
-        result = run_experiment(cfg, Path(hydra_config.runtime.output_dir))
+        result = run_experiment(to_plain_config(cfg), Path(HydraConfig.get().runtime.output_dir))
     except Exception as error:
         message = _format_any_error(error)
         log.info("failed: %s", message)

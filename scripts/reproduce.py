@@ -160,9 +160,9 @@ def check_data(row: TableRow) -> None:
     """Load the data set of a row. Raises DataError where its files are absent and cannot be downloaded."""
     from benchmark.compose import compose_config  # imports torch
 
-    from genexp.data import load_dataset
+    from genexp.data import bind_dataset, load_dataset
 
-    load_dataset(compose_config(*row.arguments)["dataset"])
+    load_dataset(bind_dataset(compose_config(*row.arguments)["dataset"]))
 
 
 def gather_results(row: TableRow, run_root: Path) -> list[dict[str, Any]]:

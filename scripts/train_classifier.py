@@ -20,11 +20,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="default: as many as show 180,000 images")
     arguments = parser.parse_args()
 
-    from genexp.data import load_dataset
+    from genexp.data import bind_dataset, load_dataset
     from genexp.metrics.feature_extractor import save_extractor, train_classifier
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    dataset = load_dataset({"name": arguments.dataset, "root": arguments.root, "limit": None, "resident_gb": 4.0})
+    values = {"name": arguments.dataset, "root": str(arguments.root), "limit": None, "resident_gb": 4.0}
+    dataset = load_dataset(bind_dataset(values))
     extractor = train_classifier(dataset, version=arguments.output.stem, epochs=arguments.epochs)
     save_extractor(extractor, arguments.output)
     print(

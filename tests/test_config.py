@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from genexp.config import bind, find_config_dir, require, suggest_choice
 from genexp.data.registry import find_dataset, list_datasets
 from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
-from genexp.runs.build import TopLevelConfig
+from genexp.runs.config import TopLevelConfig
 from genexp.sweep.config import SweepConfig
 from genexp.training.optimizers import OPTIMIZERS
 from genexp.training.trainer import TrainerConfig
-from tests.support.compose import compose_config, list_config_names, list_field_names
+from tests.support.command import TINY_RUN_OVERRIDES, format_run_dir_override, load_status, run_genexp
+from tests.support.compose import compose_config, compose_values, list_config_names, list_field_names
 
 
 @pytest.mark.parametrize("name", list_config_names("optimizer"))
@@ -95,12 +98,40 @@ def test_zero_intervals_mean_never() -> None:
     assert (settings.evaluate_every, settings.preview_every, settings.checkpoint_every) == (0, 0, 0)
 
 
-def test_optimizer_defaults_come_from_the_model_recipe() -> None:
-    recipe = compose_config("model=vae").model.recipe
-    assert compose_config("model=vae", "optimizer=rmsprop").optimizer.lr == recipe.lr
-    assert compose_config("model=vae", "optimizer=rmsprop", "optimizer.lr=3e-4").optimizer.lr == 3e-4
-    assert compose_config("model=vae", "model.recipe.lr=0.5").optimizer.lr == 0.5
-    assert compose_config("model=vae", "model.recipe.epochs=3").trainer.epochs == 3
+def test_optimizer_and_trainer_read_the_recipe_of_the_model() -> None:
+    recipe = compose_config("model=dcgan").model.recipe
+    assert compose_config("model=dcgan", "optimizer=rmsprop").optimizer.lr == recipe.lr
+    assert compose_config("model=dcgan", "optimizer=rmsprop", "optimizer.lr=3e-4").optimizer.lr == 3e-4
+    assert compose_config("model=dcgan", "model.recipe.lr=0.5").optimizer.lr == 0.5
+    assert compose_config("model=dcgan", "model.recipe.epochs=3").trainer.epochs == 3
+    assert compose_config("model=kmeans").trainer.batch_size is None  # null in the recipe is not the default
+
+
+@pytest.mark.parametrize("model", list_config_names("model"))
+def test_recipe_lists_only_what_differs_from_the_defaults(model: str) -> None:
+    recipe = compose_config(f"model={model}").model.recipe
+    defaults = compose_values(f"model={model}", "optimizer=adam", "~model.recipe")
+    for key, value in OmegaConf.to_container(recipe).items():  # type: ignore[union-attr]
+        group = "optimizer" if key in defaults["optimizer"] else "trainer"
+        assert defaults[group][str(key)] != value, key
+
+
+def test_technique_without_gradients_states_no_learning_rate() -> None:
+    assert "lr" not in compose_config("model=kmeans").model.recipe
+
+
+def test_model_without_a_recipe_trains(tmp_path: Path) -> None:
+    overrides = (
+        "~model.recipe",
+        "trainer.objective=mse",
+        "trainer.max_steps=1",
+        format_run_dir_override(tmp_path),
+    )
+    assert (
+        run_genexp("model=stacked_autoencoder", *TINY_RUN_OVERRIDES, "trainer.batch_size=8", *overrides).exit_code
+        == 0
+    )
+    assert load_status(tmp_path)["objective"] == "mse"
 
 
 @dataclass

@@ -10,27 +10,18 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from genexp.config import bind
+from genexp.config import to_plain_config
 from genexp.data.dataset import DataSpec
-from genexp.data.registry import find_dataset
-from genexp.device import DeviceConfig
-from genexp.runs.build import TopLevelConfig
+from genexp.runs.config import bind_experiment
 from genexp.technique import find_technique
-from genexp.training.optimizers import plan_optimizers
 from genexp.training.trainer import TrainerConfig
-from tests.support.compose import compose_config, list_config_names, list_field_names, to_plain_dict
+from tests.support.compose import compose_config, list_config_names
 
 
 def bind_config(cfg: DictConfig) -> tuple[Any, TrainerConfig, Any]:
     """Bind all of a configuration; return (model's settings, trainer's, optimizer's)."""
-    config = to_plain_dict(cfg)
-    model = {key: value for key, value in config["model"].items() if key not in ("name", "recipe")}
-    bind(TopLevelConfig, {key: config[key] for key in list_field_names(TopLevelConfig)}, "")
-    bind(DeviceConfig, config["device"], "device")
-    bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
-    technique: Any = bind(find_technique(config["model"]["name"]).Config, model, "model")
-    trainer = bind(TrainerConfig, config["trainer"], "trainer")
-    return technique, trainer, plan_optimizers(config["optimizer"]).bind_phase_config("")
+    config = bind_experiment(to_plain_config(cfg))
+    return config.model, config.trainer, config.optimizer.shared_config
 
 
 @pytest.mark.parametrize("name", list_config_names("experiment"))

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from omegaconf import DictConfig
-
 from genexp.config import bind, require, suggest_choice
 from genexp.data.dataset import Dataset
 from genexp.data.sampling import subset
@@ -76,14 +74,16 @@ def find_dataset(name: str) -> DatasetEntry:
     return _REGISTRY[name]
 
 
-def load_dataset(node: Mapping[str, Any] | DictConfig, key_prefix: str = "dataset") -> Dataset:
-    """Return the data set that the `dataset` node of a configuration describes, reduced to its `limit`.
+def bind_dataset(node: Mapping[str, Any], key_prefix: str = "dataset") -> DatasetConfig:
+    """Return the `dataset` node of a configuration as an instance of the data set's configuration class.
 
-    `key_prefix` is the prefix of keys in error messages. Raises ConfigError for a wrong name, key or value. Raises
-    DataError if the data is missing or damaged.
+    `key_prefix` is the prefix of keys in error messages. Raises ConfigError for a wrong name, key or value.
     """
     if "name" not in node:
         raise ConfigError(f"dataset.name is missing; {suggest_choice('', list_datasets())}")
-    entry = find_dataset(node["name"])
-    config = bind(entry.config_class, node, key_prefix)
-    return subset(entry.load(config), config.limit)
+    return bind(find_dataset(node["name"]).config_class, node, key_prefix)
+
+
+def load_dataset(config: DatasetConfig) -> Dataset:
+    """Return the data set of a configuration, reduced to its `limit`. Raises DataError and ConfigError."""
+    return subset(find_dataset(config.name).load(config), config.limit)

@@ -57,7 +57,7 @@ def time_both(members: Sequence[EnsembleMember], *, should_measure: bool) -> Tim
         )
         for member in members:
             if clock.step == 0:
-                initialize_technique(member.run.learner, member.run.data.train_batches, member.run.seed)
+                initialize_technique(member.run.learner, member.run.data.train_batches, member.run.config.seed)
         ensemble_step = build_step(members)
         batches, is_shared = make_batches(members, clock.step + 1)
         batch = next(batches)
@@ -91,7 +91,7 @@ def _time_steps(
 
         def run_member(clock: Clock = step_clock) -> None:
             for _ in range(STEPS_PER_ROUND):
-                seed_generators(first_run.learner.device, first_run.seed, clock.step)
+                seed_generators(first_run.learner.device, first_run.config.seed, clock.step)
                 first_run.learner.step(member_batch, train_batches, clock)
 
         ensemble_times.append(_time_call(run_ensemble, first_run.learner.device))

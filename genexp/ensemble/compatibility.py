@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genexp.config import to_plain_config
 from genexp.run_dir.record import flatten_config
-from genexp.runs.build import bind_technique_config
-from genexp.sweep.config import UNHASHED_KEYS, to_plain_config
+from genexp.runs.config import bind_model
+from genexp.sweep.config import UNHASHED_KEYS
 from genexp.sweep.job import Job
 from genexp.training.optimizers import is_elementwise
 
@@ -181,7 +182,7 @@ def _extract_fixed_config(job: Job) -> dict[str, Any]:
     config = {
         key: value for key, value in to_plain_config(job.config).items() if key not in (*UNHASHED_KEYS, "seed")
     }
-    _, settings = bind_technique_config(config["model"])
+    _, settings = bind_model(config["model"])
     float_names = {field.name for field in fields(settings) if isinstance(getattr(settings, field.name), float)}
     model = {
         key: FLOAT_PLACEHOLDER if key in float_names else value

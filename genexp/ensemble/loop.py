@@ -33,7 +33,7 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
 
 def build_step(members: Sequence[EnsembleMember]) -> EnsembleStep:
     """Return the ensemble step of the members. Raises IncompatibleRunsError."""
-    return EnsembleStep([member.run.learner for member in members], [member.run.seed for member in members])
+    return EnsembleStep([member.run.learner for member in members], [member.run.config.seed for member in members])
 
 
 def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[Iterator[Batch], bool]:
@@ -43,7 +43,7 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
     """
     batch_sources = [member.run.data.batch_source for member in members]
     batch_streams = [batch_source for batch_source in batch_sources if isinstance(batch_source, TrainingBatches)]
-    if len(batch_streams) < len(batch_sources) or members[0].run.trainer_config.batch_size is None:
+    if len(batch_streams) < len(batch_sources) or members[0].run.config.trainer.batch_size is None:
         return batch_sources[0].iter_batches(first_step), True
     return stack_batches(batch_streams, first_step), False
 

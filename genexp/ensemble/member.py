@@ -10,7 +10,7 @@ from typing import Any
 
 from genexp.distributed.process_group import ProcessGroup
 from genexp.runs.build import Run
-from genexp.runs.run import RunContext, build_failed_outcome
+from genexp.runs.run import RunContext
 from genexp.snapshot import Snapshot
 from genexp.sweep.job import log_and_record_failure
 from genexp.technique import Clock
@@ -40,7 +40,7 @@ class EnsembleMember:
         run = self.run
         self.recorders = self.context.prepare_recorders()
         self.snapshot_builder = SnapshotBuilder(
-            run.learner, run.data, run.trainer_config, run.seed, ProcessGroup()
+            run.learner, run.data, run.config.trainer, run.config.seed, ProcessGroup()
         )
         self.recorders.open(self.context.build_info())
 
@@ -48,7 +48,7 @@ class EnsembleMember:
         """Initialize the technique of a fresh run and record its first snapshot. Do nothing for a resumed run."""
         run = self.run
         if self.context.completed_steps == 0:
-            initialize_technique(run.learner, run.data.train_batches, run.seed)
+            initialize_technique(run.learner, run.data.train_batches, run.config.seed)
             self.recorders.record(self.snapshot_builder.build_initial(clock))
 
     def record(self, clock: Clock) -> None:
@@ -57,23 +57,23 @@ class EnsembleMember:
             self.snapshot_builder.build(clock, should_finalize=self.is_finished, is_ending=self.is_ending)
         )
         if self.is_ending:
-            self.context.close_recorders(self.recorders, clock)
+            self.context.close_recorders(self.recorders, self.snapshot_builder.build_result(clock))
 
     def record_final_snapshot(self, clock: Clock) -> None:
         """Record the final snapshot of a run that needs no further step, and close its recorders."""
         snapshot: Snapshot = self.snapshot_builder.build_final(clock)
         self.recorders.record(snapshot)
-        self.context.close_recorders(self.recorders, clock)
+        self.context.close_recorders(self.recorders, self.snapshot_builder.build_result(clock))
 
     def close_with_error(self, error: BaseException) -> None:
         """Close the recorders with the error that ended the run."""
         if self.recorders is not None:
-            self.recorders.close(build_failed_outcome(self.recorders, error))
+            self.recorders.close_failed(error)
 
     def record_failure(self, error: Exception) -> None:
         """Close the recorders and write the error to the log and the run directory."""
         self.close_with_error(error)
-        log_and_record_failure(dict(self.context.config), self.context.run_dir, error)
+        log_and_record_failure(self.run.config.values, self.context.run_dir, error)
 
     @contextmanager
     def redirect_logging(self) -> Iterator[None]:

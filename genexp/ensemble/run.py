@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import Any
 
 from genexp.ensemble.autotune import time_both
 from genexp.ensemble.compatibility import (
@@ -84,7 +83,7 @@ def _run_ensemble(
             if not _should_run_ensemble(members, print_line, should_measure=should_measure):
                 remaining_groups.append([job for job in jobs if job.number in {row.job_number for row in members}])
                 continue
-            trainer_config, until_epoch = members[0].run.trainer_config, jobs[0].until_epoch
+            trainer_config, until_epoch = members[0].run.config.trainer, jobs[0].until_epoch
             with stop_on_signals(trainer_config.time_budget, until_epoch=until_epoch) as stop:
                 train_ensemble(members, stop)
             if stop.received_signal is not None:
@@ -142,9 +141,9 @@ def _open_members(jobs: Sequence[Job]) -> Iterator[tuple[list[EnsembleMember], l
 def _build_member(job: Job, data_from: Run | None) -> EnsembleMember | RunDirInUseError | None:
     """Return the member of `job`; an error if another process locks its directory; None if it cannot be built."""
 
-    def build(config: DictConfig, run_dir: Path) -> EnsembleMember:
+    def build(values: Mapping[str, Any], run_dir: Path) -> EnsembleMember:
         with ExitStack() as exit_stack:
-            context = exit_stack.enter_context(open_run_context(config, run_dir, data_from))
+            context = exit_stack.enter_context(open_run_context(values, run_dir, data_from))
             return EnsembleMember(job.number, context, exit_stack.pop_all())
         raise AssertionError
 

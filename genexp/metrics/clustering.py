@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+CLUSTERING_SCORES = ("acc", "nmi", "ari")  # keys of the result of `clustering_scores`
 IntegerLabels = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,): any integers; equal values are one group
 
 

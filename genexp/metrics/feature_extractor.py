@@ -20,6 +20,7 @@ from genexp.errors import ConfigError
 from genexp.networks.classifier import Classifier
 
 BUNDLED_VERSIONS = {"mnist": "mnist-v1", "mnist_5k": "mnist-v1", "fashion_mnist": "fashion_mnist-v1"}
+BUNDLED_IMAGE_SHAPE = (1, 28, 28)
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 TRAINING_VERSION = 1  # increase it when the classifier or its training changes: this invalidates cached ones
 BATCH_SIZE, LEARNING_RATE = 128, 4e-3
@@ -95,17 +96,9 @@ def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "c
     The cache key is made from the data set's name, image shape, size and a sample of its content.
     Raises ConfigError for a data set without images or without labels.
     """
-    shape = dataset.spec.image_shape
-    if dataset.name in BUNDLED_VERSIONS:
-        bundled = load_extractor(WEIGHTS_DIR / f"{BUNDLED_VERSIONS[dataset.name]}.pt")
-        if bundled.image_shape == shape:
-            return bundled
-    if "label" not in dataset.train.streams:
-        raise ConfigError(
-            f"dataset={dataset.name} has no labels, and generation metrics need them to train their classifier; "
-            f"choose a data set with labels, or turn the generation metrics off"
-        )
-    version = f"{dataset.name}-{_hash_dataset(dataset)}"
+    version = get_extractor_version(dataset)
+    if version in BUNDLED_VERSIONS.values():
+        return load_extractor(WEIGHTS_DIR / f"{version}.pt")
     path = _get_cache_dir() / f"{version}.pt"
     try:
         return load_extractor(path)
@@ -119,6 +112,21 @@ def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "c
     except OSError as error:  # an unwritable cache directory must not end the run
         _log.warning("could not keep the classifier in %s (%s); the next run trains it again", path, error)
     return extractor
+
+
+def get_extractor_version(dataset: Dataset) -> str:
+    """Return the version of the extractor of `dataset`, without loading or training it.
+
+    Raises ConfigError for a data set without images or without labels.
+    """
+    if dataset.spec.image_shape == BUNDLED_IMAGE_SHAPE and dataset.name in BUNDLED_VERSIONS:
+        return BUNDLED_VERSIONS[dataset.name]
+    if "label" not in dataset.train.streams:
+        raise ConfigError(
+            f"dataset={dataset.name} has no labels, and generation metrics need them to train their classifier; "
+            f"choose a data set with labels, or turn the generation metrics off"
+        )
+    return f"{dataset.name}-{_hash_dataset(dataset)}"
 
 
 def train_classifier(

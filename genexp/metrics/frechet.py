@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genexp.errors import ConfigError
 
+GENERATION_SCORES = ("frechet", "precision", "recall", "density", "coverage")
 NEIGHBORS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
 BLOCK_ROWS = 500  # rows of the distance matrix in memory at once: 40 MB for 10,000 columns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from genexp.data.dataset import Dataset
 from genexp.data.loading import convert_and_scale
-from genexp.metrics.feature_extractor import FeatureExtractor, load_or_train_extractor
-from genexp.metrics.frechet import frechet_distance, generation_scores
+from genexp.metrics.feature_extractor import FeatureExtractor, get_extractor_version, load_or_train_extractor
+from genexp.metrics.frechet import GENERATION_SCORES, frechet_distance, generation_scores
 from genexp.technique import Batches
 
+PIXEL_FEATURES_VERSION = "pixels8-v1"
 MAX_REAL_IMAGES = 10_000  # held-out images that generated images are compared with
 BATCH_SIZE = 500  # images that are generated, or read, at once
 
@@ -22,7 +24,7 @@ BATCH_SIZE = 500  # images that are generated, or read, at once
 class PixelFeatures:
     """Feature extractor for data sets without labels: the image averaged to at most 8×8 pixels."""
 
-    version = "pixels8-v1"
+    version = PIXEL_FEATURES_VERSION
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, channels, height, width) → (samples, features)."""
@@ -45,6 +47,14 @@ class GenerationMetrics:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return self: the EMA copy of a technique shares the features of the real images."""
         return self
+
+    def list_names(self, *, has_labels: bool = False) -> list[str]:
+        """Return the keys of the result of `compute_scores` and, with `has_labels`, of `label_accuracy`.
+
+        They are known before the classifier is loaded or trained.
+        """
+        scores = [*GENERATION_SCORES, "label_accuracy"] if has_labels else GENERATION_SCORES
+        return ["frechet", *(f"{name}_{self._version}" for name in scores)]
 
     def extract_features(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, channels, height, width) in [0, 1] → (samples, features)."""
@@ -95,6 +105,14 @@ class GenerationMetrics:
         predictions = extractor.classifier.to_logits(features.to(device)).argmax(1).cpu()
         return {f"label_accuracy_{extractor.version}": float((predictions == labels.cpu()).double().mean())}
 
+    @property
+    def _has_labels(self) -> bool:
+        return "label" in self._dataset.train.streams
+
+    @cached_property
+    def _version(self) -> str:
+        return get_extractor_version(self._dataset) if self._has_labels else PIXEL_FEATURES_VERSION
+
     def _extract_real_features(self, image_batches: Iterable[Tensor]) -> Tensor:
         parts: list[Tensor] = []
         for images in image_batches:
@@ -112,8 +130,7 @@ class GenerationMetrics:
 
     def _get_extractor(self, device: torch.device) -> FeatureExtractor | PixelFeatures:
         if self._extractor is None:
-            has_labels = "label" in self._dataset.train.streams
             self._extractor = (
-                load_or_train_extractor(self._dataset, device=device) if has_labels else PixelFeatures()
+                load_or_train_extractor(self._dataset, device=device) if self._has_labels else PixelFeatures()
             )
         return self._extractor

@@ -1,31 +1,27 @@
-"""Recorder of checkpoints and best weights, and truncation of logs to the sizes stored in a checkpoint."""
+"""Recorder of checkpoints and best weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from genexp.errors import CheckpointError, ConfigError
+from genexp.errors import ConfigError
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.checkpoint import get_checkpoint_path, list_checkpoints, save_checkpoint
-from genexp.run_dir.files import remove_file, remove_temporary_files, truncate_file
-from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
+from genexp.run_dir.checkpoint import get_checkpoint_path, list_checkpoints, measure_logs, save_checkpoint
+from genexp.run_dir.files import remove_file, remove_temporary_files
+from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR
 from genexp.snapshot import RunInfo, Snapshot
 
 
 class CheckpointRecorder(Recorder):
     """Recorder of `checkpoints/`: the newest `max_to_keep` checkpoints and the best weights.
 
-    It must come after `recorders`: a checkpoint stores the sizes of the files that they have written.
-    `best` is the best value and its step ({"value", "step"}) of the run that is resumed.
+    It must come after all recorders that write logs, whose sizes a checkpoint stores. `best` is the best value and
+    its step ({"value", "step"}) of the run that is resumed.
     """
 
-    def __init__(
-        self, recorders: Sequence[Recorder], *, max_to_keep: int, best: Mapping[str, Any] | None = None
-    ) -> None:
-        self._recorders = recorders
+    def __init__(self, *, max_to_keep: int, best: Mapping[str, Any] | None = None) -> None:
         self._max_to_keep = max_to_keep
         self._best: dict[str, Any] = dict(best) if best else {"value": None, "step": None}
         self._unsaved_best: dict[str, Any] | None = None
@@ -65,41 +61,10 @@ class CheckpointRecorder(Recorder):
 
     def _write(self, state: Mapping[str, Any]) -> None:
         run_dir = self._run.run_dir
-        for recorder in self._recorders:
-            recorder.flush()
         if self._unsaved_best is not None:
             save_checkpoint(run_dir / CHECKPOINTS_DIR / BEST_FILE, self._unsaved_best)
             self._unsaved_best = None
-        log_offsets = measure_file_sizes(
-            run_dir, [path for recorder in self._recorders for path in recorder.append_only_files()]
-        )
-        save_checkpoint(
-            get_checkpoint_path(run_dir, state["step"]), {**state, "best": self._best, "log_offsets": log_offsets}
-        )
+        content = {**state, "best": self._best, "log_offsets": measure_logs(run_dir)}
+        save_checkpoint(get_checkpoint_path(run_dir, state["step"]), content)
         for stale in list_checkpoints(run_dir)[self._max_to_keep :]:
             remove_file(stale)
-
-
-def measure_file_sizes(run_dir: Path, files: Sequence[Path]) -> dict[str, int]:
-    """Return path relative to `run_dir` → size in bytes."""
-    return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in files}
-
-
-def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
-    """Truncate the append-only files of a run to the sizes in `log_offsets` (relative path → bytes).
-
-    An append-only file without an entry was created after the checkpoint and is deleted. Raises
-    CheckpointError if a file is missing or shorter than its entry.
-    """
-    for name, size in log_offsets.items():
-        path = run_dir / name
-        if not path.is_file() or path.stat().st_size < size:
-            raise CheckpointError(f"{path} is shorter than its checkpoint notes: a part of the run is lost")
-        truncate_file(path, size)
-    log_files = [
-        *run_dir.glob(METRICS_FILE),
-        *(run_dir / TENSORBOARD_DIR).glob("events.*"),
-    ]
-    for path in log_files:
-        if path.relative_to(run_dir).as_posix() not in log_offsets:
-            remove_file(path)

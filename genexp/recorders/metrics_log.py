@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -41,10 +40,6 @@ class MetricsRecorder(Recorder):
             clock = snapshot.clock
             lines.append(json.dumps({"step": clock.step, "epoch": clock.epoch, "split": "test", **metrics}) + "\n")
         append_file(self._path, "".join(lines))
-
-    def append_only_files(self) -> list[Path]:
-        """Return the path of the log."""
-        return [self._path]
 
     def _format_train_lines(self, snapshot: Snapshot) -> list[str]:
         # Shortest text that identifies the float32 value: 0.23, not 0.23000000417232513.

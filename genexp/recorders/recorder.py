@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 from genexp.errors import GenexpError
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
@@ -16,8 +15,8 @@ log = logging.getLogger(__name__)
 class Recorder(ABC):
     """Writer of some of the files in a run directory, from snapshots.
 
-    `append_only_files` lists the files that only grow. Each checkpoint stores their sizes. A resumed run
-    truncates them to these sizes before it calls `open`. So no step is missing or written twice.
+    A checkpoint stores the sizes of the logs, which only grow: see `genexp.run_dir.checkpoint.measure_logs`. A
+    resumed run truncates them to these sizes before it calls `open`. So no step is missing or written twice.
     """
 
     @abstractmethod
@@ -29,39 +28,34 @@ class Recorder(ABC):
         """Record a snapshot."""
 
     def flush(self) -> None:  # noqa: B027
-        """Flush buffered output to the operating system."""
-
-    def append_only_files(self) -> list[Path]:
-        """Return the existing files that only grow. Called after `flush`."""
-        return []
+        """Flush buffered output to the operating system, before a checkpoint stores the sizes of the logs."""
 
     def close(self, outcome: RunOutcome) -> None:  # noqa: B027
         """Finish the files. Called once, also after a failure."""
 
 
 class RecorderGroup:
-    """Ordered recorders that receive the same calls."""
+    """Ordered recorders that receive the same calls. The recorder of checkpoints is the last one."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = recorders
         self._open_recorders: list[Recorder] = []
-        self.last_step = 0  # last recorded step
-        self.test_metrics: dict[str, float] = {}  # from the latest evaluation
+        self._last_step = 0  # last recorded step
 
     def open(self, run: RunInfo) -> None:
         """Open all recorders."""
-        self.last_step = run.completed_steps
+        self._last_step = run.completed_steps
         for recorder in self._recorders:
             recorder.open(run)
             self._open_recorders.append(recorder)
 
     def record(self, snapshot: Snapshot) -> None:
         """Pass a snapshot to all recorders."""
-        self.last_step = snapshot.clock.step
-        if snapshot.test_metrics:
-            self.test_metrics = dict(snapshot.test_metrics)
+        self._last_step = snapshot.clock.step
         for recorder in self._recorders:
             recorder.record(snapshot)
+            if snapshot.checkpoint_state is not None:
+                recorder.flush()
 
     def close(self, outcome: RunOutcome) -> None:
         """Close each opened recorder. A failure of one (a full disk) is logged and the others are still closed."""
@@ -70,3 +64,15 @@ class RecorderGroup:
                 recorder.close(outcome)
             except (OSError, GenexpError) as error:
                 log.warning("%s could not finish: %s", type(recorder).__name__, error)
+
+    def close_failed(self, error: BaseException) -> None:
+        """Close the recorders of a run that `error` ended after the last recorded step."""
+        self.close(RunOutcome("failed", self._last_step, error=format_error(error)))
+
+
+def format_error(error: BaseException) -> str:
+    """Return the message of an error, or its class name if it has none or is not an Exception.
+
+    rich raises SystemExit, which is not an Exception, when its output pipe is closed.
+    """
+    return str(error) if isinstance(error, Exception) and str(error) else type(error).__name__

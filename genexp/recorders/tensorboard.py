@@ -115,9 +115,9 @@ class TensorBoardRecorder(Recorder):
         self._log_dir = run.run_dir / TENSORBOARD_DIR
         self._log_dir.mkdir(exist_ok=True)
         if not run.completed_steps:
-            for stale in self.append_only_files():
+            for stale in self._list_event_files():
                 stale.unlink()
-        existing_numbers = [int(path.suffix[1:]) for path in self.append_only_files()]
+        existing_numbers = [int(path.suffix[1:]) for path in self._list_event_files()]
         # A running TensorBoard reads files in order of their names, and each name once.
         number = max([time.time_ns(), *(number + 1 for number in existing_numbers)])
         self._writer = EventWriter(self._log_dir / f"{EVENT_FILE_PREFIX}{number:019d}", run.completed_steps + 1)
@@ -144,10 +144,6 @@ class TensorBoardRecorder(Recorder):
         """Write buffered events to the disk."""
         self._writer.flush()
 
-    def append_only_files(self) -> list[Path]:
-        """Return the paths of the event files."""
-        return sorted(self._log_dir.glob(f"{EVENT_FILE_PREFIX}*"))
-
     def close(self, outcome: RunOutcome) -> None:
         """Append the GIFs of the run, and an end event if it finished. Close the file."""
         from tensorboardX.summary import hparams
@@ -161,6 +157,9 @@ class TensorBoardRecorder(Recorder):
             *_, session_end = hparams({}, {})
             self._writer.add_summaries([session_end], outcome.step)
         self._writer.close()
+
+    def _list_event_files(self) -> list[Path]:
+        return sorted(self._log_dir.glob(f"{EVENT_FILE_PREFIX}*"))
 
     def _is_preview_due(self, clock: Clock) -> bool:
         stride = compute_preview_stride(clock.step, self._run.steps_per_epoch * self._preview_every)

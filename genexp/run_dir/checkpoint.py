@@ -1,4 +1,4 @@
-"""Checkpoint files: written atomically, verified by SHA-256, read with `torch.load(weights_only=True)`."""
+"""Checkpoint files, verified by SHA-256, and the sizes of the logs that belong to a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from genexp.errors import CheckpointError
-from genexp.run_dir.files import open_regular_file, write_file
-from genexp.run_dir.paths import CHECKPOINTS_DIR
+from genexp.run_dir.files import open_regular_file, remove_file, truncate_file, write_file
+from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
 
 FORMAT_VERSION = 2
+LOG_PATTERNS = (METRICS_FILE, f"{TENSORBOARD_DIR}/events.*")  # of the files that only grow
 _STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 
 
@@ -101,6 +102,32 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
         f"resume={run_dir} has only checkpoints that cannot be used ({problems[0].split(';')[0]}); "
         f"start the run anew"
     )
+
+
+def list_logs(run_dir: Path) -> list[Path]:
+    """Return the existing files of a run that only grow: metrics and TensorBoard events."""
+    return sorted(path for pattern in LOG_PATTERNS for path in run_dir.glob(pattern))
+
+
+def measure_logs(run_dir: Path) -> dict[str, int]:
+    """Return path relative to `run_dir` → size in bytes, for each of `list_logs`."""
+    return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in list_logs(run_dir)}
+
+
+def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
+    """Truncate the logs of a run to the sizes in `log_offsets`, the result of `measure_logs`.
+
+    A log without an entry was created after the checkpoint and is deleted. Raises CheckpointError if a file is
+    missing or shorter than its entry.
+    """
+    for name, size in log_offsets.items():
+        path = run_dir / name
+        if not path.is_file() or path.stat().st_size < size:
+            raise CheckpointError(f"{path} is shorter than its checkpoint notes: a part of the run is lost")
+        truncate_file(path, size)
+    for path in list_logs(run_dir):
+        if path.relative_to(run_dir).as_posix() not in log_offsets:
+            remove_file(path)
 
 
 def compute_checksum(content: Any) -> str:

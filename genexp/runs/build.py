@@ -5,50 +5,34 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 
-from genexp.config import bind, require, suggest_choice
-from genexp.data import find_dataset, load_dataset
+from genexp.config import suggest_choice
+from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.loading import SplitLoader, make_loader
 from genexp.data.stream import SplitBatches, TrainingBatches, select_examples
-from genexp.device import DeviceConfig, choose_device, move_to_device, use_deterministic_algorithms
+from genexp.device import choose_device, move_to_device, use_deterministic_algorithms
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
-from genexp.metrics.scores import infer_direction
-from genexp.run_dir.record import flatten_config
+from genexp.runs.config import ExperimentConfig
 from genexp.runs.memory import check_batch_memory, check_model_memory
 from genexp.seeding import seed_generators
 from genexp.sharding import Shard
-from genexp.technique import Batch, ClosedFormPhase, Technique, find_technique
+from genexp.technique import Batch, ClosedFormPhase, Technique
 from genexp.training.learner import Learner
-from genexp.training.optimizers import plan_optimizers
-from genexp.training.trainer import BatchSource, RunData, TrainerConfig
+from genexp.training.trainer import BatchSource, RunData
 
 log = logging.getLogger(__name__)
-REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 EVALUATION_BATCH_SIZE = 500  # test samples per batch
 MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = (
     2**23,
     2**14,
 )  # limits of a batch in passes over the training split: enough to keep all cores busy
-
-
-@dataclass
-class TopLevelConfig:
-    """Top-level keys of conf/train.yaml that are not config groups."""
-
-    seed: int
-    resume: str | None  # directory of the run to resume
-    tags: list[str]
-    notes: str
-
-    def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more, below 2**63")
 
 
 @dataclass(frozen=True)
@@ -73,125 +57,80 @@ def make_loaders(dataset: Dataset, device: torch.device, resident_gb: float) -> 
 class Run:
     """A run that is ready to train."""
 
+    config: ExperimentConfig
     learner: Learner
     data: RunData
     dataset: Dataset
     loaders: DatasetLoaders
-    trainer_config: TrainerConfig
-    seed: int
 
     @property
     def total_steps(self) -> int:
         """Number of steps of the whole run."""
-        return self.trainer_config.compute_total_steps(self.data.batch_source.steps_per_epoch)
+        return self.config.trainer.compute_total_steps(self.data.batch_source.steps_per_epoch)
 
 
 def build_run(
-    config: Mapping[str, Any],
+    config: ExperimentConfig,
     resume_state: Mapping[str, Any] | None,
     rank_info: RankInfo | None = None,
     data_source_run: Run | None = None,
 ) -> Run:
-    """Build the run of a plain, resolved configuration, and restore `resume_state` if given. Raises GenexpError.
+    """Build the run of `config`, and restore `resume_state` if given. Raises GenexpError.
 
     `rank_info` is the rank of this process, by default that of a single process. `data_source_run` is another run
     on the same data set, whose data set and loaders are reused.
     """
     rank_info = rank_info or RankInfo()
-    top_level_config = bind(TopLevelConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
-    trainer_config = _bind_trainer_config(config)
-    plan = plan_optimizers(config["optimizer"])
-    device_config = bind(DeviceConfig, config["device"], "device")
     device = choose_device(
-        device_config, local_rank=rank_info.local_rank, local_world_size=rank_info.local_world_size
+        config.device, local_rank=rank_info.local_rank, local_world_size=rank_info.local_world_size
     )
-    use_deterministic_algorithms(trainer_config.deterministic)
-    technique, dataset = build_technique(
-        config, device, top_level_config.seed, data_source_run.dataset if data_source_run else None
-    )
-    learner = Learner(technique, plan, trainer_config.step_settings, device)
+    use_deterministic_algorithms(config.trainer.deterministic)
+    dataset = data_source_run.dataset if data_source_run else load_dataset(config.dataset)
+    technique = build_technique(config.technique, config.model, dataset, device, config.seed)
+    _check_objective(config, technique, dataset)
+    learner = Learner(technique, config.optimizer, config.trainer.step_settings, device)
     if resume_state is not None:
         learner.load_state_dict(resume_state)
     loaders = (
-        data_source_run.loaders
-        if data_source_run
-        else make_loaders(dataset, device, config["dataset"]["resident_gb"])
+        data_source_run.loaders if data_source_run else make_loaders(dataset, device, config.dataset.resident_gb)
     )
-    data = _build_run_data(dataset, loaders, learner, trainer_config, rank_info, seed=top_level_config.seed)
-    return Run(learner, data, dataset, loaders, trainer_config, top_level_config.seed)
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a plain, resolved configuration is invalid. Loads no data and builds no model."""
-    check_top_level_keys(config)
-    bind(TopLevelConfig, {key: config[key] for key in ("seed", "resume", "tags", "notes")}, "")
-    batch_size = _bind_trainer_config(config).batch_size
-    plan_optimizers(config["optimizer"])
-    processes = bind(DeviceConfig, config["device"], "device").processes
-    if batch_size is not None:
-        check_divisible_batch(batch_size, processes, f"trainer.batch_size={batch_size}")
-    bind(find_dataset(config["dataset"]["name"]).config_class, config["dataset"], "dataset")
-    bind_technique_config(config["model"])
-
-
-def _bind_trainer_config(config: Mapping[str, Any]) -> TrainerConfig:
-    trainer = bind(TrainerConfig, config["trainer"], "trainer")
-    expected_direction = infer_direction(trainer.objective.removeprefix("test/"))
-    if expected_direction not in (None, trainer.direction):
-        raise ConfigError(
-            f"trainer.direction={trainer.direction} contradicts trainer.objective={trainer.objective}, of which "
-            f"{'more' if expected_direction == 'max' else 'less'} is better; "
-            f"set trainer.direction={expected_direction}"
-        )
-    return trainer
-
-
-def bind_technique_config(model: Mapping[str, Any]) -> tuple[type[Technique], Any]:
-    """Return the technique class that a `model` node names, and its bound `Config`. Raises ConfigError."""
-    cls = find_technique(model["name"])
-    values = {key: value for key, value in model.items() if key not in ("name", "recipe")}
-    return cls, bind(cls.Config, values, "model")
-
-
-def check_top_level_keys(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a required group is missing or a top-level key is unknown."""
-    for key in REQUIRED_GROUPS:
-        if key not in config:
-            raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
-    known = [*REQUIRED_GROUPS, *(field.name for field in fields(TopLevelConfig))]
-    for key in config:
-        if key not in known:
-            choices = {*known, *(name for name, _ in flatten_config(config))} - {key}
-            raise ConfigError(f"{key} is no key of this configuration; {suggest_choice(key, choices)}")
+    data = _build_run_data(dataset, loaders, learner, config, rank_info)
+    return Run(config, learner, data, dataset, loaders)
 
 
 def build_technique(
-    config: Mapping[str, Any], device: torch.device, seed: int, dataset: Dataset | None = None
-) -> tuple[Technique, Dataset]:
-    """Return the technique of a plain, resolved configuration, on `device`, and its data set. Raises GenexpError.
+    cls: type[Technique], model: Any, dataset: Dataset, device: torch.device, seed: int
+) -> Technique:
+    """Return the technique `cls` with the settings `model`, for `dataset`, on `device`. Log warnings of `dataset`.
 
-    The data set is loaded unless `dataset` is given.
+    Raises GenexpError.
     """
-    cls, technique_config = bind_technique_config(config["model"])
-    dataset = dataset or load_dataset(config["dataset"])
     for warning in dataset.warnings:
         log.warning(warning)
-    check_model_memory(cls, technique_config, dataset.spec)
+    check_model_memory(cls, model, dataset.spec)
     # The string is part of the seed: another spelling would change the initial weights.
     seed_generators(device, seed, "initialise")
-    technique = move_to_device(cls(technique_config, dataset.spec), device)
+    technique = move_to_device(cls(model, dataset.spec), device)
     technique.prepare_evaluation(dataset)
-    return technique, dataset
+    return technique
+
+
+def _check_objective(config: ExperimentConfig, technique: Technique, dataset: Dataset) -> None:
+    """Raise ConfigError where trainer.objective is not a metric that the technique declares."""
+    objective, names = config.trainer.objective, technique.list_metrics()
+    if names is not None and objective not in names:
+        raise ConfigError(
+            f"trainer.objective={objective} is no test metric of model={technique.name} on "
+            f"dataset={dataset.name}; {suggest_choice(objective, names)}"
+        )
 
 
 def _build_run_data(
     dataset: Dataset,
     loaders: DatasetLoaders,
     learner: Learner,
-    trainer_config: TrainerConfig,
+    config: ExperimentConfig,
     rank_info: RankInfo,
-    *,
-    seed: int,
 ) -> RunData:
     # If all phases take the whole split, no batches are needed.
     is_full_batch_only = all(
@@ -199,14 +138,14 @@ def _build_run_data(
     )
     batch_source: BatchSource = _EmptyBatchSource()
     if not is_full_batch_only:
-        batch_size = trainer_config.batch_size
+        batch_size = config.trainer.batch_size
         batch_label = f"trainer.batch_size={'null' if batch_size is None else batch_size}"
         size_note = "" if batch_size is not None else f" ({len(loaders.train)} samples)"
         check_divisible_batch(batch_size or len(loaders.train), rank_info.world_size, batch_label + size_note)
         check_batch_memory(dataset.spec, batch_size or len(loaders.train))
         shard = Shard(rank_info.rank, rank_info.world_size)
         batch_source = TrainingBatches(
-            loaders.train, batch_size, seed=seed, dataset_name=dataset.name, shard=shard
+            loaders.train, batch_size, seed=config.seed, dataset_name=dataset.name, shard=shard
         )
     return RunData(
         batch_source=batch_source,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from genexp.config import bind
+from genexp.data import bind_dataset, load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.loading import SplitLoader, make_loader
 from genexp.data.stream import SplitBatches, select_examples
@@ -21,6 +22,7 @@ from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
+from genexp.runs.config import bind_model
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
 from genexp.training.trainer import eval_mode
@@ -84,7 +86,10 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
     torch_device = choose_device(
         bind(DeviceConfig, {**config["device"], "name": device_name, "index": 0}, "device")
     )
-    technique, dataset = build_technique(config, torch_device, config["seed"])
+    dataset_config = bind_dataset(config["dataset"])
+    technique_class, model_config = bind_model(config["model"])
+    dataset = load_dataset(dataset_config)
+    technique = build_technique(technique_class, model_config, dataset, torch_device, config["seed"])
     # best.pt holds only the weights that were evaluated. If EMA is on, a step checkpoint also holds the averaged
     # weights, which are the ones to evaluate.
     weights = content.get("average") or content["technique"]
@@ -97,7 +102,7 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
             f"{format_path(path)} does not fit model={technique.name} of {format_path(run_dir)} ({reason}); "
             f"name a checkpoint of this run, or take the version of genexp that made it"
         ) from None
-    test_loader = make_loader(dataset.test, torch_device, config["dataset"]["resident_gb"])
+    test_loader = make_loader(dataset.test, torch_device, dataset_config.resident_gb)
     return LoadedRun(run_dir, technique, dataset, test_loader, torch_device, config["seed"], path, content["step"])
 
 

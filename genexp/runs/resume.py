@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from genexp.errors import ConfigError
-from genexp.recorders.checkpoints import truncate_logs
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.paths import METRICS_FILE
@@ -23,21 +21,21 @@ KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
 }
 
 
-def load_resume_state(cfg: DictConfig, run_dir: Path) -> dict[str, Any] | None:
+def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any] | None:
     """Return the newest valid checkpoint of the run in `run_dir`. Raises GenexpError.
 
-    Returns None for a new run. If the newest checkpoint is that of step 0, the run starts anew: its logs are
-    deleted, and None is returned.
+    `values` is the plain, resolved configuration. Returns None for a new run. If the newest checkpoint is that of
+    step 0, the run starts anew: its logs are deleted, and None is returned.
     """
-    if cfg.resume is None:
+    if values["resume"] is None:
         _check_no_existing_run(run_dir)
         return None
-    _check_config_unchanged(cfg, run_dir)
+    _check_config_unchanged(values, run_dir)
     state, warnings = checkpoint.load_newest_checkpoint(run_dir)
     for warning in warnings:
         log.warning(warning)
     if state["step"] == 0:  # no step is lost if the run starts from its beginning
-        truncate_logs(run_dir, {})
+        checkpoint.truncate_logs(run_dir, {})
         return None
     return state
 
@@ -55,10 +53,10 @@ def _check_no_existing_run(run_dir: Path) -> None:
         raise ConfigError(f"{run_dir} holds a run already; go on with resume={run_dir}, or choose another folder")
 
 
-def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
+def _check_config_unchanged(values: Mapping[str, Any], run_dir: Path) -> None:
     """Raise ConfigError where a key outside KEYS_CHANGEABLE_ON_RESUME differs from the stored configuration."""
     stored_config = dict(flatten_config(read_run_config(run_dir)))
-    new_config = _flatten(cfg)
+    new_config = dict(flatten_config(values))
     changes = [
         f"{key}={new_config.get(key)} (was {stored_config.get(key)})"
         for key in sorted(stored_config.keys() | new_config.keys())
@@ -66,12 +64,5 @@ def _check_config_unchanged(cfg: DictConfig, run_dir: Path) -> None:
     ]
     if changes:
         raise ConfigError(
-            f"resume={cfg.resume} cannot change {', '.join(changes)}; leave these out, or start a new run"
+            f"resume={values['resume']} cannot change {', '.join(changes)}; leave these out, or start a new run"
         )
-
-
-def _flatten(config: DictConfig) -> dict[str, Any]:
-    """Return dotted key → value of a configuration, resolved."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return dict(flatten_config(container))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
+from genexp.config import to_plain_config
 from genexp.errors import ConfigError
 from genexp.run_dir.paths import LOCK_FILE, MANIFEST_FILE, MULTIRUN_FILE, STUDY_FILE, STUDY_LOCK_FILE
 
@@ -74,17 +74,6 @@ def hash_config(config: DictConfig, exclude: tuple[str, ...] = ()) -> str:
         if key not in UNHASHED_KEYS + exclude
     }
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
-    """Return `config` as nested plain Python values, without the nodes `hydra` and `sweep`."""
-    run_config = copy.deepcopy(config)
-    with open_dict(run_config):
-        run_config.pop("hydra", None)
-        run_config.pop("sweep", None)
-    values = OmegaConf.to_container(run_config, resolve=resolve)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def _mask_start_dependent(unresolved: Any, value: Any) -> Any:

@@ -6,7 +6,7 @@ import copy
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime, setup_globals
 from hydra.core.utils import run_job as hydra_run_job
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, read_write
 
+from genexp.config import to_plain_config
 from genexp.errors import GenexpError, RunDirInUseError
 from genexp.run_dir.files import lock_run_dir
 from genexp.run_dir.status import is_resumable, read_job_status, record_failure
@@ -27,7 +28,9 @@ from genexp.run_dir.status import is_resumable, read_job_status, record_failure
 log = logging.getLogger(__name__)
 HYDRA_JOB_NAME = "genexp"
 LOCK_POLL_SECONDS = 0.5
-JobTask = Callable[[DictConfig, Path], Any]  # called with a job's configuration and run directory
+JobTask = Callable[
+    [Mapping[str, Any], Path], Any
+]  # called with a plain, resolved configuration and a run directory
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +71,10 @@ def _run_once(job: Job) -> signal.Signals | None:
     return outcome
 
 
-def _run_experiment(until_epoch: int | None, config: DictConfig, run_dir: Path) -> signal.Signals | None:
+def _run_experiment(until_epoch: int | None, values: Mapping[str, Any], run_dir: Path) -> signal.Signals | None:
     from genexp.runs.run import run_experiment  # imports torch, over a second
 
-    result = run_experiment(config, run_dir, until_epoch)
+    result = run_experiment(values, run_dir, until_epoch)
     return signal.Signals(result.exit_code - 128) if result.exit_code else None
 
 
@@ -99,26 +102,23 @@ def run_hydra_task(job: Job, task: JobTask) -> Any:
 
 
 def _run_and_record_failure(task: JobTask, config: DictConfig) -> Any:
-    from genexp.recorders.checkpoints import truncate_logs
+    from genexp.run_dir.checkpoint import truncate_logs
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    with open_dict(config):
-        del config.sweep
+    values = to_plain_config(config)
     try:
-        if config.resume is None:
+        if values["resume"] is None:
             with lock_run_dir(run_dir):
                 truncate_logs(run_dir, {})  # remove logs of a job killed before its first checkpoint
-        return task(config, run_dir)
+        return task(values, run_dir)
     except RunDirInUseError as error:
         return error  # returned, because Hydra would print a raised one
     except Exception as error:
-        config_dict = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(config_dict, dict)
-        log_and_record_failure({str(key): value for key, value in config_dict.items()}, run_dir, error)
+        log_and_record_failure(values, run_dir, error)
         return None
 
 
-def log_and_record_failure(config: dict[str, Any], run_dir: Path, error: Exception) -> None:
+def log_and_record_failure(config: Mapping[str, Any], run_dir: Path, error: Exception) -> None:
     """Write `error` to the log and to the status file of a job.
 
     The log includes a traceback unless `error` is a GenexpError.

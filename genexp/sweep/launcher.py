@@ -22,13 +22,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from genexp.config import bind
+from genexp.config import bind, to_plain_config
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.files import lock_run_dir, write_file
 from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import MULTIRUN_FILE
 from genexp.run_dir.status import read_job_status, record_failure
-from genexp.sweep.config import SweepConfig, hash_config, require_positive_int_or_none, to_plain_config
+from genexp.sweep.config import SweepConfig, hash_config, require_positive_int_or_none
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
 from genexp.sweep.progress import SweepProgress
@@ -142,7 +142,7 @@ class SweepLauncher(Launcher):
         return read_job_status(job.run_dir, self.started_at).state in ("waiting", "running")
 
     def _plan_jobs(self, job_overrides: Sequence[Sequence[str]], first_job_number: int) -> list[Job]:
-        from genexp.runs.build import check_config
+        from genexp.runs.config import bind_experiment
 
         task_overrides = set(self.config.hydra.overrides.task)
         jobs = []
@@ -152,7 +152,7 @@ class SweepLauncher(Launcher):
                 config.hydra.sweep.dir = str(self.sweep_dir)
                 config.hydra.job.id = config.hydra.job.num = first_job_number + index
             HydraConfig.instance().set_config(config)  # ${hydra:...} resolves in this job's node
-            check_config(to_plain_config(config))
+            bind_experiment(to_plain_config(config))  # reports errors before any job starts
             own_overrides = tuple(override for override in overrides if override not in task_overrides)
             entry = self.manifest.register(
                 JobEntry(first_job_number + index, hash_config(config), own_overrides, config.trainer.direction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,6 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
     The networks use images in [-1, 1]; `sample` and the methods for evaluation return images in [0, 1].
     """
 
-    objective = "frechet"
     generator: nn.Module
     discriminator: nn.Module
     fixed_noise: Tensor  # (PREVIEW_SAMPLES, latent)
@@ -190,6 +189,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         segments = zip(keypoints, keypoints.roll(-1, dims=0), strict=True)
         walk = torch.cat([self._interpolate_noise(start, end, FRAMES_PER_SEGMENT) for start, end in segments])
         return {"generated": self.preview(examples)["samples"], "interpolation": make_animation(walk)}
+
+    def list_metrics(self) -> Sequence[str]:
+        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
+        return self.generation_metrics.list_names()
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare_evaluation() comes first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_e
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique
 
+RECONSTRUCTION_METRICS = (mse, psnr, ssim)
 CONV_STRIDES = (2, 2, 1)  # of the three convolutions: 28→13→6→4 pixels
 
 
@@ -56,7 +58,6 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     Subclasses define the networks and, for denoising, the noise.
     """
 
-    objective = "mse"
     encoder: nn.Module
     decoder: nn.Module  # returns logits; the sigmoid is part of the loss, for numerical accuracy
 
@@ -95,17 +96,16 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         images = examples["image"]
         return {"reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
 
+    def list_metrics(self) -> Sequence[str]:
+        return [metric.__name__ for metric in RECONSTRUCTION_METRICS]
+
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         return mean_scores(test_batches, self._score_batch)
 
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["image"]
         reconstructed = self.reconstruct(images).float()
-        return {
-            "mse": mse(reconstructed, images),
-            "psnr": psnr(reconstructed, images),
-            "ssim": ssim(reconstructed, images),
-        }
+        return {metric.__name__: metric(reconstructed, images) for metric in RECONSTRUCTION_METRICS}
 
     def encode(self, batch: Batch) -> Tensor:
         return self.encoder(batch["image"])
@@ -139,6 +139,10 @@ def build_dense_autoencoder(
 class DenoisingAutoencoder(Autoencoder):
     """Autoencoder that reconstructs images from noisy inputs (Vincent et al. 2008)."""
 
+    def list_metrics(self) -> Sequence[str]:
+        names = super().list_metrics()
+        return [f"{prefix}{name}" for prefix in ("", "noisy_", "clean_") for name in names]
+
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
         noisy = self.corrupt(images)
@@ -151,7 +155,7 @@ class DenoisingAutoencoder(Autoencoder):
         return {
             f"{prefix}{metric.__name__}": metric(output.float(), images)
             for prefix, output in outputs.items()
-            for metric in (mse, psnr, ssim)
+            for metric in RECONSTRUCTION_METRICS
         }
 
 

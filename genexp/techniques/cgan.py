@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,6 +64,10 @@ class ConditionalGAN(BaseConvGAN):
                 super().generate_from_noise(self.concat_noise_and_labels(noise, labels)), columns=IMAGES_PER_CLASS
             )
         }
+
+    def list_metrics(self) -> Sequence[str]:
+        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
+        return self.generation_metrics.list_names(has_labels=True)
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare_evaluation() comes first"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genexp.capabilities import CanTranslate, Translation
 from genexp.config import require
-from genexp.data.dataset import DataSpec
+from genexp.data.dataset import Dataset, DataSpec
 from genexp.errors import ConfigError
 from genexp.images.transforms import resize
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
@@ -57,7 +57,6 @@ class CycleGAN(Technique, CanTranslate):
 
     Config = CycleGANConfig
     name = "cyclegan"
-    objective = "domain_distance"
     num_examples = 12
 
     def __init__(self, config: CycleGANConfig, spec: DataSpec) -> None:
@@ -134,6 +133,13 @@ class CycleGAN(Technique, CanTranslate):
             Translation("a_to_b", "a", "b", self.translate_to_b),
             Translation("b_to_a", "b", "a", self.translate_to_a),
         )
+
+    def prepare_evaluation(self, dataset: Dataset) -> None:
+        self.has_true_translations = "a_as_b" in dataset.test.streams
+
+    def list_metrics(self) -> Sequence[str]:
+        names = ("domain_distance", "cycle_l1", "identity_l1")
+        return (*names, "truth_l1", "truth_ssim") if self.has_true_translations else names
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         thumbnails: dict[str, list[Tensor]] = {"a": [], "b": [], "fake_a": [], "fake_b": []}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from genexp.images.transforms import random_affine
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit
-from genexp.metrics.clustering import clustering_scores
+from genexp.metrics.clustering import CLUSTERING_SCORES, clustering_scores
 from genexp.metrics.reconstruction import mse
 from genexp.metrics.scores import mean_scores
 from genexp.sharding import batch_mean, gather_rows, local_rows
@@ -137,7 +137,6 @@ class DeepKMeans(Autoencoder, CanCluster):
 
     Config = DeepKMeansConfig
     name = "deep_kmeans"
-    objective = "loss"
     num_examples = 1000  # for the t-SNE of latent codes; a preview takes `MAX_PREVIEW_IMAGES` of them
     config: DeepKMeansConfig
 
@@ -149,6 +148,7 @@ class DeepKMeans(Autoencoder, CanCluster):
                 f"lower it or choose a larger data set"
             )
         self.class_names, self.train_size = spec.class_names, spec.train_size
+        self.has_labels = "label" in spec.shapes
         self.shares: Tensor
         self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
         self.classifier = (
@@ -271,6 +271,9 @@ class DeepKMeans(Autoencoder, CanCluster):
     def assign(self, batch: Batch) -> Tensor:
         """Return the index of the nearest center of each sample: int64 (batch,)."""
         return nearest_center(self.encode(batch), self.centers)
+
+    def list_metrics(self) -> Sequence[str]:
+        return ("loss", "mse", *(CLUSTERING_SCORES if self.has_labels else ()))
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         labels_and_clusters: list[tuple[Tensor, Tensor]] = []  # labels and clusters of each batch

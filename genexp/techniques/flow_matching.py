@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,6 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
 
     Config = FlowMatchingConfig
     name = "flow_matching"
-    objective = "frechet"
     num_examples = 8
 
     def __init__(self, config: FlowMatchingConfig, spec: DataSpec) -> None:
@@ -217,6 +216,10 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         return torch.stack(
             [self.generate(part, self.config.sampler, self.config.function_evaluations) for part in noise]
         )
+
+    def list_metrics(self) -> Sequence[str]:
+        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
+        return self.generation_metrics.list_names(has_labels=bool(self.num_classes))
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         assert self.generation_metrics is not None, "prepare_evaluation() comes first"

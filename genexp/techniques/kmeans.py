@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod, sqrt
 from pathlib import Path
@@ -21,7 +22,7 @@ from genexp.kmeans.cluster_sums import AssignmentBounds, ClusterSums, get_label_
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.init import kmeans_plusplus, random_points
 from genexp.kmeans.lloyd import assign, lloyd_step, relocate_empty_clusters
-from genexp.metrics.clustering import clustering_scores
+from genexp.metrics.clustering import CLUSTERING_SCORES, clustering_scores
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
 
 INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # by model.init
@@ -72,7 +73,6 @@ class KMeans(Technique, CanCluster):
 
     Config = KMeansConfig
     name = "kmeans"
-    objective = "inertia_per_point"
     num_examples = 500
 
     centers: Tensor  # (starts, clusters, features)
@@ -241,6 +241,9 @@ class KMeans(Technique, CanCluster):
     def assign(self, batch: Batch) -> Tensor:
         """Return the cluster of each sample: int64 (batch,)."""
         return nearest_center(batch[self.stream_name].flatten(1) - self.origin, self.best_centers - self.origin)
+
+    def list_metrics(self) -> Sequence[str]:
+        return ("inertia_per_point", *(CLUSTERING_SCORES if "label" in self.spec.shapes else ()))
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         centers, labels, clusters, inertia, count = self.best_centers, [], [], 0.0, 0

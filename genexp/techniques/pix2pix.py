@@ -47,7 +47,6 @@ class Pix2Pix(Technique, CanTranslate):
 
     Config = Pix2PixConfig
     name = "pix2pix"
-    objective = "l1"
     num_examples = 12
 
     def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
@@ -102,6 +101,9 @@ class Pix2Pix(Technique, CanTranslate):
 
     def translations(self) -> Sequence[Translation]:
         return (Translation("translated", "input", "target", self.translate),)
+
+    def list_metrics(self) -> Sequence[str]:
+        return ("l1", "ssim", "psnr")
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         return mean_scores(test_batches, self._score_batch)

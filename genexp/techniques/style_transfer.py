@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -112,7 +112,6 @@ class StyleTransfer(Technique, CanStylize):
 
     Config = StyleTransferConfig
     name = "style_transfer"
-    objective = "loss"
     num_examples = 1
 
     content: Tensor  # (1, 3, height, width) in [0, 1]
@@ -187,6 +186,10 @@ class StyleTransfer(Technique, CanStylize):
     def stylize(self) -> Tensor:
         """Return the current image in [0, 1]: (1, 3, height, width)."""
         return self.color_mode.postprocess(clamp_keep_gradient(self.canvas.image), self.content)
+
+    def list_metrics(self) -> Sequence[str]:
+        names = ("loss", f"content{self._metric_suffix}", f"style{self._metric_suffix}")
+        return (*names, "variation") if self.config.variation_weight else names
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         return {name: float(value) for name, value in self._compute_losses(self._get_scale_losses()[-1]).items()}

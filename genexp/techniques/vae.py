@@ -6,7 +6,7 @@ Options: the importance-weighted bound (Burda et al. 2016), a weight of the tota
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,6 @@ class VariationalAutoencoder(
 
     Config = VAEConfig
     name = "vae"
-    objective = "negative_elbo"
     num_examples = 8
 
     def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
@@ -181,6 +180,10 @@ class VariationalAutoencoder(
         return importance_log_likelihood(
             self.posterior, self.log_prob, images, num_samples=num_samples, chunk_size=chunk_size
         )
+
+    def list_metrics(self) -> Sequence[str]:
+        names = ("negative_elbo", "reconstruction", "kl", "psnr", "ssim", "active_units")
+        return (*names, "negative_bound") if self.config.importance_samples > 1 else names
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         means: list[Tensor] = []

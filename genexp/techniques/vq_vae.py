@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,6 @@ class VQVAE(Technique, CanSample, CanReconstruct):
 
     Config = VQVAEConfig
     name = "vq_vae"
-    objective = "frechet"
 
     def __init__(self, config: VQVAEConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -185,6 +184,11 @@ class VQVAE(Technique, CanSample, CanReconstruct):
     def encode(self, batch: Batch) -> Tensor:
         """Return the vectors of the codes of all positions: (batch, positions · size)."""
         return self.quantizer.look_up(self.encode_codes(batch["image"])).flatten(1)
+
+    def list_metrics(self) -> Sequence[str]:
+        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
+        reconstruction_names = ("mse", "psnr", "ssim", "prior_nll", "reconstruction_frechet")
+        return [*self.generation_metrics.list_names(), *reconstruction_names, "perplexity", "codes_used"]
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         metrics = self.generation_metrics

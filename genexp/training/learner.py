@@ -98,7 +98,7 @@ class Learner:
             phase.name: "loss" if len(gradient_phases) == 1 else f"{phase.name}_loss" for phase in gradient_phases
         }
         self.optimizer_configs: dict[str, OptimizerConfig] = {
-            p.name: plan.bind_phase_config(p.name) for p in gradient_phases
+            p.name: plan.get_config(p.name) for p in gradient_phases
         }
         self._graph_factory = self._select_graph_factory() if settings.capture else None
         self._captured_steps: dict[tuple[str, ...], CapturedStep] = {}  # names of the active phases → their step

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -175,25 +174,18 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """Optimizer settings of all phases: shared defaults, and overrides by phase."""
+    """Optimizer settings of all phases: shared ones, and those of phases that override some."""
 
-    defaults: Mapping[str, Any]
-    phase_overrides: Mapping[str, Mapping[str, Any]]
+    shared_config: OptimizerConfig
+    phase_configs: Mapping[str, OptimizerConfig]
 
-    def bind_phase_config(self, name: str) -> OptimizerConfig:
-        """Return the optimizer settings of phase `name`. Raises ConfigError."""
-        overrides = self.phase_overrides.get(name, {})
-        spec = OPTIMIZERS[self.defaults["name"]]
-        group = f"optimizer.{name}" if overrides else "optimizer"
-        if "name" in overrides:
-            raise ConfigError(
-                f"{group}.name={overrides['name']}: all phases have the one of optimizer=NAME; leave it out"
-            )
-        return bind(spec.config_class, {**self.defaults, **overrides}, group)
+    def get_config(self, phase: str) -> OptimizerConfig:
+        """Return the optimizer settings of a phase."""
+        return self.phase_configs.get(phase, self.shared_config)
 
     def check_phases(self, names: list[str]) -> None:
         """Raise ConfigError where an override is for a phase that is not in `names`."""
-        for phase in self.phase_overrides:
+        for phase in self.phase_configs:
             if phase not in names:
                 raise ConfigError(
                     f"optimizer.{phase} names no phase of this model; {suggest_choice(phase, names)}"
@@ -201,16 +193,26 @@ class OptimizerPlan:
 
 
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
-    """Split the `optimizer` config group into shared settings and overrides by phase. Raises ConfigError."""
-    values = OmegaConf.to_container(OmegaConf.create(dict(node)), resolve=True)
-    assert isinstance(values, dict)
-    name = values["name"]
+    """Bind the `optimizer` config group: shared settings, and overrides by phase. Raises ConfigError."""
+    name = node["name"]
     if name not in OPTIMIZERS:
         raise ConfigError(f"optimizer.name={name} is no optimizer; {suggest_choice(str(name), OPTIMIZERS)}")
-    phase_overrides = {str(key): value for key, value in values.items() if isinstance(value, dict)}
-    plan = OptimizerPlan({str(k): v for k, v in values.items() if k not in phase_overrides}, phase_overrides)
-    plan.bind_phase_config("")  # checks the shared settings alone: no phase is named ""
-    return plan
+    config_class = OPTIMIZERS[name].config_class
+    overrides_by_phase = {str(key): value for key, value in node.items() if isinstance(value, Mapping)}
+    shared = {str(key): value for key, value in node.items() if key not in overrides_by_phase}
+    for phase, overrides in overrides_by_phase.items():
+        if "name" in overrides:
+            raise ConfigError(
+                f"optimizer.{phase}.name={overrides['name']}: all phases have the one of optimizer=NAME; "
+                f"leave it out"
+            )
+    return OptimizerPlan(
+        bind(config_class, shared, "optimizer"),
+        {
+            phase: bind(config_class, {**shared, **overrides}, f"optimizer.{phase}")
+            for phase, overrides in overrides_by_phase.items()
+        },
+    )
 
 
 def find_capture_obstacle(config: OptimizerConfig) -> str | None:

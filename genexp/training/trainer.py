@@ -45,11 +45,12 @@ class TrainerConfig:
     checkpoint_spacing: float  # minimum time between two checkpoints, in seconds
     keep_checkpoints: int  # number of newest checkpoints to keep, besides the best
     deterministic: bool  # bit-exact on a GPU too, and slower there
-    objective: str  # test metric that selects the best checkpoint
+    objective: str  # test metric that selects the best checkpoint; a prefix "test/" is removed
     direction: str  # min or max
     video: str  # format of animations: one of VIDEO_FORMATS
 
     def __post_init__(self) -> None:
+        self.objective = self.objective.removeprefix("test/")
         require(self.epochs > 0, "epochs", self.epochs, "use at least 1")
         for key in ("max_steps", "time_budget", "batch_size", "gradient_clip"):
             value = getattr(self, key)
@@ -109,6 +110,16 @@ class RunData:
     examples: Batch  # a few fixed held-out samples
 
 
+@dataclass(frozen=True)
+class TrainingResult:
+    """State of a run when its training loop ended."""
+
+    clock: Clock  # of the last step
+    is_finished: bool  # False: the loop was interrupted before the last step, and the run can be resumed
+    test_metrics: Mapping[str, float]  # of the latest evaluation of this loop; empty if there was none
+    objective_value: float | None  # value of trainer.objective among them
+
+
 class SnapshotSink(Protocol):
     """Receiver of snapshots."""
 
@@ -127,8 +138,8 @@ def train(
     seed: int,
     completed_steps: int = 0,
     group: ProcessGroup | None = None,
-) -> Clock:
-    """Run the steps from `completed_steps` + 1 to the last one, and return the clock of the last step run.
+) -> TrainingResult:
+    """Run the steps from `completed_steps` + 1 to the last one, and return the state after the last step run.
 
     Step n is a function of the learner's state, `seed` and n alone. If `group` has several ranks, all of them call
     this function, each with its rows of the batches. All ranks start from the state of rank 0.
@@ -151,7 +162,7 @@ def train(
     )
     if should_end_at_start:
         sink.record(builder.build_final(clock))
-        return clock
+        return builder.build_result(clock)
     for batch in data.batch_source.iter_batches(completed_steps + 1):
         clock = Clock(clock.step + 1, clock.total_steps, steps_per_epoch)
         seed_generators(learner.device, seed, clock.step)
@@ -173,7 +184,7 @@ def train(
             sink.record(builder.build(clock, should_finalize=bool(is_final), is_ending=is_ending))
         if is_ending:
             break
-    return clock
+    return builder.build_result(clock)
 
 
 def initialize_technique(learner: Learner, train_batches: Batches, seed: int) -> None:
@@ -206,6 +217,7 @@ class SnapshotBuilder:
     ) -> None:
         self.learner, self.data, self.config, self.seed, self.group = learner, data, config, seed, group
         self._step_metrics: list[Metrics] = []
+        self._test_metrics: dict[str, float] = {}  # of the latest evaluation
         self._epoch = 0
         self._epoch_values: dict[str, list[np.ndarray]] = {}  # metric name → values of this epoch, in blocks
         self._last_snapshot_time = self._last_checkpoint_time = time.monotonic()
@@ -225,6 +237,15 @@ class SnapshotBuilder:
     def build_final(self, clock: Clock) -> Snapshot:
         """Return a snapshot of the final artifacts alone, for a run that has recorded everything else."""
         return Snapshot(clock, final_artifacts=self._build_final_artifacts())
+
+    def build_result(self, clock: Clock) -> TrainingResult:
+        """Return the state of a run that ended at `clock`."""
+        return TrainingResult(
+            clock,
+            clock.is_last_step or self.learner.technique.has_converged,
+            self._test_metrics,
+            self._test_metrics.get(self.config.objective),
+        )
 
     def is_due(self, clock: Clock) -> bool:
         """Return whether a snapshot is due at `clock`."""
@@ -253,7 +274,9 @@ class SnapshotBuilder:
             should_finalize or self._is_interval_end(config.preview_every, clock)
         )
         means = self._compute_epoch_means(train_curves, clock)
-        test_metrics = self._evaluate() if should_evaluate else {}
+        if should_evaluate:
+            self._test_metrics = self._evaluate()
+        test_metrics = dict(self._test_metrics) if should_evaluate else {}
         prefixed_test_metrics = {f"test/{name}": value for name, value in test_metrics.items()}
         warning = technique.diagnose({**means, **prefixed_test_metrics}) if means else None
         self._last_snapshot_time = time.monotonic()

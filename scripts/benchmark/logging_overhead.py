@@ -107,7 +107,7 @@ def _measure_evaluation_seconds(run: Run, *, repeats: int = 3) -> float:
     learner, data = run.learner, run.data
     started_at = read_seconds()
     for _ in range(repeats):
-        seed_generators(learner.device, run.seed, "look")
+        seed_generators(learner.device, run.config.seed, "look")
         with eval_mode(learner.eval_technique):
             learner.eval_technique.evaluate(data.test_batches)
             learner.eval_technique.preview(data.examples)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from benchmark.clock import read_seconds
 from genexp.device import flush_denormals
 from genexp.runs.build import Run, build_run
+from genexp.runs.config import bind_experiment
 from genexp.runs.run import build_recorders, build_run_info
 from genexp.snapshot import RunOutcome, Snapshot
 from genexp.technique import Batch, Metrics
@@ -64,14 +65,14 @@ class StepTimer:
 def time_run(config: Mapping[str, Any]) -> StepTimer:
     """Train a plain, resolved configuration with all recorders, in a temporary directory. Return its timer."""
     flush_denormals()
-    run = build_run(config, None)
-    recorders = build_recorders(run.trainer_config, None)
+    run = build_run(bind_experiment(config), None)
+    recorders = build_recorders(run.config.trainer, None)
     timer: Any = StepTimer(run, recorders)
     data = replace(run.data, batch_source=timer)
     with tempfile.TemporaryDirectory() as run_dir:
         OmegaConf.save(OmegaConf.create(dict(config)), Path(run_dir) / "config.yaml")
-        recorders.open(build_run_info(run, config, Path(run_dir), 0))
-        clock = train(timer, data, timer, run.trainer_config, StopRequest(), seed=run.seed)
-        recorders.close(RunOutcome("finished" if clock.is_last_step else "stopped", clock.step))
+        recorders.open(build_run_info(run, Path(run_dir), 0))
+        result = train(timer, data, timer, run.config.trainer, StopRequest(), seed=run.config.seed)
+        recorders.close(RunOutcome("finished" if result.is_finished else "stopped", result.clock.step))
     run.data.batch_source.close()
     return timer

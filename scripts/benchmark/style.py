@@ -17,6 +17,7 @@ from benchmark.isolated_process import run_in_new_process
 from benchmark.paired_rounds import PairedComparison, compare, run_in_thread, run_paired_rounds
 from genexp.networks.vgg import IMAGENET_MEAN, IMAGENET_STD
 from genexp.runs.build import Run, build_run
+from genexp.runs.config import bind_experiment
 from genexp.technique import Clock, GradientPhase
 from genexp.training.trainer import initialize_technique
 
@@ -66,8 +67,8 @@ def _prepare_run(size: int, precision: str) -> Run:
         f"trainer.precision={precision}",
         "device=cpu",
     ]
-    run = build_run(compose_config(*overrides), None)
-    initialize_technique(run.learner, run.data.train_batches, run.seed)
+    run = build_run(bind_experiment(compose_config(*overrides)), None)
+    initialize_technique(run.learner, run.data.train_batches, run.config.seed)
     return run
 
 

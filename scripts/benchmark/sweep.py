@@ -17,6 +17,7 @@ from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_
 from genexp.data.stream import TrainingBatches, stack_batches
 from genexp.ensemble.step import EnsembleStep
 from genexp.runs.build import Run, build_run
+from genexp.runs.config import bind_experiment
 from genexp.seeding import seed_generators
 from genexp.technique import Clock
 
@@ -55,7 +56,7 @@ def run(rounds: int) -> list[PairedComparison]:
 def _check_losses(configs: Sequence[Config]) -> None:
     _, losses = _time_ensemble(configs)
     for config, loss in zip(configs[:SEQUENTIAL_JOB_COUNT], losses, strict=False):
-        _, single_loss = _time_single_run(build_run(config, None))
+        _, single_loss = _time_single_run(build_run(bind_experiment(config), None))
         assert abs(single_loss - loss) <= LOSS_TOLERANCE * single_loss, (
             f"not the same work: {loss} as one, {single_loss} alone"
         )
@@ -69,7 +70,10 @@ def _measure_sequential(configs: Sequence[Config]) -> float:
     return (
         STEP_COUNT
         * SEQUENTIAL_JOB_COUNT
-        / sum(_time_single_run(build_run(config, None))[0] for config in configs[:SEQUENTIAL_JOB_COUNT])
+        / sum(
+            _time_single_run(build_run(bind_experiment(config), None))[0]
+            for config in configs[:SEQUENTIAL_JOB_COUNT]
+        )
     )
 
 
@@ -85,7 +89,7 @@ def _measure_joblib(configs: Sequence[Config]) -> float:
 def _time_worker_job(config: Config, clock_name: str) -> float:
     torch.set_num_threads(1)
     clock.select_clock(clock_name)
-    return _time_single_run(build_run(config, None))[0]
+    return _time_single_run(build_run(bind_experiment(config), None))[0]
 
 
 def _time_single_run(run: Run) -> tuple[float, float]:
@@ -95,7 +99,7 @@ def _time_single_run(run: Run) -> tuple[float, float]:
         if step == WARMUP_STEPS + 1:
             started_at = clock.read_seconds()
         batch = next(batches)
-        seed_generators(run.learner.device, run.seed, step)
+        seed_generators(run.learner.device, run.config.seed, step)
         metrics = run.learner.step(
             batch, run.data.train_batches, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT)
         )
@@ -106,8 +110,8 @@ def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
     """Return the seconds of `STEP_COUNT` ensemble steps, and the last loss of each member."""
     runs: list[Run] = []
     for config in configs:
-        runs.append(build_run(config, None, data_source_run=runs[0] if runs else None))
-    ensemble_step = EnsembleStep([run.learner for run in runs], [run.seed for run in runs])
+        runs.append(build_run(bind_experiment(config), None, data_source_run=runs[0] if runs else None))
+    ensemble_step = EnsembleStep([run.learner for run in runs], [run.config.seed for run in runs])
     batches = stack_batches(
         [batch_source for run in runs if isinstance(batch_source := run.data.batch_source, TrainingBatches)], 1
     )

@@ -21,9 +21,10 @@ from benchmark.compose import compose_config
 from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
 from benchmark.reference_loops import ReferencePhase
 from benchmark.step_timer import time_run
-from genexp.data import load_dataset
+from genexp.data import bind_dataset, load_dataset
 from genexp.images.vision import torchvision
 from genexp.runs.build import Run, build_run
+from genexp.runs.config import bind_experiment
 from genexp.seeding import seed_generators
 from genexp.technique import Clock, GradientPhase
 from genexp.training.learner import resolve_precision
@@ -81,7 +82,7 @@ def compose_task_config(task: TrainingTask, *extra_overrides: str) -> dict[str, 
 
 def list_precisions(task: TrainingTask) -> list[str]:
     """Return "fp32", and the precision of the model's recipe on this processor if it differs."""
-    recipe_precision = compose_task_config(task)["model"]["recipe"].get("precision", "fp32")
+    recipe_precision = compose_task_config(task)["model"].get("recipe", {}).get("precision", "fp32")
     return list(dict.fromkeys(["fp32", resolve_precision(recipe_precision, CPU)]))
 
 
@@ -100,7 +101,7 @@ def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
 
 
 def _build_run_and_reference(config: dict[str, Any], task: TrainingTask) -> tuple[Run, list[ReferencePhase]]:
-    run = build_run(config, None)
+    run = build_run(bind_experiment(config), None)
     return run, task.build_phases(run.learner.technique, config["optimizer"]["lr"])
 
 
@@ -111,7 +112,7 @@ def _build_reference_phases(config: dict[str, Any], task: TrainingTask) -> list[
 
 
 def _load_images(config: dict[str, Any]) -> Tensor:
-    images = load_dataset(config["dataset"]).train.streams["image"]
+    images = load_dataset(bind_dataset(config["dataset"])).train.streams["image"]
     assert isinstance(images, Tensor)
     return images
 

@@ -11,16 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 from scipy.stats import ttest_rel
 
 from genexp.cli.compare import main
-from genexp.config import find_config_dir
 from genexp.reports import compare, print_comparison
 from genexp.run_dir.files import lock_run_dir
 from genexp.run_dir.status import record_failure
 from tests.support.command import CommandResult, format_import_check, run_main
+from tests.support.compose import compose_values
 from tests.support.run_dirs import make_run_dir
 
 CHECK_IMPORTS_SCRIPT = format_import_check(
@@ -109,8 +108,8 @@ def test_t_test_needs_common_seeds(tmp_path: Path) -> None:
 def test_values_implied_by_the_model_have_no_column(tmp_path: Path) -> None:
     epochs = {}
     for model in ("stacked_autoencoder", "vae"):
-        content = yaml.safe_load((find_config_dir() / "model" / f"{model}.yaml").read_text())
-        epochs[model] = {"model": content, "trainer.epochs": content["recipe"]["epochs"]}
+        values = compose_values(f"model={model}")
+        epochs[model] = {"model": values["model"], "trainer.epochs": values["trainer"]["epochs"]}
     for name, settings in epochs.items():
         make_run_dir(tmp_path / name, overrides=settings)
     assert compare([tmp_path]).differing_keys == ("model.name",)

@@ -50,7 +50,11 @@ def get_genexp_error(*overrides: str) -> str:
         ("trainer.batch_size=-5", "trainer.batch_size=-5: use a positive value"),
         ("trainer.epochs=0", "trainer.epochs=0: use at least 1"),
         ("trainer.precision=fp8", "trainer.precision=fp8: choose one of auto, amx, fp32, bf32, bf16"),
-        ("trainer.objective=beauty", "trainer.objective=beauty is no test metric of model=vae"),
+        (
+            "trainer.objective=negative_ebo",
+            "trainer.objective=negative_ebo is no test metric of model=vae on dataset=mnist_5k; "
+            "did you mean negative_elbo?",
+        ),
         ("optimizer.schedule=stairs", "optimizer.schedule=stairs: choose one of constant, linear, cosine"),
         ("model.activation=step", "model.activation=step: choose one of relu"),
         ("model.hidden=[]", "model.hidden=[]: use positive widths"),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from genexp.cli import evaluate, sample
 from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest, list_output_types
+from genexp.data import load_dataset
 from genexp.data.loading import make_loader
 from genexp.run_dir.checkpoint import list_checkpoints
 from genexp.runs.build import build_technique
@@ -33,7 +34,8 @@ from tests.support.command import (
     run_genexp,
     run_main,
 )
-from tests.support.compose import compose_config, compose_values, make_tiny_overrides
+from tests.support.compose import compose_config, compose_experiment, make_tiny_overrides
+from tests.support.datasets import load_values
 
 
 def run_tool(main: Callable[[], Any], *arguments: str | Path) -> CommandResult:
@@ -200,9 +202,7 @@ def test_clusters_are_written_as_a_table_of_the_test_split(kmeans_run_dir: Path)
 
 
 def load_test_labels(folder: Path) -> list[int]:
-    from genexp.data import load_dataset
-
-    labels = load_dataset(OmegaConf.load(folder / "config.yaml").dataset).test.streams["label"]
+    labels = load_values(OmegaConf.load(folder / "config.yaml").dataset).test.streams["label"]
     assert isinstance(labels, torch.Tensor)
     return list(labels.tolist())
 
@@ -211,9 +211,10 @@ def load_test_labels(folder: Path) -> list[int]:
 def test_every_technique_generates_its_declared_output_types(name: str, tmp_path: Path) -> None:
     """Check the number of images and files. The technique is untrained: their content does not matter."""
     small = ["dataset.size=24"] if name == "style_transfer" else []
-    config = compose_values(*make_tiny_overrides(name), *small)
+    config = compose_experiment(*make_tiny_overrides(name), *small)
     device = torch.device("cpu")
-    technique, dataset = build_technique(config, device, 0)
+    dataset = load_dataset(config.dataset)
+    technique = build_technique(config.technique, config.model, dataset, device, 0)
     run = LoadedRun(
         tmp_path, technique, dataset, make_loader(dataset.test, device), device, 0, tmp_path / "best.pt", 0
     )

@@ -7,26 +7,25 @@ import sys
 
 import torch
 
-from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, Split
 from genexp.data.sampling import interleave_classes, permutation, subset
-from tests.support.datasets import count_labels, get_stream, load_dataset_config
+from tests.support.datasets import count_labels, get_stream, load_dataset_config, load_values
 
 
 def test_limit_keeps_both_splits_balanced() -> None:
-    dataset = load_dataset(load_dataset_config("mnist_5k", limit=100))
+    dataset = load_values(load_dataset_config("mnist_5k", limit=100))
     assert count_labels(dataset.train) == [10] * 10
     assert (len(dataset.test), sum(count_labels(dataset.test))) == (25, 25)
 
 
 def test_a_larger_limit_contains_a_smaller_one() -> None:
-    small, large = (load_dataset(load_dataset_config("digits", limit=limit)) for limit in (7, 30))
+    small, large = (load_values(load_dataset_config("digits", limit=limit)) for limit in (7, 30))
     assert torch.equal(get_stream(small.train, "image"), get_stream(large.train, "image")[:7])
 
 
 def test_a_limit_above_the_size_changes_nothing_and_one_sample_is_enough() -> None:
-    assert len(load_dataset(load_dataset_config("circles", limit=5000)).train) == 500
-    least = load_dataset(load_dataset_config("circles", limit=1))
+    assert len(load_values(load_dataset_config("circles", limit=5000)).train) == 500
+    least = load_values(load_dataset_config("circles", limit=1))
     assert (len(least.train), len(least.test)) == (1, 1)
 
 

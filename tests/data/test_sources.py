@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from genexp.config import find_config_dir
-from genexp.data import list_datasets, load_dataset
+from genexp.data import list_datasets
 from genexp.data.registry import find_dataset
 from genexp.errors import ConfigError
-from tests.support.datasets import count_labels, get_stream, load_dataset_config
+from tests.support.datasets import count_labels, get_stream, load_dataset_config, load_values
 
 BUILTIN_DATASETS = ("blobs", "circles", "digits", "mnist_5k", "moons")  # need no directory and no network
 
@@ -33,7 +33,7 @@ def test_yaml_keys_equal_the_config_fields(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUILTIN_DATASETS)
 def test_loading_twice_gives_the_same_data(name: str) -> None:
-    first, second = load_dataset(load_dataset_config(name)), load_dataset(load_dataset_config(name))
+    first, second = load_values(load_dataset_config(name)), load_values(load_dataset_config(name))
     assert first.name == name
     for left, right in ((first.train, second.train), (first.test, second.test)):
         assert left.streams.keys() == right.streams.keys()
@@ -42,7 +42,7 @@ def test_loading_twice_gives_the_same_data(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUILTIN_DATASETS)
 def test_train_and_test_share_no_sample_and_labels_fit_the_class_names(name: str) -> None:
-    dataset = load_dataset(load_dataset_config(name))
+    dataset = load_values(load_dataset_config(name))
     kind = "image" if "image" in dataset.train.streams else "point"
     train, test = (get_stream(split, kind).flatten(1) for split in (dataset.train, dataset.test))
     assert not {tuple(row) for row in train.tolist()} & {tuple(row) for row in test.tolist()}
@@ -52,7 +52,7 @@ def test_train_and_test_share_no_sample_and_labels_fit_the_class_names(name: str
 
 
 def test_circles_have_the_default_radii_and_two_classes() -> None:
-    dataset = load_dataset(load_dataset_config("circles", noise=0.0))
+    dataset = load_values(load_dataset_config("circles", noise=0.0))
     points, labels = get_stream(dataset.train, "point"), get_stream(dataset.train, "label")
     assert points.shape == (500, 2)
     assert points.dtype == torch.float32
@@ -61,8 +61,8 @@ def test_circles_have_the_default_radii_and_two_classes() -> None:
 
 
 def test_moons_and_blobs_follow_their_settings() -> None:
-    assert len(load_dataset(load_dataset_config("moons", n_samples=40)).train) == 40
-    blobs = load_dataset(load_dataset_config("blobs", n_samples=60, centers=3, features=5, cluster_std=0.0))
+    assert len(load_values(load_dataset_config("moons", n_samples=40)).train) == 40
+    blobs = load_values(load_dataset_config("blobs", n_samples=60, centers=3, features=5, cluster_std=0.0))
     assert blobs.spec.get_shape("point") == (5,)
     # With standard deviation 0 all points are centers, which both splits share.
     train, test = (get_stream(split, "point").unique(dim=0) for split in (blobs.train, blobs.test))
@@ -71,12 +71,12 @@ def test_moons_and_blobs_follow_their_settings() -> None:
 
 
 def test_another_data_seed_gives_other_points() -> None:
-    first, second = (load_dataset(load_dataset_config("circles", data_seed=seed)) for seed in (0, 1))
+    first, second = (load_values(load_dataset_config("circles", data_seed=seed)) for seed in (0, 1))
     assert not torch.equal(get_stream(first.train, "point"), get_stream(second.train, "point"))
 
 
 def test_digits_use_the_full_byte_range_and_split_evenly() -> None:
-    dataset = load_dataset(load_dataset_config("digits"))
+    dataset = load_values(load_dataset_config("digits"))
     images = get_stream(dataset.train, "image")
     assert images.shape == (1437, 1, 8, 8)
     assert images.dtype == torch.uint8
@@ -87,8 +87,8 @@ def test_digits_use_the_full_byte_range_and_split_evenly() -> None:
 
 def test_loading_one_source_imports_no_library_of_another() -> None:
     code = (
-        "import sys; from genexp.data import load_dataset;"
-        "load_dataset({'name': 'mnist_5k', 'limit': None, 'resident_gb': 4.0});"
+        "import sys; from genexp.data import bind_dataset, load_dataset;"
+        "load_dataset(bind_dataset({'name': 'mnist_5k', 'limit': None, 'resident_gb': 4.0}));"
         "print({'sklearn', 'torchvision'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -112,7 +112,7 @@ def test_loading_one_source_imports_no_library_of_another() -> None:
 )
 def test_invalid_value_is_reported_with_its_remedy(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_dataset(load_dataset_config("circles") | values)
+        load_values(load_dataset_config("circles") | values)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +120,11 @@ def test_invalid_value_is_reported_with_its_remedy(values: dict[str, Any], messa
 )
 def test_blobs_reject_invalid_settings(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"dataset.{key}={value}"):
-        load_dataset(load_dataset_config("blobs", **{key: value}))
+        load_values(load_dataset_config("blobs", **{key: value}))
 
 
 def test_missing_key_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"dataset.noise is missing"):
-        load_dataset({key: value for key, value in load_dataset_config("circles").items() if key != "noise"})
+        load_values({key: value for key, value in load_dataset_config("circles").items() if key != "noise"})
     with pytest.raises(ConfigError, match=r"dataset.name is missing"):
-        load_dataset({"limit": None})
+        load_values({"limit": None})

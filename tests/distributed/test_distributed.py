@@ -22,6 +22,7 @@ from genexp.distributed.rank import RankInfo
 from genexp.distributed.store import RankTask, connect_rank_store
 from genexp.run_dir.checkpoint import list_checkpoints, load_newest_checkpoint
 from genexp.runs.build import build_run
+from genexp.runs.config import bind_experiment
 from genexp.snapshot import Snapshot
 from genexp.training.stopping import StopRequest
 from genexp.training.trainer import train
@@ -73,12 +74,12 @@ class CurveRecorder:
 def train_run(launcher: ProcessLauncher, *overrides: str) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Return the training metrics and the final state of a run of a few steps."""
     config_values = compose_values(*overrides, *TRAIN_ONLY, f"trainer.max_steps={MAX_STEPS}")
-    context, curves = build_run(config_values, None, launcher.rank_info), CurveRecorder()
+    context, curves = build_run(bind_experiment(config_values), None, launcher.rank_info), CurveRecorder()
     with (
         closing(context.data.batch_source),
         launcher.dispatch_task(RankTask(config_values, 0, "float64"), context.learner.device, "") as group,
     ):
-        train(context.learner, context.data, curves, context.trainer_config, StopRequest(), seed=0, group=group)
+        train(context.learner, context.data, curves, context.config.trainer, StopRequest(), seed=0, group=group)
     return curves.values, context.learner.state_dict()
 
 

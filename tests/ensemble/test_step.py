@@ -49,7 +49,7 @@ def train_alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
     """Return the state of a run after `steps` steps."""
     batches = run.data.batch_source.iter_batches(1)
     for step in range(1, steps + 1):
-        seed_generators(run.learner.device, run.seed, step)
+        seed_generators(run.learner.device, run.config.seed, step)
         run.learner.step(
             next(batches), run.data.train_batches, Clock(step, steps, run.data.batch_source.steps_per_epoch)
         )
@@ -58,7 +58,7 @@ def train_alone(run: Run, steps: int = STEPS) -> dict[str, Any]:
 
 def member_overrides(name: str) -> list[list[str]]:
     """Return the overrides of two runs that differ in float hyperparameters."""
-    lr = compose_config(f"model={name}").model.recipe.lr
+    lr = compose_config(f"model={name}").optimizer.lr
     small = {
         "gan": ["model.hidden=[16,32]"],
         "vae": ["model.hidden=[32,16]"],
@@ -181,7 +181,7 @@ def test_ensemble_can_be_rebuilt_from_a_subset_of_members() -> None:
     batches = [run.data.batch_source.iter_batches(1) for run in runs]
     for first, last, members in ((1, 4, [0, 1, 2]), (5, 8, [0, 2])):
         ensemble_step = EnsembleStep(
-            [runs[member].learner for member in members], [runs[row].seed for row in members]
+            [runs[member].learner for member in members], [runs[row].config.seed for row in members]
         )
         for step in range(first, last + 1):
             parts = [next(batches[row]) for row in members]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.errors import ConfigError
 from genexp.metrics import feature_extractor as extractor_module
@@ -21,6 +20,7 @@ from genexp.metrics.feature_extractor import (
     train_classifier,
 )
 from genexp.networks.classifier import Classifier
+from tests.support.datasets import load_values
 
 REPO_ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_shipped_mnist_classifier_is_accurate_on_mnist_5k() -> None:
-    dataset = load_dataset({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
+    dataset = load_values({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
     extractor = load_or_train_extractor(dataset)
     assert extractor.version == "mnist-v1"
     assert extractor.accuracy >= 0.99
@@ -56,7 +56,7 @@ def test_shipped_classifiers_reach_their_stored_accuracy(name: str, min_accuracy
     root = Path(os.environ.get("GENEXP_DATA", REPO_ROOT.parent / "shared" / "data"))
     if not root.is_dir():
         pytest.skip(f"no data at {root}: point GENEXP_DATA to a folder with MNIST and FashionMNIST")
-    dataset = load_dataset({"name": name, "root": str(root), "limit": None, "resident_gb": 4.0})
+    dataset = load_values({"name": name, "root": str(root), "limit": None, "resident_gb": 4.0})
     extractor = load_or_train_extractor(dataset)
     assert (extractor.dataset_name, extractor.version) == (name, f"{name}-v1")
     assert extractor.accuracy >= min_accuracy

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from genexp.recorders.metrics_log import MetricsRecorder
+from genexp.run_dir.checkpoint import truncate_logs
 from genexp.run_dir.metrics import read_metrics
 from genexp.snapshot import Curve, Snapshot
 from tests.support.snapshots import (
-    flush_and_get_sizes,
+    flush_and_measure_logs,
     make_clock,
     make_curves,
     make_run_info,
@@ -20,7 +21,6 @@ from tests.support.snapshots import (
     open_recorder,
     record_snapshots,
     synthetic_loss,
-    truncate_files,
 )
 
 
@@ -77,9 +77,9 @@ def test_truncated_and_resumed_log_equals_uninterrupted_log(tmp_path: Path) -> N
 
     with open_recorder(MetricsRecorder(), broken) as killed:
         record_snapshots(killed, broken, (0, 10, 20))
-        file_sizes = flush_and_get_sizes(killed)
+        log_offsets = flush_and_measure_logs(killed, broken)
         record_snapshots(killed, broken, (30,))
-    truncate_files(file_sizes)
+    truncate_logs(broken.run_dir, log_offsets)
     with open_recorder(MetricsRecorder(), make_run_info(tmp_path / "broken", completed_steps=20)) as resumed:
         record_snapshots(resumed, broken, (30, 40))
     assert (tmp_path / "broken/metrics.jsonl").read_bytes() == (tmp_path / "straight/metrics.jsonl").read_bytes()

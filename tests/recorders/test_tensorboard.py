@@ -13,10 +13,11 @@ import torch
 
 from genexp.images.animation import encode_animation
 from genexp.recorders.tensorboard import TensorBoardRecorder
+from genexp.run_dir.checkpoint import truncate_logs
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from tests.support.browser import needs_browser, start_browser
 from tests.support.snapshots import (
-    flush_and_get_sizes,
+    flush_and_measure_logs,
     make_clock,
     make_curves,
     make_image,
@@ -25,7 +26,6 @@ from tests.support.snapshots import (
     open_recorder,
     record_snapshots,
     synthetic_loss,
-    truncate_files,
 )
 from tests.support.tensorboard import query_tensorboard, read_events, start_tensorboard
 
@@ -138,13 +138,13 @@ def test_truncated_and_resumed_events_equal_uninterrupted_events(tmp_path: Path)
         record_snapshots(recorder, uninterrupted, (0, 10, 20, 30, 40))
     with open_recorder(TensorBoardRecorder(preview_every=1), broken) as killed:
         record_snapshots(killed, broken, (0, 10, 20))
-        file_sizes = flush_and_get_sizes(killed)
+        log_offsets = flush_and_measure_logs(killed, broken)
         record_snapshots(killed, broken, (30,))
-    truncate_files(file_sizes)
+    truncate_logs(broken.run_dir, log_offsets)
     resumed_run = make_run_info(tmp_path / "broken", completed_steps=20)
     with open_recorder(TensorBoardRecorder(preview_every=1), resumed_run) as resumed:
         record_snapshots(resumed, resumed_run, (30, 40))
-        assert len(resumed.append_only_files()) == 2
+    assert len(list((tmp_path / "broken" / "tensorboard").iterdir())) == 2
     assert read_scalars(tmp_path / "broken") == read_scalars(tmp_path / "straight")
     previews = [read_events(tmp_path / name).Images("preview/reconstructions") for name in ("straight", "broken")]
     assert [image.step for image in previews[0]] == [image.step for image in previews[1]] == [0, 10, 20, 30, 40]
@@ -164,12 +164,12 @@ def test_running_tensorboard_drops_truncated_steps(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
     with open_recorder(TensorBoardRecorder(preview_every=1), run) as killed:
         record_snapshots(killed, run, (10, 20))
-        file_sizes = flush_and_get_sizes(killed)
+        log_offsets = flush_and_measure_logs(killed, run)
         record_snapshots(killed, run, (30,))
         killed.flush()
         watcher = read_events(tmp_path)
         assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 31))
-    truncate_files(file_sizes)
+    truncate_logs(tmp_path, log_offsets)
     resumed_run = make_run_info(tmp_path, completed_steps=20)
     with open_recorder(TensorBoardRecorder(preview_every=1), resumed_run) as resumed:
         record_snapshots(resumed, resumed_run, (30, 40))

@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from genexp.reports import compare, write_run_report, write_sweep_report
 from tests.support.browser import Browser, needs_browser
-from tests.support.command import REPO_ROOT, format_run_dir_override, load_status, run_genexp
-from tests.support.compose import make_tiny_overrides
+from tests.support.command import format_run_dir_override, load_status, run_genexp
+from tests.support.compose import compose_config, make_tiny_overrides
 from tests.support.report_pages import HTML_INJECTION, read_charts, save_screenshot
 from tests.support.run_dirs import make_run_dir
 
@@ -55,8 +54,7 @@ def test_values_that_differ_from_the_defaults_are_marked(run_dir: Path) -> None:
         r'<span class="overridden">([^<]*)</span> <small>default ([^<]*)</small>', read_report(run_dir)
     )
     assert ("0.0007", "0.001") in marked
-    recipe = yaml.safe_load((REPO_ROOT / "conf" / "model" / "vae.yaml").read_text())["recipe"]
-    assert ("2", str(recipe["epochs"])) in marked
+    assert ("2", str(compose_config("model=vae").trainer.epochs)) in marked
     assert len(marked) < 15
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from genexp.config import bind, find_config_dir
+from genexp.config import bind, find_config_dir, to_plain_config
 from genexp.data.dataset import DataSpec
+from genexp.runs.config import ExperimentConfig, bind_experiment
 from genexp.technique import find_technique, list_techniques
 from tests.support.command import (
     TINY_BATCH_SIZE,
@@ -42,16 +43,14 @@ def compose_config(*overrides: str) -> DictConfig:
         return compose("train", overrides=list(overrides))
 
 
-def to_plain_dict(node: DictConfig) -> dict[str, Any]:
-    """Return a configuration as resolved, plain values."""
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
 def compose_values(*overrides: str) -> dict[str, Any]:
     """Return the configuration that the command line would compose, as resolved, plain values."""
-    return to_plain_dict(compose_config(*overrides))
+    return to_plain_config(compose_config(*overrides))
+
+
+def compose_experiment(*overrides: str) -> ExperimentConfig:
+    """Return the configuration that the command line would compose, bound to dataclasses."""
+    return bind_experiment(compose_values(*overrides))
 
 
 def list_config_names(group: str) -> list[str]:
@@ -67,7 +66,7 @@ def list_field_names(cls: type) -> set[str]:
 def make_tiny_overrides(name: str) -> list[str]:
     """Return the overrides of a run of the technique `name` that takes a second."""
     config = compose_config(f"model={name}")
-    batch_size = config.model.recipe.batch_size
+    batch_size = config.trainer.batch_size
     overrides = (
         [] if batch_size is None or batch_size < TINY_BATCH_SIZE else [f"trainer.batch_size={TINY_BATCH_SIZE}"]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,14 +10,19 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from genexp.config import find_config_dir
-from genexp.data import load_dataset
+from genexp.data import bind_dataset, load_dataset
 from genexp.data.dataset import Dataset, Split
+
+
+def load_values(values: Mapping[str, Any]) -> Dataset:
+    """Return the data set that the plain values of a configuration describe."""
+    return load_dataset(bind_dataset(values))
 
 
 def load_photographs(size: int = 48, **values: Any) -> Dataset:
     """Return the data set of photographs whose longer side has `size` pixels."""
     defaults = {"name": "photographs", "limit": None, "resident_gb": 4.0, "content": None, "style": None}
-    return load_dataset({**defaults, "size": size, **values})
+    return load_values({**defaults, "size": size, **values})
 
 
 def load_dataset_config(name: str, **values: Any) -> dict[str, Any]:

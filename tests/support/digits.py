@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from genexp.data import load_dataset
+from genexp.config import to_plain_config
 from genexp.data.dataset import Dataset
 from genexp.data.loading import make_loader
 from genexp.data.stream import SplitBatches, TrainingBatches
@@ -17,12 +17,13 @@ from genexp.training.learner import Learner, StepSettings
 from genexp.training.optimizers import plan_optimizers
 from genexp.training.trainer import eval_mode
 from tests.support.compose import compose_config, make_technique
+from tests.support.datasets import load_values
 
 
 @cache
 def load_digits() -> Dataset:
     """Return the 5,000 digits."""
-    return load_dataset({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
+    return load_values({"name": "mnist_5k", "limit": None, "resident_gb": 4.0})
 
 
 @cache
@@ -39,7 +40,7 @@ def train_on_digits(name: str, steps: int, *overrides: str) -> Learner:
     config = compose_config(f"model={name}", "optimizer.schedule=constant", *overrides)
     # The string is part of the seed, as in genexp.runs.build.
     seed_generators(CPU, 0, "initialise")
-    plan = plan_optimizers({str(key): value for key, value in config.optimizer.items()})
+    plan = plan_optimizers(to_plain_config(config)["optimizer"])
     learner = Learner(make_technique(name, (1, 28, 28), f"model={name}", *overrides), plan, StepSettings(), CPU)
     loader = make_loader(load_digits().train, CPU)
     with TrainingBatches(loader, config.trainer.batch_size, seed=0, dataset_name="mnist_5k") as stream:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genexp.data import load_dataset
 from tests.support.compose import compose_config
+from tests.support.datasets import load_values
 
 BLOCK_ROWS = 500
 
 
 def load_points(name: str, *overrides: str) -> Tensor:
     """Return a data set's training points (samples, features)."""
-    streams = load_dataset(compose_config("model=kmeans", f"dataset={name}", *overrides).dataset).train.streams
+    streams = load_values(compose_config("model=kmeans", f"dataset={name}", *overrides).dataset).train.streams
     stream = streams["point"] if "point" in streams else streams["image"]
     assert isinstance(stream, Tensor)
     return stream.flatten(1) / 255 if stream.dtype == torch.uint8 else stream

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.checkpoint import measure_logs
 from genexp.snapshot import Curve, RunInfo, RunOutcome, Snapshot
 from genexp.technique import Clock
 
@@ -91,14 +92,7 @@ def record_snapshots(recorder: Recorder, run: RunInfo, steps: Iterable[int]) -> 
         recorder.record(make_snapshot(step, run, **fields))
 
 
-def truncate_files(file_sizes: Mapping[Path, int]) -> None:
-    """Truncate files to the sizes in a checkpoint."""
-    for path, size in file_sizes.items():
-        with path.open("rb+") as file:
-            file.truncate(size)
-
-
-def flush_and_get_sizes(recorder: Recorder) -> dict[Path, int]:
-    """Flush a recorder and return the sizes of its files, as a checkpoint stores them."""
+def flush_and_measure_logs(recorder: Recorder, run: RunInfo) -> dict[str, int]:
+    """Flush a recorder and return the sizes of the logs, as a checkpoint stores them."""
     recorder.flush()
-    return {path: path.stat().st_size for path in recorder.append_only_files()}
+    return measure_logs(run.run_dir)

@@ -20,7 +20,7 @@ from genexp.technique import (
     detach_metrics,
 )
 from genexp.training.learner import Learner, StepSettings
-from genexp.training.optimizers import OptimizerPlan
+from genexp.training.optimizers import plan_optimizers
 
 CPU = torch.device("cpu")
 STEPS_PER_EPOCH = 4
@@ -32,7 +32,6 @@ class ToyTechnique(Technique):
     """Technique that moves a point towards the values of the batch and records the calls of its methods."""
 
     name = "toy"
-    objective = "height"
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
@@ -91,14 +90,13 @@ def make_learner(
     technique: Technique, phases: dict[str, dict[str, Any]] | None = None, **settings: Any
 ) -> Learner:
     """Return a learner with SGD. `phases` overrides optimizer settings by phase, `settings` the StepSettings."""
-    return Learner(technique, OptimizerPlan(SGD, phases or {}), StepSettings(**settings), CPU)
+    return Learner(technique, plan_optimizers({**SGD, **(phases or {})}), StepSettings(**settings), CPU)
 
 
 class TwoModuleTechnique(Technique):
     """Technique of two modules and counting phases, at different intervals."""
 
     name = "pair"
-    objective = "none"
 
     def __init__(self) -> None:
         super().__init__()

@@ -54,7 +54,6 @@ class ToyTechnique(Technique):
     """Technique that fits a line, and a second one at every other step."""
 
     name = "toy"
-    objective = "loss"
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from genexp.technique import (
     Technique,
 )
 from genexp.training.learner import EMA, Learner, StepSettings, resolve_precision
-from genexp.training.optimizers import OptimizerPlan
+from genexp.training.optimizers import plan_optimizers
 from tests.support.assertions import assert_same
 from tests.support.toy_techniques import (
     CPU,
@@ -81,7 +81,6 @@ def test_reset_ema_copies_the_initialized_weights() -> None:
 def test_ema_accepts_a_technique_without_parameters() -> None:
     class Counter(Technique):
         name = "counter"
-        objective = "none"
 
         def __init__(self) -> None:
             super().__init__()
@@ -206,7 +205,7 @@ def test_optimizer_settings_of_an_unknown_phase_are_rejected() -> None:
 def test_lbfgs_reports_the_metrics_of_its_first_evaluation() -> None:
     toy = ToyTechnique()
     lbfgs = {"name": "lbfgs", "lr": 0.1, "max_iter": 5, "history_size": 10, "line_search_fn": None, **SCHEDULE}
-    learner = Learner(toy, OptimizerPlan(lbfgs, {}), StepSettings(gradient_clip=1e9), CPU)
+    learner = Learner(toy, plan_optimizers(lbfgs), StepSettings(gradient_clip=1e9), CPU)
     metrics = run_step(learner)
     assert toy.num_loss_calls == 5
     # The metrics of the first call, at the initial point.

@@ -32,7 +32,7 @@ TORCH_OPTIMIZERS = (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Ada
 
 def make_optimizer_config(name: str, **changes: Any) -> OptimizerConfig:
     """Return the settings of an optimizer's file, with `changes`."""
-    return plan_optimizers({**load_optimizer_settings(name), **changes}).bind_phase_config("")
+    return plan_optimizers({**load_optimizer_settings(name), **changes}).shared_config
 
 
 class Quadratic(nn.Module):
@@ -225,23 +225,23 @@ def test_step_does_not_import_the_compiler() -> None:
 def test_phase_settings_override_shared_settings() -> None:
     plan = plan_optimizers(compose_values("model=gan", "optimizer.discriminator.lr=1e-4")["optimizer"])
     shared = compose_config("model=gan").optimizer.lr
-    assert plan.bind_phase_config("discriminator").lr == 1e-4
-    assert plan.bind_phase_config("generator").lr == shared != 1e-4
-    assert plan.bind_phase_config("discriminator").name == plan.bind_phase_config("generator").name == "adam"
+    assert plan.get_config("discriminator").lr == 1e-4
+    assert plan.get_config("generator").lr == shared != 1e-4
+    assert plan.get_config("discriminator").name == plan.get_config("generator").name == "adam"
     plan.check_phases(["discriminator", "generator"])
 
 
 def test_phases_default_to_the_shared_value() -> None:
     plan = plan_optimizers(compose_values("model=gan", "optimizer=sgd", "optimizer.lr=0.3")["optimizer"])
-    assert plan.bind_phase_config("discriminator").lr == plan.bind_phase_config("generator").lr == 0.3
+    assert plan.get_config("discriminator").lr == plan.get_config("generator").lr == 0.3
 
 
 def test_any_setting_can_be_set_per_phase() -> None:
     overrides = ("model=gan", "+optimizer.generator.betas=[0.1,0.2]", "+optimizer.generator.schedule=linear")
     plan = plan_optimizers(compose_values(*overrides)["optimizer"])
-    assert plan.bind_phase_config("generator").to_kwargs()["betas"] == (0.1, 0.2)
-    assert plan.bind_phase_config("generator").schedule == "linear"
-    assert plan.bind_phase_config("discriminator").schedule == "constant"
+    assert plan.get_config("generator").to_kwargs()["betas"] == (0.1, 0.2)
+    assert plan.get_config("generator").schedule == "linear"
+    assert plan.get_config("discriminator").schedule == "constant"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_any_setting_can_be_set_per_phase() -> None:
 )
 def test_invalid_phase_setting_is_reported(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as excinfo:
-        plan_optimizers(compose_values("model=gan", override)["optimizer"]).bind_phase_config("generator")
+        plan_optimizers(compose_values("model=gan", override)["optimizer"]).get_config("generator")
     assert message in str(excinfo.value)
 
 

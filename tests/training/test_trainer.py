@@ -24,9 +24,9 @@ from genexp.technique import (
 )
 from genexp.training import trainer as trainer_module
 from genexp.training.learner import Learner, StepSettings
-from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan
+from genexp.training.optimizers import OPTIMIZERS, plan_optimizers
 from genexp.training.stopping import StopRequest
-from genexp.training.trainer import RunData, TrainerConfig, eval_mode, train
+from genexp.training.trainer import RunData, TrainerConfig, TrainingResult, eval_mode, train
 from tests.support.assertions import assert_same
 from tests.support.optimizers import LEARNING_RATES, load_optimizer_settings
 from tests.support.toy_techniques import (
@@ -99,8 +99,8 @@ class SnapshotCollector:
 
 def train_technique(
     technique: Technique, *, start_step: int = 0, stop: StopRequest | None = None, seed: int = 0, **changes: Any
-) -> tuple[SnapshotCollector, Clock]:
-    """Train, and return the collected snapshots and the final clock."""
+) -> tuple[SnapshotCollector, TrainingResult]:
+    """Train, and return the collected snapshots and the result of the loop."""
     config = replace(CONFIG, **changes)
     learner = make_learner(technique, **vars(config.step_settings))
     return train_learner(learner, config, start_step=start_step, stop=stop, seed=seed)
@@ -108,12 +108,12 @@ def train_technique(
 
 def train_learner(
     learner: Learner, config: TrainerConfig, *, start_step: int = 0, stop: StopRequest | None = None, seed: int = 0
-) -> tuple[SnapshotCollector, Clock]:
+) -> tuple[SnapshotCollector, TrainingResult]:
     collector = SnapshotCollector()
     samples: list[Batch] = [{"point": torch.zeros(2, 1)}] * 3
     data = RunData(StepNumberBatches(), samples, samples, samples[0])
-    clock = train(learner, data, collector, config, stop or StopRequest(), seed=seed, completed_steps=start_step)
-    return collector, clock
+    result = train(learner, data, collector, config, stop or StopRequest(), seed=seed, completed_steps=start_step)
+    return collector, result
 
 
 @pytest.mark.parametrize("block", [1, 3, 50])
@@ -122,11 +122,11 @@ def test_metric_blocks_cover_every_step_once(
     block: int, evaluate: int, checkpoint: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_module, "METRICS_FLUSH_STEPS", block)
-    collector, clock = train_technique(
+    collector, result = train_technique(
         ToyTechnique(), evaluate_every=evaluate, checkpoint_every=checkpoint, max_steps=11
     )
     steps, values = collector.column("value")
-    assert clock.step == 11
+    assert result.clock.step == 11
     assert steps == list(range(1, 12))
     assert values == [float(step) for step in range(1, 12)]
     assert collector.column("loss")[0] == steps
@@ -184,10 +184,10 @@ def test_metric_block_is_flushed_after_its_time_limit(monkeypatch: pytest.Monkey
 
 
 def test_intervals_count_epochs_and_the_last_step_is_always_evaluated() -> None:
-    collector, clock = train_technique(
+    collector, result = train_technique(
         ToyTechnique(), epochs=5, evaluate_every=2, preview_every=3, checkpoint_every=4
     )
-    assert (clock.step, clock.is_last_step) == (20, True)
+    assert (result.clock.step, result.clock.is_last_step) == (20, True)
     assert collector.steps_with(lambda snapshot: snapshot.test_metrics) == [8, 16, 20]
     assert collector.steps_with(lambda snapshot: snapshot.technique_state) == [8, 16, 20]
     assert collector.steps_with(lambda snapshot: snapshot.preview_images) == [0, 12, 20]
@@ -243,7 +243,7 @@ def test_run_resumed_from_any_checkpoint_equals_uninterrupted_run(ema: float) ->
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_resumes_exactly_from_a_file(name: str, tmp_path: Path) -> None:
     rate = {"lr": LEARNING_RATES[name] / 10, "schedule": "linear", "warmup_steps": 3}
-    plan = OptimizerPlan({**load_optimizer_settings(name), **rate}, {})
+    plan = plan_optimizers({**load_optimizer_settings(name), **rate})
 
     def learner() -> Learner:
         return Learner(ToyTechnique(), plan, StepSettings(ema=0.5, gradient_clip=5.0), CPU)
@@ -272,9 +272,9 @@ def test_only_a_fresh_run_is_initialized_from_its_data() -> None:
 
 def test_run_killed_after_its_last_step_still_renders_final_artifacts() -> None:
     toy = ToyTechnique()
-    collector, clock = train_technique(toy, start_step=12)
+    collector, result = train_technique(toy, start_step=12)
     (snapshot,) = collector.snapshots
-    assert clock.is_last_step
+    assert result.clock.is_last_step
     assert snapshot.final_artifacts is not None
     assert toy.num_loss_calls == 0
 
@@ -295,8 +295,8 @@ def test_signal_ends_the_run_after_the_step_without_evaluation() -> None:
             return super().loss(batch, clock)
 
     stop = StopRequest()
-    collector, clock = train_technique(SignalingTechnique(), stop=stop)
-    assert (clock.step, clock.is_last_step) == (6, False)
+    collector, result = train_technique(SignalingTechnique(), stop=stop)
+    assert (result.clock.step, result.is_finished) == (6, False)
     last = collector.snapshots[-1]
     assert last.checkpoint_state is not None
     assert (last.checkpoint_state["step"], dict(last.test_metrics), dict(last.preview_images)) == (6, {}, {})
@@ -315,18 +315,18 @@ def test_halting_at_an_epoch_does_not_change_training() -> None:
     uninterrupted, _ = train_technique(ToyTechnique())
     learner, start, train = make_learner(ToyTechnique(), **vars(CONFIG.step_settings)), 0, []
     for until_epoch, ends in ((2, 8), (2, 8), (None, 12)):  # the second call has no step left
-        collector, clock = train_learner(
+        collector, result = train_learner(
             learner, CONFIG, start_step=start, stop=StopRequest(until_epoch=until_epoch)
         )
-        start = clock.step
+        start = result.clock.step
         assert start == ends
         train += collect_losses(collector)
     assert train == collect_losses(uninterrupted)
 
 
 def test_exhausted_time_budget_ends_the_run_with_evaluation_and_checkpoint() -> None:
-    collector, clock = train_technique(ToyTechnique(), stop=StopRequest(time_budget=0.0))
-    assert clock.step == 1
+    collector, result = train_technique(ToyTechnique(), stop=StopRequest(time_budget=0.0))
+    assert result.clock.step == 1
     assert collector.snapshots[-1].test_metrics
     assert collector.snapshots[-1].checkpoint_state is not None
 
@@ -334,13 +334,13 @@ def test_exhausted_time_budget_ends_the_run_with_evaluation_and_checkpoint() -> 
 def test_converged_technique_ends_the_run_at_the_end_of_the_epoch() -> None:
     toy = ToyTechnique()
     toy.max_loss_calls = 5
-    _, clock = train_technique(toy, epochs=100)
-    assert clock.step == 8
+    _, result = train_technique(toy, epochs=100)
+    assert (result.clock.step, result.is_finished) == (8, True)
 
 
 def test_max_steps_ends_earlier_than_epochs_but_not_later() -> None:
-    assert train_technique(ToyTechnique(), max_steps=7)[1].step == 7
-    assert train_technique(ToyTechnique(), max_steps=700)[1].step == 12
+    assert train_technique(ToyTechnique(), max_steps=7)[1].clock.step == 7
+    assert train_technique(ToyTechnique(), max_steps=700)[1].clock.step == 12
 
 
 class DivergingTechnique(ToyTechnique):
@@ -384,8 +384,8 @@ def test_diverged_phase_is_reported() -> None:
 
 
 def test_nonfinite_metric_does_not_stop_the_run() -> None:
-    _, clock = train_technique(DivergingTechnique(99, metric=float("nan")))
-    assert clock.is_last_step
+    _, result = train_technique(DivergingTechnique(99, metric=float("nan")))
+    assert result.is_finished
 
 
 def test_nonfinite_weights_are_not_saved() -> None:
@@ -414,3 +414,11 @@ def test_eval_mode_restores_the_mode_of_every_module() -> None:
     assert toy.training
     train_technique(toy)
     assert {name for name, module in toy.named_modules() if not module.training} == {"frozen"}
+
+
+def test_loop_returns_its_latest_scores_and_the_objective() -> None:
+    collector, result = train_technique(ToyTechnique(), epochs=3, evaluate_every=2, objective="test/height")
+    assert result.test_metrics == collector.snapshots[-1].test_metrics
+    assert result.objective_value == result.test_metrics["height"]
+    _, unevaluated = train_technique(ToyTechnique(), evaluate_every=0, objective="height")
+    assert (unevaluated.test_metrics, unevaluated.objective_value) == ({}, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genexp.config import find_config_dir, suggest_choice
 from genexp.data.dataset import Dataset, LazyStream, Stream
-from genexp.data.registry import DatasetConfig, list_datasets, load_dataset
+from genexp.data.registry import DatasetConfig, bind_dataset, list_datasets, load_dataset
 from genexp.errors import ConfigError
 
 BLOCK_IMAGES = 1000  # images transformed at a time
@@ -27,18 +27,29 @@ class DerivedConfig(DatasetConfig):
     source: str  # name of the other data set
     options: dict[str, Any]  # overrides of keys in conf/dataset/<source>.yaml
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.source_config = self._bind_source()
+
     def load_source(self, limit: int | None) -> Dataset:
-        """Return the data set `source` with at most `limit` training samples. Raises ConfigError, DataError."""
+        """Return the data set `source` with at most `limit` training samples. Raises ConfigError, DataError.
+
+        `limit` in `options` takes precedence.
+        """
+        limit = self.options.get("limit", limit)
+        dataset = load_dataset(replace(self.source_config, limit=limit))
+        if "image" not in dataset.train.streams:
+            raise ConfigError(f"dataset.source={self.source} has no images; choose mnist_5k or another that has")
+        return dataset
+
+    def _bind_source(self) -> DatasetConfig:
         names = list_datasets()
         file = find_config_dir() / "dataset" / f"{self.source}.yaml"
         if self.source not in names or not file.is_file():
             raise ConfigError(f"dataset.source={self.source} is no data set; {suggest_choice(self.source, names)}")
-        common_keys = {"limit": limit, "resident_gb": self.resident_gb}
-        node = {str(key): value for key, value in OmegaConf.load(file).items()}
-        dataset = load_dataset({**node, **common_keys, **self.options}, key_prefix="dataset.options")
-        if "image" not in dataset.train.streams:
-            raise ConfigError(f"dataset.source={self.source} has no images; choose mnist_5k or another that has")
-        return dataset
+        defaults = {str(key): value for key, value in OmegaConf.load(file).items()}
+        values = {**defaults, "resident_gb": self.resident_gb, **self.options}
+        return bind_dataset(values, key_prefix="dataset.options")
 
 
 class TransformedStream(LazyStream):

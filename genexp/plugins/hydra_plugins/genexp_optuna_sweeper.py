@@ -11,9 +11,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 
+from genexp.config import to_plain_config
 from genexp.errors import ConfigError
 from genexp.run_dir.paths import STUDY_FILE
-from genexp.sweep.config import hash_config, require_positive_int_or_none, to_plain_config
+from genexp.sweep.config import hash_config, require_positive_int_or_none
 from genexp.sweep.launcher import parse_sweep_overrides, require_extra, require_sweep_launcher
 from genexp.sweep.optuna_study import OptunaStudy, build_distribution, lock_study_file
 from genexp.sweep.summary import report_on_exit
@@ -84,7 +85,7 @@ class OptunaSweeper(BasicSweeper):
 
         Raises GenexpError if nothing is searched, a configuration is invalid, or directions contradict each other.
         """
-        from genexp.runs.build import check_config  # imports torch
+        from genexp.runs.config import bind_experiment  # imports torch
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -94,7 +95,7 @@ class OptunaSweeper(BasicSweeper):
                 "optimizer.lr='tag(log, interval(1e-5, 1e-2))'"
             )
         compose = self.hydra_context.config_loader.load_sweep_config
-        check_config(
+        bind_experiment(
             to_plain_config(compose(self.config, [*fixed_overrides, *map(format_first_value, sweep_overrides)]))
         )
         config = compose(self.config, fixed_overrides)

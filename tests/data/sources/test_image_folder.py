@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
 from genexp.data.loading import make_loader
 from genexp.data.sources._image_files import read_image
 from genexp.data.stream import SplitBatches, TrainingBatches
 from genexp.errors import ConfigError, DataError
+from tests.support.datasets import load_values
 from tests.support.images import write_image, write_images
 
 
 def load_image_folder(root: Path | None, **values: Any) -> Dataset:
     defaults = {"name": "image_folder", "limit": None, "resident_gb": 4.0, "size": 8, "channels": 3}
-    return load_dataset({**defaults, "root": root and str(root), "test_fraction": 0.25, **values})
+    return load_values({**defaults, "root": root and str(root), "test_fraction": 0.25, **values})
 
 
 def get_images(dataset: Dataset, split: str = "train") -> Tensor:

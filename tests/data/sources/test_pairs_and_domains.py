@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genexp.data import load_dataset
 from genexp.data.dataset import Dataset, LazyStream
 from genexp.data.sources.domains import TRANSFORMS
 from genexp.data.sources.edges import sobel_edges
 from genexp.errors import ConfigError, DataError
+from tests.support.datasets import load_values
 from tests.support.images import write_images
 
 
@@ -27,7 +27,7 @@ def load_translation_dataset(name: str, **values: Any) -> Dataset:
         "pairs": {**folders, "root": None, "input_side": "left", "input": None, "target": None},
         "unpaired": {**folders, "a": None, "b": None},
     }
-    return load_dataset({"name": name, "limit": None, "resident_gb": 4.0, **defaults[name], **values})
+    return load_values({"name": name, "limit": None, "resident_gb": 4.0, **defaults[name], **values})
 
 
 def get_stream(dataset: Dataset, stream: str, split: str = "train") -> Tensor:

@@ -1,0 +1,101 @@
+"""Typed configuration of an experiment, bound once from the composed YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from genexp.config import bind, require, suggest_choice
+from genexp.data.registry import DatasetConfig, bind_dataset
+from genexp.device import DeviceConfig
+from genexp.distributed.rank import check_divisible_batch
+from genexp.errors import ConfigError
+from genexp.metrics.scores import infer_direction
+from genexp.run_dir.record import flatten_config
+from genexp.technique import Technique, find_technique
+from genexp.training.optimizers import OptimizerPlan, plan_optimizers
+from genexp.training.trainer import TrainerConfig
+
+REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
+
+
+@dataclass
+class TopLevelConfig:
+    """Top-level keys of conf/train.yaml that are not config groups."""
+
+    seed: int
+    resume: str | None  # directory of the run to resume
+    tags: list[str]
+    notes: str
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more, below 2**63")
+
+
+@dataclass
+class ExperimentConfig(TopLevelConfig):
+    """All settings of a run, checked. Everything that a run is built from comes from here."""
+
+    technique: type[Technique]
+    model: Any  # instance of `technique.Config`
+    dataset: DatasetConfig
+    optimizer: OptimizerPlan
+    trainer: TrainerConfig
+    device: DeviceConfig
+    values: Mapping[str, Any]  # the same as plain values, for config.yaml and recorders; `resume` is None
+
+
+def bind_experiment(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the typed configuration of plain, resolved values. Loads no data. Raises ConfigError."""
+    _check_top_level_keys(values)
+    top_level_keys = [field.name for field in fields(TopLevelConfig)]
+    top_level = bind(TopLevelConfig, {key: values[key] for key in top_level_keys if key in values}, "")
+    trainer = _bind_trainer(values["trainer"])
+    optimizer = plan_optimizers(values["optimizer"])
+    device = bind(DeviceConfig, values["device"], "device")
+    if trainer.batch_size is not None:
+        check_divisible_batch(trainer.batch_size, device.processes, f"trainer.batch_size={trainer.batch_size}")
+    dataset = bind_dataset(values["dataset"])
+    technique, model = bind_model(values["model"])
+    return ExperimentConfig(
+        **vars(top_level),
+        technique=technique,
+        model=model,
+        dataset=dataset,
+        optimizer=optimizer,
+        trainer=trainer,
+        device=device,
+        values={**values, "resume": None},
+    )
+
+
+def bind_model(node: Mapping[str, Any]) -> tuple[type[Technique], Any]:
+    """Return the technique class that a `model` node names, and its bound `Config`. Raises ConfigError."""
+    technique = find_technique(node["name"])
+    values = {key: value for key, value in node.items() if key not in ("name", "recipe")}
+    return technique, bind(technique.Config, values, "model")
+
+
+def _bind_trainer(node: Mapping[str, Any]) -> TrainerConfig:
+    trainer = bind(TrainerConfig, node, "trainer")
+    expected_direction = infer_direction(trainer.objective)
+    if expected_direction not in (None, trainer.direction):
+        raise ConfigError(
+            f"trainer.direction={trainer.direction} contradicts trainer.objective={trainer.objective}, of which "
+            f"{'more' if expected_direction == 'max' else 'less'} is better; "
+            f"set trainer.direction={expected_direction}"
+        )
+    return trainer
+
+
+def _check_top_level_keys(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a required group is missing or a top-level key is unknown."""
+    for key in REQUIRED_GROUPS:
+        if key not in values:
+            raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
+    top_level_keys = [field.name for field in fields(TopLevelConfig)]
+    for key in values:
+        if key not in (*REQUIRED_GROUPS, *top_level_keys):
+            choices = {*REQUIRED_GROUPS, *top_level_keys, *(name for name, _ in flatten_config(values))} - {key}
+            raise ConfigError(f"{key} is no key of this configuration; {suggest_choice(key, choices)}")
