@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from genexp.sharding import current_shard
 from genexp.technique import Batches
 
-CHUNK_ELEMENTS = 2**20  # elements of points per matrix product on the CPU: they fit in its cache
+CHUNK_ELEMENTS = 2**20  # elements of points per operation on the CPU: they fit in its cache
+MIN_ROWS_PER_THREAD = 512  # points, at least, that a thread of its own computes
 GPU_CHUNK_FACTOR = 64  # factor on chunk sizes on other devices, where each call has a fixed cost
 
 Blocks = Iterable[Tensor]  # float (points, features) each, in order; iterable more than once
@@ -51,20 +54,50 @@ def get_chunk_size(max_elements: int, row_elements: int, like: Tensor) -> int:
     return max(1, max_elements * (1 if like.device.type == "cpu" else GPU_CHUNK_FACTOR) // row_elements)
 
 
+def iterate_local_rows(blocks: Blocks) -> Iterator[tuple[Tensor, slice]]:
+    """Yield the rows of each block that belong to this process, and their place in the data set."""
+    first = 0
+    for block in blocks:
+        rows = current_shard().row_slice(len(block))  # the other shards take the other rows
+        yield block[rows], slice(first + rows.start, first + rows.stop)
+        first += len(block)
+
+
+def map_rows(function: Callable[[slice], object], num_rows: int, device: torch.device) -> None:
+    """Call `function` for slices that make up `num_rows` rows: on the CPU, in a thread for each core.
+
+    Each thread computes in torch by itself. That is faster than torch's own threads, which wait for each other
+    after each of many short operations.
+    """
+    threads = torch.get_num_threads()
+    parts = min(threads, num_rows // MIN_ROWS_PER_THREAD) if device.type == "cpu" else 1
+    if parts < 2:
+        function(slice(0, num_rows))
+        return
+    slices = [slice(part * num_rows // parts, (part + 1) * num_rows // parts) for part in range(parts)]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(torch.no_grad()(function), slices))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def moments(blocks: Blocks) -> Moments:
-    """Return the moments of all points, merged block by block (Chan et al. 1979).
+    """Return the moments of all points, merged chunk by chunk (Chan et al. 1979).
 
     This keeps full precision for points far from 0.
     """
     count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
     for block in blocks:
-        new_count = count + len(block)
-        block_mean = block.mean(0)
-        delta = block_mean - mean.to(block)
-        block_scatter = (block - block_mean).square().sum()
-        scatter = scatter.to(block) + block_scatter + delta.square().sum() * (count * len(block) / new_count)
-        mean = mean.to(block) + delta * (len(block) / new_count)
-        count = new_count
+        for chunk in block.split(get_chunk_size(CHUNK_ELEMENTS, block.shape[1], block)):
+            new_count = count + len(chunk)
+            chunk_mean = chunk.mean(0)
+            delta = chunk_mean - mean.to(chunk)
+            chunk_scatter = (chunk - chunk_mean).square_().sum()
+            scatter = scatter.to(chunk) + chunk_scatter + delta.square().sum() * (count * len(chunk) / new_count)
+            mean = mean.to(chunk) + delta * (len(chunk) / new_count)
+            count = new_count
     return Moments(count, mean, scatter)
 
 

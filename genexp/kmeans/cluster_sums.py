@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from genexp.kmeans.blocks import get_chunk_size
+from genexp.kmeans.blocks import GPU_CHUNK_FACTOR, get_chunk_size
 from genexp.sharding import SINGLE_SHARD, all_reduce_sum, current_shard
 
 UNASSIGNED = -1  # label of a point without a cluster
-UPDATE_CHUNK_ELEMENTS = 2**17  # elements of reassigned points per copy on the CPU
-
-
-class AssignmentBounds(Protocol):
-    """Data of one assignment that makes the next one faster. It never changes a result."""
-
-    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Discard the data of these pairs of start and point: other code changed their labels.
-
-        `start_indices` and `point_indices` are int64 (pairs,).
-        """
-
-    def select_starts(self, start_indices: Tensor) -> AssignmentBounds:
-        """Return the data of `start_indices` only: int64 indices (starts,)."""
+UPDATE_CHUNK_ELEMENTS = 2**17  # elements of points that change cluster per copy on the CPU
+# Mean number of points of a cluster that are summed in float32 before their sum is added in float64: so few that
+# rounding stays small. The whole sum in float64 takes five times as long.
+POINTS_PER_PARTIAL_SUM = 64
 
 
 @dataclass(frozen=True)
@@ -37,8 +26,6 @@ class ClusterSums:
     sums: Tensor
     counts: Tensor  # int64 (starts, clusters): number of points of each cluster
     labels: Tensor  # dtype of `get_label_dtype` (starts, points): cluster of each point, or `UNASSIGNED`
-    changed_fraction: float = 1.0  # fraction of the labels that the last assignment changed, in [0, 1]
-    bounds: AssignmentBounds | None = None  # makes the next assignment faster
 
     @classmethod
     def create_unassigned(cls, centers: Tensor, num_points: int) -> ClusterSums:
@@ -83,94 +70,72 @@ def get_accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-@dataclass(frozen=True)
-class Reassignments:
-    """Points of a block that change cluster, with one entry per point and start."""
+class ClusterSumsUpdate:
+    """Update of the sums, counts and labels of `previous`, which it changes in place.
 
-    rows: Tensor  # int64 (moves,): row of the point in its block
-    start_indices: Tensor  # int64 (moves,): index of the start
-    new_labels: Tensor  # int64 (moves,): new cluster
+    Only points that change cluster are read. They are added in the order of the data set, so that the sums depend
+    on the labels before and after, and not on how the new labels were found.
+    """
 
-
-class ClusterSumsUpdater:
-    """Incremental update of the sums, counts and labels of `previous`, which it changes in place."""
-
-    def __init__(self, previous: ClusterSums, centers: Tensor) -> None:
-        self._sums, self._counts, self.labels = previous.sums, previous.counts, previous.labels
+    def __init__(self, previous: ClusterSums) -> None:
+        self._sums, self._counts, self._labels = previous.sums, previous.counts, previous.labels
         if current_shard().index:  # all_reduce_sum adds the shards: only shard 0 starts from the previous sums
             self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
-        self._changed_count = 0
-        # All chunks of points are copied to the same buffers: new allocations would fragment memory.
-        shape = get_chunk_size(UPDATE_CHUNK_ELEMENTS, centers.shape[2], centers), centers.shape[2]
-        self._point_buffer, self._cast_buffer = centers.new_empty(shape), previous.sums.new_empty(shape)
+        self._slices: list[slice] = []
 
-    def reassign(self, points: Tensor, labels: Tensor, reassignments: Reassignments) -> None:
-        """Move points to their new clusters: update the sums, the counts and, in place, `labels`.
-
-        `points` is (points, features), `labels` (starts, points).
-        """
-        clusters = self._counts.shape[1]
-        old_clusters = labels[reassignments.start_indices, reassignments.rows].long()
-        labels[reassignments.start_indices, reassignments.rows] = reassignments.new_labels.to(labels)
-        self._changed_count += len(reassignments.rows)
-        was_assigned = bool((old_clusters != UNASSIGNED).all())
-        if not was_assigned and len(old_clusters) == labels.numel():
-            self._add_unassigned(points, labels)
+    def move(self, points: Tensor, index: slice, new_labels: Tensor) -> None:
+        """Move `points` (points, features), those in `index` of the data set, to `new_labels` (starts, points)."""
+        self._slices.append(index)
+        labels = self._labels[:, index]
+        start_indices, rows = (labels != new_labels).nonzero(as_tuple=True)
+        if not len(rows):
             return
-        new_center_indices, old_center_indices = (
-            reassignments.start_indices * clusters + reassignments.new_labels,
-            reassignments.start_indices * clusters + old_clusters,
-        )
-        self._add_counts(new_center_indices, 1)
-        if was_assigned:
-            self._add_counts(old_center_indices, -1)
-        sums, chunk_size = self._sums.flatten(0, 1), self._point_buffer.shape[0]
-        for rows, targets, sources in zip(
-            reassignments.rows.split(chunk_size),
-            new_center_indices.split(chunk_size),
-            old_center_indices.split(chunk_size),
-            strict=True,
-        ):
-            moved = self._cast(torch.index_select(points, 0, rows, out=self._point_buffer[: rows.numel()]))
-            sums.index_add_(0, targets, moved)
-            if was_assigned:
-                sums.index_add_(0, sources, moved, alpha=-1)
+        if bool((labels == UNASSIGNED).all()):
+            self._add_all(points, new_labels)
+        else:
+            self._move(points, rows, labels, new_labels, start_indices)
+        labels.copy_(new_labels)
 
-    def _add_unassigned(self, points: Tensor, labels: Tensor) -> None:
-        """Add `points`, none of which had a cluster, to the clusters in `labels` (starts, points)."""
-        starts, clusters = self._counts.shape
-        offsets = torch.arange(0, starts * clusters, clusters, device=labels.device).unsqueeze(1)
-        keys = labels.long() + offsets  # (starts, points)
-        self._add_counts(keys.flatten(), 1)
+    def _move(
+        self, points: Tensor, rows: Tensor, labels: Tensor, new_labels: Tensor, start_indices: Tensor
+    ) -> None:
+        """Move the `rows` of `points` from `labels` to `new_labels` (starts, points) in these starts."""
+        offsets = start_indices * self._counts.shape[1]
+        sources, targets = offsets + labels[start_indices, rows], offsets + new_labels[start_indices, rows]
+        self._add_counts(targets, 1)
+        self._add_counts(sources, -1)
         sums = self._sums.flatten(0, 1)
-        chunks = zip(points.split(len(self._cast_buffer)), keys.split(len(self._cast_buffer), 1), strict=True)
-        for chunk, chunk_keys in chunks:
-            cast_chunk = self._cast(chunk)
-            for start_keys in chunk_keys:
-                sums.index_add_(0, start_keys, cast_chunk)
+        size = get_chunk_size(UPDATE_CHUNK_ELEMENTS, points.shape[1], points)
+        for parts in zip(rows.split(size), targets.split(size), sources.split(size), strict=True):
+            moved = points.index_select(0, parts[0]).to(sums.dtype)
+            sums.index_add_(0, parts[1], moved)
+            sums.index_add_(0, parts[2], moved, alpha=-1)
 
-    def _cast(self, points: Tensor) -> Tensor:
-        return self._cast_buffer[: points.shape[0]].copy_(points)
+    def _add_all(self, points: Tensor, labels: Tensor) -> None:
+        """Add all `points` to the clusters `labels` (starts, points)."""
+        clusters = self._counts.shape[1]
+        partial = torch.empty_like(self._sums[0], dtype=points.dtype)
+        size = POINTS_PER_PARTIAL_SUM * clusters * (1 if points.device.type == "cpu" else GPU_CHUNK_FACTOR)
+        for start, start_labels in enumerate(labels.long()):
+            self._add_counts(start_labels + start * clusters, 1)
+            for chunk, chunk_labels in zip(points.split(size), start_labels.split(size), strict=True):
+                self._sums[start] += partial.zero_().index_add_(0, chunk_labels, chunk)
 
     def _add_counts(self, keys: Tensor, sign: int) -> None:
         self._counts += sign * keys.bincount(minlength=self._counts.numel()).view_as(self._counts)
 
-    def build_cluster_sums(self, slices: list[slice], bounds: AssignmentBounds | None) -> ClusterSums:
-        """Return the cluster sums after all blocks were assigned, reduced over all shards.
-
-        `slices` are the slices of the data set that this process assigned.
-        """
+    def finish(self) -> ClusterSums:
+        """Return the cluster sums after all blocks were assigned, reduced over all shards."""
         sums, counts = all_reduce_sum(self._sums), all_reduce_sum(self._counts)
         sums.masked_fill_(counts.unsqueeze(2) == 0, 0)  # removes the rounding error of an empty cluster
-        moved = int(all_reduce_sum(torch.tensor(self._changed_count, device=counts.device)))
-        return ClusterSums(sums, counts, self._gather_labels(slices), moved / max(1, self.labels.numel()), bounds)
+        return ClusterSums(sums, counts, self._gather_labels())
 
-    def _gather_labels(self, slices: list[slice]) -> Tensor:
+    def _gather_labels(self) -> Tensor:
         """Return the labels of all points, including those assigned by other processes: (starts, points)."""
         if current_shard() == SINGLE_SHARD:
-            return self.labels
+            return self._labels
         # int32 is the smallest sufficient dtype that all_reduce supports.
-        labels = torch.zeros_like(self.labels, dtype=torch.int32)
-        for index in slices:
-            labels[:, index] = self.labels[:, index]
-        return all_reduce_sum(labels).to(self.labels)
+        labels = torch.zeros_like(self._labels, dtype=torch.int32)
+        for index in self._slices:
+            labels[:, index] = self._labels[:, index]
+        return all_reduce_sum(labels).to(self._labels)

@@ -1,126 +1,141 @@
-"""Bounds of Hamerly (2010) that prove that a point stays in its cluster.
+"""Assignment step of Lloyd's algorithm with the bounds of Hamerly (2010), and without bounds.
 
 Hamerly keeps an upper bound on the distance to the own center, and a lower bound on that to any other center. The
-margin stored here is the lower bound minus the upper bound.
+margin stored here is the lower bound minus the upper bound. A point with a positive margin stays in its cluster.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-MAX_CHANGED_FRACTION = 0.08  # bounds save time below this fraction of changed labels
-RELATIVE_ROUNDING = 4e-6  # largest float32 error of a squared distance, relative to the sum of the squared norms
+from genexp.kmeans.blocks import map_rows
+from genexp.kmeans.distances import RELATIVE_ROUNDING, CenterScorer, NearestCenters
+
+# Fraction of a block. If more points are uncertain, the whole block is computed: cheaper than gathering.
+MAX_GATHERED_FRACTION = 0.6
 FLOAT32_EPSILON = 2**-23  # machine epsilon: more than the relative error of one operation
 
 
-@dataclass(frozen=True)
-class HamerlyBounds:
-    """Margin of each point in each start."""
+class ExhaustiveAssignment:
+    """Assignment that compares each point with all centers."""
 
-    margins: Tensor  # (points, starts), in units of distance; below 0: another center may be nearer
+    def move_centers(self, centers: Tensor, labels: Tensor) -> None:
+        """Set the centers (starts, clusters, features) of the next pass over all points.
 
-    @staticmethod
-    def is_worthwhile(changed_fraction: float) -> bool:
-        """Return whether bounds save time after an assignment that changed this fraction of the labels."""
-        return changed_fraction < MAX_CHANGED_FRACTION
+        `labels` (starts, points) is the assignment to the previous centers.
+        """
+        self._scorer = CenterScorer(centers)
 
-    @classmethod
-    def allocate(cls, centers: Tensor, num_points: int) -> HamerlyBounds:
-        """Return bounds of `num_points` points, to be set by the first assignment to `centers`."""
-        return cls(centers.new_zeros(num_points, len(centers)))
+    def find_nearest(self, points: Tensor, first: int, labels: Tensor) -> Tensor:
+        """Return the nearest centers of points (points, features), in the shape and dtype of `labels`.
 
-    def select(self, index: slice | Tensor) -> HamerlyBounds:
-        """Return the bounds of the points `index`: a view for a slice, a copy for int64 indices."""
-        return HamerlyBounds(
-            self.margins[index] if isinstance(index, slice) else self.margins.index_select(0, index)
+        `first` is the index of the first point in the data set. `labels` (starts, points) are their old clusters.
+        """
+        nearest = labels.clone()
+        map_rows(
+            lambda rows: self._assign(points[rows], first + rows.start, nearest[:, rows]),
+            len(points),
+            points.device,
         )
+        return nearest
+
+    def _assign(self, points: Tensor, first: int, labels: Tensor) -> None:
+        """Replace `labels` by the nearest centers. Several threads call this for different points."""
+        size = self._scorer.chunk_size
+        for chunk, chunk_labels in zip(points.split(size), labels.split(size, 1), strict=True):
+            chunk_labels.copy_(self._scorer.find_nearest(chunk).labels.T)
 
     def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Set the margins of these pairs of start and point to -inf: other code changed their labels.
+        """Discard what is known of these pairs of start and point: other code changed their labels.
 
         `start_indices` and `point_indices` are int64 (pairs,).
         """
-        self.margins[point_indices, start_indices] = -torch.inf
 
-    def select_starts(self, start_indices: Tensor) -> HamerlyBounds:
-        """Return the bounds of `start_indices` only: int64 indices (starts,)."""
-        return HamerlyBounds(self.margins[:, start_indices])
+    def select_starts(self, start_indices: Tensor) -> None:
+        """Keep the data of `start_indices` only: int64 indices (starts,)."""
 
-    def put(self, index: Tensor, bounds: HamerlyBounds) -> None:
-        """Copy `bounds` to the points `index`: int64 (points,)."""
-        self.margins.index_copy_(0, index, bounds.margins)
 
-    def shift_bounds(self, shift_norms: Tensor, labels: Tensor) -> Tensor:
-        """Decrease the margins after centers moved. Return the points that may change cluster: int64 (points,).
+class HamerlyBounds(ExhaustiveAssignment):
+    """Assignment that skips the points whose margin is positive.
 
-        `shift_norms` (starts, clusters) are upper bounds on the distances that centers moved. `labels` is
-        (starts, points).
+    Bounds change no result: with them and without them, the labels are the same.
+    """
+
+    def __init__(self, centers: Tensor, num_points: int) -> None:
+        # (points, starts), in units of distance
+        self._margins = centers.new_full((num_points, len(centers)), -torch.inf)
+        self._squared_norms = centers.new_empty(num_points)
+        self._centers: Tensor | None = None  # centers of the last pass, none before the first one
+        self._is_first_pass = True
+
+    def move_centers(self, centers: Tensor, labels: Tensor) -> None:
+        """Set the centers of the next pass, and loosen the bounds by the distances that the centers moved."""
+        super().move_centers(centers, labels)
+        self._is_first_pass = self._centers is None
+        if self._centers is not None:
+            self._loosen_bounds(centers - self._centers, labels)
+        self._centers = centers
+
+    def _loosen_bounds(self, shifts: Tensor, labels: Tensor) -> None:
+        """Decrease the margins after centers moved by `shifts` (starts, clusters, features)."""
+        self._margins.mul_(1 - FLOAT32_EPSILON)
+        norms = torch.linalg.vector_norm(shifts, dim=2).mul_(1 + 1e-5)
+        for margins, start_labels, start_norms in zip(self._margins.unbind(1), labels, norms, strict=True):
+            # The own center may have moved away from the point, and the fastest other center toward it.
+            fastest = start_norms.topk(min(2, len(start_norms)))
+            other_norms = fastest.values[0].repeat(len(start_norms))
+            other_norms[fastest.indices[0]] = fastest.values[-1]
+            margins.sub_((start_norms + other_norms).index_select(0, start_labels.int()))
+
+    def _assign(self, points: Tensor, first: int, labels: Tensor) -> None:
+        rows = self._find_uncertain_rows(first, len(points))
+        size = self._scorer.chunk_size
+        if len(rows) > MAX_GATHERED_FRACTION * len(points):
+            for begin in range(0, len(points), size):
+                chunk = points[begin : begin + size]
+                self._compare_with_all(chunk, torch.arange(begin, begin + len(chunk)), first, labels)
+        else:
+            for some_rows in rows.split(size):
+                self._compare_with_all(points.index_select(0, some_rows), some_rows, first, labels)
+
+    def _find_uncertain_rows(self, first: int, num_points: int) -> Tensor:
+        """Return which of the points from `first` on may change cluster in any start: int64 (rows,)."""
+        return (self._margins[first : first + num_points] <= 0).any(1).nonzero().squeeze(1)
+
+    def _compare_with_all(self, points: Tensor, rows: Tensor, first: int, labels: Tensor) -> NearestCenters:
+        """Compare `points` with all centers, and set their bounds and their columns `rows` of `labels`.
+
+        `rows` count from `first`, an index of the data set.
         """
-        starts, clusters = shift_norms.shape
-        offsets = torch.arange(0, starts * clusters, clusters, device=shift_norms.device).unsqueeze(1)
-        # The own center may have moved away from the point, and any other toward it.
-        decrease = shift_norms + shift_norms.amax(1, keepdim=True)
-        self.margins.mul_(1 - FLOAT32_EPSILON).sub_(decrease.flatten()[(labels + offsets).T])
-        return (self.margins < 0).any(1).nonzero().squeeze(1)
+        indices = rows + first
+        if self._is_first_pass:
+            self._squared_norms[indices] = torch.linalg.vector_norm(points, dim=1).square_()
+        squared_norms = self._squared_norms[indices]
+        found = self._scorer.find_nearest(points, squared_norms)
+        labels.index_copy_(1, rows, found.labels.T.to(labels.dtype))
+        margins = self._compute_margins(found.own_scores, found.other_scores, squared_norms.unsqueeze(1))
+        self._margins.index_copy_(0, indices, margins)
+        return found
 
-    def set_from_scores(
-        self, scores: Tensor, labels: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
-    ) -> None:
-        """Set the bounds of points from their scores for all centers and their new `labels` (starts, points).
+    def _compute_margins(self, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor) -> Tensor:
+        """Return margins from upper bounds `own_scores` and lower bounds `other_scores`, in their shape.
 
-        `scores` (points, starts, clusters) are those of `genexp.kmeans.distances`. The entries of the own centers
-        are overwritten. `squared_norms` (points,) belong to the points. `max_squared_norm` (starts,) is the
-        largest squared norm of a center.
+        `squared_norms` are those of the points, in the same shape or broadcast to it.
         """
-        own_index = labels.T.long().unsqueeze(2)
-        own_scores = scores.gather(2, own_index).squeeze(2)
-        self.set_all_bounds(
-            own_scores, scores.scatter_(2, own_index, torch.inf).amin(2), squared_norms, max_squared_norm
-        )
+        rounding = RELATIVE_ROUNDING * (squared_norms + self._scorer.max_squared_norm)
+        own_distances = _distances_from_scores(own_scores, squared_norms + rounding)
+        return _distances_from_scores(other_scores, squared_norms - rounding).sub_(own_distances)
 
-    def set_all_bounds(
-        self, own_scores: Tensor, other_scores: Tensor, squared_norms: Tensor, max_squared_norm: Tensor
-    ) -> None:
-        """Set all margins from upper bounds `own_scores` and lower bounds `other_scores`, both (points, starts).
+    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
+        """Discard the bounds of these pairs of start and point: other code changed their labels."""
+        self._margins[point_indices, start_indices] = -torch.inf
 
-        An own score of -inf is unknown: `set_bounds` must follow. `squared_norms` is (points,),
-        `max_squared_norm` () or (starts,).
-        """
-        point_squared_norms = squared_norms.unsqueeze(1)
-        rounding = RELATIVE_ROUNDING * (point_squared_norms + max_squared_norm)
-        torch.sub(
-            _distances_from_scores(other_scores, point_squared_norms - rounding),
-            _distances_from_scores(own_scores, point_squared_norms + rounding),
-            out=self.margins,
-        )
-
-    def set_bounds(
-        self,
-        flat_indices: Tensor,
-        own_scores: Tensor,
-        other_scores: Tensor,
-        squared_norms: Tensor,
-        max_squared_norm: Tensor,
-    ) -> None:
-        """Complete the margins of pairs of point and start whose own score was unknown in `set_all_bounds`.
-
-        `flat_indices` are the flat indices of the pairs in `margins`: int64 (keys,). `own_scores`, `other_scores`
-        and the points' `squared_norms` are (keys,). `other_scores` are lower bounds for the remaining centers.
-        """
-        rounding = RELATIVE_ROUNDING * (squared_norms + max_squared_norm)
-        margins = self.margins.view(-1)
-        lower_bounds = torch.minimum(
-            margins[flat_indices], _distances_from_scores(other_scores, squared_norms - rounding)
-        )
-        margins[flat_indices] = lower_bounds - _distances_from_scores(own_scores, squared_norms + rounding)
-
-
-def center_shift_norms(old_centers: Tensor, new_centers: Tensor) -> Tensor:
-    """Return upper bounds on the distances moved: centers (starts, clusters, features) → (starts, clusters)."""
-    return torch.linalg.vector_norm(new_centers - old_centers, dim=2).mul_(1 + 1e-5)
+    def select_starts(self, start_indices: Tensor) -> None:
+        """Keep the bounds of `start_indices` only: int64 indices (starts,)."""
+        self._margins = self._margins[:, start_indices]
+        if self._centers is not None:
+            self._centers = self._centers[start_indices]
 
 
 def _distances_from_scores(scores: Tensor, squared_norms: Tensor) -> Tensor:

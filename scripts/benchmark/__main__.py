@@ -6,7 +6,7 @@ from pathlib import Path
 # Python puts this directory on sys.path. Importing `benchmark` as a package requires its parent.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmark.command import main  # noqa: E402
+from benchmark.cli import main  # noqa: E402
 
 if __name__ == "__main__":  # worker processes import this file too
     main()

@@ -23,10 +23,18 @@ class PairedComparison:
     low: float  # smallest ratio
     high: float  # largest ratio
     unit: str  # of `ours` and `theirs`; more is better for rates, less for seconds and bytes
+    measure: str = ""  # what is measured, where a suite measures several things of the same work
 
     def as_dict(self) -> dict[str, str | float]:
         """Return the fields for JSON."""
         return asdict(self)
+
+    @property
+    def gains(self) -> tuple[float, float, float]:
+        """Median, lowest and highest factor by which genexp is better: faster, or smaller."""
+        if self.unit.endswith("/s"):
+            return self.ratio, self.low, self.high
+        return 1 / self.ratio, 1 / self.high, 1 / self.low
 
 
 def run_paired_rounds(
@@ -64,7 +72,7 @@ def run_in_thread(function: Callable[[], T]) -> T:
 
 
 def compare(
-    task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str
+    task: str, rival: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str, measure: str = ""
 ) -> PairedComparison:
     """Return the comparison of paired values; index i of both sequences belongs to round i."""
     ratios = [our_value / their_value for our_value, their_value in zip(ours, theirs, strict=True)]
@@ -77,4 +85,5 @@ def compare(
         min(ratios),
         max(ratios),
         unit,
+        measure,
     )
