@@ -1,4 +1,4 @@
-"""Random affine augmentation of images, and antialiased resizing with a deterministic backward pass."""
+"""Random augmentation of images, and antialiased resizing with a deterministic backward pass."""
 
 from __future__ import annotations
 
@@ -26,6 +26,54 @@ def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: 
     second_rows = torch.stack([sin * width / height, cos, shift_y * shift_pixels * 2 / height], 1)
     grid = F.affine_grid(torch.stack([first_rows, second_rows], 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
+
+
+def jitter_color(images: Tensor) -> Tensor:
+    """Return images (batch, channels, height, width), each with another brightness and contrast.
+
+    Brightness changes by a number in ±0.5, contrast by a factor in [0.5, 1.5] (Zhao et al. 2020).
+    """
+    brightness, contrast = torch.rand(len(images), 2, device=images.device)[:, :, None, None, None].unbind(1)
+    brighter = images + (brightness - 0.5)
+    mean = brighter.mean((1, 2, 3), keepdim=True)
+    return mean + (brighter - mean) * (contrast + 0.5)
+
+
+def translate(images: Tensor) -> Tensor:
+    """Return images (batch, channels, height, width), each shifted by up to 1/8 of its size (Zhao et al. 2020).
+
+    Pixels from outside the image are 0.
+    """
+    shifted = images
+    for axis in (2, 3):
+        size = images.shape[axis]
+        limit = round(size / 8)
+        shifts = torch.randint(-limit, limit + 1, (len(images), 1), device=images.device)
+        sources = torch.arange(size, device=images.device) - shifts  # (batch, size)
+        view = (len(images), 1, size, 1) if axis == 2 else (len(images), 1, 1, size)
+        is_inside = ((sources >= 0) & (sources < size)).view(view)
+        indices = sources.clamp(0, size - 1).view(view).expand(images.shape)
+        shifted = shifted.gather(axis, indices) * is_inside
+    return shifted
+
+
+def cut_out(images: Tensor) -> Tensor:
+    """Return images (batch, channels, height, width), each with a square of half its size set to 0.
+
+    The center of the square is anywhere in the image (DeVries & Taylor 2017; Zhao et al. 2020).
+    """
+    is_kept = torch.zeros((), dtype=torch.bool, device=images.device)
+    for axis in (2, 3):
+        size = images.shape[axis]
+        centers = torch.randint(0, size, (len(images), 1), device=images.device)
+        distances = (torch.arange(size, device=images.device) - centers).abs()  # (batch, size)
+        is_outside = distances > size / 4
+        is_kept = is_kept | is_outside.view((len(images), 1, size, 1) if axis == 2 else (len(images), 1, 1, size))
+    return images * is_kept
+
+
+# Random changes that discriminators see of real and generated images alike; gradients pass through them.
+DIFFERENTIABLE_AUGMENTATIONS = {"color": jitter_color, "translation": translate, "cutout": cut_out}
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,8 @@ from genexp.data.dataset import Dataset, DataSpec
 from genexp.device import check_memory
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import make_animation, slerp
-from genexp.losses.adversarial import ADVERSARIAL_LOSSES
+from genexp.images.transforms import DIFFERENTIABLE_AUGMENTATIONS
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES, score_with_slope
 from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_generator
 from genexp.networks.gan import DISCRIMINATOR_NORMS, init_weights
@@ -39,6 +40,9 @@ class BaseGANConfig:
 
     latent: int  # dimensions of the noise
     loss: str  # key of ADVERSARIAL_LOSSES
+    r1: float  # weight of the penalty on the discriminator's slope at real images
+    r2: float  # weight of the penalty on its slope at generated images
+    augmentation: list[str]  # keys of DIFFERENTIABLE_AUGMENTATIONS, of real and generated images alike
     init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
     evaluation_samples: int  # generated images per evaluation
 
@@ -46,6 +50,11 @@ class BaseGANConfig:
         require(self.latent > 0, "latent", self.latent, "use at least 1")
         choices = ", ".join(ADVERSARIAL_LOSSES)
         require(self.loss in ADVERSARIAL_LOSSES, "loss", self.loss, f"choose one of {choices}")
+        for key in ("r1", "r2"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+        is_valid = set(self.augmentation) <= DIFFERENTIABLE_AUGMENTATIONS.keys()
+        choices = ", ".join(DIFFERENTIABLE_AUGMENTATIONS)
+        require(is_valid, "augmentation", self.augmentation, f"choose from {choices}")
         require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")
         require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
 
@@ -69,6 +78,12 @@ class ConvGANConfig(BaseGANConfig):
         for key in ("generator_width", "discriminator_width"):
             require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
+        # The penalties are on the slope at each image. Batch norm would make it depend on the other images.
+        is_per_sample_norm = self.discriminator_norm != "batch"
+        for key in ("r1", "r2"):
+            is_valid = is_per_sample_norm or getattr(self, key) == 0
+            remedy = "use 0, or discriminator_norm=none, layer or spectral"
+            require(is_valid, key, getattr(self, key), remedy)
 
 
 class BaseGAN(Technique, CanSample, CanInterpolate):
@@ -86,6 +101,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         super().__init__()
         self.config = config
         self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
+        self.has_r1, self.has_r2 = config.r1 > 0, config.r2 > 0
         self.generator, self.discriminator = self.build_networks(spec)
         if config.init_std is not None:
             init_weights(self, config.init_std)
@@ -122,19 +138,36 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         """Return standard normal noise (count, latent)."""
         return torch.randn(count, self.config.latent, device=self.fixed_noise.device)
 
+    def augment(self, images: Tensor) -> Tensor:
+        """Return images (batch, channels, height, width) in [-1, 1], changed at random (Zhao et al. 2020)."""
+        for name in self.config.augmentation:
+            images = DIFFERENTIABLE_AUGMENTATIONS[name](images)
+        return images
+
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        real = 2 * batch["image"] - 1
+        images = 2 * batch["image"] - 1
         with torch.no_grad():  # this loss has no gradient for the generator
-            fake = self.generate(batch)
+            generated = self.generate(batch)
+        real, fake = self.augment(images), self.augment(generated)
         # Two passes: the batch statistics of a mixed batch would separate real from generated images.
-        real_scores, fake_scores = self.score(real, batch), self.score(fake, batch)
+        real_scores, r1 = self.score_with_slope(real, batch, self.has_r1)
+        fake_scores, r2 = self.score_with_slope(fake, batch, self.has_r2)
         penalty, penalty_metrics = self.discriminator_penalty(real, fake, batch)
         loss = self.adversarial_loss.discriminator_loss(real_scores, fake_scores) + penalty
+        loss = loss + 0.5 * (self.config.r1 * r1 + self.config.r2 * r2)
         metrics = {
             **self.discriminator_metrics(real_scores, fake_scores),
-            **detach_metrics(diversity=diversity(fake, real)),
+            **detach_metrics(diversity=diversity(generated, images)),
+            **(detach_metrics(r1=r1) if self.has_r1 else {}),
+            **(detach_metrics(r2=r2) if self.has_r2 else {}),
         }
         return loss, {**metrics, **penalty_metrics}
+
+    def score_with_slope(self, images: Tensor, batch: Batch, has_slope: bool) -> tuple[Tensor, Tensor]:
+        """Return the scores (batch,) and the mean squared slope, which is 0 without `has_slope` (scalar)."""
+        if not has_slope:
+            return self.score(images, batch), torch.zeros((), device=images.device)
+        return score_with_slope(lambda images: self.score(images, batch), images)
 
     def discriminator_penalty(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
         """Return an additional loss term of the discriminator (scalar), and its metrics.
@@ -156,7 +189,11 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
-        return self.adversarial_loss.generator_loss(self.score(self.generate(batch), batch)), {}
+        fake_scores = self.score(self.augment(self.generate(batch)), batch)
+        loss = self.adversarial_loss.generator_loss(
+            fake_scores, lambda: self.score(self.augment(2 * batch["image"] - 1), batch)
+        )
+        return loss, {}
 
     def generate_from_noise(self, noise: Tensor) -> Tensor:
         """Return the generated images in [0, 1] for noise (count, latent)."""

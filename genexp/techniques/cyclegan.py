@@ -99,9 +99,10 @@ class CycleGAN(Technique, CanTranslate):
         fake_a, identity_a = generator_ba(torch.cat([b, a])).split([len(b), len(a)])
         cycle = F.l1_loss(generator_ba(fake_b), a) + F.l1_loss(generator_ab(fake_a), b)
         identity = F.l1_loss(identity_a, a) + F.l1_loss(identity_b, b)
+        discriminator_a, discriminator_b = self.discriminators["a"], self.discriminators["b"]
         adversarial = self.adversarial_loss.generator_loss(
-            self.discriminators["a"](fake_a)
-        ) + self.adversarial_loss.generator_loss(self.discriminators["b"](fake_b))
+            discriminator_a(fake_a), lambda: discriminator_a(a)
+        ) + self.adversarial_loss.generator_loss(discriminator_b(fake_b), lambda: discriminator_b(b))
         loss = adversarial + self.config.cycle_weight * cycle + self.config.identity_weight * identity
         return loss, detach_metrics(adversarial=adversarial, cycle=cycle, identity=identity)
 

@@ -74,7 +74,9 @@ class Pix2Pix(Technique, CanTranslate):
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
         fake = self.generator(inputs)
-        adversarial = self.adversarial_loss.generator_loss(self.score(inputs, fake))
+        adversarial = self.adversarial_loss.generator_loss(
+            self.score(inputs, fake), lambda: self.score(inputs, target)
+        )
         l1 = F.l1_loss(fake, target)  # of images in [-1, 1]; the metric is that of images in [0, 1]
         return adversarial + self.config.l1_weight * l1, detach_metrics(adversarial=adversarial, l1=l1 / 2)
 

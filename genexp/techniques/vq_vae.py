@@ -29,8 +29,9 @@ from genexp.networks.residual import (
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
 
-PREVIEW_SAMPLES = 64  # images in the grid of samples
+PREVIEW_SAMPLES, PREVIEW_RECONSTRUCTIONS = 64, 10  # images in the previews
 MAX_CODEBOOK_IMAGES = 256  # codes in the picture of the codebook
+UNUSED_CODE_GRAY = 0.5  # gray value of codes in that picture that no image uses
 MIN_CODES_USED = 0.5  # most codes are dead if test images use a smaller share of them
 QUANTIZERS = ("vq", "fsq")
 ACTIVATION = "relu"  # of the encoder and the decoder
@@ -85,6 +86,7 @@ class VQVAE(Technique, CanSample, CanReconstruct):
 
     Config = VQVAEConfig
     name = "vq_vae"
+    num_examples = 300  # for the picture of the codebook; reconstructions take `PREVIEW_RECONSTRUCTIONS` of them
 
     def __init__(self, config: VQVAEConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -225,18 +227,27 @@ class VQVAE(Technique, CanSample, CanReconstruct):
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]
+        reconstructed = images[:PREVIEW_RECONSTRUCTIONS]
         return {
             "samples": make_grid(self.sample(PREVIEW_SAMPLES), columns=8),
-            "reconstructions": make_grid_from_rows(images, self.reconstruct(images)),
-            "codebook": self.render_codebook(),
+            "reconstructions": make_grid_from_rows(reconstructed, self.reconstruct(reconstructed)),
+            "codebook": self.render_codebook(images),
         }
 
-    def render_codebook(self) -> Tensor:
-        """Return a grid of the images that the decoder makes of each code alone, at every position."""
-        num_codes = min(self.quantizer.num_codes, MAX_CODEBOOK_IMAGES)
-        positions = self.grid_size[0] * self.grid_size[1]
-        codes = torch.arange(num_codes, device=self.prior.embed_code.weight.device)
-        return make_grid(self.decode_codes(codes[:, None].repeat(1, positions)), columns=16)
+    def render_codebook(self, images: Tensor) -> Tensor:
+        """Return a grid with the mean region of `images` (batch, channels, height, width) that has each code.
+
+        A region is three times as large as the pixels of one position. Codes that no region has are gray.
+        """
+        num_codes, side = self.quantizer.num_codes, 2 ** len(self.config.channels)
+        one_hot = F.one_hot(self.encode_codes(images), num_codes).to(images)  # (batch, positions, codes)
+        regions = F.unfold(
+            images, kernel_size=3 * side, padding=side, stride=side
+        ).mT  # (batch, positions, pixels)
+        counts = one_hot.sum((0, 1))[:, None]
+        means = torch.einsum("bpc,bpr->cr", one_hot, regions) / counts.clamp_min(1)
+        means = torch.where(counts > 0, means, UNUSED_CODE_GRAY)[:MAX_CODEBOOK_IMAGES]
+        return make_grid(means.unflatten(1, (images.shape[1], 3 * side, 3 * side)), columns=16)
 
 
 def perplexity(shares: Tensor) -> Tensor:

@@ -107,6 +107,14 @@ CASES = {
     ],
     "a codebook": [*make_tiny_overrides("vq_vae"), "model.restart_threshold=0.5"],
     "scalar quantization": [*make_tiny_overrides("vq_vae"), "model.quantizer=fsq"],
+    "a relativistic GAN": [
+        *make_tiny_overrides("dcgan"),
+        "model.loss=relativistic",
+        "model.discriminator_norm=none",
+        "model.r1=1",
+        "model.r2=1",
+        "model.augmentation=[color,translation,cutout]",
+    ],
     "L-BFGS": [*make_tiny_overrides("stacked_autoencoder"), "optimizer=lbfgs"],
     "an average": [*make_tiny_overrides("vae"), "trainer.ema=0.9", "trainer.gradient_clip=0.1"],
 }

@@ -29,7 +29,7 @@ VARYING_KEYS = {
     "flow_matching": ["model.label_dropout"],
     "vq_vae": ["model.commitment", "model.decay"],
     "gan": ["model.dropout"],
-    "dcgan": [],
+    "dcgan": ["model.r1", "model.r2"],
     "cgan": [],
     "wgan_gp": ["model.penalty"],
     "deep_kmeans": ["model.alpha", "model.degrees"],
@@ -64,6 +64,11 @@ def member_overrides(name: str) -> list[list[str]]:
         "vae": ["model.hidden=[32,16]"],
         "deep_kmeans": ["model.pull=sharpened"],  # the fit of the neighbor classifier amplifies rounding
         "flow_matching": ["model.optimal_transport=true"],
+        "dcgan": [
+            "model.discriminator_norm=none",
+            "model.loss=relativistic",
+            "model.augmentation=[color,translation,cutout]",
+        ],
     }.get(name, [])
     small += ["dataset=digits"] if "gan" in name or name == "flow_matching" else []  # images of 8×8 pixels
     return [

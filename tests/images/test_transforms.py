@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genexp.images.transforms import random_affine, resample, resize
+from genexp.images.transforms import (
+    DIFFERENTIABLE_AUGMENTATIONS,
+    cut_out,
+    jitter_color,
+    random_affine,
+    resample,
+    resize,
+    translate,
+)
 
 
 @pytest.mark.parametrize("size", [(10, 31), (40, 20), (17, 64)])
@@ -58,3 +66,42 @@ def test_affine_jitter_shifts_by_pixels() -> None:
     shifted = random_affine(make_spot_image(28, 28).expand(200, -1, -1, -1), degrees=0, shift_pixels=3, zoom=0)
     places = (shifted.sum((1, 2)) * torch.arange(28)).sum(1) / shifted.sum((1, 2, 3))
     assert 2.5 < float((places - 22.5).abs().max()) <= 3.01
+
+
+def test_color_jitter_changes_brightness_and_contrast_of_each_image() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(500, 2, 6, 5) - 0.5
+    changed = jitter_color(images)
+    shifts = changed.mean((1, 2, 3)) - images.mean((1, 2, 3))
+    factors = changed.std((1, 2, 3)) / images.std((1, 2, 3))
+    assert -0.5 <= shifts.min() < -0.45 < 0.45 < shifts.max() <= 0.5
+    assert 0.5 <= factors.min() < 0.55 < 1.45 < factors.max() <= 1.5001
+
+
+def test_translation_shifts_by_whole_pixels_and_fills_with_zeros() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(300, 1, 16, 24)
+    images[:, :, 8, 12] = 1
+    rows, columns = translate(images).flatten(1).argmax(1) // 24, translate(images).flatten(1).argmax(1) % 24
+    assert rows.unique().tolist() == list(range(6, 11))
+    assert columns.unique().tolist() == list(range(9, 16))
+    edge = translate(torch.ones(300, 1, 16, 24))
+    assert set(edge.unique().tolist()) == {0.0, 1.0}
+    assert edge.sum((1, 2, 3)).min() == 14 * 21
+
+
+def test_cutout_clears_a_square_of_half_the_size() -> None:
+    torch.manual_seed(0)
+    cut = cut_out(torch.ones(300, 2, 16, 24))
+    sizes = (cut[:, 0] == 0).sum((1, 2))
+    assert sizes.max() == 9 * 13  # a center and a quarter of the size on both sides
+    assert sizes.min() >= 5 * 7  # at a corner
+    assert torch.equal(cut[:, 0], cut[:, 1])
+
+
+@pytest.mark.parametrize("name", sorted(DIFFERENTIABLE_AUGMENTATIONS))
+def test_gradients_pass_through_augmentations(name: str) -> None:
+    images = torch.rand(8, 1, 9, 7, requires_grad=True)
+    DIFFERENTIABLE_AUGMENTATIONS[name](images).sum().backward()
+    assert images.grad is not None
+    assert (images.grad.flatten(1) != 0).any(1).all()

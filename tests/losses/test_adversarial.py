@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty
+from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty, score_with_slope
 
 
 def test_non_saturating_loss_is_the_cross_entropy_of_probabilities() -> None:
@@ -17,18 +19,23 @@ def test_non_saturating_loss_is_the_cross_entropy_of_probabilities() -> None:
     torch.testing.assert_close(
         adversarial_loss.discriminator_loss(real, fake), bce(real.sigmoid(), ones) + bce(fake.sigmoid(), zeros)
     )
-    torch.testing.assert_close(adversarial_loss.generator_loss(fake), bce(fake.sigmoid(), ones))
+    torch.testing.assert_close(adversarial_loss.generator_loss(fake, lambda: real), bce(fake.sigmoid(), ones))
 
 
 @pytest.mark.parametrize(
     ("loss", "discriminator", "generator"),
-    [("least_squares", 0.125 + 2.0, 0.5), ("hinge", 0.5 + 3.0, -2.0), ("wasserstein", 1.5, -2.0)],
+    [
+        ("least_squares", 0.125 + 2.0, 0.5),
+        ("hinge", 0.5 + 3.0, -2.0),
+        ("wasserstein", 1.5, -2.0),
+        ("relativistic", math.log1p(math.exp(1.5)), math.log1p(math.exp(-1.5))),
+    ],
 )
 def test_losses_match_their_papers(loss: str, discriminator: float, generator: float) -> None:
     real, fake = torch.tensor([0.5, 0.5]), torch.tensor([2.0, 2.0])
     adversarial_loss = ADVERSARIAL_LOSSES[loss]
     assert adversarial_loss.discriminator_loss(real, fake).item() == pytest.approx(discriminator)
-    assert adversarial_loss.generator_loss(fake).item() == pytest.approx(generator)
+    assert adversarial_loss.generator_loss(fake, lambda: real).item() == pytest.approx(generator)
 
 
 def test_gradient_penalty_measures_the_slope_and_is_differentiable() -> None:
@@ -39,3 +46,23 @@ def test_gradient_penalty_measures_the_slope_and_is_differentiable() -> None:
     penalty.backward()
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, 2 * 4 * torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("loss", sorted(set(ADVERSARIAL_LOSSES) - {"relativistic"}))
+def test_only_the_relativistic_generator_needs_real_scores(loss: str) -> None:
+    def fail() -> torch.Tensor:
+        raise AssertionError("real scores cost a pass of the discriminator")
+
+    ADVERSARIAL_LOSSES[loss].generator_loss(torch.randn(4), fail)
+
+
+def test_squared_slope_and_scores_are_differentiable() -> None:
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    images = torch.randn(4, 2)
+    scores, slope = score_with_slope(lambda images: images.square() @ weight, images)
+    torch.testing.assert_close(scores, images.square() @ weight)
+    torch.testing.assert_close(slope, (2 * images * weight).square().sum(1).mean())
+    (scores.sum() + slope).backward()
+    assert weight.grad is not None
+    expected = images.square().sum(0) + 8 * (images.square() * weight.detach()).mean(0)
+    torch.testing.assert_close(weight.grad, expected)

@@ -109,6 +109,58 @@ def test_gradient_penalty_rejects_batch_norm() -> None:
 
 
 @pytest.mark.parametrize("name", GAN_TECHNIQUES)
+def test_relativistic_loss_with_penalties_and_augmentation_trains_both_networks(name: str) -> None:
+    norm = [] if name == "gan" else ["model.discriminator_norm=none"]
+    options = ("model.loss=relativistic", "model.r1=0.5", "model.r2=0.1", "model.augmentation=[color,translation]")
+    technique = make_gan(name, IMAGE_SHAPE, *options, *norm)
+    before = {key: value.clone() for key, value in technique.named_parameters()}
+    metrics = make_learner(technique).step(make_image_batch(), [], Clock(5, 10, 5))
+    assert {"r1", "r2", "distance"} <= metrics.keys()
+    assert metrics["r1"] > 0
+    moved = {
+        key.split(".")[0] for key, value in technique.named_parameters() if not torch.equal(value, before[key])
+    }
+    assert moved == {"generator", "discriminator"}
+
+
+def test_r1_and_r2_add_half_of_the_weighted_squared_slopes() -> None:
+    losses = []
+    for r1, r2 in ((0.0, 0.0), (3.0, 5.0)):
+        overrides = (f"model.r1={r1}", f"model.r2={r2}", "model.discriminator_norm=layer")
+        technique = make_gan("dcgan", IMAGE_SHAPE, *overrides)
+        torch.manual_seed(1)
+        losses.append(technique.discriminator_loss(make_image_batch(), Clock(1, 10, 5)))
+    (plain, _), (penalized, metrics) = losses
+    torch.testing.assert_close(penalized, plain + 1.5 * metrics["r1"] + 2.5 * metrics["r2"])
+
+
+def test_discriminator_sees_augmented_images_in_both_phases() -> None:
+    technique = make_gan("dcgan", IMAGE_SHAPE, "model.augmentation=[translation]")
+    seen: list[Tensor] = []
+    technique.augment = lambda images: seen.append(images) or torch.zeros_like(images)  # type: ignore[method-assign, func-returns-value]
+    inputs: list[Tensor] = []
+    technique.discriminator.register_forward_pre_hook(lambda module, images: inputs.append(images[0]))
+    technique.discriminator_loss(make_image_batch(), Clock(1, 10, 5))
+    technique.generator_loss(make_image_batch(), Clock(1, 10, 5))
+    assert len(seen) == len(inputs) == 3
+    assert not any(images.any() for images in inputs)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.r1=1", r"model\.r1=1\.0: use 0, or discriminator_norm"),
+        ("model.r2=-1", r"model\.r2=-1\.0: use 0 or more"),
+        ("model.augmentation=[flip]", r"model\.augmentation=\['flip'\]: choose from color"),
+        ("model.loss=ragan", r"model\.loss=ragan.*relativistic"),
+    ],
+)
+def test_invalid_option_is_rejected(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_gan("dcgan", IMAGE_SHAPE, override)
+
+
+@pytest.mark.parametrize("name", GAN_TECHNIQUES)
 def test_previews_use_fixed_noise(name: str) -> None:
     technique = make_gan(name).eval()
     with torch.no_grad():

@@ -91,6 +91,20 @@ def test_evaluation_scores_reconstructions_codes_and_samples(quantizer: str) -> 
     assert all(0 <= image.min() <= image.max() <= 1 for image in preview.values())
 
 
+def test_codebook_picture_shows_the_mean_region_of_each_code() -> None:
+    technique = make_vq_vae()
+    images = torch.zeros(2, 1, 8, 8)
+    images[1] = 1
+    codes = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1]])
+    technique.encode_codes = lambda images: codes  # type: ignore[method-assign]
+    picture = technique.render_codebook(images)[0]
+    cell = 12 + 2  # three times the 4 pixels of a position, and the line between cells
+    first, second, unused = (picture[2 : 2 + 12, 2 + cell * index :][:, :12] for index in range(3))
+    assert float(first[6, 6]) == pytest.approx(0.2)  # one of five
+    assert float(second[6, 6]) == 1
+    assert (unused == 0.5).all()
+
+
 def test_dead_codes_are_diagnosed() -> None:
     technique = make_vq_vae()
     warning = technique.diagnose({"test/codes_used": 0.3})
