@@ -1,16 +1,35 @@
-"""Frozen dataclasses that recorders receive: facts about the run, snapshots, and the outcome."""
+"""Frozen dataclasses that recorders receive: facts about the run, its progress, snapshots, and the outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from genexp.technique import Clock
+
+CellT = TypeVar("CellT")
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Scores, epoch means and warnings of a run up to a step. A checkpoint contains them."""
+
+    test_metrics: Mapping[str, float] = field(default_factory=dict)  # of the latest evaluation
+    best_value: float | None = None  # best value of the objective
+    best_step: int | None = None
+    train_sums: Mapping[str, float] = field(default_factory=dict)  # metric → sum over the latest epoch so far
+    train_counts: Mapping[str, int] = field(default_factory=dict)  # metric → number of values in the sum
+    warnings: tuple[str, ...] = ()  # each once
+
+    @property
+    def train_means(self) -> dict[str, float]:
+        """Mean of each training metric over the latest epoch so far."""
+        return {name: total / self.train_counts[name] for name, total in self.train_sums.items()}
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class RunInfo:
     environment: Mapping[str, str] = field(default_factory=dict)  # device, precision, versions, commit
     data_fingerprints: Mapping[str, str] = field(default_factory=dict)  # split → size and checksum
     completed_steps: int = 0  # step of the checkpoint that the run resumes from; 0 for a fresh run
+    progress: RunProgress = field(default_factory=RunProgress)  # after `completed_steps`
 
     def is_recorded(self, step: int) -> bool:
         """Return whether `step` was already recorded before the run was resumed."""
@@ -43,6 +63,30 @@ class Curve:
 
     steps: np.ndarray  # int64 (points,)
     values: np.ndarray  # float32 (points,)
+
+
+def iter_step_rows(
+    curves: Mapping[str, Curve], columns: Mapping[str, Sequence[CellT]]
+) -> Iterator[tuple[int, tuple[str, ...], tuple[CellT, ...]]]:
+    """Yield (step, metric names, cells) in order of steps.
+
+    `columns` has the keys of `curves`, and one cell for each point of the curve.
+    A metric that is absent at a step is absent from its row.
+    """
+    if not curves:
+        return
+    first, *others = (curve.steps for curve in curves.values())
+    if all(np.array_equal(first, other) for other in others):
+        names = tuple(curves)
+        for step, cells in zip(first.tolist(), zip(*columns.values(), strict=True), strict=True):
+            yield step, names, cells
+        return
+    merged: dict[int, dict[str, CellT]] = {}
+    for name, curve in curves.items():
+        for step, cell in zip(curve.steps.tolist(), columns[name], strict=True):
+            merged.setdefault(step, {})[name] = cell
+    for step in sorted(merged):
+        yield step, tuple(merged[step]), tuple(merged[step].values())
 
 
 @dataclass(frozen=True)
@@ -65,10 +109,12 @@ class Snapshot:
     preview_images: Mapping[str, Tensor] = field(
         default_factory=dict
     )  # previews: uint8 (channels, height, width), CPU
-    warnings: tuple[str, ...] = ()
+    progress: RunProgress = field(default_factory=RunProgress)  # up to this step
+    epoch_means: Mapping[str, float] = field(default_factory=dict)  # of the last epoch that ended in this block
     checkpoint_state: Mapping[str, Any] | None = None  # full training state, if a checkpoint is due
     technique_state: Mapping[str, Tensor] | None = None  # state dict of the evaluated technique
     final_artifacts: FinalArtifacts | None = None  # in the last snapshot only
+    is_complete: bool = False  # the run ends here and is complete, not interrupted
 
 
 @dataclass(frozen=True)

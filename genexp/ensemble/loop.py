@@ -10,6 +10,7 @@ from genexp.ensemble.member import EnsembleMember
 from genexp.ensemble.step import EnsembleStep
 from genexp.technique import Batch, Clock
 from genexp.training.stopping import StopRequest
+from genexp.training.trainer import is_run_complete
 
 
 def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None:
@@ -19,9 +20,14 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
     clock = Clock(members[0].context.completed_steps, first.total_steps, steps_per_epoch)
     active = _apply_to_members(members, lambda member: member.open())
     active = _apply_to_members(active, lambda member: member.initialize(clock))
-    if clock.is_last_step or (clock.step > 0 and stop.should_interrupt(clock.completed_epochs)):
-        _apply_to_members(active, lambda row: row.record_final_snapshot(clock))
-        return
+    is_interrupted = clock.step > 0 and stop.should_interrupt(clock.completed_epochs)
+    for member in active:
+        member.is_finished = is_run_complete(clock, member.run.learner.technique)
+        member.is_ending = member.is_finished or is_interrupted
+    _apply_to_members(
+        [member for member in active if member.is_ending], lambda member: member.record_final_snapshot(clock)
+    )
+    active = [member for member in active if not member.is_ending]
     try:
         while active:
             clock, active = _train_until_member_ends(active, clock, stop)
@@ -61,12 +67,9 @@ def _train_until_member_ends(
         member_metrics = {name: values.unbind() for name, values in metrics.items()}
         for index, member in enumerate(members):
             member.snapshot_builder.add_metrics({name: values[index] for name, values in member_metrics.items()})
-        is_run_complete = clock.is_last_step or stop.is_out_of_time
         is_interrupted = stop.should_interrupt(clock.completed_epochs)
         for member in members:
-            member.is_finished = is_run_complete or (
-                clock.is_epoch_end and member.run.learner.technique.has_converged
-            )
+            member.is_finished = is_run_complete(clock, member.run.learner.technique)
             member.is_ending = member.is_finished or is_interrupted
         if any(member.is_ending for member in members) or members[0].snapshot_builder.is_due(clock):
             ensemble_step.update_members()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genexp.distributed.process_group import ProcessGroup
+from genexp.run_dir.files import read_time
 from genexp.runs.build import Run
 from genexp.runs.run import RunContext
-from genexp.snapshot import Snapshot
 from genexp.sweep.job import log_and_record_failure
 from genexp.technique import Clock
 from genexp.training.trainer import SnapshotBuilder, initialize_technique
@@ -40,7 +40,14 @@ class EnsembleMember:
         run = self.run
         self.recorders = self.context.prepare_recorders()
         self.snapshot_builder = SnapshotBuilder(
-            run.learner, run.data, run.config.trainer, run.config.seed, ProcessGroup()
+            run.learner,
+            run.data,
+            run.config.trainer,
+            run.config.seed,
+            ProcessGroup(),
+            self.context.completed_steps,
+            self.context.progress,
+            read_time,
         )
         self.recorders.open(self.context.build_info())
 
@@ -54,15 +61,14 @@ class EnsembleMember:
     def record(self, clock: Clock) -> None:
         """Record a snapshot at `clock`. Close the recorders if the run `is_ending`."""
         self.recorders.record(
-            self.snapshot_builder.build(clock, should_finalize=self.is_finished, is_ending=self.is_ending)
+            self.snapshot_builder.build(clock, is_complete=self.is_finished, is_ending=self.is_ending)
         )
         if self.is_ending:
             self.context.close_recorders(self.recorders, self.snapshot_builder.build_result(clock))
 
     def record_final_snapshot(self, clock: Clock) -> None:
         """Record the final snapshot of a run that needs no further step, and close its recorders."""
-        snapshot: Snapshot = self.snapshot_builder.build_final(clock)
-        self.recorders.record(snapshot)
+        self.recorders.record(self.snapshot_builder.build_final(clock, is_complete=self.is_finished))
         self.context.close_recorders(self.recorders, self.snapshot_builder.build_result(clock))
 
     def close_with_error(self, error: BaseException) -> None:

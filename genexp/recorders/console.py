@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
+import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import final
 
 import rich
+from rich.console import Console
 
 from genexp.recorders.progress_bar import (
     LiveProgressBar,
@@ -19,7 +23,6 @@ from genexp.recorders.progress_bar import (
     print_plain,
 )
 from genexp.recorders.recorder import Recorder
-from genexp.recorders.step_rows import EpochMeans
 from genexp.run_dir.paths import (
     FIGURES_DIR,
     LOG_FILE,
@@ -52,56 +55,53 @@ class ConsoleRecorder(Recorder):
         """Print the model, data set, device and run directory, and show the progress display."""
         self._run = run
         self._console = rich.get_console()
-        self._epoch_means = EpochMeans(run.steps_per_epoch)
         self._start_time = self._last_record_time = time.monotonic()
         self._step, self._steps_per_second = run.completed_steps, 0.0
-        self._train_metrics: dict[str, float] = {}
-        self._test_metrics: dict[str, float] = {}
-        self._best: tuple[float, int] | None = None
-        self._logged_warnings: set[str] = set()
+        self._progress = run.progress
+        self._train_metrics = run.progress.train_means
         device, precision = run.environment.get("device"), run.environment.get("precision", "fp32")
         device_text = f"{device}, {precision}" if device and precision != "fp32" else device
         parts = [f"{run.model_name} on {run.dataset_name}", device_text, f"{run.num_parameters:,} parameters"]
         resume_text = f", from step {run.completed_steps:,}" if run.completed_steps else ""
         for line in (" · ".join(part for part in parts if part), f"→ {format_path(run.run_dir)}{resume_text}"):
-            print_plain(self._console, line)
+            with _mute_when_pipe_closes(self._console):
+                print_plain(self._console, line)
             log.info(line)
         self._display: ProgressDisplay
-        if self._console.is_terminal:
-            self._display = LiveProgressBar(self._console, self._build_state())
-        else:
-            self._display = ProgressLines(self._console, self._build_state(), self._interval_seconds)
+        with _mute_when_pipe_closes(self._console):
+            if self._console.is_terminal:
+                self._display = LiveProgressBar(self._console, self._build_state())
+            else:
+                self._display = ProgressLines(self._console, self._build_state(), self._interval_seconds)
 
     def record(self, snapshot: Snapshot) -> None:
         """Update the progress display. Log ended epochs and new warnings."""
-        epoch_result = self._epoch_means.add(snapshot.train_curves)
-        self._train_metrics = (
-            epoch_result[1] if epoch_result else self._epoch_means.compute_means() or self._train_metrics
-        )
+        previous_warnings, self._progress = self._progress.warnings, snapshot.progress
+        self._train_metrics = dict(snapshot.epoch_means or snapshot.progress.train_means)
         self._update_speed(snapshot.clock.step)
-        self._update_test_metrics(snapshot)
         state = self._build_state()
-        if epoch_result:
+        if snapshot.epoch_means:
             log.info(state.summary_line)
-        for warning in snapshot.warnings:
-            if warning not in self._logged_warnings:
-                self._logged_warnings.add(warning)
+        for warning in snapshot.progress.warnings:
+            if warning not in previous_warnings:
                 log.warning(warning)
-        self._display.show(state, is_epoch_end=epoch_result is not None)
+        with _mute_when_pipe_closes(self._console):
+            self._display.show(state, is_epoch_end=bool(snapshot.epoch_means))
 
     def close(self, outcome: RunOutcome) -> None:
         """Print how the run ended and the paths of its files. An error is printed by the command, not here."""
-        self._display.stop()
         seconds = timedelta(seconds=round(time.monotonic() - self._start_time))
-        best = f"; {self._format_best()} at step {self._best[1]:,}" if self._best else ""
+        best = f"; {self._format_best()} at step {self._progress.best_step:,}" if self._progress.best_step else ""
         summary = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
         log.info(summary)
         lines = [summary]
         lines += [_format_entry(label, location) for label, location in _list_outputs(self._run.run_dir).items()]
         if outcome.resume_command is not None:
             lines.append(_format_entry("to go on", outcome.resume_command))
-        for line in lines:
-            print_plain(self._console, line)
+        with _mute_when_pipe_closes(self._console):
+            self._display.stop()
+            for line in lines:
+                print_plain(self._console, line)
 
     def _update_speed(self, step: int) -> None:
         now = time.monotonic()
@@ -114,15 +114,9 @@ class ConsoleRecorder(Recorder):
             )
         self._step, self._last_record_time = step, now
 
-    def _update_test_metrics(self, snapshot: Snapshot) -> None:
-        self._test_metrics = dict(snapshot.test_metrics) or self._test_metrics
-        value = snapshot.test_metrics.get(self._run.objective, math.nan)
-        sign = 1 if self._run.direction == "max" else -1
-        if math.isfinite(value) and (self._best is None or sign * value > sign * self._best[0]):
-            self._best = value, snapshot.clock.step
-
     def _format_best(self) -> str:
-        return f"best {self._run.objective} {self._best[0]:.4g}" if self._best else ""
+        value = self._progress.best_value
+        return "" if value is None else f"best {self._run.objective} {value:.4g}"
 
     def _build_state(self) -> ProgressState:
         run = self._run
@@ -134,9 +128,20 @@ class ConsoleRecorder(Recorder):
             steps_per_second=self._steps_per_second,
             images_per_second=self._steps_per_second * run.batch_size,
             train_metrics=self._train_metrics,
-            test_metrics=self._test_metrics,
+            test_metrics=self._progress.test_metrics,
             best_text=self._format_best(),
         )
+
+
+@contextmanager
+def _mute_when_pipe_closes(console: Console) -> Iterator[None]:
+    """Print nothing more once the program that reads the output has ended. SIGPIPE stops the run."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # rich replaces the first by the second
+        console.quiet = True
+        with suppress(OSError, ValueError):  # not a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _list_outputs(run_dir: Path) -> dict[str, str]:

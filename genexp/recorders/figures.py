@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import final
 
 from torch import Tensor
@@ -28,10 +28,16 @@ class FigureRecorder(Recorder):
     """
 
     def __init__(
-        self, video_format: str = "gif", *, interval_seconds: float = 2.0, frame_duration_ms: int = 200
+        self,
+        video_format: str = "gif",
+        *,
+        interval_seconds: float = 2.0,
+        frame_duration_ms: int = 200,
+        read_time: Callable[[], float] = time.monotonic,
     ) -> None:
         self._video_format = video_format
         self._interval_seconds, self._frame_duration_ms = interval_seconds, frame_duration_ms
+        self._read_time = read_time
 
     def open(self, run: RunInfo) -> None:
         """Create the folder."""
@@ -47,7 +53,7 @@ class FigureRecorder(Recorder):
         self._pending_images |= snapshot.preview_images
         if (
             snapshot.final_artifacts is not None
-            or time.monotonic() - self._last_write_time >= self._interval_seconds
+            or self._read_time() - self._last_write_time >= self._interval_seconds
         ):
             self._write_previews()
         if snapshot.final_artifacts is not None:
@@ -66,7 +72,7 @@ class FigureRecorder(Recorder):
             return
         self._write_images(self._pending_images)
         self._pending_images.clear()
-        self._last_write_time = time.monotonic()
+        self._last_write_time = self._read_time()
 
     def _write_images(self, images: Mapping[str, Tensor]) -> None:
         for name, pixels in images.items():

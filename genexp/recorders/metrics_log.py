@@ -9,10 +9,9 @@ from typing import final
 import numpy as np
 
 from genexp.recorders.recorder import Recorder
-from genexp.recorders.step_rows import iter_step_rows
 from genexp.run_dir.files import append_file, write_file
 from genexp.run_dir.paths import METRICS_FILE
-from genexp.snapshot import RunInfo, Snapshot
+from genexp.snapshot import RunInfo, Snapshot, iter_step_rows
 
 
 @final

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from genexp.errors import GenexpError
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,9 @@ class Recorder(ABC):
     def close(self, outcome: RunOutcome) -> None:  # noqa: B027
         """Finish the files. Called once, also after a failure."""
 
+    def confirm(self, outcome: RunOutcome) -> None:  # noqa: B027
+        """Called after all recorders are closed, with the outcome: "failed" if one of them could not finish."""
+
 
 class RecorderGroup:
     """Ordered recorders that receive the same calls. The recorder of checkpoints is the last one."""
@@ -58,12 +60,27 @@ class RecorderGroup:
                 recorder.flush()
 
     def close(self, outcome: RunOutcome) -> None:
-        """Close each opened recorder. A failure of one (a full disk) is logged and the others are still closed."""
+        """Close each opened recorder. If one cannot finish, the others are still closed, and the run has failed.
+
+        Raises the first error of a run that had not failed before.
+        """
+        errors = self._call_each(lambda recorder: recorder.close(outcome))
+        if errors and outcome.state != "failed":
+            outcome = RunOutcome("failed", outcome.step, error=format_error(errors[0]))
+            self._call_each(lambda recorder: recorder.confirm(outcome))
+            raise errors[0]
+        self._call_each(lambda recorder: recorder.confirm(outcome))
+
+    def _call_each(self, call: Callable[[Recorder], None]) -> list[Exception]:
+        """Call a function with each opened recorder, log its errors and return them."""
+        errors: list[Exception] = []
         for recorder in self._open_recorders:
             try:
-                recorder.close(outcome)
-            except (OSError, GenexpError) as error:
-                log.warning("%s could not finish: %s", type(recorder).__name__, error)
+                call(recorder)
+            except Exception as error:
+                log.warning("%s could not finish: %s", type(recorder).__name__, format_error(error))
+                errors.append(error)
+        return errors
 
     def close_failed(self, error: BaseException) -> None:
         """Close the recorders of a run that `error` ended after the last recorded step."""
@@ -71,8 +88,5 @@ class RecorderGroup:
 
 
 def format_error(error: BaseException) -> str:
-    """Return the message of an error, or its class name if it has none or is not an Exception.
-
-    rich raises SystemExit, which is not an Exception, when its output pipe is closed.
-    """
+    """Return the message of an error, or its class name if it has none or is not an Exception."""
     return str(error) if isinstance(error, Exception) and str(error) else type(error).__name__

@@ -14,11 +14,11 @@ from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 class ReportRecorder(Recorder):
     """Recorder of `report.html`. It reads files of other recorders and must be closed after them.
 
-    `write_report` takes the run directory and returns the path of the page. It is a parameter, so that
-    recorders do not import `genexp.reports`.
+    `write_report` takes the run directory and the state of the run. It is a parameter, so that recorders do not
+    import `genexp.reports`.
     """
 
-    def __init__(self, write_report: Callable[[Path], Path]) -> None:
+    def __init__(self, write_report: Callable[[Path, str], object]) -> None:
         self._write_report = write_report
 
     def open(self, run: RunInfo) -> None:
@@ -30,4 +30,4 @@ class ReportRecorder(Recorder):
 
     def close(self, outcome: RunOutcome) -> None:
         """Write the page, also for a failed run."""
-        self._write_report(self._run_dir)
+        self._write_report(self._run_dir, outcome.state)

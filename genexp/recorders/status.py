@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import final
 
 from genexp.errors import DataError
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.status import BestScore, RunStatus, format_utc_now, read_status, write_status
-from genexp.snapshot import RunInfo, RunOutcome, Snapshot
+from genexp.run_dir.status import (
+    BestScore,
+    RunStatus,
+    format_utc_now,
+    read_status,
+    release_status_space,
+    reserve_status_space,
+    write_status,
+)
+from genexp.snapshot import RunInfo, RunOutcome, RunProgress, Snapshot
 
 
 @final
@@ -18,17 +26,18 @@ class StatusRecorder(Recorder):
     """Recorder of `status.json`.
 
     The file is written at the start, at most every `interval_seconds` seconds during the run, and at the end.
+    "finished" is written last: it says that all files of the run are complete. A resumed run takes its scores and
+    warnings from the checkpoint, and its times from the previous file.
     """
 
-    def __init__(self, interval_seconds: float = 1.0) -> None:
-        self._interval_seconds = interval_seconds
+    def __init__(self, interval_seconds: float = 1.0, read_time: Callable[[], float] = time.monotonic) -> None:
+        self._interval_seconds, self._read_time = interval_seconds, read_time
 
     def open(self, run: RunInfo) -> None:
-        """Write the initial status. A resumed run keeps its metrics, best value, warnings and run time."""
-        self._run_dir, self._pick_better = run.run_dir, {"min": min, "max": max}[run.direction]
+        """Write the initial status."""
+        self._run_dir = run.run_dir
         self._open_time, self._open_cpu_time = time.monotonic(), time.process_time()
-        previous = self._read_previous_status(run)
-        self._previous_seconds, self._previous_cpu_seconds = previous.seconds or 0.0, previous.cpu_seconds or 0.0
+        self._previous = self._read_previous_status(run)
         self._status = RunStatus(
             "running",
             model=run.model_name,
@@ -36,36 +45,48 @@ class StatusRecorder(Recorder):
             step=run.completed_steps,
             total_steps=run.total_steps,
             epoch=-(-run.completed_steps // run.steps_per_epoch),
-            test=previous.test,
             objective=run.objective,
-            best=previous.best if previous.best and previous.best.step <= run.completed_steps else None,
-            warnings=previous.warnings,
-            started=previous.started or format_utc_now(),
+            started=self._previous.started or format_utc_now(),
             environment=dict(run.environment),
             data=dict(run.data_fingerprints),
         )
+        self._set_progress(run.progress)
         self._write()
+        reserve_status_space(self._run_dir)
 
     def record(self, snapshot: Snapshot) -> None:
-        """Update the status. Write it if `interval_seconds` seconds have passed since the last write."""
-        status, clock = self._status, snapshot.clock
-        last_values = {name: float(curve.values[-1]) for name, curve in snapshot.train_curves.items()}
-        self._status = replace(
-            status,
-            step=clock.step,
-            epoch=clock.epoch,
-            train={**status.train, **last_values},
-            test=dict(snapshot.test_metrics) or status.test,
-            best=self._find_best(snapshot),
-            warnings=tuple(dict.fromkeys((*status.warnings, *snapshot.warnings))),
-        )
-        if time.monotonic() - self._last_write_time >= self._interval_seconds:
+        """Update the status, and write it if it is due."""
+        self._status = replace(self._status, step=snapshot.clock.step, epoch=snapshot.clock.epoch)
+        self._set_progress(snapshot.progress)
+        if self._read_time() - self._last_write_time >= self._interval_seconds:
             self._write()
 
     def close(self, outcome: RunOutcome) -> None:
-        """Write the final state, step and error."""
-        self._status = replace(self._status, state=outcome.state, step=outcome.step, error=outcome.error)
+        """Write the final step and error for the report. A finished run is still "running"."""
+        state = "running" if outcome.state == "finished" else outcome.state
+        self._status = replace(self._status, state=state, step=outcome.step, error=outcome.error)
         self._write()
+
+    def confirm(self, outcome: RunOutcome) -> None:
+        """Write the final state, unless `close` has written it."""
+        if outcome.state == "finished":
+            release_status_space(self._run_dir)  # before the last write: a finished run is not opened again
+        if self._status.state != outcome.state:
+            self._status = replace(self._status, state=outcome.state, error=outcome.error)
+            self._write()
+        release_status_space(self._run_dir)
+
+    def _set_progress(self, progress: RunProgress) -> None:
+        best = None
+        if progress.best_value is not None and progress.best_step is not None:
+            best = BestScore(progress.best_value, progress.best_step)
+        self._status = replace(
+            self._status,
+            train=progress.train_means,
+            test=progress.test_metrics,
+            best=best,
+            warnings=progress.warnings,
+        )
 
     def _read_previous_status(self, run: RunInfo) -> RunStatus:
         """Return the status before the resumption; an empty one if there is none or it is damaged."""
@@ -74,15 +95,9 @@ class StatusRecorder(Recorder):
         except DataError:
             return RunStatus("waiting")
 
-    def _find_best(self, snapshot: Snapshot) -> BestScore | None:
-        value, best = snapshot.test_metrics.get(self._status.objective, math.nan), self._status.best
-        if math.isfinite(value) and (best is None or self._pick_better(value, best.value) != best.value):
-            return BestScore(value, snapshot.clock.step)
-        return best
-
     def _write(self) -> None:
-        self._last_write_time = time.monotonic()
-        seconds = round(self._previous_seconds + self._last_write_time - self._open_time, 3)
-        cpu_seconds = round(self._previous_cpu_seconds + time.process_time() - self._open_cpu_time, 3)
-        self._status = replace(self._status, seconds=seconds, cpu_seconds=cpu_seconds)
+        self._last_write_time = self._read_time()
+        seconds = (self._previous.seconds or 0.0) + time.monotonic() - self._open_time
+        cpu_seconds = (self._previous.cpu_seconds or 0.0) + time.process_time() - self._open_cpu_time
+        self._status = replace(self._status, seconds=round(seconds, 3), cpu_seconds=round(cpu_seconds, 3))
         write_status(self._run_dir, self._status)

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, final
 
 import yaml
+from torch import Tensor
 
 from genexp.recorders.pil_images import encode_png, to_pil_image
 from genexp.recorders.previews import compute_preview_stride
 from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
-from genexp.recorders.step_rows import iter_step_rows
 from genexp.run_dir.paths import FIGURES_DIR, TENSORBOARD_DIR
 from genexp.run_dir.record import flatten_config
-from genexp.snapshot import Curve, FinalArtifacts, RunInfo, RunOutcome, Snapshot
+from genexp.snapshot import Curve, RunInfo, RunOutcome, Snapshot, iter_step_rows
 from genexp.technique import Clock
 
 EVENT_FILE_PREFIX = "events.out.tfevents."
@@ -138,7 +138,11 @@ class TensorBoardRecorder(Recorder):
                 }
                 self._writer.add_summaries(map(_build_image_summary, images.items()), step)
         if snapshot.final_artifacts is not None:
-            self._write_final_artifacts(snapshot.final_artifacts, step)
+            # Once: not by a run that will be resumed, nor by one that was killed after this step.
+            if snapshot.is_complete and not self._run.is_recorded(step):
+                self._add_gallery(snapshot.final_artifacts.gallery, step)
+            if snapshot.final_artifacts.codes is not None:
+                write_projector(self._log_dir, snapshot.final_artifacts, self._run.class_names)
 
     def flush(self) -> None:
         """Write buffered events to the disk."""
@@ -165,14 +169,12 @@ class TensorBoardRecorder(Recorder):
         stride = compute_preview_stride(clock.step, self._run.steps_per_epoch * self._preview_every)
         return clock.is_last_step or clock.step % stride == 0
 
-    def _write_final_artifacts(self, artifacts: FinalArtifacts, step: int) -> None:
-        still_images = {name: pixels for name, pixels in artifacts.gallery.items() if pixels.ndim == 3}
+    def _add_gallery(self, gallery: Mapping[str, Tensor], step: int) -> None:
+        still_images = {name: pixels for name, pixels in gallery.items() if pixels.ndim == 3}
         encoded_images = {
             f"gallery/{name}": encode_png(to_pil_image(pixels)) for name, pixels in still_images.items()
         }
         self._writer.add_summaries(map(_build_image_summary, encoded_images.items()), step)
-        if artifacts.codes is not None:
-            write_projector(self._log_dir, artifacts, self._run.class_names)
 
 
 def _build_config_summaries(run: RunInfo) -> list[Any]:

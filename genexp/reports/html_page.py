@@ -77,4 +77,4 @@ def _encode_plotly_js() -> str:
     """Return plotly.js, gzipped and base64-encoded. This reduces each page from 5 MB to 2 MB."""
     file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
     script = Path(str(file)).read_bytes()
-    return base64.b64encode(gzip.compress(script, compresslevel=1)).decode()
+    return base64.b64encode(gzip.compress(script, compresslevel=1, mtime=0)).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from genexp.run_dir.paths import HYDRA_DIR, REPORT_FILE
 from genexp.run_dir.record import RunRecord, read_run
 
 
-def write_run_report(run_dir: Path) -> Path:
+def write_run_report(run_dir: Path, state: str | None = None) -> Path:
     """Write the page of the run in `run_dir` and return its path.
 
+    `state` replaces that of the status file, in which "finished" is written after this page.
     Raises DataError if `run_dir` is not a run directory, and OSError if the page cannot be written.
     """
     run = read_run(run_dir)
+    run = replace(run, state=state or run.state)
     warnings = list(run.status.warnings)
     try:
         metrics = read_metrics(run_dir)

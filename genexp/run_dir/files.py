@@ -29,8 +29,17 @@ ContentT = TypeVar("ContentT")
 KILL_VARIABLE = "GENEXP_KILL_AT_FILE_BOUNDARY"
 LOCK_SECONDS = 1.0  # a check by `is_locked` holds the lock for microseconds; a run waits for longer than that
 LOCK_POLL_SECONDS = 0.02
+# A test sets this one to a number of seconds, which then pass between two readings of the clock.
+CLOCK_VARIABLE = "GENEXP_SECONDS_BETWEEN_CLOCK_READINGS"
 REPLACE_RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)  # Windows does not replace a file that is being read
 _boundary_numbers = itertools.count(1)
+_clock_readings = itertools.count()
+
+
+def read_time() -> float:
+    """Return the seconds of a monotonic clock, which space the writes of checkpoints, status and pages."""
+    seconds = os.environ.get(CLOCK_VARIABLE)
+    return time.monotonic() if seconds is None else float(seconds) * next(_clock_readings)
 
 
 def open_regular_file(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
@@ -200,8 +209,9 @@ def truncate_file(path: Path, size: int) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file if it exists. Raises OSError."""
-    path.unlink(missing_ok=True)
-    _pass_boundary()
+    if path.exists():
+        path.unlink(missing_ok=True)
+        _pass_boundary()
 
 
 def remove_temporary_files(directory: Path) -> None:

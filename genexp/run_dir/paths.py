@@ -9,6 +9,7 @@ from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
+STATUS_RESERVE_FILE = ".status.reserve"  # space for the last status on a full disk
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"  # written by genexp-evaluate
 CHECKPOINTS_DIR = "checkpoints"

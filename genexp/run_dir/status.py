@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -10,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genexp.errors import DataError
-from genexp.run_dir.files import build_from_json, read_json, write_json
-from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, STATUS_FILE
+from genexp.run_dir.files import build_from_json, read_json, remove_file, write_file, write_json
+from genexp.run_dir.paths import CHECKPOINTS_DIR, CONFIG_FILE, STATUS_FILE, STATUS_RESERVE_FILE
+
+STATUS_RESERVE_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,30 @@ def read_job_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
 
 
 def write_status(run_dir: Path, status: RunStatus) -> None:
-    """Write `status.json` atomically, with the current time and None for each value that is not finite."""
-    path = run_dir / STATUS_FILE
-    write_json(path, _replace_non_finite(asdict(replace(status, updated=format_utc_now()))))
+    """Write `status.json` atomically, with the current time and None for each value that is not finite.
+
+    If the disk is full, the space that `reserve_status_space` reserved is used. Raises OSError.
+    """
+    path, content = run_dir / STATUS_FILE, _replace_non_finite(asdict(replace(status, updated=format_utc_now())))
+    try:
+        write_json(path, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        release_status_space(run_dir)
+        write_json(path, content)
+
+
+def reserve_status_space(run_dir: Path) -> None:
+    """Take disk space for the last status of a run, which may say that the disk is full. Raises OSError."""
+    path = run_dir / STATUS_RESERVE_FILE
+    if not path.exists():
+        write_file(path, os.urandom(STATUS_RESERVE_BYTES))  # zeros take no space on some file systems
+
+
+def release_status_space(run_dir: Path) -> None:
+    """Give back the space that `reserve_status_space` took."""
+    remove_file(run_dir / STATUS_RESERVE_FILE)
 
 
 def is_resumable(run_dir: Path) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genexp.errors import ConfigError
+from genexp.errors import CheckpointError, ConfigError
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
-from genexp.run_dir.paths import METRICS_FILE
+from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, METRICS_FILE, REPORT_FILE
 from genexp.run_dir.record import flatten_config
-from genexp.run_dir.status import read_job_status
+from genexp.snapshot import RunProgress
 
 log = logging.getLogger(__name__)
 KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
@@ -24,13 +24,16 @@ KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
 def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any] | None:
     """Return the newest valid checkpoint of the run in `run_dir`. Raises GenexpError.
 
-    `values` is the plain, resolved configuration. Returns None for a new run. If the newest checkpoint is that of
-    step 0, the run starts anew: its logs are deleted, and None is returned.
+    `values` is the plain, resolved configuration. Returns None for a new run. A run that was killed before its
+    first step starts anew: its logs are deleted, and None is returned.
     """
     if values["resume"] is None:
         _check_no_existing_run(run_dir)
         return None
     _check_config_unchanged(values, run_dir)
+    if not checkpoint.list_checkpoints(run_dir) and not _has_metrics(run_dir):
+        checkpoint.truncate_logs(run_dir, {})
+        return None
     state, warnings = checkpoint.load_newest_checkpoint(run_dir)
     for warning in warnings:
         log.warning(warning)
@@ -40,17 +43,37 @@ def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any
     return state
 
 
-def check_not_finished(run_dir: Path) -> None:
-    """Raise ConfigError where the state in the run's status file is "finished"."""
-    if read_job_status(run_dir).state == "finished":
+def load_progress(state: Mapping[str, Any]) -> RunProgress:
+    """Return the scores, epoch means and warnings in a checkpoint. Raises CheckpointError if they are damaged."""
+    values = state.get("progress", {})
+    try:
+        return RunProgress(
+            test_metrics={str(name): float(value) for name, value in values.get("test_metrics", {}).items()},
+            best_value=values.get("best_value"),
+            best_step=values.get("best_step"),
+            train_sums={str(name): float(value) for name, value in values.get("train_sums", {}).items()},
+            train_counts={str(name): int(value) for name, value in values.get("train_counts", {}).items()},
+            warnings=tuple(map(str, values.get("warnings", ()))),
+        )
+    except (AttributeError, TypeError, ValueError):
+        raise CheckpointError(f"the checkpoint of step {state['step']} has damaged scores") from None
+
+
+def check_lacks_pages(run_dir: Path) -> None:
+    """Raise ConfigError where a finished run has its report and its figures, so that nothing is left to do."""
+    if all((run_dir / path).is_file() for path in (REPORT_FILE, f"{FIGURES_DIR}/{CURVES_FIGURE}")):
         raise ConfigError(f"resume={run_dir} has finished; set a larger trainer.epochs to go on with it")
 
 
 def _check_no_existing_run(run_dir: Path) -> None:
     """Raise ConfigError where `run_dir` contains the checkpoints or metrics of another run."""
-    metrics = run_dir / METRICS_FILE
-    if checkpoint.list_checkpoints(run_dir) or (metrics.exists() and metrics.stat().st_size):
+    if checkpoint.list_checkpoints(run_dir) or _has_metrics(run_dir):
         raise ConfigError(f"{run_dir} holds a run already; go on with resume={run_dir}, or choose another folder")
+
+
+def _has_metrics(run_dir: Path) -> bool:
+    metrics = run_dir / METRICS_FILE
+    return metrics.exists() and metrics.stat().st_size > 0
 
 
 def _check_config_unchanged(values: Mapping[str, Any], run_dir: Path) -> None:

@@ -23,22 +23,23 @@ from genexp.recorders.console import ConsoleRecorder
 from genexp.recorders.figures import FigureRecorder
 from genexp.recorders.metrics_log import MetricsRecorder
 from genexp.recorders.previews import PreviewRecorder
-from genexp.recorders.recorder import RecorderGroup, format_error
+from genexp.recorders.recorder import Recorder, RecorderGroup, format_error
 from genexp.recorders.report import ReportRecorder
 from genexp.recorders.status import StatusRecorder
 from genexp.recorders.tensorboard import TensorBoardRecorder
 from genexp.reports import write_run_report
 from genexp.run_dir.checkpoint import truncate_logs
 from genexp.run_dir.environment import describe_environment
-from genexp.run_dir.files import lock_run_dir, write_file
+from genexp.run_dir.files import lock_run_dir, read_time, write_file
 from genexp.run_dir.paths import CONFIG_FILE, STATUS_FILE, format_command, format_path
-from genexp.run_dir.status import record_failure
+from genexp.run_dir.status import read_job_status, record_failure
 from genexp.runs.build import Run, build_run
 from genexp.runs.config import bind_experiment
-from genexp.runs.resume import check_not_finished, load_resume_state
-from genexp.snapshot import RunInfo, RunOutcome, Snapshot
+from genexp.runs.resume import check_lacks_pages, load_progress, load_resume_state
+from genexp.snapshot import RunInfo, RunOutcome, RunProgress, Snapshot
+from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals
-from genexp.training.trainer import TrainerConfig, TrainingResult, train
+from genexp.training.trainer import TrainerConfig, TrainingResult, is_run_complete, train
 
 
 @dataclass(frozen=True)
@@ -136,25 +137,35 @@ class RunContext:
         """
         run, run_dir = self.run, self.run_dir
         if self.resume_state is not None:
-            if self.completed_steps >= run.total_steps or run.learner.technique.has_converged:
-                check_not_finished(run_dir)
+            clock = Clock(self.completed_steps, run.total_steps, run.data.batch_source.steps_per_epoch)
+            if is_run_complete(clock, run.learner.technique) and read_job_status(run_dir).state == "finished":
+                check_lacks_pages(run_dir)
+                return RecorderGroup(build_page_recorders(run.config.trainer.video))
             truncate_logs(run_dir, self.resume_state["log_offsets"])
         # After the checks: a rejected command leaves the run unchanged.
         config_text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config.values)))
         write_file(run_dir / CONFIG_FILE, config_text, should_sync=True)
-        return build_recorders(run.config.trainer, self.resume_state)
+        return build_recorders(run.config.trainer)
 
     def build_info(self, world_size: int = 1) -> RunInfo:
         """Return the facts about the run with which recorders are opened."""
-        return build_run_info(self.run, self.run_dir, self.completed_steps, world_size)
+        info = build_run_info(self.run, self.run_dir, self.completed_steps, world_size)
+        return replace(info, progress=self.progress)
 
-    def close_recorders(self, recorders: RecorderGroup, result: TrainingResult) -> None:
-        """Close the recorders of a run that ended without an error."""
+    @property
+    def progress(self) -> RunProgress:
+        """Scores, epoch means and warnings of the completed steps."""
+        return load_progress(self.resume_state) if self.resume_state is not None else RunProgress()
+
+    def close_recorders(
+        self, recorders: RecorderGroup, result: TrainingResult, stop_reason: str | None = None
+    ) -> None:
+        """Close the recorders of a run that ended without an error. Raises the error of a recorder."""
         step = result.clock.step
         recorders.close(
             RunOutcome("finished", step)
             if result.is_finished
-            else RunOutcome("stopped", step, resume_command=self.resume_command)
+            else RunOutcome("stopped", step, error=stop_reason, resume_command=self.resume_command)
         )
 
     @property
@@ -199,7 +210,9 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
                     stop,
                     seed=run.config.seed,
                     completed_steps=context.completed_steps,
+                    progress=context.progress,
                     group=group,
+                    read_time=read_time,
                 )
         except BaseException as original_error:
             error = translate_worker_error(original_error)
@@ -207,28 +220,33 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
             if error is original_error:
                 raise
             raise error from original_error
-        context.close_recorders(recorders, result)
+        is_pipe_closed = stop.received_signal is not None and stop.received_signal.name == "SIGPIPE"
+        context.close_recorders(recorders, result, "its output pipe was closed" if is_pipe_closed else None)
     exit_code = 128 + stop.received_signal if stop.received_signal is not None and not result.is_finished else 0
     return RunResult(exit_code, result.objective_value)
 
 
-def build_recorders(trainer_config: TrainerConfig, resume_state: Mapping[str, Any] | None) -> RecorderGroup:
+def build_recorders(trainer_config: TrainerConfig) -> RecorderGroup:
     """Return the default recorders of a run."""
     # The order matters: TensorBoard and the report read images of earlier recorders, the console lists files, and
     # a checkpoint stores the sizes of the logs.
-    best = resume_state["best"] if resume_state else None
     return RecorderGroup(
         [
             MetricsRecorder(),
             PreviewRecorder(trainer_config.preview_every, trainer_config.video),
-            FigureRecorder(trainer_config.video),
+            FigureRecorder(trainer_config.video, read_time=read_time),
             TensorBoardRecorder(trainer_config.preview_every),
-            StatusRecorder(),
+            StatusRecorder(read_time=read_time),
             ReportRecorder(write_run_report),
             ConsoleRecorder(),
-            CheckpointRecorder(max_to_keep=trainer_config.keep_checkpoints, best=best),
+            CheckpointRecorder(max_to_keep=trainer_config.keep_checkpoints),
         ]
     )
+
+
+def build_page_recorders(video_format: str) -> list[Recorder]:
+    """Return the recorders that write the missing figures and the missing report of a finished run."""
+    return [FigureRecorder(video_format, read_time=read_time), ReportRecorder(write_run_report), ConsoleRecorder()]
 
 
 def build_run_info(run: Run, run_dir: Path, completed_steps: int, world_size: int = 1) -> RunInfo:

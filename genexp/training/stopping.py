@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Cluster schedulers announce the end of a job with SIGUSR1 or SIGUSR2. Windows has neither, and has SIGBREAK.
+# Cluster schedulers announce the end of a job with SIGUSR1 or SIGUSR2. SIGPIPE arrives when the program that reads
+# the output has ended (`genexp … | head -1`). Windows has none of them, and has SIGBREAK.
 STOP_SIGNALS = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGBREAK", "SIGPIPE")
     if hasattr(signal, name)
 )
 
@@ -45,8 +46,10 @@ class StopRequest:
 
     def should_interrupt(self, completed_epochs: int) -> bool:
         """Return whether the run should stop after `completed_epochs` epochs, to be resumed later."""
-        return self.received_signal is not None or (
-            self._until_epoch is not None and completed_epochs >= self._until_epoch
+        return (
+            self.received_signal is not None
+            or self.is_out_of_time
+            or (self._until_epoch is not None and completed_epochs >= self._until_epoch)
         )
 
     def set_signal(self, signum: int) -> None:

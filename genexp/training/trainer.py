@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,9 +17,10 @@ from genexp.distributed.process_group import ProcessGroup
 from genexp.errors import DivergenceError
 from genexp.images.animation import VIDEO_FORMATS, can_encode
 from genexp.seeding import seed_generators
-from genexp.snapshot import Curve, FinalArtifacts, Snapshot
+from genexp.snapshot import Curve, FinalArtifacts, RunProgress, Snapshot
 from genexp.technique import Batch, Batches, Clock, Metrics, Technique
 from genexp.training.learner import AUTO_PRECISIONS, PRECISIONS, Learner, StepSettings
+from genexp.training.progress import ProgressTracker
 from genexp.training.stopping import StopRequest
 
 METRICS_FLUSH_STEPS = 50  # metrics are copied from the device in blocks, so that no step waits for a copy
@@ -116,7 +117,7 @@ class TrainingResult:
 
     clock: Clock  # of the last step
     is_finished: bool  # False: the loop was interrupted before the last step, and the run can be resumed
-    test_metrics: Mapping[str, float]  # of the latest evaluation of this loop; empty if there was none
+    test_metrics: Mapping[str, float]  # of the latest evaluation; empty if there was none
     objective_value: float | None  # value of trainer.objective among them
 
 
@@ -137,31 +138,37 @@ def train(
     *,
     seed: int,
     completed_steps: int = 0,
+    progress: RunProgress | None = None,
     group: ProcessGroup | None = None,
+    read_time: Callable[[], float] = time.monotonic,
 ) -> TrainingResult:
     """Run the steps from `completed_steps` + 1 to the last one, and return the state after the last step run.
 
     Step n is a function of the learner's state, `seed` and n alone. If `group` has several ranks, all of them call
-    this function, each with its rows of the batches. All ranks start from the state of rank 0.
+    this function, each with its rows of the batches. All ranks start from the state of rank 0. `progress` is the
+    record of the completed steps. `read_time` returns seconds, which space metrics and checkpoints.
     Raises DivergenceError where a loss or a weight becomes NaN or infinite.
     """
     group = group or ProcessGroup()
     learner.set_process_group(group)
     steps_per_epoch = data.batch_source.steps_per_epoch
     clock = Clock(completed_steps, config.compute_total_steps(steps_per_epoch), steps_per_epoch)
-    builder = SnapshotBuilder(learner, data, config, seed, group)
+    builder = SnapshotBuilder(
+        learner, data, config, seed, group, completed_steps, progress or RunProgress(), read_time
+    )
     if completed_steps == 0:
         if group.is_rank_zero:
             initialize_technique(learner, data.train_batches, seed)
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
-    # True if the checkpoint is that of the last step, or if the resumed run should stop again before any step.
-    (should_end_at_start,) = group.all_reduce_max(
+    # The checkpoint may be that of the last step, or the resumed run may have to stop again before any step.
+    is_complete, is_interrupted = group.all_reduce_max(
         clock,
-        clock.is_last_step or (completed_steps > 0 and stop_request.should_interrupt(clock.completed_epochs)),
+        is_run_complete(clock, learner.technique),
+        completed_steps > 0 and stop_request.should_interrupt(clock.completed_epochs),
     )
-    if should_end_at_start:
-        sink.record(builder.build_final(clock))
+    if is_complete or is_interrupted:
+        sink.record(builder.build_final(clock, is_complete=bool(is_complete)))
         return builder.build_result(clock)
     for batch in data.batch_source.iter_batches(completed_steps + 1):
         clock = Clock(clock.step + 1, clock.total_steps, steps_per_epoch)
@@ -169,22 +176,25 @@ def train(
         builder.add_metrics(learner.step(batch, data.train_batches, clock))
         if not group.should_sync(clock):
             continue
-        is_final, is_interrupted, is_snapshot_due, signum = group.all_reduce_max(
+        is_complete, is_interrupted, is_snapshot_due, signum = group.all_reduce_max(
             clock,
-            clock.is_last_step
-            or stop_request.is_out_of_time
-            or (clock.is_epoch_end and learner.technique.has_converged),
+            is_run_complete(clock, learner.technique),
             stop_request.should_interrupt(clock.completed_epochs),
             builder.is_due(clock),
             stop_request.received_signal or 0,
         )
         stop_request.set_signal(signum)
-        is_ending = bool(is_final or is_interrupted)
+        is_ending = bool(is_complete or is_interrupted)
         if is_ending or is_snapshot_due:
-            sink.record(builder.build(clock, should_finalize=bool(is_final), is_ending=is_ending))
+            sink.record(builder.build(clock, is_complete=bool(is_complete), is_ending=is_ending))
         if is_ending:
             break
     return builder.build_result(clock)
+
+
+def is_run_complete(clock: Clock, technique: Technique) -> bool:
+    """Return whether no step follows that of `clock`: it is the last one, or training converged in its epoch."""
+    return clock.is_last_step or (clock.step > 0 and clock.is_epoch_end and technique.has_converged)
 
 
 def initialize_technique(learner: Learner, train_batches: Batches, seed: int) -> None:
@@ -213,14 +223,24 @@ class SnapshotBuilder:
     """Builder of snapshots. It cannot influence a step, because every step seeds the generators itself."""
 
     def __init__(
-        self, learner: Learner, data: RunData, config: TrainerConfig, seed: int, group: ProcessGroup
+        self,
+        learner: Learner,
+        data: RunData,
+        config: TrainerConfig,
+        seed: int,
+        group: ProcessGroup,
+        completed_steps: int,
+        progress: RunProgress,
+        read_time: Callable[[], float],
     ) -> None:
         self.learner, self.data, self.config, self.seed, self.group = learner, data, config, seed, group
+        steps_per_epoch = data.batch_source.steps_per_epoch
+        self._tracker = ProgressTracker(
+            config.objective, config.direction, steps_per_epoch, completed_steps, progress
+        )
         self._step_metrics: list[Metrics] = []
-        self._test_metrics: dict[str, float] = {}  # of the latest evaluation
-        self._epoch = 0
-        self._epoch_values: dict[str, list[np.ndarray]] = {}  # metric name → values of this epoch, in blocks
-        self._last_snapshot_time = self._last_checkpoint_time = time.monotonic()
+        self._read_time = read_time
+        self._last_snapshot_time = self._last_checkpoint_time = read_time()
 
     def add_metrics(self, metrics: Metrics) -> None:
         """Store a step's metrics, which stay on the device until the next snapshot."""
@@ -231,66 +251,77 @@ class SnapshotBuilder:
         return Snapshot(
             clock,
             preview_images=self._render_preview() if self.config.preview_every else {},
+            progress=self._tracker.progress,
             checkpoint_state=self._build_checkpoint(clock) if self.config.checkpoint_every else None,
         )
 
-    def build_final(self, clock: Clock) -> Snapshot:
+    def build_final(self, clock: Clock, *, is_complete: bool) -> Snapshot:
         """Return a snapshot of the final artifacts alone, for a run that has recorded everything else."""
-        return Snapshot(clock, final_artifacts=self._build_final_artifacts())
+        return Snapshot(
+            clock,
+            progress=self._tracker.progress,
+            final_artifacts=self._build_final_artifacts(),
+            is_complete=is_complete,
+        )
 
     def build_result(self, clock: Clock) -> TrainingResult:
         """Return the state of a run that ended at `clock`."""
         return TrainingResult(
             clock,
-            clock.is_last_step or self.learner.technique.has_converged,
-            self._test_metrics,
-            self._test_metrics.get(self.config.objective),
+            is_run_complete(clock, self.learner.technique),
+            self._tracker.progress.test_metrics,
+            self._tracker.progress.test_metrics.get(self.config.objective),
         )
 
     def is_due(self, clock: Clock) -> bool:
         """Return whether a snapshot is due at `clock`."""
         if (
             len(self._step_metrics) >= METRICS_FLUSH_STEPS
-            or time.monotonic() - self._last_snapshot_time >= METRICS_FLUSH_SECONDS
+            or self._read_time() - self._last_snapshot_time >= METRICS_FLUSH_SECONDS
         ):
             return True
         intervals = (self.config.preview_every, self.config.evaluate_every)
         return any(self._is_interval_end(every, clock) for every in intervals) or self._is_checkpoint_due(clock)
 
-    def build(self, clock: Clock, *, should_finalize: bool, is_ending: bool) -> Snapshot:
+    def build(self, clock: Clock, *, is_complete: bool, is_ending: bool) -> Snapshot:
         """Return the snapshot of the metrics since the last one, and of everything that is due at `clock`.
 
-        `should_finalize` adds an evaluation and a preview, for a run that is finished or out of time. A run that a
-        signal or an epoch limit interrupts has `is_ending` alone, which adds neither: after it is resumed, its
-        records must equal those of an uninterrupted run.
+        `is_complete` adds an evaluation and a preview. A run that a signal, a time budget or an epoch limit
+        interrupts has `is_ending` alone, which adds neither: after it is resumed, its records must equal those of
+        an uninterrupted run.
         Raises DivergenceError.
         """
         config, technique = self.config, self.learner.technique
         train_curves = self._collect_curves(clock)
         should_evaluate = bool(config.evaluate_every) and (
-            should_finalize or self._is_interval_end(config.evaluate_every, clock)
+            is_complete or self._is_interval_end(config.evaluate_every, clock)
         )
         should_preview = bool(config.preview_every) and (
-            should_finalize or self._is_interval_end(config.preview_every, clock)
+            is_complete or self._is_interval_end(config.preview_every, clock)
         )
-        means = self._compute_epoch_means(train_curves, clock)
-        if should_evaluate:
-            self._test_metrics = self._evaluate()
-        test_metrics = dict(self._test_metrics) if should_evaluate else {}
-        prefixed_test_metrics = {f"test/{name}": value for name, value in test_metrics.items()}
-        warning = technique.diagnose({**means, **prefixed_test_metrics}) if means else None
-        self._last_snapshot_time = time.monotonic()
+        epoch_means = self._tracker.add_curves(train_curves, clock.step)
+        test_metrics = self._evaluate() if should_evaluate else {}
+        if test_metrics:
+            self._tracker.add_scores(test_metrics, clock.step)
+        for number, means in enumerate(epoch_means, start=1):
+            has_scores = clock.is_epoch_end and number == len(epoch_means)
+            scores = {f"test/{name}": value for name, value in test_metrics.items()} if has_scores else {}
+            warning = technique.diagnose({**means, **scores}) if means else None
+            self._tracker.add_warnings((warning,) if warning else ())
+        self._last_snapshot_time = self._read_time()
         return Snapshot(
             clock,
             train_curves,
             test_metrics=test_metrics,
             preview_images=self._render_preview() if should_preview else {},
-            warnings=(warning,) if warning else (),
+            progress=self._tracker.progress,
+            epoch_means=epoch_means[-1] if epoch_means else {},
             checkpoint_state=self._build_checkpoint(clock)
             if is_ending or self._is_checkpoint_due(clock)
             else None,
             technique_state=dict(self.learner.eval_technique.state_dict()) if should_evaluate else None,
             final_artifacts=self._build_final_artifacts() if is_ending else None,
+            is_complete=is_complete,
         )
 
     def _collect_curves(self, clock: Clock) -> dict[str, Curve]:
@@ -309,21 +340,6 @@ class SnapshotBuilder:
         self._check_finite(curves)
         return curves
 
-    def _compute_epoch_means(self, train_curves: Mapping[str, Curve], clock: Clock) -> dict[str, float]:
-        """Return the mean of each metric over the epoch that ends at `clock`, or {} if none ends there."""
-        if clock.epoch != self._epoch:
-            self._epoch, self._epoch_values = clock.epoch, {}
-        previous_epoch_end = (clock.epoch - 1) * clock.steps_per_epoch
-        for name, curve in train_curves.items():
-            self._epoch_values.setdefault(name, []).append(curve.values[curve.steps > previous_epoch_end])
-        if not clock.is_epoch_end:
-            return {}
-        return {
-            name: float(values.mean())
-            for name, parts in self._epoch_values.items()
-            if len(values := np.concatenate(parts))
-        }
-
     def _check_finite(self, curves: Mapping[str, Curve]) -> None:
         for loss, phase in self.learner.phase_by_loss.items():
             curve = curves.get(loss)
@@ -337,11 +353,11 @@ class SnapshotBuilder:
             )
 
     def _is_checkpoint_due(self, clock: Clock) -> bool:
-        has_spacing_elapsed = time.monotonic() - self._last_checkpoint_time >= self.config.checkpoint_spacing
+        has_spacing_elapsed = self._read_time() - self._last_checkpoint_time >= self.config.checkpoint_spacing
         return has_spacing_elapsed and self._is_interval_end(self.config.checkpoint_every, clock)
 
     def _build_checkpoint(self, clock: Clock) -> dict[str, Any]:
-        self._last_checkpoint_time = time.monotonic()
+        self._last_checkpoint_time = self._read_time()
         for name, weight in self.learner.technique.state_dict().items():
             # A step with a finite loss can still produce non-finite weights.
             if weight.is_floating_point() and not torch.isfinite(weight).all():

@@ -12,8 +12,8 @@ import rich
 from rich.console import Console as RichConsole
 
 from genexp.recorders.console import ConsoleRecorder
-from genexp.snapshot import RunInfo, RunOutcome
-from tests.support.snapshots import make_run_info, make_snapshot, open_recorder
+from genexp.snapshot import RunInfo, RunOutcome, RunProgress
+from tests.support.snapshots import SnapshotMaker, make_run_info, make_snapshot, open_recorder
 
 
 @pytest.fixture
@@ -42,9 +42,10 @@ def _replace_console(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> i
 
 
 def record_run(run: RunInfo, console: ConsoleRecorder, outcome: RunOutcome | None = None) -> None:
+    maker = SnapshotMaker(run)
     with open_recorder(console, run, outcome or RunOutcome("finished", 40)):
         for step in (10, 20, 30, 40):
-            console.record(make_snapshot(step, run, test_metrics={"psnr": 14.0 - step / 10}))
+            console.record(maker.make(step, test_metrics={"psnr": 14.0 - step / 10}))
 
 
 def get_epoch_lines(output: io.StringIO) -> list[str]:
@@ -94,9 +95,10 @@ def test_repeated_warning_is_logged_once(
     tmp_path: Path, output: io.StringIO, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run_info(tmp_path)
+    maker = SnapshotMaker(run)
     with open_recorder(ConsoleRecorder(), run) as console:
         for step in (10, 20):
-            console.record(make_snapshot(step, run, warnings=("the codes collapse",)))
+            console.record(maker.make(step, warnings=("the codes collapse",)))
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "the codes collapse"
     ]
@@ -136,6 +138,12 @@ def test_stopped_run_prints_the_resume_command(tmp_path: Path, output: io.String
         RunOutcome("stopped", 40, resume_command="genexp resume=[there]"),
     )
     assert "genexp resume=[there]" in output.getvalue()
+
+
+def test_resumed_run_has_the_best_value_of_its_checkpoint(tmp_path: Path, output: io.StringIO) -> None:
+    progress = RunProgress(best_value=20.0, best_step=5)
+    record_run(make_run_info(tmp_path, completed_steps=10, progress=progress), ConsoleRecorder())
+    assert "best psnr 20 at step 5" in output.getvalue()
 
 
 def test_failed_run_does_not_print_its_error(tmp_path: Path, output: io.StringIO) -> None:

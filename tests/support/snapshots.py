@@ -17,6 +17,7 @@ from genexp.recorders.recorder import Recorder
 from genexp.run_dir.checkpoint import measure_logs
 from genexp.snapshot import Curve, RunInfo, RunOutcome, Snapshot
 from genexp.technique import Clock
+from genexp.training.progress import ProgressTracker
 
 RecorderT = TypeVar("RecorderT", bound=Recorder)
 FINISHED_OUTCOME = RunOutcome("finished", 40)
@@ -65,10 +66,30 @@ def make_image(step: int, size: tuple[int, int] = (8, 8), channels: int = 1) -> 
     return torch.randint(0, 256, (channels, *size), generator=generator, dtype=torch.uint8)
 
 
-def make_snapshot(step: int, run: RunInfo, *, block_steps: int = 10, **fields: Any) -> Snapshot:
-    """Return a snapshot at `step` with the training metrics of the last `block_steps` steps."""
-    train: Mapping[str, Curve] = make_curves(step - block_steps + 1, step) if step else {}
-    return Snapshot(make_clock(step, run), **{"train_curves": train, **fields})
+class SnapshotMaker:
+    """Maker of the consecutive snapshots of a run, whose progress it tracks like the loop."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self._run = run
+        self._tracker = ProgressTracker(
+            run.objective, run.direction, run.steps_per_epoch, run.completed_steps, run.progress
+        )
+
+    def make(self, step: int, *, block_steps: int = 10, warnings: tuple[str, ...] = (), **fields: Any) -> Snapshot:
+        """Return the snapshot at `step` with the training metrics of the last `block_steps` steps."""
+        curves: Mapping[str, Curve] = make_curves(step - block_steps + 1, step) if step else {}
+        fields = {"train_curves": curves, **fields}
+        epoch_means = self._tracker.add_curves(fields["train_curves"], step)
+        if fields.get("test_metrics"):
+            self._tracker.add_scores(fields["test_metrics"], step)
+        self._tracker.add_warnings(warnings)
+        means = epoch_means[-1] if epoch_means else {}
+        return Snapshot(make_clock(step, self._run), progress=self._tracker.progress, epoch_means=means, **fields)
+
+
+def make_snapshot(step: int, run: RunInfo, **fields: Any) -> Snapshot:
+    """Return the first snapshot of a run, at `step`, from the arguments of `SnapshotMaker.make`."""
+    return SnapshotMaker(run).make(step, **fields)
 
 
 @contextmanager

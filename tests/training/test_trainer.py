@@ -149,9 +149,9 @@ def test_diagnose_receives_epoch_means(block: int, monkeypatch: pytest.MonkeyPat
             return f"{metrics['value']:g}"
 
     collector, _ = train_technique(DiagnosedTechnique())
-    warnings = [(snapshot.clock.step, *snapshot.warnings) for snapshot in collector.snapshots if snapshot.warnings]
+    warnings = {snapshot.clock.step: snapshot.progress.warnings for snapshot in collector.snapshots}
     # The values are the step numbers: 1 to 4, 5 to 8, 9 to 12.
-    assert warnings == [(4, "2.5"), (8, "6.5"), (12, "10.5")]
+    assert (warnings[4], warnings[8], warnings[12]) == (("2.5",), ("2.5", "6.5"), ("2.5", "6.5", "10.5"))
 
 
 def test_diagnose_receives_the_test_metrics_of_an_epoch_with_an_evaluation() -> None:
@@ -160,13 +160,13 @@ def test_diagnose_receives_the_test_metrics_of_an_epoch_with_an_evaluation() -> 
             return f"{metrics.get('test/height', 'none')} {metrics['value']:g}"
 
     collector, _ = train_technique(DiagnosedTechnique(), evaluate_every=2)
-    warnings = {snapshot.clock.epoch: snapshot.warnings for snapshot in collector.snapshots if snapshot.warnings}
+    warnings = collector.snapshots[-1].progress.warnings
     heights = {
         snapshot.clock.epoch: snapshot.test_metrics["height"]
         for snapshot in collector.snapshots
         if snapshot.test_metrics
     }
-    assert warnings == {1: ("none 2.5",), 2: (f"{heights[2]} 6.5",), 3: (f"{heights[3]} 10.5",)}
+    assert warnings == ("none 2.5", f"{heights[2]} 6.5", f"{heights[3]} 10.5")
 
 
 def test_metric_block_is_flushed_after_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +324,13 @@ def test_halting_at_an_epoch_does_not_change_training() -> None:
     assert train == collect_losses(uninterrupted)
 
 
-def test_exhausted_time_budget_ends_the_run_with_evaluation_and_checkpoint() -> None:
+def test_exhausted_time_budget_interrupts_the_run_with_a_checkpoint() -> None:
     collector, result = train_technique(ToyTechnique(), stop=StopRequest(time_budget=0.0))
-    assert result.clock.step == 1
-    assert collector.snapshots[-1].test_metrics
-    assert collector.snapshots[-1].checkpoint_state is not None
+    last = collector.snapshots[-1]
+    assert (result.clock.step, result.is_finished) == (1, False)
+    assert not last.test_metrics
+    assert not last.is_complete
+    assert last.checkpoint_state is not None
 
 
 def test_converged_technique_ends_the_run_at_the_end_of_the_epoch() -> None:
@@ -336,6 +338,11 @@ def test_converged_technique_ends_the_run_at_the_end_of_the_epoch() -> None:
     toy.max_loss_calls = 5
     _, result = train_technique(toy, epochs=100)
     assert (result.clock.step, result.is_finished) == (8, True)
+    # Killed after this checkpoint, the run is complete and takes no further step.
+    collector, result = train_technique(toy, epochs=100, start_step=8)
+    assert (result.clock.step, result.is_finished) == (8, True)
+    (snapshot,) = collector.snapshots
+    assert snapshot.is_complete
 
 
 def test_max_steps_ends_earlier_than_epochs_but_not_later() -> None:

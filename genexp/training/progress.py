@@ -1,0 +1,62 @@
+"""Tracker of the latest scores, the best score, the epoch means and the warnings of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from genexp.snapshot import Curve, RunProgress
+
+
+class ProgressTracker:
+    """Tracker whose `progress` a checkpoint contains: with it, a resumed run continues the same record.
+
+    The record does not depend on the sizes of the blocks in which the training metrics arrive.
+    """
+
+    def __init__(
+        self, objective: str, direction: str, steps_per_epoch: int, step: int, progress: RunProgress
+    ) -> None:
+        """`progress` is the record up to `step`. `direction` is min or max."""
+        self._objective, self._sign = objective, 1 if direction == "max" else -1
+        self._steps_per_epoch, self._step = steps_per_epoch, step
+        self.progress = progress
+
+    def add_curves(self, curves: Mapping[str, Curve], step: int) -> list[dict[str, float]]:
+        """Add the training metrics of the steps up to `step`. Return the means of each ended epoch."""
+        ended_epoch_means = []
+        for epoch in range(self._step // self._steps_per_epoch + 1, -(-step // self._steps_per_epoch) + 1):
+            self._accumulate(curves, epoch)
+            if epoch * self._steps_per_epoch <= step:
+                ended_epoch_means.append(self.progress.train_means)
+        self._step = step
+        return ended_epoch_means
+
+    def add_scores(self, test_metrics: Mapping[str, float], step: int) -> None:
+        """Add the test metrics of an evaluation after `step`."""
+        self.progress = replace(self.progress, test_metrics=dict(test_metrics))
+        value, best = test_metrics.get(self._objective, math.nan), self.progress.best_value
+        if math.isfinite(value) and (best is None or self._sign * value > self._sign * best):
+            self.progress = replace(self.progress, best_value=value, best_step=step)
+
+    def add_warnings(self, warnings: Iterable[str]) -> None:
+        """Add warnings. A repeated warning is kept once."""
+        self.progress = replace(self.progress, warnings=tuple(dict.fromkeys((*self.progress.warnings, *warnings))))
+
+    def _accumulate(self, curves: Mapping[str, Curve], epoch: int) -> None:
+        """Add the values in `epoch` to its sums, which start at zero in the first step of the epoch."""
+        first, last = (epoch - 1) * self._steps_per_epoch, epoch * self._steps_per_epoch
+        is_new_epoch = self._step <= first
+        sums = {} if is_new_epoch else dict(self.progress.train_sums)
+        counts = {} if is_new_epoch else dict(self.progress.train_counts)
+        for name, curve in curves.items():
+            begin, end = curve.steps.searchsorted([first, last], side="right")
+            if begin < end:
+                # In order of the steps: another order would round differently.
+                addends = np.concatenate(([sums.get(name, 0.0)], curve.values[begin:end].astype(np.float64)))
+                sums[name] = float(np.add.accumulate(addends)[-1])
+                counts[name] = counts.get(name, 0) + int(end - begin)
+        self.progress = replace(self.progress, train_sums=sums, train_counts=counts)
