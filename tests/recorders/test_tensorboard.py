@@ -108,6 +108,7 @@ def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> N
                 run,
                 preview_images={"samples": make_image(1, channels=3)},
                 final_artifacts=make_final_artifacts(),
+                is_complete=True,
             )
         )
     events = read_events(tmp_path)
