@@ -31,6 +31,7 @@ from genexp.run_dir.paths import (
     LOG_FILE,
     MANIFEST_FILE,
     STATUS_FILE,
+    TEMPORARY_SUFFIX,
     format_path,
     is_run_name,
     is_sweep_name,
@@ -226,7 +227,7 @@ def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], 
     directory = Path(str(OmegaConf.select(config, key))).resolve()
     paths = directory.iterdir() if directory.is_dir() else ()
     names = sorted(path.name for path in paths if is_written(path.name))
-    if CONFIG_FILE in names and CHECKPOINTS_DIR in names:
+    if CONFIG_FILE in names and (CHECKPOINTS_DIR in names or HYDRA_DIR in names):
         raise ConfigError(
             f"{directory} holds a run already; go on with resume={directory}, or choose another folder"
         )
@@ -234,7 +235,10 @@ def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], 
         raise ConfigError(
             f"{directory} holds a sweep already; go on with sweep.resume={directory}, or choose another {key}"
         )
-    if set(names) <= FAILED_START_NAMES and (directory / HYDRA_DIR / "hydra.yaml").is_file():
+    if (
+        all(name in FAILED_START_NAMES or name.endswith(TEMPORARY_SUFFIX) for name in names)
+        and (directory / HYDRA_DIR / "hydra.yaml").is_file()
+    ):
         check_no_links(directory, is_written)  # a start that failed before its first checkpoint: start again
     elif names:
         raise ConfigError(

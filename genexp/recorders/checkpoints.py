@@ -27,7 +27,7 @@ class CheckpointRecorder(Recorder):
     def open(self, run: RunInfo) -> None:
         """Delete incomplete files and surplus checkpoints of a killed process."""
         self._run = run
-        remove_temporary_files(run.run_dir)
+        remove_temporary_files(run.run_dir, is_recursive=True)
         self._remove_surplus(run.completed_steps)
 
     def record(self, snapshot: Snapshot) -> None:

@@ -9,7 +9,7 @@ from typing import final
 from genexp.images.animation import MAX_FRAMES
 from genexp.recorders.pil_images import encode_png, read_image, to_pil_image, write_animation
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.files import remove_file, write_file
+from genexp.run_dir.files import remove_file, sync_files, write_file
 from genexp.run_dir.paths import PREVIEWS_DIR
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
@@ -27,6 +27,7 @@ class PreviewRecorder(Recorder):
         """`preview_every` is the number of epochs between two previews, 0 if there are none."""
         self._preview_every, self._video_format = preview_every, video_format
         self._frame_duration_ms = frame_duration_ms
+        self._unsynced_paths: list[Path] = []
 
     def open(self, run: RunInfo) -> None:
         """Remove the previews of steps after the checkpoint. A fresh run removes all, and their animations."""
@@ -49,7 +50,9 @@ class PreviewRecorder(Recorder):
         for name, pixels in snapshot.preview_images.items():
             directory = self._previews_dir / name
             directory.mkdir(parents=True, exist_ok=True)
-            write_file(directory / f"{step:08d}.png", encode_png(to_pil_image(pixels)))
+            path = directory / f"{step:08d}.png"
+            write_file(path, encode_png(to_pil_image(pixels)))
+            self._unsynced_paths.append(path)
             stride = compute_preview_stride(step, self._interval)
             for old_step, path in self._find_previews(name).items():
                 if old_step % stride and old_step != step:
@@ -57,6 +60,11 @@ class PreviewRecorder(Recorder):
             number = -(-step // self._interval)
             if number > 0 and number & (number - 1) == 0:  # a power of two
                 self._write_animation(name)
+
+    def flush(self) -> None:
+        """Flush the new previews to the disk: the run may resume from the next checkpoint."""
+        sync_files(path for path in self._unsynced_paths if path.exists())
+        self._unsynced_paths.clear()
 
     def close(self, outcome: RunOutcome) -> None:
         """Write the animations, also for an incomplete run."""

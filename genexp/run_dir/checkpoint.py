@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genexp.errors import CheckpointError
-from genexp.run_dir.files import open_regular_file, remove_file, truncate_file, write_file
+from genexp.run_dir.files import open_regular_file, remove_file, sync_files, truncate_file, write_file
 from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
 
 FORMAT_VERSION = 2
@@ -87,6 +87,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the newest valid checkpoint, and a warning for each newer invalid one.
 
+    A checkpoint is invalid, too, if a log is shorter than the checkpoint says: a power failure may have cut it.
     Raises CheckpointError if no checkpoint is valid.
     """
     files = list_checkpoints(run_dir)
@@ -95,7 +96,10 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
     for file in files:
         try:
-            return load_checkpoint(file), problems
+            state = load_checkpoint(file)
+            if state.get("step") != 0:  # the run starts anew from that checkpoint, and its logs too
+                find_cut_points(run_dir, state.get("log_offsets"))
+            return state, problems
         except CheckpointError as error:
             problems.append(f"{error}; falling back to the one before")
     raise CheckpointError(
@@ -110,24 +114,45 @@ def list_logs(run_dir: Path) -> list[Path]:
 
 
 def measure_logs(run_dir: Path) -> dict[str, int]:
-    """Return path relative to `run_dir` → size in bytes, for each of `list_logs`."""
-    return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in list_logs(run_dir)}
+    """Flush the logs of a run to the disk. Return path relative to `run_dir` → size in bytes.
+
+    A checkpoint that is written afterwards never refers to bytes that a power failure removes. Raises OSError.
+    """
+    paths = list_logs(run_dir)
+    sync_files(paths)
+    return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in paths}
+
+
+def find_cut_points(run_dir: Path, log_offsets: Any) -> dict[Path, int]:
+    """Return log → size to which it is truncated, for `log_offsets` of a checkpoint, the result of `measure_logs`.
+
+    Raises CheckpointError where a log is missing or shorter than its entry, or an entry names another file.
+    """
+    if not isinstance(log_offsets, dict):
+        raise CheckpointError(f"a checkpoint in {run_dir} has no sizes of the logs")
+    paths = {path.relative_to(run_dir).as_posix(): path for path in list_logs(run_dir)}
+    cut_points = {}
+    for name, size in log_offsets.items():
+        if name not in paths:
+            raise CheckpointError(f"{run_dir} has no log {name}, to which its checkpoint refers")
+        if type(size) is not int or not 0 <= size <= paths[name].stat().st_size:
+            raise CheckpointError(f"{paths[name]} is shorter than its checkpoint says")
+        cut_points[paths[name]] = size
+    return cut_points
 
 
 def truncate_logs(run_dir: Path, log_offsets: Mapping[str, int]) -> None:
     """Truncate the logs of a run to the sizes in `log_offsets`, the result of `measure_logs`.
 
-    A log without an entry was created after the checkpoint and is deleted. Raises CheckpointError if a file is
-    missing or shorter than its entry.
+    A log without an entry was created after the checkpoint and is deleted. Raises CheckpointError like
+    `find_cut_points`, and OSError.
     """
-    for name, size in log_offsets.items():
-        path = run_dir / name
-        if not path.is_file() or path.stat().st_size < size:
-            raise CheckpointError(f"{path} is shorter than its checkpoint notes: a part of the run is lost")
-        truncate_file(path, size)
+    cut_points = find_cut_points(run_dir, log_offsets)
     for path in list_logs(run_dir):
-        if path.relative_to(run_dir).as_posix() not in log_offsets:
+        if path not in cut_points:
             remove_file(path)
+        elif path.stat().st_size > cut_points[path]:
+            truncate_file(path, cut_points[path])
 
 
 def compute_checksum(content: Any) -> str:

@@ -13,7 +13,7 @@ import signal
 import stat
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from io import TextIOWrapper
@@ -193,11 +193,14 @@ def append_file(path: Path, content: str | bytes) -> None:
         _write_all(file, content.encode() if isinstance(content, str) else content)
 
 
-def sync_file(path: Path) -> None:
-    """Flush a file and its entry in the folder to the disk: it survives a power failure. Raises OSError."""
-    with open_regular_file(path, os.O_RDWR) as file:
-        os.fsync(file.fileno())
-    _sync_dir(path.parent)
+def sync_files(paths: Iterable[Path]) -> None:
+    """Flush files and their entries in their folders to the disk: they survive a power failure. Raises OSError."""
+    paths = list(paths)
+    for path in paths:
+        with open_regular_file(path, os.O_RDWR) as file:
+            os.fsync(file.fileno())
+    for directory in dict.fromkeys(path.parent for path in paths):
+        _sync_dir(directory)
 
 
 def truncate_file(path: Path, size: int) -> None:
@@ -214,9 +217,10 @@ def remove_file(path: Path) -> None:
         _pass_boundary()
 
 
-def remove_temporary_files(directory: Path) -> None:
-    """Remove what killed processes left of their atomic writes below `directory`. Raises OSError."""
-    for path in directory.rglob(f"*{TEMPORARY_SUFFIX}"):
+def remove_temporary_files(directory: Path, *, is_recursive: bool) -> None:
+    """Remove the incomplete files of killed processes from `directory`, and from its folders if asked to."""
+    find = directory.rglob if is_recursive else directory.glob
+    for path in find(f"*{TEMPORARY_SUFFIX}"):
         remove_file(path)
 
 

@@ -61,7 +61,8 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
 
 def check_lacks_pages(run_dir: Path) -> None:
     """Raise ConfigError where a finished run has its report and its figures, so that nothing is left to do."""
-    if all((run_dir / path).is_file() for path in (REPORT_FILE, f"{FIGURES_DIR}/{CURVES_FIGURE}")):
+    pages = [run_dir / REPORT_FILE, run_dir / FIGURES_DIR / CURVES_FIGURE]
+    if all(path.is_file() and path.stat().st_size for path in pages):
         raise ConfigError(f"resume={run_dir} has finished; set a larger trainer.epochs to go on with it")
 
 

@@ -13,7 +13,14 @@ from omegaconf import DictConfig
 
 from genexp.config import to_plain_config
 from genexp.errors import ConfigError
-from genexp.run_dir.paths import LOCK_FILE, MANIFEST_FILE, MULTIRUN_FILE, STUDY_FILE, STUDY_LOCK_FILE
+from genexp.run_dir.paths import (
+    LOCK_FILE,
+    MANIFEST_FILE,
+    MULTIRUN_FILE,
+    STUDY_FILE,
+    STUDY_LOCK_FILE,
+    TEMPORARY_SUFFIX,
+)
 
 PRE_MANIFEST_FILES = {MULTIRUN_FILE, LOCK_FILE, STUDY_FILE, STUDY_LOCK_FILE}  # written before the manifest
 # Keys without influence on the results of a run. They are not hashed.
@@ -49,7 +56,8 @@ def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
         return None
     sweep_dir = Path(values[-1])
     # A sweep killed before it wrote its manifest has started no job. Its directory can be resumed too.
-    file_names = {path.name for path in sweep_dir.iterdir()} if sweep_dir.is_dir() else set()
+    paths = sweep_dir.iterdir() if sweep_dir.is_dir() else ()
+    file_names = {path.name for path in paths if path.suffix != TEMPORARY_SUFFIX}
     if (
         not values[-1]
         or not sweep_dir.is_dir()

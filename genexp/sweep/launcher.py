@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.config import bind, to_plain_config
 from genexp.errors import ConfigError, GenexpError
-from genexp.run_dir.files import lock_run_dir, write_file
+from genexp.run_dir.files import lock_run_dir, remove_temporary_files, write_file
 from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import MULTIRUN_FILE
 from genexp.run_dir.status import read_job_status, record_failure
@@ -92,6 +92,9 @@ class SweepLauncher(Launcher):
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         with lock_run_dir(self.sweep_dir):
             self.stop_file.remove()
+            remove_temporary_files(
+                self.sweep_dir, is_recursive=False
+            )  # jobs that outlived a killed sweep may write
             write_file(self.sweep_dir / MULTIRUN_FILE, OmegaConf.to_yaml(self.config))
             self.manifest.write()
             with self.progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import torch
 from torch import nn
 
 from genexp.errors import CheckpointError
-from genexp.run_dir.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from genexp.run_dir.checkpoint import (
+    FORMAT_VERSION,
+    get_checkpoint_path,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest_checkpoint,
+    measure_logs,
+    save_checkpoint,
+    truncate_logs,
+)
 from tests.support.assertions import assert_same
 
 
@@ -45,3 +55,53 @@ def test_damaged_checkpoint_is_rejected_or_loads_unchanged(state: dict[str, obje
             assert_same(found, {**state, "format": FORMAT_VERSION})
     assert len(messages) > len(files) / 3
     assert all(text.startswith(str(path)) and "\n" not in text for text in messages)
+
+
+@pytest.fixture
+def logged_run_dir(tmp_path: Path) -> Path:
+    """Return a run directory whose checkpoints of steps 1 and 2 refer to 50 and 100 bytes of a log."""
+    for step in (1, 2):
+        with (tmp_path / "metrics.jsonl").open("a") as log:
+            log.write("x" * 50)
+        save_checkpoint(get_checkpoint_path(tmp_path, step), {"step": step, "log_offsets": measure_logs(tmp_path)})
+    return tmp_path
+
+
+@pytest.mark.parametrize(("size", "expected_step"), [(120, 2), (100, 2), (99, 1), (50, 1)])
+def test_checkpoint_whose_log_was_cut_is_skipped(size: int, expected_step: int, logged_run_dir: Path) -> None:
+    os.truncate(logged_run_dir / "metrics.jsonl", size)
+    state, problems = load_newest_checkpoint(logged_run_dir)
+    assert state["step"] == expected_step
+    assert len(problems) == 2 - expected_step
+    assert all("shorter than its checkpoint says; falling back to the one before" in text for text in problems)
+
+
+def test_run_whose_log_is_shorter_than_all_checkpoints_say_cannot_be_resumed(logged_run_dir: Path) -> None:
+    os.truncate(logged_run_dir / "metrics.jsonl", 49)
+    with pytest.raises(CheckpointError, match="only checkpoints that cannot be used"):
+        load_newest_checkpoint(logged_run_dir)
+
+
+def test_logs_are_cut_to_their_sizes_and_later_ones_removed(logged_run_dir: Path) -> None:
+    (logged_run_dir / "tensorboard").mkdir()
+    (logged_run_dir / "tensorboard" / "events.1").touch()
+    truncate_logs(logged_run_dir, {"metrics.jsonl": 50})
+    assert measure_logs(logged_run_dir) == {"metrics.jsonl": 50}
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "config.yaml", "checkpoints/step-00000001.pt"])
+def test_sizes_of_other_files_are_refused(name: str, logged_run_dir: Path) -> None:
+    (logged_run_dir / "config.yaml").write_text("seed: 0")
+    (logged_run_dir.parent / "outside").write_text("content")
+    save_checkpoint(get_checkpoint_path(logged_run_dir, 3), {"step": 3, "log_offsets": {name: 0}})
+    assert load_newest_checkpoint(logged_run_dir)[0]["step"] == 2
+    with pytest.raises(CheckpointError, match="has no log"):
+        truncate_logs(logged_run_dir, {"metrics.jsonl": 100, name: 0})
+    assert (logged_run_dir.parent / "outside").read_text() == "content"
+
+
+def test_checkpoints_are_sorted_by_step(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000, 5):
+        save_checkpoint(get_checkpoint_path(tmp_path, step), {"step": step})
+    steps = [load_checkpoint(path)["step"] for path in list_checkpoints(tmp_path)]
+    assert steps == [100_000_000, 99_999_999, 5]

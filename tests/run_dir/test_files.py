@@ -79,7 +79,7 @@ def test_process_kills_itself_at_the_chosen_boundary(boundary: int, whole: str, 
     assert process.returncode == -9
     assert (tmp_path / "whole").read_text() == whole
     assert (tmp_path / "log").read_text() == log
-    remove_temporary_files(tmp_path)
+    remove_temporary_files(tmp_path, is_recursive=True)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "log"}
 
 
