@@ -31,6 +31,7 @@ SUITES: dict[str, tuple[str, tuple[str, ...]]] = {  # suite → module, packages
     "start": ("startup", ()),
     "scaling": ("scaling", ()),
     "logging": ("logging_overhead", ()),
+    "libraries": ("libraries", ("torchmetrics",)),
     "sweep": ("sweep", ("joblib",)),
 }
 Rows = list[PairedComparison]

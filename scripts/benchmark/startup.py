@@ -29,32 +29,32 @@ def run(rounds: int) -> list[PairedComparison]:
     )
 
 
-def _read_command_seconds() -> float:
+def read_command_seconds() -> float:
     """Return seconds: wall time, or the processor time of all finished child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return read_seconds() if get_selected_clock() == "wall" else usage.ru_utime + usage.ru_stime
 
 
 def _time_command(*command: str) -> float:
-    started_at = _read_command_seconds()
+    started_at = read_command_seconds()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return _read_command_seconds() - started_at
+    return read_command_seconds() - started_at
 
 
 def _time_to_first_steps() -> float:
     """Return the seconds until the metrics of the first steps are on disk, a few steps after they were taken."""
     with tempfile.TemporaryDirectory() as run_dir:
         command = (*GENEXP_COMMAND, "device=cpu", f"hydra.run.dir={run_dir}")
-        started_at = _read_command_seconds()
+        started_at = read_command_seconds()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 while not _has_content(Path(run_dir) / "metrics.jsonl"):
                     assert process.poll() is None, "genexp ended before its first step"
                     time.sleep(POLL_SECONDS)
-                ended_at = _read_command_seconds()
+                ended_at = read_command_seconds()
             finally:
                 process.kill()
-        return (ended_at if get_selected_clock() == "wall" else _read_command_seconds()) - started_at
+        return (ended_at if get_selected_clock() == "wall" else read_command_seconds()) - started_at
 
 
 def _has_content(path: Path) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from benchmark import command, memory, scaling_plot
 from benchmark.isolated_process import run_in_new_process
+from benchmark.libraries import build_tasks
 from benchmark.logging_overhead import LoggingTask, run
 from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
 from benchmark.reference_loops import ReferencePhase, remove_optimizations
@@ -20,6 +21,7 @@ from torch import nn
 
 from genexp.device import flush_denormals, move_to_device
 from genexp.networks.dropout import Dropout
+from tests.support.assertions import assert_close
 from tests.support.command import run_main
 
 
@@ -46,6 +48,15 @@ def test_memory_is_the_peak_of_the_measured_function() -> None:
 def measure_allocation(millions: int) -> float:
     torch.ones(2 * millions * 1_000_000)  # freed before the measured function: not counted
     return memory.measure_peak_megabytes(lambda: torch.ones(millions * 1_000_000))
+
+
+def test_own_code_and_libraries_compute_the_same() -> None:
+    tasks = build_tasks(images=5, samples=200)
+    assert len(tasks) == 4
+    for name, (ours, rivals) in tasks.items():
+        for rival in rivals.values():
+            if not name.startswith("dropout"):
+                assert_close(rival(), ours(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["stacked autoencoder", "VAE", "convolutional autoencoder", "GAN"])
