@@ -38,7 +38,7 @@ TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 _RUN_NAMES = {
     *(CONFIG_FILE, STATUS_FILE, STATUS_RESERVE_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE),
     *(LOCK_FILE, LOG_FILE),
-    *(CHECKPOINTS_DIR, FIGURES_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR),
+    *(CHECKPOINTS_DIR, FIGURES_DIR, PREVIEWS_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR),
 }
 _SWEEP_NAMES = {
     *(MANIFEST_FILE, MULTIRUN_FILE, STOP_FILE, STUDY_FILE, STUDY_LOCK_FILE, REPORT_FILE, LOCK_FILE),
@@ -48,7 +48,7 @@ _SWEEP_NAMES = {
 
 def is_run_name(name: str) -> bool:
     """Return whether a run writes a file or folder with this name into its directory."""
-    return name in _RUN_NAMES or name.endswith((".gif", TEMPORARY_SUFFIX))
+    return name in _RUN_NAMES or name.endswith((".gif", ".mp4", TEMPORARY_SUFFIX))
 
 
 def is_sweep_name(name: str) -> bool:
