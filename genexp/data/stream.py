@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from genexp.data.loading import Batch, BatchIndices, SplitLoader, StreamingLoader
+from genexp.data.loading import Batch, BatchIndices, InMemoryLoader, SplitLoader, StreamingLoader
 from genexp.data.sampling import interleave_classes, permutation
 from genexp.errors import ConfigError
 from genexp.sharding import SINGLE_SHARD, Shard
@@ -130,7 +130,8 @@ def stack_batches(sources: Sequence[TrainingBatches], first_step: int) -> Iterat
 class SplitBatches:
     """Batches of a split in order; the last one may be smaller than `batch_size`. Can be iterated repeatedly.
 
-    With `limit`, only the first `limit` samples are used.
+    With `limit`, only the first `limit` samples are used. Batches may be views of the data set: they must not be
+    changed in place.
     """
 
     def __init__(self, loader: SplitLoader, batch_size: int, *, limit: int | None = None) -> None:
@@ -138,14 +139,24 @@ class SplitBatches:
         self._loader, self._batch_size = loader, batch_size
         self._sample_count = len(loader) if limit is None else min(limit, len(loader))
 
+    @property
+    def are_views(self) -> bool:
+        """True if batches take no memory of their own, however large they are."""
+        return isinstance(self._loader, InMemoryLoader) and self._loader.can_keep_floats
+
+    def resize(self, batch_size: int) -> SplitBatches:
+        """Return the same samples in batches of another size."""
+        return SplitBatches(self._loader, batch_size, limit=self._sample_count)
+
     def __len__(self) -> int:
         """Return the number of batches."""
         return -(-self._sample_count // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.arange(self._sample_count, device=self._loader.index_device)
-        streams = self._loader.split.streams
-        return self._loader.fetch(dict.fromkeys(streams, indices) for indices in order.split(self._batch_size))
+        starts = range(0, self._sample_count, self._batch_size)
+        return self._loader.fetch_slices(
+            slice(start, min(start + self._batch_size, self._sample_count)) for start in starts
+        )
 
 
 def select_examples(loader: SplitLoader, count: int) -> Batch:

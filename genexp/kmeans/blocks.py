@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genexp.data.stream import SplitBatches
 from genexp.sharding import current_shard
 from genexp.technique import Batches
 
 CHUNK_ELEMENTS = 2**20  # elements of points per operation on the CPU: they fit in its cache
+MAX_VIEW_ROWS = 2**16  # points in a block that is a view of the data set
 MIN_ROWS_PER_THREAD = 512  # points, at least, that a thread of its own computes
 GPU_CHUNK_FACTOR = 64  # factor on chunk sizes on other devices, where each call has a fixed cost
 
@@ -20,9 +22,14 @@ Blocks = Iterable[Tensor]  # float (points, features) each, in order; iterable m
 
 
 class PointBlocks:
-    """Flattened samples of one stream of a split, minus `origin` (features,). Each iteration is one pass."""
+    """Flattened samples of one stream of a split, minus `origin` (features,). Each iteration is one pass.
+
+    Blocks are as large as the batches of `samples`. They are larger where batches take no memory of their own.
+    """
 
     def __init__(self, samples: Batches, stream: str, origin: Tensor | None = None) -> None:
+        if isinstance(samples, SplitBatches) and samples.are_views and origin is None:
+            samples = samples.resize(MAX_VIEW_ROWS)
         self._samples, self._stream, self._origin = samples, stream, origin
 
     def __iter__(self) -> Iterator[Tensor]:

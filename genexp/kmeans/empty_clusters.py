@@ -8,16 +8,13 @@ from torch import Tensor
 from genexp.kmeans.blocks import Blocks, take
 from genexp.kmeans.cluster_sums import ClusterSums
 from genexp.kmeans.distances import CenterScorer
-from genexp.kmeans.hamerly_bounds import ExhaustiveAssignment
 
 
-def relocate_empty_clusters(
-    cluster_sums: ClusterSums, centers: Tensor, blocks: Blocks, assignment: ExhaustiveAssignment | None = None
-) -> ClusterSums:
+def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: Blocks) -> ClusterSums:
     """Return cluster sums in which each empty cluster has one of the points farthest from their centers.
 
     The point leaves its old cluster. This is the rule of scikit-learn. It takes two passes over the blocks, or
-    none if no cluster is empty. The tensors are copied, but the bounds of `assignment` change in place.
+    none if no cluster is empty. The tensors are copied.
     """
     if cluster_sums.has_no_empty_clusters:
         return cluster_sums
@@ -41,8 +38,6 @@ def relocate_empty_clusters(
     counts.index_put_((start_indices, old_cluster), -torch.ones_like(old_cluster), accumulate=True)
     sums[start_indices, new_cluster], counts[start_indices, new_cluster] = point, 1
     labels[start_indices, point_index] = new_cluster.to(labels)
-    if assignment is not None:
-        assignment.invalidate(start_indices, point_index)
     return ClusterSums(sums, counts, labels)
 
 

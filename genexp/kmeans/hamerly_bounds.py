@@ -46,12 +46,6 @@ class ExhaustiveAssignment:
         for chunk, chunk_labels in zip(points.split(size), labels.split(size, 1), strict=True):
             chunk_labels.copy_(self._scorer.find_nearest(chunk).labels.T)
 
-    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Discard what is known of these pairs of start and point: other code changed their labels.
-
-        `start_indices` and `point_indices` are int64 (pairs,).
-        """
-
     def select_starts(self, start_indices: Tensor) -> None:
         """Keep the data of `start_indices` only: int64 indices (starts,)."""
 
@@ -66,16 +60,34 @@ class HamerlyBounds(ExhaustiveAssignment):
         # (points, starts), in units of distance
         self._margins = centers.new_full((num_points, len(centers)), -torch.inf)
         self._squared_norms = centers.new_empty(num_points)
-        self._centers: Tensor | None = None  # centers of the last pass, none before the first one
+        # (starts, clusters, features) and (starts, points): of the last pass, none before the first one
+        self._centers: Tensor | None = None
+        self._labels: Tensor | None = None
         self._is_first_pass = True
 
     def move_centers(self, centers: Tensor, labels: Tensor) -> None:
-        """Set the centers of the next pass, and loosen the bounds by the distances that the centers moved."""
+        """Set the centers of the next pass, and loosen the bounds by the distances that the centers moved.
+
+        The bounds of points whose label differs from that of the last pass are discarded.
+        """
         super().move_centers(centers, labels)
         self._is_first_pass = self._centers is None
-        if self._centers is not None:
+        if self._centers is not None and self._labels is not None:
+            if not torch.equal(labels, self._labels):
+                self._discard_bounds((labels != self._labels).T)
             self._loosen_bounds(centers - self._centers, labels)
-        self._centers = centers
+        self._centers, self._labels = centers, labels.clone()
+
+    def _discard_bounds(self, mask: Tensor) -> None:
+        """Make these pairs of point and start uncertain: bool (points, starts)."""
+        self._margins.masked_fill_(mask, -torch.inf)
+
+    def find_nearest(self, points: Tensor, first: int, labels: Tensor) -> Tensor:
+        """Return the nearest centers of points; see `ExhaustiveAssignment.find_nearest`."""
+        nearest = super().find_nearest(points, first, labels)
+        assert self._labels is not None
+        self._labels[:, first : first + len(points)] = nearest
+        return nearest
 
     def _loosen_bounds(self, shifts: Tensor, labels: Tensor) -> None:
         """Decrease the margins after centers moved by `shifts` (starts, clusters, features)."""
@@ -127,15 +139,11 @@ class HamerlyBounds(ExhaustiveAssignment):
         own_distances = _distances_from_scores(own_scores, squared_norms + rounding)
         return _distances_from_scores(other_scores, squared_norms - rounding).sub_(own_distances)
 
-    def invalidate(self, start_indices: Tensor, point_indices: Tensor) -> None:
-        """Discard the bounds of these pairs of start and point: other code changed their labels."""
-        self._margins[point_indices, start_indices] = -torch.inf
-
     def select_starts(self, start_indices: Tensor) -> None:
         """Keep the bounds of `start_indices` only: int64 indices (starts,)."""
         self._margins = self._margins[:, start_indices]
-        if self._centers is not None:
-            self._centers = self._centers[start_indices]
+        if self._centers is not None and self._labels is not None:
+            self._centers, self._labels = self._centers[start_indices], self._labels[start_indices]
 
 
 def _distances_from_scores(scores: Tensor, squared_norms: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def lloyd_step(
     Returns the new centers and their cluster sums.
     """
     assignment = assignment or ExhaustiveAssignment()
-    cluster_sums = relocate_empty_clusters(cluster_sums, centers, blocks, assignment)
+    cluster_sums = relocate_empty_clusters(cluster_sums, centers, blocks)
     means = cluster_sums.means(fallback=centers)
     return means, _assign_all(blocks, means, cluster_sums, assignment)
 

@@ -65,14 +65,23 @@ class ProjectionBounds(HamerlyBounds):
         """Set the centers of the next pass, and loosen the bounds by the distances that the centers moved."""
         super().move_centers(centers, labels)
         flat_centers = self._scorer.flat_centers
-        self._center_projections = self._project(flat_centers, flat_centers.square().sum(1))
+        self._center_projections = self.project(flat_centers, flat_centers.square().sum(1))
         # (starts,): first column of each start
         self._start_offsets = torch.arange(0, len(flat_centers), centers.shape[1])
+
+    def _discard_bounds(self, mask: Tensor) -> None:
+        super()._discard_bounds(mask)
+        self._residual_products.masked_fill_(mask, -torch.inf)
+
+    def select_starts(self, start_indices: Tensor) -> None:
+        """Keep the bounds of `start_indices` only: int64 indices (starts,)."""
+        super().select_starts(start_indices)
+        self._residual_products = self._residual_products[:, start_indices]
 
     def _loosen_bounds(self, shifts: Tensor, labels: Tensor) -> None:
         super()._loosen_bounds(shifts, labels)
         flat_shifts = shifts.flatten(0, 1)
-        residual_norms = self._project(flat_shifts, flat_shifts.square().sum(1))[:, -1].view(shifts.shape[:2])
+        residual_norms = self.project(flat_shifts, flat_shifts.square().sum(1))[:, -1].view(shifts.shape[:2])
         for start, norms in enumerate(residual_norms):
             self._residual_products[:, start].addcmul_(
                 self._projections[:, -1], norms.index_select(0, labels[start].int()), value=-1
@@ -181,7 +190,7 @@ class ProjectionBounds(HamerlyBounds):
         found = super()._compare_with_all(points, rows, first, labels)
         indices = rows + first
         if self._is_first_pass:
-            self._projections[indices] = self._project(points, self._squared_norms[indices])
+            self._projections[indices] = self.project(points, self._squared_norms[indices])
         projections = self._projections[indices].unsqueeze(1)  # (points, 1, dimensions + 1)
         own_columns = found.labels + self._start_offsets
         inner_products = (projections * self._center_projections[own_columns])[..., :-1].sum(2)
@@ -189,7 +198,7 @@ class ProjectionBounds(HamerlyBounds):
         self._residual_products[indices] = residual_products
         return found
 
-    def _project(self, points: Tensor, squared_norms: Tensor) -> Tensor:
+    def project(self, points: Tensor, squared_norms: Tensor) -> Tensor:
         """Return the projections of points or centers: (points, features) → (points, dimensions + 1).
 
         The last column is an upper bound on the norm outside the subspace.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, prod, sqrt
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from genexp.errors import ConfigError
 from genexp.images.grid import PADDING_VALUE, make_grid
 from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans.blocks import PointBlocks, moments, take
-from genexp.kmeans.cluster_sums import AssignmentBounds, ClusterSums, get_label_dtype
-from genexp.kmeans.distances import nearest_center
+from genexp.kmeans.cluster_sums import ClusterSums, get_label_dtype
+from genexp.kmeans.distances import CenterScorer, nearest_center
+from genexp.kmeans.empty_clusters import relocate_empty_clusters
+from genexp.kmeans.hamerly_bounds import ExhaustiveAssignment
 from genexp.kmeans.init import kmeans_plusplus, random_points
-from genexp.kmeans.lloyd import assign, lloyd_step, relocate_empty_clusters
+from genexp.kmeans.lloyd import assign, choose_assignment, lloyd_step
 from genexp.metrics.clustering import CLUSTERING_SCORES, clustering_scores
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
 
@@ -57,16 +59,6 @@ class KMeansConfig:
         require(self.tolerance >= 0, "tolerance", self.tolerance, "use 0 or more")
 
 
-@dataclass(frozen=True)
-class _StoredBounds:
-    """Bounds of the last assignment. They change no result, and are recomputed after a resume."""
-
-    start_indices: Tensor  # int64 (starts,): indices of the starts that the bounds cover
-    centers: Tensor  # (starts, clusters, features): centers of the bounds, minus `KMeans.origin`
-    changed_fraction: float  # of the labels, in [0, 1]
-    bounds: AssignmentBounds | None
-
-
 @register
 class KMeans(Technique, CanCluster):
     """k-means for several starts at once: each center moves to the mean of the points nearest to it."""
@@ -96,7 +88,9 @@ class KMeans(Technique, CanCluster):
                 f"model.clusters={config.clusters} exceeds the {spec.train_size} points; "
                 f"lower it or choose a larger data set"
             )
-        self._bounds: _StoredBounds | None = None
+        # Assignment step of `_assigned_starts`, int64 (starts,). Its bounds are found again after a resume.
+        self._assignment: ExhaustiveAssignment | None = None
+        self._assigned_starts = torch.empty(0, dtype=torch.long)
         self.file_centers = _load_centers(config, features) if config.init.endswith(".npy") else None
         starts = config.n_init if self.file_centers is None else 1
         self.register_buffer("centers", torch.zeros(starts, config.clusters, features))
@@ -133,17 +127,15 @@ class KMeans(Technique, CanCluster):
         self.centers.copy_(self._init_centers(points, statistics.count))
         if self.config.batch_size is None:
             centers = self.centers - self.origin
-            self._store_cluster_sums(
-                torch.arange(len(centers), device=centers.device),
-                centers,
-                assign(points, centers, statistics.count),
-            )
+            starts = torch.arange(len(centers), device=centers.device)
+            self._assigned_starts = starts
+            self._assignment = choose_assignment(points, centers, statistics.count)
+            self._store_cluster_sums(starts, centers, assign(points, centers, statistics.count, self._assignment))
         else:
             self.epoch_start_centers.copy_(self.centers)
 
     def _build_points(self, samples: Batches) -> PointBlocks:
-        # An origin of 0 is not subtracted: that would be another pass over each block.
-        return PointBlocks(samples, self.stream_name, self.origin if self.origin.any() else None)
+        return PointBlocks(samples, self.stream_name, self.origin if self._has_origin else None)
 
     def _init_centers(self, points: PointBlocks, count: int) -> Tensor:
         if self.file_centers is not None:
@@ -166,45 +158,36 @@ class KMeans(Technique, CanCluster):
         shift = torch.zeros_like(self.inertia)
         if len(active):
             points, old_centers = self._build_points(samples), self.centers[active] - self.origin
-            means, cluster_sums = lloyd_step(points, old_centers, self._select_sums(active, old_centers))
+            sums = ClusterSums(self.sums[active], self.counts[active], self.labels[active])
+            means, sums = lloyd_step(points, old_centers, sums, self._get_assignment(points, old_centers, active))
             self.centers[active] = means + self.origin
-            self._store_cluster_sums(active, means, cluster_sums)
+            self._store_cluster_sums(active, means, sums)
             shift[active] = (means - old_centers).square().sum((1, 2))
             self.active[active] = shift[active] > self.tolerance_squared
         return self._build_metrics(shift)
 
-    def _select_sums(self, start_indices: Tensor, centers: Tensor) -> ClusterSums:
-        """Return the cluster sums of `start_indices`, with the stored bounds if these belong to `centers`.
+    def _get_assignment(self, points: PointBlocks, centers: Tensor, starts: Tensor) -> ExhaustiveAssignment:
+        """Return the assignment step of these starts, which are fewer in each step: int64 indices (starts,).
 
-        `start_indices` is int64 (starts,), `centers` (starts, clusters, features).
+        `centers` is (starts, clusters, features).
         """
-        cluster_sums = ClusterSums(
-            self.sums[start_indices], self.counts[start_indices], self.labels[start_indices]
-        )
-        if self._bounds is None:
-            return cluster_sums
-        positions = torch.isin(self._bounds.start_indices, start_indices).nonzero().squeeze(1)
-        if not torch.equal(self._bounds.centers[positions], centers):
-            return cluster_sums
-        bounds = self._bounds.bounds
-        if bounds is not None and len(positions) < len(self._bounds.start_indices):
-            bounds = bounds.select_starts(positions)
-        return replace(cluster_sums, changed_fraction=self._bounds.changed_fraction, bounds=bounds)
+        is_kept = torch.isin(self._assigned_starts, starts)
+        if self._assignment is None or int(is_kept.sum()) < len(starts):
+            self._assignment = choose_assignment(points, centers, self.spec.train_size)
+        elif not is_kept.all():
+            self._assignment.select_starts(is_kept.nonzero().squeeze(1))
+        self._assigned_starts = starts
+        return self._assignment
 
-    def _store_cluster_sums(self, start_indices: Tensor, centers: Tensor, cluster_sums: ClusterSums) -> None:
-        self.sums[start_indices], self.counts[start_indices], self.labels[start_indices] = (
-            cluster_sums.sums,
-            cluster_sums.counts,
-            cluster_sums.labels,
-        )
-        self.inertia[start_indices] = (
-            (cluster_sums.inertia_without_norms(centers) + self.squared_norm_sum).clamp(min=0).to(self.inertia)
-        )
-        self._bounds = _StoredBounds(start_indices, centers, cluster_sums.changed_fraction, cluster_sums.bounds)
+    def _store_cluster_sums(self, starts: Tensor, centers: Tensor, cluster_sums: ClusterSums) -> None:
+        self.sums[starts], self.counts[starts] = cluster_sums.sums, cluster_sums.counts
+        self.labels[starts] = cluster_sums.labels
+        inertia = cluster_sums.inertia_without_norms(centers) + self.squared_norm_sum
+        self.inertia[starts] = inertia.clamp(min=0).to(self.inertia)
 
     def minibatch_step(self, batch: Batch, clock: Clock) -> Metrics:
         """Move each center to the mean of all points ever assigned to it, including those of `batch`."""
-        points = batch[self.stream_name].flatten(1) - self.origin
+        points = self._flatten(batch)
         old_centers = self.centers - self.origin
         batch_sums = assign([points], old_centers, len(points))
         partial_inertia = batch_sums.inertia_without_norms(old_centers).to(old_centers)
@@ -240,21 +223,34 @@ class KMeans(Technique, CanCluster):
 
     def assign(self, batch: Batch) -> Tensor:
         """Return the cluster of each sample: int64 (batch,)."""
-        return nearest_center(batch[self.stream_name].flatten(1) - self.origin, self.best_centers - self.origin)
+        return nearest_center(self._flatten(batch), self.best_centers - self.origin)
 
     def list_metrics(self) -> Sequence[str]:
         return ("inertia_per_point", *(CLUSTERING_SCORES if "label" in self.spec.shapes else ()))
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
-        centers, labels, clusters, inertia, count = self.best_centers, [], [], 0.0, 0
+        scorer = CenterScorer((self.best_centers - self.origin).unsqueeze(0))
+        labels, clusters, inertia, count = [], [], 0.0, 0
         for batch in test_batches:
-            points, batch_clusters = batch[self.stream_name].flatten(1), self.assign(batch)
-            inertia += float((points - centers[batch_clusters]).square().sum())
-            count += len(points)
-            clusters.append(batch_clusters)
+            for points in self._flatten(batch).split(scorer.chunk_size):
+                nearest = scorer.find_nearest(points)
+                squared_distances = points.square().sum(1) + 2 * nearest.own_scores.squeeze(1)
+                inertia += float(squared_distances.clamp(min=0).sum())
+                count += len(points)
+                clusters.append(nearest.labels.squeeze(1))
             labels += [batch["label"]] if "label" in batch else []
         scores = clustering_scores(torch.cat(labels), torch.cat(clusters)) if labels else {}
         return {"inertia_per_point": inertia / count, **scores}
+
+    def _flatten(self, batch: Batch) -> Tensor:
+        """Return the samples of a batch as points relative to `origin`: (batch, features)."""
+        points = batch[self.stream_name].flatten(1)
+        return points - self.origin if self._has_origin else points
+
+    @property
+    def _has_origin(self) -> bool:
+        # An origin of 0 is not subtracted: that would be another pass over the points.
+        return bool(self.origin.any())
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         if self.stream_name == "image":

@@ -10,7 +10,7 @@ from genexp.kmeans.lloyd import assign, lloyd_step
 from tests.support.kmeans import make_points
 
 
-def test_cluster_sums_stay_exact_over_iterations() -> None:
+def test_rounding_of_cluster_sums_does_not_grow_over_iterations() -> None:
     points = make_points(3000, 6)
     centers = random_points([points], 3000, num_starts=2, num_clusters=20)
     cluster_sums = assign(points.split(100), centers, 3000)
@@ -19,7 +19,7 @@ def test_cluster_sums_stay_exact_over_iterations() -> None:
     for start in range(2):
         labels = cluster_sums.labels[start].long()
         sums = torch.zeros(20, 6, dtype=torch.double).index_add_(0, labels, points.double())
-        torch.testing.assert_close(cluster_sums.sums[start], sums, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(cluster_sums.sums[start], sums, rtol=1e-6, atol=1e-6)
         assert torch.equal(cluster_sums.counts[start], labels.bincount(minlength=20))
 
 

@@ -11,8 +11,7 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from genexp.kmeans.blocks import moments
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.init import kmeans_plusplus, random_points
-from genexp.kmeans.lloyd import assign, fit, lloyd_step, relocate_empty_clusters
-from genexp.kmeans.small_problem import is_small_problem
+from genexp.kmeans.lloyd import assign, fit, lloyd_step
 from tests.support.kmeans import BLOCK_ROWS, compute_inertia, load_points, make_points
 
 
@@ -43,14 +42,13 @@ def test_fit_is_accurate_far_from_the_origin(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("count", [8, 9000])  # a small problem, and a general one
+@pytest.mark.parametrize("count", [8, 9000])
 @pytest.mark.parametrize("clusters", [6, 40])  # few clusters, and many
 def test_ties_are_assigned_to_the_first_center(count: int, clusters: int) -> None:
     points = torch.zeros(count, 2)
     centers = torch.full((2, clusters, 2), 3.0)
     centers[0, 2:5], centers[1, 4:6] = 1, 1
     cluster_sums = assign([points], centers, count)
-    assert is_small_problem(centers, count) == (count == 8)
     assert cluster_sums.labels.unique(dim=1).tolist() == [[2], [4]]
     assert cluster_sums.counts[0, 2] == cluster_sums.counts[1, 4] == count
     assert nearest_center(points, centers[1]).unique().tolist() == [4]
@@ -88,22 +86,6 @@ def test_inertia_never_increases() -> None:
         before = cluster_sums.inertia_without_norms(centers)
         centers, cluster_sums = lloyd_step(blocks, centers, cluster_sums)
         assert (cluster_sums.inertia_without_norms(centers) <= before + 1e-6 * before.abs()).all()
-
-
-def test_empty_clusters_are_relocated_to_the_farthest_points() -> None:
-    points = torch.tensor([[0.0], [1.0], [2.0], [30.0], [50.0]])
-    centers = torch.tensor([[[1.0], [1000.0], [2000.0]]])
-    blocks = points.split(2)
-    relocated = relocate_empty_clusters(assign(blocks, centers, 5), centers, blocks)
-    assert relocated.counts.tolist() == [[3, 1, 1]]
-    assert relocated.means(centers).squeeze().tolist() == [1.0, 50.0, 30.0]
-
-
-def test_surplus_empty_clusters_keep_finite_centers() -> None:
-    points, centers = torch.zeros(1, 2), torch.arange(8.0).view(1, 4, 2)
-    relocated = relocate_empty_clusters(assign([points], centers, 1), centers, [points])
-    assert relocated.counts.sum() == 1
-    assert relocated.means(centers).isfinite().all()
 
 
 def test_duplicates_leave_no_nan() -> None:
