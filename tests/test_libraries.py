@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,7 +14,7 @@ from tests.support.command import format_run_dir_override, run_genexp
 from tests.support.compose import make_tiny_overrides
 
 # Run → package → functions of the package that the run must call.
-EXPECTED_CALLS = {
+EXPECTED_CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "vae": {  # the default model
         "torch": ("torch.nn:Module.__call__", "torch:Tensor.backward"),
         "hydra-core": ("hydra.core.hydra_config:HydraConfig.set_config",),
@@ -41,7 +41,7 @@ def test_a_run_computes_with_the_libraries(model: str, tmp_path: Path, monkeypat
     for name in expected:
         module, _, attribute = name.partition(":")
         owner = resolve_name(f"{module}:{attribute.rpartition('.')[0]}" if "." in attribute else module)
-        _record_calls(monkeypatch, owner, attribute.rpartition(".")[2], lambda name=name: called.add(name))
+        _record_calls(monkeypatch, owner, attribute.rpartition(".")[2], partial(called.add, name))
     dataset = ["dataset=mnist_5k"] if model == "kmeans" else []
     overrides = [*make_tiny_overrides(model), *dataset, "trainer.max_steps=2", format_run_dir_override(tmp_path)]
     result = run_genexp(*overrides)

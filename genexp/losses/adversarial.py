@@ -88,6 +88,6 @@ def score_with_slope(critic: Callable[[Tensor], Tensor], images: Tensor) -> tupl
     2024). `critic` maps images (batch, ...) to scores (batch,). Both results are differentiable with respect to
     its parameters.
     """
-    scores, pull_back = torch.func.vjp(critic, images)
+    scores, pull_back, *_ = torch.func.vjp(critic, images)
     (gradients,) = pull_back(torch.ones_like(scores))
     return scores, gradients.flatten(1).square().sum(1).mean()

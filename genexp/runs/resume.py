@@ -25,22 +25,18 @@ def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any
     """Return the newest valid checkpoint of the run in `run_dir`. Raises GenexpError.
 
     `values` is the plain, resolved configuration. Returns None for a new run. A run that was killed before its
-    first step starts anew: its logs are deleted, and None is returned.
+    first step starts anew, and None is returned. Nothing in `run_dir` changes.
     """
     if values["resume"] is None:
         _check_no_existing_run(run_dir)
         return None
     _check_config_unchanged(values, run_dir)
     if not checkpoint.list_checkpoints(run_dir) and not _has_metrics(run_dir):
-        checkpoint.truncate_logs(run_dir, {})
         return None
     state, warnings = checkpoint.load_newest_checkpoint(run_dir)
     for warning in warnings:
         log.warning(warning)
-    if state["step"] == 0:  # no step is lost if the run starts from its beginning
-        checkpoint.truncate_logs(run_dir, {})
-        return None
-    return state
+    return state if state["step"] else None  # no step is lost if the run starts from its beginning
 
 
 def load_progress(state: Mapping[str, Any]) -> RunProgress:

@@ -133,6 +133,7 @@ class RunContext:
     def prepare_recorders(self) -> RecorderGroup:
         """Truncate the logs of a resumed run, write config.yaml, and return the recorders, not yet opened.
 
+        The logs of a run that starts anew are removed.
         Raises GenexpError.
         """
         run, run_dir = self.run, self.run_dir
@@ -141,7 +142,7 @@ class RunContext:
             if is_run_complete(clock, run.learner.technique) and read_job_status(run_dir).state == "finished":
                 check_lacks_pages(run_dir)
                 return RecorderGroup(build_page_recorders(run.config.trainer.video))
-            truncate_logs(run_dir, self.resume_state["log_offsets"])
+        truncate_logs(run_dir, self.resume_state["log_offsets"] if self.resume_state is not None else {})
         # After the checks: a rejected command leaves the run unchanged.
         config_text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config.values)))
         write_file(run_dir / CONFIG_FILE, config_text, should_sync=True)

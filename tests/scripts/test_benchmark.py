@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark import command, memory, scaling_plot
+from benchmark import cli, memory, scaling_plot
 from benchmark.isolated_process import run_in_new_process
 from benchmark.libraries import build_tasks
 from benchmark.logging_overhead import LoggingTask, run
@@ -119,10 +119,10 @@ def test_logging_suite_measures_the_cost_of_recorders() -> None:
 
 def test_results_are_printed_and_written_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = PairedComparison("60 images", "6", 3.0, 2.0, 1.5, 1.5, 1.5, "MB")
-    monkeypatch.setattr(command, "_run_suite", lambda suite, rounds: [row])
+    monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {suite: [row]})
     result = run_main(
         "benchmark",
-        command.main,
+        cli.main,
         "scaling",
         f"--json={tmp_path / 'a.json'}",
         f"--figure={tmp_path / 'a.png'}",
@@ -136,8 +136,8 @@ def test_results_are_printed_and_written_to_files(tmp_path: Path, monkeypatch: p
 
 
 def test_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(command.SUITES, "kmeans", ("kmeans", ("no_such_rival",)))
-    result = run_main("benchmark", command.main, "kmeans")
+    monkeypatch.setitem(cli.SUITES, "kmeans", ("kmeans", ("no_such_rival",)))
+    result = run_main("benchmark", cli.main, "kmeans")
     assert result.exit_code == 1
     assert result.stderr == "benchmark: kmeans needs no_such_rival; pip install 'genexp[benchmark]'\n"
 
@@ -166,7 +166,7 @@ def test_scaling_figure_is_written(tmp_path: Path) -> None:
 def test_invalid_arguments_are_rejected_before_measuring(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_run_suite", lambda suite, rounds: pytest.fail("a measurement was started"))
-    result = run_main("benchmark", command.main, *arguments)
+    monkeypatch.setattr(cli, "_run_suite", lambda *arguments: pytest.fail("a measurement was started"))
+    result = run_main("benchmark", cli.main, *arguments)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("benchmark: error: ")
