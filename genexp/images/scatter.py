@@ -85,7 +85,8 @@ def draw_clusters(
         axes.scatter([], [], color=color, label=name)
     _set_axes_limits(axes, coords)
     if cluster_names:
-        figure.legend(loc="outside right center", frameon=False)
+        for text in figure.legend(loc="outside right center", frameon=False).get_texts():
+            text.set_parse_math(False)  # a class name with a $ is no formula
     return _render(canvas)
 
 

@@ -1,8 +1,12 @@
-"""Static and interactive scatter plots of latent codes with two or three dimensions."""
+"""Static and interactive scatter plots of latent codes, and the Content-Security-Policy of pages with plots."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SCRIPT_PATTERN = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 MAX_LABELED_POINTS = 200  # points with a text label; in 3-D, colors alone are hard to distinguish
 
 
@@ -45,7 +50,7 @@ def write_latents_figure(path: Path, artifacts: FinalArtifacts, class_names: Seq
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("code 1")
     axes.set_ylabel("code 2")
-    axes.set_title(title, fontweight="bold")
+    axes.set_title(title, fontweight="bold", parse_math=False)
     _add_legend(figure, axes)
     content = io.BytesIO()
     figure.savefig(content, format="png")
@@ -66,17 +71,41 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
         scatter = graph_objects.Scatter3d if is_3d else graph_objects.Scatter
         figure.add_trace(
             scatter(
-                **coordinates, mode="markers", marker=marker, name=name, hovertemplate=f"{name}<extra></extra>"
+                **coordinates,
+                mode="markers",
+                marker=marker,
+                name=html.escape(name, quote=False),
+                hovertemplate="%{fullData.name}<extra></extra>",
             )
         )
     axes = {f"{axis}axis": {"title": {"text": f"code {position}"}} for position, axis in enumerate("xyz", start=1)}
     camera = {"camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
     layout = {"scene": {**axes, **camera}} if is_3d else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"]}
     margin = {"l": 20, "r": 20, "t": 60, "b": 20}
-    figure.update_layout(title={"text": title}, template="plotly_white", margin=margin, **layout)
+    figure.update_layout(
+        title={"text": html.escape(title, quote=False)}, template="plotly_white", margin=margin, **layout
+    )
     figure.update_layout(legend={"itemsizing": "constant"})
     # A fixed identifier: equal runs have equal pages.
-    write_file(path, to_html(figure, include_plotlyjs=True, default_height="96vh", div_id="latents"))
+    page = to_html(figure, include_plotlyjs=True, default_height="96vh", div_id="latents")
+    policy = build_security_policy(SCRIPT_PATTERN.findall(page))
+    write_file(
+        path, page.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
+    )
+
+
+def build_security_policy(scripts: Sequence[str]) -> str:
+    """Return a Content-Security-Policy with which a page runs the inline `scripts`, and loads nothing.
+
+    Text that got past the escaping could then still run no code. Plotly needs inline styles; it draws every chart
+    of this package without `unsafe-eval`.
+    """
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    script_sources = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    return (
+        f"default-src 'none'; script-src {script_sources}; style-src 'unsafe-inline'; img-src data:; "
+        f"media-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _iter_class_points(
@@ -111,6 +140,7 @@ def _label_points(axes: Any, artifacts: FinalArtifacts, class_names: Sequence[st
                 fontsize=7,
                 ha="center",
                 va="center",
+                parse_math=False,
             )
 
 
@@ -118,9 +148,10 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
     legend = figure.legend(
         *axes.get_legend_handles_labels(), loc="outside right center", frameon=False, markerscale=2
     )
-    for handle in legend.legend_handles:
+    for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
         assert handle is not None
         handle.set_alpha(1)
+        text.set_parse_math(False)  # a class name with a $ is no formula
 
 
 def _format_css_color(color: tuple[float, ...]) -> str:

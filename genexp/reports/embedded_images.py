@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import numpy as np
 
 from genexp.images.animation import encode_animation, thin_evenly
+from genexp.run_dir.files import read_file
 from genexp.run_dir.paths import FIGURES_DIR, find_animations
 from genexp.run_dir.record import RunRecord
 
@@ -35,7 +38,7 @@ class EmbeddedImage:
 
     name: str  # file name without extension
     data_uri: str  # data:image/...;base64,... or data:video/mp4;base64,...
-    linked_page: str | None = None  # path of an interactive version, relative to the run directory
+    linked_page: str | None = None  # relative URL of an interactive version
 
     @property
     def is_video(self) -> bool:
@@ -65,7 +68,9 @@ def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
         page = path.with_suffix(".html")
         images.append(
             EmbeddedImage(
-                path.stem, _build_data_uri(data), str(page.relative_to(run_dir)) if page.is_file() else None
+                path.stem,
+                _build_data_uri(data),
+                quote(os.fsencode(page.relative_to(run_dir))) if page.is_file() else None,
             )
         )
     return images, omitted_files
@@ -113,7 +118,7 @@ def _read_compressed(path: Path) -> bytes | None:
     from PIL import Image
 
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         mime_type = _find_mime_type(data)
         if mime_type is None or len(data) <= MAX_IMAGE_BYTES:
             return data if mime_type else None
@@ -132,7 +137,7 @@ def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             image.load()
             for width in THUMBNAIL_WIDTHS:
                 image.thumbnail((width, 2 * width))

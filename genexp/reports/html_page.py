@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from genexp.recorders.latent_plots import build_security_policy
 from genexp.reports.curves import Chart
 from genexp.run_dir.files import write_file
 
@@ -42,24 +43,27 @@ def write_page(path: Path, template: str, charts: Sequence[Chart], **content: An
     from markupsafe import Markup  # installed with jinja2, which is slow to import
 
     data = json.dumps(charts, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    script = (TEMPLATE_DIR / "page.js").read_text(encoding="utf-8")
+    scripts = [script, _read_plotly_js()] if charts else [script]
     text = (
         _create_template_environment()
         .get_template(template)
         .render(
             **content,
+            policy=Markup(build_security_policy(scripts)),
             chart_count=len(charts),
             chart_data=Markup(data),
             plotly=_encode_plotly_js() if charts else "",
             style=Markup((TEMPLATE_DIR / "style.css").read_text(encoding="utf-8")),
-            script=Markup((TEMPLATE_DIR / "page.js").read_text(encoding="utf-8")),
+            script=Markup(script),
         )
     )
-    write_file(path, text)
+    write_file(path, text.encode(errors="replace"))  # names of files may be no UTF-8
 
 
 def build_relative_url(target: Path, page: Path) -> str:
     """Return the URL of `target` relative to the directory of `page`."""
-    return quote(os.path.relpath(target.resolve(), page.resolve().parent))
+    return quote(os.fsencode(os.path.relpath(target.resolve(), page.resolve().parent)))
 
 
 @cache
@@ -73,8 +77,12 @@ def _create_template_environment() -> Environment:
 
 
 @cache
+def _read_plotly_js() -> str:
+    file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
+    return Path(str(file)).read_text(encoding="utf-8")
+
+
+@cache
 def _encode_plotly_js() -> str:
     """Return plotly.js, gzipped and base64-encoded. This reduces each page from 5 MB to 2 MB."""
-    file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
-    script = Path(str(file)).read_bytes()
-    return base64.b64encode(gzip.compress(script, compresslevel=1, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(_read_plotly_js().encode(), compresslevel=1, mtime=0)).decode()

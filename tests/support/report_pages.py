@@ -11,6 +11,12 @@ from tests.support.browser import Browser
 
 HTML_INJECTION = '</script><img src=x onerror="document.title=1"><b>&amp;'
 
+# Text that would run a script, load an image or draw a link if a page or a chart took it for HTML.
+HOSTILE_TEXT = (
+    '"\'></title></style></script><img src=x onerror="window.injected=1"><svg onload="window.injected=1">'
+    '<a href="javascript:window.injected=1">a</a><a href="https://example.org/">b</a>&amp;{{7*7}}%{y}$x$'
+)
+
 
 def read_charts(page: Path) -> list[dict]:
     """Return the data of the charts of a page."""
@@ -24,3 +30,21 @@ def read_charts(page: Path) -> list[dict]:
 def save_screenshot(browser: Browser, name: str, tmp_path: Path) -> None:
     """Save a screenshot to $GENEXP_SCREENSHOTS, or to `tmp_path` if it is not set."""
     browser.save_screenshot(Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path)) / f"{name}.png")
+
+
+def assert_nothing_injected(browser: Browser, page: Path, own_links: int = 0) -> None:
+    """Open a page, draw all its charts, and check that no text of it became an element, a script or a request."""
+    browser.open(page)
+    for index in range(browser.run("return document.querySelectorAll('.chart').length")):
+        chart = f"document.querySelectorAll('.chart')[{index}]"
+        browser.run(f"{chart}.scrollIntoView()")
+        browser.wait(f"return {chart}.dataset.drawn === 'yes'")
+    assert browser.run("return window.injected") is None
+    assert browser.run("return document.querySelectorAll('img[src=x], svg[onload]').length") == 0
+    links = "document.querySelectorAll('a[href]:not(.plotlyjsicon)')"  # without the logo of plotly
+    assert browser.run(f"return {links}.length") == own_links
+    requests = browser.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == []
+    assert [
+        error for error in browser.read_errors() if "WebGL" not in error and "willReadFrequently" not in error
+    ] == []
