@@ -126,12 +126,22 @@ def move_to_device(module: ModuleT, device: torch.device) -> ModuleT:
     On a CPU this is channels last. Each convolution then also outputs channels last, so that the next one need not
     convert its input.
     """
+    if device.type == "mps":
+        replace_float64_buffers(module)
     module.to(device)
     if device.type == "cpu":
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+def replace_float64_buffers(module: nn.Module) -> None:
+    """Convert the float64 buffers of `module` to float32: MPS has no float64."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.dtype == torch.float64:
+                part.register_buffer(name, buffer.float(), name not in part._non_persistent_buffers_set)
 
 
 def has_bf16_matmul(device: torch.device) -> bool:

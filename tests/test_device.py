@@ -13,6 +13,7 @@ from genexp.device import (
     choose_device,
     flush_denormals,
     has_bf16_matmul,
+    replace_float64_buffers,
     use_bf16_matmul,
     use_deterministic_algorithms,
 )
@@ -79,3 +80,12 @@ def test_each_rank_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device(later, local_world_size=3)
     with pytest.raises(ConfigError, match="device=mps cannot be shared by 2 processes"):
         choose_device(DeviceConfig("mps", index=0, threads=None, processes=2), local_world_size=2)
+
+
+def test_float64_buffers_are_replaced_for_devices_without_float64() -> None:
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    module[0].register_buffer("sums", torch.ones(2, dtype=torch.float64), persistent=False)
+    replace_float64_buffers(module)
+    assert module[0].sums.dtype == torch.float32
+    assert "0.sums" not in module.state_dict()
+    assert module[0].num_batches_tracked.dtype == torch.int64

@@ -86,9 +86,6 @@ class InMemoryLoader(SplitLoader):
 
     def __init__(self, split: Split, device: torch.device, resident_gb: float = 4.0) -> None:
         super().__init__(split, device)
-        float_size = torch.get_default_dtype().itemsize
-        self.can_keep_floats = (1 + float_size) * count_split_bytes(split) <= resident_gb * 1e9
-        self._floats: dict[str, Tensor] = {}
         self.index_device = device
         self._tensors = {
             name: stream.to(device).contiguous()
@@ -96,6 +93,10 @@ class InMemoryLoader(SplitLoader):
             if isinstance(stream, Tensor)
         }
         assert len(self._tensors) == len(split.streams), "a lazy stream is not resident"
+        self._floats: dict[str, Tensor] = {}
+        images = [tensor for tensor in self._tensors.values() if tensor.dtype == torch.uint8]
+        float_bytes = sum(tensor.numel() for tensor in images) * torch.get_default_dtype().itemsize
+        self.can_keep_floats = count_split_bytes(split) + float_bytes <= resident_gb * 1e9
         self._words = {name: _view_as_words(tensor) for name, tensor in self._tensors.items()}
 
     def fetch(self, batch_indices: Iterable[BatchIndices]) -> Generator[Batch, None, None]:
@@ -116,7 +117,8 @@ class InMemoryLoader(SplitLoader):
         if tensor.dtype != torch.uint8:
             return convert_and_scale(tensor)
         if name not in self._floats or self._floats[name].dtype != dtype:
-            floats = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+            # NumPy asks for large pages of memory, which are there in a fraction of the time.
+            floats = torch.from_numpy(np.empty(tensor.shape, str(dtype).removeprefix("torch."))).to(tensor.device)
             for values, scaled in zip(tensor.split(CONVERSION_ROWS), floats.split(CONVERSION_ROWS), strict=True):
                 scaled.copy_(values).div_(255)
             self._floats[name] = floats

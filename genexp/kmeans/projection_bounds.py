@@ -232,7 +232,7 @@ def _choose_num_dimensions(centers: Tensor) -> int:
 def _sample_points(blocks: Blocks, num_points: int) -> Tensor:
     """Return every n-th point of each block: at most `SAMPLE_POINTS` points (points, features)."""
     step = -(-num_points // SAMPLE_POINTS)
-    return torch.cat([block[::step] for block in blocks])
+    return torch.cat([block[::step].clone() for block in blocks])
 
 
 def _fit_basis(sample: Tensor, dimensions: int) -> Tensor:

@@ -26,7 +26,7 @@ from genexp.run_dir.environment import describe_environment
 SUITES: dict[str, tuple[str, tuple[str, ...]]] = {  # suite → module, packages it requires
     "command": ("command", ()),
     "trainer": ("trainer", ("lightning",)),
-    "kmeans": ("kmeans", ("faiss",)),
+    "kmeans": ("kmeans", ()),
     "style": ("style", ()),
     "start": ("startup", ()),
     "scaling": ("scaling", ()),

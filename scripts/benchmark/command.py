@@ -130,11 +130,15 @@ def _write_images(name: str, scratch: Path) -> Path:
         dataset = load_dataset(compose_config(f"dataset={name}")["dataset"])
         for split, prefix in ((dataset.train, "train"), (dataset.test, "t10k")):
             for stream, kind in (("image", "images-idx3"), ("label", "labels-idx1")):
-                array = np.asarray(split.streams[stream]).astype(np.uint8)
-                array = array[:, 0] if stream == "image" else array
-                header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-                (directory / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
+                array = np.asarray(split.streams[stream])
+                write_idx(directory / f"{prefix}-{kind}-ubyte", array[:, 0] if stream == "image" else array)
     return directory
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write an array of values below 256 in the format of MNIST."""
+    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 def _build_kmeans_task(scratch: Path, clusters: int) -> CommandTask:

@@ -1,4 +1,7 @@
-"""k-means fits against scikit-learn and faiss, with equal points, initial centers and iterations."""
+"""k-means fits against scikit-learn and faiss, with equal points, initial centers and iterations.
+
+The assignment steps of genexp are also compared with each other.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -20,12 +23,14 @@ from benchmark.clock import read_seconds
 from benchmark.compose import load_training_stream
 from benchmark.isolated_process import run_in_new_process
 from benchmark.paired_rounds import PairedComparison, compare, run_in_thread, run_paired_rounds
+from genexp.kmeans.blocks import MAX_VIEW_ROWS, Blocks
+from genexp.kmeans.hamerly_bounds import ExhaustiveAssignment, HamerlyBounds
 from genexp.kmeans.init import kmeans_plusplus
-from genexp.kmeans.lloyd import assign, fit, lloyd_step
-from genexp.runs.build import MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE
+from genexp.kmeans.lloyd import assign, choose_assignment, fit, lloyd_step
 
 ITERATIONS = 25  # default of faiss
 INERTIA_TOLERANCE = 1e-3  # largest relative difference of inertias
+MAX_EXHAUSTIVE_CLUSTERS = 300  # more take minutes without bounds
 MIN_SECONDS = 0.2  # a fit is repeated until so much time has passed
 MIN_POINT_BYTES = 2**20  # memory is measured only for tasks with more bytes of points
 
@@ -38,15 +43,6 @@ class FitResult:
     labels: np.ndarray  # (points,)
 
 
-class _TensorBlocks:
-    def __init__(self, points: Tensor) -> None:
-        self._points = points
-        self._block_rows = min(MAX_SPLIT_BATCH_SIZE, max(1, MAX_SPLIT_BATCH_ELEMENTS // points.shape[1]))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._points.split(self._block_rows))
-
-
 def run(rounds: int) -> list[PairedComparison]:
     """Measure fits/s. Raises AssertionError if inertias differ by more than 0.1 %."""
     rows = []
@@ -56,14 +52,15 @@ def run(rounds: int) -> list[PairedComparison]:
             "": partial(_fit_genexp, points, initial_centers),
             "scikit-learn, Lloyd": partial(_fit_sklearn, points, initial_centers, "lloyd"),
             "scikit-learn, Elkan": partial(_fit_sklearn, points, initial_centers, "elkan"),
-            "faiss": partial(_fit_faiss, points, initial_centers),
         }
+        if find_spec("faiss") is not None:
+            contenders["faiss"] = partial(_fit_faiss, points, initial_centers)
         run_in_thread(partial(_check_inertias, points, contenders))
         measures = {rival: partial(_measure_fits_per_second, fit) for rival, fit in contenders.items()}
         rows += run_paired_rounds(
             f"k-means {name} k={clusters}", measures.pop(""), measures, rounds=rounds, unit="fits/s"
         )
-    return rows + _compare_init_counts(rounds) + _compare_memory()
+    return rows + _compare_assignments(rounds) + _compare_init_counts(rounds) + _compare_memory()
 
 
 def _generate_tasks() -> Iterator[tuple[str, np.ndarray, int]]:
@@ -86,9 +83,15 @@ def _load_images() -> np.ndarray:
 
 
 def _fit_genexp(points: np.ndarray, initial_centers: np.ndarray) -> FitResult:
-    blocks, centers = _TensorBlocks(torch.from_numpy(points)), torch.from_numpy(initial_centers).unsqueeze(0)
-    fitted_centers, labels = fit(blocks, len(points), centers, ITERATIONS)
+    blocks, centers = _split(points), torch.from_numpy(initial_centers).unsqueeze(0)
+    with torch.no_grad():
+        fitted_centers, labels = fit(blocks, len(points), centers, ITERATIONS)
     return FitResult(fitted_centers.numpy(), labels.numpy())
+
+
+def _split(points: np.ndarray) -> tuple[Tensor, ...]:
+    """Return points in blocks, as a data set in memory yields them."""
+    return torch.from_numpy(points).split(MAX_VIEW_ROWS)
 
 
 def _fit_sklearn(points: np.ndarray, initial_centers: np.ndarray, algorithm: str) -> FitResult:
@@ -102,6 +105,8 @@ def _fit_sklearn(points: np.ndarray, initial_centers: np.ndarray, algorithm: str
 
 
 def _fit_faiss(points: np.ndarray, initial_centers: np.ndarray) -> FitResult:
+    import faiss
+
     clusters, features = initial_centers.shape
     model: Any = faiss.Kmeans(
         features, clusters, niter=ITERATIONS, max_points_per_centroid=len(points), min_points_per_centroid=1
@@ -133,18 +138,50 @@ def _measure_fits_per_second(fit: Callable[[], FitResult]) -> float:
     return fit_count / (read_seconds() - started_at)
 
 
+def _compare_assignments(rounds: int) -> list[PairedComparison]:
+    """Compare the assignment step that `fit` chooses with the others, which prune less."""
+    rows = []
+    for name, points, clusters in run_in_thread(lambda: list(_generate_tasks())):
+        if points.nbytes <= MIN_POINT_BYTES or clusters > MAX_EXHAUSTIVE_CLUSTERS:
+            continue
+        centers = torch.from_numpy(_select_initial_centers(points, clusters)).unsqueeze(0)
+        measure = partial(_measure_assignment, points, centers)
+        rivals = {
+            "Hamerly's bounds": partial(measure, lambda blocks, centers, count: HamerlyBounds(centers, count)),
+            "no bounds": partial(measure, lambda *_: ExhaustiveAssignment()),
+        }
+        task = f"k-means {name} k={clusters}, assignment step"
+        rows += run_paired_rounds(task, partial(measure, choose_assignment), rivals, rounds=rounds, unit="fits/s")
+    return rows
+
+
+def _measure_assignment(
+    points: np.ndarray, centers: Tensor, create: Callable[[Blocks, Tensor, int], ExhaustiveAssignment]
+) -> float:
+    """Return fits/s with the assignment step that `create` returns."""
+    started_at, blocks = read_seconds(), _split(points)
+    with torch.no_grad():
+        assignment = create(blocks, centers, len(points))
+        sums = assign(blocks, centers, len(points), assignment)
+        for _ in range(ITERATIONS):
+            centers, sums = lloyd_step(blocks, centers, sums, assignment)
+    return 1 / (read_seconds() - started_at)
+
+
 def _compare_init_counts(rounds: int) -> list[PairedComparison]:
     """Compare ten k-means++ initializations, fitted together, with one."""
     images, iterations = run_in_thread(_load_images), 10
-    blocks, count = _TensorBlocks(torch.from_numpy(images)), len(images)
+    blocks, count = _split(images), len(images)
 
     def measure_fits_per_second(n_init: int) -> float:
         torch.manual_seed(0)
         started_at = read_seconds()
-        centers = kmeans_plusplus(blocks, count, n_init, 10)
-        cluster_sums = assign(blocks, centers, count)
-        for _ in range(iterations):
-            centers, cluster_sums = lloyd_step(blocks, centers, cluster_sums)
+        with torch.no_grad():
+            centers = kmeans_plusplus(blocks, count, n_init, 10)
+            assignment = choose_assignment(blocks, centers, count)
+            cluster_sums = assign(blocks, centers, count, assignment)
+            for _ in range(iterations):
+                centers, cluster_sums = lloyd_step(blocks, centers, cluster_sums, assignment)
         return 1 / (read_seconds() - started_at)
 
     task = f"k-means++ and {iterations} iterations, {count:,}×784 k=10, 10 starts"

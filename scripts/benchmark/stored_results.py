@@ -109,11 +109,11 @@ def describe_machine() -> dict[str, Any]:
     return {"processor": name, "cores": os.cpu_count(), "memory_gb": round(pages / 1e9, 1)}
 
 
-def update_tables(text: str, results_dir: Path = RESULTS_DIR) -> str:
+def update_tables(text: str) -> str:
     """Return the text of a README with the table of each stored result between its markers."""
 
     def build(match: re.Match[str]) -> str:
-        path = results_dir / f"{match[1]}.json"
+        path = RESULTS_DIR / f"{match[1]}.json"
         body = StoredResults.read(path).format_tables() if path.is_file() else "Not measured yet.\n"
         return f"{match[1]}{match[2]}\n{body}\n"
 

@@ -292,7 +292,7 @@ def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy:
     (vae_run_copy / "config.yaml").write_text(config.replace("latent: 20", "latent: 3"))
     assert "best.pt does not fit model=vae" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text("model: [")
-    assert "config.yaml: line 1 is no plain YAML" in get_tool_error(main, vae_run_copy)
+    assert "config.yaml: line 2 is no plain YAML" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text(config)
     best.unlink()
     assert "nothing was evaluated; use --checkpoint newest" in get_tool_error(main, vae_run_copy)

@@ -47,3 +47,28 @@ def test_memory_budget_selects_the_loader() -> None:
     assert isinstance(make_loader(split, "cpu", size), InMemoryLoader)
     assert isinstance(make_loader(split, "cpu", size * 0.99), StreamingLoader)
     assert isinstance(make_loader(make_lazy_split(), "cpu", 1), StreamingLoader)
+
+
+def test_ordered_passes_share_one_float_copy_if_it_fits_the_budget() -> None:
+    split = make_split()
+    size = NUM_SAMPLES * (6 + 8 + 4 * 6) / 1e9
+    expected = torch.arange(NUM_SAMPLES).view(-1, 1, 1, 1).expand(-1, 1, 2, 3) / 255
+    for resident_gb, is_shared in ((size, True), (size * 0.99, False)):
+        batches = SplitBatches(make_loader(split, "cpu", resident_gb), 10)
+        first, second = list(batches), list(batches)
+        assert batches.are_views == is_shared
+        assert (first[1]["image"].data_ptr() == second[1]["image"].data_ptr()) == is_shared
+        assert torch.equal(torch.cat([batch["image"] for batch in first]), expected)
+        assert torch.equal(torch.cat([batch["label"] for batch in second]), torch.arange(NUM_SAMPLES))
+        (whole,) = batches.resize(100)
+        assert torch.equal(whole["image"], expected)
+
+
+def test_float_copy_has_the_default_dtype() -> None:
+    batches = SplitBatches(make_loader(make_split(), "cpu"), 10)
+    assert next(iter(batches))["image"].dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert next(iter(batches))["image"].dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

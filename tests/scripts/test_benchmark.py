@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from benchmark import cli, memory, scaling_plot
+from benchmark import cli, command, memory, scaling_plot, stored_results
 from benchmark.isolated_process import run_in_new_process
 from benchmark.libraries import build_tasks
 from benchmark.logging_overhead import LoggingTask, run
-from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
+from benchmark.paired_rounds import PairedComparison, compare, run_in_thread, run_paired_rounds
+from benchmark.process_usage import run_process
 from benchmark.reference_loops import ReferencePhase, remove_optimizations
 from benchmark.step_timer import time_run
+from benchmark.stored_results import StoredResults
 from benchmark.trainer import TASKS, check_losses, compose_task_config
 from torch import nn
 
@@ -119,7 +123,7 @@ def test_logging_suite_measures_the_cost_of_recorders() -> None:
 
 def test_results_are_printed_and_written_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = PairedComparison("60 images", "6", 3.0, 2.0, 1.5, 1.5, 1.5, "MB")
-    monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {suite: [row]})
+    monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {"scaling": [row]})
     result = run_main(
         "benchmark",
         cli.main,
@@ -161,12 +165,102 @@ def test_scaling_figure_is_written(tmp_path: Path) -> None:
         ("start", "--rounds", "many"),
         ("start", "--json", "nowhere/figures.json"),
         ("start", "--figure", "growth.png"),
+        ("start", "--only", "kmeans"),
+        ("command", "--only", "nonsense"),
     ],
 )
 def test_invalid_arguments_are_rejected_before_measuring(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_run_suite", lambda *arguments: pytest.fail("a measurement was started"))
+    monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: pytest.fail("a measurement was started"))
     result = run_main("benchmark", cli.main, *arguments)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("benchmark: error: ")
+
+
+def test_processes_are_measured_with_their_children(tmp_path: Path) -> None:
+    directory = tmp_path / "work"
+    directory.mkdir()
+    code = (
+        "import time; open('log', 'w').write('started'); sum(range(10**7)); open('big', 'wb').write(bytes(10**6))"
+    )
+    usage = run_process([sys.executable, "-c", code], directory, directory / "log")
+    assert usage.processor > 0.05
+    assert usage.peak_mb > 5
+    assert usage.disk_mb == pytest.approx(1, rel=0.01)
+    assert usage.wall_after_start is not None
+    assert 0 < usage.wall_after_start <= usage.wall
+
+
+def test_a_process_that_fails_is_reported_with_its_output(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no fit today"):
+        run_process([sys.executable, "-c", "raise SystemExit('no fit today')"], tmp_path)
+
+
+def make_row(ours: float, theirs: float, unit: str, measure: str = "") -> PairedComparison:
+    return compare("VAE", "loop", [ours], [theirs], unit=unit, measure=measure)
+
+
+def test_gains_are_above_one_where_genexp_is_faster_or_smaller() -> None:
+    assert make_row(2, 3, "s").gains == (1.5, 1.5, 1.5)
+    assert make_row(3, 2, "images/s").gains == (1.5, 1.5, 1.5)
+
+
+def test_check_names_the_gains_that_fell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_results, "RESULTS_DIR", tmp_path)
+    stored = [
+        make_row(2, 4, "s", "wall time"),
+        make_row(2, 4, "s", "processor time"),
+        make_row(4, 4, "MB", "memory"),
+    ]
+    StoredResults.describe("command-vae", stored, 3, "wall").write(tmp_path)
+    now = [
+        make_row(2, 3.5, "s", "wall time"),
+        make_row(2, 3.7, "s", "processor time"),
+        make_row(3, 4, "MB", "new"),
+    ]
+    monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {"command-vae": now})
+    result = run_main("benchmark", cli.main, "command", "--check")
+    assert result.exit_code == 1
+    assert "VAE, wall time, against loop: 1.75, stored 2.00" in result.stderr
+    assert "processor time" not in result.stderr
+
+
+def test_stored_results_are_the_tables_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Speed\n\n<!-- results: command-vae -->\nold\n<!-- /results -->\nend\n")
+    monkeypatch.setattr(stored_results, "RESULTS_DIR", tmp_path / "results")
+    monkeypatch.setattr(stored_results, "README", readme)
+    rows = [make_row(2, 4, "s", "wall time"), make_row(200, 100, "MB", "peak memory")]
+    monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {"command-vae": rows})
+    assert run_main("benchmark", cli.main, "command", "--store", "--rounds", "1").exit_code == 0
+    text = readme.read_text()
+    assert "| work | against | wall time | peak memory |" in text
+    assert "| VAE | loop | 2.00 (2.00 … 2.00); 2 s | 0.50 (0.50 … 0.50); 200 MB |" in text
+    assert "old" not in text
+    assert text.endswith("<!-- /results -->\nend\n")
+    assert StoredResults.read(tmp_path / "results" / "command-vae.json").rows == rows
+
+
+def test_tables_in_the_readme_are_current() -> None:
+    text = stored_results.README.read_text(encoding="utf-8")
+    assert stored_results.update_tables(text) == text, "run python scripts/benchmark SUITE --store"
+
+
+@pytest.mark.parametrize(("technique", "loss"), [("stacked_autoencoder", 0.2), ("vae", 700), ("gan", 2)])
+def test_loops_of_the_sources_train(technique: str, loss: float, tmp_path: Path) -> None:
+    """On a few images, in the script's own directory."""
+    name = "FashionMNIST" if technique == "gan" else "MNIST"
+    raw = tmp_path / name / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        generator = np.random.default_rng(0)
+        command.write_idx(raw / f"{prefix}-images-idx3-ubyte", generator.integers(256, size=(200, 28, 28)))
+        command.write_idx(raw / f"{prefix}-labels-idx1-ubyte", generator.integers(10, size=200))
+    script = str(command.RIVALS / "source_loops.py")
+    directory = tmp_path / "work"
+    directory.mkdir()
+    run_process([sys.executable, script, technique, str(tmp_path), "--epochs=1"], directory)
+    result = json.loads((directory / "result.json").read_text())
+    assert result["steps"] == 200 // (50 if technique == "stacked_autoencoder" else 100)
+    assert 0 < result["loss"] < loss

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.cluster import KMeans as SklearnKMeans
+from torch import Tensor
 
+from genexp.data.dataset import DataSpec
+from genexp.kmeans.projection_bounds import ProjectionBounds
+from genexp.technique import Clock
+from genexp.techniques.kmeans import KMeans, KMeansConfig
 from tests.support.command import format_run_dir_override, load_status, read_metrics_log, run_genexp
-from tests.support.kmeans import load_points
+from tests.support.kmeans import load_points, record_call_costs
 
 
 def test_run_matches_scikit_learn(tmp_path: Path) -> None:
@@ -103,3 +109,46 @@ def test_invalid_center_files_are_rejected(centers: np.ndarray, message: str, tm
     assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def build_technique(points: Tensor) -> KMeans:
+    """Return k-means with three starts of 20 clusters for points (points, features)."""
+    config = KMeansConfig(clusters=20, init="random", n_init=3, init_samples=None, tolerance=1e-4, batch_size=None)
+    return KMeans(config, DataSpec("points", {"point": tuple(points.shape[1:])}, len(points)))
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])  # 10: the points' mean is subtracted
+def test_bounds_that_a_resumed_run_lacks_change_no_bit(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = load_points("mnist_5k") + offset
+    batches = [{"point": part} for part in points.split(3000)]
+    torch.manual_seed(0)
+    straight = build_technique(points)
+    straight.initialize(batches)
+    assert bool(straight.origin.any()) == (offset > 0)
+    screened = record_call_costs(monkeypatch, ProjectionBounds, "_screen", lambda _, rows, *others: len(rows))
+    for step in range(1, 41):
+        resumed = build_technique(points)
+        resumed.load_state_dict({name: value.clone() for name, value in straight.state_dict().items()})
+        screened.clear()
+        metrics = straight.lloyd_step(batches, Clock(step, 40, 1))
+        skipped = 1 - sum(screened) / len(points)
+        assert torch.equal(resumed.lloyd_step(batches, Clock(step, 40, 1))["inertia"], metrics["inertia"])
+        for name, value in resumed.state_dict().items():
+            assert torch.equal(value, straight.state_dict()[name]), name
+    assert skipped > 0.3, "bounds of the last steps skipped few points"
+
+
+def test_a_loaded_state_discards_the_bounds_of_another() -> None:
+    points = load_points("mnist_5k")
+    batches = [{"point": points}]
+    torch.manual_seed(0)
+    technique, other = build_technique(points), build_technique(points)
+    technique.initialize(batches)
+    other.initialize(batches)  # other random centers
+    for step in range(1, 6):
+        technique.lloyd_step(batches, Clock(step, 40, 1))
+    technique.load_state_dict({name: value.clone() for name, value in other.state_dict().items()})
+    technique.lloyd_step(batches, Clock(1, 40, 1))
+    other.lloyd_step(batches, Clock(1, 40, 1))
+    assert torch.equal(technique.labels, other.labels)
+    assert torch.equal(technique.centers, other.centers)
