@@ -49,7 +49,11 @@ def assert_same_curves(left: Path, right: Path) -> None:
 
 def test_job_in_use_by_another_process_runs_after_the_others(tmp_path: Path) -> None:
     sweep_dir = tmp_path / "sweep"
-    (sweep_dir / "1").mkdir(parents=True)
+    arguments = vectorized_sweep_arguments(sweep_dir, "seed=1,2,3")
+    assert run_genexp(*arguments).exit_code == 0
+    for name in ("0", "1"):  # these jobs run again when the sweep is resumed
+        shutil.rmtree(sweep_dir / name)
+    (sweep_dir / "1").mkdir()
 
     def hold_lock_until_another_job_is_finished() -> None:
         with lock_run_dir(sweep_dir / "1"):
@@ -60,7 +64,7 @@ def test_job_in_use_by_another_process_runs_after_the_others(tmp_path: Path) -> 
     holder = threading.Thread(target=hold_lock_until_another_job_is_finished)
     holder.start()
     is_locked.wait()
-    result = run_genexp(*vectorized_sweep_arguments(sweep_dir, "seed=1,2,3"))
+    result = run_genexp(*arguments, f"sweep.resume={sweep_dir}")
     holder.join()
     assert result.exit_code == 0, result.stderr
     assert "job #1 later: another process holds the run directory" in result.stdout

@@ -64,7 +64,7 @@ def test_a_trial_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
             "seed=0,1 hydra.sweeper.direction=maximize",
             "contradicts trainer.direction=min of trainer.objective=mse",
         ),
-        ("seed=0,1 trainer.objective=test/psnr", "trainer.direction=min contradicts trainer.objective=test/psnr"),
+        ("seed=0,1 trainer.objective=test/psnr", "trainer.direction=min contradicts trainer.objective=psnr"),
         ("optimizer.lrr=interval(0,1)", "did you mean optimizer.lr?"),
         ("seed=0,1 hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0: use a whole number of at least 1"),
         ("seed=0,1 hydra/sweeper/sampler=tree", "hydra/sweeper/sampler=tree does not exist"),

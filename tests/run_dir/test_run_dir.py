@@ -85,8 +85,10 @@ def test_status_has_outcome_and_environment(run_dir: Path) -> None:
         EPOCHS * STEPS_PER_EPOCH,
         EPOCHS,
     )
-    *_, last_train, last_test = read_metrics_log(run_dir)
-    assert state["train"] == pytest.approx({"loss": last_train["loss"]})
+    rows = read_metrics_log(run_dir)
+    losses = [row["loss"] for row in rows if row["split"] == "train" and row["epoch"] == EPOCHS]
+    assert state["train"] == pytest.approx({"loss": sum(losses) / STEPS_PER_EPOCH})
+    last_test = rows[-1]
     assert state["test"] == {key: last_test[key] for key in state["test"]}
     best = min((line["mse"], line["step"]) for line in read_metrics_log(run_dir) if line["split"] == "test")
     assert (state["objective"], state["best"]) == ("mse", {"value": best[0], "step": best[1]})

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Set
@@ -131,8 +132,9 @@ def load_newest_state(run_dir: Path) -> dict[str, Any]:
 
 
 def list_files(run_dir: Path) -> set[str]:
-    """Return the paths of all files of a run, relative to its directory."""
-    return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    """Return the paths of all files of a run, relative to its directory, without the time in event files' names."""
+    paths = (path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file())
+    return {re.sub(r"(tfevents)\.\d+$", r"\1", path) for path in paths}
 
 
 def get_error_line(result: CommandResult, *programs: str) -> str:
