@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-
 import sys
 import time
 from collections.abc import Callable, Iterator, Set
