@@ -132,7 +132,7 @@ def load_newest_state(run_dir: Path) -> dict[str, Any]:
 
 
 def list_files(run_dir: Path) -> set[str]:
-    """Return the paths of all files of a run, relative to its directory, without the time in event files' names."""
+    """Return the paths of all files of a run, relative to its directory. Event files' names lose their time."""
     paths = (path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file())
     return {re.sub(r"(tfevents)\.\d+$", r"\1", path) for path in paths}
 
