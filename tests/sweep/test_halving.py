@@ -24,7 +24,10 @@ def make_jobs(sweep_dir: Path, values: dict[tuple[float, int], list[float | None
     for number, ((lr, seed), epoch_values) in enumerate(values.items()):
         settings = {"epochs": 20, "evaluate_every": 1, "objective": "test/psnr", "direction": "max", **trainer}
         config = OmegaConf.create({"optimizer": {"lr": lr}, "seed": seed, "trainer": settings})
-        rows = [{"split": "test", "epoch": epoch, "psnr": value} for epoch, value in enumerate(epoch_values, 1)]
+        rows = [
+            {"step": epoch, "epoch": epoch, "split": "test", "psnr": value}
+            for epoch, value in enumerate(epoch_values, 1)
+        ]
         (sweep_dir / str(number)).mkdir()
         (sweep_dir / str(number) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         jobs.append(Job(number, sweep_dir / str(number), config, hydra_context=None))  # type: ignore[arg-type]
