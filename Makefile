@@ -4,10 +4,10 @@ BIN := .venv/bin
 CHECKED := genexp scripts tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format clean
+.PHONY: help install run test test-all check format clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 install: .venv/installed ## Create .venv and install genexp with what its tests need
 
@@ -19,7 +19,10 @@ install: .venv/installed ## Create .venv and install genexp with what its tests 
 run: install ## Run the default experiment: a VAE on 5,000 real digits
 	$(BIN)/genexp
 
-test: install check ## Check style and types, then run the tests
+test: install check ## Check style and types, then run the tests but for slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install check ## Check style and types, then run all tests
 	$(BIN)/python -m pytest
 
 check: install ## Check style and types
