@@ -74,7 +74,6 @@ def _run_ensemble(
         if locked_jobs:
             job_label = _format_job_numbers([job.number for job in locked_jobs])
             print_line(f"{job_label} later: another process holds the run directory")
-            remaining_groups.append(locked_jobs)  # `run_job` waits for the locks
         for _, members_at_step in groupby(
             sorted(all_members, key=lambda member: member.context.completed_steps),
             key=lambda member: member.context.completed_steps,
@@ -88,7 +87,8 @@ def _run_ensemble(
                 train_ensemble(members, stop)
             if stop.received_signal is not None:
                 return stop.received_signal, []
-    return None, remaining_groups
+    # Last: `run_job` waits for the locks.
+    return None, [*remaining_groups, locked_jobs] if locked_jobs else remaining_groups
 
 
 def _should_run_ensemble(

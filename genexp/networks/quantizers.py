@@ -91,9 +91,10 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def update(self, vectors: Tensor, codes: Tensor) -> None:
         """Move the codebook toward `vectors` (batch, positions, size), which have `codes` (batch, positions)."""
-        one_hot = F.one_hot(codes, self.num_codes).to(vectors)  # (batch, positions, codes)
-        new_counts = batch_mean(one_hot.sum(1))
-        new_sums = batch_mean(one_hot.mT @ vectors)
+        one_hot = F.one_hot(codes, self.num_codes).to(self.sums)  # (batch, positions, codes)
+        with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 is too coarse for moving averages
+            new_counts = batch_mean(one_hot.sum(1))
+            new_sums = batch_mean(one_hot.mT @ vectors.to(self.sums))
         self.counts.lerp_(new_counts, 1 - self.decay)
         self.sums.lerp_(new_sums, 1 - self.decay)
         self.codebook.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])

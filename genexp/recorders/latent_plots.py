@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genexp.recorders.projector import get_class_name
 from genexp.run_dir.files import write_file
-from genexp.snapshot import FinalArtifacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from genexp.snapshot import FinalArtifacts  # imports torch, which commands on finished runs do not need
 
 SCRIPT_PATTERN = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 MAX_LABELED_POINTS = 200  # points with a text label; in 3-D, colors alone are hard to distinguish
@@ -106,6 +106,11 @@ def build_security_policy(scripts: Sequence[str]) -> str:
         f"default-src 'none'; script-src {script_sources}; style-src 'unsafe-inline'; img-src data:; "
         f"media-src data:; base-uri 'none'; form-action 'none'"
     )
+
+
+def get_class_name(label: int, class_names: Sequence[str]) -> str:
+    """Return the name of a class, or its number if the data set has no name for it."""
+    return class_names[label] if 0 <= label < len(class_names) else str(label)
 
 
 def _iter_class_points(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from genexp.recorders.latent_plots import get_class_name
 from genexp.recorders.pil_images import encode_png, to_pil_image
 from genexp.run_dir.files import write_file
 from genexp.snapshot import FinalArtifacts
@@ -41,11 +42,6 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
             f"    single_image_dim: {THUMBNAIL_PIXELS}\n    single_image_dim: {THUMBNAIL_PIXELS}\n  }}\n"
         )
     write_file(log_dir / "projector_config.pbtxt", projector_config + "}\n")
-
-
-def get_class_name(label: int, class_names: Sequence[str]) -> str:
-    """Return the name of a class, or its number if the data set has no name for it."""
-    return class_names[label] if label < len(class_names) else str(label)
 
 
 def _write_sprite(path: Path, thumbnails: Tensor) -> None:

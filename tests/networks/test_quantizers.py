@@ -61,6 +61,16 @@ def test_unused_codes_stay_without_restarts() -> None:
     torch.testing.assert_close(quantizer.codebook[3], torch.full((3,), 1e6))
 
 
+def test_codebook_is_averaged_in_float32_under_autocast() -> None:
+    vectors = torch.randn(20, 5, 3).bfloat16()
+    expected, quantizer = make_vector_quantizer(), make_vector_quantizer()
+    codes = expected(vectors.float()).codes
+    expected.update(vectors.float(), codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        quantizer.update(vectors, codes)
+    torch.testing.assert_close(quantizer.sums, expected.sums)
+
+
 def test_initial_codes_are_vectors_even_if_there_are_few() -> None:
     quantizer = make_vector_quantizer(num_codes=5)
     vectors = torch.randn(2, 3)
