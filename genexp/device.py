@@ -50,6 +50,16 @@ class DeviceConfig:
         require(is_valid, "memory_gb", self.memory_gb, "use a positive number, or null for what is available")
 
 
+@contextmanager
+def keep_thread_count() -> Iterator[None]:
+    """Restore the number of torch's CPU threads after the block: the next job of a sweep may leave it to torch."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
     """Return the device that `config` names, and set the number of torch's CPU threads and the allowed memory.
 

@@ -59,6 +59,22 @@ def test_deterministic_mode_does_not_change_cpu_runs(tmp_path: Path) -> None:
     assert read_metrics_log(tmp_path / "true") == read_metrics_log(tmp_path / "false")
 
 
+def test_thread_count_of_one_run_does_not_stay_for_the_next(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        result = run_genexp(
+            *make_tiny_overrides("kmeans"),
+            "device.threads=1",
+            "trainer.max_steps=1",
+            format_run_dir_override(tmp_path),
+        )
+        assert result.exit_code == 0, result.stderr
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_flush_denormals_rounds_denormals_to_zero() -> None:
     torch.set_flush_denormal(False)  # another test may have changed the mode
     tiny = torch.full((3,), 1e-39)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from genexp.networks.dropout import Dropout
 
@@ -68,11 +69,14 @@ def apply_spectral_norm(network: nn.Sequential) -> nn.Sequential:
 def init_weights(network: nn.Module, std: float) -> None:
     """Draw weights from N(0, std²) and the scales of normalization layers from N(1, std²); set biases to 0.
 
-    Weights with spectral normalization keep their values: there, `weight` is computed anew at each access.
+    With spectral normalization, these are the weights before their division by the largest singular value.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, 0.0, std)
+            weight = (
+                module.parametrizations.weight.original if is_parametrized(module, "weight") else module.weight
+            )
+            nn.init.normal_(weight, 0.0, std)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             nn.init.normal_(module.weight, 1.0, std)
         else:

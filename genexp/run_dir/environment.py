@@ -34,7 +34,9 @@ def read_git_commit(repo_dir: Path) -> str:
     """Return the commit of a checkout, with suffix "-dirty" if files changed; "unknown" outside a checkout."""
     if not (repo_dir / ".git").exists():
         return "unknown"  # an installed package; a parent folder may be a checkout of another project
-    command = ["git", "-C", str(repo_dir), "describe", "--always", "--dirty", "--abbrev=40"]
+    # No tag matches, so that the commit itself is printed and not the nearest tag.
+    options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(repo_dir), "describe", *options]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

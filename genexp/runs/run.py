@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from genexp.data.dataset import fingerprint
 from genexp.data.loading import translate_worker_error
-from genexp.device import flush_denormals
+from genexp.device import flush_denormals, keep_thread_count
 from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import resolve_rank_info
 from genexp.distributed.rank_process import RankProcess
@@ -56,7 +56,7 @@ def run_experiment(values: Mapping[str, Any], run_dir: Path, until_epoch: int | 
     `values` is its plain, resolved configuration.
     """
     flush_denormals()  # before torch starts its other threads
-    with lock_run_dir(run_dir):
+    with lock_run_dir(run_dir), keep_thread_count():
         resume_state = load_resume_state(values, run_dir)
         with _record_failed_start(values, run_dir):
             config = bind_experiment(values)

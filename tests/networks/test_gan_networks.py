@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genexp.errors import ConfigError
 from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_generator
-from genexp.networks.gan import build_dense_discriminator, build_dense_generator
+from genexp.networks.gan import build_dense_discriminator, build_dense_generator, init_weights
 from tests.support.images import IMAGE_SHAPE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,3 +101,11 @@ def test_doubling_layout_reaches_every_size() -> None:
 def test_unsupported_image_sizes_are_reported(layout: str, shape: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LAYOUTS[layout].plan_generator(shape, 4)
+
+
+def test_initial_weights_reach_layers_with_spectral_normalization() -> None:
+    network = build_dense_discriminator(IMAGE_SHAPE, [512], has_spectral_norm=True)
+    init_weights(network, 0.02)
+    weight = network[1].parametrizations.weight.original
+    torch.testing.assert_close(weight.std(), torch.tensor(0.02), rtol=0.01, atol=0)
+    assert torch.equal(network[1].bias, torch.zeros(512))
