@@ -8,7 +8,6 @@ from itertools import pairwise
 
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized
 
 from genexp.networks.dropout import Dropout
 

@@ -106,6 +106,7 @@ def test_unsupported_image_sizes_are_reported(layout: str, shape: tuple[int, int
 def test_initial_weights_reach_layers_with_spectral_normalization() -> None:
     network = build_dense_discriminator(IMAGE_SHAPE, [512], has_spectral_norm=True)
     init_weights(network, 0.02)
-    weight = network[1].parametrizations.weight.original
+    parameters = dict(network.named_parameters())
+    weight = parameters["1.parametrizations.weight.original"]
     torch.testing.assert_close(weight.std(), torch.tensor(0.02), rtol=0.01, atol=0)
-    assert torch.equal(network[1].bias, torch.zeros(512))
+    assert torch.equal(parameters["1.bias"], torch.zeros(512))
