@@ -72,10 +72,9 @@ def init_weights(network: nn.Module, std: float) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            weight = (
-                module.parametrizations.weight.original if is_parametrized(module, "weight") else module.weight
-            )
-            nn.init.normal_(weight, 0.0, std)
+            parameters = dict(module.named_parameters())
+            name = "weight" if "weight" in parameters else "parametrizations.weight.original"
+            nn.init.normal_(parameters[name], 0.0, std)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             nn.init.normal_(module.weight, 1.0, std)
         else:
