@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -82,6 +83,20 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
         raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {error.remedy}") from None
     assert isinstance(instance, cls)
     return instance
+
+
+def check_option(function: Callable[..., Any], key: str, option: str, value: Any) -> None:
+    """Raise FieldError unless `option` is a parameter with a default of `function`, and `value` has its type."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    if option not in defaults:
+        remedy = suggest_choice(option, defaults) if defaults else "leave it out, there are no options"
+        raise FieldError(f"{key}.{option}", value, remedy)
+    default = defaults[option]
+    expected = (int, float) if type(default) is float else type(default)
+    is_number = not isinstance(value, bool) or isinstance(default, bool)
+    if default is not None and not (isinstance(value, expected) and is_number):
+        raise FieldError(f"{key}.{option}", value, f"give a value such as {default}")
 
 
 def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Errors that a user can cause or fix. Each message is one line: the key, its value, the reason and a remedy."""
 
+import traceback
+from pathlib import Path
+
 
 class GenexpError(Exception):
     """Base class of errors that are printed as one line instead of a traceback."""
@@ -7,6 +10,10 @@ class GenexpError(Exception):
 
 class ConfigError(GenexpError):
     """Error of a setting that is unknown, of the wrong type, out of range, or in conflict with another one."""
+
+
+class PluginError(ConfigError):
+    """Error in a plugin, or in how it uses this package. The message starts with the file and the line."""
 
 
 class RunDirInUseError(ConfigError):
@@ -27,3 +34,13 @@ class RankFailedError(GenexpError):
 
 class DivergenceError(GenexpError):
     """Error of a training run whose loss or weights became NaN or infinite."""
+
+
+def format_code_error(error: BaseException, path: Path) -> str:
+    """Return FILE:LINE: TYPE: MESSAGE of an error in the code of `path`, with the innermost line of that file."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line, message = (frames[-1].lineno if frames else None), str(error)
+    if isinstance(error, SyntaxError) and error.filename in (str(path), "<unknown>"):
+        line, message = error.lineno, error.msg
+    words = [type(error).__name__, *message.splitlines()[:1]]
+    return ": ".join([str(path) if line is None else f"{path}:{line}", *words])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import ClassVar
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from genexp.data.dataset import Dataset
-from genexp.errors import ConfigError
+from genexp.errors import PluginError
+from genexp.registry import Registry, check_defaults, find_caller
 
 Batch = dict[str, Tensor]  # stream name → (batch, ...) on the device; images are float in [0, 1]
 Metrics = dict[str, Tensor]  # name → detached scalar, still on the device
@@ -73,16 +70,21 @@ class ClosedFormPhase:
 Phase = GradientPhase | ClosedFormPhase
 
 
+TechniqueT = TypeVar("TechniqueT", bound="Technique")
+
+
 class Technique(nn.Module, ABC):
     """Learning method for unlabeled data, as the phases of one step.
 
-    Registered subclasses are final and are built as `cls(config, spec)`. A checkpoint holds parameters, buffers
-    and optimizer states; no other state may affect later steps. Random numbers come from torch's global
-    generators, which the caller seeds before each call.
+    Subclasses registered by `register_technique` are final and are built as `cls(config, spec)`. A checkpoint
+    holds parameters, buffers and optimizer states; no other state may affect later steps. Random numbers come
+    from torch's global generators, which the caller seeds before each call.
     """
 
     Config: ClassVar[type]  # dataclass of the keys in conf/model/<name>.yaml, except `name` and `recipe`
-    name: ClassVar[str]
+    name: ClassVar[str]  # set by `register_technique`
+    # Defaults of optimizer and trainer keys, such as lr or epochs, for a technique without a YAML file.
+    recipe: ClassVar[Mapping[str, Any]] = {}
     num_examples: ClassVar[int] = 10  # number of test samples given to `preview` and `render_gallery`
     # With several ranks, batch normalization takes its statistics from the global batch. If False, each rank uses
     # its own rows.
@@ -142,44 +144,41 @@ class Technique(nn.Module, ABC):
         return False
 
 
-_REGISTRY: dict[str, type[Technique]] = {}
+TECHNIQUES: Registry[type[Technique]] = Registry(
+    "technique", key="model.name", group="genexp.techniques", source="genexp.techniques"
+)
 
 
-def register(cls: type[Technique]) -> type[Technique]:
-    """Register a technique under `cls.name`, the name of its module and of its YAML file. A class decorator."""
-    registered = _REGISTRY.setdefault(cls.name, cls)
-    assert registered.__qualname__ == cls.__qualname__, f"two techniques are named {cls.name}"
-    return cls
+def register_technique(name: str) -> Callable[[type[TechniqueT]], type[TechniqueT]]:
+    """Return a class decorator that registers a technique as model=`name`. Raises PluginError.
+
+    In this package, `name` is also the name of the module and of the YAML file.
+    """
+    TECHNIQUES.check_name(name)
+
+    def register(cls: type[TechniqueT]) -> type[TechniqueT]:
+        if not (isinstance(cls, type) and issubclass(cls, Technique)):
+            raise PluginError(
+                f"{find_caller()}: model={name}: not a technique. Use a subclass of genexp.Technique."
+            )
+        if not is_dataclass(getattr(cls, "Config", None)):
+            raise PluginError(f"{find_caller()}: model={name}: no dataclass Config with its settings. Add one.")
+        check_defaults(cls, cls.Config, f"model={name}")
+        cls.name = name
+        TECHNIQUES.register(name, cls)
+        return cls
+
+    return register
 
 
 def list_techniques() -> list[str]:
-    """Return the sorted names of all techniques: built-in ones and entry points of installed packages."""
-    package = importlib.import_module("genexp.techniques")
-    builtin_names = [
-        module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
-    ]
-    return sorted({*builtin_names, *(entry.name for entry in entry_points(group="genexp.techniques"))})
+    """Return the sorted names of all techniques. None is imported."""
+    return TECHNIQUES.list_names()
 
 
 def find_technique(name: str) -> type[Technique]:
     """Return the technique registered as `name`; imports only its module. Raises ConfigError if unknown."""
-    if name not in _REGISTRY:
-        _import_technique(name)
-    return _REGISTRY[name]
-
-
-def _import_technique(name: str) -> None:
-    third_party = entry_points(group="genexp.techniques", name=name)
-    for entry in third_party:
-        register(entry.load())
-    if third_party:
-        return
-    names = list_techniques()
-    if name not in names:
-        close_matches = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close_matches[0]}?" if close_matches else f"choose one of {', '.join(names)}"
-        raise ConfigError(f"model.name={name} is no technique; {hint}")
-    importlib.import_module(f"genexp.techniques.{name}")
+    return TECHNIQUES.find(name)
 
 
 def detach_metrics(**values: Tensor) -> Metrics:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -32,7 +33,8 @@ from yaml import YAMLError
 from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page
-from genexp.cli.start_checks import RESUMED_CONFIG_PREFIX, TRUST_FLAG, check_config_dirs
+from genexp.cli.plugins import add_plugin_option, store_configs, use_plugins, use_plugins_of_completed_line
+from genexp.cli.start_checks import RESUMED_CONFIG_PREFIX, TRUST_FLAG, check_config_dirs, list_config_dirs
 from genexp.config import CONFIG_GROUPS, find_config_dir, to_plain_config
 from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
@@ -42,6 +44,8 @@ from genexp.run_dir.paths import CONFIG_FILE, is_run_name, is_sweep_name
 from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
+# Keys of mappings that may get new keys. Hydra would ask the user to write `++` before them.
+FREE_KEY_PATTERN = re.compile(r"(?:model|dataset|optimizer)(?:\.\w+)*\.(?:\w+_)?options[.=]")
 LIBRARY_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError)  # with a message for users
 
 
@@ -112,6 +116,12 @@ def _run_with_hydra(arguments: list[str]) -> None:
         options.overrides.append(f"hydra.sweep.dir={_quote_override_value(str(sweep_dir))}")
     if options.shell_completion:  # Hydra parses the line that is completed with its own options
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(f"{TRUST_FLAG} ", "")
+        use_plugins_of_completed_line()
+    else:
+        use_plugins(options.plugin)
+    options.overrides = [f"++{text}" if FREE_KEY_PATTERN.match(text) else text for text in options.overrides]
+    config_dirs = () if options.shell_completion else list_config_dirs(options)
+    store_configs(options.overrides, config_dirs, should_import=not options.shell_completion)
     config_name = "train" if run_dir is None else _prepare_resumption(run_dir, options)
     version.setbase("1.3")
     # `hydra.main` would parse the command line again, without the options of `parse_command_line`.
@@ -131,6 +141,7 @@ def parse_command_line(arguments: list[str]) -> tuple[argparse.ArgumentParser, a
     """
     parser = get_args_parser()
     parser.add_argument(TRUST_FLAG, action="store_true", help="Accept code in a --config-dir")
+    add_plugin_option(parser)
 
     def raise_error(message: str) -> NoReturn:
         raise ConfigError(f"{message}; see genexp --hydra-help")

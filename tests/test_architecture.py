@@ -39,6 +39,7 @@ LAYERS = (
     "losses",
     "images",
     "device",
+    "registry",
     "config",
     "errors",
     "seeding",
@@ -70,8 +71,8 @@ LIBRARY_USERS = {
     "h5py": {"networks"},
 }
 
-# Folders that grow by one file for each technique, network, data set or plugin.
-GROWING_FOLDERS = {"techniques", "networks", "sources", "plugins"}
+# Folders that grow by one file for each technique, network, loss, data set or plugin.
+GROWING_FOLDERS = {"techniques", "networks", "losses", "sources", "plugins"}
 MAX_ROOT_MODULES, MAX_MODULES, MAX_SHORT_MODULES, SHORT_LINES = 10, 125, 10, 40
 
 

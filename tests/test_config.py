@@ -51,7 +51,7 @@ def test_dataset_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "dataset" / f"{name}.yaml").read_text())
     node.pop("defaults", None)
     assert node["name"] == name
-    assert set(node) == list_field_names(find_dataset(name).config_class)
+    assert set(node) == list_field_names(find_dataset(name))
 
 
 def test_every_dataset_has_a_file() -> None:

@@ -64,7 +64,7 @@ def test_commands_compose(document: Path, tmp_path: Path) -> None:
     for arguments in list_commands(document.read_text(encoding="utf-8")):
         overrides = [word for word in arguments if "=" in word and not word.startswith(("-", "resume=", "hydra"))]
         if len(overrides) < len(arguments) and any(
-            word.startswith(("--config-dir", "resume=")) for word in arguments
+            word.startswith(("--config-dir", "--plugin", "resume=")) for word in arguments
         ):
             continue  # needs files of the user
         compose_config(*(override for override in overrides if "," not in override and "(" not in override))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from genexp.cli.common import CommandParser, run_command
+from genexp.cli.plugins import add_plugin_option, use_plugins
 from genexp.reports import compare, print_comparison, write_sweep_report
 from genexp.reports.comparison import check_comparable
 from genexp.reports.table import format_json, write_csv
@@ -41,11 +42,13 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write a page with curves, pictures and the effect of settings",
     )
+    add_plugin_option(parser)
     return parser
 
 
 def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
+    use_plugins(args.plugin)  # checks their names; a comparison runs no code of them
     comparison = compare(args.folder)
     check_comparable(comparison)
     if args.csv:

@@ -16,6 +16,7 @@ from genexp.cli.common import (
     format_first_line,
     run_command,
 )
+from genexp.cli.plugins import add_plugin_option, use_plugins
 from genexp.errors import GenexpError
 from genexp.run_dir.paths import EVALUATION_FILE
 
@@ -40,6 +41,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     add_checkpoint_and_device_options(parser)
+    add_plugin_option(parser)
     parser.add_argument(
         "--nll-samples",
         type=build_int_type(0),
@@ -60,6 +62,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
+    use_plugins(args.plugin)
     evaluations, exit_code = [], 0
     for run_dir in args.run:
         try:

@@ -15,6 +15,7 @@ from genexp.cli.common import (
     format_first_line,
     run_command,
 )
+from genexp.cli.plugins import add_plugin_option, use_plugins
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.paths import format_path
@@ -59,11 +60,13 @@ def _build_parser() -> argparse.ArgumentParser:
         help="a picture, or a folder of them, to make something of; without it, samples of the test split",
     )
     add_checkpoint_and_device_options(parser)
+    add_plugin_option(parser)
     return parser
 
 
 def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
+    use_plugins(args.plugin)
     if args.what is not None and args.what not in OUTPUT_TYPE_HELP:
         raise ConfigError(
             f"{args.what} is nothing that can be made; {suggest_choice(args.what, OUTPUT_TYPE_HELP)}"

@@ -59,7 +59,7 @@ def check_config_dirs(options: argparse.Namespace) -> None:
     """
     if options.trust_config_dir:
         return
-    for directory in _list_config_dirs(options):
+    for directory in list_config_dirs(options):
         if not directory.is_dir():
             raise ConfigError(f"{directory}: configuration directory not found. Check its name.")
         if directory.resolve() == find_config_dir().resolve():
@@ -68,7 +68,8 @@ def check_config_dirs(options: argparse.Namespace) -> None:
             _check_file(path, path.relative_to(directory).parent.parts)
 
 
-def _list_config_dirs(options: argparse.Namespace) -> Iterator[Path]:
+def list_config_dirs(options: argparse.Namespace) -> Iterator[Path]:
+    """Yield the directories of `--config-dir`, `--config-path` and `hydra.searchpath`. Raises ConfigError."""
     if options.config_dir is not None:
         yield Path(options.config_dir)
     paths = [] if options.config_path is None else [options.config_path]

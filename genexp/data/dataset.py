@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from crc32c import crc32c
@@ -89,6 +90,24 @@ class Dataset:
             if not len(split):
                 raise DataError(f"dataset={self.name} has an empty {split_name} split; raise dataset.limit")
 
+    @classmethod
+    def from_arrays(
+        cls,
+        train: Mapping[str, Any],
+        test: Mapping[str, Any],
+        *,
+        class_names: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+    ) -> Dataset:
+        """Return a data set of arrays, tensors or lists: stream name → (samples, ...).
+
+        "image" takes uint8 or floats in [0, 1], (samples, height, width) or (samples, channels, height, width).
+        "label" takes whole numbers. Other streams become float32, for example "point" (samples, features).
+        Raises DataError.
+        """
+        train_split, test_split = Split(_make_streams("train", train)), Split(_make_streams("test", test))
+        return cls("arrays", train_split, test_split, tuple(class_names), tuple(warnings))
+
     @cached_property
     def spec(self) -> DataSpec:
         streams = self.train.streams
@@ -97,6 +116,41 @@ class Dataset:
             for name, stream in streams.items()
         }
         return DataSpec(self.name, shapes, len(self.train), self.class_names)
+
+
+def _make_streams(split_name: str, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return arrays as streams of equal length. Raises DataError."""
+    streams = {}
+    for name, values in arrays.items():
+        try:
+            streams[name] = _make_stream(name, torch.as_tensor(values))
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"the array {name} of the {split_name} split cannot be used: {reason}") from None
+    lengths = {name: len(stream) for name, stream in streams.items()}
+    if len(set(lengths.values())) != 1:
+        sizes = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "none"
+        raise DataError(f"the arrays of the {split_name} split must have the same length; they have: {sizes}")
+    return streams
+
+
+def _make_stream(name: str, values: Tensor) -> Tensor:
+    """Return values as a stream called `name`. Raises ValueError."""
+    if name == "label":
+        if values.dim() != 1 or values.is_floating_point():
+            raise ValueError("labels must be whole numbers, one for each sample")
+        return values.long()
+    if name != "image":
+        if not bool(values.float().isfinite().all()):
+            raise ValueError("it has values that are not finite")
+        return values.float()
+    if values.dim() not in (3, 4):
+        raise ValueError("images must be (samples, height, width) or (samples, channels, height, width)")
+    if values.dtype != torch.uint8:
+        if not bool(((values >= 0) & (values <= 1)).all()):
+            raise ValueError("images must be uint8, or numbers in [0, 1]")
+        values = (values * 255).round().to(torch.uint8)
+    return values[:, None] if values.dim() == 3 else values
 
 
 def fingerprint(dataset: Dataset) -> dict[str, str]:

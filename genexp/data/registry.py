@@ -1,17 +1,16 @@
-"""Registry of data sets: functions `load(config) -> Dataset` by name."""
+"""Registry of data sets: configuration classes with a method `load`, by name."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 from genexp.config import bind, require, suggest_choice
 from genexp.data.dataset import Dataset
 from genexp.data.sampling import subset
-from genexp.errors import ConfigError
+from genexp.errors import ConfigError, DataError, PluginError
+from genexp.registry import Registry, check_defaults, find_caller
 
 
 @dataclass
@@ -22,56 +21,60 @@ class DatasetConfig:
     limit: int | None  # largest number of training samples; the test split shrinks in proportion
     resident_gb: float  # a split of at most this size, in 10⁹ bytes, is kept on the device
 
+    def load(self) -> Dataset:
+        """Return the data set, complete or with fewer samples than `limit`. Raises DataError and ConfigError."""
+        raise NotImplementedError
+
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "limit", self.limit, "use at least 1, or null for all")
         require(self.resident_gb >= 0, "resident_gb", self.resident_gb, "use 0 or more")
 
 
-ConfigT = TypeVar("ConfigT", bound=DatasetConfig)
+DATASETS: Registry[type[DatasetConfig]] = Registry(
+    "data set", key="dataset.name", group="genexp.datasets", source="genexp.data.sources"
+)
+ClassT = TypeVar("ClassT", bound=type)
 
 
-class DatasetEntry(NamedTuple):
-    """Configuration class and `load` function of a registered data set."""
+def register_dataset(name: str) -> Callable[[ClassT], ClassT]:
+    """Return a decorator that registers a dataclass with a method `load()` as dataset=`name`. Raises PluginError.
 
-    config_class: type[DatasetConfig]
-    load: Callable[[Any], Dataset]
-
-
-_REGISTRY: dict[str, DatasetEntry] = {}
-
-
-def register_dataset(
-    name: str, config_class: type[ConfigT]
-) -> Callable[[Callable[[ConfigT], Dataset]], Callable[[ConfigT], Dataset]]:
-    """Return a decorator that registers `load(config)` as dataset=`name`.
-
-    `name` is also the name of the Python file and of the YAML file.
+    A class that is no DatasetConfig gets the keys of one. In this package, `name` is also the name of the module
+    and of the YAML file.
     """
+    DATASETS.check_name(name)
 
-    def register(load: Callable[[ConfigT], Dataset]) -> Callable[[ConfigT], Dataset]:
-        entry = _REGISTRY.setdefault(name, DatasetEntry(config_class, load))
-        assert entry.load.__module__ == load.__module__, f"two sources are named {name}"
-        return load
+    def register(cls: ClassT) -> ClassT:
+        if not (is_dataclass(cls) and callable(getattr(cls, "load", None))):
+            remedy = "Write @dataclass below the decorator, and def load(self) -> genexp.Dataset in the class."
+            raise PluginError(f"{find_caller()}: dataset={name}: not a dataclass with a method load. {remedy}")
+        check_defaults(cls, cls, f"dataset={name}", [field.name for field in fields(DatasetConfig)])
+        DATASETS.register(name, cls if issubclass(cls, DatasetConfig) else _add_common_keys(cls))
+        return cls
 
     return register
 
 
+def _add_common_keys(cls: type) -> type[DatasetConfig]:
+    """Return a subclass of `cls` that is also a DatasetConfig."""
+
+    def check(self: Any) -> None:
+        DatasetConfig.__post_init__(self)
+        getattr(cls, "__post_init__", lambda self: None)(self)
+
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__post_init__": check}
+    derived: type[DatasetConfig] = dataclass(type(cls.__name__, (cls, DatasetConfig), names))
+    return derived
+
+
 def list_datasets() -> list[str]:
-    """Return the names of all data sets in genexp.data.sources, without importing them."""
-    package = importlib.import_module("genexp.data.sources")
-    return sorted(
-        module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
-    )
+    """Return the sorted names of all data sets. None is imported."""
+    return DATASETS.list_names()
 
 
-def find_dataset(name: str) -> DatasetEntry:
-    """Return the registry entry of `name`, importing only its own module. Raises ConfigError."""
-    if name not in _REGISTRY:
-        names = list_datasets()
-        if name not in names:
-            raise ConfigError(f"dataset.name={name} is no data set; {suggest_choice(str(name), names)}")
-        importlib.import_module(f"genexp.data.sources.{name}")
-    return _REGISTRY[name]
+def find_dataset(name: str) -> type[DatasetConfig]:
+    """Return the configuration class of a data set, importing only its own module. Raises ConfigError."""
+    return DATASETS.find(name)
 
 
 def bind_dataset(node: Mapping[str, Any], key_prefix: str = "dataset") -> DatasetConfig:
@@ -81,9 +84,12 @@ def bind_dataset(node: Mapping[str, Any], key_prefix: str = "dataset") -> Datase
     """
     if "name" not in node:
         raise ConfigError(f"dataset.name is missing; {suggest_choice('', list_datasets())}")
-    return bind(find_dataset(node["name"]).config_class, node, key_prefix)
+    return bind(find_dataset(node["name"]), node, key_prefix)
 
 
 def load_dataset(config: DatasetConfig) -> Dataset:
     """Return the data set of a configuration, reduced to its `limit`. Raises DataError and ConfigError."""
-    return subset(find_dataset(config.name).load(config), config.limit)
+    dataset = config.load()
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"dataset={config.name}: load() returned no genexp.Dataset. Use Dataset.from_arrays.")
+    return subset(replace(dataset, name=config.name), config.limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -31,6 +31,7 @@ class RankTask:
     config: Mapping[str, Any]  # plain and resolved
     completed_steps: int  # last step already done; 0 for a new run
     default_dtype: str  # name of torch's default dtype, e.g. "float32"
+    plugins: list[str] = field(default_factory=list)  # files and modules
 
 
 class RankStore:

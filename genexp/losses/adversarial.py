@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,61 +10,95 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genexp.losses import LOSSES, register_loss
+
+ADVERSARIAL_LOSSES = LOSSES["adversarial"]
+
 
 @dataclass(frozen=True)
-class AdversarialLoss:
+class AdversarialLoss(ABC):
     """Losses of discriminator and generator, as functions of the discriminator's scores (batch, ...)."""
 
-    discriminator_loss: Callable[[Tensor, Tensor], Tensor]  # real scores, fake scores → scalar
-    # Fake scores, function that computes the real scores → scalar. Only relativistic losses call the function.
-    generator_loss: Callable[[Tensor, Callable[[], Tensor]], Tensor]
-    # Scores → values in [0, 1], higher for more realistic images, in the same shape.
-    # None if scores have no fixed scale.
-    real_probability: Callable[[Tensor], Tensor] | None
+    @abstractmethod
+    def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """Return the loss of the discriminator: a scalar."""
+
+    @abstractmethod
+    def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
+        """Return the loss of the generator: a scalar. Only relativistic losses call the function."""
+
+    def real_probability(self, scores: Tensor) -> Tensor | None:
+        """Return values in [0, 1], higher for more realistic images, in the shape of `scores`.
+
+        The default is None: scores have no fixed scale.
+        """
+        return None
 
 
-def _non_saturating(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
+@register_loss("non_saturating", kind="adversarial")
+class NonSaturatingLoss(AdversarialLoss):
+    """Goodfellow et al. 2014, on logits: softplus(-score) is the cross-entropy of sigmoid(score) with label 1."""
+
+    def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
+
+    def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
+        return F.softplus(-fake_scores).mean()
+
+    def real_probability(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
 
 
-def _least_squares(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    return 0.5 * ((real_scores - 1).square().mean() + fake_scores.square().mean())
+@register_loss("least_squares", kind="adversarial")
+class LeastSquaresLoss(AdversarialLoss):
+    """Mao et al. 2017: target scores are 1 for real and 0 for fake; at the optimum scores are probabilities."""
+
+    def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        return 0.5 * ((real_scores - 1).square().mean() + fake_scores.square().mean())
+
+    def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
+        return 0.5 * (fake_scores - 1).square().mean()
+
+    def real_probability(self, scores: Tensor) -> Tensor:
+        return scores.clamp(0, 1)
 
 
-def _hinge(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
+@register_loss("hinge", kind="adversarial")
+class HingeLoss(AdversarialLoss):
+    """Lim & Ye 2017: target scores are 1 or more for real, and -1 or less for fake."""
+
+    def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
+
+    def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
+        return -fake_scores.mean()
+
+    def real_probability(self, scores: Tensor) -> Tensor:
+        return ((scores + 1) / 2).clamp(0, 1)
 
 
-def _wasserstein(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    return fake_scores.mean() - real_scores.mean()
+@register_loss("wasserstein", kind="adversarial")
+class WassersteinLoss(AdversarialLoss):
+    """Arjovsky et al. 2017: scores are unbounded, so the critic needs a penalty."""
+
+    def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        return fake_scores.mean() - real_scores.mean()
+
+    def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
+        return -fake_scores.mean()
 
 
-def _relativistic(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    return F.softplus(fake_scores - real_scores).mean()
+@register_loss("relativistic", kind="adversarial")
+class RelativisticLoss(AdversarialLoss):
+    """Jolicoeur-Martineau 2019, Huang et al. 2024: non-saturating, on differences of real and fake scores."""
 
+    def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        return F.softplus(fake_scores - real_scores).mean()
 
-def _relativistic_generator(fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
-    with torch.no_grad():  # they do not depend on the generator
-        real_scores = compute_real_scores()
-    return F.softplus(real_scores - fake_scores).mean()
-
-
-ADVERSARIAL_LOSSES = {
-    # Goodfellow et al. 2014, on logits: softplus(-score) is the cross-entropy of sigmoid(score) with label 1.
-    "non_saturating": AdversarialLoss(_non_saturating, lambda fake, real: F.softplus(-fake).mean(), torch.sigmoid),
-    # Mao et al. 2017: target scores are 1 for real and 0 for fake; at the optimum scores are probabilities.
-    "least_squares": AdversarialLoss(
-        _least_squares, lambda fake, real: 0.5 * (fake - 1).square().mean(), lambda scores: scores.clamp(0, 1)
-    ),
-    # Lim & Ye 2017: target scores are 1 or more for real, and -1 or less for fake.
-    "hinge": AdversarialLoss(
-        _hinge, lambda fake, real: -fake.mean(), lambda scores: ((scores + 1) / 2).clamp(0, 1)
-    ),
-    # Arjovsky et al. 2017: scores are unbounded, so the critic needs a penalty.
-    "wasserstein": AdversarialLoss(_wasserstein, lambda fake, real: -fake.mean(), None),
-    # Jolicoeur-Martineau 2019, Huang et al. 2024: non-saturating, on differences of real and fake scores.
-    "relativistic": AdversarialLoss(_relativistic, _relativistic_generator, None),
-}
+    def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
+        with torch.no_grad():  # they do not depend on the generator
+            real_scores = compute_real_scores()
+        return F.softplus(real_scores - fake_scores).mean()
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,21 +6,33 @@ The total correlation is that of Chen et al. 2018.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genexp.losses import LOSSES, register_loss
 from genexp.sharding import gather_rows, local_rows
 
-# (logits, target), (batch, ...) each → scalar: loss between sigmoid(logits) and a target in [0, 1].
-# It is averaged over pixels and batch.
-RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": lambda logits, target: F.mse_loss(logits.sigmoid(), target),
-    "bce": F.binary_cross_entropy_with_logits,
-    "l1": lambda logits, target: F.l1_loss(logits.sigmoid(), target),
-}
+RECONSTRUCTION_LOSSES = LOSSES["reconstruction"]  # all return a scalar, averaged over pixels and batch
+
+
+@register_loss("mse", kind="reconstruction")
+def mse_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of sigmoid(logits), for a target in [0, 1]: (batch, ...) each."""
+    return F.mse_loss(logits.sigmoid(), target)
+
+
+@register_loss("bce", kind="reconstruction")
+def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the cross-entropy of sigmoid(logits), for a target in [0, 1]: (batch, ...) each."""
+    return F.binary_cross_entropy_with_logits(logits, target)
+
+
+@register_loss("l1", kind="reconstruction")
+def l1_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute error of sigmoid(logits), for a target in [0, 1]: (batch, ...) each."""
+    return F.l1_loss(logits.sigmoid(), target)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:

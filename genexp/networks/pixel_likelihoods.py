@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from genexp.losses import LOSSES, register_loss
 from genexp.losses.reconstruction import bernoulli_log_likelihood
 
 SERIES_LIMIT = 0.03  # absolute logit below which the continuous Bernoulli uses a Taylor series
+PIXEL_LIKELIHOODS = LOSSES["likelihood"]
 INITIAL_STD, MIN_STD = 0.1, 1e-3  # of the Gaussian, in units of the pixel range [0, 1]
 
 
@@ -29,6 +31,7 @@ class PixelLikelihood(nn.Module, ABC):
         return outputs.sigmoid()
 
 
+@register_loss("bernoulli", kind="likelihood")
 class BernoulliLikelihood(PixelLikelihood):
     """Bernoulli distribution with `outputs` as logits. It is a likelihood for binary images only."""
 
@@ -37,6 +40,7 @@ class BernoulliLikelihood(PixelLikelihood):
         return bernoulli_log_likelihood(outputs, images)
 
 
+@register_loss("continuous_bernoulli", kind="likelihood")
 class ContinuousBernoulliLikelihood(PixelLikelihood):
     """Normalized Bernoulli density for pixels in [0, 1] (Loaiza-Ganem & Cunningham 2019), with logits."""
 
@@ -52,6 +56,7 @@ class ContinuousBernoulliLikelihood(PixelLikelihood):
         return torch.where(is_small, 0.5 + outputs / 12, exact)
 
 
+@register_loss("gaussian", kind="likelihood")
 class GaussianLikelihood(PixelLikelihood):
     """Gaussian density with a sigmoid of `outputs` as mean, and one learned standard deviation for all pixels."""
 
@@ -65,13 +70,6 @@ class GaussianLikelihood(PixelLikelihood):
         errors = (outputs.sigmoid() - images) * torch.exp(-log_std)
         log_density = -0.5 * errors.square() - log_std - 0.5 * math.log(2 * math.pi)
         return log_density.flatten(1).sum(1)
-
-
-PIXEL_LIKELIHOODS: dict[str, type[PixelLikelihood]] = {
-    "bernoulli": BernoulliLikelihood,
-    "continuous_bernoulli": ContinuousBernoulliLikelihood,
-    "gaussian": GaussianLikelihood,
-}
 
 
 def log_normalizer(logits: Tensor) -> Tensor:

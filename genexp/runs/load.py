@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +19,18 @@ from genexp.data.loading import SplitLoader, make_loader
 from genexp.data.stream import SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device
 from genexp.errors import CheckpointError
+from genexp.registry import get_plugins
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path
+from genexp.run_dir.plugins import check_plugins
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.runs.config import bind_model
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
 from genexp.training.trainer import eval_mode
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,17 @@ class LoadedRun:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """Return the plain, resolved configuration of the run in `run_dir`. Raises CheckpointError."""
+    """Return the plain, resolved configuration of the run in `run_dir`. Log a warning for each changed plugin.
+
+    Raises CheckpointError, also where a plugin of the run is not in use.
+    """
     config = read_run_config(run_dir)
     if not {"model", "dataset", "device", "seed"} <= config.keys():
         raise CheckpointError(
             f"{format_path(run_dir / CONFIG_FILE)} is not the configuration of a run; give a run's folder"
         )
+    for warning in check_plugins(run_dir, get_plugins()):
+        log.warning(warning)
     return config
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from genexp.errors import CheckpointError, ConfigError
+from genexp.registry import get_plugins
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, METRICS_FILE, REPORT_FILE
+from genexp.run_dir.plugins import check_plugins
 from genexp.run_dir.record import flatten_config
 from genexp.snapshot import RunProgress
 
@@ -30,6 +32,8 @@ def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any
     if values["resume"] is None:
         _check_no_existing_run(run_dir)
         return None
+    for warning in check_plugins(run_dir, get_plugins()):
+        log.warning(warning)
     _check_config_unchanged(values, run_dir)
     if not checkpoint.list_checkpoints(run_dir) and not _has_metrics(run_dir):
         return None

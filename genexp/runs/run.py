@@ -27,11 +27,13 @@ from genexp.recorders.recorder import Recorder, RecorderGroup, format_error
 from genexp.recorders.report import ReportRecorder
 from genexp.recorders.status import StatusRecorder
 from genexp.recorders.tensorboard import TensorBoardRecorder
+from genexp.registry import get_plugins, list_plugin_sources, set_plugins
 from genexp.reports import write_run_report
 from genexp.run_dir.checkpoint import truncate_logs
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.files import lock_run_dir, read_time, write_file
 from genexp.run_dir.paths import CONFIG_FILE, STATUS_FILE, format_command, format_path
+from genexp.run_dir.plugins import write_plugins
 from genexp.run_dir.status import read_job_status, record_failure
 from genexp.runs.build import Run, build_run
 from genexp.runs.config import bind_experiment
@@ -92,6 +94,7 @@ def run_rank_process() -> None:
 def _run_rank_task(rank_process: RankProcess, task: RankTask) -> None:
     flush_denormals()
     torch.set_default_dtype(getattr(torch, task.default_dtype))
+    set_plugins(task.plugins)
     run = build_run(bind_experiment(task.config), None, rank_process.rank_info)
     # Only rank 0 evaluates, renders previews and writes files.
     trainer_config = replace(run.config.trainer, evaluate_every=0, preview_every=0, checkpoint_every=0)
@@ -146,6 +149,7 @@ class RunContext:
         # After the checks: a rejected command leaves the run unchanged.
         config_text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config.values)))
         write_file(run_dir / CONFIG_FILE, config_text, should_sync=True)
+        write_plugins(run_dir, get_plugins())
         return build_recorders(run.config.trainer)
 
     def build_info(self, world_size: int = 1) -> RunInfo:
@@ -196,9 +200,8 @@ def open_run_context(
 
 def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoch: int | None) -> RunResult:
     run, recorders = context.run, context.prepare_recorders()
-    task = RankTask(
-        run.config.values, context.completed_steps, str(torch.get_default_dtype()).removeprefix("torch.")
-    )
+    default_dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+    task = RankTask(run.config.values, context.completed_steps, default_dtype, list_plugin_sources())
     with stop_on_signals(run.config.trainer.time_budget, until_epoch=until_epoch) as stop:
         try:
             recorders.open(context.build_info(launcher.rank_info.world_size))

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, read_write
 
 from genexp.config import to_plain_config
 from genexp.errors import GenexpError, RunDirInUseError
+from genexp.registry import set_plugins
 from genexp.run_dir.files import lock_run_dir
 from genexp.run_dir.status import is_resumable, read_job_status, record_failure
 
@@ -41,6 +42,7 @@ class Job:
     run_dir: Path
     config: DictConfig  # complete composed configuration, with the nodes `hydra` and `sweep`
     hydra_context: HydraContext
+    plugins: tuple[str, ...] = ()  # files and modules that the job may need
     until_epoch: int | None = None  # complete epochs after which the run stops; None: no such limit
 
 
@@ -52,6 +54,7 @@ def run_job(job: Job, should_run: Callable[[], bool] = lambda: True) -> signal.S
     directory, the function waits for it while `should_run()` is true. A cluster job that outlived its sweep is
     such a process.
     """
+    set_plugins(job.plugins)
     while should_run() and read_job_status(job.run_dir).state != "finished":
         try:
             return _run_once(job)

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from genexp.config import bind, to_plain_config
 from genexp.errors import ConfigError, GenexpError
+from genexp.registry import list_plugin_sources
 from genexp.run_dir.files import lock_run_dir, remove_temporary_files, write_file
 from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import MULTIRUN_FILE
@@ -164,7 +165,7 @@ class SweepLauncher(Launcher):
             with read_write(config.hydra):
                 config.hydra.sweep.subdir = run_dir.name
                 config.hydra.job.id = config.hydra.job.num = entry.number
-            jobs.append(Job(entry.number, run_dir, config, self.hydra_context))
+            jobs.append(Job(entry.number, run_dir, config, self.hydra_context, tuple(list_plugin_sources())))
         HydraConfig.instance().set_config(self.config)
         return jobs
 

@@ -39,7 +39,8 @@ class BaseGANConfig:
     """Configuration keys of all GANs."""
 
     latent: int  # dimensions of the noise
-    loss: str  # key of ADVERSARIAL_LOSSES
+    loss: str  # name in ADVERSARIAL_LOSSES
+    loss_options: dict[str, Any]  # keyword parameters of the loss
     r1: float  # weight of the penalty on the discriminator's slope at real images
     r2: float  # weight of the penalty on its slope at generated images
     augmentation: list[str]  # keys of DIFFERENTIABLE_AUGMENTATIONS, of real and generated images alike
@@ -48,8 +49,7 @@ class BaseGANConfig:
 
     def __post_init__(self) -> None:
         require(self.latent > 0, "latent", self.latent, "use at least 1")
-        choices = ", ".join(ADVERSARIAL_LOSSES)
-        require(self.loss in ADVERSARIAL_LOSSES, "loss", self.loss, f"choose one of {choices}")
+        ADVERSARIAL_LOSSES.check("loss", self.loss, self.loss_options)
         for key in ("r1", "r2"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
         is_valid = set(self.augmentation) <= DIFFERENTIABLE_AUGMENTATIONS.keys()
@@ -100,7 +100,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
+        self.adversarial_loss = ADVERSARIAL_LOSSES.find(config.loss, config.loss_options)()
         self.has_r1, self.has_r2 = config.r1 > 0, config.r2 > 0
         self.generator, self.discriminator = self.build_networks(spec)
         if config.init_std is not None:
@@ -181,12 +181,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
         If scores do not give probabilities, return the difference of their means instead.
         """
-        real_probability = self.adversarial_loss.real_probability
-        if real_probability is None:
+        d_real, d_fake = map(self.adversarial_loss.real_probability, (real_scores, fake_scores))
+        if d_real is None or d_fake is None:
             return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
-        return detach_metrics(
-            d_real=real_probability(real_scores).mean(), d_fake=real_probability(fake_scores).mean()
-        )
+        return detach_metrics(d_real=d_real.mean(), d_fake=d_fake.mean())
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         fake_scores = self.score(self.augment(self.generate(batch)), batch)
@@ -243,7 +241,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
                 f"the generator has collapsed: its images vary less than {COLLAPSE_THRESHOLD} times as much as "
                 f"real ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
             )
-        if self.adversarial_loss.real_probability is None:
+        if "d_real" not in metrics:
             return None
         if metrics["d_real"] > SATURATION_THRESHOLD and metrics["d_fake"] < 1 - SATURATION_THRESHOLD:
             return (

@@ -29,11 +29,11 @@ CONV_STRIDES = (2, 2, 1)  # of the three convolutions: 28→13→6→4 pixels
 class AutoencoderConfig:
     """Configuration keys of all autoencoders."""
 
-    loss: str  # key of RECONSTRUCTION_LOSSES
+    loss: str  # name in RECONSTRUCTION_LOSSES
+    loss_options: dict[str, Any]  # keyword parameters of the loss
 
     def __post_init__(self) -> None:
-        choices = ", ".join(RECONSTRUCTION_LOSSES)
-        require(self.loss in RECONSTRUCTION_LOSSES, "loss", self.loss, f"choose one of {choices}")
+        RECONSTRUCTION_LOSSES.check("loss", self.loss, self.loss_options)
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.reconstruction_loss = RECONSTRUCTION_LOSSES[config.loss]
+        self.reconstruction_loss = RECONSTRUCTION_LOSSES.find(config.loss, config.loss_options)
         self.encoder, self.decoder = self.build_networks(spec.image_shape)
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,15 +18,15 @@ from genexp.technique import Metrics, detach_metrics
 class TranslationConfig:
     """Configuration keys of all image-to-image translation techniques."""
 
-    loss: str  # key of ADVERSARIAL_LOSSES
+    loss: str  # name in ADVERSARIAL_LOSSES
+    loss_options: dict[str, Any]  # keyword parameters of the loss
     generator_width: int  # channels of the generator's first layer
     discriminator_width: int  # channels of the discriminator's first layer
     norm: str  # key of TRANSLATION_NORMS, for the discriminators and the U-Net of pix2pix
     init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
 
     def __post_init__(self) -> None:
-        choices = ", ".join(ADVERSARIAL_LOSSES)
-        require(self.loss in ADVERSARIAL_LOSSES, "loss", self.loss, f"choose one of {choices}")
+        ADVERSARIAL_LOSSES.check("loss", self.loss, self.loss_options)
         require(self.norm in TRANSLATION_NORMS, "norm", self.norm, f"choose one of {', '.join(TRANSLATION_NORMS)}")
         for key in ("generator_width", "discriminator_width"):
             require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
@@ -58,9 +59,7 @@ def compute_discriminator_metrics(
 
     If scores do not give probabilities, return the difference of their means instead.
     """
-    if adversarial_loss.real_probability is None:
+    d_real, d_fake = map(adversarial_loss.real_probability, (real_scores, fake_scores))
+    if d_real is None or d_fake is None:
         return detach_metrics(distance=real_scores.mean() - fake_scores.mean())
-    return detach_metrics(
-        d_real=adversarial_loss.real_probability(real_scores).mean(),
-        d_fake=adversarial_loss.real_probability(fake_scores).mean(),
-    )
+    return detach_metrics(d_real=d_real.mean(), d_fake=d_fake.mean())

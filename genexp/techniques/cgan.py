@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
-from genexp.technique import Batch, Batches, register
+from genexp.technique import Batch, Batches, register_technique
 from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 IMAGES_PER_CLASS = 10  # images of each class in the preview grid
 MAX_CLASSES = 20  # upper limit of classes in the preview grid
 
 
-@register
+@register_technique("cgan")
 class ConditionalGAN(BaseConvGAN):
     """Conditional GAN with a projection discriminator (Miyato & Koyama 2018).
 
@@ -27,7 +27,6 @@ class ConditionalGAN(BaseConvGAN):
     """
 
     Config = ConvGANConfig
-    name = "cgan"
 
     def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         spec.get_shape("label")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genexp.config import require
 from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS
-from genexp.technique import register
+from genexp.technique import register_technique
 from genexp.techniques._autoencoder import AutoencoderConfig, DenoisingAutoencoder
 
 
@@ -37,12 +37,11 @@ class ConvDenoisingAutoencoderConfig(AutoencoderConfig):
         require(self.target in ("clean", "noisy"), "target", self.target, "use clean or noisy")
 
 
-@register
+@register_technique("conv_denoising_autoencoder")
 class ConvDenoisingAutoencoder(DenoisingAutoencoder):
     """Three convolutions of stride 2 (28→14→7→3 pixels), two dense layers to the latent; mirrored decoder."""
 
     Config = ConvDenoisingAutoencoderConfig
-    name = "conv_denoising_autoencoder"
     num_examples = 5
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:

@@ -21,7 +21,16 @@ from genexp.metrics.sliced_wasserstein import sliced_wasserstein
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan
 from genexp.networks.resnet import build_resnet_generator
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    Technique,
+    detach_metrics,
+    register_technique,
+)
 from genexp.techniques._image_history import ImageHistory
 from genexp.techniques._translation import (
     TranslationConfig,
@@ -51,18 +60,17 @@ class CycleGANConfig(TranslationConfig):
         require(self.history > 0, "history", self.history, "keep at least 1 image")
 
 
-@register
+@register_technique("cyclegan")
 class CycleGAN(Technique, CanTranslate):
     """Two generators, a to b and b to a, trained with cycle consistency and one discriminator per domain."""
 
     Config = CycleGANConfig
-    name = "cyclegan"
     num_examples = 12
 
     def __init__(self, config: CycleGANConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
+        self.adversarial_loss = ADVERSARIAL_LOSSES.find(config.loss, config.loss_options)()
         a, b = _get_image_shape(spec, "a"), _get_image_shape(spec, "b")
         if a != b:
             raise ConfigError(

@@ -33,7 +33,7 @@ from genexp.technique import (
     Metrics,
     Phase,
     detach_metrics,
-    register,
+    register_technique,
 )
 from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, build_conv_autoencoder
 from genexp.techniques._neighbor_classifier import NeighborClassifier
@@ -131,12 +131,11 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
 
 
-@register
+@register_technique("deep_kmeans")
 class DeepKMeans(Autoencoder, CanCluster):
     """Autoencoder with a clustering loss that moves latent codes toward centers."""
 
     Config = DeepKMeansConfig
-    name = "deep_kmeans"
     num_examples = 1000  # for the t-SNE of latent codes; a preview takes `MAX_PREVIEW_IMAGES` of them
     config: DeepKMeansConfig
 

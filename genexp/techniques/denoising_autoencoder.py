@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genexp.config import require
-from genexp.technique import register
+from genexp.technique import register_technique
 from genexp.techniques._autoencoder import DenoisingAutoencoder, DenseAutoencoderConfig, build_dense_autoencoder
 
 
@@ -23,12 +23,11 @@ class DenseDenoisingAutoencoderConfig(DenseAutoencoderConfig):
         require(self.noise >= 0, "noise", self.noise, "use 0 or more")
 
 
-@register
+@register_technique("denoising_autoencoder")
 class DenseDenoisingAutoencoder(DenoisingAutoencoder):
     """Network of the stacked autoencoder, trained to reconstruct an image from image + N(0, noise²)."""
 
     Config = DenseDenoisingAutoencoderConfig
-    name = "denoising_autoencoder"
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         return build_dense_autoencoder(shape, self.config)

@@ -22,7 +22,7 @@ from genexp.images.scatter import draw_lines
 from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.conditional_unet import NORM_GROUPS, ConditionalUNet
 from genexp.sharding import gather_rows, local_rows
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register_technique
 
 PREVIEW_ROWS = 8  # of the grid of samples; with classes, each has a column of its own
 MAX_PREVIEW_COLUMNS = 10
@@ -106,7 +106,7 @@ class FlowMatchingConfig:
         require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
 
 
-@register
+@register_technique("flow_matching")
 class FlowMatching(Technique, CanSample, CanInterpolate):
     """Network that predicts the velocity on straight paths from noise to images, and samplers that follow it.
 
@@ -114,7 +114,6 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
     """
 
     Config = FlowMatchingConfig
-    name = "flow_matching"
     num_examples = 8
 
     def __init__(self, config: FlowMatchingConfig, spec: DataSpec) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.networks.gan import build_dense_discriminator, build_dense_generator
-from genexp.technique import register
+from genexp.technique import register_technique
 from genexp.techniques._adversarial import BaseGAN, BaseGANConfig
 
 
@@ -28,7 +28,7 @@ class GANConfig(BaseGANConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
 
 
-@register
+@register_technique("gan")
 class GAN(BaseGAN):
     """GAN of dense layers.
 
@@ -37,7 +37,6 @@ class GAN(BaseGAN):
     """
 
     Config = GANConfig
-    name = "gan"
 
     def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape

@@ -25,7 +25,16 @@ from genexp.kmeans.hamerly_bounds import ExhaustiveAssignment
 from genexp.kmeans.init import kmeans_plusplus, random_points
 from genexp.kmeans.lloyd import assign, choose_assignment, lloyd_step
 from genexp.metrics.clustering import CLUSTERING_SCORES, clustering_scores
-from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, Metrics, Technique, detach_metrics, register
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    ClosedFormPhase,
+    Metrics,
+    Technique,
+    detach_metrics,
+    register_technique,
+)
 
 INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # by model.init
 # Above this ratio of the mean's squared norm to the total variance, the origin is the mean.
@@ -59,12 +68,11 @@ class KMeansConfig:
         require(self.tolerance >= 0, "tolerance", self.tolerance, "use 0 or more")
 
 
-@register
+@register_technique("kmeans")
 class KMeans(Technique, CanCluster):
     """k-means for several starts at once: each center moves to the mean of the points nearest to it."""
 
     Config = KMeansConfig
-    name = "kmeans"
     num_examples = 500
 
     centers: Tensor  # (starts, clusters, features)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from genexp.technique import register
+from genexp.technique import register_technique
 from genexp.techniques._autoencoder import Autoencoder, DenseAutoencoderConfig, build_dense_autoencoder
 
 
-@register
+@register_technique("latent3d_autoencoder")
 class Latent3dAutoencoder(Autoencoder):
     """Dense autoencoder with a linear latent.
 
@@ -16,7 +16,6 @@ class Latent3dAutoencoder(Autoencoder):
     """
 
     Config = DenseAutoencoderConfig
-    name = "latent3d_autoencoder"
     num_examples = 5
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:

@@ -18,7 +18,16 @@ from genexp.metrics.scores import mean_scores
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan
 from genexp.networks.unet import UNet
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    Technique,
+    detach_metrics,
+    register_technique,
+)
 from genexp.techniques._translation import (
     TranslationConfig,
     compute_discriminator_metrics,
@@ -41,18 +50,17 @@ class Pix2PixConfig(TranslationConfig):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
 
 
-@register
+@register_technique("pix2pix")
 class Pix2Pix(Technique, CanTranslate):
     """U-Net generator with a PatchGAN discriminator that is conditioned on the input image."""
 
     Config = Pix2PixConfig
-    name = "pix2pix"
     num_examples = 12
 
     def __init__(self, config: Pix2PixConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.adversarial_loss = ADVERSARIAL_LOSSES[config.loss]
+        self.adversarial_loss = ADVERSARIAL_LOSSES.find(config.loss, config.loss_options)()
         in_channels, height, width = spec.get_shape("input")
         out_channels, *_ = spec.get_shape("target")
         size, norm = (height, width), config.norm

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from genexp.technique import register
+from genexp.technique import register_technique
 from genexp.techniques._autoencoder import Autoencoder, DenseAutoencoderConfig, build_dense_autoencoder
 
 
-@register
+@register_technique("stacked_autoencoder")
 class StackedAutoencoder(Autoencoder):
     """Dense autoencoder.
 
@@ -16,7 +16,6 @@ class StackedAutoencoder(Autoencoder):
     """
 
     Config = DenseAutoencoderConfig
-    name = "stacked_autoencoder"
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
         return build_dense_autoencoder(shape, self.config)

@@ -20,7 +20,16 @@ from genexp.images.grid import PADDING_PIXELS, PADDING_VALUE
 from genexp.images.transforms import resize
 from genexp.networks.hed_weights import HED_INSTALL_COMMAND
 from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG, choose_depth, load_weights
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    Technique,
+    detach_metrics,
+    register_technique,
+)
 
 
 @dataclass
@@ -101,7 +110,7 @@ class ImageParameter(nn.Module):
         self.image = nn.Parameter(torch.full((1, *shape), 0.5))
 
 
-@register
+@register_technique("style_transfer")
 class StyleTransfer(Technique, CanStylize):
     """Optimization of an image, from the content image towards the Gram matrices of the style image.
 
@@ -111,7 +120,6 @@ class StyleTransfer(Technique, CanStylize):
     """
 
     Config = StyleTransferConfig
-    name = "style_transfer"
     num_examples = 1
 
     content: Tensor  # (1, 3, height, width) in [0, 1]

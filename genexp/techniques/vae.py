@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,16 @@ from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_en
 from genexp.networks.pixel_likelihoods import PIXEL_LIKELIHOODS
 from genexp.networks.residual import build_halving_layers, build_residual_decoder, build_residual_encoder
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    Technique,
+    detach_metrics,
+    register_technique,
+)
 
 PREVIEW_SAMPLES = 64  # images in the grid of prior samples
 COLLAPSE_NATS = 0.1  # KL divergence of an image below which the latents carry practically no information
@@ -53,7 +63,8 @@ class VAEConfig:
     latent: int  # dimensions
     activation: str  # key of ACTIVATIONS
     pixels: str  # key of BINARIZATIONS
-    likelihood: str  # key of PIXEL_LIKELIHOODS
+    likelihood: str  # name in PIXEL_LIKELIHOODS
+    likelihood_options: dict[str, Any]  # keyword parameters of the likelihood
     importance_samples: int  # latents per image in the bound that the training maximizes
     beta: float  # weight of the KL divergence
     total_correlation: float  # weight of the total correlation, a part of the KL divergence, relative to the rest
@@ -65,10 +76,10 @@ class VAEConfig:
             ("network", NETWORKS),
             ("activation", ACTIVATIONS),
             ("pixels", BINARIZATIONS),
-            ("likelihood", PIXEL_LIKELIHOODS),
         ):
             value = getattr(self, key)
             require(value in choices, key, value, f"choose one of {', '.join(choices)}")
+        PIXEL_LIKELIHOODS.check("likelihood", self.likelihood, self.likelihood_options)
         require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
         is_valid = bool(self.channels) and min(self.channels) > 0
         require(is_valid, "channels", self.channels, "use positive numbers")
@@ -85,14 +96,13 @@ class VAEConfig:
                 require(value == neutral, key, value, f"use {neutral} with model.importance_samples above 1")
 
 
-@register
+@register_technique("vae")
 class VariationalAutoencoder(
     Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood
 ):
     """Encoder to a Gaussian posterior over latents, and decoder to distributions of the pixels."""
 
     Config = VAEConfig
-    name = "vae"
     num_examples = 8
 
     def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
@@ -109,7 +119,7 @@ class VariationalAutoencoder(
         self.mean = nn.Linear(config.hidden[-1], config.latent)
         self.log_variance = nn.Linear(config.hidden[-1], config.latent)
         self.decoder = build_decoder(spec.image_shape, config)
-        self.likelihood = PIXEL_LIKELIHOODS[config.likelihood]()
+        self.likelihood = PIXEL_LIKELIHOODS.find(config.likelihood, config.likelihood_options)()
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (GradientPhase("vae", self, self.loss),)

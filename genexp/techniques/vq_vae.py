@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,16 @@ from genexp.networks.residual import (
     build_residual_transposed_convolutions,
 )
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics, register
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    Technique,
+    detach_metrics,
+    register_technique,
+)
 
 PREVIEW_SAMPLES, PREVIEW_RECONSTRUCTIONS = 64, 10  # images in the previews
 MAX_CODEBOOK_IMAGES = 256  # codes in the picture of the codebook
@@ -43,7 +53,8 @@ class VQVAEConfig:
 
     channels: list[int]  # of the encoder's convolutions, each of which halves the size; the decoder mirrors them
     blocks: int  # residual blocks at each size
-    loss: str  # key of RECONSTRUCTION_LOSSES
+    loss: str  # name in RECONSTRUCTION_LOSSES
+    loss_options: dict[str, Any]  # keyword parameters of the loss
     quantizer: str  # one of QUANTIZERS
     codes: int  # vq: number of codes
     code_size: int  # vq: elements of a code
@@ -60,9 +71,9 @@ class VQVAEConfig:
     def __post_init__(self) -> None:
         require(bool(self.channels) and min(self.channels) > 0, "channels", self.channels, "use positive numbers")
         require(self.blocks >= 0, "blocks", self.blocks, "use 0 or more")
-        for key, choices in (("loss", tuple(RECONSTRUCTION_LOSSES)), ("quantizer", QUANTIZERS)):
-            value = getattr(self, key)
-            require(value in choices, key, value, f"choose one of {', '.join(choices)}")
+        RECONSTRUCTION_LOSSES.check("loss", self.loss, self.loss_options)
+        choices = ", ".join(QUANTIZERS)
+        require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"choose one of {choices}")
         require(self.codes > 1, "codes", self.codes, "use at least 2")
         for key in ("code_size", "prior_width", "prior_layers", "prior_heads"):
             require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
@@ -77,7 +88,7 @@ class VQVAEConfig:
         require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
 
 
-@register
+@register_technique("vq_vae")
 class VQVAE(Technique, CanSample, CanReconstruct):
     """Encoder to a grid of codes, decoder back to the image, and an autoregressive prior over the codes.
 
@@ -85,13 +96,12 @@ class VQVAE(Technique, CanSample, CanReconstruct):
     """
 
     Config = VQVAEConfig
-    name = "vq_vae"
     num_examples = 300  # for the picture of the codebook; reconstructions take `PREVIEW_RECONSTRUCTIONS` of them
 
     def __init__(self, config: VQVAEConfig, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.reconstruction_loss = RECONSTRUCTION_LOSSES[config.loss]
+        self.reconstruction_loss = RECONSTRUCTION_LOSSES.find(config.loss, config.loss_options)
         self.quantizer = _build_quantizer(config)
         channels, shape, size = config.channels, spec.image_shape, self.quantizer.size
         self.grid_size = compute_feature_map_sizes((shape[1], shape[2]), build_halving_layers(channels))[-1]

@@ -9,7 +9,7 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.losses.adversarial import gradient_penalty
-from genexp.technique import Batch, Metrics, detach_metrics, register
+from genexp.technique import Batch, Metrics, detach_metrics, register_technique
 from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 
@@ -34,7 +34,7 @@ class WassersteinGANConfig(ConvGANConfig):
         )
 
 
-@register
+@register_technique("wgan_gp")
 class WassersteinGAN(BaseConvGAN):
     """GAN with a critic whose gradient norm is kept near 1.
 
@@ -42,7 +42,6 @@ class WassersteinGAN(BaseConvGAN):
     """
 
     Config = WassersteinGANConfig
-    name = "wgan_gp"
 
     def __init__(self, config: WassersteinGANConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)

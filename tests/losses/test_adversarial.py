@@ -13,7 +13,7 @@ from genexp.losses.adversarial import ADVERSARIAL_LOSSES, gradient_penalty, scor
 
 def test_non_saturating_loss_is_the_cross_entropy_of_probabilities() -> None:
     real, fake = torch.randn(6), torch.randn(6)
-    adversarial_loss = ADVERSARIAL_LOSSES["non_saturating"]
+    adversarial_loss = ADVERSARIAL_LOSSES.find("non_saturating")()
     ones, zeros = torch.ones(6), torch.zeros(6)
     bce = F.binary_cross_entropy
     torch.testing.assert_close(
@@ -33,7 +33,7 @@ def test_non_saturating_loss_is_the_cross_entropy_of_probabilities() -> None:
 )
 def test_losses_match_their_papers(loss: str, discriminator: float, generator: float) -> None:
     real, fake = torch.tensor([0.5, 0.5]), torch.tensor([2.0, 2.0])
-    adversarial_loss = ADVERSARIAL_LOSSES[loss]
+    adversarial_loss = ADVERSARIAL_LOSSES.find(loss)()
     assert adversarial_loss.discriminator_loss(real, fake).item() == pytest.approx(discriminator)
     assert adversarial_loss.generator_loss(fake, lambda: real).item() == pytest.approx(generator)
 
@@ -48,12 +48,12 @@ def test_gradient_penalty_measures_the_slope_and_is_differentiable() -> None:
     torch.testing.assert_close(weight.grad, 2 * 4 * torch.tensor([0.6, 0.8]))
 
 
-@pytest.mark.parametrize("loss", sorted(set(ADVERSARIAL_LOSSES) - {"relativistic"}))
+@pytest.mark.parametrize("loss", sorted(set(ADVERSARIAL_LOSSES.list_names()) - {"relativistic"}))
 def test_only_the_relativistic_generator_needs_real_scores(loss: str) -> None:
     def fail() -> torch.Tensor:
         raise AssertionError("real scores cost a pass of the discriminator")
 
-    ADVERSARIAL_LOSSES[loss].generator_loss(torch.randn(4), fail)
+    ADVERSARIAL_LOSSES.find(loss)().generator_loss(torch.randn(4), fail)
 
 
 def test_squared_slope_and_scores_are_differentiable() -> None:

@@ -13,7 +13,7 @@ from genexp.networks.pixel_likelihoods import PIXEL_LIKELIHOODS, GaussianLikelih
 LOGITS = torch.tensor([-30.0, -4.0, -0.5, -0.0301, -0.0299, -1e-4, 0.0, 1e-4, 0.0299, 0.0301, 0.5, 4.0, 30.0])
 
 
-@pytest.mark.parametrize("name", sorted(PIXEL_LIKELIHOODS))
+@pytest.mark.parametrize("name", PIXEL_LIKELIHOODS.list_names())
 def test_likelihoods_match_torch(name: str) -> None:
     torch.manual_seed(0)
     outputs, images = 3 * torch.randn(5, 1, 4, 3), torch.rand(5, 1, 4, 3)
@@ -25,7 +25,7 @@ def test_likelihoods_match_torch(name: str) -> None:
         "gaussian": Normal(outputs.sigmoid(), 0.1),
     }
     expected = distributions[name]
-    likelihood = PIXEL_LIKELIHOODS[name]()
+    likelihood = PIXEL_LIKELIHOODS.find(name)()
     torch.testing.assert_close(
         likelihood.log_prob(outputs, images), expected.log_prob(images).flatten(1).sum(1), rtol=1e-4, atol=1e-4
     )
@@ -38,7 +38,7 @@ def test_continuous_bernoulli_integrates_to_one_and_has_finite_gradients() -> No
     log_density = pixels * logits - torch.nn.functional.softplus(logits) + log_normalizer(logits)
     density = log_density.exp()
     torch.testing.assert_close(density.mean(1), torch.ones(len(LOGITS), dtype=torch.float64), rtol=1e-4, atol=0)
-    means = PIXEL_LIKELIHOODS["continuous_bernoulli"]().mean(logits)[:, 0]
+    means = PIXEL_LIKELIHOODS.find("continuous_bernoulli")().mean(logits)[:, 0]
     torch.testing.assert_close((density * pixels).mean(1), means, rtol=1e-4, atol=0)
     (gradient,) = torch.autograd.grad(log_normalizer(logits).sum() + means.sum(), logits)
     assert gradient.isfinite().all()

@@ -10,6 +10,7 @@ from genexp.data.registry import register_dataset
 from genexp.data.sources._points import PointsConfig, check_points_memory, make_point_split
 
 
+@register_dataset("blobs")
 @dataclass
 class BlobsConfig(PointsConfig):
     """conf/dataset/blobs.yaml."""
@@ -25,25 +26,23 @@ class BlobsConfig(PointsConfig):
         require(self.features >= 1, "features", self.features, "use at least 1")
         require(self.cluster_std >= 0, "cluster_std", self.cluster_std, "use 0 or more")
 
+    def load(self) -> Dataset:
+        """Return points (n, features). The test split is drawn around the same centers."""
+        from sklearn.datasets import make_blobs
 
-@register_dataset("blobs", BlobsConfig)
-def load(config: BlobsConfig) -> Dataset:
-    """Return points (n, features). The test split is drawn around the same centers."""
-    from sklearn.datasets import make_blobs
-
-    check_points_memory(config, config.features)
-    points, labels, centers = make_blobs(
-        config.n_samples,
-        config.features,
-        centers=config.centers,
-        cluster_std=config.cluster_std,
-        random_state=config.data_seed,
-        return_centers=True,
-    )
-    test_points, test_labels = make_blobs(
-        config.n_samples, centers=centers, cluster_std=config.cluster_std, random_state=config.test_seed
-    )
-    names = tuple(f"blob {number}" for number in range(config.centers))
-    return Dataset(
-        config.name, make_point_split(points, labels), make_point_split(test_points, test_labels), names
-    )
+        check_points_memory(self, self.features)
+        points, labels, centers = make_blobs(
+            self.n_samples,
+            self.features,
+            centers=self.centers,
+            cluster_std=self.cluster_std,
+            random_state=self.data_seed,
+            return_centers=True,
+        )
+        test_points, test_labels = make_blobs(
+            self.n_samples, centers=centers, cluster_std=self.cluster_std, random_state=self.test_seed
+        )
+        names = tuple(f"blob {number}" for number in range(self.centers))
+        return Dataset(
+            self.name, make_point_split(points, labels), make_point_split(test_points, test_labels), names
+        )

@@ -10,6 +10,7 @@ from genexp.data.registry import register_dataset
 from genexp.data.sources._points import NoisyCurvesConfig, check_points_memory, make_point_split
 
 
+@register_dataset("circles")
 @dataclass
 class CirclesConfig(NoisyCurvesConfig):
     """conf/dataset/circles.yaml."""
@@ -20,17 +21,15 @@ class CirclesConfig(NoisyCurvesConfig):
         super().__post_init__()
         require(0 <= self.factor < 1, "factor", self.factor, "use a radius in [0, 1)")
 
+    def load(self) -> Dataset:
+        """Return points (n, 2) on two circles around the origin."""
+        from sklearn.datasets import make_circles
 
-@register_dataset("circles", CirclesConfig)
-def load(config: CirclesConfig) -> Dataset:
-    """Return points (n, 2) on two circles around the origin."""
-    from sklearn.datasets import make_circles
+        check_points_memory(self)
 
-    check_points_memory(config)
+        def make_split(seed: int) -> Split:
+            return make_point_split(
+                *make_circles(self.n_samples, noise=self.noise, factor=self.factor, random_state=seed)
+            )
 
-    def make_split(seed: int) -> Split:
-        return make_point_split(
-            *make_circles(config.n_samples, noise=config.noise, factor=config.factor, random_state=seed)
-        )
-
-    return Dataset(config.name, make_split(config.data_seed), make_split(config.test_seed), ("outer", "inner"))
+        return Dataset(self.name, make_split(self.data_seed), make_split(self.test_seed), ("outer", "inner"))

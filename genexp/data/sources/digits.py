@@ -13,18 +13,17 @@ from genexp.data.sources._labeled_images import DIGIT_NAMES, make_labeled_datase
 TEST_COUNT = 360  # a fifth, 36 of each class
 
 
+@register_dataset("digits")
 @dataclass
 class DigitsConfig(DatasetConfig):
     """conf/dataset/digits.yaml."""
 
+    def load(self) -> Dataset:
+        """Return images (n, 1, 8, 8): 1,437 for training, 360 for test."""
+        from sklearn.datasets import load_digits
 
-@register_dataset("digits", DigitsConfig)
-def load(config: DigitsConfig) -> Dataset:
-    """Return images (n, 1, 8, 8): 1,437 for training, 360 for test."""
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    pixels = torch.from_numpy(scans.images)[:, None]  # (1797, 1, 8, 8), whole numbers 0 … 16
-    images = (pixels * 255 / 16).round().to(torch.uint8)
-    labels = torch.from_numpy(scans.target)
-    return make_labeled_dataset(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
+        scans = load_digits()
+        pixels = torch.from_numpy(scans.images)[:, None]  # (1797, 1, 8, 8), whole numbers 0 … 16
+        images = (pixels * 255 / 16).round().to(torch.uint8)
+        labels = torch.from_numpy(scans.target)
+        return make_labeled_dataset(self.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)

@@ -51,6 +51,7 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # transforms for domain 
 }
 
 
+@register_dataset("domains")
 @dataclass
 class DomainsConfig(DerivedConfig):
     """conf/dataset/domains.yaml."""
@@ -61,27 +62,25 @@ class DomainsConfig(DerivedConfig):
         super().__post_init__()
         require(self.change in TRANSFORMS, "change", self.change, f"choose one of {', '.join(TRANSFORMS)}")
 
+    def load(self) -> Dataset:
+        """Return the streams "a" and "b", uint8 (n, channels, h, w). Raises ConfigError and DataError.
 
-@register_dataset("domains", DomainsConfig)
-def load(config: DomainsConfig) -> Dataset:
-    """Return the streams "a" and "b", uint8 (n, channels, h, w). Raises ConfigError and DataError.
-
-    In the training split they are not aligned and have no source image in common. In the test split they are
-    aligned, and "a_as_b" and "b_as_a" hold the results of a perfect translation.
-    """
-    source_dataset = config.load_source(None if config.limit is None else 2 * config.limit)
-    to_a, to_b = TRANSFORMS[config.change]
-    images = source_dataset.train.streams["image"]
-    indices_a, second = permutation(len(images), "domains").tensor_split(2)
-    train = Split(
-        {
-            "a": transform_stream(take_samples(images, indices_a), to_a),
-            "b": transform_stream(take_samples(images, second), to_b),
-        },
-        is_aligned=False,
-    )
-    test_streams = source_dataset.test.streams
-    a, b = transform_stream(test_streams["image"], to_a), transform_stream(test_streams["image"], to_b)
-    other_streams = {name: stream for name, stream in test_streams.items() if name != "image"}
-    test = Split({"a": a, "b": b, "a_as_b": b, "b_as_a": a, **other_streams})
-    return Dataset(config.name, train, test, source_dataset.class_names, source_dataset.warnings)
+        In the training split they are not aligned and have no source image in common. In the test split they are
+        aligned, and "a_as_b" and "b_as_a" hold the results of a perfect translation.
+        """
+        source_dataset = self.load_source(None if self.limit is None else 2 * self.limit)
+        to_a, to_b = TRANSFORMS[self.change]
+        images = source_dataset.train.streams["image"]
+        indices_a, second = permutation(len(images), "domains").tensor_split(2)
+        train = Split(
+            {
+                "a": transform_stream(take_samples(images, indices_a), to_a),
+                "b": transform_stream(take_samples(images, second), to_b),
+            },
+            is_aligned=False,
+        )
+        test_streams = source_dataset.test.streams
+        a, b = transform_stream(test_streams["image"], to_a), transform_stream(test_streams["image"], to_b)
+        other_streams = {name: stream for name, stream in test_streams.items() if name != "image"}
+        test = Split({"a": a, "b": b, "a_as_b": b, "b_as_a": a, **other_streams})
+        return Dataset(self.name, train, test, source_dataset.class_names, source_dataset.warnings)

@@ -16,17 +16,16 @@ SOBEL_KERNEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 SOBEL_STEP_RESPONSE = 4.0  # response of the Sobel filter to a step of 1
 
 
+@register_dataset("edges")
 @dataclass
 class EdgesConfig(DerivedConfig):
     """conf/dataset/edges.yaml."""
 
-
-@register_dataset("edges", EdgesConfig)
-def load(config: EdgesConfig) -> Dataset:
-    """Return the streams "input", uint8 (n, 1, h, w), "target", the images, and other streams of the source."""
-    base = config.load_source(config.limit)
-    train, test = (_make_pairs(split) for split in (base.train, base.test))
-    return Dataset(config.name, train, test, base.class_names, base.warnings)
+    def load(self) -> Dataset:
+        """Return the streams "input", uint8 (n, 1, h, w), "target", the images, and others of the source."""
+        base = self.load_source(self.limit)
+        train, test = (_make_pairs(split) for split in (base.train, base.test))
+        return Dataset(self.name, train, test, base.class_names, base.warnings)
 
 
 def _make_pairs(split: Split) -> Split:

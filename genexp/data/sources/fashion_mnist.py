@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from genexp.data.dataset import Dataset
 from genexp.data.registry import register_dataset
 from genexp.data.sources._mnist import MnistConfig, load_idx_dataset
 
 
-@register_dataset("fashion_mnist", MnistConfig)
-def load(config: MnistConfig) -> Dataset:
-    """Return images (n, 1, 28, 28): 60,000 for training, 10,000 for test. Raises DataError."""
-    return load_idx_dataset(config)
+@register_dataset("fashion_mnist")
+@dataclass
+class FashionMnistConfig(MnistConfig):
+    """conf/dataset/fashion_mnist.yaml."""
+
+    def load(self) -> Dataset:
+        """Return images (n, 1, 28, 28): 60,000 for training, 10,000 for test. Raises DataError."""
+        return load_idx_dataset(self)

@@ -25,6 +25,7 @@ from genexp.errors import DataError
 from genexp.seeding import derive_seed
 
 
+@register_dataset("image_folder")
 @dataclass
 class ImageFolderConfig(DatasetConfig):
     """conf/dataset/image_folder.yaml."""
@@ -41,45 +42,43 @@ class ImageFolderConfig(DatasetConfig):
         require(self.channels in PIL_MODES, "channels", self.channels, "use 1 for gray or 3 for color")
         require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "use a value between 0 and 1")
 
+    def load(self) -> Dataset:
+        """Return uint8 images (n, channels, size, size), in memory if they fit in `resident_gb`, else lazy.
 
-@register_dataset("image_folder", ImageFolderConfig)
-def load(config: ImageFolderConfig) -> Dataset:
-    """Return uint8 images (n, channels, size, size), in memory if they fit in `resident_gb`, else lazy.
-
-    Unreadable files are left out with a warning. Raises DataError if fewer than two readable images remain.
-    """
-    assert config.root is not None
-    root = Path(config.root).expanduser()
-    files = _find_images(root)
-    readable, broken = partition_readable(files)
-    if len(readable) < 2:
-        raise DataError(
-            f"dataset.root={root} has {len(readable)} readable pictures among {len(files)}; one to learn from and "
-            f"one to test on are the least: add pictures, or choose another folder"
-        )
-    names, files_by_class, stray_warnings = _group_by_class(readable, root)
-    train, test = _split_classes_by_hash(files_by_class, root, config.test_fraction)
-    dataset = Dataset(
-        config.name, _build_lazy_split(train, names, config), _build_lazy_split(test, names, config), names
-    )
-    # Reduced before reading: a small limit must not read the whole directory.
-    dataset = subset(dataset, config.limit)
-    train_split, test_split = dataset.train, dataset.test
-    if count_split_bytes(train_split) + count_split_bytes(test_split) <= config.resident_gb * 1e9:
-        train_split, broken_train = _load_split(train_split)
-        test_split, broken_test = _load_split(test_split)
-        broken += broken_train + broken_test
-        if not len(train_split) or not len(test_split):
+        Unreadable files are left out with a warning. Raises DataError if fewer than two readable images remain.
+        """
+        assert self.root is not None
+        root = Path(self.root).expanduser()
+        files = _find_images(root)
+        readable, broken = partition_readable(files)
+        if len(readable) < 2:
             raise DataError(
-                f"{format_unreadable_warning(broken, len(files), root)[0]}; too few are left: add pictures"
+                f"dataset.root={root} has {len(readable)} readable pictures among {len(files)}; one to learn "
+                f"from and one to test on are the least: add pictures, or choose another folder"
             )
-    return Dataset(
-        config.name,
-        train_split,
-        test_split,
-        names,
-        (*format_unreadable_warning(broken, len(files), root), *stray_warnings),
-    )
+        names, files_by_class, stray_warnings = _group_by_class(readable, root)
+        train, test = _split_classes_by_hash(files_by_class, root, self.test_fraction)
+        dataset = Dataset(
+            self.name, _build_lazy_split(train, names, self), _build_lazy_split(test, names, self), names
+        )
+        # Reduced before reading: a small limit must not read the whole directory.
+        dataset = subset(dataset, self.limit)
+        train_split, test_split = dataset.train, dataset.test
+        if count_split_bytes(train_split) + count_split_bytes(test_split) <= self.resident_gb * 1e9:
+            train_split, broken_train = _load_split(train_split)
+            test_split, broken_test = _load_split(test_split)
+            broken += broken_train + broken_test
+            if not len(train_split) or not len(test_split):
+                raise DataError(
+                    f"{format_unreadable_warning(broken, len(files), root)[0]}; too few are left: add pictures"
+                )
+        return Dataset(
+            self.name,
+            train_split,
+            test_split,
+            names,
+            (*format_unreadable_warning(broken, len(files), root), *stray_warnings),
+        )
 
 
 def _find_images(root: Path) -> list[Path]:

@@ -19,16 +19,15 @@ DATA_FILE = Path(__file__).with_name("mnist_5k.npz")
 TEST_COUNT = 1000  # 100 of each class
 
 
+@register_dataset("mnist_5k")
 @dataclass
 class Mnist5kConfig(DatasetConfig):
     """conf/dataset/mnist_5k.yaml."""
 
-
-@register_dataset("mnist_5k", Mnist5kConfig)
-def load(config: Mnist5kConfig) -> Dataset:
-    """Return images (n, 1, 28, 28): 4,000 for training, 1,000 for test. Raises DataError."""
-    images, labels = read_digits(DATA_FILE)
-    return make_labeled_dataset(config.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
+    def load(self) -> Dataset:
+        """Return images (n, 1, 28, 28): 4,000 for training, 1,000 for test. Raises DataError."""
+        images, labels = read_digits(DATA_FILE)
+        return make_labeled_dataset(self.name, images, labels, test_count=TEST_COUNT, class_names=DIGIT_NAMES)
 
 
 def read_digits(path: Path) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ CROPS_BY_INPUT_SIDE: dict[str, tuple[CropRange, CropRange]] = {
 ImagePair = tuple[Path, Path]
 
 
+@register_dataset("pairs")
 @dataclass
 class PairsConfig(ImageDirectoriesConfig):
     """conf/dataset/pairs.yaml."""
@@ -41,29 +42,27 @@ class PairsConfig(ImageDirectoriesConfig):
             f"choose one of {', '.join(CROPS_BY_INPUT_SIDE)}",
         )
 
-
-@register_dataset("pairs", PairsConfig)
-def load(config: PairsConfig) -> Dataset:
-    """Return the streams "input" and "target", uint8 (n, channels, size, size), aligned. Raises DataError."""
-    pairs, warnings = _list_side_by_side(config) if config.root is not None else _match_by_name(config)
-    if len(pairs) < 2:
-        raise DataError(
-            f"dataset=pairs finds {len(pairs)} pairs; one to learn from and one to test on are the least: "
-            f"add pictures, or choose other folders"
+    def load(self) -> Dataset:
+        """Return the streams "input" and "target", uint8 (n, channels, size, size), aligned. Raises DataError."""
+        pairs, warnings = _list_side_by_side(self) if self.root is not None else _match_by_name(self)
+        if len(pairs) < 2:
+            raise DataError(
+                f"dataset=pairs finds {len(pairs)} pairs; one to learn from and one to test on are the least: "
+                f"add pictures, or choose other folders"
+            )
+        crops = CROPS_BY_INPUT_SIDE[self.input_side] if self.root is not None else (FULL_WIDTH, FULL_WIDTH)
+        train, test = (
+            Split(
+                {
+                    name: ImageFileStream(
+                        [pair[side] for pair in split_pairs], self.size, self.channels, crops[side]
+                    )
+                    for side, name in enumerate(("input", "target"))
+                }
+            )
+            for split_pairs in split_by_hash(pairs, lambda pair: pair[0].stem, self.test_fraction)
         )
-    crops = CROPS_BY_INPUT_SIDE[config.input_side] if config.root is not None else (FULL_WIDTH, FULL_WIDTH)
-    train, test = (
-        Split(
-            {
-                name: ImageFileStream(
-                    [pair[side] for pair in split_pairs], config.size, config.channels, crops[side]
-                )
-                for side, name in enumerate(("input", "target"))
-            }
-        )
-        for split_pairs in split_by_hash(pairs, lambda pair: pair[0].stem, config.test_fraction)
-    )
-    return subset_and_load(Dataset(config.name, train, test, warnings=warnings), config)
+        return subset_and_load(Dataset(self.name, train, test, warnings=warnings), self)
 
 
 def _list_side_by_side(config: PairsConfig) -> tuple[list[ImagePair], tuple[str, ...]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_FILES = {"content": "china.jpg", "style": "flower.jpg"}  # sample images of scikit-learn
 
 
+@register_dataset("photographs")
 @dataclass
 class PhotographsConfig(DatasetConfig):
     """conf/dataset/photographs.yaml."""
@@ -34,15 +35,13 @@ class PhotographsConfig(DatasetConfig):
         super().__post_init__()
         require(self.size >= 1, "size", self.size, "use at least 1 pixel")
 
+    def load(self) -> Dataset:
+        """Return the streams "content" and "style": one sample each, uint8 (1, 3, height, width).
 
-@register_dataset("photographs", PhotographsConfig)
-def load(config: PhotographsConfig) -> Dataset:
-    """Return the streams "content" and "style": one sample each, uint8 (1, 3, height, width), of different sizes.
-
-    The test split equals the training split. Raises DataError.
-    """
-    streams = {name: _load_photograph(name, getattr(config, name), config.size) for name in DEFAULT_FILES}
-    return Dataset(config.name, Split(streams), Split(streams))
+        Their sizes differ. The test split equals the training split. Raises DataError.
+        """
+        streams = {name: _load_photograph(name, getattr(self, name), self.size) for name in DEFAULT_FILES}
+        return Dataset(self.name, Split(streams), Split(streams))
 
 
 def _load_photograph(role: str, file: str | None, size: int) -> Tensor:

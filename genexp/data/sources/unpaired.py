@@ -12,6 +12,7 @@ from genexp.data.sources._image_files import ImageFileStream
 from genexp.errors import DataError
 
 
+@register_dataset("unpaired")
 @dataclass
 class UnpairedConfig(ImageDirectoriesConfig):
     """conf/dataset/unpaired.yaml."""
@@ -24,26 +25,26 @@ class UnpairedConfig(ImageDirectoriesConfig):
         for key in ("a", "b"):
             require(getattr(self, key) is not None, key, "null", "set it to a folder of pictures")
 
-
-@register_dataset("unpaired", UnpairedConfig)
-def load(config: UnpairedConfig) -> Dataset:
-    """Return the streams "a" and "b", uint8 (n, channels, size, size), not aligned. Raises DataError."""
-    assert config.a is not None
-    assert config.b is not None
-    train: dict[str, ImageFileStream] = {}
-    test: dict[str, ImageFileStream] = {}
-    warnings: tuple[str, ...] = ()
-    for key, directory in (("a", config.a), ("b", config.b)):
-        image_directory = scan_directory(directory, key)
-        if len(image_directory.paths) < 2:
-            raise DataError(f"dataset.{key}={directory} has one readable picture; two are the least: add pictures")
-        train_paths, test_paths = split_by_hash(
-            image_directory.paths, image_directory.get_relative_stem, config.test_fraction
+    def load(self) -> Dataset:
+        """Return the streams "a" and "b", uint8 (n, channels, size, size), not aligned. Raises DataError."""
+        assert self.a is not None
+        assert self.b is not None
+        train: dict[str, ImageFileStream] = {}
+        test: dict[str, ImageFileStream] = {}
+        warnings: tuple[str, ...] = ()
+        for key, directory in (("a", self.a), ("b", self.b)):
+            image_directory = scan_directory(directory, key)
+            if len(image_directory.paths) < 2:
+                raise DataError(
+                    f"dataset.{key}={directory} has one readable picture; two are the least: add pictures"
+                )
+            train_paths, test_paths = split_by_hash(
+                image_directory.paths, image_directory.get_relative_stem, self.test_fraction
+            )
+            train[key] = ImageFileStream(train_paths, self.size, self.channels)
+            test[key] = ImageFileStream(test_paths, self.size, self.channels)
+            warnings += image_directory.warnings
+        dataset = Dataset(
+            self.name, Split(train, is_aligned=False), Split(test, is_aligned=False), warnings=warnings
         )
-        train[key] = ImageFileStream(train_paths, config.size, config.channels)
-        test[key] = ImageFileStream(test_paths, config.size, config.channels)
-        warnings += image_directory.warnings
-    dataset = Dataset(
-        config.name, Split(train, is_aligned=False), Split(test, is_aligned=False), warnings=warnings
-    )
-    return subset_and_load(dataset, config)
+        return subset_and_load(dataset, self)
