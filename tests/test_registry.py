@@ -232,4 +232,4 @@ def test_definitions_outside_of_plugins_can_be_repeated() -> None:
 
 def test_registering_no_class_is_an_error() -> None:
     with pytest.raises(PluginError, match="not a technique"):
-        register_technique("a")(3)  # type: ignore[type-var]
+        register_technique("a")(3)  # type: ignore[arg-type]

@@ -195,9 +195,9 @@ def test_dataset_and_loss_work_with_built_in_techniques(example: Path, tmp_path:
     assert result.exit_code == 0, result.stderr
     assert load_status(tmp_path / "kmeans")["dataset"] == "spirals"
     losses = []
-    for number, overrides in enumerate((["mse"], ["huber"], ["huber", "model.loss_options.delta=0.01"])):
+    for number, loss in enumerate((["mse"], ["huber"], ["huber", "model.loss_options.delta=0.01"])):
         run_dir = tmp_path / str(number)
-        arguments = ("model=stacked_autoencoder", f"model.loss={overrides[0]}", *overrides[1:])
+        arguments = ("model=stacked_autoencoder", f"model.loss={loss[0]}", *loss[1:])
         result = run_example(example, *arguments, "trainer.max_steps=1", format_run_dir_override(run_dir))
         assert result.exit_code == 0, result.stderr
         losses.append(read_metrics_log(run_dir)[0]["loss"])
