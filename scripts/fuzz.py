@@ -1,27 +1,37 @@
-"""Property-based test of the commands: random settings, damaged run directories and damaged data files.
+"""Property-based test of the commands: random settings, damaged run directories, damaged data and environments.
 
     python scripts/fuzz.py --cases 500 --seed 1 --minutes 60
+    python scripts/fuzz.py --cases 125 --seed 2 --real-processes
 
-Every case runs a command in a forked interpreter. A command must succeed, or end with exit code 1 and one line on
-standard error. It must not print a traceback, run longer than the time limit, take more than the memory limit, or
-change files outside its output directory. Distinct faults are printed with the command that causes them.
+Every case runs a command in a forked interpreter, or with `--real-processes` in a new one. A command must succeed,
+or end with exit code 1 and one line on standard error. It must not print a traceback, run longer than the time
+limit, take more than the memory limit, or change files outside its output directory. Distinct faults are printed
+with the command that causes them. Root can read every file, unless it gives up this right:
+
+    setpriv --bounding-set=-dac_override,-dac_read_search python scripts/fuzz.py
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import gzip
 import json
 import os
 import resource
 import shlex
 import shutil
 import signal
+import struct
+import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +54,17 @@ PRELOADED_MODULES = (
     *("genexp.train", "genexp.runs.run", "genexp.cli.evaluate", "genexp.cli.sample", "genexp.cli.compare"),
     *("genexp.cli.diff", "genexp.cli.scores", "genexp.cli.generate", "sklearn.metrics", "scipy.optimize"),
     *("sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "plotly.graph_objects"),
+    *("tensorboardX", "tensorboardX.record_writer", "filelock", "imageio.v3", "jinja2", "rich.logging"),
 )
+REPO_ROOT = str(Path(__file__).resolve().parents[1])
+RUN_MAIN = "import sys, importlib; del sys.argv[0]; importlib.import_module(sys.argv.pop(0)).main()"
+ENTRY_MODULES = {  # program → module with its `main`
+    "genexp": "genexp.train",
+    "genexp-evaluate": "genexp.cli.evaluate",
+    "genexp-sample": "genexp.cli.sample",
+    "genexp-compare": "genexp.cli.compare",
+    "genexp-diff": "genexp.cli.diff",
+}
 
 # Values that a setting may get: of every type, at and beyond the limits, and texts with special characters.
 SCALARS = (
@@ -92,6 +112,21 @@ SWEEP_VALUES = (
     "1,",
     ",",
 )
+# Files of a run that are damaged, as patterns.
+RUN_TARGETS = (
+    *(
+        "config.yaml",
+        "status.json",
+        "metrics.jsonl",
+        "train.log",
+        "report.html",
+        ".lock",
+        ".hydra",
+        ".hydra/*.yaml",
+    ),
+    *("checkpoints", "checkpoints/*.pt", "figures", "figures/*", "previews", "previews/*/*", "*.gif"),
+    *("tensorboard", "tensorboard/*"),
+)
 EXTRA_ARGUMENTS = (
     *(
         "-m",
@@ -130,15 +165,44 @@ EXTRA_ARGUMENTS = (
 
 
 @dataclass(frozen=True)
+class Environment:
+    """Environment variables, limits of the operating system and closed streams of a command."""
+
+    variables: Mapping[str, str | None] = field(default_factory=dict)  # None removes a variable
+    limits: Mapping[str, int] = field(default_factory=dict)  # name in the module resource → limit
+    closed_streams: tuple[int, ...] = ()  # file descriptors
+
+    def __str__(self) -> str:
+        words = [f"{name}={value!r}" for name, value in (*self.variables.items(), *self.limits.items())]
+        return " ".join([*words, *(f"{descriptor}>&-" for descriptor in self.closed_streams)])
+
+    def set_limits(self) -> None:
+        """Set the limits of this process, among them that of processor time, and close its streams."""
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS + 5))
+        for name, limit in self.limits.items():
+            resource.setrlimit(getattr(resource, name), (limit, limit))
+        for descriptor in self.closed_streams:
+            os.close(descriptor)
+
+    def build_variables(self) -> dict[str, str]:
+        """Return the variables of this process with the changes."""
+        merged = {**os.environ, **self.variables}
+        return {name: value for name, value in merged.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Command:
-    """A command line, and a change of files before it runs."""
+    """A command line, a change of files before it runs, and its environment."""
 
     program: str
     arguments: tuple[str, ...]
     damage: tuple[str, Callable[[Path], None]] | None = None  # description and function of the work directory
+    environment: Environment = Environment()
+    output_dirs: tuple[str, ...] = ("out",)  # directories below the work directory that it may change
+    runs: tuple[str, ...] = ()  # names in MODELS of the finished runs that it needs
 
     def __str__(self) -> str:
-        text = shlex.join([self.program, *self.arguments])
+        text = " ".join(filter(None, [str(self.environment), shlex.join([self.program, *self.arguments])]))
         return f"{self.damage[0]}; {text}" if self.damage else text
 
 
@@ -151,6 +215,7 @@ class Outcome:
     seconds: float
     peak_bytes: int
     changed_files: tuple[str, ...]  # outside the output directory
+    has_stderr: bool = True
 
     def find_fault(self, base_bytes: int) -> str | None:
         """Return a description of the fault, or None if the command behaved."""
@@ -162,7 +227,7 @@ class Outcome:
             return f"traceback: {lines[-1]}"
         if self.exit_code not in (0, 1):
             return f"exit code {self.exit_code}: {lines[-1] if lines else ''}"
-        if self.exit_code == 1 and len(lines) != 1:
+        if self.exit_code == 1 and len(lines) != 1 and self.has_stderr:
             return f"{len(lines)} lines on standard error: {' | '.join(lines[:3])}"
         if self.changed_files:
             return f"changed {', '.join(self.changed_files[:3])}"
@@ -174,12 +239,14 @@ class Outcome:
 class Sandbox:
     """Work directory with small finished runs, where commands run in forked interpreters."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, has_real_processes: bool = False) -> None:
         self.directory = directory
+        self.has_real_processes = has_real_processes
         self.runs = {name: directory / "runs" / name for name in MODELS}
         self.work_dir = directory / "work"  # working directory of the commands; `out` below it is their output
         self.data_dir = directory / "data"
         os.environ.update(HOME=str(directory / "home"), XDG_CACHE_HOME=str(directory / "home" / "cache"))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [REPO_ROOT, os.environ.get("PYTHONPATH", "")]))
         for name in ("runs", "work", "data", "home"):
             (directory / name).mkdir()
         _preload()
@@ -188,29 +255,55 @@ class Sandbox:
             arguments = [*FAST_OVERRIDES, *_model_arguments(name), f"hydra.run.dir={run_dir}"]
             outcome = self.run(Command("genexp", tuple(arguments)), max_seconds=300)
             assert outcome.exit_code == 0, outcome.stderr
-        self.base_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        gc.collect()
+        gc.freeze()  # collections in forked processes would copy its pages
+        self.base_bytes = 0 if has_real_processes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def run(self, command: Command, max_seconds: float = MAX_WALL_SECONDS) -> Outcome:
-        """Run a command in a fork of this interpreter, in an empty work directory with copies of runs and data."""
-        shutil.rmtree(self.work_dir, ignore_errors=True)
-        shutil.copytree(self.directory / "runs", self.work_dir / "runs", symlinks=True)
+        """Run a command in an empty work directory with copies of the data and of its runs."""
+        _remove_tree(self.work_dir)
+        for name in command.runs:
+            shutil.copytree(self.runs[name], self.work_dir / "runs" / name, symlinks=True)
         shutil.copytree(self.data_dir, self.work_dir / "data", symlinks=True)
         if command.damage is not None:
             command.damage[1](self.work_dir)
         before = _list_files(self.directory)
         start = time.monotonic()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            pid = os.fork()
-            if pid == 0:
-                _execute(command, self.work_dir, out.fileno(), err.fileno())
-            status, peak = _wait(pid, start + max_seconds)
+            execute = self._start_process if self.has_real_processes else self._fork
+            status, peak = _wait(execute(command, out.fileno(), err.fileno()), start + max_seconds)
             err.seek(0)
             text = err.read().decode(errors="replace")
         after = _list_files(self.directory)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        allowed = ("work/out", "work/runs", "home/cache")
+        allowed = ("home/cache", *(f"work/{name}" for name in command.output_dirs))
+        if "hydra.run.dir=" in command.arguments:  # the work directory: new files, but no changed ones
+            changed = [name for name in changed if name in before]
         outside = tuple(name for name in changed if not name.startswith(allowed))
-        return Outcome(os.waitstatus_to_exitcode(status), text, time.monotonic() - start, peak, outside)
+        seconds = time.monotonic() - start
+        has_stderr = 2 not in command.environment.closed_streams
+        return Outcome(os.waitstatus_to_exitcode(status), text, seconds, peak, outside, has_stderr)
+
+    def _fork(self, command: Command, out: int, err: int) -> int:
+        """Run a command in a fork of this interpreter, and return its process id."""
+        pid = os.fork()
+        if pid == 0:
+            _execute(command, self.work_dir, out, err)
+        return pid
+
+    def _start_process(self, command: Command, out: int, err: int) -> int:
+        """Run a command in a new interpreter, and return its process id."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN_MAIN, ENTRY_MODULES[command.program], command.program, *command.arguments],
+            cwd=self.work_dir,
+            env=command.environment.build_variables(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            preexec_fn=command.environment.set_limits,
+        )
+        process.returncode = 0  # `_wait` waits for it
+        return process.pid
 
 
 def _preload() -> None:
@@ -219,7 +312,12 @@ def _preload() -> None:
     for name in PRELOADED_MODULES:
         importlib.import_module(name)
     import torch
+    from PIL import Image
 
+    from genexp.technique import list_techniques
+
+    Image.init()
+    list_techniques()
     torch.set_num_threads(1)
 
 
@@ -230,24 +328,21 @@ def _execute(command: Command, work_dir: Path, out: int, err: int) -> None:
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.chdir(work_dir)
-        resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS + 5))
         sys.stdin.close()
         sys.argv = [command.program, *command.arguments]
-        from genexp import train
-        from genexp.cli import compare, diff, evaluate, sample
+        from importlib import import_module
 
-        mains: Mapping[str, Callable[[], Any]] = {
-            "genexp": train.main,
-            "genexp-evaluate": evaluate.main,
-            "genexp-sample": sample.main,
-            "genexp-compare": compare.main,
-            "genexp-diff": diff.main,
-        }
-        mains[command.program]()
+        main = import_module(ENTRY_MODULES[command.program]).main
+        variables = command.environment.build_variables()
+        os.environ.clear()
+        os.environ.update(variables)
+        command.environment.set_limits()
+        main()
         code = 0
     except SystemExit as error:
         if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(error.code, file=sys.stderr)
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         import traceback
@@ -258,6 +353,17 @@ def _execute(command: Command, work_dir: Path, out: int, err: int) -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def _remove_tree(directory: Path) -> None:
+    """Remove a directory, also one with write-protected folders."""
+    if directory.exists():
+        directory.chmod(0o700)
+    for folder, folders, _ in os.walk(directory):
+        for path in (Path(folder, name) for name in folders):
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _wait(pid: int, deadline: float) -> tuple[int, int]:
@@ -275,17 +381,18 @@ def _wait(pid: int, deadline: float) -> tuple[int, int]:
         pause = min(0.05, pause * 1.5)
 
 
-def _list_files(directory: Path) -> dict[str, tuple[int, int]]:
-    """Return path relative to `directory` → (size, modification time) of every file below it."""
-    found = {}
-    for folder, _, names in os.walk(directory):
+def _list_files(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Return path relative to `directory` → (size, modification time, inode) of every file; (0,) of folders."""
+    found: dict[str, tuple[int, ...]] = {}
+    for folder, folders, names in os.walk(directory):
+        prefix = Path(folder).relative_to(directory)
+        found.update(((prefix / name).as_posix(), (0,)) for name in folders)
         for name in names:
-            path = Path(folder, name)
             try:
-                state = path.lstat()
+                state = Path(folder, name).lstat()
             except OSError:
                 continue
-            found[path.relative_to(directory).as_posix()] = (state.st_size, state.st_mtime_ns)
+            found[(prefix / name).as_posix()] = (state.st_size, state.st_mtime_ns, state.st_ino)
     return found
 
 
@@ -315,10 +422,13 @@ def _model_arguments(name: str) -> list[str]:
         "style_transfer": ["model.weights=random", "dataset.size=32", "trainer.batch_size=null"],
         "gan": ["model.hidden=[16]", "model.evaluation_samples=10"],
         "kmeans": ["trainer.batch_size=null"],
+        "stacked_autoencoder": ["model.widths=[16,4]"],
+        "vae": ["model.hidden=[16]", "model.latent=3"],
     }
     return [f"model={name}", *extra.get(name, [])]
 
 
+@cache
 def list_keys(name: str) -> list[str]:
     """Return the dotted keys of the configuration of a model."""
     from hydra import compose, initialize_config_dir
@@ -354,65 +464,133 @@ def draw_settings(draw: st.DrawFn) -> Command:
 def draw_damaged_run(draw: st.DrawFn) -> Command:
     """Return a command on a run of which one file is damaged."""
     name = draw(st.sampled_from(MODELS))
-    target = draw(
-        st.sampled_from(
-            ("config.yaml", "status.json", "metrics.jsonl", "train.log", "report.html", "checkpoints", "figures")
-        )
-    )
+    target = draw(st.sampled_from(RUN_TARGETS))
     damage_name, change = draw(st.sampled_from(list(DAMAGES.items())))
     position = draw(st.floats(0, 1))
     program = draw(st.sampled_from(("genexp", *TOOLS)))
     run = f"runs/{name}"
     arguments: Sequence[str] = {
         "genexp": (f"resume={run}", "trainer.max_steps=3"),
-        "genexp-diff": (run, f"runs/{MODELS[0]}"),
-        "genexp-compare": ("runs",),
+        "genexp-diff": [f"runs/{other}" for other in _list_runs(name)],
+        "genexp-compare": ("runs", "--html", "out"),
     }.get(program, (run, "--device", "cpu"))
 
     def apply(work_dir: Path) -> None:
-        path = work_dir / run / target
-        if path.is_dir():
-            files = sorted(item for item in path.rglob("*") if item.is_file())
-            path = files[int(position * (len(files) - 1))] if files else path
-        change(path, position)
+        paths = sorted((work_dir / run).glob(target))
+        path = paths[int(position * (len(paths) - 1))] if paths else work_dir / run / target.replace("*", "x")
+        _apply(change, path, position)
 
-    return Command(program, tuple(arguments), (f"{damage_name} {run}/{target} at {position:.3f}", apply))
+    output_dirs = {"genexp-diff": (), "genexp-compare": ("out",)}.get(program, (run,))
+    damage = (f"{damage_name} {run}/{target} at {position:.3f}", apply)
+    return Command(program, tuple(arguments), damage, output_dirs=output_dirs, runs=_list_runs(name))
+
+
+# Data file that is damaged → the command that reads it.
+DATA_COMMANDS = (
+    ("pictures/a/0.png", ("model=conv_autoencoder", "dataset=image_folder", "dataset.root=data/pictures")),
+    ("pictures/a", ("model=conv_autoencoder", "dataset=image_folder", "dataset.root=data/pictures")),
+    ("idx/train-images-idx3-ubyte", ("model=vae", "dataset=mnist", "dataset.root=data/idx")),
+    ("idx/t10k-images-idx3-ubyte", ("model=vae", "dataset=mnist", "dataset.root=data/idx")),
+    ("idx/train-labels-idx1-ubyte", ("model=kmeans", "dataset=mnist", "dataset.root=data/idx")),
+    ("idx/t10k-labels-idx1-ubyte", ("model=kmeans", "dataset=mnist", "dataset.root=data/idx")),
+    ("centers.npy", ("model=kmeans", "model.init=data/centers.npy", "trainer.batch_size=null")),
+    (
+        "pictures/a/0.png",
+        ("model=style_transfer", "model.weights=random", "dataset.content=data/pictures/a/0.png"),
+    ),
+)
 
 
 @st.composite
 def draw_damaged_data(draw: st.DrawFn) -> Command:
     """Return a `genexp` command on data files of which one is damaged."""
-    damage_name, change = draw(st.sampled_from(list(DAMAGES.items())))
+    damage_name, change = draw(st.sampled_from([*DAMAGES.items(), *DATA_DAMAGES.items()]))
     position = draw(st.floats(0, 1))
-    file, arguments = draw(
-        st.sampled_from(
-            (
+    file, arguments = draw(st.sampled_from(DATA_COMMANDS))
+    fast = (word for word in FAST_OVERRIDES if not word.startswith("trainer.batch"))
+    damage = (
+        f"{damage_name} data/{file} at {position:.3f}",
+        lambda work_dir: _apply(change, work_dir / "data" / file, position),
+    )
+    return Command("genexp", (*arguments, *fast, "hydra.run.dir=out"), damage)
+
+
+VARIABLES = {
+    "GENEXP_DATA": ("none", "", "data/centers.npy", "/dev/null", "data/idx", "\u00e4"),
+    "GENEXP_PLUGINS": ("none.py", "data/centers.npy", "data", ":"),
+    "HOME": (None, "", "/none", "data"),
+    "TMPDIR": ("/none", "", "data/centers.npy"),
+    "COLUMNS": ("0", "1", "-5", "abc", "100000"),
+    "TERM": ("dumb", "", "none"),
+    "LC_ALL": ("C", "POSIX", "none"),
+    "PYTHONIOENCODING": ("ascii", "latin-1"),
+    "OMP_NUM_THREADS": ("0", "-1", "abc", "100"),
+    "MPLCONFIGDIR": ("/none", "data/centers.npy"),
+    "WORLD_SIZE": ("0", "abc", "-1"),
+    "RANK": ("0", "abc", "7"),
+    "LOCAL_RANK": ("abc", "3"),
+    "CUDA_VISIBLE_DEVICES": ("", "abc", "-1"),
+    "XDG_CACHE_HOME": ("/none", "data/centers.npy"),
+    "USER": (None, ""),
+    "PATH": (None, ""),
+}
+LIMITS = {
+    "RLIMIT_FSIZE": (2000, 5000, 50_000, 500_000),  # a full disk, for files above this size
+    "RLIMIT_NOFILE": (8, 16, 24, 32, 64),
+    "RLIMIT_STACK": (2**18,),
+}
+
+
+@st.composite
+def draw_environment(draw: st.DrawFn) -> Command:
+    """Return a command in an unusual environment: variables, limits, closed streams, protected folders."""
+    name = draw(st.sampled_from(MODELS))
+    variables = {
+        key: draw(st.sampled_from(VARIABLES[key]))
+        for key in draw(st.lists(st.sampled_from(sorted(VARIABLES)), max_size=2, unique=True))
+    }
+    limits = {
+        key: draw(st.sampled_from(LIMITS[key]))
+        for key in draw(st.lists(st.sampled_from(sorted(LIMITS)), max_size=1))
+    }
+    closed = draw(st.sampled_from(((), (), (), (1,), (2,), (1, 2))))
+    program = draw(st.sampled_from(("genexp", "genexp", *TOOLS)))
+    run, output_dirs = f"runs/{name}", ("out", f"runs/{name}")
+    arguments: Sequence[str] = {
+        "genexp": draw(
+            st.sampled_from(
                 (
-                    "pictures/a/0.png",
-                    ("model=conv_autoencoder", "dataset=image_folder", "dataset.root=data/pictures"),
-                ),
-                ("idx/train-images-idx3-ubyte", ("model=vae", "dataset=mnist", "dataset.root=data/idx")),
-                ("idx/t10k-labels-idx1-ubyte", ("model=kmeans", "dataset=mnist", "dataset.root=data/idx")),
-                ("centers.npy", ("model=kmeans", "model.init=data/centers.npy", "trainer.batch_size=null")),
-                (
-                    "pictures/a/0.png",
-                    ("model=style_transfer", "model.weights=random", "dataset.content=data/pictures/a/0.png"),
-                ),
+                    (f"resume={run}", "trainer.max_steps=3"),
+                    (*FAST_OVERRIDES, *_model_arguments(name), "hydra.run.dir=out"),
+                )
             )
-        )
-    )
-    return Command(
-        "genexp",
-        (
-            *arguments,
-            *(word for word in FAST_OVERRIDES if not word.startswith("trainer.batch")),
-            "hydra.run.dir=out",
         ),
-        (
-            f"{damage_name} data/{file} at {position:.3f}",
-            lambda work_dir: change(work_dir / "data" / file, position),
-        ),
-    )
+        "genexp-diff": [f"runs/{other}" for other in _list_runs(name)],
+        "genexp-compare": ("runs", "--html", "out"),
+    }.get(program, (run, "--device", "cpu"))
+    protected = draw(st.sampled_from((None, None, ".", run, f"{run}/checkpoints", f"{run}/tensorboard", "runs")))
+    damage = None
+    if protected is not None:
+        mode = draw(st.sampled_from((0o000, 0o500))) if protected != "." else 0o500
+        damage = (f"chmod {mode:o} {protected}", lambda work_dir: (work_dir / protected).chmod(mode))
+    environment = Environment(variables, limits, closed)
+    return Command(program, tuple(arguments), damage, environment, output_dirs, _list_runs(name))
+
+
+def _list_runs(name: str) -> tuple[str, ...]:
+    """Return the names of a run and of another one, with which it can be compared."""
+    others = {"deep_kmeans": "kmeans", "kmeans": "deep_kmeans", "conv_autoencoder": "stacked_autoencoder"}
+    return name, others.get(name, "conv_autoencoder")
+
+
+def _apply(change: Callable[[Path, float], None], path: Path, position: float) -> None:
+    """Damage a file or folder. A folder gets a damage that folders can have. A missing file is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and change not in FOLDER_DAMAGES:
+        change = FOLDER_DAMAGES[int(position * 1e6) % len(FOLDER_DAMAGES)]
+    elif not path.exists():
+        path.write_bytes(b"x" * 100)
+    change(path, position)
 
 
 def _truncate(path: Path, position: float) -> None:
@@ -458,17 +636,86 @@ def _replace_by_directory(path: Path, position: float) -> None:
 
 
 def _replace_by_link(path: Path, position: float) -> None:
-    path.unlink()
-    path.symlink_to("/etc/passwd")
+    """Replace a file or folder by a link to another one, which must not change."""
+    work_dir = next(parent for parent in path.parents if parent.name == "work")
+    target = work_dir / "data" / ("pictures" if path.is_dir() else "centers.npy")
+    _remove(path, position)
+    path.symlink_to(target)
 
 
 def _remove(path: Path, position: float) -> None:
-    path.unlink()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _make_fifo(path: Path, position: float) -> None:
-    path.unlink()
+    _remove(path, position)
     os.mkfifo(path)
+
+
+def _add_hostile_names(path: Path, position: float) -> None:
+    """Create files and folders with unusual names beside a file, or in a folder."""
+    folder = path if path.is_dir() else path.parent
+    files = [item for item in folder.iterdir() if item.is_file()] or [folder / "none.png"]
+    for name in HOSTILE_NAMES:
+        target = folder / os.fsdecode(name)
+        with contextlib.suppress(OSError):
+            if position < 0.5:
+                target.mkdir()
+                target /= target.name
+            target.write_bytes(files[0].read_bytes() if files[0].is_file() else b"")
+
+
+def _write_bomb(path: Path, position: float) -> None:
+    """Write a small file whose header declares far more than there is memory for."""
+    if path.is_dir():
+        path = path / "bomb.png"
+    size = (2**31 - 1, 10**6, 65535)[int(position * 1e6) % 3]
+    if path.suffix == ".npy":
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**12}, {size}), }}".encode()
+        path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n")
+    elif path.suffix in (".png", ".gif"):
+        path.write_bytes(PICTURE_BOMBS[int(position * 1e7) % len(PICTURE_BOMBS)](size))
+    else:
+        content = path.read_bytes()[:4]
+        path.write_bytes(content + struct.pack(">I", size) * content[3])
+        if position < 0.5 and content:
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content + bytes(4 * content[3] + 10**8)))
+            path.unlink()
+
+
+def _build_png_bomb(size: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(10**6))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def _build_gif_bomb(size: int) -> bytes:
+    side = struct.pack("<H", min(size, 65535))
+    frame = b"\x2c" + bytes(4) + side + side + b"\x00\x02\x02\x44\x01\x00"
+    return b"GIF89a" + side + side + b"\x80\x00\x00" + bytes(6) + frame + b";"
+
+
+def _resize(path: Path, position: float) -> None:
+    """Write a valid file of another size: empty, tiny, or unequal to the other files."""
+    size = (0, 1, 2, 9)[int(position * 1e6) % 4]
+    if path.is_dir():
+        path = path / "0.png"
+    if path.suffix == ".npy":
+        np.save(path, np.zeros((2, size), np.float64 if position < 0.5 else np.int8))
+    elif path.suffix == ".png":
+        from PIL import Image
+
+        Image.new("RGBA" if position < 0.5 else "1", (max(1, size), 1)).save(path)
+    else:
+        content = path.read_bytes()
+        count = struct.unpack(">I", content[4:8])[0]
+        sides = [size] * (content[3] - 1)
+        path.write_bytes(
+            content[:4] + struct.pack(f">{len(sides) + 1}I", count, *sides) + bytes(count * size ** len(sides))
+        )
 
 
 def _protect(path: Path, position: float) -> None:
@@ -486,8 +733,18 @@ DAMAGES: Mapping[str, Callable[[Path, float], None]] = {
     "remove": _remove,
     "replace by a pipe": _make_fifo,
     "protect": _protect,
+    "add hostile names beside": _add_hostile_names,
 }
-STRATEGIES = {"settings": draw_settings(), "runs": draw_damaged_run(), "data": draw_damaged_data()}
+DATA_DAMAGES: Mapping[str, Callable[[Path, float], None]] = {"write a bomb to": _write_bomb, "resize": _resize}
+FOLDER_DAMAGES = (_replace_by_link, _remove, _make_fifo, _protect, _add_hostile_names, _write_bomb)
+HOSTILE_NAMES = (b"\xff\xfe.png", b"[red]x[/red].png", b"a\nb.png", b"<b>x.png", b"'\".png", b"[/].gif", b"-x.png")
+PICTURE_BOMBS = (_build_png_bomb, _build_gif_bomb)
+STRATEGIES = {
+    "settings": draw_settings(),
+    "runs": draw_damaged_run(),
+    "data": draw_damaged_data(),
+    "environments": draw_environment(),
+}
 
 
 def fuzz(
@@ -522,14 +779,16 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=500, help="of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0, help="time after which no case starts")
+    parser.add_argument("--real-processes", action="store_true", help="start an interpreter for each case")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as directory:
-        sandbox = Sandbox(Path(directory))
+        sandbox = Sandbox(Path(directory), has_real_processes=arguments.real_processes)
         faults: dict[str, list[str]] = {}
         for kind in arguments.kind or STRATEGIES:
             print(kind, flush=True)
             faults |= fuzz(sandbox, STRATEGIES[kind], arguments.cases, arguments.seed, deadline)
+        _remove_tree(sandbox.work_dir)
     sys.exit(1 if faults else 0)
 
 
