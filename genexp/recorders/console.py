@@ -89,11 +89,11 @@ class ConsoleRecorder(Recorder):
             self._display.show(state, is_epoch_end=bool(snapshot.epoch_means))
 
     def close(self, outcome: RunOutcome) -> None:
-        """Print how the run ended and the paths of its files. An error is printed by the command, not here."""
+        """Print how the run ended and the paths of its files. Log an error, which the command prints."""
         seconds = timedelta(seconds=round(time.monotonic() - self._start_time))
         best = f"; {self._format_best()} at step {self._progress.best_step:,}" if self._progress.best_step else ""
         summary = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
-        log.info(summary)
+        log.info(f"{summary}: {outcome.error}" if outcome.error else summary)
         lines = [summary]
         lines += [_format_entry(label, location) for label, location in _list_outputs(self._run.run_dir).items()]
         if outcome.resume_command is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import final
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from genexp.recorders.curves import write_curves_figure
 from genexp.recorders.latent_plots import write_latents_figure, write_latents_html
 from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image, write_animation
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.files import write_file
+from genexp.run_dir.files import create_dir, sync_files, write_file
 from genexp.run_dir.metrics import read_metrics
 from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, LATENTS_FIGURE, LATENTS_PAGE
 from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
@@ -43,9 +44,10 @@ class FigureRecorder(Recorder):
         """Create the folder."""
         self._run = run
         self._figures_dir = run.run_dir / FIGURES_DIR
-        self._figures_dir.mkdir(exist_ok=True)
+        create_dir(self._figures_dir)
         self._title = f"{run.model_name} on {run.dataset_name}"
         self._pending_images: dict[str, Tensor] = {}
+        self._unsynced_paths: list[Path] = []
         self._last_write_time = 0.0
 
     def record(self, snapshot: Snapshot) -> None:
@@ -59,6 +61,11 @@ class FigureRecorder(Recorder):
         if snapshot.final_artifacts is not None:
             self._write_images(snapshot.final_artifacts.gallery)
             self._write_latent_plots(snapshot.final_artifacts)
+
+    def flush(self) -> None:
+        """Flush the new images to the disk: a run that resumes from the next checkpoint does not write them."""
+        sync_files(dict.fromkeys(self._unsynced_paths))
+        self._unsynced_paths.clear()
 
     def close(self, outcome: RunOutcome) -> None:
         """Write the newest previews and the curves, also for an incomplete run."""
@@ -76,13 +83,12 @@ class FigureRecorder(Recorder):
 
     def _write_images(self, images: Mapping[str, Tensor]) -> None:
         for name, pixels in images.items():
+            path = self._figures_dir / f"{name}.{self._video_format if pixels.ndim == 4 else 'png'}"
             if pixels.ndim == 4:
-                path = self._figures_dir / f"{name}.{self._video_format}"
                 write_animation(path, map(to_pil_image, pixels), self._frame_duration_ms)
             else:
-                write_file(
-                    self._figures_dir / f"{name}.png", encode_png(enlarge_small_image(to_pil_image(pixels)))
-                )
+                write_file(path, encode_png(enlarge_small_image(to_pil_image(pixels))))
+            self._unsynced_paths.append(path)
 
     def _write_latent_plots(self, artifacts: FinalArtifacts) -> None:
         if artifacts.codes is None or artifacts.codes.shape[1] not in (2, 3):

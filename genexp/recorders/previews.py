@@ -9,7 +9,7 @@ from typing import final
 from genexp.images.animation import MAX_FRAMES
 from genexp.recorders.pil_images import encode_png, read_image, to_pil_image, write_animation
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.files import remove_file, sync_files, write_file
+from genexp.run_dir.files import create_dir, remove_file, sync_files, write_file
 from genexp.run_dir.paths import PREVIEWS_DIR
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
@@ -49,7 +49,7 @@ class PreviewRecorder(Recorder):
             return
         for name, pixels in snapshot.preview_images.items():
             directory = self._previews_dir / name
-            directory.mkdir(parents=True, exist_ok=True)
+            create_dir(directory)
             path = directory / f"{step:08d}.png"
             write_file(path, encode_png(to_pil_image(pixels)))
             self._unsynced_paths.append(path)

@@ -21,7 +21,10 @@ PROJECTOR_DIR = "projector"
 
 
 def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Sequence[str]) -> None:
-    """Write codes, class names and thumbnails of up to MAX_PROJECTOR_SAMPLES samples into `log_dir`/projector."""
+    """Write codes, class names and thumbnails of up to MAX_PROJECTOR_SAMPLES samples into `log_dir`/projector.
+
+    A class name is one line: spaces replace tabs and line breaks.
+    """
     assert artifacts.codes is not None
     projector_dir = log_dir / PROJECTOR_DIR
     projector_dir.mkdir(exist_ok=True)
@@ -33,7 +36,7 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
     )
     if artifacts.labels is not None:
         names = [get_class_name(label, class_names) for label in artifacts.labels[:MAX_PROJECTOR_SAMPLES].tolist()]
-        write_file(projector_dir / "classes.tsv", "".join(f"{name}\n" for name in names))
+        write_file(projector_dir / "classes.tsv", "".join(f"{' '.join(name.split())}\n" for name in names))
         projector_config += f'  metadata_path: "{PROJECTOR_DIR}/classes.tsv"\n'
     if artifacts.images is not None:
         _write_sprite(projector_dir / "thumbnails.png", artifacts.images[:MAX_PROJECTOR_SAMPLES])

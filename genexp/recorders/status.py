@@ -9,6 +9,8 @@ from typing import final
 
 from genexp.errors import DataError
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.files import sync_files, sync_tree
+from genexp.run_dir.paths import STATUS_FILE
 from genexp.run_dir.status import (
     BestScore,
     RunStatus,
@@ -26,8 +28,8 @@ class StatusRecorder(Recorder):
     """Recorder of `status.json`.
 
     The file is written at the start, at most every `interval_seconds` seconds during the run, and at the end.
-    "finished" is written last: it says that all files of the run are complete. A resumed run takes its scores and
-    warnings from the checkpoint, and its times from the previous file.
+    "finished" is written last, when all files of the run are complete and on the disk. A resumed run takes its
+    scores and warnings from the checkpoint, and its times from the previous file.
     """
 
     def __init__(self, interval_seconds: float = 1.0, read_time: Callable[[], float] = time.monotonic) -> None:
@@ -61,19 +63,24 @@ class StatusRecorder(Recorder):
         if self._read_time() - self._last_write_time >= self._interval_seconds:
             self._write()
 
+    def flush(self) -> None:
+        """Flush the file to the disk: a checkpoint, which is flushed with its folder, follows."""
+        sync_files([self._run_dir / STATUS_FILE])
+
     def close(self, outcome: RunOutcome) -> None:
         """Write the final step and error for the report. A finished run is still "running"."""
         state = "running" if outcome.state == "finished" else outcome.state
         self._status = replace(self._status, state=state, step=outcome.step, error=outcome.error)
-        self._write()
+        self._write(should_sync=True)
 
     def confirm(self, outcome: RunOutcome) -> None:
         """Write the final state, unless `close` has written it."""
         if outcome.state == "finished":
             release_status_space(self._run_dir)  # before the last write: a finished run is not opened again
+            sync_tree(self._run_dir)
         if self._status.state != outcome.state:
             self._status = replace(self._status, state=outcome.state, error=outcome.error)
-            self._write()
+            self._write(should_sync=True)
         release_status_space(self._run_dir)
 
     def _set_progress(self, progress: RunProgress) -> None:
@@ -95,9 +102,9 @@ class StatusRecorder(Recorder):
         except DataError:
             return RunStatus("waiting")
 
-    def _write(self) -> None:
+    def _write(self, *, should_sync: bool = False) -> None:
         self._last_write_time = self._read_time()
         seconds = (self._previous.seconds or 0.0) + time.monotonic() - self._open_time
         cpu_seconds = (self._previous.cpu_seconds or 0.0) + time.process_time() - self._open_cpu_time
         self._status = replace(self._status, seconds=round(seconds, 3), cpu_seconds=round(cpu_seconds, 3))
-        write_status(self._run_dir, self._status)
+        write_status(self._run_dir, self._status, should_sync=should_sync)

@@ -15,12 +15,14 @@ from genexp.recorders.pil_images import encode_png, to_pil_image
 from genexp.recorders.previews import compute_preview_stride
 from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.files import create_dir, read_file
 from genexp.run_dir.paths import FIGURES_DIR, TENSORBOARD_DIR
 from genexp.run_dir.record import flatten_config
 from genexp.snapshot import Curve, RunInfo, RunOutcome, Snapshot, iter_step_rows
 from genexp.technique import Clock
 
 EVENT_FILE_PREFIX = "events.out.tfevents."
+GIF_HEADER_BYTES = 13
 FLUSH_SECONDS = 1.0  # tensorboardX waits for the disk at each flush
 
 
@@ -113,7 +115,7 @@ class TensorBoardRecorder(Recorder):
         """
         self._run = run
         self._log_dir = run.run_dir / TENSORBOARD_DIR
-        self._log_dir.mkdir(exist_ok=True)
+        create_dir(self._log_dir)
         if not run.completed_steps:
             for stale in self._list_event_files():
                 stale.unlink()
@@ -154,9 +156,9 @@ class TensorBoardRecorder(Recorder):
 
         gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted((self._run.run_dir / FIGURES_DIR).glob("*.gif"))]
         for path in gifs:
-            self._writer.add_summaries(
-                [_build_image_summary((f"animation/{path.stem}", path.read_bytes()))], outcome.step
-            )
+            data = read_file(path)
+            if data.startswith(b"GIF8") and len(data) >= GIF_HEADER_BYTES:  # others can come from elsewhere
+                self._writer.add_summaries([_build_image_summary((f"animation/{path.stem}", data))], outcome.step)
         if outcome.state == "finished":
             *_, session_end = hparams({}, {})
             self._writer.add_summaries([session_end], outcome.step)

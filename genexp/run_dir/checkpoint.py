@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genexp.errors import CheckpointError
-from genexp.run_dir.files import open_regular_file, remove_file, sync_files, truncate_file, write_file
+from genexp.run_dir.files import create_dir, open_regular_file, remove_file, sync_files, truncate_file, write_file
 from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
 
 FORMAT_VERSION = 2
@@ -46,7 +46,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        create_dir(path.parent)
         write_file(path, buffer.getbuffer(), should_sync=True)
     except OSError as error:
         raise CheckpointError(

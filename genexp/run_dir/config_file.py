@@ -128,10 +128,16 @@ def check_run_config(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key} is no key of a run's configuration")
         if key in CONFIG_GROUPS and not isinstance(value, Mapping):
             raise ConfigError(f"{key} is no mapping")
+    for path, _ in iter_nodes(values):
+        if any(SPECIAL_KEY_PATTERN.fullmatch(name) for name in path):
+            raise ConfigError(f"{'.'.join(path)} is a key that Hydra interprets")
+    check_no_interpolations(values)
+
+
+def check_no_interpolations(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a key or value contains `${`, which OmegaConf would interpret."""
     for path, value in iter_nodes(values):
         key = ".".join(path)
-        if any(SPECIAL_KEY_PATTERN.fullmatch(name) for name in path):
-            raise ConfigError(f"{key} is a key that Hydra interprets")
         if "${" in key or (isinstance(value, str) and "${" in value):
             raise ConfigError(f"{key} contains an interpolation, ${{...}}")
 

@@ -193,6 +193,14 @@ def append_file(path: Path, content: str | bytes) -> None:
         _write_all(file, content.encode() if isinstance(content, str) else content)
 
 
+def create_dir(directory: Path) -> None:
+    """Create a folder and its missing parents. They survive a power failure. Raises OSError."""
+    if not directory.is_dir():
+        create_dir(directory.parent)
+        directory.mkdir(exist_ok=True)
+        _sync_dir(directory.parent)
+
+
 def sync_files(paths: Iterable[Path]) -> None:
     """Flush files and their entries in their folders to the disk: they survive a power failure. Raises OSError."""
     paths = list(paths)
@@ -201,6 +209,14 @@ def sync_files(paths: Iterable[Path]) -> None:
             os.fsync(file.fileno())
     for directory in dict.fromkeys(path.parent for path in paths):
         _sync_dir(directory)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush all files and folders in a folder to the disk, without following links. Raises OSError."""
+    for folder, _, names in os.walk(directory):
+        paths = [path for path in (Path(folder, name) for name in names) if not path.is_symlink()]
+        sync_files(path for path in paths if path.is_file())
+        _sync_dir(Path(folder))
 
 
 def truncate_file(path: Path, size: int) -> None:

@@ -88,19 +88,20 @@ def read_job_status(run_dir: Path, min_mtime: float = 0.0) -> RunStatus:
     return status
 
 
-def write_status(run_dir: Path, status: RunStatus) -> None:
+def write_status(run_dir: Path, status: RunStatus, *, should_sync: bool = False) -> None:
     """Write `status.json` atomically, with the current time and None for each value that is not finite.
 
-    If the disk is full, the space that `reserve_status_space` reserved is used. Raises OSError.
+    If the disk is full, the space that `reserve_status_space` reserved is used. With `should_sync` the file
+    survives a power failure. Raises OSError.
     """
     path, content = run_dir / STATUS_FILE, _replace_non_finite(asdict(replace(status, updated=format_utc_now())))
     try:
-        write_json(path, content)
+        write_json(path, content, should_sync=should_sync)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         release_status_space(run_dir)
-        write_json(path, content)
+        write_json(path, content, should_sync=should_sync)
 
 
 def reserve_status_space(run_dir: Path) -> None:
@@ -137,7 +138,7 @@ def record_failure(run_dir: Path, config: Mapping[str, Any], error: str) -> None
         objective=str(trainer.get("objective", "")).removeprefix("test/"),
         started=format_utc_now(),
     )
-    write_status(run_dir, replace(status, state="failed", error=error))
+    write_status(run_dir, replace(status, state="failed", error=error), should_sync=True)
 
 
 def format_utc_now() -> str:

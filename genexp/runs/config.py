@@ -12,6 +12,7 @@ from genexp.device import DeviceConfig
 from genexp.distributed.rank import check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics.scores import infer_direction
+from genexp.run_dir.config_file import check_no_interpolations
 from genexp.run_dir.record import flatten_config
 from genexp.technique import Technique, find_technique
 from genexp.training.optimizers import OptimizerPlan, plan_optimizers
@@ -49,6 +50,7 @@ class ExperimentConfig(TopLevelConfig):
 def bind_experiment(values: Mapping[str, Any]) -> ExperimentConfig:
     """Return the typed configuration of plain, resolved values. Loads no data. Raises ConfigError."""
     _check_top_level_keys(values)
+    check_no_interpolations(values)  # config.yaml could not be read again
     top_level_keys = [field.name for field in fields(TopLevelConfig)]
     top_level = bind(TopLevelConfig, {key: values[key] for key in top_level_keys if key in values}, "")
     trainer = _bind_trainer(values["trainer"])

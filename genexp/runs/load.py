@@ -22,7 +22,8 @@ from genexp.errors import CheckpointError
 from genexp.registry import get_plugins
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
-from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path
+from genexp.run_dir.files import check_no_links
+from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path, is_run_name
 from genexp.run_dir.plugins import check_plugins
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.runs.config import bind_model
@@ -68,8 +69,10 @@ class LoadedRun:
 def read_config(run_dir: Path) -> dict[str, Any]:
     """Return the plain, resolved configuration of the run in `run_dir`. Log a warning for each changed plugin.
 
-    Raises CheckpointError, also where a plugin of the run is not in use.
+    Raises CheckpointError, also where a plugin of the run is not in use, or the directory contains links.
     """
+    if run_dir.is_dir():
+        check_no_links(run_dir, is_run_name)  # commands write into it
     config = read_run_config(run_dir)
     if not {"model", "dataset", "device", "seed"} <= config.keys():
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -31,8 +32,8 @@ from genexp.registry import get_plugins, list_plugin_sources, set_plugins
 from genexp.reports import write_run_report
 from genexp.run_dir.checkpoint import truncate_logs
 from genexp.run_dir.environment import describe_environment
-from genexp.run_dir.files import lock_run_dir, read_time, write_file
-from genexp.run_dir.paths import CONFIG_FILE, STATUS_FILE, format_command, format_path
+from genexp.run_dir.files import lock_run_dir, read_time, sync_files, write_file
+from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, STATUS_FILE, format_command, format_path
 from genexp.run_dir.plugins import write_plugins
 from genexp.run_dir.status import read_job_status, record_failure
 from genexp.runs.build import Run, build_run
@@ -42,6 +43,8 @@ from genexp.snapshot import RunInfo, RunOutcome, RunProgress, Snapshot
 from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals
 from genexp.training.trainer import TrainerConfig, TrainingResult, is_run_complete, train
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,16 @@ def run_experiment(values: Mapping[str, Any], run_dir: Path, until_epoch: int | 
 
 @contextmanager
 def _record_failed_start(values: Mapping[str, Any], run_dir: Path) -> Iterator[None]:
-    """Write an error in the block to the status file if there is none: a rejected resumption changes nothing."""
+    """Write an error in the block to the status file and the log if there is no status file.
+
+    A rejected resumption changes nothing.
+    """
     try:
         yield
     except Exception as error:
         if not (run_dir / STATUS_FILE).exists():
             record_failure(run_dir, values, format_error(error))
+            log.info("failed: %s", format_error(error))
         raise
 
 
@@ -148,6 +155,7 @@ class RunContext:
         truncate_logs(run_dir, self.resume_state["log_offsets"] if self.resume_state is not None else {})
         # After the checks: a rejected command leaves the run unchanged.
         config_text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config.values)))
+        sync_files((run_dir / HYDRA_DIR).glob("*.yaml"))  # Hydra does not flush them
         write_file(run_dir / CONFIG_FILE, config_text, should_sync=True)
         write_plugins(run_dir, get_plugins())
         return build_recorders(run.config.trainer)

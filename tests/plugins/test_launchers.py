@@ -138,7 +138,7 @@ def test_preempted_job_saves_and_is_requeued(uninterrupted_sweep_dir: Path, tmp_
         process.join(200)
     assert process.exitcode == 0
     assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
-    log = "".join(path.read_text() for path in (tmp_path / ".submitit").glob("*_log.err"))
+    log = "".join(path.read_text() for path in (tmp_path / ".submitit").rglob("*_log.err"))
     assert log.count("this job is preempted") == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from genexp.errors import ConfigError
+from genexp.run_dir.paths import SUBMITIT_DIR
 from genexp.run_dir.status import read_job_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from submitit import Job as SubmittedJob
 
 POLL_SECONDS = 0.5
-SUBMITIT_DIR = ".submitit"  # scripts and logs of submitit, in the sweep directory
 MAX_QUEUED_JOBS = 1000  # in effect no limit, since the cluster has its own queue
 
 
@@ -42,6 +43,14 @@ class SubmititLauncher(SweepLauncher):
             for key, value in parameters.items()
             if value is not None
         }
+
+    def setup(self, **kwargs: Any) -> None:
+        """Set up the sweep, with a new folder for submitit.
+
+        Submitit unpickles results from its folder. Files that were there before can be from others.
+        """
+        super().setup(**kwargs)
+        self.submitit_dir = self.sweep_dir / SUBMITIT_DIR / secrets.token_hex(8)
 
     def build_executor(self) -> Executor:
         """Return the submitit executor. Raises ConfigError if a setting is invalid."""
@@ -82,9 +91,7 @@ class SubmititLauncher(SweepLauncher):
         error = handle.exception()
         if error is not None and not self.stop_file.should_stop:
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            self.record_crash(
-                job, f"its process ended early ({lines[-1].strip()}); see {self.sweep_dir / SUBMITIT_DIR}"
-            )
+            self.record_crash(job, f"its process ended early ({lines[-1].strip()}); see {self.submitit_dir}")
         return True
 
 
@@ -100,7 +107,7 @@ class LocalLauncher(SubmititLauncher):
         """Return the executor that starts local processes."""
         from submitit import LocalExecutor
 
-        executor = LocalExecutor(self.sweep_dir / SUBMITIT_DIR, max_num_timeout=self.max_num_timeout)
+        executor = LocalExecutor(self.submitit_dir, max_num_timeout=self.max_num_timeout)
         executor.update_parameters(timeout_min=self.timeout_min, **self.executor_parameters)
         return executor
 
@@ -142,7 +149,7 @@ class SlurmLauncher(SubmititLauncher):
         """Return the executor that submits to SLURM. Raises ConfigError if a setting is invalid."""
         from submitit import SlurmExecutor
 
-        executor = SlurmExecutor(self.sweep_dir / SUBMITIT_DIR, max_num_timeout=self.max_num_timeout)
+        executor = SlurmExecutor(self.submitit_dir, max_num_timeout=self.max_num_timeout)
         try:
             executor.update_parameters(timeout_min=self.timeout_min, **self.executor_parameters)
         except (ValueError, TypeError) as error:
