@@ -240,12 +240,10 @@ def _run_task(cfg: DictConfig) -> float | None:
     try:
         result = run_experiment(to_plain_config(cfg), Path(HydraConfig.get().runtime.output_dir))
     except Exception as error:
-        message = _format_any_error(error)
-        log.info("failed: %s", message)
         if SHOW_TRACEBACKS:
             raise
         # Hydra would print a line about overrides before the error.
-        sys.exit(f"genexp: {message}")
+        sys.exit(f"genexp: {_format_any_error(error)}")
     if result.exit_code:
         sys.exit(result.exit_code)
     return result.objective_value

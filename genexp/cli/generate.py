@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from genexp.cli.outputs import (
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import WALK_FRAMES
+from genexp.run_dir.files import create_dir, write_file
 from genexp.runs.load import LoadedRun
 from genexp.technique import Batch, Technique
 
@@ -155,11 +157,12 @@ def generate_cluster_table(request: GenerationRequest) -> list[Path]:
             labels += [batch["label"].cpu()] if has_labels else []
     columns = [torch.cat(parts).tolist()[: request.count] for parts in (assignments, labels) if parts]
     path = request.output_dir / "clusters.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["index", "cluster", "label"][: 1 + len(columns)])
-        writer.writerows(zip(range(len(columns[0])), *columns, strict=True))
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["index", "cluster", "label"][: 1 + len(columns)])
+    writer.writerows(zip(range(len(columns[0])), *columns, strict=True))
+    create_dir(path.parent)
+    write_file(path, table.getvalue())
     return [path]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from genexp.images.grid import PADDING_VALUE, make_grid
 from genexp.images.latent_walks import make_animation, make_filmstrip
 from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image, write_animation
+from genexp.run_dir.files import create_dir, write_file
 from genexp.training.trainer import to_uint8
 
 MAX_COMPARED_IMAGES, GRID_COLUMNS = 50, 10  # images of each batch in a comparison grid, and in each of its rows
@@ -46,13 +47,13 @@ def write_latent_walk(output_dir: Path, name: str, images: Tensor) -> list[Path]
 
 def write_enlarged_image(path: Path, image: Tensor) -> Path:
     """Write an image `(c, h, w)` in [0, 1] as PNG for viewing: a small image is enlarged. Return `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_png(enlarge_small_image(to_pil_image(to_uint8(image)))))
+    create_dir(path.parent)
+    write_file(path, encode_png(enlarge_small_image(to_pil_image(to_uint8(image)))))
     return path
 
 
 def write_image(path: Path, image: Tensor) -> Path:
     """Write an image `(c, h, w)` in [0, 1] as PNG at its own size. Return `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_png(to_pil_image(to_uint8(image))))
+    create_dir(path.parent)
+    write_file(path, encode_png(to_pil_image(to_uint8(image))))
     return path

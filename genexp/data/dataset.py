@@ -49,6 +49,14 @@ class Split:
         """Return the number of samples in an epoch, which is the length of the shortest stream."""
         return min(len(stream) for stream in self.streams.values())
 
+    @property
+    def sample_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one sample of each stream."""
+        return {
+            name: tuple(stream.shape[1:]) if isinstance(stream, Tensor) else stream.sample_shape
+            for name, stream in self.streams.items()
+        }
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -77,7 +85,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded data set. Raises DataError if a split is empty."""
+    """A loaded data set. Raises DataError if a split or a sample is empty, or the splits have unequal shapes."""
 
     name: str
     train: Split
@@ -89,6 +97,13 @@ class Dataset:
         for split_name, split in (("train", self.train), ("test", self.test)):
             if not len(split):
                 raise DataError(f"dataset={self.name} has an empty {split_name} split; raise dataset.limit")
+        for stream, shape in self.train.sample_shapes.items():
+            test_shape = self.test.sample_shapes.get(stream)
+            if test_shape != shape or 0 in shape:
+                raise DataError(
+                    f"dataset={self.name}: samples of {_format_shape(shape)} for training and "
+                    f"{_format_shape(test_shape)} for the test ({stream}). Use files of one size above 0."
+                )
 
     @classmethod
     def from_arrays(
@@ -110,12 +125,11 @@ class Dataset:
 
     @cached_property
     def spec(self) -> DataSpec:
-        streams = self.train.streams
-        shapes = {
-            name: tuple(stream.shape[1:]) if isinstance(stream, Tensor) else stream.sample_shape
-            for name, stream in streams.items()
-        }
-        return DataSpec(self.name, shapes, len(self.train), self.class_names)
+        return DataSpec(self.name, self.train.sample_shapes, len(self.train), self.class_names)
+
+
+def _format_shape(shape: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, shape)) if shape else "nothing"
 
 
 def _make_streams(split_name: str, arrays: Mapping[str, Any]) -> dict[str, Tensor]:

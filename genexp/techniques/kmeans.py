@@ -295,6 +295,8 @@ class KMeans(Technique, CanCluster):
 
 def _load_centers(config: KMeansConfig, features: int) -> Tensor:
     """Return the centers (clusters, features) from the file `config.init`. Raises ConfigError."""
+    if not Path(config.init).is_file():
+        raise ConfigError(f"model.init={config.init}: not a file. Use the name of a method, or a .npy file.")
     try:
         array = np.load(Path(config.init), mmap_mode="r", allow_pickle=False)  # reads the header only
         shape = array.shape

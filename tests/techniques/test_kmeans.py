@@ -84,7 +84,7 @@ def test_image_datasets_write_images_of_the_centers(tmp_path: Path) -> None:
     [
         ("model.clusters=600", "model.clusters=600 exceeds the 500 points; lower it or choose a larger data set"),
         ("model.init=kmeans", "model.init=kmeans: choose one of k-means++, random, uniform"),
-        ("model.init=/nowhere/centers.npy", "model.init=/nowhere/centers.npy cannot be read as centers"),
+        ("model.init=/nowhere/centers.npy", "model.init=/nowhere/centers.npy: not a file"),
         ("model.init_samples=1", "model.init_samples=1: use at least model.clusters"),
     ],
 )

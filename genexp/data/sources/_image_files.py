@@ -61,7 +61,8 @@ def find_image_files(root: Path) -> list[Path]:
         folders[:] = [name for name, target in subdirs.items() if target not in visited]
         visited.update(subdirs.values())
         found += [Path(folder) / name for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in extensions)
+    candidates = (path for path in found if path.suffix.lower() in extensions)
+    return sorted(path for path in candidates if path.is_file())  # reading a named pipe would not end
 
 
 def read_image(path: Path, size: int, channels: int, crop: CropRange = FULL_WIDTH) -> Tensor:
