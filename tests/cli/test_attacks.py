@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,8 @@ def test_a_run_does_not_write_over_files_of_others(folder: str, evil_dir: Path) 
 def test_pickled_results_in_a_resumed_sweep_are_not_loaded(
     evil_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydra_plugins.genexp_submitit_launcher import LocalLauncher
-
     monkeypatch.setattr("genexp.sweep.launcher.SweepLauncher.setup", lambda self, **_: None)
-    launcher = LocalLauncher(1, 1, 1)
+    launcher = import_module("hydra_plugins.genexp_submitit_launcher").LocalLauncher(1, 1, 1)
     launcher.sweep_dir = evil_dir
     for number in range(3):
         launcher.setup()

@@ -142,7 +142,7 @@ def _simulate_power_loss(kill_at: int, directory: Path) -> None:
             durable_files.restore()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.fsync = record_fsync
+    os.fsync = record_fsync  # type: ignore[assignment]
     files._pass_boundary = pass_boundary
 
 
