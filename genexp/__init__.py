@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from genexp.data.dataset import Dataset as Dataset
     from genexp.data.registry import register_dataset as register_dataset
     from genexp.losses import register_loss as register_loss
+    from genexp.networks import register_network as register_network
     from genexp.technique import ClosedFormPhase as ClosedFormPhase
     from genexp.technique import GradientPhase as GradientPhase
     from genexp.technique import Technique as Technique
@@ -26,6 +27,7 @@ _MODULES = {
     "Dataset": "genexp.data.dataset",
     "register_dataset": "genexp.data.registry",
     "register_loss": "genexp.losses",
+    "register_network": "genexp.networks",
 }
 
 # OpenMP threads spin while they wait for each other, by default for milliseconds. Beside another busy process they

@@ -93,7 +93,7 @@ def check_option(function: Callable[..., Any], key: str, option: str, value: Any
         remedy = suggest_choice(option, defaults) if defaults else "leave it out, there are no options"
         raise FieldError(f"{key}.{option}", value, remedy)
     default = defaults[option]
-    expected = (int, float) if type(default) is float else type(default)
+    expected = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
     is_number = not isinstance(value, bool) or isinstance(default, bool)
     if default is not None and not (isinstance(value, expected) and is_number):
         raise FieldError(f"{key}.{option}", value, f"give a value such as {default}")

@@ -103,7 +103,7 @@ class Registry(Generic[T]):
         except PluginError:
             raise
         except ConfigError:
-            raise FieldError(key, name, suggest_choice(str(name), self.list_names())) from None
+            raise FieldError(key, name, f"choose one of {', '.join(self.list_names())}") from None
         for option, value in (options or {}).items():
             check_option(cast(Any, member), f"{key}_options", str(option), value)
 

@@ -16,7 +16,7 @@ LOSSES: dict[str, Registry[Any]] = {
         # (logits, target), images in [0, 1] → scalar
         "reconstruction": "genexp.losses.reconstruction",
         # (prediction, target), any tensors of one shape → scalar
-        "regression": "genexp.techniques.flow_matching",
+        "regression": "genexp.losses.regression",
         # class with discriminator_loss, generator_loss and real_probability, see genexp.losses.adversarial
         "adversarial": "genexp.losses.adversarial",
         # (codes, centers, codes in evaluation mode, shares of the clusters) → scalar
@@ -26,7 +26,7 @@ LOSSES: dict[str, Registry[Any]] = {
         # features (1, channels, height, width) → statistic of any fixed shape; the loss is its squared error
         "style": "genexp.techniques.style_transfer",
         # (features, features of the content image) → scalar
-        "content": "genexp.techniques.style_transfer",
+        "content": "genexp.losses.regression",
     }.items()
 }
 

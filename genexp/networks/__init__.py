@@ -1,1 +1,62 @@
-"""Networks: modules that receive numbers, never a configuration."""
+"""Networks: modules that receive numbers, never a configuration. Some are chosen by kind and name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from genexp.errors import ConfigError, PluginError
+from genexp.registry import Registry, find_caller
+
+BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
+
+# Each member is a function (shape, size, **options) → nn.Module. `shape` is (channels, height, width) of images.
+NETWORKS: dict[str, Registry[Any]] = {
+    kind: Registry(kind, key=f"model.{kind}", group=f"genexp.networks.{kind}", source=source)
+    for kind, source in {
+        "encoder": "genexp.networks.mlp",  # images (batch, *shape) in [0, 1] → codes (batch, size)
+        "decoder": "genexp.networks.mlp",  # codes (batch, size) → logits of images (batch, *shape)
+        "generator": "genexp.networks.gan",  # noise (batch, size) → images (batch, *shape) in [-1, 1]
+        "discriminator": "genexp.networks.gan",  # images (batch, *shape) in [-1, 1] → scores (batch, size)
+    }.items()
+}
+
+
+def register_network(name: str, kind: str = "") -> Callable[[BuilderT], BuilderT]:
+    """Return a decorator that registers a network of one of the kinds of `NETWORKS`. Raises PluginError."""
+    if kind not in NETWORKS:
+        kinds = ", ".join(NETWORKS)
+        raise PluginError(f"{find_caller()}: kind={kind!r} is no kind of network; choose one of: {kinds}")
+    NETWORKS[kind].check_name(name)
+
+    def register(builder: BuilderT) -> BuilderT:
+        NETWORKS[kind].register(name, builder)
+        return builder
+
+    return register
+
+
+def build_network(kind: str, name: str, options: Mapping[str, Any], shape: tuple[int, int, int], size: int) -> Any:
+    """Return the network `name` of a kind, for images of `shape` and codes, noise or scores of `size`.
+
+    It is called once with zeros, which also sets the sizes of lazy layers. Raises ConfigError if its output has a
+    wrong shape.
+    """
+    import torch  # slow
+
+    is_image_input = kind in ("encoder", "discriminator")
+    inputs = torch.zeros(2, *shape) if is_image_input else torch.zeros(2, size)
+    expected = (2, size) if is_image_input else (2, *shape)
+    try:
+        network = NETWORKS[kind].find(name)(shape, size, **options).eval()
+        with torch.no_grad():
+            found = tuple(network(inputs).shape)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.{kind}={name} cannot be built ({type(error).__name__}: {reason})") from error
+    if found != expected:
+        raise ConfigError(
+            f"model.{kind}={name} returns the shape {found} for an input of {tuple(inputs.shape)}. "
+            f"Its output must be {expected}."
+        )
+    return network.train()

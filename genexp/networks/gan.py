@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from genexp.networks import register_network
 from genexp.networks.dropout import Dropout
 
 LEAKY_RELU_SLOPE = 0.2  # for negative inputs (Radford et al. 2016)
@@ -76,8 +77,25 @@ def init_weights(network: nn.Module, std: float) -> None:
             name = "weight" if "weight" in parameters else "parametrizations.weight.original"
             nn.init.normal_(parameters[name], 0.0, std)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+            if module.weight is None:  # normalization without a scale
+                continue
             nn.init.normal_(module.weight, 1.0, std)
         else:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+@register_network("dense", kind="generator")
+def dense_generator(shape: tuple[int, int, int], size: int, hidden: Sequence[int] = (256, 512)) -> nn.Sequential:
+    """Return a dense generator with layers of `hidden` units; see `NETWORKS`."""
+    return build_dense_generator(size, hidden, shape, has_batch_norm=True)
+
+
+@register_network("dense", kind="discriminator")
+def dense_discriminator(
+    shape: tuple[int, int, int], size: int, hidden: Sequence[int] = (512, 256)
+) -> nn.Sequential:
+    """Return a dense discriminator with layers of `hidden` units; see `NETWORKS`."""
+    *layers, _ = build_dense_discriminator(shape, hidden)
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], size))

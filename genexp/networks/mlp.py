@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from genexp.networks import register_network
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": partial(nn.LeakyReLU, 0.2),
@@ -44,3 +46,19 @@ def build_dense_encoder(
 def build_dense_decoder(shape: tuple[int, int, int], widths: Sequence[int], *, activation: str) -> nn.Sequential:
     """Return a dense network from codes (batch, widths[0]) to image logits (batch, *shape)."""
     return nn.Sequential(*build_mlp([*widths, math.prod(shape)], activation=activation), nn.Unflatten(1, shape))
+
+
+@register_network("dense", kind="encoder")
+def dense_encoder(
+    shape: tuple[int, int, int], size: int, hidden: Sequence[int] = (400,), activation: str = "relu"
+) -> nn.Sequential:
+    """Return a dense encoder with layers of `hidden` units; see `NETWORKS`."""
+    return build_dense_encoder(shape, [*hidden, size], activation=activation)
+
+
+@register_network("dense", kind="decoder")
+def dense_decoder(
+    shape: tuple[int, int, int], size: int, hidden: Sequence[int] = (400,), activation: str = "relu"
+) -> nn.Sequential:
+    """Return a dense decoder with layers of `hidden` units; see `NETWORKS`."""
+    return build_dense_decoder(shape, [size, *hidden], activation=activation)

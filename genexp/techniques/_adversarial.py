@@ -23,6 +23,7 @@ from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_
 from genexp.networks.gan import DISCRIMINATOR_NORMS, init_weights
 from genexp.sharding import batch_mean
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics
+from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
 INTERPOLATION_KEYPOINTS = 4  # noise vectors on the closed path of each interpolated image
@@ -41,6 +42,10 @@ class BaseGANConfig:
     latent: int  # dimensions of the noise
     loss: str  # name in ADVERSARIAL_LOSSES
     loss_options: dict[str, Any]  # keyword parameters of the loss
+    generator: str | None  # name in NETWORKS; None for the technique's own
+    generator_options: dict[str, Any]  # keyword parameters of that network
+    discriminator: str | None
+    discriminator_options: dict[str, Any]
     r1: float  # weight of the penalty on the discriminator's slope at real images
     r2: float  # weight of the penalty on its slope at generated images
     augmentation: list[str]  # keys of DIFFERENTIABLE_AUGMENTATIONS, of real and generated images alike
@@ -50,6 +55,7 @@ class BaseGANConfig:
     def __post_init__(self) -> None:
         require(self.latent > 0, "latent", self.latent, "use at least 1")
         ADVERSARIAL_LOSSES.check("loss", self.loss, self.loss_options)
+        check_networks(self, "generator", "discriminator")
         for key in ("r1", "r2"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
         is_valid = set(self.augmentation) <= DIFFERENTIABLE_AUGMENTATIONS.keys()
@@ -96,13 +102,20 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
     discriminator: nn.Module
     fixed_noise: Tensor  # (PREVIEW_SAMPLES, latent)
     generator_every = 1  # steps per generator update
+    condition_size = 0  # inputs of the generator in addition to the noise
+    discriminator_out_channels = 1  # scores of an image
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
         self.adversarial_loss = ADVERSARIAL_LOSSES.find(config.loss, config.loss_options)()
         self.has_r1, self.has_r2 = config.r1 > 0, config.r2 > 0
-        self.generator, self.discriminator = self.build_networks(spec)
+        generator, discriminator = self.build_networks(spec)
+        shape, noise_size = spec.image_shape, config.latent + self.condition_size
+        self.generator = select_network("generator", config, generator, shape, noise_size)
+        self.discriminator = select_network(
+            "discriminator", config, discriminator, shape, self.discriminator_out_channels
+        )
         if config.init_std is not None:
             init_weights(self, config.init_std)
         self.register_buffer("fixed_noise", torch.randn(PREVIEW_SAMPLES, config.latent))
@@ -254,9 +267,6 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
 class BaseConvGAN(BaseGAN):
     """Convolutional GAN for square images."""
-
-    discriminator_out_channels = 1  # output channels of the discriminator
-    condition_size = 0  # inputs of the generator in addition to the noise
 
     def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         config, shape = self.config, spec.image_shape

@@ -20,6 +20,7 @@ from genexp.metrics.scores import mean_scores
 from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
 from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique
+from genexp.techniques._named_networks import check_networks, select_network
 
 RECONSTRUCTION_METRICS = (mse, psnr, ssim)
 CONV_STRIDES = (2, 2, 1)  # of the three convolutions: 28→13→6→4 pixels
@@ -31,8 +32,18 @@ class AutoencoderConfig:
 
     loss: str  # name in RECONSTRUCTION_LOSSES
     loss_options: dict[str, Any]  # keyword parameters of the loss
+    encoder: str | None  # name in NETWORKS; None for the technique's own
+    encoder_options: dict[str, Any]  # keyword parameters of that network
+    decoder: str | None
+    decoder_options: dict[str, Any]
+
+    @property
+    def latent_size(self) -> int:
+        """Number of elements of a code."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
+        check_networks(self, "encoder", "decoder")
         RECONSTRUCTION_LOSSES.check("loss", self.loss, self.loss_options)
 
 
@@ -43,6 +54,10 @@ class DenseAutoencoderConfig(AutoencoderConfig):
     widths: list[int]  # units of the encoder's layers, the latent last; the decoder mirrors them
     activation: str  # key of ACTIVATIONS
     latent_activation: str  # key of ACTIVATIONS
+
+    @property
+    def latent_size(self) -> int:
+        return self.widths[-1]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +80,9 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         super().__init__()
         self.config = config
         self.reconstruction_loss = RECONSTRUCTION_LOSSES.find(config.loss, config.loss_options)
-        self.encoder, self.decoder = self.build_networks(spec.image_shape)
+        encoder, decoder = self.build_networks(spec.image_shape)
+        self.encoder = select_network("encoder", config, encoder, spec.image_shape, config.latent_size)
+        self.decoder = select_network("decoder", config, decoder, spec.image_shape, config.latent_size)
 
     @abstractmethod
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
@@ -167,6 +184,10 @@ class ConvAutoencoderConfig(AutoencoderConfig):
     latent: int  # units
     activation: str  # key of ACTIVATIONS
     latent_activation: str  # key of ACTIVATIONS
+
+    @property
+    def latent_size(self) -> int:
+        return self.latent
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,10 @@ class ConvDenoisingAutoencoderConfig(AutoencoderConfig):
     noise: float  # standard deviation
     target: str  # target of the loss: "clean" or "noisy" images
 
+    @property
+    def latent_size(self) -> int:
+        return self.latent
+
     def __post_init__(self) -> None:
         super().__post_init__()
         is_valid = len(self.channels) == 3 and min(self.channels) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from genexp.images.transforms import random_affine
 from genexp.kmeans.distances import nearest_center
 from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit
+from genexp.losses import LOSSES, register_loss
 from genexp.metrics.clustering import CLUSTERING_SCORES, clustering_scores
 from genexp.metrics.reconstruction import mse
 from genexp.metrics.scores import mean_scores
@@ -38,6 +40,7 @@ from genexp.technique import (
 from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, build_conv_autoencoder
 from genexp.techniques._neighbor_classifier import NeighborClassifier
 
+CLUSTERING_LOSSES = LOSSES["clustering"]
 MAX_LLOYD_ITERATIONS = 100  # of the k-means fit after pretraining
 SHARES_MOMENTUM = 0.01  # weight of a batch in the moving average of the cluster shares
 CONTRAST_TEMPERATURE = 0.3
@@ -53,6 +56,7 @@ def soft_assignment(codes: Tensor, centers: Tensor) -> Tensor:
     return kernel / kernel.sum(1, keepdim=True)
 
 
+@register_loss("hard", kind="clustering")
 def hard_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
     """Return the mean squared error between `codes` and the centers nearest to `eval_codes`.
 
@@ -62,6 +66,7 @@ def hard_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, sha
     return F.mse_loss(codes, centers[nearest_center(eval_codes, centers)])
 
 
+@register_loss("sharpened", kind="clustering")
 def sharpened_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
     """Return KL(target ‖ soft assignments of `codes`), mean over the batch (Xie et al. 2016, eq. 2 and 3).
 
@@ -94,8 +99,7 @@ def contrastive_loss(first: Tensor, second: Tensor) -> Tensor:
     return F.cross_entropy(similarity.scatter(1, own, -torch.inf), other_view)
 
 
-CLUSTERING_LOSSES = {"hard": hard_assignment_loss, "sharpened": sharpened_assignment_loss}
-PULLS = (*CLUSTERING_LOSSES, "neighbors")
+NEIGHBORS = "neighbors"  # value of `pull`: the assignments come from a classifier, not from a loss of a registry
 
 
 @dataclass
@@ -105,7 +109,8 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
     clusters: int
     latent_norm: bool  # normalize each latent unit to mean 0 and variance 1
     contrast: float  # weight of the contrastive loss of two augmented views, before the clustering loss starts
-    pull: str  # target of the clustering loss: one of `PULLS`
+    pull: str  # clustering loss: name in CLUSTERING_LOSSES, or NEIGHBORS
+    pull_options: dict[str, Any]  # keyword parameters of that loss
     neighbors: int  # nearest neighbors of an image that pull=neighbors puts in the same cluster
     alpha: float  # weight of the clustering loss at the end of its ramp
     alpha_ramp: list[int]  # [first, last] epoch of the linear ramp of that weight
@@ -120,11 +125,12 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
         require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
         require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
         require(self.neighbors > 0, "neighbors", self.neighbors, "use at least 1")
-        require(self.pull in PULLS, "pull", self.pull, f"choose one of {', '.join(PULLS)}")
+        if self.pull != NEIGHBORS:
+            CLUSTERING_LOSSES.check("pull", self.pull, self.pull_options)
         is_ramp = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
         require(is_ramp, "alpha_ramp", self.alpha_ramp, "give two epochs, the first not after the second")
         require(0 <= self.pretrain < 1, "pretrain", self.pretrain, "use a part of the run, 0 <= x < 1")
-        is_fitted = self.pull != "neighbors" or self.pretrain > 0
+        is_fitted = self.pull != NEIGHBORS or self.pretrain > 0
         require(is_fitted, "pretrain", self.pretrain, "pull=neighbors needs a pretrained encoder; use 0.6")
         require(0 <= self.zoom < 1, "zoom", self.zoom, "use a part of the size, 0 <= x < 1")
         for key in ("alpha", "contrast", "degrees", "pixels"):
@@ -146,13 +152,15 @@ class DeepKMeans(Autoencoder, CanCluster):
                 f"model.clusters={config.clusters} exceeds the {spec.train_size} images; "
                 f"lower it or choose a larger data set"
             )
+        if config.latent_norm:
+            # Without it, the clustering loss is smallest if all latent codes shrink to one point.
+            layers = self.encoder if isinstance(self.encoder, nn.Sequential) else [self.encoder]
+            self.encoder = nn.Sequential(*layers, nn.BatchNorm1d(config.latent, affine=False))
         self.class_names, self.train_size = spec.class_names, spec.train_size
         self.has_labels = "label" in spec.shapes
         self.shares: Tensor
         self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
-        self.classifier = (
-            NeighborClassifier(config.latent, config.clusters) if config.pull == "neighbors" else None
-        )
+        self.classifier = NeighborClassifier(config.latent, config.clusters) if config.pull == NEIGHBORS else None
         self.should_augment = bool(config.degrees or config.pixels or config.zoom)
         self.should_contrast = config.contrast > 0
         if self.should_contrast and not self.should_augment:
@@ -163,12 +171,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.centers = nn.Parameter(torch.rand(config.clusters, config.latent))
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
-        encoder, decoder = build_conv_autoencoder(shape, self.config)
-        assert isinstance(encoder, nn.Sequential)
-        if self.config.latent_norm:
-            # Without it, the clustering loss is smallest if all latent codes shrink to one point.
-            encoder.append(nn.BatchNorm1d(self.config.latent, affine=False))
-        return encoder, decoder
+        return build_conv_autoencoder(shape, self.config)
 
     def encode_in_eval_mode(self, images: Tensor) -> Tensor:
         """Return codes (batch, latent) of `images`, normalized by the running statistics as in evaluation mode.
@@ -264,7 +267,9 @@ class DeepKMeans(Autoencoder, CanCluster):
     def clustering_loss(self, codes: Tensor, eval_codes: Tensor) -> Tensor:
         """Return the clustering loss of codes in training mode and in evaluation mode: (batch, latent) each."""
         if self.classifier is None:
-            return CLUSTERING_LOSSES[self.config.pull](codes, self.centers, eval_codes, self.shares)
+            clustering_loss = CLUSTERING_LOSSES.find(self.config.pull, self.config.pull_options)
+            loss: Tensor = clustering_loss(codes, self.centers, eval_codes, self.shares)
+            return loss
         return assignment_divergence(self.classifier(eval_codes), codes, self.centers)
 
     def assign(self, batch: Batch) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import make_animation, slerp
 from genexp.images.scatter import draw_lines
+from genexp.losses.regression import REGRESSION_LOSSES
 from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.conditional_unet import NORM_GROUPS, ConditionalUNet
 from genexp.sharding import gather_rows, local_rows
@@ -76,6 +76,8 @@ TIME_DISTRIBUTIONS: dict[str, Callable[[int, torch.device], Tensor]] = {
 class FlowMatchingConfig:
     """Keys of conf/model/flow_matching.yaml."""
 
+    loss: str  # name in REGRESSION_LOSSES, of the velocity
+    loss_options: dict[str, Any]  # keyword parameters of the loss
     width: int  # channels of the U-Net's first level
     blocks: int  # residual blocks of each level, down and up
     conditional: bool  # whether the velocity depends on the class
@@ -89,6 +91,7 @@ class FlowMatchingConfig:
     evaluation_samples: int  # generated images per evaluation
 
     def __post_init__(self) -> None:
+        REGRESSION_LOSSES.check("loss", self.loss, self.loss_options)
         is_valid = self.width > 0 and self.width % NORM_GROUPS == 0
         require(is_valid, "width", self.width, f"use a multiple of {NORM_GROUPS}")
         require(self.blocks > 0, "blocks", self.blocks, "use at least 1")
@@ -120,6 +123,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         super().__init__()
         self.config, self.image_shape = config, spec.image_shape
         self.num_classes = _count_classes(spec) if config.conditional else 0
+        self.velocity_loss = REGRESSION_LOSSES.find(config.loss, config.loss_options)
         self.draw_times = TIME_DISTRIBUTIONS[config.time_distribution]
         channels, *size = spec.image_shape
         self.network = ConditionalUNet(
@@ -146,7 +150,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         fraction = times[:, None, None, None]
         path = (1 - fraction) * noise + fraction * images
         velocity = self.network(path, times, self.drop_labels(batch))
-        return F.mse_loss(promote_to_float32(velocity), images - noise), {}
+        return self.velocity_loss(promote_to_float32(velocity), images - noise), {}
 
     def drop_labels(self, batch: Batch) -> Tensor:
         """Return the class of each image (batch,), replaced by the null class with probability `label_dropout`."""

@@ -18,6 +18,8 @@ from genexp.device import promote_to_float32
 from genexp.images.color import COLOR_MODES
 from genexp.images.grid import PADDING_PIXELS, PADDING_VALUE
 from genexp.images.transforms import resize
+from genexp.losses import LOSSES, register_loss
+from genexp.losses.regression import CONTENT_LOSSES
 from genexp.networks.hed_weights import HED_INSTALL_COMMAND
 from genexp.networks.vgg import LAYER_CHANNELS, POOLINGS, VGG, choose_depth, load_weights
 from genexp.technique import (
@@ -31,6 +33,8 @@ from genexp.technique import (
     register_technique,
 )
 
+STYLE_LOSSES = LOSSES["style"]
+
 
 @dataclass
 class StyleTransferConfig:
@@ -39,6 +43,10 @@ class StyleTransferConfig:
     weights: str  # "auto", "hed", "imagenet", "random" or the path of a weight file
     pooling: str  # one of POOLINGS
     equalize_layers: bool  # scale each layer so that its Gram matrix of the style image has a mean square of 1
+    content_loss: str  # name in CONTENT_LOSSES
+    content_loss_options: dict[str, Any]  # keyword parameters of this loss
+    style_loss: str  # name in STYLE_LOSSES: the statistic whose squared error is the loss
+    style_loss_options: dict[str, Any]  # keyword parameters of this statistic
     content_layers: list[str]  # keys of LAYER_CHANNELS[depth]
     style_layers: list[str]  # keys of LAYER_CHANNELS[depth]
     content_weight: float
@@ -48,6 +56,8 @@ class StyleTransferConfig:
     preserve_color: str  # key of COLOR_MODES
 
     def __post_init__(self) -> None:
+        CONTENT_LOSSES.check("content_loss", self.content_loss, self.content_loss_options)
+        STYLE_LOSSES.check("style_loss", self.style_loss, self.style_loss_options)
         for key in ("content_layers", "style_layers"):
             layers = getattr(self, key)
             known = LAYER_CHANNELS[choose_depth(self.weights)]
@@ -72,11 +82,14 @@ class ScaleLoss(nn.Module):
         """Create empty targets for images of `size`: (height, width). Raises ConfigError if it is too small."""
         super().__init__()
         self.size = size
+        self.content_loss = CONTENT_LOSSES.find(config.content_loss, config.content_loss_options)
+        self.compute_style = STYLE_LOSSES.find(config.style_loss, config.style_loss_options)
         shapes = features.compute_feature_shapes(size)
         for layer in config.content_layers:
             self.register_buffer(f"content_{layer}", torch.zeros(1, *shapes[layer]))
         for layer in config.style_layers:
-            self.register_buffer(f"style_{layer}", torch.zeros(1, shapes[layer][0], shapes[layer][0]))
+            statistic = self.compute_style(torch.zeros(1, *shapes[layer]))
+            self.register_buffer(f"style_{layer}", torch.zeros_like(statistic))
         self.content_layers, self.style_layers = config.content_layers, config.style_layers
 
     def set_targets(self, features: VGG, content: Tensor, style: Tensor) -> None:
@@ -86,7 +99,7 @@ class ScaleLoss(nn.Module):
                 self.get_buffer(f"content_{layer}").copy_(layer_features)
         for layer, layer_features in features(style):
             if layer in self.style_layers:
-                self.get_buffer(f"style_{layer}").copy_(gram_matrix(layer_features))
+                self.get_buffer(f"style_{layer}").copy_(self.compute_style(layer_features))
 
     def losses(self, vgg: VGG, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the content and style losses of `image` (1, 3, height, width): scalars, summed over layers.
@@ -96,9 +109,9 @@ class ScaleLoss(nn.Module):
         content, style = [], []
         for layer, layer_features in vgg(resize(image, self.size)):
             if layer in self.content_layers:
-                content.append(F.mse_loss(layer_features, self.get_buffer(f"content_{layer}")))
+                content.append(self.content_loss(layer_features, self.get_buffer(f"content_{layer}")))
             if layer in self.style_layers:
-                style.append(F.mse_loss(gram_matrix(layer_features), self.get_buffer(f"style_{layer}")))
+                style.append(F.mse_loss(self.compute_style(layer_features), self.get_buffer(f"style_{layer}")))
         return torch.stack(content).sum(), torch.stack(style).sum()
 
 
@@ -247,6 +260,7 @@ def clamp_keep_gradient(values: Tensor) -> Tensor:
     return torch.as_tensor(_ClampKeepGradient.apply(values))
 
 
+@register_loss("gram", kind="style")
 def gram_matrix(features: Tensor) -> Tensor:
     """Return the Gram matrices of features: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w.
 
@@ -263,6 +277,13 @@ def gram_matrix(features: Tensor) -> Tensor:
             flattened = full_precision.permute(0, 2, 3, 1).flatten(1, 2)
             products = flattened.detach().transpose(1, 2) @ flattened
         return (2 * products - products.detach()) / features.numel()
+
+
+@register_loss("moments", kind="style")
+def channel_moments(features: Tensor) -> Tensor:
+    """Return the mean and deviation of each channel: (batch, c, h, w) → (batch, 2, c) (Li et al. 2017)."""
+    values = promote_to_float32(features).flatten(2)
+    return torch.stack([values.mean(2), values.var(2, correction=0).add(1e-6).sqrt()], dim=1)
 
 
 def total_variation(image: Tensor) -> Tensor:

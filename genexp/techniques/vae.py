@@ -45,6 +45,7 @@ from genexp.technique import (
     detach_metrics,
     register_technique,
 )
+from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES = 64  # images in the grid of prior samples
 COLLAPSE_NATS = 0.1  # KL divergence of an image below which the latents carry practically no information
@@ -57,6 +58,10 @@ class VAEConfig:
     """Keys of conf/model/vae.yaml."""
 
     network: str  # key of NETWORKS
+    encoder: str | None  # name in NETWORKS; replaces that of `network`
+    encoder_options: dict[str, Any]  # keyword parameters of that network
+    decoder: str | None
+    decoder_options: dict[str, Any]
     hidden: list[int]  # units of the encoder's dense layers; the decoder mirrors them
     channels: list[int]  # of the convolutions, each of which halves the size; unused by network=dense
     blocks: int  # residual blocks at each size; used by network=resnet
@@ -79,6 +84,7 @@ class VAEConfig:
         ):
             value = getattr(self, key)
             require(value in choices, key, value, f"choose one of {', '.join(choices)}")
+        check_networks(self, "encoder", "decoder")
         PIXEL_LIKELIHOODS.check("likelihood", self.likelihood, self.likelihood_options)
         require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
         is_valid = bool(self.channels) and min(self.channels) > 0
@@ -115,10 +121,11 @@ class VariationalAutoencoder(
         # A gray value is the probability of a bit for a Bernoulli likelihood, which needs bits.
         is_bernoulli_of_gray = config.likelihood == "bernoulli" and config.pixels == "gray"
         self.evaluated_pixels = "drawn" if is_bernoulli_of_gray else config.pixels
-        self.encoder = build_encoder(spec.image_shape, config)
+        shape, features = spec.image_shape, config.hidden[-1]
+        self.encoder = select_network("encoder", config, build_encoder(shape, config), shape, features)
         self.mean = nn.Linear(config.hidden[-1], config.latent)
         self.log_variance = nn.Linear(config.hidden[-1], config.latent)
-        self.decoder = build_decoder(spec.image_shape, config)
+        self.decoder = select_network("decoder", config, build_decoder(shape, config), shape, config.latent)
         self.likelihood = PIXEL_LIKELIHOODS.find(config.likelihood, config.likelihood_options)()
 
     def phases(self) -> tuple[GradientPhase, ...]:

@@ -119,8 +119,8 @@ def test_wrong_keys_and_values_are_one_line(example: Path) -> None:
         (["model=my_autoencoder", "model.latnet=3"], "model.latnet is no key of this configuration"),
         (["model=my_autoencoder", "model.latent=x"], "model.latent=x: give a whole number"),
         (["model=my_autoencodre"], "did you mean my_autoencoder?"),
-        (["model=stacked_autoencoder", "model.loss=hubre"], "model.loss=hubre: did you mean huber?"),
-        (["model.loss=huber", "model=gan"], "model.loss=huber: choose one of: hinge"),
+        (["model=stacked_autoencoder", "model.loss=hubre"], "model.loss=hubre: choose one of bce, huber, l1, mse"),
+        (["model.loss=huber", "model=gan"], "model.loss=huber: choose one of hinge"),
         (
             ["model=stacked_autoencoder", "model.loss=huber", "model.loss_options.dleta=1"],
             "model.loss_options.dleta=1: did you mean delta?",

@@ -117,7 +117,7 @@ def test_loss_uses_the_configured_target(target: str, is_clean: bool, images: Te
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("stacked_autoencoder", ["model.loss=huber"], "model.loss=huber: choose one of mse, bce, l1"),
+        ("stacked_autoencoder", ["model.loss=huber"], "model.loss=huber: choose one of bce, l1, mse"),
         ("stacked_autoencoder", ["model.widths=[]"], "model.widths=[]: use positive widths"),
         ("stacked_autoencoder", ["model.widths=[8,0]"], "model.widths=[8, 0]: use positive widths"),
         ("stacked_autoencoder", ["model.latent_activation=step"], "model.latent_activation=step: choose one of"),

@@ -1,0 +1,30 @@
+"""Networks chosen by name: the keys KIND and KIND_options of a technique, for the kinds of `NETWORKS`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from genexp.networks import NETWORKS, build_network
+
+
+def check_networks(config: Any, *kinds: str) -> None:
+    """Check the keys KIND and KIND_options of a configuration. Raises FieldError."""
+    for kind in kinds:
+        if getattr(config, kind) is not None:
+            NETWORKS[kind].check(kind, getattr(config, kind), getattr(config, f"{kind}_options"))
+
+
+def select_network(
+    kind: str, config: Any, default: nn.Module, shape: tuple[int, int, int], size: int
+) -> nn.Module:
+    """Return the network that the key `kind` of `config` names, or `default` where it is None.
+
+    `shape` is that of an image, `size` that of a code, of the noise or of the scores. Raises ConfigError.
+    """
+    name = getattr(config, kind)
+    if name is None:
+        return default
+    network: nn.Module = build_network(kind, name, getattr(config, f"{kind}_options"), shape, size)
+    return network
