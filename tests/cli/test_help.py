@@ -55,7 +55,7 @@ def test_help_finds_choices_of_a_config_dir(tmp_path: Path) -> None:
 
 
 def test_unknown_choice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model=vea: unknown. Did you mean vae?"):
+    with pytest.raises(ConfigError, match=r"model=vea: unknown\. Did you mean vae\?"):
         build_page("model=vea")
 
 
