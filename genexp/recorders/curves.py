@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,58 +20,82 @@ if TYPE_CHECKING:
 MAX_RAW_POINTS = 5000  # single steps of longer curves are not drawn: they would merge into an area
 MAX_SMOOTHED_POINTS = 300  # approximate limit; beyond it, a window spans several epochs
 MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # shorter curves are averaged over windows shorter than an epoch
-PALETTE = ("#2a6fb0", "#d1632a", "#3d8f4f", "#8a56a5", "#b8373f", "#6b6b6b", "#b08a1e", "#2a9d9a")
+# The palette of Okabe and Ito (2008), without its yellow, which is too light for lines: distinguishable with
+# color vision deficiency.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
 LOG_AXIS_RATIO = 50  # positive values with a larger max/min use a logarithmic axis
 PANEL_INCHES = (5.2, 3.4)  # width, height
 # Margins of a panel. Fixed: automatic layout takes matplotlib as long as drawing everything.
-LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.85, 0.15, 0.55, 0.15
+LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.75, 0.15, 0.55, 0.35
 TITLE_INCHES = 0.4  # height of the figure title
+TEXT_LINE_INCHES = 0.22  # height of a line of values below the panels
+TEXT_LINE_CHARACTERS = 60  # for each column of panels
 
 
 def write_curves_figure(
-    path: Path, metrics: Mapping[str, Mapping[str, LoggedCurve]], title: str, steps_per_epoch: int
+    path: Path,
+    metrics: Mapping[str, Mapping[str, LoggedCurve]],
+    title: str,
+    steps_per_epoch: int,
+    *,
+    objective: str = "",
+    direction: str = "min",
 ) -> None:
     """Write a figure to `path`, with a panel for each metric or group of metrics.
 
-    `metrics` maps split ("train", "test") → metric → curve. Other splits are ignored.
+    `metrics` maps split ("train", "test") → metric → curve. Other splits are ignored. Metrics with one value are
+    a line of text below the panels. The best value of the test metric `objective` is marked: the smallest if
+    `direction` is "min", else the largest.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    train, test = metrics.get("train", {}), metrics.get("test", {})
-    groups = group_metrics([*train, *(name for name in test if name not in train)])
-    last_step = max(int(curve.steps[-1]) for split in (train, test) for curve in split.values())
-    epochs = last_step / steps_per_epoch
-    grid_columns = 1 if len(groups) == 1 else 2 if len(groups) <= 4 else 3
+    splits = {split: metrics.get(split, {}) for split in ("train", "test")}
+    names = list(dict.fromkeys(name for curves in splits.values() for name in curves))
+    longest = {name: max(len(curves[name].steps) for curves in splits.values() if name in curves) for name in names}
+    text_lines = _format_single_values(splits, [name for name in names if longest[name] == 1])
+    groups = group_metrics([name for name in names if longest[name] > 1])
+    last_step = max(int(curve.steps[-1]) for curves in splits.values() for curve in curves.values())
+    grid_columns = 1 if len(groups) <= 1 else 2 if len(groups) <= 4 else 3
     grid_rows = -(-len(groups) // grid_columns)
-    figure = Figure(figsize=(PANEL_INCHES[0] * grid_columns, PANEL_INCHES[1] * grid_rows + TITLE_INCHES), dpi=110)
+    text = textwrap.fill(text_lines, TEXT_LINE_CHARACTERS * grid_columns) if text_lines else ""
+    text_inches = TEXT_LINE_INCHES * (text.count("\n") + 2) if text else 0.0
+    height = PANEL_INCHES[1] * grid_rows + TITLE_INCHES + text_inches
+    figure = Figure(figsize=(PANEL_INCHES[0] * grid_columns, height), dpi=110)
     FigureCanvasAgg(figure)
-    _set_margins(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    for position, (panel, names) in enumerate(groups.items(), start=1):
+    _set_margins(figure, text_inches)
+    figure.suptitle(title, fontsize=13, fontweight="bold", y=1 - 0.5 * TITLE_INCHES / height, va="center")
+    if text:
+        figure.text(0.15 / PANEL_INCHES[0], 0.5 * text_inches / height, text, fontsize=9, va="center")
+    for position, (panel, members) in enumerate(groups.items(), start=1):
         axes = figure.add_subplot(grid_rows, grid_columns, position)
-        colors = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
-        for name, color in zip(names, colors, strict=True):
-            if name in train:
-                _draw_smoothed_train_curve(axes, train[name], name, color, steps_per_epoch)
-            if name in test:
-                _draw_test_curve(axes, test[name], name, color, steps_per_epoch)
-        _style_axes(axes, panel)
-        axes.set_xlim(-0.02 * epochs, 1.02 * epochs)
-        for name, color in zip(names, colors, strict=True):
-            if name in train and len(train[name].steps) <= MAX_RAW_POINTS:
-                _draw_raw_train_curve(axes, train[name], color, steps_per_epoch)
+        _draw_panel(axes, splits, members, steps_per_epoch)
+        if objective in members and objective in splits["test"]:
+            _mark_best_value(axes, splits["test"][objective], direction, steps_per_epoch)
+        _style_axes(axes, panel, last_step / steps_per_epoch)
+        _draw_raw_train_curves(axes, splits["train"], members, steps_per_epoch)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_file(path, content.getvalue())
 
 
-def _set_margins(figure: Figure) -> None:
+def _format_single_values(splits: Mapping[str, Mapping[str, LoggedCurve]], names: Sequence[str]) -> str:
+    """Return the values of metrics that were measured once, with their split."""
+    values = [
+        f"{name} {curves[name].values[-1]:.4g} ({split})"
+        for name in names
+        for split, curves in splits.items()
+        if name in curves
+    ]
+    return f"Measured once: {', '.join(values)}." if values else ""
+
+
+def _set_margins(figure: Figure, text_inches: float) -> None:
     width, height = figure.get_size_inches()
     figure.subplots_adjust(
         left=LEFT_INCHES / width,
         right=1 - RIGHT_INCHES / width,
-        bottom=BOTTOM_INCHES / height,
+        bottom=(BOTTOM_INCHES + text_inches) / height,
         top=1 - (TOP_INCHES + TITLE_INCHES) / height,
         wspace=(LEFT_INCHES + RIGHT_INCHES) / (PANEL_INCHES[0] - LEFT_INCHES - RIGHT_INCHES),
         hspace=(BOTTOM_INCHES + TOP_INCHES) / (PANEL_INCHES[1] - BOTTOM_INCHES - TOP_INCHES),
@@ -108,16 +133,31 @@ def smooth_curve(curve: LoggedCurve, steps_per_epoch: int) -> tuple[np.ndarray, 
     return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
+def _draw_panel(
+    axes: Axes, splits: Mapping[str, Mapping[str, LoggedCurve]], names: Sequence[str], steps_per_epoch: int
+) -> None:
+    """Draw the curves of one panel: solid for training, dashed for test, one color for each metric."""
+    for name, color in zip(names, _cycle_colors(len(names)), strict=True):
+        prefix = f"{name}, " if len(names) > 1 else ""
+        if name in splits["train"]:
+            _draw_smoothed_train_curve(axes, splits["train"][name], f"{prefix}train", color, steps_per_epoch)
+        if name in splits["test"]:
+            _draw_test_curve(axes, splits["test"][name], f"{prefix}test", color, steps_per_epoch)
+
+
+def _cycle_colors(count: int) -> list[str]:
+    return [PALETTE[index % len(PALETTE)] for index in range(count)]
+
+
 def _draw_smoothed_train_curve(
-    axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int
+    axes: Axes, curve: LoggedCurve, label: str, color: str, steps_per_epoch: int
 ) -> None:
     steps, values = smooth_curve(curve, steps_per_epoch)
     marker = "o" if len(steps) == 1 else ""
-    label = f"{name}, train"
     axes.plot(steps / steps_per_epoch, values, color=color, linewidth=1.8, marker=marker, label=label, zorder=3)
 
 
-def _draw_test_curve(axes: Axes, curve: LoggedCurve, name: str, color: str, steps_per_epoch: int) -> None:
+def _draw_test_curve(axes: Axes, curve: LoggedCurve, label: str, color: str, steps_per_epoch: int) -> None:
     has_markers = len(curve.steps) <= 40
     axes.plot(
         curve.steps / steps_per_epoch,
@@ -129,27 +169,43 @@ def _draw_test_curve(axes: Axes, curve: LoggedCurve, name: str, color: str, step
         markersize=5.5,
         markeredgecolor="white",
         markeredgewidth=0.8,
-        label=f"{name}, test",
+        label=label,
         zorder=4,
     )
 
 
-def _style_axes(axes: Axes, ylabel: str) -> None:
+def _mark_best_value(axes: Axes, curve: LoggedCurve, direction: str, steps_per_epoch: int) -> None:
+    """Mark the best finite value of a test curve by a star."""
+    values = np.where(np.isfinite(curve.values), curve.values, np.inf if direction == "min" else -np.inf)
+    index = values.argmin() if direction == "min" else values.argmax()
+    if not np.isfinite(values[index]):
+        return
+    epoch = curve.steps[index] / steps_per_epoch
+    label = f"best: {values[index]:.4g} at epoch {epoch:.4g}"
+    axes.plot(epoch, values[index], "*", color="black", markersize=11, label=label, zorder=5)
+
+
+def _style_axes(axes: Axes, title: str, epochs: float) -> None:
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > LOG_AXIS_RATIO * values.min():
         axes.set_yscale("log")
     axes.margins(y=0.1)
+    axes.set_xlim(-0.02 * epochs, 1.02 * epochs)
+    axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(ylabel)
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
 
 
-def _draw_raw_train_curve(axes: Axes, curve: LoggedCurve, color: str, steps_per_epoch: int) -> None:
+def _draw_raw_train_curves(
+    axes: Axes, curves: Mapping[str, LoggedCurve], names: Sequence[str], steps_per_epoch: int
+) -> None:
     """Draw the values of single steps faintly in the background, without changing the y limits of the axes."""
     axes.set_ylim(axes.get_ylim())
-    epochs = curve.steps / steps_per_epoch
-    axes.plot(epochs, curve.values, color=color, alpha=0.25, linewidth=0.7, zorder=1)
+    for name, color in zip(names, _cycle_colors(len(names)), strict=True):
+        if name in curves and len(curves[name].steps) <= MAX_RAW_POINTS:
+            epochs = curves[name].steps / steps_per_epoch
+            axes.plot(epochs, curves[name].values, color=color, alpha=0.25, linewidth=0.7, zorder=1)

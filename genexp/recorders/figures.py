@@ -72,7 +72,14 @@ class FigureRecorder(Recorder):
         self._write_previews()
         metrics = read_metrics(self._run.run_dir)
         if metrics:
-            write_curves_figure(self._figures_dir / CURVES_FIGURE, metrics, self._title, self._run.steps_per_epoch)
+            write_curves_figure(
+                self._figures_dir / CURVES_FIGURE,
+                metrics,
+                self._title,
+                self._run.steps_per_epoch,
+                objective=self._run.objective,
+                direction=self._run.direction,
+            )
 
     def _write_previews(self) -> None:
         if not self._pending_images:
