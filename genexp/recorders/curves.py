@@ -52,7 +52,9 @@ def write_curves_figure(
 
     splits = {split: metrics.get(split, {}) for split in ("train", "test")}
     names = list(dict.fromkeys(name for curves in splits.values() for name in curves))
-    longest = {name: max(len(curves[name].steps) for curves in splits.values() if name in curves) for name in names}
+    longest = {
+        name: max(len(curves[name].steps) for curves in splits.values() if name in curves) for name in names
+    }
     text_lines = _format_single_values(splits, [name for name in names if longest[name] == 1])
     groups = group_metrics([name for name in names if longest[name] > 1])
     last_step = max(int(curve.steps[-1]) for curves in splits.values() for curve in curves.values())
@@ -63,7 +65,8 @@ def write_curves_figure(
     height = PANEL_INCHES[1] * grid_rows + TITLE_INCHES + text_inches
     figure = Figure(figsize=(PANEL_INCHES[0] * grid_columns, height), dpi=110)
     FigureCanvasAgg(figure)
-    _set_margins(figure, text_inches)
+    if groups:
+        _set_margins(figure, text_inches)
     figure.suptitle(title, fontsize=13, fontweight="bold", y=1 - 0.5 * TITLE_INCHES / height, va="center")
     if text:
         figure.text(0.15 / PANEL_INCHES[0], 0.5 * text_inches / height, text, fontsize=9, va="center")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import matplotlib.figure
 import numpy as np
 import pytest
+from PIL import Image
 
-from genexp.recorders.curves import group_metrics, smooth_curve
+from genexp.recorders.curves import group_metrics, smooth_curve, write_curves_figure
 from genexp.run_dir.metrics import LoggedCurve
 
 
@@ -28,3 +32,32 @@ def test_a_smoothed_curve_has_the_epoch_means() -> None:
     assert len(means) == 10
     assert (middles[1], means[1]) == (15.5, 14.5)
     assert means[0] == pytest.approx(np.nanmean(column.values[:10]))
+
+
+def make_curve(*values: float) -> LoggedCurve:
+    steps = np.arange(1, len(values) + 1)
+    return LoggedCurve(steps, steps, np.array(values))
+
+
+def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda figure, *_arguments, **_options: figures.append(figure)
+    )
+    metrics = {
+        "train": {"loss": make_curve(3, 2, 1)},
+        "test": {"loss": make_curve(3, np.nan, 2.5), "psnr": make_curve(1, 9, 4), "frechet": make_curve(7)},
+    }
+    for direction, best in (("min", "best: 1 at epoch 1"), ("max", "best: 9 at epoch 2")):
+        write_curves_figure(tmp_path / "f.png", metrics, "t", 1, objective="psnr", direction=direction)
+        loss_panel, psnr_panel = figures[-1].axes
+        assert [text.get_text() for text in loss_panel.get_legend().get_texts()] == ["train", "test"]
+        assert [text.get_text() for text in psnr_panel.get_legend().get_texts()] == ["test", best]
+        assert [panel.get_title("left") for panel in figures[-1].axes] == ["loss", "psnr"]
+        assert [text.get_text() for text in figures[-1].texts] == ["t", "Measured once: frechet 7 (test)."]
+
+
+def test_figure_without_a_curve_has_the_values(tmp_path: Path) -> None:
+    write_curves_figure(tmp_path / "f.png", {"test": {"frechet": make_curve(7)}}, "t", 1)
+    with Image.open(tmp_path / "f.png") as image:
+        assert image.width > 300
