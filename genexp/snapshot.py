@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from torch import Tensor
 
-from genexp.technique import Clock
+from genexp.technique import Clock, PictureLabels
 
 CellT = TypeVar("CellT")
 
@@ -47,6 +47,7 @@ class RunInfo:
     objective: str  # test metric that selects the best checkpoint, without the prefix "test/"
     direction: Literal["min", "max"]  # direction in which the objective improves
     class_names: tuple[str, ...] = ()  # by label; empty if the data set has none
+    picture_labels: Mapping[str, PictureLabels] = field(default_factory=dict)  # picture → its labels
     environment: Mapping[str, str] = field(default_factory=dict)  # device, precision, versions, commit
     data_fingerprints: Mapping[str, str] = field(default_factory=dict)  # split → size and checksum
     completed_steps: int = 0  # step of the checkpoint that the run resumes from; 0 for a fresh run

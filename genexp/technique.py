@@ -73,6 +73,15 @@ Phase = GradientPhase | ClosedFormPhase
 TechniqueT = TypeVar("TechniqueT", bound="Technique")
 
 
+@dataclass(frozen=True)
+class PictureLabels:
+    """Labels that recorders write beside the rows and above the columns of an image grid."""
+
+    rows: Sequence[str] = ()  # from the top; empty: no labels
+    columns: Sequence[str] = ()  # from the left
+    is_photograph: bool = False  # no grid: the picture is written as it is, without a title
+
+
 class Technique(nn.Module, ABC):
     """Learning method for unlabeled data, as the phases of one step.
 
@@ -125,6 +134,13 @@ class Technique(nn.Module, ABC):
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         """Return images in [0, 1] at the end of a run: (channels, height, width), or (frames, ...) if animated."""
+        return {}
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        """Return the labels of previews and of the gallery: name → labels. Others have a title only.
+
+        `class_names` are those of the data set, by label; empty if it has none.
+        """
         return {}
 
     def encode(self, batch: Batch) -> Tensor | None:

@@ -116,7 +116,7 @@ def _read_choice(group: str, choice: str, config_dirs: Sequence[Path]) -> str:
 
 
 def _read_recipe(model: str, config_dirs: Sequence[Path]) -> dict[str, Any]:
-    content = yaml.safe_load(_read_choice("model", model, config_dirs)) or {}
+    content: dict[str, Any] = yaml.safe_load(_read_choice("model", model, config_dirs)) or {}
     return content.get("model", content).get("recipe") or {}
 
 

@@ -41,7 +41,8 @@ def write_latent_walk(output_dir: Path, name: str, images: Tensor) -> list[Path]
     """Write images `(frames, paths, c, h, w)` as a PNG with one row per path, and as a GIF. Return both paths."""
     grid_path, gif_path = output_dir / f"{name}.png", output_dir / f"{name}.gif"
     write_enlarged_image(grid_path, make_filmstrip(images))
-    write_animation(gif_path, map(to_pil_image, to_uint8(make_animation(images))), FRAME_MILLISECONDS)
+    frames = map(to_pil_image, to_uint8(make_animation(images)))
+    write_animation(gif_path, map(enlarge_small_image, frames), FRAME_MILLISECONDS)
     return [grid_path, gif_path]
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FIGURE_INCHES = 6.0  # height; a legend adds to the width
+from genexp.images.fonts import use_fonts_for
+
+FIGURE_INCHES = 6.4  # height; a legend adds to the width
 DPI = 100
 MARGIN_FRACTION = 0.08  # margin on each side, relative to the larger extent of the points
 
@@ -58,36 +60,39 @@ def draw_clusters(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    coords, label_indices = points.numpy(force=True), labels.numpy(force=True)
-    num_clusters = len(centers) if centers is not None else max(int(label_indices.max()) + 1, len(cluster_names))
-    colors = _pick_colors(num_clusters)
-    figure = Figure(
-        figsize=(FIGURE_INCHES + (1.4 if cluster_names else 0), FIGURE_INCHES), dpi=DPI, layout="constrained"
-    )
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    point_size = float(np.clip(12000 / len(coords), 6, 40))
-    axes.scatter(coords[:, 0], coords[:, 1], s=point_size, c=colors[label_indices], alpha=0.8, linewidths=0)
-    if centers is not None:
-        center_coords = centers.numpy(force=True)
-        star_size = 420 if num_clusters <= 20 else 120
-        axes.scatter(
-            center_coords[:, 0],
-            center_coords[:, 1],
-            s=star_size,
-            c=colors,
-            marker="*",
-            edgecolors="black",
-            linewidths=1.2,
-            zorder=3,
+    with use_fonts_for(cluster_names):
+        coords, label_indices = points.numpy(force=True), labels.numpy(force=True)
+        num_clusters = (
+            len(centers) if centers is not None else max(int(label_indices.max()) + 1, len(cluster_names))
         )
-    for name, color in zip(cluster_names, colors, strict=False):
-        axes.scatter([], [], color=color, label=name)
-    _set_axes_limits(axes, coords)
-    if cluster_names:
-        for text in figure.legend(loc="outside right center", frameon=False).get_texts():
-            text.set_parse_math(False)  # a class name with a $ is no formula
-    return _render(canvas)
+        colors = _pick_colors(num_clusters)
+        figure = Figure(
+            figsize=(FIGURE_INCHES + (1.4 if cluster_names else 0), FIGURE_INCHES), dpi=DPI, layout="constrained"
+        )
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        point_size = float(np.clip(12000 / len(coords), 6, 40))
+        axes.scatter(coords[:, 0], coords[:, 1], s=point_size, c=colors[label_indices], alpha=0.8, linewidths=0)
+        if centers is not None:
+            center_coords = centers.numpy(force=True)
+            star_size = 420 if num_clusters <= 20 else 120
+            axes.scatter(
+                center_coords[:, 0],
+                center_coords[:, 1],
+                s=star_size,
+                c=colors,
+                marker="*",
+                edgecolors="black",
+                linewidths=1.2,
+                zorder=3,
+            )
+        for name, color in zip(cluster_names, colors, strict=False):
+            axes.scatter([], [], color=color, label=name)
+        _set_axes_limits(axes, coords)
+        if cluster_names:
+            for text in figure.legend(loc="outside right center", frameon=False).get_texts():
+                text.set_parse_math(False)  # a class name with a $ is no formula
+        return _render(canvas)
 
 
 def draw_lines(lines: Mapping[str, Mapping[int, float]], *, x_label: str, y_label: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genexp.recorders.curves import write_curves_figure
 from genexp.recorders.latent_plots import write_latents_figure, write_latents_html
-from genexp.recorders.pil_images import encode_png, enlarge_small_image, to_pil_image, write_animation
+from genexp.recorders.pil_images import encode_png, format_position, render_picture, to_pil_image, write_animation
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.files import create_dir, sync_files, write_file
 from genexp.run_dir.metrics import read_metrics
@@ -53,6 +53,7 @@ class FigureRecorder(Recorder):
     def record(self, snapshot: Snapshot) -> None:
         """Write the previews if they are due. Write the gallery and latent plots at the end of the run."""
         self._pending_images |= snapshot.preview_images
+        self._position = format_position(snapshot.clock.step, self._run)
         if (
             snapshot.final_artifacts is not None
             or self._read_time() - self._last_write_time >= self._interval_seconds
@@ -92,9 +93,13 @@ class FigureRecorder(Recorder):
         for name, pixels in images.items():
             path = self._figures_dir / f"{name}.{self._video_format if pixels.ndim == 4 else 'png'}"
             if pixels.ndim == 4:
-                write_animation(path, map(to_pil_image, pixels), self._frame_duration_ms)
+                frames = (
+                    render_picture(frame, self._run, name, f"frame {index} of {len(pixels)}")
+                    for index, frame in enumerate(map(to_pil_image, pixels), start=1)
+                )
+                write_animation(path, frames, self._frame_duration_ms)
             else:
-                write_file(path, encode_png(enlarge_small_image(to_pil_image(pixels))))
+                write_file(path, encode_png(render_picture(to_pil_image(pixels), self._run, name, self._position)))
             self._unsynced_paths.append(path)
 
     def _write_latent_plots(self, artifacts: FinalArtifacts) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genexp.images.fonts import use_fonts_for
 from genexp.run_dir.files import write_file
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from genexp.snapshot import FinalArtifacts  # imports torch, which commands on finished runs do not need
 
 SCRIPT_PATTERN = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
+# Lightness is inverted in dark mode, hues are kept. The colors of Plotly's template are not known to the page.
+DARK_MODE_STYLE = (
+    "<style>@media (prefers-color-scheme: dark) { html { background: #141414 } "
+    ".plot-container { filter: invert(0.92) hue-rotate(180deg) } }</style>"
+)
 MAX_LABELED_POINTS = 200  # points with a text label; in 3-D, colors alone are hard to distinguish
 
 
@@ -31,29 +37,30 @@ def write_latents_figure(path: Path, artifacts: FinalArtifacts, class_names: Seq
     from matplotlib.figure import Figure
 
     assert artifacts.codes is not None
-    is_3d = artifacts.codes.shape[1] == 3
-    figure = Figure(figsize=(9, 7) if is_3d else (7.6, 6.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot(projection="3d" if is_3d else None)
-    for name, color, points in _iter_class_points(artifacts, class_names):
-        size, alpha = (9, 0.45) if is_3d else (9, 0.75)
-        axes.scatter(*points.T, s=size, alpha=alpha, color=color, label=name, linewidths=0)
-    if is_3d:
-        _label_points(axes, artifacts, class_names)
-        axes.set_zlabel("code 3")
-        axes.view_init(elev=22, azim=-55)
-        axes.set_box_aspect((1, 1, 0.9), zoom=1.12)
-    else:
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.grid(color="#ececec", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("code 1")
-    axes.set_ylabel("code 2")
-    axes.set_title(title, fontweight="bold", parse_math=False)
-    _add_legend(figure, axes)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
+    with use_fonts_for(class_names):
+        is_3d = artifacts.codes.shape[1] == 3
+        figure = Figure(figsize=(9, 7) if is_3d else (7.6, 6.4), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes: Any = figure.add_subplot(projection="3d" if is_3d else None)
+        for name, color, points in _iter_class_points(artifacts, class_names):
+            size, alpha = (9, 0.45) if is_3d else (9, 0.75)
+            axes.scatter(*points.T, s=size, alpha=alpha, color=color, label=name, linewidths=0)
+        if is_3d:
+            _label_points(axes, artifacts, class_names)
+            axes.set_zlabel("code 3")
+            axes.view_init(elev=22, azim=-55)
+            axes.set_box_aspect((1, 1, 0.9), zoom=1.12)
+        else:
+            axes.set_aspect("equal", adjustable="datalim")
+            axes.grid(color="#ececec", linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("code 1")
+        axes.set_ylabel("code 2")
+        axes.set_title(title, fontweight="bold", parse_math=False)
+        _add_legend(figure, axes)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
     write_file(path, content.getvalue())
 
 
@@ -89,9 +96,8 @@ def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Seque
     # A fixed identifier: equal runs have equal pages.
     page = to_html(figure, include_plotlyjs=True, default_height="96vh", div_id="latents")
     policy = build_security_policy(SCRIPT_PATTERN.findall(page))
-    write_file(
-        path, page.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
-    )
+    head = f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">{DARK_MODE_STYLE}'
+    write_file(path, page.replace("<head>", head, 1))
 
 
 def build_security_policy(scripts: Sequence[str]) -> str:

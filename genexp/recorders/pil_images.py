@@ -1,23 +1,34 @@
-"""Conversion of uint8 tensors to Pillow images, PNG files and animations."""
+"""Pillow images of uint8 tensors, with captions, as PNG files and animations."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from genexp.images.animation import Frame, encode_animation
+from genexp.images.fonts import find_cjk_font_path, needs_cjk_font
+from genexp.images.grid import PADDING_PIXELS
 from genexp.run_dir.files import write_file
+from genexp.snapshot import RunInfo
+from genexp.technique import PictureLabels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
-TARGET_SHORT_SIDE_PIXELS = 256  # images with a short side below half of it are enlarged to about this
-MAX_LONG_SIDE_PIXELS = 1600  # limit of the enlargement
+    Font: TypeAlias = FreeTypeFont | ImageFont
+
+MIN_GRID_WIDTH = 640  # grids are enlarged by the smallest whole number that gives this width
+MIN_IMAGE_SIDE = 128  # a smaller image is enlarged like a grid; a larger one may be a photograph
+MAX_LONG_SIDE = 2400  # limit of the enlargement
+FONT_PIXELS, CAPTION_PIXELS, MARGIN_PIXELS = 13, 24, 8  # size of the text, height of its line, space beside it
+TEXT_GRAY, WHITE = 64, 255
 
 
 def to_pil_image(pixels: Tensor) -> Image:
@@ -29,16 +40,93 @@ def to_pil_image(pixels: Tensor) -> Image:
 
 
 def enlarge_small_image(image: Image) -> Image:
-    """Return a small image enlarged by an integer factor, to a shorter side of about 256 pixels.
+    """Return a grid or a small image enlarged by a whole number, to a width of at least MIN_GRID_WIDTH.
 
-    An image with a shorter side of 128 pixels or more is returned unchanged, because it may be a photograph.
+    Other images, such as photographs, are returned unchanged.
     """
     from PIL.Image import Resampling
 
-    factor = min(-(-TARGET_SHORT_SIDE_PIXELS // min(image.size)), MAX_LONG_SIDE_PIXELS // max(image.size))
-    if factor <= 1 or min(image.size) >= TARGET_SHORT_SIDE_PIXELS // 2:
+    if min(image.size) >= MIN_IMAGE_SIDE and not _has_white_border(image):
+        return image
+    factor = min(-(-MIN_GRID_WIDTH // image.width), MAX_LONG_SIDE // max(image.size))
+    if factor <= 1:
         return image
     return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
+
+
+def _has_white_border(image: Image) -> bool:
+    """Return whether the outermost rows and columns are white, as those of a grid are."""
+    pixels = np.asarray(image)
+    edges = (
+        pixels[:PADDING_PIXELS],
+        pixels[-PADDING_PIXELS:],
+        pixels[:, :PADDING_PIXELS],
+        pixels[:, -PADDING_PIXELS:],
+    )
+    return all(bool((edge == WHITE).all()) for edge in edges)
+
+
+def format_position(step: int, run: RunInfo) -> str:
+    """Return epoch and step of a picture, as its caption states them."""
+    return f"epoch {step / run.steps_per_epoch:.4g}, step {step:,}"
+
+
+def render_picture(image: Image, run: RunInfo, name: str, position: str) -> Image:
+    """Return the picture `name` of a run for viewing: enlarged, with its title, `position` and labels.
+
+    A photograph is returned as it is.
+    """
+    labels = run.picture_labels.get(name, PictureLabels())
+    if labels.is_photograph:
+        return image
+    title = f"{name.replace('_', ' ')}: {run.model_name} on {run.dataset_name}"
+    return add_caption(enlarge_small_image(image), title, position, labels)
+
+
+def add_caption(image: Image, title: str, position: str, labels: PictureLabels) -> Image:
+    """Return an image below a line with `title` and `position`, and with the labels of its rows and columns.
+
+    No pixel of `image` is covered.
+    """
+    from PIL import Image as PilImage
+    from PIL import ImageDraw
+
+    font = load_font((title, position, *labels.rows, *labels.columns))
+    left = max((math.ceil(font.getlength(label)) + 2 * MARGIN_PIXELS for label in labels.rows), default=0)
+    top = CAPTION_PIXELS * (2 if labels.columns else 1)
+    captioned = PilImage.new(image.mode, (left + image.width, top + image.height), "white")
+    captioned.paste(image, (left, top))
+    draw = ImageDraw.Draw(captioned)
+    color = TEXT_GRAY if image.mode == "L" else (TEXT_GRAY,) * 3
+    middle = CAPTION_PIXELS // 2
+    draw.text((captioned.width - MARGIN_PIXELS, middle), position, color, font, anchor="rm")
+    free_width = captioned.width - 3 * MARGIN_PIXELS - math.ceil(font.getlength(position))
+    draw.text((MARGIN_PIXELS, middle), _shorten(title, font, free_width), color, font, anchor="lm")
+    for index, label in enumerate(labels.columns):
+        width = image.width / len(labels.columns)
+        x = left + round((index + 0.5) * width)
+        draw.text((x, top - middle), _shorten(label, font, width), color, font, anchor="mm")
+    for index, label in enumerate(labels.rows):
+        y = top + round((index + 0.5) * image.height / len(labels.rows))
+        draw.text((left - MARGIN_PIXELS, y), label, color, font, anchor="rm")
+    return captioned
+
+
+def _shorten(text: str, font: Font, width: float) -> str:
+    """Return `text`, cut at its end where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…" if text else ""
+
+
+def load_font(texts: Iterable[str]) -> Font:
+    """Return Pillow's font, or an installed one with Chinese, Japanese and Korean glyphs if `texts` need it."""
+    from PIL import ImageFont
+
+    path = find_cjk_font_path() if any(needs_cjk_font(text) for text in texts) else None
+    return ImageFont.load_default(FONT_PIXELS) if path is None else ImageFont.truetype(path, FONT_PIXELS)
 
 
 def fit_to_size(image: Image, size: tuple[int, int]) -> Image:
@@ -73,7 +161,7 @@ def read_image(path: Path) -> Image:
 def write_animation(path: Path, images: Iterable[Image], frame_duration_ms: int) -> None:
     """Write at least one gray or RGB image as a GIF or MP4 file, by the suffix of `path`, atomically.
 
-    Small images are enlarged. The first image determines the size of the animation.
+    The first image determines the size of the animation.
     """
     write_file(path, encode_animation(_iter_frames(images), path.suffix[1:], frame_duration_ms))
 
@@ -81,6 +169,6 @@ def write_animation(path: Path, images: Iterable[Image], frame_duration_ms: int)
 def _iter_frames(images: Iterable[Image]) -> Iterator[Frame]:
     size = None
     for image in images:
-        frame = enlarge_small_image(image) if size is None else fit_to_size(image, size)
+        frame = image if size is None else fit_to_size(image, size)
         size = frame.size
         yield np.asarray(frame)

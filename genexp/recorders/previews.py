@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import final
 
 from genexp.images.animation import MAX_FRAMES
-from genexp.recorders.pil_images import encode_png, read_image, to_pil_image, write_animation
+from genexp.recorders.pil_images import (
+    encode_png,
+    format_position,
+    read_image,
+    render_picture,
+    to_pil_image,
+    write_animation,
+)
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.files import create_dir, remove_file, sync_files, write_file
 from genexp.run_dir.paths import PREVIEWS_DIR
@@ -83,9 +90,14 @@ class PreviewRecorder(Recorder):
         return self._run.run_dir / f"{name}.{self._video_format}"
 
     def _write_animation(self, name: str) -> None:
-        paths = self._find_previews(name).values()
-        if paths:
-            write_animation(self._get_animation_path(name), map(read_image, paths), self._frame_duration_ms)
+        paths = self._find_previews(name)
+        if not paths:
+            return
+        frames = (
+            render_picture(read_image(path), self._run, name, format_position(step, self._run))
+            for step, path in paths.items()
+        )
+        write_animation(self._get_animation_path(name), frames, self._frame_duration_ms)
 
 
 def compute_preview_stride(step: int, interval: int) -> int:

@@ -276,6 +276,7 @@ def build_run_info(run: Run, run_dir: Path, completed_steps: int, world_size: in
         objective=config.trainer.objective,
         direction="max" if config.trainer.direction == "max" else "min",
         class_names=run.dataset.class_names,
+        picture_labels=technique.label_pictures(run.dataset.class_names),
         environment={
             **describe_environment(run.learner.device, world_size),
             "precision": run.learner.precision,

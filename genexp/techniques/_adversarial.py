@@ -236,7 +236,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         keypoints = self.fixed_noise.unflatten(0, (INTERPOLATION_KEYPOINTS, -1))  # (keypoints, images, latent)
         segments = zip(keypoints, keypoints.roll(-1, dims=0), strict=True)
         walk = torch.cat([self._interpolate_noise(start, end, FRAMES_PER_SEGMENT) for start, end in segments])
-        return {"generated": self.preview(examples)["samples"], "interpolation": make_animation(walk)}
+        return {"interpolation": make_animation(walk)}
 
     def list_metrics(self) -> Sequence[str]:
         assert self.generation_metrics is not None, "prepare_evaluation() comes first"

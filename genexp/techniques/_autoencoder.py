@@ -19,7 +19,7 @@ from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.metrics.scores import mean_scores
 from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, Technique
+from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, PictureLabels, Technique
 from genexp.techniques._named_networks import check_networks, select_network
 
 RECONSTRUCTION_METRICS = (mse, psnr, ssim)
@@ -113,6 +113,9 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         images = examples["image"]
         return {"reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
 
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}
+
     def list_metrics(self) -> Sequence[str]:
         return [metric.__name__ for metric in RECONSTRUCTION_METRICS]
 
@@ -159,6 +162,9 @@ class DenoisingAutoencoder(Autoencoder):
     def list_metrics(self) -> Sequence[str]:
         names = super().list_metrics()
         return [f"{prefix}{name}" for prefix in ("", "noisy_", "clean_") for name in names]
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"reconstructions": PictureLabels(rows=("original", "noisy", "reconstruction"))}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]

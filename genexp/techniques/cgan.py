@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
-from genexp.technique import Batch, Batches, register_technique
+from genexp.technique import Batch, Batches, PictureLabels, register_technique
 from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 IMAGES_PER_CLASS = 10  # images of each class in the preview grid
@@ -63,6 +63,9 @@ class ConditionalGAN(BaseConvGAN):
                 super().generate_from_noise(self.concat_noise_and_labels(noise, labels)), columns=IMAGES_PER_CLASS
             )
         }
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"samples": PictureLabels(rows=class_names[: min(self.num_classes, MAX_CLASSES)])}
 
     def list_metrics(self) -> Sequence[str]:
         assert self.generation_metrics is not None, "prepare_evaluation() comes first"

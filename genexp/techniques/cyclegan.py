@@ -27,6 +27,7 @@ from genexp.technique import (
     Clock,
     GradientPhase,
     Metrics,
+    PictureLabels,
     Technique,
     detach_metrics,
     register_technique,
@@ -186,6 +187,13 @@ class CycleGAN(Technique, CanTranslate):
         return {
             "a_to_b": make_comparison_grid(a, fake_b, self.translate_to_a(fake_b)),
             "b_to_a": make_comparison_grid(b, fake_a, self.translate_to_b(fake_a)),
+        }
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {
+            "a_to_b": PictureLabels(rows=("a", "as b", "back to a")),
+            "b_to_a": PictureLabels(rows=("b", "as a", "back to b")),
+            "before_after": PictureLabels(rows=("a", "as b", "b", "as a")),
         }
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:

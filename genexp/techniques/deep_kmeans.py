@@ -34,6 +34,7 @@ from genexp.technique import (
     GradientPhase,
     Metrics,
     Phase,
+    PictureLabels,
     detach_metrics,
     register_technique,
 )
@@ -45,6 +46,7 @@ MAX_LLOYD_ITERATIONS = 100  # of the k-means fit after pretraining
 SHARES_MOMENTUM = 0.01  # weight of a batch in the moving average of the cluster shares
 CONTRAST_TEMPERATURE = 0.3
 MAX_PREVIEW_IMAGES = 25  # held-out images beside their reconstructions
+PREVIEW_COLUMNS = 10  # of image grids; even, because pairs fill them
 
 
 def soft_assignment(codes: Tensor, centers: Tensor) -> Tensor:
@@ -315,9 +317,12 @@ class DeepKMeans(Autoencoder, CanCluster):
         pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
         centers = self.decode(self.centers)
         return {
-            "reconstructions": make_grid(pairs, columns=10),
-            "centers": make_grid(centers, columns=min(10, len(centers))),
+            "reconstructions": make_grid(pairs, columns=PREVIEW_COLUMNS),
+            "centers": make_grid(centers, columns=min(PREVIEW_COLUMNS, len(centers))),
         }
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"reconstructions": PictureLabels(columns=("original", "decoded") * (PREVIEW_COLUMNS // 2))}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         codes = self.encode(examples)

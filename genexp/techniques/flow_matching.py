@@ -22,7 +22,16 @@ from genexp.losses.regression import REGRESSION_LOSSES
 from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.conditional_unet import NORM_GROUPS, ConditionalUNet
 from genexp.sharding import gather_rows, local_rows
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, register_technique
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    PictureLabels,
+    Technique,
+    register_technique,
+)
 
 PREVIEW_ROWS = 8  # of the grid of samples; with classes, each has a column of its own
 MAX_PREVIEW_COLUMNS = 10
@@ -251,6 +260,10 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         columns = self.preview_columns
         return {"samples": make_grid(self.sample(PREVIEW_ROWS * columns), columns)}
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        labels = PictureLabels(columns=class_names if len(class_names) == self.preview_columns else ())
+        return {"samples": labels, "noise_to_images": labels}
 
     @property
     def preview_columns(self) -> int:

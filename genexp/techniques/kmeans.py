@@ -31,6 +31,7 @@ from genexp.technique import (
     Clock,
     ClosedFormPhase,
     Metrics,
+    PictureLabels,
     Technique,
     detach_metrics,
     register_technique,
@@ -269,7 +270,14 @@ class KMeans(Technique, CanCluster):
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         if self.stream_name == "image":
             return {"clusters": self._draw_members(examples["image"])}
-        return {"assignment": self._draw_scatter(examples)}
+        return {}
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        count = min(self.config.clusters, MAX_FIGURE_CLUSTERS)
+        rows = [f"cluster {index}" for index in range(count)] if self.stream_name == "image" else ()
+        return {
+            "clusters": PictureLabels(rows=rows, columns=("center", *[""] * (FIGURE_COLUMNS - 1)) if rows else ())
+        }
 
     def _draw_scatter(self, examples: Batch) -> Tensor:
         points, centers = project_pca(examples["point"], self.best_centers)

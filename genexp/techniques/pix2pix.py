@@ -24,6 +24,7 @@ from genexp.technique import (
     Clock,
     GradientPhase,
     Metrics,
+    PictureLabels,
     Technique,
     detach_metrics,
     register_technique,
@@ -130,5 +131,5 @@ class Pix2Pix(Technique, CanTranslate):
         inputs = examples["input"]
         return {"translations": make_comparison_grid(inputs, self.translate(inputs), examples["target"])}
 
-    def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
-        return {"before_after": self.preview(examples)["translations"]}
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"translations": PictureLabels(rows=("input", "translation", "target"))}

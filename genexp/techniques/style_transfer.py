@@ -28,6 +28,7 @@ from genexp.technique import (
     Clock,
     GradientPhase,
     Metrics,
+    PictureLabels,
     Technique,
     detach_metrics,
     register_technique,
@@ -216,7 +217,10 @@ class StyleTransfer(Technique, CanStylize):
         return {name: float(value) for name, value in self._compute_losses(self._get_scale_losses()[-1]).items()}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        return {"stylization": self.stylize()[0]}
+        return {"stylized": self.stylize()[0]}
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"stylized": PictureLabels(is_photograph=True), "comparison": PictureLabels(is_photograph=True)}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         image = self.stylize()

@@ -41,6 +41,7 @@ from genexp.technique import (
     Clock,
     GradientPhase,
     Metrics,
+    PictureLabels,
     Technique,
     detach_metrics,
     register_technique,
@@ -233,6 +234,9 @@ class VariationalAutoencoder(
             f"no information; lower model.beta, or raise model.kl_warmup_epochs or model.free_bits"
         )
 
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}
+
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         # Samples first: generators are seeded equally for each preview, so their noise is the same in each frame.
         samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
@@ -241,7 +245,6 @@ class VariationalAutoencoder(
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         return {
-            "prior_samples": make_grid(self.sample(PREVIEW_SAMPLES), columns=8),
             "interpolation": make_animation(self.interpolate(examples, WALK_FRAMES)),
             "traversal": make_animation(self.traverse(examples, WALK_FRAMES)),
         }

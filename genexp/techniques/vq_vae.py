@@ -34,6 +34,7 @@ from genexp.technique import (
     Clock,
     GradientPhase,
     Metrics,
+    PictureLabels,
     Technique,
     detach_metrics,
     register_technique,
@@ -234,6 +235,9 @@ class VQVAE(Technique, CanSample, CanReconstruct):
             "model.levels" if self.config.quantizer == "fsq" else "model.codes, or raise model.restart_threshold"
         )
         return f"most codes are dead: test images use less than {MIN_CODES_USED:.0%} of them. Lower {remedy}."
+
+    def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
+        return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         images = examples["image"]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from genexp.images.animation import MAX_FRAMES
+from genexp.recorders.pil_images import CAPTION_PIXELS
 from genexp.recorders.previews import PreviewRecorder, compute_preview_stride
 from genexp.snapshot import RunInfo, Snapshot
 from tests.support.images import read_frames
@@ -32,7 +33,7 @@ def list_previews(run: RunInfo, name: str = "samples") -> list[int]:
 
 def read_gray_levels(path: Path) -> list[np.ndarray]:
     """Return the frames of a GIF at the size of the previews."""
-    return [frame[::32, ::32] for frame in read_frames(path, "L")]
+    return [frame[CAPTION_PIXELS::80, ::80] for frame in read_frames(path, "L")]
 
 
 def test_animation_shows_all_previews_enlarged(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_animation_shows_all_previews_enlarged(tmp_path: Path) -> None:
         record_previews(recorder, run, range(4))
     assert list_previews(run) == [0, 1, 2, 3]
     with Image.open(tmp_path / "samples.gif") as gif:
-        assert gif.size == (256, 256)
+        assert gif.size == (640, 640 + CAPTION_PIXELS)
         assert gif.info["duration"] == 200
     for epoch, frame in enumerate(read_gray_levels(tmp_path / "samples.gif")):
         np.testing.assert_array_equal(frame, make_image(epoch, (8, 8))[0].numpy())
@@ -53,7 +54,7 @@ def test_first_preview_sets_the_size_of_the_animation(tmp_path: Path) -> None:
         for step, side in ((0, 64), (10, 128)):
             image = make_image(1, (side, side), 3)
             recorder.record(Snapshot(make_clock(step, run), preview_images={"samples": image}))
-    assert [frame.shape for frame in read_frames(tmp_path / "samples.gif")] == [(256, 256, 3)] * 2
+    assert [frame.shape for frame in read_frames(tmp_path / "samples.gif")] == [(640 + CAPTION_PIXELS, 640, 3)] * 2
 
 
 @pytest.mark.parametrize("video_format", ["gif", "mp4"])

@@ -47,7 +47,7 @@ def run_kmeans(tmp_path: Path, *overrides: str) -> Path:
 def test_reference_preset_writes_a_scatter_plot_and_a_gif(tmp_path: Path) -> None:
     folder = run_kmeans(tmp_path, "experiment=kmeans_reference")
     assert (folder / "clusters.gif").is_file()
-    assert (folder / "figures" / "assignment.png").is_file()
+    assert (folder / "figures" / "clusters.png").is_file()
     assert load_status(folder)["step"] == 5
 
 

@@ -88,7 +88,7 @@ def test_random_weights_are_marked_in_metrics_and_warnings(tmp_path: Path) -> No
     assert warning.startswith("model.weights=random")
     assert "model.weights=random" in (tmp_path / "train.log").read_text()
     assert (tmp_path / "figures" / "stylized.png").is_file()
-    with Image.open(tmp_path / "stylization.gif") as animation:
+    with Image.open(tmp_path / "stylized.gif") as animation:
         animation.seek(1)
 
 

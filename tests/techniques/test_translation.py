@@ -23,7 +23,7 @@ def test_pix2pix_learns_the_pairs(tmp_path: Path) -> None:
     tested = [line for line in read_metrics_log(tmp_path) if line["split"] == "test"]
     assert tested[-1]["l1"] < 0.7 * tested[0]["l1"]
     assert tested[-1]["ssim"] > tested[0]["ssim"]
-    assert (tmp_path / "figures" / "before_after.png").is_file()
+    assert (tmp_path / "figures" / "translations.png").is_file()
     assert (tmp_path / "translations.gif").is_file()
 
 

@@ -225,7 +225,7 @@ def test_previews_and_gallery_have_valid_range_and_channels(images: Tensor) -> N
     model = make_vae().eval()
     with torch.no_grad():
         all_images = {**model.preview({"image": images}), **model.render_gallery({"image": images})}
-    assert {"samples", "reconstructions", "prior_samples", "interpolation", "traversal"} <= set(all_images)
+    assert {"samples", "reconstructions", "interpolation", "traversal"} <= set(all_images)
     for image in all_images.values():
         assert image.shape[-3] == 1
         assert image.min() >= 0
