@@ -72,7 +72,7 @@ LIBRARY_USERS = {
 }
 
 # Folders that grow by one file for each technique, network, loss, data set or plugin.
-GROWING_FOLDERS = {"losses", "techniques", "networks", "losses", "sources", "plugins"}
+GROWING_FOLDERS = {"techniques", "networks", "losses", "sources", "plugins"}
 MAX_ROOT_MODULES, MAX_MODULES, MAX_SHORT_MODULES, SHORT_LINES = 10, 125, 10, 40
 
 

@@ -17,7 +17,7 @@ from genexp.images.transforms import resize
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
 from genexp.metrics.reconstruction import ssim
 from genexp.metrics.scores import mean_scores
-from genexp.metrics.sliced_wasserstein import sliced_wasserstein
+from genexp.metrics.frechet import sliced_wasserstein
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan
 from genexp.networks.resnet import build_resnet_generator

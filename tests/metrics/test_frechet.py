@@ -1,4 +1,4 @@
-"""Fréchet distance, and precision, recall, density and coverage."""
+"""Fréchet distance, precision, recall, density and coverage, sliced Wasserstein distance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genexp.errors import ConfigError
 from genexp.metrics import frechet
-from genexp.metrics.frechet import frechet_distance, generation_scores, neighborhood_scores
+from genexp.metrics.frechet import frechet_distance, generation_scores, neighborhood_scores, sliced_wasserstein
 
 
 def _make_standardized_samples(samples: int, features: int) -> Tensor:
@@ -95,3 +95,11 @@ def test_collapsed_generator_has_high_precision_and_low_coverage() -> None:
 def test_too_few_samples_error_gives_the_required_number() -> None:
     with pytest.raises(ConfigError, match="6 or more"):
         generation_scores(torch.randn(5, 2), torch.randn(50, 2), "mnist-v1")
+
+
+def test_sliced_wasserstein_compares_sets() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(200, 1, 6, 6)
+    assert sliced_wasserstein(images, images.flip(0)) < 1e-6
+    other = torch.rand(200, 1, 6, 6)
+    assert sliced_wasserstein(images, other) < 0.05 < sliced_wasserstein(images, 1 - images.square())
