@@ -1,4 +1,6 @@
-"""Distances of sets of images: Fréchet, neighborhood scores, sliced Wasserstein (Heusel 2017, Naeem 2020, Rabin 2012).
+"""Distances of two sets of images: Fréchet, neighborhood scores (Naeem et al. 2020), sliced Wasserstein.
+
+The Fréchet distance is that of Heusel et al. (2017), the sliced Wasserstein distance that of Rabin et al. (2012).
 
 Inputs are features (samples, features) of real and generated images. No score is named "FID", which is the Fréchet
 distance in the features of Inception. These features come from a small classifier, whose version is part of each

@@ -15,9 +15,9 @@ from genexp.data.dataset import Dataset, DataSpec
 from genexp.errors import ConfigError
 from genexp.images.transforms import resize
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES
+from genexp.metrics.frechet import sliced_wasserstein
 from genexp.metrics.reconstruction import ssim
 from genexp.metrics.scores import mean_scores
-from genexp.metrics.frechet import sliced_wasserstein
 from genexp.networks.gan import init_weights
 from genexp.networks.patchgan import build_patchgan
 from genexp.networks.resnet import build_resnet_generator
