@@ -128,10 +128,9 @@ def launch_processes(rank_info: RankInfo, num_threads: int | None) -> Iterator[P
         launcher.close(has_failed=has_failed)
 
 
-def _start_process(rank: int, world_size: int, port: int, num_threads: int) -> subprocess.Popen[bytes]:
+def build_rank_variables(rank: int, world_size: int, port: int, num_threads: int) -> dict[str, str]:
+    """Return the environment variables by which a process is the rank `rank` of a run, as torchrun sets them."""
     import_root = str(Path(__file__).resolve().parents[2])
-    # Without HYDRA_FULL_ERROR the process prints no tracebacks.
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -143,9 +142,15 @@ def _start_process(rank: int, world_size: int, port: int, num_threads: int) -> s
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # torch would print a C++ stack trace when another rank exits
         "PYTHONPATH": os.pathsep.join(filter(None, (import_root, os.environ.get("PYTHONPATH")))),
     }
+    return {name: str(value) for name, value in variables.items()}
+
+
+def _start_process(rank: int, world_size: int, port: int, num_threads: int) -> subprocess.Popen[bytes]:
+    # Without HYDRA_FULL_ERROR the process prints no tracebacks.
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     return subprocess.Popen(
         [sys.executable, "-m", "genexp.train"],
-        env={**environment, **{name: str(value) for name, value in variables.items()}},
+        env={**environment, **build_rank_variables(rank, world_size, port, num_threads)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         # Ctrl-C reaches rank 0 only, which stops all ranks at the same step. The second line does so on Windows.

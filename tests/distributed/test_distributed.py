@@ -29,6 +29,7 @@ from genexp.training.trainer import train
 from tests.support.assertions import assert_close, assert_same
 from tests.support.command import (
     TINY_RUN_OVERRIDES,
+    ForkedRank,
     format_run_dir_override,
     list_files,
     load_newest_state,
@@ -43,6 +44,15 @@ from tests.support.compose import compose_values, make_tiny_overrides
 MAX_STEPS = 6
 TRAIN_ONLY = ("trainer.evaluate_every=0", "trainer.preview_every=0", "trainer.checkpoint_every=0")
 SINGLE_PROCESS = ProcessLauncher(RankInfo(), 1)
+
+
+@pytest.fixture(autouse=True)
+def _forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the ranks of runs in this process by the fork server, without the seconds of importing torch.
+
+    Runs in other processes, such as those that are killed, start their ranks as users' runs do.
+    """
+    monkeypatch.setattr(launch, "_start_process", ForkedRank)
 
 
 @pytest.fixture(scope="module")

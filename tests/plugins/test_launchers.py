@@ -41,7 +41,7 @@ def _shut_down_workers() -> Iterator[None]:
 def sequential_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep with sequential jobs of which half fail."""
     folder = tmp_path_factory.mktemp("in_turn")
-    assert run_genexp(*make_sweep_arguments(folder, "seed=0,1", DIVERGING_LR_OVERRIDE)).exit_code == 1
+    assert run_genexp(*make_sweep_arguments(folder, "seed=0", DIVERGING_LR_OVERRIDE)).exit_code == 1
     return folder
 
 
@@ -76,13 +76,13 @@ def resume_sweep(sweep_dir: Path, *overrides: str) -> int:
 def test_every_launcher_gives_the_results_of_the_basic_launcher(
     overrides: str, sequential_sweep_dir: Path, tmp_path: Path
 ) -> None:
-    result = run_genexp(*make_sweep_arguments(tmp_path, "seed=0,1", DIVERGING_LR_OVERRIDE, *overrides.split()))
+    result = run_genexp(*make_sweep_arguments(tmp_path, "seed=0", DIVERGING_LR_OVERRIDE, *overrides.split()))
     assert result.exit_code == 1
     assert_same_jobs(tmp_path, sequential_sweep_dir)
     assert result.stderr.startswith(
-        "genexp: 2 of 4 jobs failed, first #1 seed=0 optimizer.lr=1000000000.0: the loss"
+        "genexp: 1 of 2 jobs failed, first #1 seed=0 optimizer.lr=1000000000.0: the loss"
     )
-    assert sum("finished  mse " in line for line in result.stdout.splitlines()) == 2
+    assert sum("finished  mse " in line for line in result.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Set
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from genexp.distributed.launch import build_rank_variables
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from genexp.train import main
 
@@ -83,6 +87,15 @@ def _run_child(
     main()
 
 
+def get_fork_context() -> multiprocessing.context.ForkServerContext:
+    """Return the context of a fork server that has imported the slow modules."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["genexp.runs.run", "genexp.train", "tests.support.command", *PRELOADED_MODULES]
+    )
+    return context
+
+
 @contextlib.contextmanager
 def start_genexp(
     *arguments: str, prepare: Callable[..., None] | None = None, prepare_args: tuple[Any, ...] = ()
@@ -92,17 +105,43 @@ def start_genexp(
     `prepare(*prepare_args)` runs in it first. The fork server has imported the slow modules: a start takes less
     than a second.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["genexp.runs.run", "genexp.train", "tests.support.command", *PRELOADED_MODULES]
-    )
-    process = context.Process(target=_run_child, args=(arguments, prepare, prepare_args))
+    process = get_fork_context().Process(target=_run_child, args=(arguments, prepare, prepare_args))
     process.start()
     try:
         yield process
     finally:
         process.kill()
         process.join()
+
+
+class ForkedRank:
+    """A rank started by the fork server, with the methods of `subprocess.Popen` that `ProcessLauncher` calls."""
+
+    def __init__(self, rank: int, world_size: int, port: int, num_threads: int) -> None:
+        variables = build_rank_variables(rank, world_size, port, num_threads)
+        self._process = get_fork_context().Process(target=_run_rank, args=(variables,))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("genexp", timeout or 0)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _run_rank(variables: dict[str, str]) -> None:
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    os.environ |= variables
+    torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    sys.argv = ["genexp"]
+    main()
 
 
 def run_genexp_process(*arguments: str) -> int:
