@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from genexp.data.dataset import Dataset as Dataset
     from genexp.data.registry import register_dataset as register_dataset
     from genexp.losses import register_loss as register_loss
+    from genexp.metrics import register_metric as register_metric
     from genexp.networks import register_network as register_network
+    from genexp.recorders import register_recorder as register_recorder
+    from genexp.recorders.recorder import Recorder as Recorder
     from genexp.technique import ClosedFormPhase as ClosedFormPhase
     from genexp.technique import GradientPhase as GradientPhase
     from genexp.technique import Technique as Technique
@@ -28,6 +31,9 @@ _MODULES = {
     "register_dataset": "genexp.data.registry",
     "register_loss": "genexp.losses",
     "register_network": "genexp.networks",
+    "register_metric": "genexp.metrics",
+    "Recorder": "genexp.recorders.recorder",
+    "register_recorder": "genexp.recorders",
 }
 
 # OpenMP threads spin while they wait for each other, by default for milliseconds. Beside another busy process they

@@ -55,11 +55,11 @@ class Registry(Generic[T]):
 
     all: list[Registry[Any]] = []  # noqa: RUF012
 
-    def __init__(self, noun: str, *, key: str, group: str, source: str) -> None:
+    def __init__(self, noun: str, *, key: str, group: str, source: str | None) -> None:
         """Create an empty registry.
 
         `noun` and `key` (of the configuration) are for messages. `group` is that of entry points. `source` is a
-        package with a module for each member, or a module that registers all members of this package.
+        package with a module for each member, or a module that registers all members of this package, if any.
         """
         self.noun, self.key, self.group, self.source = noun, key, group, source
         self._members: dict[str, _Member] = {}
@@ -96,8 +96,10 @@ class Registry(Generic[T]):
         partial: T = self._partials.setdefault(key, functools.partial(cast(Any, value), **options))
         return partial
 
-    def check(self, key: str, name: str, options: Mapping[str, Any] | None = None) -> None:
-        """Check the keys `key` and `key`_options of a configuration. Raises FieldError."""
+    def check(
+        self, key: str, name: str, options: Mapping[str, Any] | None = None, options_key: str | None = None
+    ) -> None:
+        """Check the keys `key` and `options_key`, by default `key`_options. Raises FieldError."""
         try:
             member = self.find(name)
         except PluginError:
@@ -105,7 +107,7 @@ class Registry(Generic[T]):
         except ConfigError:
             raise FieldError(key, name, f"choose one of {', '.join(self.list_names())}") from None
         for option, value in (options or {}).items():
-            check_option(cast(Any, member), f"{key}_options", str(option), value)
+            check_option(cast(Any, member), options_key or f"{key}_options", str(option), value)
 
     def list_names(self) -> list[str]:
         """Return the sorted names of all members. A package's members and those of plugins are not imported."""
@@ -123,6 +125,8 @@ class Registry(Generic[T]):
 
     def _list_modules(self) -> list[str]:
         """Return the names of the members of this package. Imports `source`, unless it is a package."""
+        if self.source is None:
+            return []
         module = importlib.import_module(self.source)
         if hasattr(module, "__path__"):
             names = (module.name for module in pkgutil.iter_modules(module.__path__))

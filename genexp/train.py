@@ -45,7 +45,7 @@ from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
 # Keys of mappings that may get new keys. Hydra would ask the user to write `++` before them.
-FREE_KEY_PATTERN = re.compile(r"(?:model|dataset|optimizer)(?:\.\w+)*\.(?:\w+_)?options[.=]")
+FREE_KEY_PATTERN = re.compile(r"(?:model|dataset|optimizer)(?:\.\w+)*\.(?:\w+_)?options[.=]|recorders[.=]")
 LIBRARY_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError)  # with a message for users
 
 

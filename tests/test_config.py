@@ -85,6 +85,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "deterministic": True,
         "objective": "psnr",
         "direction": "max",
+        "metrics": [],
         "video": "mp4",
     }
     assert expected.keys() == list_field_names(TrainerConfig)

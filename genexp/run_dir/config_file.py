@@ -19,7 +19,10 @@ from genexp.run_dir.files import open_regular_file
 from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, format_path
 
 # Top-level keys of a run's config.yaml. A preset is not stored: its values are.
-CONFIG_KEYS = (*(group for group in CONFIG_GROUPS if group != "experiment"), "seed", "resume", "tags", "notes")
+CONFIG_KEYS = (
+    *(group for group in CONFIG_GROUPS if group != "experiment"),
+    *("seed", "resume", "tags", "notes", "recorders"),
+)
 MAX_BYTES = 2**18  # a configuration has about 1,000 bytes
 MAX_DEPTH = 16  # of nested lists and mappings
 SPECIAL_KEY_PATTERN = re.compile(r"_\w*_")  # keys that Hydra interprets, such as _target_

@@ -9,6 +9,7 @@ from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
+METRICS_TABLE_FILE = "metrics.csv"  # with recorders.csv=true
 STATUS_RESERVE_FILE = ".status.reserve"  # space for the last status on a full disk
 PLUGINS_FILE = "plugins.json"
 METRICS_FILE = "metrics.jsonl"
@@ -38,7 +39,7 @@ TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 
 _RUN_NAMES = {
     *(CONFIG_FILE, STATUS_FILE, STATUS_RESERVE_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE),
-    *(LOCK_FILE, LOG_FILE, PLUGINS_FILE),
+    *(LOCK_FILE, LOG_FILE, PLUGINS_FILE, METRICS_TABLE_FILE),
     *(CHECKPOINTS_DIR, FIGURES_DIR, PREVIEWS_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR),
 }
 _SWEEP_NAMES = {

@@ -19,6 +19,7 @@ from genexp.data.stream import SplitBatches, TrainingBatches, select_examples
 from genexp.device import choose_device, move_to_device, use_deterministic_algorithms
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
+from genexp.metrics import METRICS
 from genexp.runs.config import ExperimentConfig
 from genexp.runs.memory import check_batch_memory, check_model_memory
 from genexp.seeding import seed_generators
@@ -118,7 +119,7 @@ def build_technique(
 def _check_objective(config: ExperimentConfig, technique: Technique, dataset: Dataset) -> None:
     """Raise ConfigError where trainer.objective is not a metric that the technique declares."""
     objective, names = config.trainer.objective, technique.list_metrics()
-    if names is not None and objective not in names:
+    if names is not None and objective not in (*names, *config.trainer.metrics):
         raise ConfigError(
             f"trainer.objective={objective} is no test metric of model={technique.name} on "
             f"dataset={dataset.name}; {suggest_choice(objective, names)}"
@@ -152,6 +153,7 @@ def _build_run_data(
         train_batches=SplitBatches(loaders.train, _choose_split_batch_size(dataset)),
         test_batches=SplitBatches(loaders.test, EVALUATION_BATCH_SIZE),
         examples=select_examples(loaders.test, learner.technique.num_examples),
+        metrics={name: METRICS.find(name) for name in config.trainer.metrics},
     )
 
 

@@ -11,7 +11,9 @@ from genexp.data.registry import DatasetConfig, bind_dataset
 from genexp.device import DeviceConfig
 from genexp.distributed.rank import check_divisible_batch
 from genexp.errors import ConfigError
+from genexp.metrics import METRICS
 from genexp.metrics.scores import infer_direction
+from genexp.recorders import DEFAULT_RECORDERS, RECORDERS
 from genexp.run_dir.config_file import check_no_interpolations
 from genexp.run_dir.record import flatten_config
 from genexp.technique import Technique, find_technique
@@ -29,8 +31,17 @@ class TopLevelConfig:
     resume: str | None  # directory of the run to resume
     tags: list[str]
     notes: str
+    recorders: dict[str, Any]  # name → True, False, or keyword parameters of the recorder
 
     def __post_init__(self) -> None:
+        for name, value in self.recorders.items():
+            key = f"recorders.{name}"
+            if name in DEFAULT_RECORDERS:
+                require(value is None or isinstance(value, bool), key, value, "use true or false")
+                continue
+            is_valid = value is None or isinstance(value, bool | Mapping)
+            require(is_valid, key, value, "use true, false, or a mapping of its options")
+            RECORDERS.check("recorders", name, value if isinstance(value, Mapping) else None, key)
         require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more, below 2**63")
 
 
@@ -51,6 +62,7 @@ def bind_experiment(values: Mapping[str, Any]) -> ExperimentConfig:
     """Return the typed configuration of plain, resolved values. Loads no data. Raises ConfigError."""
     _check_top_level_keys(values)
     check_no_interpolations(values)  # config.yaml could not be read again
+    values = {"recorders": {}, **values}  # runs of earlier versions have no such key
     top_level_keys = [field.name for field in fields(TopLevelConfig)]
     top_level = bind(TopLevelConfig, {key: values[key] for key in top_level_keys if key in values}, "")
     trainer = _bind_trainer(values["trainer"])
@@ -80,7 +92,9 @@ def bind_model(node: Mapping[str, Any]) -> tuple[type[Technique], Any]:
 
 
 def _bind_trainer(node: Mapping[str, Any]) -> TrainerConfig:
-    trainer = bind(TrainerConfig, node, "trainer")
+    trainer = bind(TrainerConfig, {"metrics": [], **node}, "trainer")
+    for name in trainer.metrics:
+        METRICS.find(name)
     expected_direction = infer_direction(trainer.objective)
     if expected_direction not in (None, trainer.direction):
         raise ConfigError(

@@ -84,7 +84,9 @@ def _check_config_unchanged(values: Mapping[str, Any], run_dir: Path) -> None:
     changes = [
         f"{key}={new_config.get(key)} (was {stored_config.get(key)})"
         for key in sorted(stored_config.keys() | new_config.keys())
-        if stored_config.get(key) != new_config.get(key) and key not in KEYS_CHANGEABLE_ON_RESUME
+        if stored_config.get(key) != new_config.get(key)
+        and key not in KEYS_CHANGEABLE_ON_RESUME
+        and key.partition(".")[0] != "recorders"
     ]
     if changes:
         raise ConfigError(

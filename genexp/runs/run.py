@@ -19,6 +19,7 @@ from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import resolve_rank_info
 from genexp.distributed.rank_process import RankProcess
 from genexp.distributed.store import RankTask
+from genexp.recorders import DEFAULT_RECORDERS, build_named_recorders, is_enabled
 from genexp.recorders.checkpoints import CheckpointRecorder
 from genexp.recorders.console import ConsoleRecorder
 from genexp.recorders.figures import FigureRecorder
@@ -37,12 +38,12 @@ from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, STATUS_FILE, format_com
 from genexp.run_dir.plugins import write_plugins
 from genexp.run_dir.status import read_job_status, record_failure
 from genexp.runs.build import Run, build_run
-from genexp.runs.config import bind_experiment
+from genexp.runs.config import ExperimentConfig, bind_experiment
 from genexp.runs.resume import check_lacks_pages, load_progress, load_resume_state
 from genexp.snapshot import RunInfo, RunOutcome, RunProgress, Snapshot
 from genexp.technique import Clock
 from genexp.training.stopping import stop_on_signals
-from genexp.training.trainer import TrainerConfig, TrainingResult, is_run_complete, train
+from genexp.training.trainer import TrainingResult, is_run_complete, train
 
 log = logging.getLogger(__name__)
 
@@ -151,14 +152,14 @@ class RunContext:
             clock = Clock(self.completed_steps, run.total_steps, run.data.batch_source.steps_per_epoch)
             if is_run_complete(clock, run.learner.technique) and read_job_status(run_dir).state == "finished":
                 check_lacks_pages(run_dir)
-                return RecorderGroup(build_page_recorders(run.config.trainer.video))
+                return RecorderGroup(build_page_recorders(run.config))
         truncate_logs(run_dir, self.resume_state["log_offsets"] if self.resume_state is not None else {})
         # After the checks: a rejected command leaves the run unchanged.
         config_text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config.values)))
         sync_files((run_dir / HYDRA_DIR).glob("*.yaml"))  # Hydra does not flush them
         write_file(run_dir / CONFIG_FILE, config_text, should_sync=True)
         write_plugins(run_dir, get_plugins())
-        return build_recorders(run.config.trainer)
+        return build_recorders(run.config)
 
     def build_info(self, world_size: int = 1) -> RunInfo:
         """Return the facts about the run with which recorders are opened."""
@@ -238,27 +239,35 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
     return RunResult(exit_code, result.objective_value)
 
 
-def build_recorders(trainer_config: TrainerConfig) -> RecorderGroup:
-    """Return the default recorders of a run."""
+def build_recorders(config: ExperimentConfig) -> RecorderGroup:
+    """Return the recorders of a run. Raises ConfigError."""
+    trainer, settings = config.trainer, config.recorders
     # The order matters: TensorBoard and the report read images of earlier recorders, the console lists files, and
     # a checkpoint stores the sizes of the logs.
+    recorders: list[tuple[str, Recorder]] = [
+        ("metrics", MetricsRecorder()),
+        ("previews", PreviewRecorder(trainer.preview_every, trainer.video)),
+        ("figures", FigureRecorder(trainer.video, read_time=read_time)),
+        ("tensorboard", TensorBoardRecorder(trainer.preview_every)),
+        *(("named", recorder) for recorder in build_named_recorders(settings)),
+        ("status", StatusRecorder(read_time=read_time)),
+        ("report", ReportRecorder(write_run_report)),
+        ("console", ConsoleRecorder()),
+        ("checkpoints", CheckpointRecorder(max_to_keep=trainer.keep_checkpoints)),
+    ]
     return RecorderGroup(
-        [
-            MetricsRecorder(),
-            PreviewRecorder(trainer_config.preview_every, trainer_config.video),
-            FigureRecorder(trainer_config.video, read_time=read_time),
-            TensorBoardRecorder(trainer_config.preview_every),
-            StatusRecorder(read_time=read_time),
-            ReportRecorder(write_run_report),
-            ConsoleRecorder(),
-            CheckpointRecorder(max_to_keep=trainer_config.keep_checkpoints),
-        ]
+        [recorder for name, recorder in recorders if name not in DEFAULT_RECORDERS or is_enabled(settings, name)]
     )
 
 
-def build_page_recorders(video_format: str) -> list[Recorder]:
+def build_page_recorders(config: ExperimentConfig) -> list[Recorder]:
     """Return the recorders that write the missing figures and the missing report of a finished run."""
-    return [FigureRecorder(video_format, read_time=read_time), ReportRecorder(write_run_report), ConsoleRecorder()]
+    recorders: dict[str, Recorder] = {
+        "figures": FigureRecorder(config.trainer.video, read_time=read_time),
+        "report": ReportRecorder(write_run_report),
+        "console": ConsoleRecorder(),
+    }
+    return [recorder for name, recorder in recorders.items() if is_enabled(config.recorders, name)]
 
 
 def build_run_info(run: Run, run_dir: Path, completed_steps: int, world_size: int = 1) -> RunInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genexp.config import require
 from genexp.distributed.process_group import ProcessGroup
-from genexp.errors import DivergenceError
+from genexp.errors import DivergenceError, PluginError
 from genexp.images.animation import VIDEO_FORMATS, can_encode
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, FinalArtifacts, RunProgress, Snapshot
@@ -26,6 +26,7 @@ from genexp.training.stopping import StopRequest
 METRICS_FLUSH_STEPS = 50  # metrics are copied from the device in blocks, so that no step waits for a copy
 METRICS_FLUSH_SECONDS = 1.0
 MAX_ENCODED_SAMPLES = 2000  # maximum number of latent codes for figures and the TensorBoard projector
+Metric = Callable[[Technique, Batches], float]
 
 
 @dataclass
@@ -48,6 +49,7 @@ class TrainerConfig:
     deterministic: bool  # bit-exact on a GPU too, and slower there
     objective: str  # test metric that selects the best checkpoint; a prefix "test/" is removed
     direction: str  # min or max
+    metrics: list[str]  # names of test metrics that are computed in addition to those of the technique
     video: str  # format of animations: one of VIDEO_FORMATS
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ class RunData:
     train_batches: Batches  # the training split in order
     test_batches: Batches  # the test split in order
     examples: Batch  # a few fixed held-out samples
+    metrics: Mapping[str, Metric] = field(default_factory=dict)  # additional test metrics
 
 
 @dataclass(frozen=True)
@@ -369,7 +372,13 @@ class SnapshotBuilder:
 
     def _evaluate(self) -> dict[str, float]:
         with self._seeded_eval_mode("evaluate") as technique:
-            return technique.evaluate(self.data.test_batches)
+            scores = technique.evaluate(self.data.test_batches)
+            for name, metric in self.data.metrics.items():
+                value = metric(technique, self.data.test_batches)
+                if not isinstance(value, int | float) and getattr(value, "numel", lambda: 0)() != 1:
+                    raise PluginError(f"trainer.metrics={name}: not a number. Return a float or a scalar tensor.")
+                scores = {**scores, name: float(value)}
+            return scores
 
     def _render_preview(self) -> dict[str, Tensor]:
         with self._seeded_eval_mode("preview") as technique:

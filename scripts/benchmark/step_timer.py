@@ -66,7 +66,7 @@ def time_run(config: Mapping[str, Any]) -> StepTimer:
     """Train a plain, resolved configuration with all recorders, in a temporary directory. Return its timer."""
     flush_denormals()
     run = build_run(bind_experiment(config), None)
-    recorders = build_recorders(run.config.trainer)
+    recorders = build_recorders(run.config)
     timer: Any = StepTimer(run, recorders)
     data = replace(run.data, batch_source=timer)
     with tempfile.TemporaryDirectory() as run_dir:

@@ -55,6 +55,7 @@ CONFIG = TrainerConfig(
     deterministic=False,
     objective="height",
     direction="min",
+    metrics=[],
     video="gif",
 )
 
