@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genexp.technique import ClosedFormPhase as ClosedFormPhase
     from genexp.technique import GradientPhase as GradientPhase
     from genexp.technique import Technique as Technique
+    from genexp.technique import detach_metrics as detach_metrics
     from genexp.technique import register_technique as register_technique
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _MODULES = {
     "Technique": "genexp.technique",
     "GradientPhase": "genexp.technique",
     "ClosedFormPhase": "genexp.technique",
+    "detach_metrics": "genexp.technique",
     "register_technique": "genexp.technique",
     "Dataset": "genexp.data.dataset",
     "register_dataset": "genexp.data.registry",

@@ -1,6 +1,8 @@
 """Errors that a user can cause or fix. Each message is one line: the key, its value, the reason and a remedy."""
 
+import functools
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -34,6 +36,14 @@ class RankFailedError(GenexpError):
 
 class DivergenceError(GenexpError):
     """Error of a training run whose loss or weights became NaN or infinite."""
+
+
+def locate(function: Callable[..., object]) -> str:
+    """Return FILE:LINE of the definition of a function or method, or its name if that is unknown."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(function)
 
 
 def format_code_error(error: BaseException, path: Path) -> str:

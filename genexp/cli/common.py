@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from genexp.errors import ConfigError, GenexpError
+from genexp.registry import get_plugins
 
 SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -88,10 +89,13 @@ def format_unexpected_error(error: BaseException) -> str:
 
 
 def _find_place(error: BaseException) -> str:
-    """Return file:line of the innermost frame of this package, or of the innermost frame."""
+    """Return file:line of the innermost frame of a plugin, else of this package, else of the innermost frame."""
     package = Path(__file__).resolve().parents[1]
     frames = traceback.extract_tb(error.__traceback__) or traceback.extract_stack(limit=1)
-    own_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    plugin_files = {str(plugin.path) for plugin in get_plugins()}
+    own_frames = [frame for frame in frames if frame.filename in plugin_files] or [
+        frame for frame in frames if Path(frame.filename).is_relative_to(package)
+    ]
     frame = (own_frames or frames)[-1]
     path = Path(frame.filename)
     return f"{path.relative_to(package.parent) if path.is_relative_to(package) else path.name}:{frame.lineno}"

@@ -22,9 +22,9 @@ from genexp.errors import CheckpointError
 from genexp.registry import get_plugins
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
+from genexp.run_dir.environment import check_plugins
 from genexp.run_dir.files import check_no_links
 from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path, is_run_name
-from genexp.run_dir.plugins import check_plugins
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.runs.config import bind_model
 from genexp.seeding import seed_generators

@@ -11,8 +11,8 @@ from genexp.errors import CheckpointError, ConfigError
 from genexp.registry import get_plugins
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
+from genexp.run_dir.environment import check_plugins
 from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, METRICS_FILE, REPORT_FILE
-from genexp.run_dir.plugins import check_plugins
 from genexp.run_dir.record import flatten_config
 from genexp.snapshot import RunProgress
 

@@ -32,10 +32,9 @@ from genexp.recorders.tensorboard import TensorBoardRecorder
 from genexp.registry import get_plugins, list_plugin_sources, set_plugins
 from genexp.reports import write_run_report
 from genexp.run_dir.checkpoint import truncate_logs
-from genexp.run_dir.environment import describe_environment
+from genexp.run_dir.environment import describe_environment, write_plugins
 from genexp.run_dir.files import lock_run_dir, read_time, sync_files, write_file
 from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, STATUS_FILE, format_command, format_path
-from genexp.run_dir.plugins import write_plugins
 from genexp.run_dir.status import read_job_status, record_failure
 from genexp.runs.build import Run, build_run
 from genexp.runs.config import ExperimentConfig, bind_experiment

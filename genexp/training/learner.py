@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genexp.device import has_bf16_arithmetic, has_bf16_matmul, use_bf16_matmul
 from genexp.distributed.process_group import ProcessGroup
-from genexp.errors import CheckpointError
+from genexp.errors import CheckpointError, PluginError, locate
 from genexp.sharding import gather_rows, shard_context
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics, Phase, Technique
 from genexp.training.cuda_graphs import CapturedStep, StepGraph, get_graph_factory
@@ -88,7 +88,8 @@ class Learner:
         self, technique: Technique, plan: OptimizerPlan, settings: StepSettings, device: torch.device
     ) -> None:
         self.technique = technique
-        self.phases: tuple[Phase, ...] = technique.phases()
+        self.phases: tuple[Phase, ...] = tuple(technique.phases())
+        _check_phases(self.phases)
         self.settings = settings
         self.device = device
         self.precision = resolve_precision(settings.precision, device)
@@ -100,6 +101,7 @@ class Learner:
         self.optimizer_configs: dict[str, OptimizerConfig] = {
             p.name: plan.get_config(p.name) for p in gradient_phases
         }
+        self._checked_phases: set[str] = set()  # whose loss has returned what it must
         self._graph_factory = self._select_graph_factory() if settings.capture else None
         self._captured_steps: dict[tuple[str, ...], CapturedStep] = {}  # names of the active phases → their step
         self._learning_rate_tensors = {
@@ -219,7 +221,11 @@ class Learner:
             for weight in parameters:  # Optimizer.zero_grad() takes longer than a small layer
                 weight.grad = None
             with self.autocast_context():
-                loss, loss_metrics = self._loss_functions[phase.name](batch, clock)
+                result = self._loss_functions[phase.name](batch, clock)
+            if phase.name not in self._checked_phases:
+                _check_loss(phase, result)
+                self._checked_phases.add(phase.name)
+            loss, loss_metrics = result
             # `inputs` restricts gradients to the module of this phase. Other parameters get none.
             loss.backward(inputs=parameters)
             # An optimizer may call the closure several times a step. The metrics are those of the first call.
@@ -277,3 +283,36 @@ class Learner:
         """Restart the average from the current weights, as after the initialization from data."""
         if self.ema:
             self.ema = EMA(self.technique, self.settings.ema)
+
+
+def _check_phases(phases: tuple[Phase, ...]) -> None:
+    """Raise PluginError where a phase cannot be run."""
+    names = [getattr(phase, "name", "") for phase in phases]
+    for phase, name in zip(phases, names, strict=True):
+        if not isinstance(phase, GradientPhase | ClosedFormPhase):
+            raise PluginError(f"phases() returned {phase!r}. Return a tuple of GradientPhase or ClosedFormPhase.")
+        if isinstance(phase, GradientPhase) and not any(p.requires_grad for p in phase.module.parameters()):
+            reason = (
+                f"phase {name} has no parameters. Pass a module that has some, as an attribute of the technique."
+            )
+            raise PluginError(f"{locate(phase.loss)}: {reason}")
+    if len(set(names)) < len(names):
+        raise PluginError(f"two phases have one name: {', '.join(names)}. Rename one.")
+
+
+def _check_loss(phase: GradientPhase, result: Any) -> None:
+    """Raise PluginError unless `result` is a differentiable scalar and a mapping of names to detached scalars."""
+    problem = None
+    match result:
+        case (Tensor() as loss, Mapping() as metrics):
+            if loss.dim():
+                problem = f"the loss has the shape {tuple(loss.shape)}. Return a scalar, for example its mean"
+            elif not loss.requires_grad:
+                problem = "the loss depends on no parameter. Compute it from outputs of the phase's module"
+            for name, value in metrics.items():
+                if not isinstance(value, Tensor) or value.dim() or value.requires_grad:
+                    problem = f"the metric {name} is no detached scalar tensor. Use genexp.detach_metrics"
+        case _:
+            problem = "the loss must return a scalar tensor and a mapping of metrics, which may be empty"
+    if problem is not None:
+        raise PluginError(f"{locate(phase.loss)}: phase {phase.name}: {problem}.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genexp.config import require
 from genexp.distributed.process_group import ProcessGroup
-from genexp.errors import DivergenceError, PluginError
+from genexp.errors import DivergenceError, PluginError, locate
 from genexp.images.animation import VIDEO_FORMATS, can_encode
 from genexp.seeding import seed_generators
 from genexp.snapshot import Curve, FinalArtifacts, RunProgress, Snapshot
@@ -373,6 +373,9 @@ class SnapshotBuilder:
     def _evaluate(self) -> dict[str, float]:
         with self._seeded_eval_mode("evaluate") as technique:
             scores = technique.evaluate(self.data.test_batches)
+            if not (isinstance(scores, dict) and all(isinstance(value, int | float) for value in scores.values())):
+                reason = "evaluate must return a dictionary of names and numbers, not tensors. Use float(value)"
+                raise PluginError(f"{locate(technique.evaluate)}: {reason}.")
             for name, metric in self.data.metrics.items():
                 value = metric(technique, self.data.test_batches)
                 if not isinstance(value, int | float) and getattr(value, "numel", lambda: 0)() != 1:

@@ -9,7 +9,7 @@ import pytest
 
 from genexp.errors import CheckpointError
 from genexp.registry import Plugin
-from genexp.run_dir.plugins import check_plugins, write_plugins
+from genexp.run_dir.environment import check_plugins, write_plugins
 
 
 def make_plugin(sha256: str = "a" * 64, name: str = "ideas") -> Plugin:
