@@ -26,21 +26,21 @@ CONFIG_GROUPS = (
 )  # folders of conf/ in which a command line can choose a file
 ConfigT = TypeVar("ConfigT")
 TYPE_DESCRIPTIONS = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
-    str: "a word",
+    str: "a string",
     NoneType: "null",
 }
-PLURAL_TYPE_DESCRIPTIONS = {int: "whole numbers", float: "numbers", str: "words"}
+PLURAL_TYPE_DESCRIPTIONS = {int: "integers", float: "numbers", str: "strings"}
 
 
 class FieldError(Exception):
-    """Error of a field whose value is out of range. `bind` converts it to a ConfigError with the full key."""
+    """Error of a field whose value breaks a rule. `bind` converts it to a ConfigError with the full key."""
 
-    def __init__(self, key: str, value: object, remedy: str) -> None:
-        super().__init__(key, value, remedy)
-        self.key, self.value, self.remedy = key, value, remedy
+    def __init__(self, key: str, value: object, rule: str) -> None:
+        super().__init__(key, value, rule)
+        self.key, self.value, self.rule = key, value, rule
 
 
 def find_config_dir() -> Path:
@@ -50,13 +50,13 @@ def find_config_dir() -> Path:
     return packaged_dir if packaged_dir.is_dir() else package.parent / "conf"
 
 
-def require(condition: bool, key: str, value: object, remedy: str) -> None:
+def require(condition: bool, key: str, value: object, rule: str) -> None:
     """Raise FieldError unless `condition` holds. For the `__post_init__` of config dataclasses.
 
-    `remedy` is an instruction for the user, such as "use 0 or more".
+    `rule` completes the message "model.noise=-1: …", for example "must be 0 or more".
     """
     if not condition:
-        raise FieldError(key, value, remedy)
+        raise FieldError(key, value, rule)
 
 
 def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -> ConfigT:
@@ -75,12 +75,12 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
         except OmegaConfBaseException:
             value_text = "null" if value is None else value
             raise ConfigError(
-                f"{_join_key(group, key)}={value_text}: give {_describe_type(get_type_hints(cls)[key])}"
+                f"{_join_key(group, key)}={value_text}: must be {_describe_type(get_type_hints(cls)[key])}."
             ) from None
     try:
         instance = OmegaConf.to_object(structured_config)
     except FieldError as error:
-        raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {error.remedy}") from None
+        raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {error.rule.rstrip('.')}.") from None
     assert isinstance(instance, cls)
     return instance
 
@@ -90,13 +90,13 @@ def check_option(function: Callable[..., Any], key: str, option: str, value: Any
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     if option not in defaults:
-        remedy = suggest_choice(option, defaults) if defaults else "leave it out, there are no options"
-        raise FieldError(f"{key}.{option}", value, remedy)
+        remedy = suggest_choice(option, defaults) if defaults else "Remove it: there are no options"
+        raise FieldError(f"{key}.{option}", value, f"unknown option. {remedy}")
     default = defaults[option]
     expected = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
     is_number = not isinstance(value, bool) or isinstance(default, bool)
     if default is not None and not (isinstance(value, expected) and is_number):
-        raise FieldError(f"{key}.{option}", value, f"give a value such as {default}")
+        raise FieldError(f"{key}.{option}", value, f"must be a value such as {default}")
 
 
 def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
@@ -111,17 +111,17 @@ def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, An
 
 
 def suggest_choice(value: str, choices: Iterable[str]) -> str:
-    """Return a hint with the choice most similar to `value`, or with all choices if none is similar."""
+    """Return a sentence with the choice most similar to `value`, or with all choices if none is similar."""
     choices = sorted(choices)
     matches = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
-    return f"did you mean {matches[0]}?" if matches else f"choose one of: {', '.join(choices)}"
+    return f"Did you mean {matches[0]}?" if matches else f"Use one of: {', '.join(choices)}."
 
 
 def _check_keys(keys: set[str], field_names: set[str], group: str) -> None:
     for key in sorted(keys - field_names):
-        raise ConfigError(f"{_join_key(group, key)} is no key of {group}; {suggest_choice(key, field_names)}")
+        raise ConfigError(f"{_join_key(group, key)}: unknown key. {suggest_choice(key, field_names)}")
     for key in sorted(field_names - keys):
-        raise ConfigError(f"{_join_key(group, key)} is missing; set {_join_key(group, key)}=VALUE")
+        raise ConfigError(f"{_join_key(group, key)}: missing. Set {_join_key(group, key)}=VALUE.")
 
 
 def _join_key(group: str, key: str) -> str:
@@ -129,7 +129,7 @@ def _join_key(group: str, key: str) -> str:
 
 
 def _describe_type(annotation: Any) -> str:
-    """Return a description of a type annotation for users: "a whole number or null" for int | None."""
+    """Return a description of a type annotation for users: "an integer or null" for int | None."""
     if annotation in TYPE_DESCRIPTIONS:
         return TYPE_DESCRIPTIONS[annotation]
     type_args = get_args(annotation)

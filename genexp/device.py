@@ -42,12 +42,12 @@ class DeviceConfig:
     memory_gb: float | None = None  # memory that `check_memory` allows, in 10⁹ bytes; None: what is available
 
     def __post_init__(self) -> None:
-        require(self.name in DEVICE_CHOICES, "name", self.name, f"choose one of {', '.join(DEVICE_CHOICES)}")
-        require(self.threads is None or self.threads > 0, "threads", self.threads, "use at least 1, or null")
-        require(self.index >= 0, "index", self.index, "use 0 or more")
-        require(self.processes > 0, "processes", self.processes, "use at least 1")
+        require(self.name in DEVICE_CHOICES, "name", self.name, f"must be one of {', '.join(DEVICE_CHOICES)}")
+        require(self.threads is None or self.threads > 0, "threads", self.threads, "must be at least 1, or null")
+        require(self.index >= 0, "index", self.index, "must be 0 or more")
+        require(self.processes > 0, "processes", self.processes, "must be at least 1")
         is_valid = self.memory_gb is None or self.memory_gb > 0
-        require(is_valid, "memory_gb", self.memory_gb, "use a positive number, or null for what is available")
+        require(is_valid, "memory_gb", self.memory_gb, "must be positive, or null for the available memory")
 
 
 @contextmanager
@@ -73,18 +73,18 @@ def choose_device(config: DeviceConfig, *, local_rank: int = 0, local_world_size
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if AVAILABILITY_CHECKS[kind]())
     if not AVAILABILITY_CHECKS[name]():
-        raise ConfigError(f"device={name}: torch {torch.__version__} finds no such device here; use device=cpu")
+        raise ConfigError(f"device={name}: not available to torch {torch.__version__}. Use device=cpu.")
     if name == "mps" and local_world_size > 1:
-        raise ConfigError(f"device=mps cannot be shared by {local_world_size} processes; use one, or device=cpu")
+        raise ConfigError(f"device=mps: cannot be shared by {local_world_size} processes. Use one, or device=cpu.")
     if name != "cuda":
         return torch.device(name)
     gpu_count = torch.cuda.device_count()
     if config.index >= gpu_count:
-        raise ConfigError(f"device.index={config.index}: there are {gpu_count} GPUs, counted from 0; lower it")
+        raise ConfigError(f"device.index={config.index}: must be less than the number of GPUs ({gpu_count}).")
     if config.index + local_world_size > gpu_count:
         raise ConfigError(
-            f"{local_world_size} processes from device.index={config.index} on want a GPU each, "
-            f"and there are {gpu_count}; use fewer processes"
+            f"device.processes={local_world_size}: too few GPUs ({gpu_count}, from device.index={config.index}). "
+            f"Use fewer processes."
         )
     return torch.device("cuda", config.index + local_rank)
 
@@ -222,5 +222,5 @@ def describe_device(device: torch.device, world_size: int = 1) -> str:
 
 
 def promote_to_float32(tensor: Tensor) -> Tensor:
-    """Return `tensor` in float32, or unchanged if it is float64."""
+    """Return `tensor` (of any shape) in float32, or unchanged if it is float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -72,13 +72,13 @@ class Registry(Generic[T]):
         previous = self._members.get(name)
         is_builtin = member.plugin is not None and name in self._list_modules()
         if is_builtin or (previous is not None and not _is_redefinition(previous, member)):
-            raise PluginError(f"{find_caller()}: there is another {self.noun} named {name}. Choose another name.")
+            raise PluginError(f"{find_caller()}: the {self.noun} {name} exists already. Use another name.")
         self._members[name] = member
 
     def check_name(self, name: str) -> None:
         """Raise PluginError unless `name` is an identifier, also for a decorator without parentheses."""
         if not (isinstance(name, str) and name.isidentifier()):
-            raise PluginError(f"{find_caller()}: the {self.noun} has no name. Give one of letters, digits and _.")
+            raise PluginError(f"{find_caller()}: the {self.noun} has no name. Use letters, digits and _.")
 
     def find(self, name: str, options: Mapping[str, Any] | None = None) -> T:
         """Return a member, with its keyword `options` set. Raises ConfigError if `name` is unknown."""
@@ -86,7 +86,7 @@ class Registry(Generic[T]):
             self._import_member(str(name))
         if name not in self._members:
             raise ConfigError(
-                f"{self.key}={name} is no {self.noun}; {suggest_choice(str(name), self.list_names())}"
+                f"{self.key}={name}: unknown {self.noun}. {suggest_choice(str(name), self.list_names())}"
             )
         value: T = self._members[name].value
         if not options:
@@ -105,7 +105,7 @@ class Registry(Generic[T]):
         except PluginError:
             raise
         except ConfigError:
-            raise FieldError(key, name, f"choose one of {', '.join(self.list_names())}") from None
+            raise FieldError(key, name, f"must be one of {', '.join(self.list_names())}") from None
         for option, value in (options or {}).items():
             check_option(cast(Any, member), options_key or f"{key}_options", str(option), value)
 
@@ -232,7 +232,7 @@ def load_plugins() -> None:
 def list_plugin_names(group: str) -> list[str]:
     """Return the names of techniques or data sets of installed packages and plugins. Nothing is imported.
 
-    `group` is that of the entry points. Raises PluginError for a plugin that is no Python.
+    `group` is that of the entry points. Raises PluginError for a plugin that is not valid Python.
     """
     names = {entry.name for entry in entry_points(group=group)}
     return sorted(names.union(*(_scan(plugin).get(group, ()) for plugin in _PLUGINS)))
@@ -277,7 +277,7 @@ def _find_module_file(name: str) -> Path:
     except (ImportError, ValueError):
         spec = None
     if spec is None or not str(spec.origin).endswith(".py"):
-        raise PluginError(f"--plugin {name}: no file and no module of this name. Check it.")
+        raise PluginError(f"--plugin {name}: not found. Use a Python file or module.")
     return Path(str(spec.origin))
 
 
@@ -287,7 +287,7 @@ def _import_plugin(plugin: Plugin) -> None:
         return
     content = plugin.path.read_bytes()
     if hashlib.sha256(content).hexdigest() != plugin.sha256:
-        raise PluginError(f"--plugin {plugin.path}: the file changed while it was read. Start again.")
+        raise PluginError(f"--plugin {plugin.path}: the file changed while it was read. Start the command again.")
     _append_to_search_path(plugin.path.parent)
     module = ModuleType(plugin.module_name)
     module.__file__ = str(plugin.path)

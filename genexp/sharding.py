@@ -70,7 +70,7 @@ def local_rows(rows: Tensor) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all shards in place, and return it."""
+    """Sum `tensor` (of any shape, the same in all shards) over all shards in place, and return it."""
     if current_shard() != SINGLE_SHARD:
         dist.all_reduce(tensor)
     return tensor

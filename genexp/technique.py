@@ -198,5 +198,5 @@ def find_technique(name: str) -> type[Technique]:
 
 
 def detach_metrics(**values: Tensor) -> Metrics:
-    """Return `values`, detached, in the order given."""
+    """Return the scalars `values`, detached, in the order given."""
     return {name: value.detach() for name, value in values.items()}

@@ -98,7 +98,7 @@ def _run_rank_process() -> None:
 
 
 def _run_with_hydra(arguments: list[str]) -> None:
-    """Compose the configuration with Hydra, and do what the command line says: run, sweep, print or complete.
+    """Compose the configuration with Hydra, and execute the command: run, sweep, print or complete.
 
     Raises ConfigError or CheckpointError if `arguments` are contradictory, name no run or sweep directory, or
     name a configuration directory with more than plain settings.
@@ -106,12 +106,12 @@ def _run_with_hydra(arguments: list[str]) -> None:
     parser, options = parse_command_line(arguments)
     for group in CONFIG_GROUPS:
         if f"{group}=null" in options.overrides:
-            raise ConfigError(f"{group}=null chooses nothing; leave it out")
+            raise ConfigError(f"{group}=null: must be a name. Remove it to use the default.")
     check_config_dirs(options)
     run_dir, sweep_dir = parse_resume_dir(options.overrides), parse_sweep_resume_dir(options.overrides)
     if sweep_dir is not None:
         if not options.multirun:
-            raise ConfigError(f"sweep.resume={sweep_dir} goes on with a sweep; add -m")
+            raise ConfigError(f"sweep.resume={sweep_dir}: resumes a sweep. Add -m.")
         check_no_links(sweep_dir, is_sweep_name)
         options.overrides.append(f"hydra.sweep.dir={_quote_override_value(str(sweep_dir))}")
     if options.shell_completion:  # Hydra parses the line that is completed with its own options
@@ -144,19 +144,19 @@ def parse_command_line(arguments: list[str]) -> tuple[argparse.ArgumentParser, a
     add_plugin_option(parser)
 
     def raise_error(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see genexp --hydra-help")
+        raise ConfigError(f"{message}. See genexp --hydra-help.")
 
     parser.error = raise_error  # type: ignore[method-assign]
     options = parser.parse_intermixed_args(arguments)
     if options.experimental_rerun is not None:
         raise ConfigError(
-            f"--experimental-rerun={options.experimental_rerun}: a pickle can run code. Use resume=DIR."
+            f"--experimental-rerun={options.experimental_rerun}: a pickle can execute code. Use resume=DIR."
         )
     commands = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
     if len(commands) > 1:
-        raise ConfigError(f"--{commands[0]} and --{commands[1]} exclude each other. Leave one out.")
+        raise ConfigError(f"--{commands[0]} and --{commands[1]} cannot be combined. Use one of them.")
     if options.resolve and options.cfg is None:
-        raise ConfigError("--resolve: nothing to resolve. Add --cfg job.")
+        raise ConfigError("--resolve: requires --cfg. Add --cfg job.")
     return parser, options
 
 
@@ -167,12 +167,14 @@ def _prepare_resumption(run_dir: Path, options: argparse.Namespace) -> str:
     Raises ConfigError, CheckpointError.
     """
     if not (run_dir / CONFIG_FILE).is_file():
-        raise CheckpointError(f"resume={run_dir} is no run's folder (it has no config.yaml); give one that is")
+        raise CheckpointError(
+            f"resume={run_dir}: not a run directory (no config.yaml). Use the directory of a run."
+        )
     if options.multirun:
-        raise ConfigError(f"resume={run_dir} goes on with one run; leave out -m")
+        raise ConfigError(f"resume={run_dir}: resumes one run. Remove -m.")
     for override in options.overrides:
         if override.partition("=")[0] in CONFIG_GROUPS:
-            raise ConfigError(f"resume={run_dir} cannot change {override}; leave it out, or start a new run")
+            raise ConfigError(f"{override}: cannot change in a resumed run. Remove it, or start a new run.")
     check_no_links(run_dir, is_run_name)
     options.overrides = [
         *(override for override in options.overrides if override.partition("=")[0].strip("+") != "resume"),
@@ -199,7 +201,7 @@ def parse_resume_dir(overrides: list[str]) -> Path | None:
     if not values or values[-1] == "null":
         return None
     if not values[-1]:
-        raise ConfigError("resume= names no folder; give a run's, such as the last line of a stopped run names")
+        raise ConfigError("resume=: must be a directory. Use the one in the last line of the stopped run.")
     return Path(values[-1])
 
 

@@ -256,7 +256,7 @@ def load_results(rows: Mapping[str, TableRow], path: Path) -> list[dict[str, Any
     """Return one entry for each metric of each row, in the order of `rows`, with the results that `path` holds.
 
     What results_table.yaml states, for example the published figure, is taken from `rows`. Results of another
-    command are left out.
+    command are omitted.
     """
     stored = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     by_key = {(entry["name"], entry["metric"], entry["command"]): entry for entry in stored}
@@ -332,7 +332,7 @@ def check_row(row: TableRow, results: Sequence[Mapping[str, Any]], deadline: Dea
     """
     recorded = {entry["metric"]: entry for entry in results if entry["name"] == row.name and entry["values"]}
     if not recorded:
-        raise ConfigError(f"--check={row.name}: no run is recorded. Run `{PROGRAM} {row.name}` first.")
+        raise ConfigError(f"--check={row.name}: not recorded. Run `{PROGRAM} {row.name}` first.")
     run_root = OUTPUTS_DIR / "reproduce" / f"{row.name}-check-{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     run_row(row, [next(iter(recorded.values()))["seeds"][0]], run_root, deadline)
     is_within = True
@@ -350,19 +350,20 @@ def check_row(row: TableRow, results: Sequence[Mapping[str, Any]], deadline: Dea
 
 
 def reproduce(rows: Sequence[TableRow], args: argparse.Namespace, all_rows: Mapping[str, TableRow]) -> int:
-    """Run `rows` and write their results after each row. Return the exit code."""
+    """Run `rows` and write their results after each row. Return the exit code.
+
+    Raises ConfigError if a directory of a row exists and runs are not resumed.
+    """
     deadline, exit_code = Deadline(args.minutes), 0
     for row in rows:
         if row.run_root.exists() and not args.resume:
-            raise ConfigError(
-                f"{row.run_root} exists. Add --resume to go on with its runs, or remove it to start anew."
-            )
+            raise ConfigError(f"{row.run_root}: already exists. Add --resume to continue its runs, or delete it.")
     for row in rows:
         is_stopped = False
         try:
             check_data(row)
         except DataError as error:
-            print(f"{PROGRAM}: {row.name} is skipped: {error}", file=sys.stderr)
+            print(f"{PROGRAM}: {row.name} skipped: {error}", file=sys.stderr)
             continue
         try:
             run_row(row, range(row.seeds or args.seeds), row.run_root, deadline)
@@ -378,7 +379,9 @@ def reproduce(rows: Sequence[TableRow], args: argparse.Namespace, all_rows: Mapp
             write_results([new[old["metric"]] if old["name"] == row.name else old for old in results])
         if is_stopped:
             names = " ".join(other.name for other in rows)
-            print(f"{PROGRAM}: stopped in {row.name}. Go on: python scripts/reproduce.py {names} --resume")
+            print(
+                f"{PROGRAM}: stopped in {row.name}. Resume it with: python scripts/reproduce.py {names} --resume"
+            )
             return 130
     return exit_code
 
@@ -391,13 +394,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", type=build_int_type(1), default=3, help="runs of a row that states no number (default: 3)"
     )
     parser.add_argument("--minutes", type=float, help="stop and save after this time")
-    parser.add_argument("--resume", action="store_true", help="keep finished runs, go on with the others")
+    parser.add_argument("--resume", action="store_true", help="keep finished runs, and resume the others")
     parser.add_argument(
         "--check", metavar="NAME", help="run one seed of a row again, and compare with the recorded range"
     )
-    parser.add_argument(
-        "--table", action="store_true", help="only write the table anew, after an edit of the rows"
-    )
+    parser.add_argument("--table", action="store_true", help="only rewrite the table, after the rows were edited")
     parser.add_argument("--list", action="store_true", help="only list the rows")
     return parser
 
@@ -408,7 +409,7 @@ def run(arguments: Sequence[str]) -> int:
     rows = load_rows()
     for name in [*args.name, *([args.check] if args.check else [])]:
         if name not in rows:
-            raise ConfigError(f"unknown row {name}; {suggest_choice(name, rows)}")
+            raise ConfigError(f"{name}: unknown row. {suggest_choice(name, rows)}")
     if args.list:
         for row in rows.values():
             print(f"{row.name:32} genexp {row.command}")

@@ -15,9 +15,9 @@ def main() -> None:
         "output", type=Path, help="for example genexp/metrics/weights/mnist-v1.pt; its stem is the version"
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("data"), help="folder of the data set (default: %(default)s)"
+        "--root", type=Path, default=Path("data"), help="directory of the data set (default: %(default)s)"
     )
-    parser.add_argument("--epochs", type=int, help="default: as many as show 180,000 images")
+    parser.add_argument("--epochs", type=int, help="default: as many as process 180,000 images")
     arguments = parser.parse_args()
 
     from genexp.data import bind_dataset, load_dataset

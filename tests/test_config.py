@@ -147,7 +147,7 @@ class Settings:
     limit: int | None
 
     def __post_init__(self) -> None:
-        require(self.count > 0, "count", self.count, "use at least 1")
+        require(self.count > 0, "count", self.count, "must be at least 1")
 
 
 VALID_VALUES: dict[str, Any] = {
@@ -167,22 +167,22 @@ def test_valid_values_bind() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("count", "x", "group.count=x: give a whole number"),
-        ("count", 2.5, "group.count=2.5: give a whole number"),
-        ("count", None, "group.count=null: give a whole number"),
-        ("count", [1], "group.count=[1]: give a whole number"),
-        ("count", {"a": 1}, "group.count={'a': 1}: give a whole number"),
-        ("count", 0, "group.count=0: use at least 1"),
-        ("count", "???", "group.count is missing; set group.count=VALUE"),
-        ("rate", "fast", "group.rate=fast: give a number"),
-        ("word", [1], "group.word=[1]: give a word"),
-        ("flag", "perhaps", "group.flag=perhaps: give true or false"),
-        ("widths", 5, "group.widths=5: give a list of whole numbers"),
-        ("widths", [3, "x"], "group.widths=[3, 'x']: give a list of whole numbers"),
-        ("widths", None, "group.widths=null: give a list of whole numbers"),
-        ("widths", {"a": 1}, "group.widths={'a': 1}: give a list of whole numbers"),
-        ("limit", "all", "group.limit=all: give a whole number or null"),
-        ("contu", 5, "group.contu is no key of group; did you mean count?"),
+        ("count", "x", "group.count=x: must be an integer."),
+        ("count", 2.5, "group.count=2.5: must be an integer."),
+        ("count", None, "group.count=null: must be an integer."),
+        ("count", [1], "group.count=[1]: must be an integer."),
+        ("count", {"a": 1}, "group.count={'a': 1}: must be an integer."),
+        ("count", 0, "group.count=0: must be at least 1."),
+        ("count", "???", "group.count: missing. Set group.count=VALUE."),
+        ("rate", "fast", "group.rate=fast: must be a number."),
+        ("word", [1], "group.word=[1]: must be a string."),
+        ("flag", "perhaps", "group.flag=perhaps: must be true or false."),
+        ("widths", 5, "group.widths=5: must be a list of integers."),
+        ("widths", [3, "x"], "group.widths=[3, 'x']: must be a list of integers."),
+        ("widths", None, "group.widths=null: must be a list of integers."),
+        ("widths", {"a": 1}, "group.widths={'a': 1}: must be a list of integers."),
+        ("limit", "all", "group.limit=all: must be an integer or null."),
+        ("contu", 5, "group.contu: unknown key. Did you mean count?"),
     ],
 )
 def test_invalid_value_is_reported_with_the_expected_type(key: str, value: object, message: str) -> None:
@@ -192,10 +192,10 @@ def test_invalid_value_is_reported_with_the_expected_type(key: str, value: objec
 
 
 def test_missing_key_is_reported() -> None:
-    with pytest.raises(ConfigError, match=r"group\.rate is missing"):
+    with pytest.raises(ConfigError, match=r"group\.rate: missing"):
         bind(Settings, {key: value for key, value in VALID_VALUES.items() if key != "rate"}, "group")
 
 
 def test_suggest_choice_returns_the_nearest_or_all_choices() -> None:
-    assert suggest_choice("vea", ["vae", "gan"]) == "did you mean vae?"
-    assert suggest_choice("zzz", ["vae", "gan"]) == "choose one of: gan, vae"
+    assert suggest_choice("vea", ["vae", "gan"]) == "Did you mean vae?"
+    assert suggest_choice("zzz", ["vae", "gan"]) == "Use one of: gan, vae."

@@ -92,9 +92,9 @@ def test_each_rank_gets_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     later = DeviceConfig("cuda", index=1, threads=None, processes=2)
     assert [choose_device(later, local_rank=rank, local_world_size=2).index for rank in (0, 1)] == [1, 2]
-    with pytest.raises(ConfigError, match=r"3 processes from device\.index=1 on want a GPU each, and there are 3"):
+    with pytest.raises(ConfigError, match=r"device\.processes=3: too few GPUs \(3, from device\.index=1\)"):
         choose_device(later, local_world_size=3)
-    with pytest.raises(ConfigError, match="device=mps cannot be shared by 2 processes"):
+    with pytest.raises(ConfigError, match="device=mps: cannot be shared by 2 processes"):
         choose_device(DeviceConfig("mps", index=0, threads=None, processes=2), local_world_size=2)
 
 

@@ -35,16 +35,16 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"hydra": {"callbacks": {"x": LOG_FILE_CALL}}}, "hydra is no key of a run's configuration"),
-        ({"hydra": {"job_logging": LOGGING}}, "hydra is no key"),
-        ({"hydra": {"hydra_logging": LOGGING}}, "hydra is no key"),
-        ({"hydra": {"job": {"env_set": {"LD_PRELOAD": "boom.so"}}}}, "hydra is no key"),
-        ({"hydra": {"searchpath": ["file:///tmp"]}}, "hydra is no key"),
-        ({"defaults": [{"override hydra/job_logging": "own"}]}, "defaults is no key"),
+        ({"hydra": {"callbacks": {"x": LOG_FILE_CALL}}}, "unknown key hydra"),
+        ({"hydra": {"job_logging": LOGGING}}, "unknown key hydra"),
+        ({"hydra": {"hydra_logging": LOGGING}}, "unknown key hydra"),
+        ({"hydra": {"job": {"env_set": {"LD_PRELOAD": "boom.so"}}}}, "unknown key hydra"),
+        ({"hydra": {"searchpath": ["file:///tmp"]}}, "unknown key hydra"),
+        ({"defaults": [{"override hydra/job_logging": "own"}]}, "unknown key defaults"),
         ({"notes": "${oc.env:HOME}"}, "notes contains an interpolation"),
         (
             {"model": {**RUN_CONFIG["model"], "x": LOG_FILE_CALL}},
-            "model.x._target_ is a key that Hydra interprets",
+            "model.x._target_ has a special meaning in Hydra",
         ),
     ],
 )
@@ -88,15 +88,15 @@ def test_configuration_of_a_resumed_run_is_the_stored_one_with_overrides(run_dir
 
 def test_rerun_of_a_pickled_job_is_refused(run_dir: Path) -> None:
     line = get_error_line(run_genexp(f"--experimental-rerun={run_dir}/job.pickle"), "genexp")
-    assert "a pickle can run code" in line
+    assert "a pickle can execute code" in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--absent"], "unrecognized arguments: --absent"),
-        (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
-        (["--resolve"], "--resolve: nothing to resolve"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg cannot be combined"),
+        (["--resolve"], "--resolve: requires --cfg"),
     ],
 )
 def test_unusable_options_fail_with_one_line(arguments: list[str], message: str) -> None:
@@ -166,14 +166,14 @@ def test_resuming_refuses_links_and_special_files(kind: str, name: str, run_dir:
     if path.exists():
         path.rename(target)
     elif kind == "link":
-        target.write_text("of others")
+        target.write_text("other files")
     if kind == "named pipe":
         os.mkfifo(path)
     else:
         path.symlink_to(target if kind == "link" else "absent")
     before = read_files(run_dir.parent) if kind != "named pipe" else None
     line = get_error_line(run_genexp(f"resume={run_dir}", "trainer.epochs=3"), "genexp")
-    assert f"run/{name}: " in line or "is no run's folder" in line
+    assert f"run/{name}: " in line or "not a run directory" in line
     assert before is None or read_files(run_dir.parent) == before
 
 

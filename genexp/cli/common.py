@@ -25,7 +25,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with `message`."""
-        raise ConfigError(f"{message}; see {self.prog} --help")
+        raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
 def add_checkpoint_and_device_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_checkpoint_and_device_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="best",
         metavar="WHICH",
-        help="best (by the run's objective), newest, or a file, also one of RUN/checkpoints by its name "
+        help="best (by trainer.objective), newest, a file name in RUN/checkpoints, or a path "
         "(default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", choices=DEVICES, help="default: %(default)s")
@@ -49,7 +49,7 @@ def build_int_type(minimum: int) -> Callable[[str], int]:
         except ValueError:
             value = minimum - 1
         if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {minimum}")
+            raise argparse.ArgumentTypeError(f"{text} is not an integer of at least {minimum}")
         return value
 
     return parse_int
@@ -77,15 +77,15 @@ def run_command(program: str, command: Callable[[], int]) -> NoReturn:
 
 
 def format_unexpected_error(error: BaseException) -> str:
-    """Return one line for an error that no code expected: what, where, and how to print the traceback."""
+    """Return one line for an unexpected error: its message, its place, and how to print the traceback."""
     message = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY_MESSAGES):
-        what = f"not enough memory ({message or 'MemoryError'}). Use a smaller batch, model or data set"
+        reason = f"not enough memory ({message or 'MemoryError'}). Use a smaller batch, model or data set"
     elif isinstance(error, RecursionError):
-        what = "too deeply nested values or files. Use a flatter structure"
+        reason = "too deeply nested values or files. Use a flatter structure"
     else:
-        what = f"unexpected {type(error).__name__}" + (f": {message[:MAX_MESSAGE_LENGTH]}" if message else "")
-    return f"{what} (at {_find_place(error)}). Set HYDRA_FULL_ERROR=1 to print the traceback."
+        reason = f"unexpected {type(error).__name__}" + (f": {message[:MAX_MESSAGE_LENGTH]}" if message else "")
+    return f"{reason} (at {_find_place(error)}). Set HYDRA_FULL_ERROR=1 to print the traceback."
 
 
 def _find_place(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Command `genexp-compare FOLDER...`: comparison of runs, sorted by their objective, with a paired t-test."""
+"""Command `genexp-compare DIR...`: comparison of runs, sorted by their objective, with a paired t-test."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ def main() -> NoReturn:
 def _build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         PROGRAM,
-        description="Show runs beside each other, sorted by their objective: the settings that differ, metrics, "
-        "time and state; seeds of one setting as mean ± standard error.",
+        description="Compare runs in a table sorted by trainer.objective: differing settings, metrics, time and "
+        "status. Runs that differ only in the seed are one row with mean ± standard error.",
     )
     parser.add_argument(
-        "folder", nargs="+", type=Path, metavar="FOLDER", help="a run's, a sweep's, or one that holds some"
+        "folder",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="directory of a run or a sweep, or a directory above them",
     )
     output_format = parser.add_mutually_exclusive_group()
-    output_format.add_argument(
-        "--csv", action="store_true", help="print a line of CSV for each run, with all metrics"
-    )
-    output_format.add_argument("--json", action="store_true", help="print all of it as JSON")
+    output_format.add_argument("--csv", action="store_true", help="print one CSV line per run, with all metrics")
+    output_format.add_argument("--json", action="store_true", help="print the comparison as JSON")
     parser.add_argument(
         "--html",
         type=Path,
         metavar="FILE",
-        help="also write a page with curves, pictures and the effect of settings",
+        help="also write an HTML page with curves, images and the effect of each setting",
     )
     add_plugin_option(parser)
     return parser
@@ -59,7 +61,7 @@ def _run(arguments: Sequence[str]) -> int:
         print_comparison(comparison)
     if args.html:
         write_sweep_report(comparison, args.html)
-        print(f"written to {args.html}", file=sys.stderr)
+        print(f"page: {args.html}", file=sys.stderr)
     return 0
 
 

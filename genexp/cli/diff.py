@@ -28,12 +28,12 @@ def main() -> NoReturn:
 def _build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         PROGRAM,
-        description="Show in what two runs differ (configuration, code, data, environment) and the first step "
-        "where their metrics part.",
+        description="Show the differences between two runs: configuration, code, data, environment, results, "
+        "and the first step with different metrics.",
     )
-    parser.add_argument("left", type=Path, metavar="RUN_A", help="a run's folder")
-    parser.add_argument("right", type=Path, metavar="RUN_B", help="another run's folder")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.add_argument("left", type=Path, metavar="RUN_A", help="directory of a run")
+    parser.add_argument("right", type=Path, metavar="RUN_B", help="directory of another run")
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
     return parser
 
 
@@ -69,7 +69,7 @@ def _print_section(console: Console, name: str, pairs: Mapping[str, ValuePair], 
     from rich.table import Table
 
     if not pairs:
-        console.print(f"{name}: the same", highlight=False)
+        console.print(f"{name}: no difference", highlight=False)
         return
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     table.add_column(name)

@@ -21,29 +21,31 @@ def format_error(error: Exception, arguments: list[str]) -> str:
     """Return `error` as one line. `arguments` are the command line without the program name."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice} does not exist; {suggest_choice(choice, error.options)}"
+        return f"{group}={choice}: unknown name. {suggest_choice(choice, error.options)}"
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        remedy = "make room, or " if error.errno in DISK_FULL_ERRNOS else ""
-        path = error.filename or "the output folder"
-        return f"{path}: {error.strerror or error}; {remedy}choose hydra.run.dir=FOLDER"
+        remedy = "Free disk space, or use" if error.errno in DISK_FULL_ERRNOS else "Use"
+        path = error.filename or "output directory"
+        return f"{path}: {error.strerror or error}. {remedy} another hydra.run.dir."
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"{mark.name}, line {mark.line + 1} is no YAML ({error.problem}); mend the file"
+        return f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.problem}). Correct the file."
     ambiguous = re.search(r"Ambiguous value for argument '(.+?)'", str(error))
     if ambiguous:
-        return f"{ambiguous[1]} is several values; add -m to run each, or write [ ] around them for a list"
+        return f"{ambiguous[1]}: several values for one run. Add -m to run each, or put a list in [ ]."
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read; write key=value, with quotes around what is no plain word"
+        return (
+            f"{error.override!r}: not a valid override. Use key=value, and quote a value with special characters."
+        )
     unknown_key = re.search(r"Could not override '([^']+)'", str(error))
     if unknown_key:
         key = unknown_key[1].partition("@")[0]
         if any(argument.startswith("resume=") for argument in arguments):
-            return f"{key} is no key of the config.yaml of the run; leave it out, or start a new run"
-        return f"{key} is no key of this configuration; {suggest_choice(key, _list_known_keys(arguments))}"
+            return f"{key}: not a key in the config.yaml of the run. Remove it, or start a new run."
+        return f"{key}: unknown key. {suggest_choice(key, _list_known_keys(arguments))}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{error.full_key}: {_get_first_line(error)}; see genexp --cfg job"
+        return f"{error.full_key}: {_get_first_line(error)}. See genexp --cfg job."
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return f"{_get_first_line(error)}; see genexp --help"
+        return f"{_get_first_line(error)}. See genexp --help."
     return _get_first_line(error)
 
 

@@ -36,10 +36,10 @@ def main() -> NoReturn:
 def _build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         PROGRAM,
-        description="Measure all that can be measured of finished runs, on the test split. Each run's scores are "
-        "also written to RUN/evaluation.json.",
+        description="Evaluate finished runs on the test split, with every metric that applies. The scores of each "
+        "run are also written to RUN/evaluation.json.",
     )
-    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     add_checkpoint_and_device_options(parser)
     add_plugin_option(parser)
     parser.add_argument(
@@ -47,16 +47,16 @@ def _build_parser() -> argparse.ArgumentParser:
         type=build_int_type(0),
         default=200,
         metavar="N",
-        help="latents of each image that its log-likelihood is estimated from, where the technique has one; "
-        "5000 give a tighter bound and take 25 times as long as 200, 0 leave it out (default: %(default)s)",
+        help="latent samples per image for the log-likelihood of techniques that estimate one; more samples "
+        "give a tighter bound and take proportionally longer; 0 skips it (default: %(default)s)",
     )
     parser.add_argument(
         "--nll-images",
         type=build_int_type(1),
         metavar="N",
-        help="estimate the log-likelihood of a fixed random subset of N test images (default: of all)",
+        help="estimate the log-likelihood of a fixed random subset of N test images (default: all)",
     )
-    parser.add_argument("--json", action="store_true", help="print each run's evaluation as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per run")
     return parser
 
 
@@ -90,7 +90,7 @@ def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
             on_measure_start=lambda measure: status.update(f"{run_dir}: {measure}"),
         )
     for measure, reason in evaluation.skip_reasons.items():
-        print(f"{run_dir}: {measure} scores are left out: {reason}", file=sys.stderr)
+        print(f"{run_dir}: {measure} scores are skipped: {reason}", file=sys.stderr)
     write_evaluation(evaluation)
     return evaluation
 
@@ -109,9 +109,7 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
         for evaluation in evaluations:
             if "nll_samples" in evaluation.used_options:
                 console.print(_describe_likelihood(evaluation.used_options), soft_wrap=True, highlight=False)
-            console.print(
-                f"written to {evaluation.run.run_dir / EVALUATION_FILE}", soft_wrap=True, highlight=False
-            )
+            console.print(f"scores: {evaluation.run.run_dir / EVALUATION_FILE}", soft_wrap=True, highlight=False)
 
 
 def _describe_likelihood(options: Mapping[str, Any]) -> str:

@@ -40,11 +40,8 @@ SAMPLE_BATCH_SIZE = 100
 INPUT_BATCH_SIZE = 32
 MAX_GRID_SAMPLES, SAMPLE_GRID_COLUMNS = 400, 10  # images in samples.png, and in each of its rows
 NUM_DEFAULT_EXAMPLES = 10  # held-out samples in a comparison of inputs and outputs
-# Paths of an interpolation, and samples for selecting latent units.
-NUM_DEFAULT_LATENT_PATHS, NUM_TRAVERSAL_EXAMPLES = (
-    8,
-    500,
-)
+NUM_DEFAULT_LATENT_PATHS = 8  # paths of an interpolation
+NUM_TRAVERSAL_EXAMPLES = 500  # samples from which the latent units of a traversal are selected
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,9 @@ def generate_interpolation(request: GenerationRequest) -> list[Path]:
     assert isinstance(run.technique, CanInterpolate)
     batch = request.load_batch(count)
     if len(next(iter(batch.values()))) < 2:
-        raise ConfigError("an interpolation needs two images or more: raise --count, or give a folder as --input")
+        raise ConfigError(
+            "interpolation: requires at least two images. Use --count 2 or more, or a directory as --input."
+        )
     with run.seeded_eval_mode("interpolation", seed=request.seed):
         images = run.technique.interpolate(batch, WALK_FRAMES)
     return write_latent_walk(request.output_dir, "interpolation", images)

@@ -27,10 +27,10 @@ def find_input_images(path: Path) -> dict[Path, str]:
     if path.is_file():
         return {path: path.stem}
     if not path.is_dir():
-        raise DataError(f"--input {path} is no file and no folder; give a picture, or a folder of pictures")
+        raise DataError(f"--input {path}: not found. Use an image file, or a directory of images.")
     files = find_image_files(path)
     if not files:
-        raise DataError(f"--input {path} holds no pictures; give a folder that does")
+        raise DataError(f"--input {path}: contains no images. Use a directory of images.")
     stems = [file.relative_to(path).with_suffix("").as_posix() for file in files]
     counts = Counter(stems)
     return {
@@ -51,7 +51,7 @@ def read_input_images(
     """
     channels, height, width = shape
     if height != width:
-        raise ConfigError(f"--input gives square images, and this run's are {width}×{height}; leave it out")
+        raise ConfigError(f"--input: requires a run with square images (they are {width}×{height}). Remove it.")
     errors: list[UnreadableImageError] = []
     readable_images = _read_valid_images(files, height, channels, errors)
     count = 0
@@ -59,10 +59,10 @@ def read_input_images(
         count += len(batch)
         yield [file for file, _ in batch], convert_and_scale(torch.stack([image for _, image in batch]))
     if not count:
-        others = f", nor can the {len(errors) - 1} others" if len(errors) > 1 else ""
+        others = f" The other {len(errors) - 1} files are unreadable too." if len(errors) > 1 else ""
         raise DataError(f"--input: {errors[0]}{others}")
     for error in errors:
-        log.warning("left out: %s", error)
+        log.warning("skipped: %s", error)
 
 
 def _read_valid_images(

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 PROGRAM = "genexp-sample"
 OUTPUT_TYPE_HELP = {
-    "samples": "new images, each a PNG, and a picture of them",
-    "reconstructions": "images beside what comes back of them",
-    "interpolation": "images that turn into each other, PNG and GIF",
-    "traversal": "single latent units that move, PNG and GIF",
-    "clusters": "CSV of index, cluster and label of the test split",
-    "stylized": "the stylized image at full quality",
-    "translations": "images of one kind made of another, each a PNG, and a picture of before and after",
+    "samples": "new images, as PNG files and as a grid",
+    "reconstructions": "grid of images and their reconstructions",
+    "interpolation": "interpolations between images, as PNG and GIF",
+    "traversal": "traversals of single latent units, as PNG and GIF",
+    "clusters": "CSV with index, cluster and label of each test sample",
+    "stylized": "the stylized image at its original size",
+    "translations": "images translated to the other domain, as PNG files and as a grid",
 }
 
 
@@ -45,19 +45,21 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         PROGRAM,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Make what the technique of a finished run can make. WHAT is one of these; without it, all\n"
-        f"that the technique can.\n\n{choices}",
+        description="Generate files with the technique of a finished run. WHAT is one of these (default: all\n"
+        f"that the technique supports):\n\n{choices}",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("what", nargs="?", metavar="WHAT", help="what to make")
-    parser.add_argument("--count", type=build_int_type(1), metavar="N", help="how many (default: what suits)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: RUN/made")
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="type of output")
+    parser.add_argument(
+        "--count", type=build_int_type(1), metavar="N", help="number of outputs (default: depends on WHAT)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: RUN/made")
     parser.add_argument("--seed", type=build_int_type(0), default=0, metavar="S", help="default: %(default)s")
     parser.add_argument(
         "--input",
         type=Path,
         metavar="PATH",
-        help="a picture, or a folder of them, to make something of; without it, samples of the test split",
+        help="image file, or directory of images, used as input (default: samples of the test split)",
     )
     add_checkpoint_and_device_options(parser)
     add_plugin_option(parser)
@@ -68,9 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
     use_plugins(args.plugin)
     if args.what is not None and args.what not in OUTPUT_TYPE_HELP:
-        raise ConfigError(
-            f"{args.what} is nothing that can be made; {suggest_choice(args.what, OUTPUT_TYPE_HELP)}"
-        )
+        raise ConfigError(f"{args.what}: unknown output type. {suggest_choice(args.what, OUTPUT_TYPE_HELP)}")
 
     from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest
     from genexp.cli.input_images import find_input_images
@@ -107,19 +107,17 @@ def _select_output_types(
 
     supported = list_output_types(technique_class)
     if not supported:
-        raise ConfigError(f"model={technique_class.name} makes nothing of its own; see the figures of its run")
+        raise ConfigError(f"model={technique_class.name}: generates no files. See the figures of the run.")
     if output_type is not None and output_type not in supported:
         raise ConfigError(
-            f"{output_type}: model={technique_class.name} cannot make that; it can make: {', '.join(supported)}"
+            f"{output_type}: not supported by model={technique_class.name}. Use one of: {', '.join(supported)}."
         )
     selectable = [name for name in supported if OUTPUT_TYPES[name].can_use_input] if has_input else supported
     if output_type is None and selectable:
         return selectable
     if output_type in selectable:
         return [output_type]
-    raise ConfigError(
-        f"{output_type or technique_class.name}: nothing of that is made from images; leave out --input"
-    )
+    raise ConfigError(f"{output_type or technique_class.name}: takes no input images. Remove --input.")
 
 
 if __name__ == "__main__":

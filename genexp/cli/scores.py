@@ -29,11 +29,13 @@ from genexp.runs.build import EVALUATION_BATCH_SIZE
 from genexp.runs.load import LoadedRun
 from genexp.technique import Batch, Batches
 
-MAX_PROBE_SAMPLES = 10_000  # training codes to fit the probes, and test codes to score them, each at most
+MAX_PROBE_SAMPLES = (
+    10_000  # maximum numbers of training codes that fit the probes and of test codes that score them
+)
 NUM_NEIGHBORS = 10  # of the k-nearest-neighbor probe
 PIXEL_DESCRIPTIONS = {  # of the pixels that a likelihood is of, by key of BINARIZATIONS
-    "drawn": "bits drawn with brightness as the probability",
-    "fixed": "fixed bits, drawn once for each image",
+    "drawn": "bits sampled with the gray value as probability",
+    "fixed": "bits sampled once for each image",
     "gray": "gray values in [0, 1], as a density",
 }
 
@@ -147,7 +149,7 @@ def encode_with_labels(run: LoadedRun, batches: Batches) -> tuple[Tensor, Tensor
 def compute_cluster_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the agreement of clusters with labels: "acc", "nmi" and "ari", also with the prefix "train_".
 
-    Scores of the test split are left out if the technique's own scores include them. The result is empty without
+    Scores of the test split are omitted if the technique's own scores include them. The result is empty without
     clusters or labels.
     """
     run = state.run

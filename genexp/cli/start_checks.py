@@ -196,7 +196,7 @@ def _is_plain_hydra_setting(keys: tuple[str, ...], value: Any) -> bool:
 
 
 class OutputDirCallback(Callback):
-    """Hydra callback that ends the process if a new run or sweep would write over files of others.
+    """Hydra callback that ends the process if a new run or sweep would overwrite files of others.
 
     Hydra calls it before it writes a log or `.hydra/`. It would only warn about an exception.
     """
@@ -230,11 +230,11 @@ def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], 
     names = sorted(path.name for path in paths if is_written(path.name))
     if CONFIG_FILE in names and (CHECKPOINTS_DIR in names or HYDRA_DIR in names):
         raise ConfigError(
-            f"{directory} holds a run already; go on with resume={directory}, or choose another folder"
+            f"{key}={directory}: already contains a run. Use resume={directory}, or another directory."
         )
     if MANIFEST_FILE in names:
         raise ConfigError(
-            f"{directory} holds a sweep already; go on with sweep.resume={directory}, or choose another {key}"
+            f"{key}={directory}: already contains a sweep. Use sweep.resume={directory}, or another directory."
         )
     if (
         all(name in FAILED_START_NAMES or name.endswith(TEMPORARY_SUFFIX) for name in names)
@@ -243,7 +243,7 @@ def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], 
         check_no_links(directory, is_written)  # a start that failed before its first checkpoint: start again
     elif names:
         raise ConfigError(
-            f"{key}={directory}: it has files of others ({', '.join(names[:3])}). Use an empty folder."
+            f"{key}={directory}: contains other files ({', '.join(names[:3])}). Use an empty directory."
         )
     if not directory.is_relative_to(Path.cwd()):
         print(f"output outside the working directory: {directory}")

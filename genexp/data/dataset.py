@@ -71,8 +71,8 @@ class DataSpec:
         """Return the shape of one sample of `stream`. Raises ConfigError if the data set has no such stream."""
         if stream not in self.shapes:
             raise ConfigError(
-                f"dataset={self.name} has no {stream} stream (it has: {', '.join(self.shapes)}); "
-                f"choose a data set that has, or another model"
+                f"dataset={self.name}: has no {stream} stream (only {', '.join(self.shapes)}). "
+                f"Use another data set, or another model."
             )
         return self.shapes[stream]
 
@@ -96,7 +96,9 @@ class Dataset:
     def __post_init__(self) -> None:
         for split_name, split in (("train", self.train), ("test", self.test)):
             if not len(split):
-                raise DataError(f"dataset={self.name} has an empty {split_name} split; raise dataset.limit")
+                raise DataError(
+                    f"dataset={self.name}: the {split_name} split is empty. Use a larger dataset.limit."
+                )
         for stream, shape in self.train.sample_shapes.items():
             test_shape = self.test.sample_shapes.get(stream)
             if test_shape != shape or 0 in shape:
@@ -117,7 +119,7 @@ class Dataset:
         """Return a data set of arrays, tensors or lists: stream name → (samples, ...).
 
         "image" takes uint8 or floats in [0, 1], (samples, height, width) or (samples, channels, height, width).
-        "label" takes whole numbers. Other streams become float32, for example "point" (samples, features).
+        "label" takes integers. Other streams become float32, for example "point" (samples, features).
         Raises DataError.
         """
         train_split, test_split = Split(_make_streams("train", train)), Split(_make_streams("test", test))
@@ -140,11 +142,13 @@ def _make_streams(split_name: str, arrays: Mapping[str, Any]) -> dict[str, Tenso
             streams[name] = _make_stream(name, torch.as_tensor(values))
         except (TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"the array {name} of the {split_name} split cannot be used: {reason}") from None
+            raise DataError(f"the array {name} of the {split_name} split: {reason}. Check it.") from None
     lengths = {name: len(stream) for name, stream in streams.items()}
     if len(set(lengths.values())) != 1:
         sizes = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "none"
-        raise DataError(f"the arrays of the {split_name} split must have the same length; they have: {sizes}")
+        raise DataError(
+            f"the arrays of the {split_name} split must have the same length ({sizes}). Check the arrays."
+        )
     return streams
 
 
@@ -152,17 +156,17 @@ def _make_stream(name: str, values: Tensor) -> Tensor:
     """Return values as a stream called `name`. Raises ValueError."""
     if name == "label":
         if values.dim() != 1 or values.is_floating_point():
-            raise ValueError("labels must be whole numbers, one for each sample")
+            raise ValueError("must be integers, one per sample")
         return values.long()
     if name != "image":
         if not bool(values.float().isfinite().all()):
-            raise ValueError("it has values that are not finite")
+            raise ValueError("must be finite")
         return values.float()
     if values.dim() not in (3, 4):
-        raise ValueError("images must be (samples, height, width) or (samples, channels, height, width)")
+        raise ValueError("must be (samples, height, width) or (samples, channels, height, width)")
     if values.dtype != torch.uint8:
         if not bool(((values >= 0) & (values <= 1)).all()):
-            raise ValueError("images must be uint8, or numbers in [0, 1]")
+            raise ValueError("must be uint8, or numbers in [0, 1]")
         values = (values * 255).round().to(torch.uint8)
     return values[:, None] if values.dim() == 3 else values
 

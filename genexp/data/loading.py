@@ -27,8 +27,8 @@ SINGLE_THREAD_MAX_ELEMENTS = 2**18
 CONVERSION_ROWS = 1000  # samples that are converted at a time: they fit in the cache of a CPU
 WORD_DTYPES = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # bytes → dtype
 WORKER_KILLED_MESSAGE = (
-    "a process that reads the data set was killed, perhaps for want of memory; set trainer.batch_size or "
-    "dataset.size lower, or give the machine more, and resume"
+    "a process that reads the data set was killed, possibly for lack of memory. "
+    "Use a smaller trainer.batch_size or dataset.size, and resume."
 )
 
 
@@ -45,10 +45,13 @@ class SplitLoader(ABC):
 
     @abstractmethod
     def fetch(self, batch_indices: Iterable[BatchIndices]) -> Generator[Batch, None, None]:
-        """Yield one batch for each element of `batch_indices`, which may be endless. Raises DataError."""
+        """Yield one batch for each element of `batch_indices`, which may be endless: stream name → (batch, ...).
+
+        Raises DataError.
+        """
 
     def fetch_slices(self, slices: Iterable[slice]) -> Generator[Batch, None, None]:
-        """Yield the batch of each slice of the split. Raises DataError."""
+        """Yield the batch of each slice of the split: stream name → (batch, ...). Raises DataError."""
         return self.fetch(
             dict.fromkeys(self.split.streams, torch.arange(part.start, part.stop, device=self.index_device))
             for part in slices
@@ -81,7 +84,7 @@ class InMemoryLoader(SplitLoader):
     """Loader that keeps each stream as one tensor on the device and gathers batches there.
 
     Images that are read in order are also kept as floats, from the first pass on, if both fit in `resident_gb`
-    (10⁹ bytes). To scale them anew in each pass takes twice as long as an iteration of k-means.
+    (10⁹ bytes). Scaling them in each pass takes twice as long as an iteration of k-means.
     """
 
     def __init__(self, split: Split, device: torch.device, resident_gb: float = 4.0) -> None:
@@ -175,7 +178,7 @@ def translate_worker_error(error: BaseException) -> BaseException:
 
 
 def convert_and_scale(tensor: Tensor) -> Tensor:
-    """Return uint8 tensors scaled to [0, 1] and floats in torch's default dtype; any other tensor unchanged."""
+    """Return a tensor of any shape as floats: uint8 scaled to [0, 1], floats unscaled; other dtypes unchanged."""
     precision = torch.get_default_dtype()
     if tensor.dtype != torch.uint8:
         return tensor.to(precision) if tensor.is_floating_point() else tensor

@@ -26,8 +26,8 @@ class DatasetConfig:
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        require(self.limit is None or self.limit > 0, "limit", self.limit, "use at least 1, or null for all")
-        require(self.resident_gb >= 0, "resident_gb", self.resident_gb, "use 0 or more")
+        require(self.limit is None or self.limit > 0, "limit", self.limit, "must be at least 1, or null for all")
+        require(self.resident_gb >= 0, "resident_gb", self.resident_gb, "must be 0 or more")
 
 
 DATASETS: Registry[type[DatasetConfig]] = Registry(
@@ -39,8 +39,8 @@ ClassT = TypeVar("ClassT", bound=type)
 def register_dataset(name: str) -> Callable[[ClassT], ClassT]:
     """Return a decorator that registers a dataclass with a method `load()` as dataset=`name`. Raises PluginError.
 
-    A class that is no DatasetConfig gets the keys of one. In this package, `name` is also the name of the module
-    and of the YAML file.
+    A class that is not a DatasetConfig gets the keys of one. In this package, `name` is also the name of the
+    module and of the YAML file.
     """
     DATASETS.check_name(name)
 
@@ -83,7 +83,7 @@ def bind_dataset(node: Mapping[str, Any], key_prefix: str = "dataset") -> Datase
     `key_prefix` is the prefix of keys in error messages. Raises ConfigError for a wrong name, key or value.
     """
     if "name" not in node:
-        raise ConfigError(f"dataset.name is missing; {suggest_choice('', list_datasets())}")
+        raise ConfigError(f"dataset.name: missing. {suggest_choice('', list_datasets())}")
     return bind(find_dataset(node["name"]), node, key_prefix)
 
 
@@ -91,5 +91,5 @@ def load_dataset(config: DatasetConfig) -> Dataset:
     """Return the data set of a configuration, reduced to its `limit`. Raises DataError and ConfigError."""
     dataset = config.load()
     if not isinstance(dataset, Dataset):
-        raise DataError(f"dataset={config.name}: load() returned no genexp.Dataset. Use Dataset.from_arrays.")
+        raise DataError(f"dataset={config.name}: load() must return a genexp.Dataset. Use Dataset.from_arrays.")
     return subset(replace(dataset, name=config.name), config.limit)

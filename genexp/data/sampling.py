@@ -35,7 +35,10 @@ def interleave_classes(labels: Tensor, *seed_parts: int | str) -> Tensor:
 
 
 def stratified_split(labels: Tensor, test_size: int, *seed_parts: int | str) -> tuple[Tensor, Tensor]:
-    """Return the indices of a train and a test split, each ascending. The test split is class-balanced."""
+    """Return the indices of a train and a test split, int64 (samples,) each, ascending.
+
+    `labels` is (samples,). The test split is class-balanced.
+    """
     order = interleave_classes(labels, *seed_parts)
     return order[test_size:].sort().values, order[:test_size].sort().values
 
@@ -68,7 +71,7 @@ def subset(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def take_samples(stream: Stream, indices: Tensor) -> Stream:
-    """Return the samples of `stream` at `indices`, in that order."""
+    """Return the samples of `stream` at `indices` (samples,), in that order."""
     return stream.index_select(0, indices) if isinstance(stream, Tensor) else LazySubset(stream, indices)
 
 

@@ -39,13 +39,13 @@ class TrainingBatches:
         assert (batch_size or len(loader)) % shard.count == 0, "parts are equal"
         if batch_size is not None and batch_size > len(loader):
             raise ConfigError(
-                f"trainer.batch_size={batch_size} exceeds the {len(loader)} training samples of "
-                f"dataset={dataset_name}; lower it or choose a larger data set"
+                f"trainer.batch_size={batch_size}: exceeds the {len(loader)} training samples of "
+                f"dataset={dataset_name}. Use a smaller value, or a larger data set."
             )
         if batch_size is None and isinstance(loader, StreamingLoader):
             raise ConfigError(
-                f"trainer.batch_size=null takes all {len(loader)} training samples of dataset={dataset_name} at "
-                f"once, which exceed dataset.resident_gb; set trainer.batch_size=64 or raise dataset.resident_gb"
+                f"trainer.batch_size=null: all {len(loader)} training samples of dataset={dataset_name} exceed "
+                f"dataset.resident_gb. Use trainer.batch_size=64, or a larger dataset.resident_gb."
             )
         self._loader, self._batch_size, self._seed, self._shard = loader, batch_size, seed, shard
         self._open_iterators: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
@@ -56,7 +56,10 @@ class TrainingBatches:
         return 1 if self._batch_size is None else len(self._loader) // self._batch_size
 
     def iter_batches(self, first_step: int) -> Iterator[Batch]:
-        """Return an endless iterator over the batches of steps `first_step` (1-based), `first_step` + 1, …"""
+        """Return an endless iterator over the batches of steps `first_step` (1-based), `first_step` + 1, …
+
+        A batch is stream name → (batch, ...).
+        """
         assert first_step >= 1
         if self._batch_size is None:
             return self._repeat_full_batch()
@@ -160,7 +163,10 @@ class SplitBatches:
 
 
 def select_examples(loader: SplitLoader, count: int) -> Batch:
-    """Return the first `count` samples as one batch, or all if there are fewer. Labeled classes alternate."""
+    """Return the first `count` samples as one batch, or all if there are fewer: stream name → (count, ...).
+
+    If labels exist, the classes alternate.
+    """
     split = loader.split
     labels = split.streams.get("label")
     is_labeled = split.is_aligned and isinstance(labels, Tensor)

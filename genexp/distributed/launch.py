@@ -68,7 +68,7 @@ class ProcessLauncher:
             if not is_connection_error(error):
                 raise
             raise RankFailedError(
-                f"{self._wait_for_failure(FAILURE_DETECTION_SECONDS)}; go on with: {resume_command}"
+                f"{self._wait_for_failure(FAILURE_DETECTION_SECONDS)}. Resume it with: {resume_command}"
             ) from None
 
     def close(self, *, has_failed: bool) -> None:
@@ -90,7 +90,7 @@ class ProcessLauncher:
         ):
             failure = self._describe_failure()
             if failure is not None:
-                raise RankFailedError(f"{failure}, before the first step; start the run again")
+                raise RankFailedError(f"{failure}, before the first step. Start the run again.")
             time.sleep(POLL_SECONDS)
 
     def _wait_for_failure(self, timeout_seconds: float) -> str:
@@ -111,7 +111,7 @@ class ProcessLauncher:
         for rank, child in enumerate(self._children, 1):
             code = child.poll()
             if code is not None:
-                reason = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 return f"process {rank} of {self.rank_info.world_size} {reason}"
         return None
 

@@ -54,8 +54,8 @@ def resolve_rank_info(num_processes: int) -> RankInfo:
         return RankInfo(world_size=num_processes, local_world_size=num_processes)
     if num_processes > 1:
         raise ConfigError(
-            f"device.processes={num_processes}: torchrun has started {rank_info.world_size} processes already; "
-            f"set device.processes=1, or start the run without torchrun"
+            f"device.processes={num_processes}: torchrun has already started {rank_info.world_size} processes. "
+            f"Use device.processes=1, or start the run without torchrun."
         )
     return rank_info
 
@@ -64,12 +64,11 @@ def check_divisible_batch(batch_size: int, world_size: int, batch_label: str) ->
     """Raise ConfigError unless `world_size` divides `batch_size`; `batch_label` names the batch in the message."""
     if batch_size < world_size:
         raise ConfigError(
-            f"{batch_label} is less than one sample for each of {world_size} processes; "
-            f"raise it, or use fewer processes"
+            f"{batch_label}: fewer samples than processes ({world_size}). Use a larger value, or fewer processes."
         )
     if batch_size % world_size:
         lower_size = batch_size - batch_size % world_size
         raise ConfigError(
-            f"{batch_label} cannot be divided among {world_size} processes; "
-            f"use {lower_size} or {lower_size + world_size}"
+            f"{batch_label}: must be divisible by the number of processes ({world_size}). "
+            f"Use {lower_size} or {lower_size + world_size}."
         )

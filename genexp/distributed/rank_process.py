@@ -1,4 +1,4 @@
-"""A process of nonzero rank. It receives tasks from rank 0 and writes no files."""
+"""Process of nonzero rank, which receives tasks from rank 0 and writes no files."""
 
 from __future__ import annotations
 

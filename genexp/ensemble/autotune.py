@@ -22,14 +22,8 @@ from genexp.training.trainer import initialize_technique
 
 TIMING_ROUNDS = 5  # the first round is a warm-up and is not counted
 STEPS_PER_ROUND = 4  # steps of the single run in each round
-# Points of a run, as fractions, at which the losses are computed once: a schedule may change what is computed.
-CHECKED_FRACTIONS = (
-    0.0,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-)
+# Points of a run, as fractions, at which the losses are computed once: a schedule may change the computation.
+CHECKED_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -127,5 +121,5 @@ def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:
         for hyperparameter in ensemble_step.hyperparameters.entries
     )
     if needs_python_value:
-        return f"what is computed depends on {names or 'a value'}"
+        return f"control flow depends on {names or 'a tensor'}"
     return " ".join(str(error).split())[:200]

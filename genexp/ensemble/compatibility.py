@@ -19,7 +19,7 @@ from genexp.sweep.job import Job
 from genexp.training.optimizers import is_elementwise
 
 MODULE_ATTRIBUTES = set(vars(nn.Module()))  # of every nn.Module; excluded from the comparison
-FLOAT_PLACEHOLDER = "a number"  # stands for any float hyperparameter when configurations are compared
+FLOAT_PLACEHOLDER = "a number"  # replaces any float hyperparameter when configurations are compared
 
 
 class IncompatibleRunsError(Exception):
@@ -50,13 +50,13 @@ class VaryingHyperparameters:
         module_names = [[name for name, _ in technique.named_modules()] for technique in techniques]
         _require(
             all(technique_names == module_names[0] for technique_names in module_names),
-            "the layers of their networks differ",
+            "their networks have different layers",
         )
         for modules in zip(*(technique.named_modules() for technique in techniques), strict=True):
             (path, first), member_modules = modules[0], [module for _, module in modules]
             _require(
                 all(type(member_module) is type(first) for member_module in member_modules),
-                f"{path or 'model'} is of different kinds",
+                f"{path or 'model'} has different types",
             )
             for key in vars(first).keys() - MODULE_ATTRIBUTES:
                 self._collect_differences(
@@ -97,7 +97,7 @@ class VaryingHyperparameters:
     def get_member_values(self, value: float | Tensor, member_count: int) -> tuple[float, ...]:
         """Return the value of a hyperparameter for each member. A plain float is repeated `member_count` times.
 
-        `value` is a float, or one of the tensors that `substitute` received.
+        `value` is a float, or one of the scalar tensors that `substitute` received.
         """
         return self._active_values[id(value)] if isinstance(value, Tensor) else (value,) * member_count
 
@@ -105,7 +105,7 @@ class VaryingHyperparameters:
         first = values[0]
         if all(value is first for value in values):
             return
-        _require(all(type(value) is type(first) for value in values), f"{name} is of different kinds")
+        _require(all(type(value) is type(first) for value in values), f"{name} has different types")
         if isinstance(first, float):
             if any(value != first for value in values):
                 self.entries.append(VaryingHyperparameter(owner, key, name, tuple(values)))
@@ -166,7 +166,7 @@ def find_incompatibility(group: Sequence[Job]) -> str | None:
     config = to_plain_config(group[0].config)
     name, processes = config["optimizer"]["name"], config["device"]["processes"]
     if processes > 1:
-        return f"device.processes={processes} divides each run by itself"
+        return f"device.processes={processes} divides each run"
     return None if is_elementwise(name) else f"a step of optimizer={name} depends on all weights of a run"
 
 

@@ -80,7 +80,7 @@ def _train_until_member_ends(
             ]
             if len(active) < len(members):
                 return clock, active
-    raise AssertionError("batches have no end")
+    raise AssertionError("iter_batches is endless")
 
 
 def _apply_to_members(

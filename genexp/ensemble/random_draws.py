@@ -106,7 +106,7 @@ class EnsembleFunctionMode(TorchFunctionMode):
         if values.dim() == 4 and values.device.type == "cpu":
             # A single run draws in memory order, which is channels last there but not under vmap.
             raise IncompatibleRunsError(
-                "dropout between convolutions would draw other numbers than in a run alone"
+                "dropout between convolutions would draw other random numbers than a single run"
             )
 
         def fill(member_index: int, mask: Tensor, generator: torch.Generator) -> None:
@@ -130,7 +130,7 @@ class _DrawOutsideVmap(torch.autograd.Function):
 
     @staticmethod
     def forward(member_index: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        raise AssertionError("there are rows under vmap only")
+        raise AssertionError("rows exist only under vmap")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Callable[[], Tensor]], output: Tensor) -> None:

@@ -43,7 +43,7 @@ def run_jobs(
             continue
         obstacle = find_incompatibility(group)
         if obstacle is not None:
-            print_line(f"{_format_job_numbers([job.number for job in group])} one after the other: {obstacle}")
+            print_line(f"{_format_job_numbers([job.number for job in group])} run sequentially: {obstacle}")
             sequential_groups.append(group)
             continue
         if not can_start_job():
@@ -55,7 +55,7 @@ def run_jobs(
     single_jobs = [group for group in sequential_groups if len(group) == 1]
     if len(single_jobs) > 1:
         job_label = _format_job_numbers([job.number for (job,) in single_jobs])
-        print_line(f"{job_label} one after the other: they differ in {format_differing_keys(single_jobs)}")
+        print_line(f"{job_label} run sequentially: they differ in {format_differing_keys(single_jobs)}")
     for job in (job for group in sequential_groups for job in group):
         if not can_start_job():
             return None
@@ -73,7 +73,7 @@ def _run_ensemble(
     with _open_members(jobs) as (all_members, locked_jobs):
         if locked_jobs:
             job_label = _format_job_numbers([job.number for job in locked_jobs])
-            print_line(f"{job_label} later: another process holds the run directory")
+            print_line(f"{job_label} run later: another process has locked the run directory")
         for _, members_at_step in groupby(
             sorted(all_members, key=lambda member: member.context.completed_steps),
             key=lambda member: member.context.completed_steps,
@@ -100,16 +100,14 @@ def _should_run_ensemble(
     try:
         timing = time_both(members, should_measure=should_measure)
     except IncompatibleRunsError as error:
-        print_line(f"{job_label} one after the other: {error}")
+        print_line(f"{job_label} run sequentially: {error}")
         return False
     if timing is None:
-        print_line(f"{job_label} as one computation")
+        print_line(f"{job_label} run as an ensemble")
         return True
     ensemble_ms, sequential_ms = timing.ensemble_seconds * 1000, timing.sequential_seconds * 1000
-    times = f"as one {ensemble_ms:.3g} ms a step of all, one after the other {sequential_ms:.3g} ms"
-    print_line(
-        f"{job_label} {'as one computation' if timing.is_ensemble_faster else 'one after the other'}: {times}"
-    )
+    times = f"{ensemble_ms:.3g} ms per step of all jobs, sequentially {sequential_ms:.3g} ms"
+    print_line(f"{job_label} run {'as an ensemble' if timing.is_ensemble_faster else 'sequentially'}: {times}")
     return timing.is_ensemble_faster
 
 

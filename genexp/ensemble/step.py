@@ -89,7 +89,7 @@ class EnsembleStep:
     ) -> tuple[Tensor, MemberMetrics]:
         """Return the loss of each member (members,) and the metrics.
 
-        Raises IncompatibleRunsError for dropout that cannot be reproduced, and errors of vmap as they are.
+        Raises IncompatibleRunsError for dropout that cannot be reproduced, and the errors of vmap.
         """
         leaves = self._leaves[phase.name]
         parameters = {name: leaves.get(name, weight) for name, weight in self._parameters.items()}
@@ -162,7 +162,7 @@ class EnsembleStep:
         due = {learner.phases[phase_index].is_active(clock) for learner in self.learners}
         if len(due) > 1:
             raise IncompatibleRunsError(
-                f"phase {self.learners[0].phases[phase_index].name} is due at different steps"
+                f"phase {self.learners[0].phases[phase_index].name} runs at different steps"
             )
         return due.pop()
 

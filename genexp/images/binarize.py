@@ -1,4 +1,4 @@
-"""Binary images: bits drawn with the brightness as probability, anew or once for each image."""
+"""Binary images: bits sampled with the gray value as probability, at each call or once for each image."""
 
 from __future__ import annotations
 

@@ -56,13 +56,13 @@ def get_chunk_size(max_elements: int, row_elements: int, like: Tensor) -> int:
     """Return the number of rows in a chunk, at least 1. A row has `row_elements` elements.
 
     A chunk has at most `max_elements` elements on the CPU, and `GPU_CHUNK_FACTOR` times as many elsewhere.
-    The device is that of `like`.
+    The device is that of `like`, a tensor of any shape.
     """
     return max(1, max_elements * (1 if like.device.type == "cpu" else GPU_CHUNK_FACTOR) // row_elements)
 
 
 def iterate_local_rows(blocks: Blocks) -> Iterator[tuple[Tensor, slice]]:
-    """Yield the rows of each block that belong to this process, and their place in the data set."""
+    """Yield the rows (points, features) of each block that belong to this process, and their place in the data."""
     first = 0
     for block in blocks:
         rows = current_shard().row_slice(len(block))  # the other shards take the other rows

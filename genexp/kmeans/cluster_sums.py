@@ -63,7 +63,7 @@ def get_label_dtype(num_clusters: int) -> torch.dtype:
 
 
 def get_accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of sums on the device of `tensor`: float64, or float32 on MPS.
+    """Return the dtype of sums on the device of `tensor` (of any shape): float64, or float32 on MPS.
 
     Points are added and subtracted in many iterations, so rounding errors would accumulate.
     """

@@ -66,9 +66,10 @@ class HamerlyBounds(ExhaustiveAssignment):
         self._is_first_pass = True
 
     def move_centers(self, centers: Tensor, labels: Tensor) -> None:
-        """Set the centers of the next pass, and loosen the bounds by the distances that the centers moved.
+        """Set the centers (starts, clusters, features) of the next pass, and loosen the bounds by their movement.
 
-        The bounds of points whose label differs from that of the last pass are discarded.
+        The bounds of points whose label in `labels` (starts, points) differs from that of the last pass are
+        discarded.
         """
         super().move_centers(centers, labels)
         self._is_first_pass = self._centers is None
@@ -83,7 +84,7 @@ class HamerlyBounds(ExhaustiveAssignment):
         self._margins.masked_fill_(mask, -torch.inf)
 
     def find_nearest(self, points: Tensor, first: int, labels: Tensor) -> Tensor:
-        """Return the nearest centers of points; see `ExhaustiveAssignment.find_nearest`."""
+        """Return the nearest centers of points, as `ExhaustiveAssignment.find_nearest` does."""
         nearest = super().find_nearest(points, first, labels)
         assert self._labels is not None
         self._labels[:, first : first + len(points)] = nearest

@@ -38,8 +38,8 @@ def lloyd_step(
 ) -> tuple[Tensor, ClusterSums]:
     """Move `centers` to the means of their clusters, and assign all points to the new centers.
 
-    `cluster_sums` belongs to `centers`, and its tensors may change in place. Empty clusters are relocated first.
-    Returns the new centers and their cluster sums.
+    `centers` is (starts, clusters, features). `cluster_sums` belongs to it, and its tensors may change in place.
+    Empty clusters are relocated first. Returns the new centers and their cluster sums.
     """
     assignment = assignment or ExhaustiveAssignment()
     cluster_sums = relocate_empty_clusters(cluster_sums, centers, blocks)
@@ -50,7 +50,10 @@ def lloyd_step(
 def assign(
     blocks: Blocks, centers: Tensor, num_points: int, assignment: ExhaustiveAssignment | None = None
 ) -> ClusterSums:
-    """Assign each of the `num_points` points in `blocks`, none of which has a cluster, to its nearest center."""
+    """Return the cluster sums of the assignment of each point to its nearest center in the first pass.
+
+    `blocks` contains `num_points` points. `centers` is (starts, clusters, features).
+    """
     unassigned = ClusterSums.create_unassigned(centers, num_points)
     return _assign_all(blocks, centers, unassigned, assignment or ExhaustiveAssignment())
 
@@ -67,7 +70,10 @@ def _assign_all(
 
 
 def choose_assignment(blocks: Blocks, centers: Tensor, num_points: int) -> ExhaustiveAssignment:
-    """Return the fastest assignment step for several iterations over these points, before its first pass."""
+    """Return the fastest assignment step for several iterations over `num_points` points.
+
+    `centers` (starts, clusters, features) are those of the first pass, which has not started.
+    """
     if centers.device.type != "cpu":  # a GPU compares with all centers faster than it selects some
         return ExhaustiveAssignment()
     if ProjectionBounds.is_worthwhile(centers, num_points):

@@ -49,7 +49,10 @@ class ProjectionBounds(HamerlyBounds):
 
     @staticmethod
     def is_worthwhile(centers: Tensor, num_points: int) -> bool:
-        """Return whether projections save time: many points with many features."""
+        """Return whether projections save time: many points with many features.
+
+        `centers` is (starts, clusters, features).
+        """
         is_large = num_points >= SAMPLE_POINTS and num_points * centers.shape[2] >= MIN_ELEMENTS
         return is_large and _choose_num_dimensions(centers) > 0
 
@@ -62,7 +65,7 @@ class ProjectionBounds(HamerlyBounds):
         self._residual_products = centers.new_full((num_points, len(centers)), -torch.inf)
 
     def move_centers(self, centers: Tensor, labels: Tensor) -> None:
-        """Set the centers of the next pass, and loosen the bounds by the distances that the centers moved."""
+        """Set the centers (starts, clusters, features) of the next pass, and loosen the bounds."""
         super().move_centers(centers, labels)
         flat_centers = self._scorer.flat_centers
         self._center_projections = self.project(flat_centers, flat_centers.square().sum(1))

@@ -35,7 +35,7 @@ def register_loss(name: str, kind: str = "") -> Callable[[LossT], LossT]:
     """Return a decorator that registers a loss of one of the kinds of `LOSSES`. Raises PluginError."""
     if kind not in LOSSES:
         kinds = ", ".join(LOSSES)
-        raise PluginError(f"{find_caller()}: kind={kind!r} is no kind of loss; choose one of: {kinds}")
+        raise PluginError(f"{find_caller()}: kind={kind!r}: unknown kind of loss. Use one of: {kinds}.")
     LOSSES[kind].check_name(name)
 
     def register(loss: LossT) -> LossT:

@@ -14,18 +14,18 @@ CONTENT_LOSSES = LOSSES["content"]
 @register_loss("mse", kind="regression")
 @register_loss("mse", kind="content")
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error."""
+    """Return the mean squared error of tensors of one shape: a scalar."""
     return F.mse_loss(prediction, target)
 
 
 @register_loss("l1", kind="regression")
 @register_loss("l1", kind="content")
 def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean absolute error."""
+    """Return the mean absolute error of tensors of one shape: a scalar."""
     return F.l1_loss(prediction, target)
 
 
 @register_loss("huber", kind="regression")
 def huber_error(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
-    """Return Huber's loss: half the squared error up to `delta`, linear above (Huber 1964)."""
+    """Return Huber's loss (Huber 1964), a scalar: half the squared error up to `delta`, linear above."""
     return F.huber_loss(prediction, target, delta=delta)

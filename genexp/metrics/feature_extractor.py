@@ -104,13 +104,13 @@ def load_or_train_extractor(dataset: Dataset, *, device: str | torch.device = "c
         return load_extractor(path)
     except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):  # the file is missing or damaged
         _log.info(
-            "training a classifier of %s for the generation metrics (once; then kept in %s)", dataset.name, path
+            "training the classifier of %s for the generation metrics (once; cached in %s)", dataset.name, path
         )
     extractor = train_classifier(dataset, version=version, device=device)
     try:
         save_extractor(extractor, path)
     except OSError as error:  # an unwritable cache directory must not end the run
-        _log.warning("could not keep the classifier in %s (%s); the next run trains it again", path, error)
+        _log.warning("classifier not cached in %s (%s): the next run trains it again", path, error)
     return extractor
 
 
@@ -123,8 +123,8 @@ def get_extractor_version(dataset: Dataset) -> str:
         return BUNDLED_VERSIONS[dataset.name]
     if "label" not in dataset.train.streams:
         raise ConfigError(
-            f"dataset={dataset.name} has no labels, and generation metrics need them to train their classifier; "
-            f"choose a data set with labels, or turn the generation metrics off"
+            f"dataset={dataset.name}: has no labels, which generation metrics require to train their classifier. "
+            f"Use a data set with labels, or disable the generation metrics."
         )
     return f"{dataset.name}-{_hash_dataset(dataset)}"
 

@@ -29,8 +29,8 @@ def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, flo
     """
     if min(len(real), len(fake)) <= NEIGHBORS:
         raise ConfigError(
-            f"generation metrics of {len(real)} real and {len(fake)} generated images: "
-            f"each image needs {NEIGHBORS} neighbors of its kind; take {NEIGHBORS + 1} or more of both"
+            f"generation metrics: too few images ({len(real)} real, {len(fake)} generated). "
+            f"Use at least {NEIGHBORS + 1} of both."
         )
     real, fake = real.cpu().double(), fake.cpu().double()
     scores = {"frechet": frechet_distance(real, fake), **neighborhood_scores(real, fake)}

@@ -26,7 +26,7 @@ def register_network(name: str, kind: str = "") -> Callable[[BuilderT], BuilderT
     """Return a decorator that registers a network of one of the kinds of `NETWORKS`. Raises PluginError."""
     if kind not in NETWORKS:
         kinds = ", ".join(NETWORKS)
-        raise PluginError(f"{find_caller()}: kind={kind!r} is no kind of network; choose one of: {kinds}")
+        raise PluginError(f"{find_caller()}: kind={kind!r}: unknown kind of network. Use one of: {kinds}.")
     NETWORKS[kind].check_name(name)
 
     def register(builder: BuilderT) -> BuilderT:
@@ -53,10 +53,12 @@ def build_network(kind: str, name: str, options: Mapping[str, Any], shape: tuple
             found = tuple(network(inputs).shape)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.{kind}={name} cannot be built ({type(error).__name__}: {reason})") from error
+        raise ConfigError(
+            f"model.{kind}={name}: not built ({type(error).__name__}: {reason}). Check its options."
+        ) from error
     if found != expected:
         raise ConfigError(
-            f"model.{kind}={name} returns the shape {found} for an input of {tuple(inputs.shape)}. "
-            f"Its output must be {expected}."
+            f"model.{kind}={name}: returns the shape {found} for inputs {tuple(inputs.shape)}. "
+            f"It must return {expected}."
         )
     return network.train()

@@ -135,8 +135,8 @@ def _compute_level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
     """Return (height, width) of the image and of each level. Raises ConfigError for small images."""
     if min(size) < MIN_SIDE_PIXELS:
         raise ConfigError(
-            f"images of {size[0]}×{size[1]} pixels are too small for this U-Net; "
-            f"use {MIN_SIDE_PIXELS} or more a side"
+            f"images of {size[0]}×{size[1]} pixels: too small for this U-Net. "
+            f"Use at least {MIN_SIDE_PIXELS}×{MIN_SIDE_PIXELS} pixels."
         )
     sizes = [size]
     while len(sizes) == 1 or min(sizes[-1]) > COARSEST_SIDE_PIXELS:

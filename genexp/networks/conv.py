@@ -42,9 +42,8 @@ def compute_feature_map_sizes(size: Size, layers: Sequence[ConvLayerSpec]) -> li
         result.append(layer.compute_output_size(result[-1]))
         if min(result[-1]) < 1:
             raise ConfigError(
-                f"images of {size[0]}×{size[1]} pixels are too small for this convolutional model: "
-                f"nothing is left behind {len(result) - 1} layers; choose a data set with larger images, "
-                f"or a dense model such as model=stacked_autoencoder"
+                f"images of {size[0]}×{size[1]} pixels: too small for {len(result) - 1} convolutional layers. "
+                f"Use larger images, or a dense model such as model=stacked_autoencoder."
             )
     return result
 

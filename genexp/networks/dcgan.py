@@ -46,9 +46,7 @@ def _compute_halved_sides(side: int) -> list[int]:
     while sides[-1] > 4:
         sides.append((sides[-1] + 1) // 2)
     if side < 5:
-        raise ConfigError(
-            f"images of {side}×{side} pixels are too small for a convolutional GAN; choose model=gan"
-        )
+        raise ConfigError(f"images of {side}×{side} pixels: too small for a convolutional GAN. Use model=gan.")
     return sides
 
 
@@ -89,8 +87,8 @@ def _plan_valid_generator(shape: ImageShape, width: int) -> list[ConvSpec]:
     excess = side - 2 * (sides[-1] - 1)  # kernel_size - 2 * padding of the last layer
     if excess not in FINAL_KERNEL_AND_PADDING:
         raise ConfigError(
-            f"images of {side}×{side} pixels are out of reach of the valid layout, which makes sides of "
-            f"5 to 8, 12 to 16, 28 to 32 or 60 to 64; choose another size, or model.layout=doubling"
+            f"model.layout=valid: images of {side}×{side} pixels must have sides of 5 to 8, 12 to 16, 28 to 32 or "
+            f"60 to 64. Use another size, or model.layout=doubling."
         )
     widths = [width * 2**level for level in reversed(range(len(sides)))]
     kernel, padding = FINAL_KERNEL_AND_PADDING[excess]
@@ -170,7 +168,7 @@ def _get_square_side(shape: ImageShape) -> int:
     _, height, width = shape
     if height != width:
         raise ConfigError(
-            f"images of {height}×{width} pixels are not square, which a DCGAN needs; "
-            f"choose a data set of square images, or model=gan"
+            f"images of {height}×{width} pixels: must be square for a DCGAN. "
+            f"Use a data set of square images, or model=gan."
         )
     return height

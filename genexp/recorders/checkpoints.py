@@ -31,11 +31,14 @@ class CheckpointRecorder(Recorder):
         self._remove_surplus(run.completed_steps)
 
     def record(self, snapshot: Snapshot) -> None:
-        """Update the best weights after an evaluation. Write a checkpoint if the snapshot has one."""
+        """Update the best weights after an evaluation. Write a checkpoint if the snapshot has one.
+
+        Raises ConfigError if `trainer.objective` is not among the test metrics, and CheckpointError.
+        """
         if snapshot.test_metrics and self._run.objective not in snapshot.test_metrics:
             raise ConfigError(
-                f"trainer.objective={self._run.objective} is no test metric of model={self._run.model_name}; "
-                f"choose one of: {', '.join(snapshot.test_metrics)}"
+                f"trainer.objective={self._run.objective}: not a test metric of model={self._run.model_name}. "
+                f"Use one of: {', '.join(snapshot.test_metrics)}."
             )
         if snapshot.technique_state is not None and snapshot.progress.best_step == snapshot.clock.step:
             weights = {key: weight.detach().cpu().clone() for key, weight in snapshot.technique_state.items()}

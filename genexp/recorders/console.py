@@ -97,7 +97,7 @@ class ConsoleRecorder(Recorder):
         lines = [summary]
         lines += [_format_entry(label, location) for label, location in _list_outputs(self._run.run_dir).items()]
         if outcome.resume_command is not None:
-            lines.append(_format_entry("to go on", outcome.resume_command))
+            lines.append(_format_entry("resume", outcome.resume_command))
         with _mute_when_pipe_closes(self._console):
             self._display.stop()
             for line in lines:
@@ -148,12 +148,12 @@ def _list_outputs(run_dir: Path) -> dict[str, str]:
     """Return label → path or command, for each existing output."""
     animations = ", ".join(format_path(path) for path in find_animations(run_dir))
     files = {"report": REPORT_FILE, "figures": FIGURES_DIR, "metrics": METRICS_FILE, "log": LOG_FILE}
-    outputs = {"pictures": animations} if animations else {}
+    outputs = {"images": animations} if animations else {}
     outputs |= {label: format_path(run_dir / name) for label, name in files.items() if (run_dir / name).exists()}
     if (run_dir / TENSORBOARD_DIR).exists():
-        outputs["scalars"] = format_command("tensorboard", "--logdir", format_path(run_dir))
+        outputs["tensorboard"] = format_command("tensorboard", "--logdir", format_path(run_dir))
     return outputs
 
 
 def _format_entry(label: str, value: str) -> str:
-    return f"  {label:<9} {value}"
+    return f"  {label:<11} {value}"

@@ -120,7 +120,7 @@ def smooth_curve(curve: LoggedCurve, steps_per_epoch: int) -> tuple[np.ndarray, 
     """Return the mean (steps, values), each (windows,), over consecutive windows of a curve.
 
     A window is an epoch. It is shorter for a run of few epochs, and several epochs for a run of many.
-    Values that are not finite are left out.
+    Values that are not finite are omitted.
     """
     epochs = int(curve.epochs[-1] - curve.epochs[0]) + 1
     window = steps_per_epoch

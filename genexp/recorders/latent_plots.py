@@ -162,7 +162,7 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
     for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
         assert handle is not None
         handle.set_alpha(1)
-        text.set_parse_math(False)  # a class name with a $ is no formula
+        text.set_parse_math(False)  # a $ in a class name does not start a formula
 
 
 def _format_css_color(color: tuple[float, ...]) -> str:

@@ -40,7 +40,7 @@ def to_pil_image(pixels: Tensor) -> Image:
 
 
 def enlarge_small_image(image: Image) -> Image:
-    """Return a grid or a small image enlarged by a whole number, to a width of at least MIN_GRID_WIDTH.
+    """Return a grid or a small image enlarged by an integer factor, to a width of at least MIN_GRID_WIDTH.
 
     Other images, such as photographs, are returned unchanged.
     """

@@ -78,7 +78,7 @@ class RecorderGroup:
             try:
                 call(recorder)
             except Exception as error:
-                log.warning("%s could not finish: %s", type(recorder).__name__, format_error(error))
+                log.warning("%s failed to finish: %s", type(recorder).__name__, format_error(error))
                 errors.append(error)
         return errors
 

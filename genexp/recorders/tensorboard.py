@@ -183,7 +183,7 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
     """Return the configuration as a text summary and as hyperparameters (HParams plugin).
 
     tensorboardX's own `add_hparams` would create a second run for these. Its summary of all hyperparameters
-    and metrics is left out. TensorBoard would apply the first run's summary to all runs. Without it,
+    and metrics is omitted. TensorBoard would apply the first run's summary to all runs. Without it,
     TensorBoard collects them from each run.
     """
     from tensorboardX.summary import hparams, text

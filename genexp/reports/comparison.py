@@ -101,7 +101,7 @@ def check_comparable(comparison: Comparison) -> None:
         summary = " and ".join(
             f"{run.name} ({run.model_name}: {', '.join(run.latest_metrics)})" for run in scored_runs
         )
-        raise DataError(f"{summary} have no metric in common; give runs of the same task")
+        raise DataError(f"no common metric: {summary}. Use runs of the same task.")
 
 
 def _select_objective(runs: Sequence[RunRecord]) -> tuple[Objective | None, list[str]]:

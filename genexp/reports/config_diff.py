@@ -21,7 +21,7 @@ GROUP_ORDER = ("model", "dataset", "optimizer", "trainer", "device")  # order of
 def load_default_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return dotted key → default value, for the config group options selected in `config`.
 
-    Keys of an option that is missing in conf/ are left out. Such an option comes from a --config-dir or from
+    Keys of an option that is missing in conf/ are omitted. Such an option comes from a --config-dir or from
     another version. The YAML files are merged here because Hydra's composition is slow and its state is global to
     the process.
     """
@@ -103,7 +103,7 @@ def get_seed_group_key(run: RunRecord) -> Hashable:
 def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """Return the dotted keys whose values differ between runs, without the seed.
 
-    A key whose value is determined by the selected config group options is left out: with another model, all keys
+    A key whose value is determined by the selected config group options is omitted: with another model, all keys
     of the model differ. It is kept if a run overrides its default.
     """
     all_settings = {run.run_dir: get_settings(run) for run in runs if run.config}

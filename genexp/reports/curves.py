@@ -123,7 +123,7 @@ def resample_to_grid(curves: Sequence[LoggedCurve], max_points: int) -> tuple[np
 
 
 def round_for_json(values: np.ndarray) -> list[float | None]:
-    """Return `values` rounded to five significant digits, enough for a screen. Non-finite values become None."""
+    """Return `values` (points,) with five significant digits, enough for a screen; None for non-finite ones."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 

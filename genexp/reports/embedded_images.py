@@ -27,7 +27,7 @@ MAX_SIDE_PIXELS = 1200  # pixels of the longer side of a downscaled PNG
 MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all thumbnails on a page
 THUMBNAIL_WIDTHS = (320, 200, 120, 64)  # pixels; the first width whose file is small enough is used
 MAX_THUMBNAILS_PER_RUN = 2  # thumbnails of each run on a page of many runs
-CURVES_FIGURE = "loss"  # figures/loss.png, left out because the page draws the curves itself
+CURVES_FIGURE = "loss"  # figures/loss.png, omitted because the page draws the curves itself
 
 _MIME_TYPES = {b"GIF8": "image/gif", b"\x89PNG": "image/png", b"RIFF": "image/webp"}
 

@@ -58,7 +58,7 @@ def write_page(path: Path, template: str, charts: Sequence[Chart], **content: An
             script=Markup(script),
         )
     )
-    write_file(path, text.encode(errors="replace"))  # names of files may be no UTF-8
+    write_file(path, text.encode(errors="replace"))  # file names may not be valid UTF-8
 
 
 def build_relative_url(target: Path, page: Path) -> str:

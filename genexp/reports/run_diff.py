@@ -54,14 +54,14 @@ class RunDiff:
         """One-line description of the first difference between the metrics."""
         if not self.metric_differences:
             left_run, right_run = self.runs
-            return f"no metric in common: {_describe_metrics(left_run)} and {_describe_metrics(right_run)}"
+            return f"no common metric: {_describe_metrics(left_run)} and {_describe_metrics(right_run)}"
         first = self.first_metric_difference
         if first is None:
             steps = max(metric.compared for metric in self.metric_differences)
-            return f"the metrics are the same at all {steps:,} steps that both have"
+            return f"metrics are equal at all {steps:,} common steps"
         assert first.values is not None
         left, right = first.values
-        return f"the metrics part at step {first.step:,}: {first.metric} is {left:.9g} against {right:.9g}"
+        return f"metrics differ from step {first.step:,}: {first.metric} is {left:.9g} and {right:.9g}"
 
 
 def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:

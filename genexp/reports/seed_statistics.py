@@ -96,15 +96,15 @@ def paired_t_test(first: SeedGroup, second: SeedGroup, metric: str) -> TTestResu
     differences = [scores[0][seed] - scores[1][seed] for seed in seeds]
     names = f"{first.label} and {second.label}"
     if len(seeds) < 2:
-        common_seeds_text = f"{names} have {len(seeds) or 'no'} seed{'' if len(seeds) == 1 else 's'} in common"
-        text = f"{common_seeds_text}: whether they differ by more than the noise takes two, better five"
+        common_seeds_text = f"{names}: {len(seeds) or 'no'} common seed{'' if len(seeds) == 1 else 's'}"
+        text = f"{common_seeds_text}. A paired t-test requires at least two, better five."
         return TTestResult(first.label, second.label, None, None, len(seeds), None, text)
     difference = statistics.fmean(differences)
     p = _paired_t_test_p_value(differences)
     differs = p < SIGNIFICANCE_LEVEL
     text = (
-        f"{first.label} against {second.label}: {difference:+.4g} {metric}, "
-        f"{'more' if differs else 'no more'} than the noise "
+        f"{first.label} minus {second.label}: {difference:+.4g} {metric}, "
+        f"{'significant' if differs else 'not significant'} "
         f"(paired t-test on {len(seeds)} common seeds, p = {p:.2g})"
     )
     return TTestResult(first.label, second.label, difference, p, len(seeds), differs, text)

@@ -122,11 +122,11 @@ def format_seed_count(group: SeedGroup) -> str:
 
 
 def format_sort_order(comparison: Comparison) -> str:
-    """Return the sort order: "by loss, the lowest first". Return "" without an objective."""
+    """Return the sort order: "by loss, lowest first". Return "" without an objective."""
     objective = comparison.objective
     if objective is None:
         return ""
-    return f"by {objective.metric}, the {'highest' if objective.direction == 'max' else 'lowest'} first"
+    return f"by {objective.metric}, {'highest' if objective.direction == 'max' else 'lowest'} first"
 
 
 def _fit_to_console(
@@ -134,7 +134,7 @@ def _fit_to_console(
 ) -> Table:
     """Return a table with as many metrics as fit the console, at most `MAX_TERMINAL_METRICS`, at least one.
 
-    Columns are left out rather than truncated: a truncated number would be wrong. The caption lists their names.
+    Columns are omitted rather than truncated: a truncated number would be wrong. The caption lists their names.
     """
     from rich.measure import Measurement
 
@@ -146,7 +146,7 @@ def _fit_to_console(
         table = build_table(comparison, metrics)
     omitted_metrics = comparison.metrics[len(metrics) :]
     if omitted_metrics:
-        table.caption = f"also measured: {', '.join(omitted_metrics)}"
+        table.caption = f"other metrics: {', '.join(omitted_metrics)}"
         table.caption_justify = "left"
     return table
 

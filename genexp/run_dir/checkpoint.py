@@ -19,7 +19,7 @@ from genexp.run_dir.files import create_dir, open_regular_file, remove_file, syn
 from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
 
 FORMAT_VERSION = 2
-LOG_PATTERNS = (METRICS_FILE, f"{TENSORBOARD_DIR}/events.*")  # of the files that only grow
+LOG_PATTERNS = (METRICS_FILE, f"{TENSORBOARD_DIR}/events.*")  # of the append-only files
 _STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 
 
@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         write_file(path, buffer.getbuffer(), should_sync=True)
     except OSError as error:
         raise CheckpointError(
-            f"{path} could not be written: {error.strerror}; make room and resume: earlier checkpoints are whole"
+            f"{path}: not written ({error.strerror}). Free disk space and resume: earlier checkpoints are intact."
         ) from None
 
 
@@ -65,51 +65,51 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, possibly code: not loaded"
+            f"{path}: not loaded: it contains other objects than tensors and plain values, possibly code. "
+            f"Use a checkpoint that genexp wrote."
         ) from None
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error.strerror or error}); see to its rights and its disk"
+            f"{path}: not readable ({error.strerror or error}). Check its permissions and the disk."
         ) from None
     except MemoryError:
         raise  # not caused by the file
     except Exception as error:  # torch.load raises errors of many types for a damaged file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path} is damaged ({reason})") from None
+        raise CheckpointError(f"{path}: damaged ({reason}). Use another checkpoint.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:
-        raise CheckpointError(f"{path} is no checkpoint of genexp's format {FORMAT_VERSION}")
+        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT_VERSION}. Use another checkpoint.")
     stored_checksum = content.pop("checksum", None)
     if stored_checksum != compute_checksum(content):
-        raise CheckpointError(f"{path} is damaged (its checksum does not match)")
+        raise CheckpointError(f"{path}: damaged (wrong checksum). Use another checkpoint.")
     return content
 
 
 def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the newest valid checkpoint, and a warning for each newer invalid one.
 
-    A checkpoint is invalid, too, if a log is shorter than the checkpoint says: a power failure may have cut it.
+    A checkpoint is also invalid if a log is shorter than it requires: a power failure may have truncated it.
     Raises CheckpointError if no checkpoint is valid.
     """
     files = list_checkpoints(run_dir)
     if not files:
-        raise CheckpointError(f"resume={run_dir} has no checkpoint; start the run anew")
-    problems: list[str] = []
+        raise CheckpointError(f"resume={run_dir}: no checkpoint. Start a new run.")
+    errors: list[str] = []
     for file in files:
         try:
             state = load_checkpoint(file)
-            if state.get("step") != 0:  # the run starts anew from that checkpoint, and its logs too
+            if state.get("step") != 0:  # the run starts from step 0, and so do its logs
                 find_cut_points(run_dir, state.get("log_offsets"))
-            return state, problems
+            return state, [f"{error} The previous checkpoint is used." for error in errors]
         except CheckpointError as error:
-            problems.append(f"{error}; falling back to the one before")
+            errors.append(str(error))
     raise CheckpointError(
-        f"resume={run_dir} has only checkpoints that cannot be used ({problems[0].split(';')[0]}); "
-        f"start the run anew"
+        f"resume={run_dir}: no usable checkpoint ({errors[0].partition('. ')[0]}). Start a new run."
     )
 
 
 def list_logs(run_dir: Path) -> list[Path]:
-    """Return the existing files of a run that only grow: metrics and TensorBoard events."""
+    """Return the existing append-only files of a run: metrics and TensorBoard events."""
     return sorted(path for pattern in LOG_PATTERNS for path in run_dir.glob(pattern))
 
 
@@ -129,14 +129,16 @@ def find_cut_points(run_dir: Path, log_offsets: Any) -> dict[Path, int]:
     Raises CheckpointError where a log is missing or shorter than its entry, or an entry names another file.
     """
     if not isinstance(log_offsets, dict):
-        raise CheckpointError(f"a checkpoint in {run_dir} has no sizes of the logs")
+        raise CheckpointError(f"{run_dir}: no log sizes in the checkpoint. Use another checkpoint.")
     paths = {path.relative_to(run_dir).as_posix(): path for path in list_logs(run_dir)}
     cut_points = {}
     for name, size in log_offsets.items():
         if name not in paths:
-            raise CheckpointError(f"{run_dir} has no log {name}, to which its checkpoint refers")
+            raise CheckpointError(
+                f"{run_dir}: no log {name}, which the checkpoint requires. Use another checkpoint."
+            )
         if type(size) is not int or not 0 <= size <= paths[name].stat().st_size:
-            raise CheckpointError(f"{paths[name]} is shorter than its checkpoint says")
+            raise CheckpointError(f"{paths[name]}: shorter than the checkpoint requires. Use another checkpoint.")
         cut_points[paths[name]] = size
     return cut_points
 

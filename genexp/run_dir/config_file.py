@@ -1,6 +1,6 @@
-"""Reader of YAML files from others: plain values only, of bounded size and depth, without tags, aliases and links.
+"""Reader of untrusted YAML files: plain values only, of bounded size and depth, without tags, aliases and links.
 
-A run directory may come from a stranger. Its config.yaml is data: nothing in it is resolved, imported or called.
+A run directory may be of unknown origin. Its config.yaml is data: nothing in it is resolved, imported or called.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_REFERENCES = 10  # references that are followed from one value
 
 
 class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml is much faster
-    """Loader of mappings with words as keys, lists, strings, numbers, booleans and nulls."""
+    """Loader of mappings with string keys, lists, strings, numbers, booleans and nulls."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node. Raises YAMLError for a key that is repeated or not a string."""
@@ -39,7 +39,7 @@ class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: igno
         for key_node, _ in node.value:
             if key_node.tag != "tag:yaml.org,2002:str" or key_node.value in keys:
                 raise yaml.MarkedYAMLError(
-                    problem="a key that is repeated or not a word", problem_mark=key_node.start_mark
+                    problem="a key that is repeated or not a string", problem_mark=key_node.start_mark
                 )
             keys.add(key_node.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
@@ -72,18 +72,18 @@ _PlainLoader.add_implicit_resolver(
 def read_yaml_file(path: Path) -> Any:
     """Return the plain values in a YAML file: nested mappings and lists. Nothing is interpolated.
 
-    Raises CheckpointError if `path` is no regular file, exceeds `MAX_BYTES` or `MAX_DEPTH`, is no YAML, or
+    Raises CheckpointError if `path` is not a regular file, exceeds `MAX_BYTES` or `MAX_DEPTH`, is not YAML, or
     contains tags, anchors, aliases or repeated keys.
     """
     try:
         return _parse_yaml(_read_text(path))
     except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
+        reason = f"not readable ({error.strerror})"
     except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1} " if error.problem_mark is not None else ""
-        reason = f"{line}is no plain YAML ({error.problem})"
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
+        reason = f"not plain YAML ({line}{error.problem})"
     except (yaml.YAMLError, ValueError) as error:  # also bytes that are not UTF-8
-        reason = f"is no plain YAML ({str(error).splitlines()[0]})"
+        reason = f"not plain YAML ({str(error).splitlines()[0]})"
     raise CheckpointError(f"{format_path(path)}: {reason}. Restore the file.")
 
 
@@ -101,11 +101,11 @@ def read_run_config(run_dir: Path) -> dict[str, Any]:
     values = read_yaml_file(path)
     try:
         if not isinstance(values, dict) or not values:
-            raise ConfigError("not the configuration of a run")
+            raise ConfigError("not the configuration of a run.")
         check_run_config(values)
     except ConfigError as error:
         raise CheckpointError(
-            f"{format_path(path)}: {error}. Use the directory of a run that genexp wrote."
+            f"{format_path(path)}: {error} Use the directory of a run that genexp wrote."
         ) from None
     return values
 
@@ -128,12 +128,12 @@ def check_run_config(values: Mapping[str, Any]) -> None:
     """
     for key, value in values.items():
         if key not in CONFIG_KEYS:
-            raise ConfigError(f"{key} is no key of a run's configuration")
+            raise ConfigError(f"unknown key {key}.")
         if key in CONFIG_GROUPS and not isinstance(value, Mapping):
-            raise ConfigError(f"{key} is no mapping")
+            raise ConfigError(f"{key} is not a mapping.")
     for path, _ in iter_nodes(values):
         if any(SPECIAL_KEY_PATTERN.fullmatch(name) for name in path):
-            raise ConfigError(f"{'.'.join(path)} is a key that Hydra interprets")
+            raise ConfigError(f"{'.'.join(path)} has a special meaning in Hydra.")
     check_no_interpolations(values)
 
 
@@ -142,7 +142,7 @@ def check_no_interpolations(values: Mapping[str, Any]) -> None:
     for path, value in iter_nodes(values):
         key = ".".join(path)
         if "${" in key or (isinstance(value, str) and "${" in value):
-            raise ConfigError(f"{key} contains an interpolation, ${{...}}")
+            raise ConfigError(f"{key} contains an interpolation, ${{...}}.")
 
 
 def iter_nodes(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -90,8 +90,8 @@ def check_no_links(directory: Path, is_written: Callable[[str], bool]) -> None:
         except FileNotFoundError:
             continue  # removed by a live process
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
-            raise CheckpointError(f"{format_path(path)}: {kind}. Replace it by a file or folder of its own.")
+            kind = "a link" if stat.S_ISLNK(mode) else "not a file or directory"
+            raise CheckpointError(f"{format_path(path)}: {kind}. Replace it by a regular file or directory.")
 
 
 def read_file(path: Path) -> bytes:
@@ -107,18 +107,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DataError(f"{format_path(path)} cannot be read ({error.strerror}); check its permissions") from None
+        raise DataError(f"{format_path(path)}: not readable ({error.strerror}). Check its permissions.") from None
     except (ValueError, RecursionError):  # also bytes that are not UTF-8, and numbers of thousands of digits
-        raise DataError(f"{format_path(path)} is damaged (not JSON); restore or delete it") from None
+        raise DataError(f"{format_path(path)}: damaged (not JSON). Restore or delete it.") from None
     if not isinstance(content, dict):
-        raise DataError(f"{format_path(path)} is damaged (not a JSON object); restore or delete it")
+        raise DataError(f"{format_path(path)}: damaged (not a JSON object). Restore or delete it.")
     return content
 
 
 def build_from_json(cls: type[ContentT], content: Mapping[str, Any], path: Path) -> ContentT:
     """Return the JSON object of the file `path` as the dataclass `cls`, whose annotations are its schema.
 
-    Keys that are no fields are ignored. Raises DataError where a key is missing or a value has another type.
+    Keys that are not fields are ignored. Raises DataError where a key is missing or a value has another type.
     """
     annotations = get_type_hints(cls)
     values = {}
@@ -129,10 +129,10 @@ def build_from_json(cls: type[ContentT], content: Mapping[str, Any], path: Path)
             except (TypeError, OverflowError):
                 text = textwrap.shorten(repr(content[field.name])[:200], 60, placeholder=" ...")
                 raise DataError(
-                    f"{format_path(path)} is damaged (wrong type: {field.name}={text}); restore or delete it"
+                    f"{format_path(path)}: damaged (wrong type: {field.name}={text}). Restore or delete it."
                 ) from None
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise DataError(f"{format_path(path)} is damaged (it has no {field.name}); restore or delete it")
+            raise DataError(f"{format_path(path)}: damaged (no {field.name}). Restore or delete it.")
     return cls(**values)
 
 
@@ -234,7 +234,7 @@ def remove_file(path: Path) -> None:
 
 
 def remove_temporary_files(directory: Path, *, is_recursive: bool) -> None:
-    """Remove the incomplete files of killed processes from `directory`, and from its folders if asked to."""
+    """Remove the incomplete files of killed processes from `directory`; with `is_recursive` also from below."""
     find = directory.rglob if is_recursive else directory.glob
     for path in find(f"*{TEMPORARY_SUFFIX}"):
         remove_file(path)
@@ -246,7 +246,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 
     Raises RunDirInUseError where another process holds it.
     """
-    with lock_file(run_dir / LOCK_FILE, in_use=f"{format_path(run_dir)} is in use by another process"):
+    with lock_file(run_dir / LOCK_FILE, in_use=f"{format_path(run_dir)}: in use by another process"):
         yield
 
 
@@ -262,7 +262,7 @@ def lock_file(path: Path, in_use: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_SECONDS, poll_interval=LOCK_POLL_SECONDS)
     except Timeout:
-        raise RunDirInUseError(f"{in_use}; wait for it, or stop it") from None
+        raise RunDirInUseError(f"{in_use}. Wait for that process, or stop it.") from None
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ class SweepManifest:
         self.halted_job_numbers = set(content.halted)
         if len(self._entries) < len(content.jobs) or any(number < 0 for number in self._entries):
             raise DataError(
-                f"{format_path(self._path)} is damaged (two jobs have one number); restore or delete it"
+                f"{format_path(self._path)}: damaged (repeated or negative job number). Restore or delete it."
             )
 
     @property
@@ -78,7 +78,7 @@ class SweepManifest:
     def register(self, new_entry: JobEntry) -> JobEntry:
         """Return the entry with the digest of `new_entry`; add `new_entry` if there is none.
 
-        Raises ConfigError if its number belongs to another job, or its run directory already holds a run.
+        Raises ConfigError if its number belongs to another job, or its directory already contains a run.
         """
         for entry in self.entries:
             if entry.digest == new_entry.digest:
@@ -87,16 +87,18 @@ class SweepManifest:
         if existing is not None:
             old_overrides, new_overrides = " ".join(existing.overrides), " ".join(new_entry.overrides)
             difference = (
-                f"is {old_overrides}, not {new_overrides}"
+                f"was {old_overrides}, now {new_overrides}"
                 if old_overrides != new_overrides
-                else "had other settings"
+                else "had other values"
             )
             raise ConfigError(
-                f"sweep.resume={self.sweep_dir} is another sweep's: its job {new_entry.number} {difference}; "
-                f"give the command that it was started with"
+                f"sweep.resume={self.sweep_dir}: not the same sweep (job {new_entry.number} {difference}). "
+                f"Use the command that started it."
             )
         if (self.get_run_dir(new_entry) / CONFIG_FILE).exists():
-            raise ConfigError(f"{self.get_run_dir(new_entry)} holds a run already; choose another hydra.sweep.dir")
+            raise ConfigError(
+                f"hydra.sweep.dir={self.sweep_dir}: already contains run {new_entry.number}. Use another one."
+            )
         self._entries[new_entry.number] = new_entry
         return new_entry
 

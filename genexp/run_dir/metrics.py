@@ -45,7 +45,7 @@ def read_metrics(run_dir: Path) -> dict[str, dict[str, LoggedCurve]]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise DataError(f"{format_path(path)} cannot be read ({error.strerror}); check its permissions") from None
+        raise DataError(f"{format_path(path)}: not readable ({error.strerror}). Check its permissions.") from None
     return {
         split: {name: LoggedCurve(*(np.array(part) for part in column)) for name, column in columns.items()}
         for split, columns in splits.items()
@@ -69,9 +69,7 @@ def _add_row(
             steps.append(step)
     except (KeyError, TypeError, OverflowError):
         excerpt = textwrap.shorten(repr(row)[:200], 60, placeholder=" ...")
-        raise DataError(
-            f"{format_path(path)} has a line that holds no metrics ({excerpt}); remove the line"
-        ) from None
+        raise DataError(f"{format_path(path)}: not a metrics record ({excerpt}). Remove the line.") from None
 
 
 def _read_rows(path: Path, file: IO[bytes]) -> Iterator[Any]:
@@ -92,4 +90,4 @@ def _parse_lines(path: Path, lines: Sequence[bytes], first_number: int) -> Itera
         try:
             yield json.loads(line)
         except (ValueError, RecursionError):  # also bytes that are not UTF-8
-            raise DataError(f"{format_path(path)}, line {number} is not JSON; remove the line") from None
+            raise DataError(f"{format_path(path)}, line {number}: not JSON. Remove the line.") from None

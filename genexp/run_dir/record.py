@@ -78,7 +78,7 @@ class RunRecord:
     def latest_metrics(self) -> dict[str, float]:
         """Latest value of each test metric, or of each training metric (`train/NAME`) if there are none.
 
-        A metric whose latest value is not finite is left out.
+        A metric whose latest value is not finite is omitted.
         """
         test = {name: value for name, value in self.status.test.items() if value is not None}
         return test or {f"train/{name}": value for name, value in self.status.train.items() if value is not None}
@@ -109,13 +109,13 @@ def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
     for directory in directories:
         if not directory.is_dir():
             raise DataError(
-                f"{format_path(directory)} is no folder; give a run's, a sweep's, or one that holds some"
+                f"{format_path(directory)}: not a directory. Use the one of a run or sweep, or one above them."
             )
         found_dirs = list(_find_run_dirs(directory))
         if not found_dirs:
             raise DataError(
-                f"{format_path(directory)} holds no run (no config.yaml below it); give a run's folder, "
-                f"a sweep's, or one that holds some"
+                f"{format_path(directory)}: contains no run (no config.yaml). "
+                f"Use the one of a run or sweep, or one above them."
             )
         for run_dir in found_dirs:
             run_dirs.setdefault(run_dir.resolve(), run_dir)
@@ -128,7 +128,9 @@ def find_runs(directories: Sequence[Path]) -> list[RunRecord]:
 def read_run(run_dir: Path, name: str | None = None) -> RunRecord:
     """Return the run in `run_dir`. Raises DataError if `run_dir` is not a run directory."""
     if not _is_run_dir(run_dir):
-        raise DataError(f"{format_path(run_dir)} is no run's folder (it has no config.yaml); give one that is")
+        raise DataError(
+            f"{format_path(run_dir)}: not a run directory (no config.yaml). Use the directory of a run."
+        )
     name, config = name or run_dir.name, {}
     try:
         config = _read_config(run_dir)

@@ -30,10 +30,8 @@ from genexp.training.trainer import BatchSource, RunData
 
 log = logging.getLogger(__name__)
 EVALUATION_BATCH_SIZE = 500  # test samples per batch
-MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = (
-    2**23,
-    2**14,
-)  # limits of a batch in passes over the training split: enough to keep all cores busy
+# Limits of a batch in passes over the training split: enough to use all cores.
+MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = 2**23, 2**14
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,8 @@ def _check_objective(config: ExperimentConfig, technique: Technique, dataset: Da
     objective, names = config.trainer.objective, technique.list_metrics()
     if names is not None and objective not in (*names, *config.trainer.metrics):
         raise ConfigError(
-            f"trainer.objective={objective} is no test metric of model={technique.name} on "
-            f"dataset={dataset.name}; {suggest_choice(objective, names)}"
+            f"trainer.objective={objective}: not a test metric of model={technique.name} on "
+            f"dataset={dataset.name}. {suggest_choice(objective, names)}"
         )
 
 

@@ -37,17 +37,17 @@ class TopLevelConfig:
         for name, value in self.recorders.items():
             key = f"recorders.{name}"
             if name in DEFAULT_RECORDERS:
-                require(value is None or isinstance(value, bool), key, value, "use true or false")
+                require(value is None or isinstance(value, bool), key, value, "must be true or false")
                 continue
             is_valid = value is None or isinstance(value, bool | Mapping)
-            require(is_valid, key, value, "use true, false, or a mapping of its options")
+            require(is_valid, key, value, "must be true, false, or a mapping of its options")
             RECORDERS.check("recorders", name, value if isinstance(value, Mapping) else None, key)
-        require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 or more, below 2**63")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2**63)")
 
 
 @dataclass
 class ExperimentConfig(TopLevelConfig):
-    """All settings of a run, checked. Everything that a run is built from comes from here."""
+    """All settings of a run, checked."""
 
     technique: type[Technique]
     model: Any  # instance of `technique.Config`
@@ -98,9 +98,9 @@ def _bind_trainer(node: Mapping[str, Any]) -> TrainerConfig:
     expected_direction = infer_direction(trainer.objective)
     if expected_direction not in (None, trainer.direction):
         raise ConfigError(
-            f"trainer.direction={trainer.direction} contradicts trainer.objective={trainer.objective}, of which "
-            f"{'more' if expected_direction == 'max' else 'less'} is better; "
-            f"set trainer.direction={expected_direction}"
+            f"trainer.direction={trainer.direction}: {'higher' if expected_direction == 'max' else 'lower'} "
+            f"values of trainer.objective={trainer.objective} are better. "
+            f"Use trainer.direction={expected_direction}."
         )
     return trainer
 
@@ -109,9 +109,9 @@ def _check_top_level_keys(values: Mapping[str, Any]) -> None:
     """Raise ConfigError where a required group is missing or a top-level key is unknown."""
     for key in REQUIRED_GROUPS:
         if key not in values:
-            raise ConfigError(f"{key} is missing from the configuration; choose {key}=NAME")
+            raise ConfigError(f"{key}: missing. Set {key}=NAME.")
     top_level_keys = [field.name for field in fields(TopLevelConfig)]
     for key in values:
         if key not in (*REQUIRED_GROUPS, *top_level_keys):
             choices = {*REQUIRED_GROUPS, *top_level_keys, *(name for name, _ in flatten_config(values))} - {key}
-            raise ConfigError(f"{key} is no key of this configuration; {suggest_choice(key, choices)}")
+            raise ConfigError(f"{key}: unknown key. {suggest_choice(key, choices)}")

@@ -52,7 +52,10 @@ class LoadedRun:
         return SplitBatches(self.test_loader, EVALUATION_BATCH_SIZE)
 
     def get_examples(self, count: int) -> Batch:
-        """Return the first `count` test samples, or all if there are fewer. The classes alternate where known."""
+        """Return the first `count` test samples, or all if there are fewer. The classes alternate if labels exist.
+
+        Shapes: (count, *shape of the stream).
+        """
         return select_examples(self.test_loader, count)
 
     @contextmanager
@@ -76,7 +79,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     config = read_run_config(run_dir)
     if not {"model", "dataset", "device", "seed"} <= config.keys():
         raise CheckpointError(
-            f"{format_path(run_dir / CONFIG_FILE)} is not the configuration of a run; give a run's folder"
+            f"{format_path(run_dir / CONFIG_FILE)}: not the configuration of a run. Use the directory of a run."
         )
     for warning in check_plugins(run_dir, get_plugins()):
         log.warning(warning)
@@ -112,8 +115,8 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
         lines = [line.strip() for line in str(error).splitlines()]
         reason = textwrap.shorten(lines[min(1, len(lines) - 1)], 100, placeholder=" ...")
         raise CheckpointError(
-            f"{format_path(path)} does not fit model={technique.name} of {format_path(run_dir)} ({reason}); "
-            f"name a checkpoint of this run, or take the version of genexp that made it"
+            f"{format_path(path)}: does not match model={technique.name} of {format_path(run_dir)} ({reason}). "
+            f"Use a checkpoint of this run, or the version of genexp that wrote it."
         ) from None
     test_loader = make_loader(dataset.test, torch_device, dataset_config.resident_gb)
     return LoadedRun(run_dir, technique, dataset, test_loader, torch_device, config["seed"], path, content["step"])
@@ -125,19 +128,21 @@ def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
     checkpoints = checkpoint.list_checkpoints(run_dir)
     best = checkpoint_dir / BEST_FILE
     if checkpoint_name in ("best", "newest") and not checkpoints and not best.is_file():
-        raise CheckpointError(f"{run_path} has no checkpoint: it was stopped before its first; start the run anew")
+        raise CheckpointError(f"{run_path}: stopped before its first checkpoint. Start a new run.")
     if checkpoint_name == "best":
         if not best.is_file():
-            raise CheckpointError(f"{run_path} has no best.pt: nothing was evaluated; use --checkpoint newest")
+            raise CheckpointError(
+                f"{run_path}: no best.pt, because nothing was evaluated. Use --checkpoint newest."
+            )
         return best
     if checkpoint_name == "newest":
         if not checkpoints:
-            raise CheckpointError(f"{run_path} has no checkpoint but best.pt; use --checkpoint best")
+            raise CheckpointError(f"{run_path}: no checkpoint except best.pt. Use --checkpoint best.")
         return checkpoints[0]
     for path in (checkpoint_dir / checkpoint_name, Path(checkpoint_name).expanduser()):
         if path.is_file():
             return path
     names = ", ".join(["best", "newest", *(path.name for path in checkpoints)])
     raise CheckpointError(
-        f"--checkpoint {checkpoint_name} is no file, and none in {run_path}; choose one of: {names}"
+        f"--checkpoint {checkpoint_name}: not found, also not in {run_path}. Use one of: {names}."
     )

@@ -45,7 +45,7 @@ def check_batch_memory(spec: DataSpec, batch_size: int) -> None:
 
 
 def _iter_sizes(config: Any) -> Iterator[tuple[str, int]]:
-    """Yield (key, largest whole number) of each setting that contains whole numbers."""
+    """Yield (key, largest integer) of each setting that contains integers."""
     for field in fields(config):
         value = getattr(config, field.name)
         numbers = [item for item in (value if isinstance(value, list) else [value]) if type(item) is int]

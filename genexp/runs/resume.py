@@ -27,7 +27,7 @@ def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any
     """Return the newest valid checkpoint of the run in `run_dir`. Raises GenexpError.
 
     `values` is the plain, resolved configuration. Returns None for a new run. A run that was killed before its
-    first step starts anew, and None is returned. Nothing in `run_dir` changes.
+    first step starts from step 0, and None is returned. Nothing in `run_dir` changes.
     """
     if values["resume"] is None:
         _check_no_existing_run(run_dir)
@@ -56,20 +56,22 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
             warnings=tuple(map(str, values.get("warnings", ()))),
         )
     except (AttributeError, TypeError, ValueError):
-        raise CheckpointError(f"the checkpoint of step {state['step']} has damaged scores") from None
+        raise CheckpointError(
+            f"the checkpoint of step {state['step']}: damaged scores. Delete it to use the previous one."
+        ) from None
 
 
 def check_lacks_pages(run_dir: Path) -> None:
-    """Raise ConfigError where a finished run has its report and its figures, so that nothing is left to do."""
+    """Raise ConfigError where a finished run has its report and figures, so that nothing remains to be done."""
     pages = [run_dir / REPORT_FILE, run_dir / FIGURES_DIR / CURVES_FIGURE]
     if all(path.is_file() and path.stat().st_size for path in pages):
-        raise ConfigError(f"resume={run_dir} has finished; set a larger trainer.epochs to go on with it")
+        raise ConfigError(f"resume={run_dir}: already finished. Use a larger trainer.epochs to continue it.")
 
 
 def _check_no_existing_run(run_dir: Path) -> None:
     """Raise ConfigError where `run_dir` contains the checkpoints or metrics of another run."""
     if checkpoint.list_checkpoints(run_dir) or _has_metrics(run_dir):
-        raise ConfigError(f"{run_dir} holds a run already; go on with resume={run_dir}, or choose another folder")
+        raise ConfigError(f"{run_dir}: already contains a run. Use resume={run_dir}, or another directory.")
 
 
 def _has_metrics(run_dir: Path) -> bool:
@@ -90,5 +92,6 @@ def _check_config_unchanged(values: Mapping[str, Any], run_dir: Path) -> None:
     ]
     if changes:
         raise ConfigError(
-            f"resume={values['resume']} cannot change {', '.join(changes)}; leave these out, or start a new run"
+            f"resume={values['resume']}: cannot change {', '.join(changes)}. "
+            f"Remove these overrides, or start a new run."
         )

@@ -143,7 +143,7 @@ class RunContext:
     def prepare_recorders(self) -> RecorderGroup:
         """Truncate the logs of a resumed run, write config.yaml, and return the recorders, not yet opened.
 
-        The logs of a run that starts anew are removed.
+        The logs of a run that starts from step 0 are removed.
         Raises GenexpError.
         """
         run, run_dir = self.run, self.run_dir

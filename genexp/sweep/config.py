@@ -41,7 +41,7 @@ class SweepConfig:
 def require_positive_int_or_none(key: str, value: object) -> None:
     """Raise ConfigError unless `value` is None or an integer of at least 1; `key` names it in the message."""
     if value is not None and not (isinstance(value, int) and value > 0):
-        raise ConfigError(f"{key}={value}: use a whole number of at least 1")
+        raise ConfigError(f"{key}={value}: must be an integer of at least 1, or null.")
 
 
 def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
@@ -64,7 +64,7 @@ def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
         or (MANIFEST_FILE not in file_names and file_names - PRE_MANIFEST_FILES)
     ):
         raise ConfigError(
-            f"sweep.resume={values[-1]} is no sweep's folder (it has no {MANIFEST_FILE}); give one that is"
+            f"sweep.resume={values[-1]}: not a sweep directory (no {MANIFEST_FILE}). Use the directory of a sweep."
         )
     return sweep_dir
 
@@ -72,7 +72,7 @@ def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
 def hash_config(config: DictConfig, exclude: tuple[str, ...] = ()) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of the resolved run configuration.
 
-    The nodes `hydra` and `sweep`, `UNHASHED_KEYS` and the top-level keys in `exclude` are left out.
+    The nodes `hydra` and `sweep`, `UNHASHED_KEYS` and the top-level keys in `exclude` are not part of it.
     Values interpolated from `now` or `hydra` count as None.
     """
     unresolved = to_plain_config(config, resolve=False)

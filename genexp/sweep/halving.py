@@ -21,8 +21,8 @@ class HalvingConfig:
     epochs: int  # epoch of the first rung; each next rung is at `factor` times as many epochs
 
     def __post_init__(self) -> None:
-        require(self.factor is None or self.factor > 1, "factor", self.factor, "use at least 2, or null")
-        require(self.epochs > 0, "epochs", self.epochs, "use at least 1")
+        require(self.factor is None or self.factor > 1, "factor", self.factor, "must be at least 2, or null")
+        require(self.epochs > 0, "epochs", self.epochs, "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rung:
     n_survivors: int  # configurations that continue after it
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch}: the best {self.n_survivors} of {self.n_candidates} configurations go on"
+        return f"epoch {self.epoch}: the best {self.n_survivors} of {self.n_candidates} configurations continue"
 
 
 class SuccessiveHalving:
@@ -105,16 +105,16 @@ class SuccessiveHalving:
         objectives = {f"{job.config.trainer.objective} ({job.config.trainer.direction})" for job in self._jobs}
         if len(objectives) > 1:
             raise ConfigError(
-                f"sweep.halving judges all jobs by one metric, not by {' and '.join(sorted(objectives))}; "
-                f"set trainer.objective and trainer.direction"
+                f"sweep.halving: jobs have different objectives ({', '.join(sorted(objectives))}). "
+                f"Set trainer.objective and trainer.direction."
             )
         for job in self._jobs:
             evaluate_every = job.config.trainer.evaluate_every
             if evaluate_every == 0 or self._config.epochs % evaluate_every:
                 first_rung_epoch = self._config.epochs
                 raise ConfigError(
-                    f"sweep.halving.epochs={first_rung_epoch} is no multiple of "
-                    f"trainer.evaluate_every={evaluate_every}: nothing is judged there; set one of them"
+                    f"sweep.halving.epochs={first_rung_epoch}: must be a multiple of "
+                    f"trainer.evaluate_every={evaluate_every}. Change one of them."
                 )
 
     def _compute_cost(self, job: Job, rung: Rung) -> float:

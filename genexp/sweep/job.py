@@ -29,9 +29,8 @@ from genexp.run_dir.status import is_resumable, read_job_status, record_failure
 log = logging.getLogger(__name__)
 HYDRA_JOB_NAME = "genexp"
 LOCK_POLL_SECONDS = 0.5
-JobTask = Callable[
-    [Mapping[str, Any], Path], Any
-]  # called with a plain, resolved configuration and a run directory
+# Called with a plain, resolved configuration and a run directory.
+JobTask = Callable[[Mapping[str, Any], Path], Any]
 
 
 @dataclass(frozen=True, eq=False)

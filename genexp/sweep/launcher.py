@@ -60,8 +60,8 @@ class SweepLauncher(Launcher):
         self.manifest = SweepManifest(self.sweep_dir)
         if self.manifest.entries and self.sweep_config.resume is None:
             raise ConfigError(
-                f"{self.sweep_dir} holds a sweep already; go on with sweep.resume={self.sweep_dir}, "
-                f"or choose another hydra.sweep.dir"
+                f"hydra.sweep.dir={self.sweep_dir}: already contains a sweep. Use sweep.resume={self.sweep_dir}, "
+                f"or another directory."
             )
         self.started_at = time.time()
         self.stop_file = StopFile(self.sweep_dir, self.started_at, self.sweep_config.fail_fast)
@@ -93,9 +93,8 @@ class SweepLauncher(Launcher):
         self.sweep_dir.mkdir(parents=True, exist_ok=True)
         with lock_run_dir(self.sweep_dir):
             self.stop_file.remove()
-            remove_temporary_files(
-                self.sweep_dir, is_recursive=False
-            )  # jobs that outlived a killed sweep may write
+            # Not below it: jobs that outlived a killed sweep may be writing there.
+            remove_temporary_files(self.sweep_dir, is_recursive=False)
             write_file(self.sweep_dir / MULTIRUN_FILE, OmegaConf.to_yaml(self.config))
             self.manifest.write()
             with self.progress:
@@ -171,11 +170,9 @@ class SweepLauncher(Launcher):
 
 
 def require_extra(option: str, package: str) -> None:
-    """Raise ConfigError if `package`, which the option `option` needs, is not installed."""
+    """Raise ConfigError if `package`, which the option `option` requires, is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"{option} needs the package {package}, which is not installed: pip install 'genexp[{package}]'"
-        )
+        raise ConfigError(f"{option}: requires the package {package}. Run `pip install 'genexp[{package}]'`.")
 
 
 def _build_job_return(job: Job) -> JobReturn:
@@ -211,7 +208,7 @@ def require_sweep_launcher(sweeper: BasicSweeper) -> SweepLauncher:
     launcher = sweeper.launcher
     if not isinstance(launcher, SweepLauncher):
         raise ConfigError(
-            f"hydra/launcher is {type(launcher).__module__}.{type(launcher).__name__}, which keeps no record of a "
-            f"sweep; uninstall its package: genexp has launchers of its own"
+            f"hydra/launcher: {type(launcher).__module__}.{type(launcher).__name__} is not a launcher of genexp. "
+            f"Uninstall the package that provides it."
         )
     return launcher

@@ -61,7 +61,10 @@ class OptunaStudy:
         for name, value in user_attrs.items():
             stored = self._study.user_attrs.get(name, value)
             if stored != value:
-                raise ConfigError(f"{path} holds another search: its {name} was {stored}, not {value}")
+                raise ConfigError(
+                    f"{path}: contains another search ({name} was {stored}, now {value}). "
+                    f"Use another hydra.sweeper.storage."
+                )
             self._study.set_user_attr(name, value)
         self._build_sampler(0)  # report invalid options before any job starts
 
@@ -93,7 +96,7 @@ class OptunaStudy:
             self._study.tell(trial_number, value)
 
     def _add_trial(self, trial_number: int) -> None:
-        # A trial is drawn in memory and written in one record, so that the file never holds a part of it.
+        # A trial is sampled in memory and written as one record, so that the file never contains a part of it.
         in_memory_study = self._optuna.create_study(
             direction=self._direction, sampler=self._build_sampler(trial_number)
         )
@@ -113,14 +116,14 @@ class OptunaStudy:
         options = {**self._sampler_options}
         name, seed = options.pop("name"), options.pop("seed")
         if name not in SAMPLER_CLASSES:
-            raise ConfigError(f"hydra.sweeper.sampler.name={name}: choose one of {', '.join(SAMPLER_CLASSES)}")
+            raise ConfigError(f"hydra.sweeper.sampler.name={name}: must be one of {', '.join(SAMPLER_CLASSES)}.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 trial_seed = int(np.random.SeedSequence((seed, trial_number)).generate_state(1)[0])
                 return getattr(self._optuna.samplers, SAMPLER_CLASSES[name])(seed=trial_seed, **options)
             except (TypeError, ValueError, ImportError) as error:
-                raise ConfigError(f"hydra.sweeper.sampler={name}: {error}") from None
+                raise ConfigError(f"hydra.sweeper.sampler={name}: {error}. Check its options.") from None
 
 
 def build_distribution(override: Override) -> BaseDistribution:
@@ -156,7 +159,7 @@ def lock_study_file(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A file of its own: on Windows, the holder of a locked file could not write it either.
-    with lock_file(path.with_name(f"{path.name}.lock"), in_use=f"{path} is in use by another search"):
+    with lock_file(path.with_name(f"{path.name}.lock"), in_use=f"{path}: in use by another search"):
         yield
 
 

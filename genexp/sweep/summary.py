@@ -109,7 +109,7 @@ def report_on_exit(sweep_dir: Path, started_at: float) -> Iterator[None]:
     if failed:
         entry, status = next(iter(failed.items()))
         raise SweepFailedError(
-            f"{len(failed)} of {len(summary.statuses)} jobs failed, first {entry.name}: {status.error}"
+            f"{len(failed)} of {len(summary.statuses)} jobs failed. The first is {entry.name}: {status.error}"
         )
 
 
@@ -121,14 +121,14 @@ def _print_and_write_summary(sweep_dir: Path, started_at: float) -> SweepSummary
     quoted_dir = shlex.quote(format_path(sweep_dir))
     lines = [summary.counts_text, *summary.best_lines]
     lines += [
-        f"  sweep     {quoted_dir}",
-        f"  scalars   {format_command('tensorboard', '--logdir', format_path(sweep_dir))}",
+        f"  {'sweep':<11} {quoted_dir}",
+        f"  {'tensorboard':<11} {format_command('tensorboard', '--logdir', format_path(sweep_dir))}",
     ]
     if (sweep_dir / REPORT_FILE).is_file():
-        lines.append(f"  report    {shlex.quote(format_path(sweep_dir / REPORT_FILE))}")
+        lines.append(f"  {'report':<11} {shlex.quote(format_path(sweep_dir / REPORT_FILE))}")
     done = {entry.number for entry in summary.filter_by_state("finished")} | manifest.halted_job_numbers
     if len(done) < len(summary.statuses):
-        lines.append(f"  to go on  {_format_resume_command(sweep_dir)}")
+        lines.append(f"  {'resume':<11} {_format_resume_command(sweep_dir)}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return summary

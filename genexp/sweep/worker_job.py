@@ -35,7 +35,7 @@ def run_in_worker(job: Job, stop_file: StopFile, parent_pid: int | None = None) 
 def build_thread_env(n_cores: int) -> dict[str, str]:
     """Return the environment variables that limit a process to `n_cores` threads, or to 1 if it is 0.
 
-    Variables that the user has set are left out.
+    Variables that the user has set are not changed.
     """
     return {name: str(max(1, n_cores)) for name in THREAD_VARIABLES if name not in os.environ}
 

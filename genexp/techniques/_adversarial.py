@@ -53,16 +53,16 @@ class BaseGANConfig:
     evaluation_samples: int  # generated images per evaluation
 
     def __post_init__(self) -> None:
-        require(self.latent > 0, "latent", self.latent, "use at least 1")
+        require(self.latent > 0, "latent", self.latent, "must be at least 1")
         ADVERSARIAL_LOSSES.check("loss", self.loss, self.loss_options)
         check_networks(self, "generator", "discriminator")
         for key in ("r1", "r2"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
         is_valid = set(self.augmentation) <= DIFFERENTIABLE_AUGMENTATIONS.keys()
         choices = ", ".join(DIFFERENTIABLE_AUGMENTATIONS)
-        require(is_valid, "augmentation", self.augmentation, f"choose from {choices}")
-        require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")
-        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
+        require(is_valid, "augmentation", self.augmentation, f"must contain only {choices}")
+        require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "must be positive, or null")
+        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "must be 6 or more")
 
 
 @dataclass
@@ -80,16 +80,16 @@ class ConvGANConfig(BaseGANConfig):
         super().__post_init__()
         for key, table in (("layout", LAYOUTS), ("discriminator_norm", DISCRIMINATOR_NORMS)):
             value = getattr(self, key)
-            require(value in table, key, value, f"choose one of {', '.join(table)}")
+            require(value in table, key, value, f"must be one of {', '.join(table)}")
         for key in ("generator_width", "discriminator_width"):
-            require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
+            require(getattr(self, key) > 0, key, getattr(self, key), "must be at least 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be a probability in [0, 1)")
         # The penalties are on the slope at each image. Batch norm would make it depend on the other images.
         is_per_sample_norm = self.discriminator_norm != "batch"
         for key in ("r1", "r2"):
             is_valid = is_per_sample_norm or getattr(self, key) == 0
-            remedy = "use 0, or discriminator_norm=none, layer or spectral"
-            require(is_valid, key, getattr(self, key), remedy)
+            rule = "must be 0, unless discriminator_norm is none, layer or spectral"
+            require(is_valid, key, getattr(self, key), rule)
 
 
 class BaseGAN(Technique, CanSample, CanInterpolate):
@@ -137,7 +137,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         )
 
     def generate(self, batch: Batch) -> Tensor:
-        """Return new generated images in [-1, 1], as many as `batch` has samples."""
+        """Return new images (batch, channels, height, width) in [-1, 1], as many as `batch` has samples."""
         return self.generator(self.sample_noise(len(batch["image"])))
 
     def score(self, images: Tensor, batch: Batch) -> Tensor:
@@ -158,6 +158,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return images
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the loss of the discriminator (scalar) on real and generated images, with its penalties."""
         images = 2 * batch["image"] - 1
         with torch.no_grad():  # this loss has no gradient for the generator
             generated = self.generate(batch)
@@ -200,6 +201,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return detach_metrics(d_real=d_real.mean(), d_fake=d_fake.mean())
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the loss of the generator (scalar) on newly generated images."""
         fake_scores = self.score(self.augment(self.generate(batch)), batch)
         loss = self.adversarial_loss.generator_loss(
             fake_scores, lambda: self.score(self.augment(2 * batch["image"] - 1), batch)
@@ -252,15 +254,15 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         if metrics["diversity"] < COLLAPSE_THRESHOLD:
             return (
                 f"the generator has collapsed: its images vary less than {COLLAPSE_THRESHOLD} times as much as "
-                f"real ones; lower optimizer.generator.lr, or give the discriminator more to do (model.dropout)"
+                f"real ones. Use a smaller optimizer.generator.lr, or a larger model.dropout."
             )
         if "d_real" not in metrics:
             return None
         if metrics["d_real"] > SATURATION_THRESHOLD and metrics["d_fake"] < 1 - SATURATION_THRESHOLD:
             return (
                 f"the discriminator is saturated (d_real above {SATURATION_THRESHOLD}, d_fake below "
-                f"{1 - SATURATION_THRESHOLD:.2f}): it teaches the generator little; lower "
-                f"optimizer.discriminator.lr or raise model.dropout"
+                f"{1 - SATURATION_THRESHOLD:.2f}): the generator learns little. Use a "
+                f"smaller optimizer.discriminator.lr, or a larger model.dropout."
             )
         return None
 

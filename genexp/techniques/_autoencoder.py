@@ -61,10 +61,10 @@ class DenseAutoencoderConfig(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.widths) and min(self.widths) > 0, "widths", self.widths, "use positive widths")
+        require(bool(self.widths) and min(self.widths) > 0, "widths", self.widths, "must be positive integers")
         for key in ("activation", "latent_activation"):
             value = getattr(self, key)
-            require(value in ACTIVATIONS, key, value, f"choose one of {', '.join(ACTIVATIONS)}")
+            require(value in ACTIVATIONS, key, value, f"must be one of {', '.join(ACTIVATIONS)}")
 
 
 class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
@@ -104,6 +104,7 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         return (GradientPhase("autoencoder", self, self.loss),)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the reconstruction loss (scalar) of a batch."""
         images = batch["image"]
         corrupted = self.corrupt(images)
         logits = self.decoder(self.encoder(corrupted))
@@ -198,11 +199,11 @@ class ConvAutoencoderConfig(AutoencoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_valid = len(self.channels) == 3 and min(self.channels) > 0
-        require(is_valid, "channels", self.channels, "give three positive numbers")
-        require(self.latent > 0, "latent", self.latent, "use at least 1")
+        require(is_valid, "channels", self.channels, "must be three positive integers")
+        require(self.latent > 0, "latent", self.latent, "must be at least 1")
         for key in ("activation", "latent_activation"):
             value = getattr(self, key)
-            require(value in ACTIVATIONS, key, value, f"choose one of {', '.join(ACTIVATIONS)}")
+            require(value in ACTIVATIONS, key, value, f"must be one of {', '.join(ACTIVATIONS)}")
 
 
 def build_conv_autoencoder(

@@ -30,6 +30,7 @@ class NeighborClassifier(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
 
     def forward(self, codes: Tensor) -> Tensor:
+        """Return `classify(codes, self.weights)`, in its shape."""
         return classify(codes, self.weights)
 
     @property

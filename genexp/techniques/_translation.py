@@ -27,19 +27,21 @@ class TranslationConfig:
 
     def __post_init__(self) -> None:
         ADVERSARIAL_LOSSES.check("loss", self.loss, self.loss_options)
-        require(self.norm in TRANSLATION_NORMS, "norm", self.norm, f"choose one of {', '.join(TRANSLATION_NORMS)}")
+        require(
+            self.norm in TRANSLATION_NORMS, "norm", self.norm, f"must be one of {', '.join(TRANSLATION_NORMS)}"
+        )
         for key in ("generator_width", "discriminator_width"):
-            require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
-        require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "use above 0, or null")
+            require(getattr(self, key) > 0, key, getattr(self, key), "must be at least 1")
+        require(self.init_std is None or self.init_std > 0, "init_std", self.init_std, "must be positive, or null")
 
 
 def to_signed_range(images: Tensor) -> Tensor:
-    """Return images in [0, 1] scaled to [-1, 1], the range of the networks."""
+    """Return images (of any shape) in [0, 1] scaled to [-1, 1], the range of the networks."""
     return 2 * images - 1
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Return images in [-1, 1], as a network returns them, scaled to [0, 1] as floats."""
+    """Return images (of any shape) in [-1, 1], the range of the networks, scaled to [0, 1] as floats."""
     return (images.float() + 1) / 2
 
 
@@ -57,7 +59,7 @@ def compute_discriminator_metrics(
 ) -> Metrics:
     """Return `d_real` and `d_fake`, the mean probabilities of being real of real and of translated images.
 
-    If scores do not give probabilities, return the difference of their means instead.
+    Scores may have any shape. If they do not give probabilities, return the difference of their means instead.
     """
     d_real, d_fake = map(adversarial_loss.real_probability, (real_scores, fake_scores))
     if d_real is None or d_fake is None:

@@ -29,12 +29,11 @@ class ConditionalGAN(BaseConvGAN):
     Config = ConvGANConfig
 
     def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
+        """Return generator and discriminator. Raises ConfigError for a data set without classes."""
         spec.get_shape("label")
         self.num_classes = self.condition_size = len(spec.class_names)
         if not self.num_classes:
-            raise ConfigError(
-                f"dataset={spec.name} does not say which classes it has; choose another, or model=dcgan"
-            )
+            raise ConfigError(f"dataset={spec.name}: has no classes. Use another data set, or model=dcgan.")
         self.discriminator_out_channels = 1 + self.num_classes
         return super().build_networks(spec)
 

@@ -32,13 +32,13 @@ class ConvDenoisingAutoencoderConfig(AutoencoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_valid = len(self.channels) == 3 and min(self.channels) > 0
-        require(is_valid, "channels", self.channels, "give three positive numbers")
-        require(self.hidden > 0, "hidden", self.hidden, "use at least 1")
-        require(self.latent > 0, "latent", self.latent, "use at least 1")
+        require(is_valid, "channels", self.channels, "must be three positive integers")
+        require(self.hidden > 0, "hidden", self.hidden, "must be at least 1")
+        require(self.latent > 0, "latent", self.latent, "must be at least 1")
         choices = ", ".join(ACTIVATIONS)
-        require(self.activation in ACTIVATIONS, "activation", self.activation, f"choose one of {choices}")
-        require(self.noise >= 0, "noise", self.noise, "use 0 or more")
-        require(self.target in ("clean", "noisy"), "target", self.target, "use clean or noisy")
+        require(self.activation in ACTIVATIONS, "activation", self.activation, f"must be one of {choices}")
+        require(self.noise >= 0, "noise", self.noise, "must be 0 or more")
+        require(self.target in ("clean", "noisy"), "target", self.target, "must be clean or noisy")
 
 
 @register_technique("conv_denoising_autoencoder")

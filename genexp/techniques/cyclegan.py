@@ -55,10 +55,10 @@ class CycleGANConfig(TranslationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.blocks is None or self.blocks >= 0, "blocks", self.blocks, "use 0 or more, or null")
+        require(self.blocks is None or self.blocks >= 0, "blocks", self.blocks, "must be 0 or more, or null")
         for key in ("cycle_weight", "identity_weight"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
-        require(self.history > 0, "history", self.history, "keep at least 1 image")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
+        require(self.history > 0, "history", self.history, "must be at least 1 image")
 
 
 @register_technique("cyclegan")
@@ -75,7 +75,7 @@ class CycleGAN(Technique, CanTranslate):
         a, b = _get_image_shape(spec, "a"), _get_image_shape(spec, "b")
         if a != b:
             raise ConfigError(
-                f"dataset={spec.name}: images of a are {a}, those of b {b}; model=cyclegan needs one shape"
+                f"dataset={spec.name}: images of a are {a}, those of b {b}. Use domains with images of one shape."
             )
         channels, *size = a
         shape = (size[0], size[1])
@@ -101,6 +101,7 @@ class CycleGAN(Technique, CanTranslate):
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the sum (scalar) of adversarial, cycle-consistency and identity losses of both directions."""
         a, b = to_signed_range(batch["a"]), to_signed_range(batch["b"])
         generator_ba, generator_ab = self.generators["ba"], self.generators["ab"]
         # Instance norm treats each image separately, so one pass can hold images of both domains.
@@ -116,6 +117,7 @@ class CycleGAN(Technique, CanTranslate):
         return loss, detach_metrics(adversarial=adversarial, cycle=cycle, identity=identity)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the sum (scalar) of the losses of both discriminators, on real and on past translated images."""
         a, b = to_signed_range(batch["a"]), to_signed_range(batch["b"])
         with torch.no_grad():  # this loss has no gradient for the generators
             fake_a = self.history_a.exchange(self.generators["ba"](b))

@@ -124,19 +124,19 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
-        require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
-        require(self.neighbors > 0, "neighbors", self.neighbors, "use at least 1")
+        require(self.clusters > 0, "clusters", self.clusters, "must be at least 1")
+        require(self.n_init > 0, "n_init", self.n_init, "must be at least 1")
+        require(self.neighbors > 0, "neighbors", self.neighbors, "must be at least 1")
         if self.pull != NEIGHBORS:
             CLUSTERING_LOSSES.check("pull", self.pull, self.pull_options)
         is_ramp = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
-        require(is_ramp, "alpha_ramp", self.alpha_ramp, "give two epochs, the first not after the second")
-        require(0 <= self.pretrain < 1, "pretrain", self.pretrain, "use a part of the run, 0 <= x < 1")
+        require(is_ramp, "alpha_ramp", self.alpha_ramp, "must be two epochs in ascending order")
+        require(0 <= self.pretrain < 1, "pretrain", self.pretrain, "must be a fraction of the run in [0, 1)")
         is_fitted = self.pull != NEIGHBORS or self.pretrain > 0
-        require(is_fitted, "pretrain", self.pretrain, "pull=neighbors needs a pretrained encoder; use 0.6")
-        require(0 <= self.zoom < 1, "zoom", self.zoom, "use a part of the size, 0 <= x < 1")
+        require(is_fitted, "pretrain", self.pretrain, "must be positive for pull=neighbors, for example 0.6")
+        require(0 <= self.zoom < 1, "zoom", self.zoom, "must be a fraction of the size in [0, 1)")
         for key in ("alpha", "contrast", "degrees", "pixels"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
 
 
 @register_technique("deep_kmeans")
@@ -151,8 +151,8 @@ class DeepKMeans(Autoencoder, CanCluster):
         super().__init__(config, spec)
         if config.clusters > spec.train_size:
             raise ConfigError(
-                f"model.clusters={config.clusters} exceeds the {spec.train_size} images; "
-                f"lower it or choose a larger data set"
+                f"model.clusters={config.clusters}: exceeds the {spec.train_size} training images. "
+                f"Use a smaller value, or a larger data set."
             )
         if config.latent_norm:
             # Without it, the clustering loss is smallest if all latent codes shrink to one point.
@@ -167,8 +167,8 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.should_contrast = config.contrast > 0
         if self.should_contrast and not self.should_augment:
             raise ConfigError(
-                f"model.contrast={config.contrast} compares two augmented views, but nothing is augmented; "
-                f"set model.degrees=10, or model.contrast=0"
+                f"model.contrast={config.contrast}: requires augmented inputs. "
+                f"Use model.degrees=10, or model.contrast=0."
             )
         self.centers = nn.Parameter(torch.rand(config.clusters, config.latent))
 
@@ -246,6 +246,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         return random_affine(images, degrees=config.degrees, shift_pixels=config.pixels, zoom=config.zoom)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the loss (scalar): reconstruction, plus contrast in pretraining and clustering after it."""
         images = batch["image"]
         codes = self.encoder(self.augment(images))
         # The target is the original image: codes need not encode the augmentation.
@@ -307,8 +308,8 @@ class DeepKMeans(Autoencoder, CanCluster):
         if used >= clusters / 2:
             return None
         return (
-            f"only {used:.1f} of {clusters} centers are nearest to any image of a batch, the others are idle; "
-            f"set model.pretrain=0.5, which places them among the latents"
+            f"only {used:.1f} of {clusters} centers are nearest to any image of a batch. "
+            f"Use model.pretrain=0.5, which initializes the centers from the latents."
         )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ class DenseDenoisingAutoencoderConfig(DenseAutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.noise >= 0, "noise", self.noise, "use 0 or more")
+        require(self.noise >= 0, "noise", self.noise, "must be 0 or more")
 
 
 @register_technique("denoising_autoencoder")

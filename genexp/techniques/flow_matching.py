@@ -47,18 +47,18 @@ VelocityField = Callable[[Tensor, float], Tensor]  # images, time in [0, 1] → 
 
 
 def euler_step(velocity: VelocityField, images: Tensor, time: float, step: float) -> Tensor:
-    """Return the images at `time` + `step`, by the velocity at `time`. First order, one evaluation."""
+    """Return images (batch, ...) at `time` + `step`, by the velocity at `time`. First order, one evaluation."""
     return images + step * velocity(images, time)
 
 
 def midpoint_step(velocity: VelocityField, images: Tensor, time: float, step: float) -> Tensor:
-    """Return the images at `time` + `step`, by the velocity in the middle. Second order, two evaluations."""
+    """Return images (batch, ...) at `time` + `step`, by the velocity in the middle. Second order."""
     middle = images + 0.5 * step * velocity(images, time)
     return images + step * velocity(middle, time + 0.5 * step)
 
 
 def heun_step(velocity: VelocityField, images: Tensor, time: float, step: float) -> Tensor:
-    """Return the images at `time` + `step`, by the mean velocity of both ends. Second order, two evaluations."""
+    """Return images (batch, ...) at `time` + `step`, by the mean velocity of both ends. Second order."""
     start = velocity(images, time)
     end = velocity(images + step * start, time + step)
     return images + 0.5 * step * (start + end)
@@ -102,20 +102,26 @@ class FlowMatchingConfig:
     def __post_init__(self) -> None:
         REGRESSION_LOSSES.check("loss", self.loss, self.loss_options)
         is_valid = self.width > 0 and self.width % NORM_GROUPS == 0
-        require(is_valid, "width", self.width, f"use a multiple of {NORM_GROUPS}")
-        require(self.blocks > 0, "blocks", self.blocks, "use at least 1")
-        require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "use a probability in [0, 1)")
-        require(self.guidance >= 0, "guidance", self.guidance, "use 0 or more")
+        require(is_valid, "width", self.width, f"must be a multiple of {NORM_GROUPS}")
+        require(self.blocks > 0, "blocks", self.blocks, "must be at least 1")
+        require(
+            0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "must be a probability in [0, 1)"
+        )
+        require(self.guidance >= 0, "guidance", self.guidance, "must be 0 or more")
         for key, table in (("time_distribution", TIME_DISTRIBUTIONS), ("sampler", SAMPLERS)):
             value = getattr(self, key)
-            require(value in table, key, value, f"choose one of {', '.join(table)}")
+            require(value in table, key, value, f"must be one of {', '.join(table)}")
         counts = self.compared_evaluations
-        require(all(count > 0 for count in counts), "compared_evaluations", counts, "use counts of at least 1")
+        require(all(count > 0 for count in counts), "compared_evaluations", counts, "must be counts of at least 1")
         per_step = SAMPLERS[self.sampler].evaluations
         is_valid = self.function_evaluations > 0 and self.function_evaluations % per_step == 0
-        remedy = "use at least 1" if per_step == 1 else f"use a multiple of {per_step} with sampler={self.sampler}"
-        require(is_valid, "function_evaluations", self.function_evaluations, remedy)
-        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
+        rule = (
+            "must be at least 1"
+            if per_step == 1
+            else f"must be a multiple of {per_step} with sampler={self.sampler}"
+        )
+        require(is_valid, "function_evaluations", self.function_evaluations, rule)
+        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "must be 6 or more")
 
 
 @register_technique("flow_matching")
@@ -151,6 +157,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         return (GradientPhase("velocity", self.network, self.loss),)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the loss (scalar) of the velocity at random times on straight paths from noise to images."""
         images = 2 * batch["image"] - 1
         noise = torch.randn_like(images)
         if self.config.optimal_transport:
@@ -207,7 +214,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         return ((images + 1) / 2).clamp(0, 1)
 
     def cycle_labels(self, count: int) -> Tensor:
-        """Return the classes of `count` images: 0, 1, …, over and over, or the null class without classes."""
+        """Return the classes of `count` images, int64 (count,): 0, 1, … cyclically, or the null class alone."""
         return torch.arange(count, device=self.network.stem.weight.device) % max(1, self.num_classes)
 
     def draw_noise(self, count: int) -> Tensor:
@@ -254,7 +261,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
             return None
         return (
             f"guidance is too strong: precision is above {HIGH_PRECISION}, but samples cover few of the "
-            f"real images (recall below {LOW_RECALL}). Lower model.guidance."
+            f"real images (recall below {LOW_RECALL}). Use a smaller model.guidance."
         )
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:

@@ -24,8 +24,8 @@ class GANConfig(BaseGANConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
+        require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "must be positive integers")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be a probability in [0, 1)")
 
 
 @register_technique("gan")

@@ -57,16 +57,16 @@ class KMeansConfig:
     batch_size: int | None  # that of the trainer; None: Lloyd's algorithm on all points
 
     def __post_init__(self) -> None:
-        require(self.clusters > 0, "clusters", self.clusters, "use at least 1")
+        require(self.clusters > 0, "clusters", self.clusters, "must be at least 1")
         is_known = self.init in (*INIT_METHODS, "uniform") or self.init.endswith(".npy")
-        choices = f"choose one of {', '.join(INIT_METHODS)}, uniform, or give a file of centers (.npy)"
+        choices = f"must be one of {', '.join(INIT_METHODS)}, uniform, or a .npy file of centers"
         require(is_known, "init", self.init, choices)
-        require(self.n_init > 0, "n_init", self.n_init, "use at least 1")
+        require(self.n_init > 0, "n_init", self.n_init, "must be at least 1")
         is_enough = self.init_samples is None or self.init_samples >= self.clusters
         require(
-            is_enough, "init_samples", self.init_samples, "use at least model.clusters, or null for all points"
+            is_enough, "init_samples", self.init_samples, "must be at least model.clusters, or null for all points"
         )
-        require(self.tolerance >= 0, "tolerance", self.tolerance, "use 0 or more")
+        require(self.tolerance >= 0, "tolerance", self.tolerance, "must be 0 or more")
 
 
 @register_technique("kmeans")
@@ -94,8 +94,8 @@ class KMeans(Technique, CanCluster):
         features = prod(spec.get_shape(self.stream_name))
         if config.clusters > spec.train_size:
             raise ConfigError(
-                f"model.clusters={config.clusters} exceeds the {spec.train_size} points; "
-                f"lower it or choose a larger data set"
+                f"model.clusters={config.clusters}: exceeds the {spec.train_size} training points. "
+                f"Use a smaller value, or a larger data set."
             )
         # Assignment step of `_assigned_starts`, int64 (starts,). Its bounds are found again after a resume.
         self._assignment: ExhaustiveAssignment | None = None
@@ -195,7 +195,10 @@ class KMeans(Technique, CanCluster):
         self.inertia[starts] = inertia.clamp(min=0).to(self.inertia)
 
     def minibatch_step(self, batch: Batch, clock: Clock) -> Metrics:
-        """Move each center to the mean of all points ever assigned to it, including those of `batch`."""
+        """Move each center to the mean of all points ever assigned to it, including those of `batch`.
+
+        Returns metrics: name → scalar.
+        """
         points = self._flatten(batch)
         old_centers = self.centers - self.origin
         batch_sums = assign([points], old_centers, len(points))
@@ -311,13 +314,13 @@ def _load_centers(config: KMeansConfig, features: int) -> Tensor:
         centers = torch.from_numpy(np.array(array)).float() if shape == (config.clusters, features) else None
     except (OSError, ValueError, TypeError, EOFError, AttributeError) as error:
         raise ConfigError(
-            f"model.init={config.init} cannot be read as centers ({error}); give a .npy file"
+            f"model.init={config.init}: not readable as centers ({error}). Use a .npy file."
         ) from None
     if centers is None:
         raise ConfigError(
-            f"model.init={config.init} has shape {shape} where model.clusters and the data set "
-            f"ask for {(config.clusters, features)}; give a file of that shape"
+            f"model.init={config.init}: has shape {shape}, not (model.clusters, features) = "
+            f"{(config.clusters, features)}. Use a file of that shape."
         )
     if not centers.isfinite().all():
-        raise ConfigError(f"model.init={config.init} holds NaN or infinite numbers; give a file of finite ones")
+        raise ConfigError(f"model.init={config.init}: contains NaN or infinity. Use a file of finite numbers.")
     return centers

@@ -47,8 +47,8 @@ class Pix2PixConfig(TranslationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.l1_weight >= 0, "l1_weight", self.l1_weight, "use 0 or more")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "use a probability in [0, 1)")
+        require(self.l1_weight >= 0, "l1_weight", self.l1_weight, "must be 0 or more")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be a probability in [0, 1)")
 
 
 @register_technique("pix2pix")
@@ -81,6 +81,7 @@ class Pix2Pix(Technique, CanTranslate):
         )
 
     def generator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the adversarial loss plus the weighted L1 distance to the targets (scalar)."""
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
         fake = self.generator(inputs)
         adversarial = self.adversarial_loss.generator_loss(
@@ -90,6 +91,7 @@ class Pix2Pix(Technique, CanTranslate):
         return adversarial + self.config.l1_weight * l1, detach_metrics(adversarial=adversarial, l1=l1 / 2)
 
     def discriminator_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the loss of the discriminator (scalar) on pairs with real and with translated images."""
         inputs, target = to_signed_range(batch["input"]), to_signed_range(batch["target"])
         with torch.no_grad():  # this loss has no gradient for the generator
             fake = self.generator(inputs)

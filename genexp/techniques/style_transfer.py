@@ -64,15 +64,15 @@ class StyleTransferConfig:
             known = LAYER_CHANNELS[choose_depth(self.weights)]
             last = [name for name in known if name.startswith("conv")][-1].removeprefix("conv_")
             is_valid = bool(layers) and set(layers) <= set(known)
-            require(is_valid, key, layers, f"name layers such as conv_4, relu_4 or pool_4, up to {last}")
+            require(is_valid, key, layers, f"must be layers such as conv_4, relu_4 or pool_4, up to {last}")
         for key in ("content_weight", "style_weight", "variation_weight"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
         is_valid = bool(self.scales) and all(0 < scale <= 1 for scale in self.scales) and self.scales[-1] == 1
-        require(is_valid, "scales", self.scales, "use parts of the size in (0, 1], the last one 1")
-        require(self.pooling in POOLINGS, "pooling", self.pooling, f"choose one of {', '.join(POOLINGS)}")
+        require(is_valid, "scales", self.scales, "must be fractions of the size in (0, 1], the last one 1")
+        require(self.pooling in POOLINGS, "pooling", self.pooling, f"must be one of {', '.join(POOLINGS)}")
         choices = ", ".join(COLOR_MODES)
         require(
-            self.preserve_color in COLOR_MODES, "preserve_color", self.preserve_color, f"choose one of {choices}"
+            self.preserve_color in COLOR_MODES, "preserve_color", self.preserve_color, f"must be one of {choices}"
         )
 
 
@@ -192,6 +192,7 @@ class StyleTransfer(Technique, CanStylize):
             scale.set_targets(self.features, resize(content, scale.size), resize(style, size))
 
     def loss(self, batch: Batch, clock: Clock, *, scale_index: int = -1) -> tuple[Tensor, Metrics]:
+        """Return the weighted sum (scalar) of content, style and variation losses at one of the scales."""
         losses = self._compute_losses(self._get_scale_losses()[scale_index])
         return losses.pop("loss"), detach_metrics(**losses)
 
@@ -230,8 +231,8 @@ class StyleTransfer(Technique, CanStylize):
         if self.config.weights != "random":
             return None
         return (
-            "model.weights=random: untrained filters transfer colors and textures, but know no objects; "
-            f"for the real thing set model.weights=hed (after `{HED_INSTALL_COMMAND}`) or imagenet"
+            "model.weights=random: untrained filters transfer colors and textures only. "
+            f"Use model.weights=hed (after `{HED_INSTALL_COMMAND}`) or imagenet for objects."
         )
 
     def _get_scale_losses(self) -> list[ScaleLoss]:

@@ -84,23 +84,23 @@ class VAEConfig:
             ("pixels", BINARIZATIONS),
         ):
             value = getattr(self, key)
-            require(value in choices, key, value, f"choose one of {', '.join(choices)}")
+            require(value in choices, key, value, f"must be one of {', '.join(choices)}")
         check_networks(self, "encoder", "decoder")
         PIXEL_LIKELIHOODS.check("likelihood", self.likelihood, self.likelihood_options)
-        require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "use positive widths")
+        require(bool(self.hidden) and min(self.hidden) > 0, "hidden", self.hidden, "must be positive integers")
         is_valid = bool(self.channels) and min(self.channels) > 0
-        require(is_valid, "channels", self.channels, "use positive numbers")
+        require(is_valid, "channels", self.channels, "must be positive integers")
         for key, minimum in (("latent", 1), ("blocks", 1), ("importance_samples", 1)):
-            require(getattr(self, key) >= minimum, key, getattr(self, key), f"use at least {minimum}")
+            require(getattr(self, key) >= minimum, key, getattr(self, key), f"must be at least {minimum}")
         for key in ("beta", "total_correlation", "kl_warmup_epochs", "free_bits"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
         is_density = self.likelihood != "bernoulli"
-        remedy = "use bernoulli for bits, or model.pixels=gray"
-        require(not (is_density and self.pixels != "gray"), "likelihood", self.likelihood, remedy)
+        rule = "must be bernoulli unless model.pixels=gray"
+        require(not (is_density and self.pixels != "gray"), "likelihood", self.likelihood, rule)
         if self.importance_samples > 1:
             for key, neutral in (("free_bits", 0), ("total_correlation", 1)):
                 value = getattr(self, key)
-                require(value == neutral, key, value, f"use {neutral} with model.importance_samples above 1")
+                require(value == neutral, key, value, f"must be {neutral} if model.importance_samples is above 1")
 
 
 @register_technique("vae")
@@ -143,6 +143,7 @@ class VariationalAutoencoder(
         return self.likelihood.log_prob(promote_to_float32(self.decoder(latents)), images)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the negative bound (scalar) on the log-likelihood, in nats per image."""
         images = self.select_pixels(batch["image"])
         mean, log_variance = self.posterior(images)
         if self.config.importance_samples > 1:
@@ -230,8 +231,8 @@ class VariationalAutoencoder(
         if metrics["kl"] >= COLLAPSE_NATS:
             return None
         return (
-            f"posterior collapse: the KL divergence is {metrics['kl']:.2g} nats per image, so the latents carry "
-            f"no information; lower model.beta, or raise model.kl_warmup_epochs or model.free_bits"
+            f"posterior collapse: the KL divergence is {metrics['kl']:.2g} nats per image, so the latents contain "
+            f"no information. Use a smaller model.beta, or a larger model.kl_warmup_epochs or model.free_bits."
         )
 
     def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:

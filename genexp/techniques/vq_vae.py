@@ -70,23 +70,27 @@ class VQVAEConfig:
     evaluation_samples: int  # generated images per evaluation
 
     def __post_init__(self) -> None:
-        require(bool(self.channels) and min(self.channels) > 0, "channels", self.channels, "use positive numbers")
-        require(self.blocks >= 0, "blocks", self.blocks, "use 0 or more")
+        require(
+            bool(self.channels) and min(self.channels) > 0, "channels", self.channels, "must be positive integers"
+        )
+        require(self.blocks >= 0, "blocks", self.blocks, "must be 0 or more")
         RECONSTRUCTION_LOSSES.check("loss", self.loss, self.loss_options)
         choices = ", ".join(QUANTIZERS)
-        require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"choose one of {choices}")
-        require(self.codes > 1, "codes", self.codes, "use at least 2")
+        require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"must be one of {choices}")
+        require(self.codes > 1, "codes", self.codes, "must be at least 2")
         for key in ("code_size", "prior_width", "prior_layers", "prior_heads"):
-            require(getattr(self, key) > 0, key, getattr(self, key), "use at least 1")
+            require(getattr(self, key) > 0, key, getattr(self, key), "must be at least 1")
         for key in ("commitment", "restart_threshold"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
-        require(0 <= self.decay < 1, "decay", self.decay, "use a value in [0, 1)")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
+        require(0 <= self.decay < 1, "decay", self.decay, "must be in [0, 1)")
         is_valid = bool(self.levels) and min(self.levels) > 2
-        require(is_valid, "levels", self.levels, "give numbers of 3 or more")
-        require(0 < self.prior_start < 1, "prior_start", self.prior_start, "use a part of the run, 0 < x < 1")
+        require(is_valid, "levels", self.levels, "must be integers of 3 or more")
+        require(
+            0 < self.prior_start < 1, "prior_start", self.prior_start, "must be a fraction of the run in (0, 1)"
+        )
         is_valid = self.prior_width % self.prior_heads == 0
-        require(is_valid, "prior_width", self.prior_width, f"use a multiple of prior_heads={self.prior_heads}")
-        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "use 6 or more")
+        require(is_valid, "prior_width", self.prior_width, f"must be a multiple of prior_heads={self.prior_heads}")
+        require(self.evaluation_samples > 5, "evaluation_samples", self.evaluation_samples, "must be 6 or more")
 
 
 @register_technique("vq_vae")
@@ -167,6 +171,7 @@ class VQVAE(Technique, CanSample, CanReconstruct):
         return codes
 
     def autoencoder_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the reconstruction loss plus the loss of the quantizer (scalar), and update its codes."""
         images = batch["image"]
         vectors = self.encode_vectors(images)
         quantization = self.quantizer(vectors)
@@ -179,6 +184,7 @@ class VQVAE(Technique, CanSample, CanReconstruct):
         return reconstruction + quantization.loss, metrics
 
     def prior_loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the negative log-likelihood (scalar) of the codes, in nats per code."""
         with torch.no_grad():
             codes = self.encode_codes(batch["image"])
         return self.prior_nll(codes).mean(), {}
@@ -231,10 +237,14 @@ class VQVAE(Technique, CanSample, CanReconstruct):
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         if metrics.get("test/codes_used", 1.0) >= MIN_CODES_USED:
             return None
-        remedy = (
-            "model.levels" if self.config.quantizer == "fsq" else "model.codes, or raise model.restart_threshold"
+        setting = (
+            "model.levels"
+            if self.config.quantizer == "fsq"
+            else "model.codes, or a larger model.restart_threshold"
         )
-        return f"most codes are dead: test images use less than {MIN_CODES_USED:.0%} of them. Lower {remedy}."
+        return (
+            f"most codes are dead: test images use less than {MIN_CODES_USED:.0%} of them. Use smaller {setting}."
+        )
 
     def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
         return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}

@@ -22,15 +22,15 @@ class WassersteinGANConfig(ConvGANConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.penalty >= 0, "penalty", self.penalty, "use 0 or more")
-        require(self.critic_steps > 0, "critic_steps", self.critic_steps, "use at least 1")
+        require(self.penalty >= 0, "penalty", self.penalty, "must be 0 or more")
+        require(self.critic_steps > 0, "critic_steps", self.critic_steps, "must be at least 1")
         # The penalty is on the gradient at each image. Batch norm would make it depend on the other images.
         is_per_sample_norm = self.discriminator_norm != "batch"
         require(
             is_per_sample_norm,
             "discriminator_norm",
             self.discriminator_norm,
-            "choose one of none, layer, spectral",
+            "must be none, layer or spectral",
         )
 
 

@@ -115,9 +115,9 @@ class CapturedStep:
         self._graph.warm_up(lambda: metrics.update(self._step_function(batch, tracking_clock)))
         self._warmup_count += 1
         if vars(tracking_clock).get("is_step_read"):
-            self._fall_back_to_eager("the loss depends on the step")
+            self._fall_back_to_eager("the loss depends on the step number")
         elif not torch.equal(rng_state, torch.default_generator.get_state()):
-            self._fall_back_to_eager("it draws random numbers on the processor")
+            self._fall_back_to_eager("a step draws random numbers on the CPU")
         return metrics
 
     def _capture(self, batch: Batch, clock: Clock) -> Batch | None:
@@ -127,11 +127,11 @@ class CapturedStep:
             self._graph.capture(lambda: self._static_metrics.update(self._step_function(static_batch, clock)))
         except RuntimeError as error:
             self._fall_back_to_eager(
-                f"CUDA cannot record it ({next(iter(str(error).splitlines()), type(error).__name__)})"
+                f"CUDA cannot capture it ({next(iter(str(error).splitlines()), type(error).__name__)})"
             )
             return None
         return static_batch
 
     def _fall_back_to_eager(self, reason: str) -> None:
         self._is_eager = True
-        log.warning("trainer.capture=true: a step is done as it is, since %s", reason)
+        log.warning("trainer.capture=true: steps run without a CUDA graph, because %s", reason)

@@ -123,7 +123,7 @@ class Learner:
         """Share each later step with the other ranks of `group`. All ranks end a step with the same weights."""
         self._group = group
         if self._graph_factory is not None and not group.is_single_process:
-            log.warning("trainer.capture=true has no effect: several processes share each step")
+            log.warning("trainer.capture=true: no effect, because several processes share each step")
         self._loss_functions = {
             phase.name: group.wrap_loss(phase, should_sync_batch_norm=self.technique.should_sync_batch_norm)
             for phase in self.phases
@@ -141,9 +141,10 @@ class Learner:
         return {loss: phase for phase, loss in self.loss_name_by_phase.items()}
 
     def step(self, batch: Batch, train_batches: Batches, clock: Clock) -> Metrics:
-        """Run every phase that is due at `clock`, in order, and return their metrics.
+        """Run every phase that is due at `clock`, in order, and return their metrics: name → scalar.
 
-        `train_batches` is the training split, for phases with `is_full_batch`.
+        `batch` is stream name → (batch, ...). `train_batches` is the training split, for phases with
+        `is_full_batch`.
         """
         due_phases = tuple(p for p in self.phases if clock.step % p.every == 0 and p.is_active(clock))
         for phase in due_phases:
@@ -171,14 +172,14 @@ class Learner:
     def _select_graph_factory(self) -> Callable[[], StepGraph] | None:
         """Return a function that creates graphs, or log a warning and return None if no step can be captured."""
         factory = get_graph_factory(self.device)
-        obstacle = None if factory else f"device={self.device.type} has no graphs"
+        obstacle = None if factory else f"device={self.device.type} does not support graphs"
         if any(isinstance(phase, ClosedFormPhase) for phase in self.phases):
-            obstacle = "a phase of this model refits, and is no chain of kernels"
+            obstacle = "the model has a closed-form phase"
         obstacle = obstacle or next(
             filter(None, map(find_capture_obstacle, self.optimizer_configs.values())), None
         )
         if obstacle:
-            log.warning("trainer.capture=true has no effect: %s", obstacle)
+            log.warning("trainer.capture=true: no effect, because %s", obstacle)
         return None if obstacle else factory
 
     def _get_captured_step(
@@ -275,8 +276,8 @@ class Learner:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"the checkpoint is not one of this model and optimizer ({reason}); "
-                f"undo what was changed in the run's config.yaml"
+                f"the checkpoint does not match the model and optimizer ({reason}). "
+                f"Restore the config.yaml of the run."
             ) from None
 
     def reset_ema(self) -> None:

@@ -53,11 +53,13 @@ class OptimizerConfig:
     decay_start: float  # fraction of the run, in [0, 1), after which the decay begins
 
     def __post_init__(self) -> None:
-        require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "use a positive learning rate")
+        require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "must be positive and finite")
         choices = ", ".join(SCHEDULES)
-        require(self.schedule in SCHEDULES, "schedule", self.schedule, f"choose one of {choices}")
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
-        require(0 <= self.decay_start < 1, "decay_start", self.decay_start, "use a part of the run, 0 <= x < 1")
+        require(self.schedule in SCHEDULES, "schedule", self.schedule, f"must be one of {choices}")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "must be 0 or more")
+        require(
+            0 <= self.decay_start < 1, "decay_start", self.decay_start, "must be a fraction of the run in [0, 1)"
+        )
 
     def to_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments for the torch optimizer."""
@@ -73,7 +75,7 @@ class WeightDecayConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be 0 or more")
 
 
 @dataclass
@@ -85,10 +87,10 @@ class AdamConfig(WeightDecayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.betas) == 2, "betas", list(self.betas), "give two values")
+        require(len(self.betas) == 2, "betas", list(self.betas), "must be two values")
         self.betas = (float(self.betas[0]), float(self.betas[1]))
-        require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "use values in [0, 1)")
-        require(self.eps > 0, "eps", self.eps, "use a positive value")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", list(self.betas), "must be values in [0, 1)")
+        require(self.eps > 0, "eps", self.eps, "must be positive")
 
 
 @dataclass
@@ -100,9 +102,9 @@ class SGDConfig(WeightDecayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.momentum >= 0, "momentum", self.momentum, "use 0 or more")
+        require(self.momentum >= 0, "momentum", self.momentum, "must be 0 or more")
         is_valid = self.momentum > 0 or not self.nesterov
-        require(is_valid, "nesterov", self.nesterov, "use false, or a positive momentum")
+        require(is_valid, "nesterov", self.nesterov, "must be false unless momentum is positive")
 
 
 @dataclass
@@ -115,9 +117,9 @@ class RMSpropConfig(WeightDecayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.alpha < 1, "alpha", self.alpha, "use a value in [0, 1)")
-        require(self.eps > 0, "eps", self.eps, "use a positive value")
-        require(self.momentum >= 0, "momentum", self.momentum, "use 0 or more")
+        require(0 <= self.alpha < 1, "alpha", self.alpha, "must be in [0, 1)")
+        require(self.eps > 0, "eps", self.eps, "must be positive")
+        require(self.momentum >= 0, "momentum", self.momentum, "must be 0 or more")
 
 
 @dataclass
@@ -129,8 +131,8 @@ class AdadeltaConfig(WeightDecayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.rho < 1, "rho", self.rho, "use a value in [0, 1)")
-        require(self.eps > 0, "eps", self.eps, "use a positive value")
+        require(0 <= self.rho < 1, "rho", self.rho, "must be in [0, 1)")
+        require(self.eps > 0, "eps", self.eps, "must be positive")
 
 
 @dataclass
@@ -143,10 +145,12 @@ class LBFGSConfig(OptimizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.max_iter > 0, "max_iter", self.max_iter, "use at least 1")
-        require(self.history_size > 0, "history_size", self.history_size, "use at least 1")
+        require(self.max_iter > 0, "max_iter", self.max_iter, "must be at least 1")
+        require(self.history_size > 0, "history_size", self.history_size, "must be at least 1")
         choices = (None, "strong_wolfe")
-        require(self.line_search_fn in choices, "line_search_fn", self.line_search_fn, "use null or strong_wolfe")
+        require(
+            self.line_search_fn in choices, "line_search_fn", self.line_search_fn, "must be null or strong_wolfe"
+        )
 
 
 @dataclass(frozen=True)
@@ -187,24 +191,22 @@ class OptimizerPlan:
         """Raise ConfigError where an override is for a phase that is not in `names`."""
         for phase in self.phase_configs:
             if phase not in names:
-                raise ConfigError(
-                    f"optimizer.{phase} names no phase of this model; {suggest_choice(phase, names)}"
-                )
+                raise ConfigError(f"optimizer.{phase}: unknown phase. {suggest_choice(phase, names)}")
 
 
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     """Bind the `optimizer` config group: shared settings, and overrides by phase. Raises ConfigError."""
     name = node["name"]
     if name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer.name={name} is no optimizer; {suggest_choice(str(name), OPTIMIZERS)}")
+        raise ConfigError(f"optimizer.name={name}: unknown optimizer. {suggest_choice(str(name), OPTIMIZERS)}")
     config_class = OPTIMIZERS[name].config_class
     overrides_by_phase = {str(key): value for key, value in node.items() if isinstance(value, Mapping)}
     shared = {str(key): value for key, value in node.items() if key not in overrides_by_phase}
     for phase, overrides in overrides_by_phase.items():
         if "name" in overrides:
             raise ConfigError(
-                f"optimizer.{phase}.name={overrides['name']}: all phases have the one of optimizer=NAME; "
-                f"leave it out"
+                f"optimizer.{phase}.name={overrides['name']}: all phases have the same optimizer. "
+                f"Remove it, and use optimizer=NAME."
             )
     return OptimizerPlan(
         bind(config_class, shared, "optimizer"),
@@ -220,7 +222,7 @@ def find_capture_obstacle(config: OptimizerConfig) -> str | None:
     if OPTIMIZERS[config.name].is_capturable:
         return None
     capturable_names = " or ".join(name for name, spec in OPTIMIZERS.items() if spec.is_capturable)
-    return f"optimizer={config.name} cannot be part of a graph; choose {capturable_names}"
+    return f"optimizer={config.name} cannot be captured (use {capturable_names})"
 
 
 def build_optimizer(
@@ -242,7 +244,7 @@ def build_joint_optimizer(
 ) -> torch.optim.Optimizer:
     """Return one optimizer of several parameter groups, `configs[i]` for `param_groups[i]`.
 
-    All configurations name the same optimizer.
+    Parameters may have any shape. All configurations name the same optimizer.
     """
     spec = OPTIMIZERS[configs[0].name]
     is_fused_supported = all(

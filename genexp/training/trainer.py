@@ -54,25 +54,25 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         self.objective = self.objective.removeprefix("test/")
-        require(self.epochs > 0, "epochs", self.epochs, "use at least 1")
+        require(self.epochs > 0, "epochs", self.epochs, "must be at least 1")
         for key in ("max_steps", "time_budget", "batch_size", "gradient_clip"):
             value = getattr(self, key)
-            require(value is None or value > 0, key, value, "use a positive value, or null")
+            require(value is None or value > 0, key, value, "must be positive, or null")
         for key in ("evaluate_every", "preview_every", "checkpoint_every", "checkpoint_spacing"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "use 0 or more")
-        require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "keep at least 1")
-        require(0 <= self.ema < 1, "ema", self.ema, "use a decay in [0, 1); 0 keeps no average")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
+        require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+        require(0 <= self.ema < 1, "ema", self.ema, "must be a decay in [0, 1), or 0 for no average")
         precisions = (*AUTO_PRECISIONS, *PRECISIONS)
         require(
-            self.precision in precisions, "precision", self.precision, f"choose one of {', '.join(precisions)}"
+            self.precision in precisions, "precision", self.precision, f"must be one of {', '.join(precisions)}"
         )
-        require(self.direction in ("min", "max"), "direction", self.direction, "use min or max")
-        require(self.video in VIDEO_FORMATS, "video", self.video, f"choose one of {', '.join(VIDEO_FORMATS)}")
+        require(self.direction in ("min", "max"), "direction", self.direction, "must be min or max")
+        require(self.video in VIDEO_FORMATS, "video", self.video, f"must be one of {', '.join(VIDEO_FORMATS)}")
         require(
             can_encode(self.video),
             "video",
             self.video,
-            "install its encoder: pip install 'genexp[video]', or use gif",
+            "requires an encoder. Run `pip install 'genexp[video]'`, or use gif",
         )
 
     @property
@@ -99,7 +99,10 @@ class BatchSource(Protocol):
         ...
 
     def iter_batches(self, first_step: int) -> Iterator[Batch]:
-        """Return the endless sequence of batches of steps `first_step` (1-based), `first_step` + 1, …"""
+        """Return the endless sequence of batches of steps `first_step` (1-based), `first_step` + 1, …
+
+        A batch is stream name → (batch, ...).
+        """
         ...
 
 
@@ -351,8 +354,8 @@ class SnapshotBuilder:
             first_nonfinite = int(np.flatnonzero(~np.isfinite(curve.values))[0])
             value, step = curve.values[first_nonfinite], curve.steps[first_nonfinite]
             raise DivergenceError(
-                f"the {loss} of phase {phase} became {value} at step {step}; "
-                f"lower optimizer.lr or set trainer.gradient_clip=1"
+                f"the {loss} of phase {phase} became {value} at step {step}. "
+                f"Use a smaller optimizer.lr, or trainer.gradient_clip=1."
             )
 
     def _is_checkpoint_due(self, clock: Clock) -> bool:
@@ -365,8 +368,8 @@ class SnapshotBuilder:
             # A step with a finite loss can still produce non-finite weights.
             if weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise DivergenceError(
-                    f"{name} became NaN or infinite by step {clock.step}; "
-                    f"lower optimizer.lr or set trainer.gradient_clip=1"
+                    f"{name} became NaN or infinite by step {clock.step}. "
+                    f"Use a smaller optimizer.lr, or trainer.gradient_clip=1."
                 )
         return {"step": clock.step, "epoch": clock.epoch, **self.learner.state_dict()}
 

@@ -40,34 +40,39 @@ Rows = list[PairedComparison]
 def main() -> None:
     """Run the suites named on the command line."""
     parser = argparse.ArgumentParser(
-        prog="benchmark", description="Measure genexp against rivals on the same work, in turn."
+        prog="benchmark", description="Measure genexp and other programs on the same work, in alternating rounds."
     )
     parser.add_argument("suite", nargs="+", choices=sorted(SUITES))
     parser.add_argument(
-        "--rounds", type=_parse_count, help="paired rounds; medians are quoted (5; with --check 1)"
+        "--rounds",
+        type=_parse_count,
+        help="paired rounds, of which medians are reported (default: 5; with --check 1)",
     )
     parser.add_argument(
         "--only", nargs="+", choices=command.PARTS, default=(), metavar="PART",
         help=f"parts of the suite command: {', '.join(command.PARTS)}",
     )  # fmt: skip
     parser.add_argument(
-        "--clock", choices=clock.CLOCKS, default="wall", help="processor: of one thread, where the machine is busy"
+        "--clock",
+        choices=clock.CLOCKS,
+        default="wall",
+        help="processor measures the time of one thread, for a busy machine",
     )
     parser.add_argument("--json", type=_parse_output_path, help="also write the figures to this file")
     parser.add_argument("--store", action="store_true", help="store the results and update scripts/README.md")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="compare with the stored results; exit code 1 if a gain fell by a tenth",
+        help="compare with the stored results; exit code 1 if a ratio fell by more than a tenth",
     )
     parser.add_argument(
-        "--figure", type=_parse_output_path, help="also draw what the scaling suite found to this file"
+        "--figure", type=_parse_output_path, help="also plot the results of the suite scaling to this file"
     )
     options = parser.parse_args()
     if options.figure and "scaling" not in options.suite:
-        parser.error("--figure draws what the suite scaling finds; add scaling")
+        parser.error("--figure: requires the suite scaling. Add it.")
     if options.only and options.suite != ["command"]:
-        parser.error("--only chooses parts of the suite command; leave out the other suites")
+        parser.error("--only: applies to the suite command. Remove the other suites.")
     rounds = options.rounds or (1 if options.check else 5)
     clock.select_clock(options.clock)
     device = torch.device("cpu")
@@ -92,7 +97,7 @@ def main() -> None:
 
 def _parse_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is no count; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
     return int(text)
 
 
@@ -100,7 +105,7 @@ def _parse_output_path(text: str) -> Path:
     """Return the path if its directory exists. Checked before the measurement, which takes minutes."""
     path = Path(text)
     if path.is_dir() or not path.resolve().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written; give a file in a folder that exists")
+        raise argparse.ArgumentTypeError(f"{text} is not a file in an existing directory")
     return path
 
 
@@ -109,7 +114,7 @@ def _run_suite(suite: str, rounds: int, parts: tuple[str, ...] = ()) -> dict[str
     module, packages = SUITES[suite]
     for package in packages:
         if find_spec(package) is None:
-            sys.exit(f"benchmark: {suite} needs {package}; pip install 'genexp[benchmark]'")
+            sys.exit(f"benchmark: {suite}: requires the package {package}. Run `pip install 'genexp[benchmark]'`.")
     print(f"measuring {suite} …", file=sys.stderr)
     logging.disable(logging.WARNING)
     try:

@@ -136,7 +136,7 @@ def _write_images(name: str, scratch: Path) -> Path:
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """Write an array of values below 256 in the format of MNIST."""
+    """Write an array (of any shape) of values below 256 in the IDX format of MNIST."""
     header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 

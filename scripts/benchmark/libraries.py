@@ -87,7 +87,10 @@ def build_tasks(images: int = 500, samples: int = 5000) -> dict[str, Task]:
 
 
 def compute_scores_with_sklearn(real: Tensor, fake: Tensor) -> dict[str, float]:
-    """Return the scores as the reference code of Naeem et al. 2020 computes them, from whole distance matrices."""
+    """Return the scores as the reference code of Naeem et al. 2020 computes them, from whole distance matrices.
+
+    `real` and `fake` are features (samples, features).
+    """
     from sklearn.metrics import pairwise_distances
 
     def find_radii(samples: Tensor) -> np.ndarray:
@@ -105,7 +108,10 @@ def compute_scores_with_sklearn(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 
 def compute_frechet_with_scipy(real: Tensor, fake: Tensor) -> float:
-    """Return the distance as the reference code of Heusel et al. 2017 computes it, by a matrix square root."""
+    """Return the distance as the reference code of Heusel et al. 2017 computes it, by a matrix square root.
+
+    `real` and `fake` are features (samples, features).
+    """
     from scipy.linalg import sqrtm
 
     covariances = [np.cov(samples.numpy(), rowvar=False) for samples in (real, fake)]

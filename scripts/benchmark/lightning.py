@@ -62,7 +62,10 @@ class _FitTimer(lightning.Callback):
 def measure_lightning(
     phases: list[ReferencePhase], images: Tensor, batch_size: int, steps: int, root_dir: Path
 ) -> float:
-    """Return the images/s of `steps` steps with the Trainer's defaults. Its files go to `root_dir`."""
+    """Return the images/s of `steps` steps with the defaults of Lightning's Trainer, which writes to `root_dir`.
+
+    `images` is uint8 (samples, channels, height, width).
+    """
     loader = DataLoader(TensorDataset(images.float() / 255), batch_size=batch_size, shuffle=True, drop_last=True)
     timer = _FitTimer()
     trainer = lightning.Trainer(

@@ -41,7 +41,7 @@ class StepTimer:
         return self.run.data.batch_source.steps_per_epoch
 
     def iter_batches(self, first_step: int) -> Iterator[Batch]:
-        """Yield batches. The trainer requests the next batch after it has recorded a snapshot."""
+        """Yield batches, stream name → (batch, ...). The trainer requests one after it has recorded a snapshot."""
         self._started_at = read_seconds()
         for batch in self.run.data.batch_source.iter_batches(first_step):
             snapshot_count = len(self.snapshots)

@@ -1,6 +1,6 @@
 """An ensemble of sixteen seeds, against the same jobs one after the other and in parallel with joblib.
 
-Steps with their batches are measured. Recording costs the same in all cases and is left out.
+Steps with their batches are measured. Recording costs the same in all cases and is not measured.
 """
 
 from __future__ import annotations

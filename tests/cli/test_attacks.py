@@ -78,7 +78,7 @@ HYDRA_SETTINGS: tuple[dict[str, Any], ...] = (
 def test_hydra_settings_in_a_run_are_refused(node: dict[str, Any], evil_dir: Path) -> None:
     with (evil_dir / "config.yaml").open("a") as file:
         yaml.safe_dump({"hydra": node}, file)
-    assert_refused_after(resume, "hydra is no key")
+    assert_refused_after(resume, "unknown key hydra")
 
 
 @pytest.mark.parametrize("node", HYDRA_SETTINGS, ids=lambda node: next(iter(node)))
@@ -109,7 +109,7 @@ def assert_refused_after(command: Any, reason: str) -> None:
 def test_pickles_in_place_of_checkpoints_are_not_loaded(evil_dir: Path) -> None:
     for path in (*list_checkpoints(evil_dir), evil_dir / "checkpoints" / "best.pt"):
         path.write_bytes((evil_dir / "x.pt").read_bytes())
-    assert_refused_after(resume, "only checkpoints that cannot be used")
+    assert_refused_after(resume, "no usable checkpoint")
     for main in (sample.main, evaluate.main):
         assert_refused_after(lambda main=main: run_main("genexp-sample", main, "EVIL"), "not loaded")
 
@@ -147,7 +147,7 @@ def test_tools_do_not_write_through_links(program: str, name: str, evil_dir: Pat
 @pytest.mark.parametrize("folder", ["", "."])
 def test_a_run_does_not_write_over_files_of_others(folder: str, evil_dir: Path) -> None:
     Path("metrics.jsonl").write_text("of the user")
-    assert_refused_after(lambda: run_genexp(*TINY_RUN, f"hydra.run.dir={folder}"), "files of others")
+    assert_refused_after(lambda: run_genexp(*TINY_RUN, f"hydra.run.dir={folder}"), "contains other files")
 
 
 def test_pickled_results_in_a_resumed_sweep_are_not_loaded(

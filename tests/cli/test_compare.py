@@ -80,7 +80,7 @@ def test_seeds_are_averaged_and_compared_by_a_paired_t_test(sweep_dir: Path) -> 
     assert found is not None
     assert found.p == pytest.approx(ttest_rel(MSE_BY_LEARNING_RATE[0.003], MSE_BY_LEARNING_RATE[0.001]).pvalue)
     assert found.differs
-    assert "more than the noise (paired t-test on 3 common seeds" in run_compare(sweep_dir).stdout
+    assert "significant (paired t-test on 3 common seeds" in run_compare(sweep_dir).stdout
 
 
 def test_insignificant_difference_is_reported_as_noise(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_insignificant_difference_is_reported_as_noise(tmp_path: Path) -> None:
     found = compare([tmp_path]).t_test
     assert found is not None
     assert found.differs is False
-    assert "no more than the noise" in found.text
+    assert "not significant" in found.text
 
 
 def test_t_test_needs_common_seeds(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_t_test_needs_common_seeds(tmp_path: Path) -> None:
     found = compare([tmp_path]).t_test
     assert found is not None
     assert found.differs is None
-    assert "no seeds in common" in found.text
+    assert "no common seeds" in found.text
 
 
 def test_values_implied_by_the_model_have_no_column(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_failed_killed_and_unstarted_runs_are_listed_with_their_state(tmp_path: 
     (tmp_path / "3" / ".hydra").mkdir(parents=True)
     refused = tmp_path / "4"
     (refused / ".hydra").mkdir(parents=True)
-    record_failure(refused, {}, "model.latent=0: use at least 1")
+    record_failure(refused, {}, "model.latent=0: must be at least 1.")
     half = make_run_dir(tmp_path / "5", overrides={"seed": 5})
     (half / "status.json").unlink()
     (half / "config.yaml").write_text("model: [")
@@ -144,8 +144,8 @@ def test_failed_killed_and_unstarted_runs_are_listed_with_their_state(tmp_path: 
     result = run_compare(tmp_path)
     assert result.exit_code == 0
     assert f"1 failed: {diverged}" in result.stdout
-    assert "4 failed: model.latent=0: use at least 1" in result.stdout
-    assert re.search(r"6 damaged: \S+status\.json is damaged", result.stdout)
+    assert "4 failed: model.latent=0: must be at least 1." in result.stdout
+    assert re.search(r"6 damaged: \S+status\.json: damaged", result.stdout)
     assert "killed at 7/40" in result.stdout
 
 
@@ -190,7 +190,7 @@ def test_numbers_are_not_truncated_at_any_width(width: int, tmp_path: Path) -> N
     assert "…" not in out
     assert out.count("0.1235") >= 2
     assert ("-123.5" in out) == (width > 70)
-    assert ("also measured: " in out) == (width == 70)
+    assert ("other metrics: " in out) == (width == 70)
 
 
 def test_csv_and_json_contain_every_run(sweep_dir: Path) -> None:
@@ -222,11 +222,11 @@ def test_invalid_arguments_fail_with_one_line(tmp_path: Path) -> None:
     clusters = {"trainer.objective": "inertia", "model.name": "kmeans"}
     make_run_dir(tmp_path / "runs" / "b", {"inertia": 3.0}, overrides=clusters)
     for arguments, message in (
-        ([tmp_path / "empty"], "holds no run"),
-        ([tmp_path / "absent"], "is no folder"),
-        ([tmp_path / "runs"], "(kmeans: inertia) and a (stacked_autoencoder: mse) have no metric in common"),
+        ([tmp_path / "empty"], "contains no run"),
+        ([tmp_path / "absent"], "not a directory"),
+        ([tmp_path / "runs"], "(kmeans: inertia) and a (stacked_autoencoder: mse). Use runs of the same task"),
         (["--csv", "--json", tmp_path], "not allowed with"),
-        ([], "the following arguments are required: FOLDER"),
+        ([], "the following arguments are required: DIR"),
     ):
         result = run_compare(*arguments)
         assert result.exit_code == 1

@@ -42,14 +42,14 @@ def test_first_step_with_different_metrics_is_reported(tmp_path: Path) -> None:
     ]
     result = run_diff(left, right)
     assert result.exit_code == 0
-    assert "the metrics part at step 17: train/loss is " in result.stdout
-    assert "against 0.5" in result.stdout
-    assert "configuration: the same" in result.stdout
+    assert "metrics differ from step 17: train/loss is " in result.stdout
+    assert " and 0.5" in result.stdout
+    assert "configuration: no difference" in result.stdout
 
 
 def test_identical_runs_have_no_differences(tmp_path: Path) -> None:
     left, right = make_run_dir(tmp_path / "a"), make_run_dir(tmp_path / "b")
-    assert "the metrics are the same at all 40 steps" in run_diff(left, right).stdout
+    assert "metrics are equal at all 40 common steps" in run_diff(left, right).stdout
     content = json.loads(run_diff("--json", left, right).stdout)
     assert content["configuration"] == content["code"] == content["data"] == content["environment"] == {}
 
@@ -60,9 +60,9 @@ def test_invalid_arguments_fail_with_one_line(tmp_path: Path) -> None:
     damaged = make_run_dir(tmp_path / "damaged")
     (damaged / "metrics.jsonl").write_text("{\n")
     for arguments, message in (
-        ([run, tmp_path / "empty"], "is no run's folder"),
+        ([run, tmp_path / "empty"], "not a run directory"),
         ([run], "required: RUN_B"),
-        ([run, damaged], "line 1 is not JSON"),
+        ([run, damaged], "line 1: not JSON"),
     ):
         result = run_diff(*arguments)
         assert (result.exit_code, result.stdout) == (1, "")
@@ -75,7 +75,7 @@ def test_runs_without_a_common_metric_are_reported(tmp_path: Path) -> None:
     left, right = make_run_dir(tmp_path / "a"), make_run_dir(tmp_path / "b", overrides={"model.name": "kmeans"})
     (right / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "split": "train", "inertia": 3.0}\n')
     result = run_diff(left, right)
-    assert "no metric in common: " in result.stdout
+    assert "no common metric: " in result.stdout
     assert "(kmeans) has train/inertia" in result.stdout
 
 
@@ -86,7 +86,7 @@ def test_a_killed_run_can_be_compared(tmp_path: Path) -> None:
     log.write_text(log.read_text()[:500])
     result = run_diff(left, right)
     assert result.exit_code == 0
-    assert "the metrics are the same at all" in result.stdout
+    assert "metrics are equal at all" in result.stdout
 
 
 def test_runs_with_different_seeds_differ_from_step_1(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_runs_with_different_seeds_differ_from_step_1(tmp_path: Path) -> None:
         )
         assert run_genexp(*overrides).exit_code == 0
     assert load_status(tmp_path / "a")["data"] == load_status(tmp_path / "b")["data"]
-    assert "the metrics are the same" in run_diff(tmp_path / "a", tmp_path / "b").stdout
-    assert "the metrics part at step 1:" in run_diff(tmp_path / "a", tmp_path / "c").stdout
+    assert "metrics are equal" in run_diff(tmp_path / "a", tmp_path / "b").stdout
+    assert "metrics differ from step 1:" in run_diff(tmp_path / "a", tmp_path / "c").stdout
 
 
 def test_diff_does_not_import_torch(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_input_images_are_reconstructed_under_their_own_names(
     result = run_tool(sample.main, vae_run_dir, "reconstructions", "--input", image_dir, "--output", tmp_path)
     folder = tmp_path / "reconstructions"
     assert result.stdout.splitlines() == [f"{folder}.png", str(folder)]
-    assert result.stderr.startswith("left out: ")
-    assert "broken.png cannot be read" in result.stderr
+    assert result.stderr.startswith("skipped: ")
+    assert "broken.png: not readable as an image" in result.stderr
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
     assert found == ["gray.gif.png", "gray.png.png", "more/red.png", "red.png"]
     with Image.open(folder / "red.png") as image:
@@ -255,16 +255,16 @@ def test_help_lists_all_output_types_without_importing_torch() -> None:
     [
         (
             ["clusters"],
-            "clusters: model=vae cannot make that; it can make: samples, reconstructions, interpolation",
+            "clusters: not supported by model=vae. Use one of: samples, reconstructions, interpolation",
         ),
-        (["sampels"], "sampels is nothing that can be made; did you mean samples?"),
-        (["samples", "--count", "0"], "--count: 0 is no whole number of at least 1"),
-        (["samples", "--count", "ten"], "--count: ten is no whole number of at least 1"),
-        (["samples", "--color"], "unrecognized arguments: --color; see"),
-        (["samples", "--input", "."], "samples: nothing of that is made from images; leave out --input"),
-        (["reconstructions", "--input", "nowhere"], "--input nowhere is no file and no folder"),
-        (["interpolation", "--count", "1"], "an interpolation needs two images or more"),
-        (["samples", "--checkpoint", "last"], "--checkpoint last is no file, and none in"),
+        (["sampels"], "sampels: unknown output type. Did you mean samples?"),
+        (["samples", "--count", "0"], "--count: 0 is not an integer of at least 1"),
+        (["samples", "--count", "ten"], "--count: ten is not an integer of at least 1"),
+        (["samples", "--color"], "unrecognized arguments: --color. See"),
+        (["samples", "--input", "."], "samples: takes no input images. Remove --input."),
+        (["reconstructions", "--input", "nowhere"], "--input nowhere: not found"),
+        (["interpolation", "--count", "1"], "interpolation: requires at least two images"),
+        (["samples", "--checkpoint", "last"], "--checkpoint last: not found, also not in"),
         (["samples", "--output", "/dev/null"], "/dev/null"),
     ],
 )
@@ -275,9 +275,9 @@ def test_invalid_sample_arguments_fail_with_one_line(
 
 
 def test_inputs_that_are_not_images_are_rejected(vae_run_dir: Path, image_dir: Path, tmp_path: Path) -> None:
-    assert "holds no pictures" in get_tool_error(sample.main, vae_run_dir, "reconstructions", "--input", tmp_path)
+    assert "contains no images" in get_tool_error(sample.main, vae_run_dir, "reconstructions", "--input", tmp_path)
     line = get_tool_error(sample.main, vae_run_dir, "reconstructions", "--input", image_dir / "broken.png")
-    assert "broken.png cannot be read" in line
+    assert "broken.png: not readable as an image" in line
 
 
 @pytest.mark.parametrize("main", [evaluate.main, sample.main])
@@ -286,22 +286,22 @@ def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy:
     best = vae_run_copy / "checkpoints" / "best.pt"
     whole = best.read_bytes()
     best.write_bytes(whole[:-1000])
-    assert "best.pt is damaged" in get_tool_error(main, vae_run_copy)
+    assert "best.pt: damaged" in get_tool_error(main, vae_run_copy)
     best.write_bytes(whole)
     config = (vae_run_copy / "config.yaml").read_text()
     (vae_run_copy / "config.yaml").write_text(config.replace("latent: 20", "latent: 3"))
-    assert "best.pt does not fit model=vae" in get_tool_error(main, vae_run_copy)
+    assert "best.pt: does not match model=vae" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text("model: [")
-    assert "config.yaml: line 2 is no plain YAML" in get_tool_error(main, vae_run_copy)
+    assert "config.yaml: not plain YAML (line 2: " in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text(config)
     best.unlink()
-    assert "nothing was evaluated; use --checkpoint newest" in get_tool_error(main, vae_run_copy)
+    assert "nothing was evaluated. Use --checkpoint newest" in get_tool_error(main, vae_run_copy)
     shutil.rmtree(vae_run_copy / "checkpoints")
-    assert "has no checkpoint" in get_tool_error(main, vae_run_copy)
+    assert "stopped before its first checkpoint" in get_tool_error(main, vae_run_copy)
 
 
 def test_missing_dataset_is_reported(vae_run_copy: Path) -> None:
     config = OmegaConf.load(vae_run_copy / "config.yaml")
     config.dataset = compose_config("dataset=image_folder", "dataset.root=/nowhere").dataset
     OmegaConf.save(config, vae_run_copy / "config.yaml")
-    assert "dataset.root=/nowhere is no folder" in get_tool_error(evaluate.main, vae_run_copy)
+    assert "dataset.root=/nowhere: not a directory" in get_tool_error(evaluate.main, vae_run_copy)

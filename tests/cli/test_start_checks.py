@@ -179,7 +179,7 @@ def test_a_run_does_not_start_in_a_folder_with_files_of_others(value: str, name:
     line = get_error_line(
         run_genexp(f"hydra.run.dir={value.format(cwd=tmp_path)}", "trainer.max_steps=1"), "genexp"
     )
-    assert f"hydra.run.dir={tmp_path}: it has files of others ({name.partition('/')[0]})" in line
+    assert f"hydra.run.dir={tmp_path}: contains other files ({name.partition('/')[0]})" in line
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {Path(name).name, "README.md"}
     assert (tmp_path / name).read_text() == "mine"
 
@@ -188,7 +188,7 @@ def test_a_run_does_not_start_in_a_folder_with_files_of_others(value: str, name:
 def test_a_sweep_does_not_start_in_a_folder_with_files_of_others(name: str, tmp_path: Path) -> None:
     write_config_dir(tmp_path, {name: "mine"})
     line = get_error_line(run_genexp("-m", "hydra.sweep.dir=.", "seed=0,1"), "genexp")
-    assert f"hydra.sweep.dir={tmp_path}: it has files of others ({name.partition('/')[0]})" in line
+    assert f"hydra.sweep.dir={tmp_path}: contains other files ({name.partition('/')[0]})" in line
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
 
 
@@ -200,7 +200,7 @@ def test_a_run_starts_beside_other_files_and_again_after_it_failed(tmp_path: Pat
     result = run_genexp(*run)
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "README.md").read_text() == "mine"
-    assert "holds a run already; go on with resume=" in get_error_line(run_genexp(*run), "genexp")
+    assert "already contains a run. Use resume=" in get_error_line(run_genexp(*run), "genexp")
 
 
 def test_an_output_folder_outside_the_working_directory_is_printed(tmp_path: Path) -> None:

@@ -96,16 +96,16 @@ def test_loading_one_source_imports_no_library_of_another() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "mnist_5"}, r"dataset.name=mnist_5 is no data set; did you mean mnist_5k\?"),
-        ({"name": "zzzz"}, "dataset.name=zzzz is no data set; choose one of: blobs, circles"),
-        ({"limit": 0}, "dataset.limit=0: use at least 1, or null"),
+        ({"name": "mnist_5"}, r"dataset.name=mnist_5: unknown data set. Did you mean mnist_5k\?"),
+        ({"name": "zzzz"}, "dataset.name=zzzz: unknown data set. Use one of: blobs, circles"),
+        ({"limit": 0}, "dataset.limit=0: must be at least 1, or null"),
         ({"limit": "few"}, "dataset.limit=few"),
-        ({"resident_gb": -1}, "dataset.resident_gb=-1.0: use 0 or more"),
-        ({"noise": -0.1}, "dataset.noise=-0.1: use 0 or more"),
-        ({"factor": 1}, "dataset.factor=1.0: use a radius in"),
-        ({"n_samples": 1}, "dataset.n_samples=1: use at least 2"),
-        ({"data_seed": -1}, "dataset.data_seed=-1: use a seed"),
-        ({"nois": 0.1}, r"dataset.nois is no key of dataset; did you mean noise\?"),
+        ({"resident_gb": -1}, "dataset.resident_gb=-1.0: must be 0 or more"),
+        ({"noise": -0.1}, "dataset.noise=-0.1: must be 0 or more"),
+        ({"factor": 1}, "dataset.factor=1.0: must be a radius in"),
+        ({"n_samples": 1}, "dataset.n_samples=1: must be at least 2"),
+        ({"data_seed": -1}, "dataset.data_seed=-1: must be in"),
+        ({"nois": 0.1}, r"dataset.nois: unknown key. Did you mean noise\?"),
     ],
 )
 def test_invalid_value_is_reported_with_its_remedy(values: dict[str, Any], message: str) -> None:
@@ -122,7 +122,7 @@ def test_blobs_reject_invalid_settings(key: str, value: int) -> None:
 
 
 def test_missing_key_is_reported() -> None:
-    with pytest.raises(ConfigError, match=r"dataset.noise is missing"):
+    with pytest.raises(ConfigError, match=r"dataset.noise: missing"):
         load_values({key: value for key, value in load_dataset_config("circles").items() if key != "noise"})
-    with pytest.raises(ConfigError, match=r"dataset.name is missing"):
+    with pytest.raises(ConfigError, match=r"dataset.name: missing"):
         load_values({"limit": None})

@@ -109,13 +109,13 @@ def test_null_batch_size_yields_the_same_full_split_each_step() -> None:
 def test_batch_size_larger_than_the_split_is_rejected() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^trainer.batch_size=24 exceeds the 23 training samples of dataset=numbers; lower it or choose",
+        match=r"^trainer.batch_size=24: exceeds the 23 training samples of dataset=numbers. Use a smaller value",
     ):
         make_stream(make_loader(make_split(), "cpu"), 24)
 
 
 def test_null_batch_size_is_rejected_for_a_streamed_split() -> None:
-    with pytest.raises(ConfigError, match=r"trainer.batch_size=null .* dataset.resident_gb"):
+    with pytest.raises(ConfigError, match=r"trainer.batch_size=null: .* dataset.resident_gb"):
         make_stream(make_loader(make_split(), "cpu", 0), None)
 
 

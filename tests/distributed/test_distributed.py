@@ -225,7 +225,7 @@ def test_killed_rank_fails_the_run_with_one_line(tmp_path: Path) -> None:
         assert process.exitcode == 1
     state = load_status(folder)
     assert state["state"] == "failed"
-    assert "process 1 of 2 was ended by signal 9" in state["error"]
+    assert "process 1 of 2 was killed by signal 9" in state["error"]
     assert "\n" not in state["error"]
     assert load_newest_checkpoint(folder)[1] == [], "the newest checkpoint is damaged"
 
@@ -262,18 +262,18 @@ def test_run_started_by_torchrun_matches_one_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [
-        (["device.processes=0"], "device.processes=0: use at least 1"),
+        (["device.processes=0"], "device.processes=0: must be at least 1."),
         (
             ["trainer.batch_size=3", "device.processes=4"],
-            "trainer.batch_size=3 is less than one sample for each of 4",
+            "trainer.batch_size=3: fewer samples than processes (4)",
         ),
         (
             ["trainer.batch_size=9", "device.processes=2"],
-            "trainer.batch_size=9 cannot be divided among 2 processes",
+            "trainer.batch_size=9: must be divisible by the number of processes (2)",
         ),
         (
             ["-m", "trainer.batch_size=8,9", "device.processes=2"],
-            "trainer.batch_size=9 cannot be divided among 2 processes; use 8 or 10",
+            "trainer.batch_size=9: must be divisible by the number of processes (2). Use 8 or 10.",
         ),
         (
             ["model=style_transfer", "model.weights=random", "device.processes=2"],
@@ -308,4 +308,4 @@ def test_torchrun_cannot_be_combined_with_device_processes(
     )
     connect_rank_store.cache_clear()
     assert result.exit_code == 1
-    assert "torchrun has started 2 processes already; set device.processes=1" in result.stderr
+    assert "torchrun has already started 2 processes. Use device.processes=1" in result.stderr

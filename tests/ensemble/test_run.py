@@ -67,14 +67,14 @@ def test_job_in_use_by_another_process_runs_after_the_others(tmp_path: Path) -> 
     result = run_genexp(*arguments, f"sweep.resume={sweep_dir}")
     holder.join()
     assert result.exit_code == 0, result.stderr
-    assert "job #1 later: another process holds the run directory" in result.stdout
+    assert "job #1 run later: another process has locked the run directory" in result.stdout
     assert load_job_states(sweep_dir) == {"0": "finished", "1": "finished", "2": "finished"}
 
 
 def test_vectorized_job_writes_the_files_of_a_single_run_and_resumes(tmp_path: Path) -> None:
     result = run_genexp(*vectorized_sweep_arguments(tmp_path / "sweep", "seed=1,2", "optimizer.lr=1e-3,1e-2"))
     assert result.exit_code == 0, result.stderr
-    assert "jobs #0 to #3 as one computation" in result.stdout
+    assert "jobs #0 to #3 run as an ensemble" in result.stdout
     assert (
         run_genexp(*SHORT_RUN, "seed=2", "optimizer.lr=1e-2", f"hydra.run.dir={tmp_path / 'run'}").exit_code == 0
     )
@@ -95,10 +95,10 @@ def test_vectorized_job_writes_the_files_of_a_single_run_and_resumes(tmp_path: P
 def test_diverging_member_does_not_affect_the_others(tmp_path: Path) -> None:
     result = run_genexp(*vectorized_sweep_arguments(tmp_path / "sweep", "optimizer.lr=1e-3,1e9,1e-2"))
     assert result.exit_code == 1
-    assert "1 of 3 jobs failed, first #1" in result.stderr
+    assert "1 of 3 jobs failed. The first is #1" in result.stderr
     states = {number: load_status(tmp_path / "sweep" / str(number)) for number in range(3)}
     assert [states[number]["state"] for number in range(3)] == ["finished", "failed", "finished"]
-    assert "lower optimizer.lr" in states[1]["error"]
+    assert "Use a smaller optimizer.lr" in states[1]["error"]
     assert run_genexp(*SHORT_RUN, "optimizer.lr=1e-2", f"hydra.run.dir={tmp_path / 'run'}").exit_code == 0
     assert_same_curves(tmp_path / "sweep" / "2", tmp_path / "run")
 
@@ -115,7 +115,7 @@ def test_jobs_at_different_steps_can_be_resumed(tmp_path: Path) -> None:
     overrides = vectorized_sweep_arguments(killed, *interval_overrides)[:-1]
     result = run_genexp(*overrides, f"sweep.resume={killed}")
     assert result.exit_code == 0, result.stderr
-    assert "jobs #1, #2 as one computation" in result.stdout
+    assert "jobs #1, #2 run as an ensemble" in result.stdout
     for number in range(3):
         assert_same_curves(uninterrupted / str(number), killed / str(number))
 
@@ -123,9 +123,9 @@ def test_jobs_at_different_steps_can_be_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer=lbfgs", "seed=0,1"], "jobs #0, #1 one after the other: a step of optimizer=lbfgs"),
-        (["model.widths=[8,4],[8,3]"], "jobs #0, #1 one after the other: they differ in model.widths"),
-        (["model=deep_kmeans", "model.pretrain=0.2,0.8"], "what is computed depends on model.pretrain"),
+        (["optimizer=lbfgs", "seed=0,1"], "jobs #0, #1 run sequentially: a step of optimizer=lbfgs"),
+        (["model.widths=[8,4],[8,3]"], "jobs #0, #1 run sequentially: they differ in model.widths"),
+        (["model=deep_kmeans", "model.pretrain=0.2,0.8"], "control flow depends on model.pretrain"),
     ],
 )
 def test_incompatible_jobs_run_sequentially_with_a_message(
@@ -146,7 +146,7 @@ def test_measured_step_times_are_printed(tmp_path: Path) -> None:
     overrides = [word for word in vectorized_sweep_arguments(tmp_path, "seed=0,1") if "measure" not in word]
     result = run_genexp(*overrides)
     assert result.exit_code == 0, result.stderr
-    assert "ms a step of all, one after the other" in result.stdout
+    assert "ms per step of all jobs, sequentially" in result.stdout
 
 
 def test_signal_stops_all_members_and_they_can_be_resumed(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_shipped_classifier_is_not_used_for_other_image_shapes(cache_dir: Path) 
 
 def test_unlabeled_images_are_rejected() -> None:
     images = Split({"image": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)})
-    with pytest.raises(ConfigError, match="generation metrics need"):
+    with pytest.raises(ConfigError, match="generation metrics require"):
         load_or_train_extractor(Dataset("photographs", images, images))
 
 

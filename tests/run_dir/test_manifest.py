@@ -34,7 +34,7 @@ def test_equal_job_keeps_its_number_and_another_job_needs_another(tmp_path: Path
     write_manifest(tmp_path)
     manifest = SweepManifest(tmp_path)
     assert manifest.register(JobEntry(7, "aa", ("seed=0",), "min")) == ENTRIES[0]
-    with pytest.raises(ConfigError, match="its job 0 is seed=0, not seed=5"):
+    with pytest.raises(ConfigError, match="job 0 was seed=0, now seed=5"):
         manifest.register(JobEntry(0, "cc", ("seed=5",), "min"))
 
 
@@ -53,6 +53,6 @@ def test_equal_job_keeps_its_number_and_another_job_needs_another(tmp_path: Path
 )
 def test_damaged_manifest_is_one_error(change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [], **change}))
-    with pytest.raises(DataError, match=r"sweep\.json is damaged") as caught:
+    with pytest.raises(DataError, match=r"sweep\.json: damaged") as caught:
         SweepManifest(tmp_path)
     assert "\n" not in str(caught.value)

@@ -56,6 +56,6 @@ def test_read_metrics_reports_the_damaged_line(line: bytes, tmp_path: Path) -> N
 )
 def test_read_metrics_rejects_a_row_of_wrong_types(row: object, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match="holds no metrics") as caught:
+    with pytest.raises(DataError, match="not a metrics record") as caught:
         read_metrics(tmp_path)
     assert len(str(caught.value)) < 300

@@ -32,7 +32,7 @@ def test_run_without_plugins_has_no_file(tmp_path: Path) -> None:
 
 def test_missing_plugin_is_an_error_that_names_it(tmp_path: Path) -> None:
     write_plugins(tmp_path, [make_plugin()])
-    with pytest.raises(CheckpointError, match=r"with the plugin ideas, which is not loaded. Add --plugin /code"):
+    with pytest.raises(CheckpointError, match=r"requires the plugin ideas. Add --plugin /code"):
         check_plugins(tmp_path, [make_plugin(name="other")])
 
 

@@ -76,7 +76,7 @@ def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
 )
 def test_a_value_of_another_type_is_one_error(change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"state": "running", **change}))
-    with pytest.raises(DataError, match=r"status\.json is damaged") as caught:
+    with pytest.raises(DataError, match=r"status\.json: damaged") as caught:
         read_status(tmp_path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
@@ -85,7 +85,7 @@ def test_a_value_of_another_type_is_one_error(change: dict[str, Any], tmp_path: 
 
 def test_status_without_a_state_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("{}")
-    with pytest.raises(DataError, match="it has no state"):
+    with pytest.raises(DataError, match="no state"):
         read_status(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_idx_files_are_bounded_by_their_header(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"huge of 4294967295 bytes: needs at least 4\.29 GB"):
         read_idx(huge, 1)
     bomb.write_bytes(gzip.compress(header + (10).to_bytes(4, "big") + bytes(10**7)))
-    with pytest.raises(Exception, match="is too long: its header says 10 bytes, more follow"):
+    with pytest.raises(Exception, match="too long, its header states 10 bytes, more follow"):
         read_idx(bomb, 1)
 
 

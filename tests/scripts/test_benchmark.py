@@ -143,7 +143,10 @@ def test_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.SUITES, "kmeans", ("kmeans", ("no_such_rival",)))
     result = run_main("benchmark", cli.main, "kmeans")
     assert result.exit_code == 1
-    assert result.stderr == "benchmark: kmeans needs no_such_rival; pip install 'genexp[benchmark]'\n"
+    assert (
+        result.stderr
+        == "benchmark: kmeans: requires the package no_such_rival. Run `pip install 'genexp[benchmark]'`.\n"
+    )
 
 
 def test_scaling_figure_is_written(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def halving_sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halved")
     result = run_genexp(*make_sweep_arguments(folder, *HALVING))
     assert result.exit_code == 0
-    assert "epoch 1: the best 1 of 3 configurations go on" in result.stdout
-    assert "to go on" not in result.stdout
+    assert "epoch 1: the best 1 of 3 configurations continue" in result.stdout
+    assert "  resume " not in result.stdout
     return folder
 
 
@@ -109,11 +109,14 @@ def test_killed_and_resumed_halving_equals_uninterrupted(halving_sweep_dir: Path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("sweep.halving.factor=1", "sweep.halving.factor=1: use at least 2, or null"),
-        ("sweep.halving.factor=half", "sweep.halving.factor=half: give a whole number or null"),
-        ("sweep.halving.factor=2 trainer.evaluate_every=2", "no multiple of trainer.evaluate_every=2"),
-        ("sweep.halving.factor=2 trainer.objective=mse,l1", "by one metric, not by l1 (min) and mse (min)"),
-        ("sweep.halving.factor=2 hydra/sweeper=optuna", "a search chooses one after the other"),
+        ("sweep.halving.factor=1", "sweep.halving.factor=1: must be at least 2, or null"),
+        ("sweep.halving.factor=half", "sweep.halving.factor=half: must be an integer or null"),
+        ("sweep.halving.factor=2 trainer.evaluate_every=2", "must be a multiple of trainer.evaluate_every=2"),
+        (
+            "sweep.halving.factor=2 trainer.objective=mse,l1",
+            "jobs have different objectives (l1 (min), mse (min))",
+        ),
+        ("sweep.halving.factor=2 hydra/sweeper=optuna", "cannot be combined with hydra/sweeper=optuna"),
     ],
 )
 def test_invalid_halving_settings_are_rejected(overrides: str, message: str, tmp_path: Path) -> None:

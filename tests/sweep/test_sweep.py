@@ -58,9 +58,11 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert load_job_states(tmp_path) == {"0": "finished", "1": "finished", "2": "failed", "3": "failed"}
     (line,) = result.stderr.splitlines()
-    assert line.startswith("genexp: 2 of 4 jobs failed, first #2 optimizer.lr=1000000000.0 seed=0: the loss")
-    assert "lower optimizer.lr" in load_status(tmp_path / "2")["error"]
-    assert result.stdout.count("lower optimizer.lr") >= 2
+    assert line.startswith(
+        "genexp: 2 of 4 jobs failed. The first is #2 optimizer.lr=1000000000.0 seed=0: the loss"
+    )
+    assert "Use a smaller optimizer.lr" in load_status(tmp_path / "2")["error"]
+    assert result.stdout.count("Use a smaller optimizer.lr") >= 2
 
 
 def test_fail_fast_starts_no_further_job(tmp_path: Path) -> None:
@@ -83,13 +85,13 @@ def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer.lrr=1,2"], "did you mean optimizer.lr?"),
-        (["optimizer=adam,adm"], "optimizer=adm does not exist; did you mean adam?"),
-        (["optimizer.lr=1e-3,-1"], "optimizer.lr=-1.0: use a positive learning rate"),
-        (["model.activation=relu,step"], "model.activation=step: choose one of"),
-        (["dataset.limit=40,0"], "dataset.limit=0: use at least 1"),
-        (["seed=0,1", "sweep.fast=true"], "sweep.fast is no key of this configuration"),
-        (["seed=0,1", "sweep.resume=absent"], "sweep.resume=absent is no sweep's folder"),
+        (["optimizer.lrr=1,2"], "Did you mean optimizer.lr?"),
+        (["optimizer=adam,adm"], "optimizer=adm: unknown name. Did you mean adam?"),
+        (["optimizer.lr=1e-3,-1"], "optimizer.lr=-1.0: must be positive and finite."),
+        (["model.activation=relu,step"], "model.activation=step: must be one of"),
+        (["dataset.limit=40,0"], "dataset.limit=0: must be at least 1"),
+        (["seed=0,1", "sweep.fast=true"], "sweep.fast: unknown key"),
+        (["seed=0,1", "sweep.resume=absent"], "sweep.resume=absent not a sweep directory"),
     ],
 )
 def test_invalid_overrides_are_rejected_before_any_job_starts(
@@ -103,21 +105,21 @@ def test_invalid_overrides_are_rejected_before_any_job_starts(
 
 
 def test_sweep_resume_requires_multirun(tmp_path: Path) -> None:
-    assert "goes on with a sweep; add -m" in run_genexp(*SHORT_RUN_OVERRIDES, f"sweep.resume={tmp_path}").stderr
+    assert "resumes a sweep. Add -m" in run_genexp(*SHORT_RUN_OVERRIDES, f"sweep.resume={tmp_path}").stderr
 
 
 def test_second_sweep_cannot_reuse_the_directory(tmp_path: Path) -> None:
     assert run_genexp(*make_sweep_arguments(tmp_path, "seed=0,1")).exit_code == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     result = run_genexp(*make_sweep_arguments(tmp_path, "seed=5,6"))
-    assert "holds a sweep already; go on with sweep.resume=" in result.stderr
+    assert "already contains a sweep. Use sweep.resume=" in result.stderr
     result = run_genexp("-m", *SHORT_RUN_OVERRIDES, "seed=5,6", f"sweep.resume={tmp_path}")
     assert result.exit_code == 1
-    assert "is another sweep's: its job 0 is seed=0, not seed=5" in result.stderr
+    assert ": not the same sweep (job 0 was seed=0, now seed=5)" in result.stderr
     result = run_genexp(
         "-m", *SHORT_RUN_OVERRIDES, "seed=0,1", "model.latent_activation=tanh", f"sweep.resume={tmp_path}"
     )
-    assert "its job 0 had other settings" in result.stderr
+    assert "job 0 had other values" in result.stderr
     assert before == {path: path.read_bytes() for path in before}
 
 

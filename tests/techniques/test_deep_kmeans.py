@@ -234,7 +234,7 @@ def test_more_clusters_than_images_are_rejected(tmp_path: Path) -> None:
         "model=deep_kmeans", "dataset.limit=40", "model.clusters=50", format_run_dir_override(tmp_path / "run")
     )
     assert result.exit_code == 1
-    assert "model.clusters=50 exceeds the 40 images" in result.stderr
+    assert "model.clusters=50: exceeds the 40 training images" in result.stderr
 
 
 @pytest.mark.parametrize(

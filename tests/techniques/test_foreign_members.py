@@ -151,18 +151,21 @@ def test_foreign_network_is_used_with_its_options(name: str, kind: str, plugin: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.encoder=absent"], "model.encoder=absent: choose one of broken, dense, foreign, wrong"),
-        (["model.encoder=wrong"], "model.encoder=wrong returns the shape (2, 11) for an input of (2, 1, 28, 28)"),
-        (["model.encoder=broken"], "model.encoder=broken cannot be built (RuntimeError: mat1 and mat2"),
+        (["model.encoder=absent"], "model.encoder=absent: must be one of broken, dense, foreign, wrong"),
+        (["model.encoder=wrong"], "model.encoder=wrong: returns the shape (2, 11) for inputs (2, 1, 28, 28)"),
+        (["model.encoder=broken"], "model.encoder=broken: not built (RuntimeError: mat1 and mat2"),
         (
             ["model.encoder=foreign", "model.encoder_options.depth=2"],
-            "model.encoder_options.depth=2: did you mean",
+            "model.encoder_options.depth=2: unknown option. Did you mean",
         ),
         (
             ["model.decoder=dense", "model.decoder_options.hidden=3"],
-            "model.decoder_options.hidden=3: give a value",
+            "model.decoder_options.hidden=3: must be a value",
         ),
-        (["model.loss_options={factor: 2}"], "model.loss_options.factor=2: leave it out, there are no options"),
+        (
+            ["model.loss_options={factor: 2}"],
+            "model.loss_options.factor=2: unknown option. Remove it: there are no options",
+        ),
         (["model.loss_options=3"], "model.loss_options"),
     ],
 )

@@ -149,9 +149,9 @@ def test_discriminator_sees_augmented_images_in_both_phases() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.r1=1", r"model\.r1=1\.0: use 0, or discriminator_norm"),
-        ("model.r2=-1", r"model\.r2=-1\.0: use 0 or more"),
-        ("model.augmentation=[flip]", r"model\.augmentation=\['flip'\]: choose from color"),
+        ("model.r1=1", r"model\.r1=1\.0: must be 0, unless discriminator_norm"),
+        ("model.r2=-1", r"model\.r2=-1\.0: must be 0 or more"),
+        ("model.augmentation=[flip]", r"model\.augmentation=\['flip'\]: must contain only color"),
         ("model.loss=ragan", r"model\.loss=ragan.*relativistic"),
     ],
 )
@@ -200,7 +200,7 @@ def test_label_changes_generated_images_and_scores() -> None:
 
 
 def test_conditional_gan_requires_classes() -> None:
-    with pytest.raises(ConfigError, match="which classes"):
+    with pytest.raises(ConfigError, match="has no classes"):
         make_gan("cgan", classes=0)
 
 

@@ -82,10 +82,13 @@ def test_image_datasets_write_images_of_the_centers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.clusters=600", "model.clusters=600 exceeds the 500 points; lower it or choose a larger data set"),
-        ("model.init=kmeans", "model.init=kmeans: choose one of k-means++, random, uniform"),
+        (
+            "model.clusters=600",
+            "model.clusters=600: exceeds the 500 training points. Use a smaller value, or a larger data set.",
+        ),
+        ("model.init=kmeans", "model.init=kmeans: must be one of k-means++, random, uniform"),
         ("model.init=/nowhere/centers.npy", "model.init=/nowhere/centers.npy: not a file"),
-        ("model.init_samples=1", "model.init_samples=1: use at least model.clusters"),
+        ("model.init_samples=1", "model.init_samples=1: must be at least model.clusters"),
     ],
 )
 def test_errors_report_key_value_and_remedy(override: str, message: str, tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_errors_report_key_value_and_remedy(override: str, message: str, tmp_pat
     ("centers", "message"),
     [
         (np.zeros((3, 2)), "has shape (3, 2)"),
-        (np.array([[0, 1], [np.nan, 1]]), "holds NaN or infinite numbers; give a file of finite ones"),
+        (np.array([[0, 1], [np.nan, 1]]), "contains NaN or infinity. Use a file of finite numbers"),
     ],
 )
 def test_invalid_center_files_are_rejected(centers: np.ndarray, message: str, tmp_path: Path) -> None:

@@ -171,4 +171,4 @@ def test_luminance_mode_keeps_the_colors_of_the_content() -> None:
 def test_too_small_image_error_gives_the_remedy(tmp_path: Path) -> None:
     result = run_genexp(*SMALL_RUN, "dataset.size=3", "model.weights=random", format_run_dir_override(tmp_path))
     assert result.exit_code == 1
-    assert "vanishes at layer pool_4; raise dataset.size" in result.stderr
+    assert "too small for layer pool_4. Use a larger dataset.size" in result.stderr

@@ -178,13 +178,19 @@ def test_networks_and_likelihoods_train_and_sample(network: str, likelihood: str
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "transformer"}, "model.network=transformer: choose one of dense, conv, resnet"),
-        ({"pixels": "grey"}, "model.pixels=grey: choose one of gray, drawn, fixed"),
-        ({"likelihood": "poisson"}, "model.likelihood=poisson: choose one of bernoulli"),
-        ({"likelihood": "gaussian", "pixels": "drawn"}, "model.likelihood=gaussian: use bernoulli for bits"),
-        ({"importance_samples": 0}, "model.importance_samples=0: use at least 1"),
-        ({"importance_samples": 2, "free_bits": 0.5}, "model.free_bits=0.5: use 0 with model.importance_samples"),
-        ({"importance_samples": 2, "total_correlation": 4.0}, "model.total_correlation=4.0: use 1"),
+        ({"network": "transformer"}, "model.network=transformer: must be one of dense, conv, resnet"),
+        ({"pixels": "grey"}, "model.pixels=grey: must be one of gray, drawn, fixed"),
+        ({"likelihood": "poisson"}, "model.likelihood=poisson: must be one of bernoulli"),
+        (
+            {"likelihood": "gaussian", "pixels": "drawn"},
+            "model.likelihood=gaussian: must be bernoulli unless model.pixels=gray",
+        ),
+        ({"importance_samples": 0}, "model.importance_samples=0: must be at least 1"),
+        (
+            {"importance_samples": 2, "free_bits": 0.5},
+            "model.free_bits=0.5: must be 0 if model.importance_samples",
+        ),
+        ({"importance_samples": 2, "total_correlation": 4.0}, "model.total_correlation=4.0: must be 1"),
         ({"channels": []}, "model.channels="),
     ],
 )

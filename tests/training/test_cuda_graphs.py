@@ -160,8 +160,8 @@ def test_resumed_captured_run_equals_uninterrupted_run(fake_graph_class: type[Fa
 @pytest.mark.parametrize(
     ("loss", "reason"),
     [
-        (step_dependent_error, "the loss depends on the step"),
-        (noisy_error, "it draws random numbers on the processor"),
+        (step_dependent_error, "the loss depends on the step number"),
+        (noisy_error, "a step draws random numbers on the CPU"),
     ],
 )
 def test_loss_with_step_or_cpu_randomness_falls_back_to_eager(
@@ -171,7 +171,7 @@ def test_loss_with_step_or_cpu_randomness_falls_back_to_eager(
     run_steps(plain, range(1, 12)), run_steps(captured, range(1, 12))
     assert_same_weights(plain, captured)
     assert [graph.replays for graph in fake_graph_class.instances] == [0, 0]
-    assert f"a step is done as it is, since {reason}" in caplog.text
+    assert f"steps run without a CUDA graph, because {reason}" in caplog.text
 
 
 def test_capture_failure_falls_back_to_eager(
@@ -182,14 +182,14 @@ def test_capture_failure_falls_back_to_eager(
     plain, captured = make_learner(should_capture=False), make_learner(should_capture=True)
     run_steps(plain, range(1, 12)), run_steps(captured, range(1, 12))
     assert_same_weights(plain, captured)
-    assert "CUDA cannot record it (operation not permitted when stream is capturing)" in caplog.text
+    assert "CUDA cannot capture it (operation not permitted when stream is capturing)" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"optimizer": SGD}, "optimizer=sgd cannot be part of a graph; choose adam or adamw"),
-        ({"technique_class": ToyWithClosedForm}, "a phase of this model refits, and is no chain of kernels"),
+        ({"optimizer": SGD}, "optimizer=sgd cannot be captured (use adam or adamw)"),
+        ({"technique_class": ToyWithClosedForm}, "the model has a closed-form phase"),
     ],
 )
 def test_unsupported_capture_is_logged_without_trying(
@@ -197,12 +197,12 @@ def test_unsupported_capture_is_logged_without_trying(
 ) -> None:
     run_steps(make_learner(should_capture=True, **changes), range(1, 6))
     assert not fake_graph_class.instances
-    assert f"trainer.capture=true has no effect: {reason}" in caplog.text
+    assert f"trainer.capture=true: no effect, because {reason}" in caplog.text
 
 
 def test_capture_on_cpu_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
     run_steps(make_learner(should_capture=True), range(1, 6))
-    assert "trainer.capture=true has no effect: device=cpu has no graphs" in caplog.text
+    assert "trainer.capture=true: no effect, because device=cpu does not support graphs" in caplog.text
 
 
 @pytest.mark.gpu

@@ -198,7 +198,7 @@ def test_each_phase_has_its_own_optimizer() -> None:
 
 
 def test_optimizer_settings_of_an_unknown_phase_are_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.middle names no phase of this model"):
+    with pytest.raises(ConfigError, match=r"optimizer\.middle: unknown phase"):
         make_learner(TwoModuleTechnique(), {"middle": {"lr": 1.0}})
 
 
@@ -228,7 +228,7 @@ def test_learner_state_can_be_restored() -> None:
 
 def test_state_of_another_model_is_rejected_with_one_line() -> None:
     state = make_learner(ToyTechnique(size=4)).state_dict()
-    with pytest.raises(CheckpointError, match="not one of this model and optimizer") as excinfo:
+    with pytest.raises(CheckpointError, match="does not match the model and optimizer") as excinfo:
         make_learner(ToyTechnique(size=3)).load_state_dict(state)
     assert "\n" not in str(excinfo.value)
     with pytest.raises(CheckpointError):

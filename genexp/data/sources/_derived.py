@@ -39,14 +39,18 @@ class DerivedConfig(DatasetConfig):
         limit = self.options.get("limit", limit)
         dataset = load_dataset(replace(self.source_config, limit=limit))
         if "image" not in dataset.train.streams:
-            raise ConfigError(f"dataset.source={self.source} has no images; choose mnist_5k or another that has")
+            raise ConfigError(
+                f"dataset.source={self.source}: has no images. Use mnist_5k, or another data set with images."
+            )
         return dataset
 
     def _bind_source(self) -> DatasetConfig:
         names = list_datasets()
         file = find_config_dir() / "dataset" / f"{self.source}.yaml"
         if self.source not in names or not file.is_file():
-            raise ConfigError(f"dataset.source={self.source} is no data set; {suggest_choice(self.source, names)}")
+            raise ConfigError(
+                f"dataset.source={self.source}: unknown data set. {suggest_choice(self.source, names)}"
+            )
         defaults = {str(key): value for key, value in OmegaConf.load(file).items()}
         values = {**defaults, "resident_gb": self.resident_gb, **self.options}
         return bind_dataset(values, key_prefix="dataset.options")

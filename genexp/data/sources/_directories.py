@@ -38,9 +38,9 @@ class ImageDirectoriesConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.size >= 1, "size", self.size, "use at least 1 pixel")
-        require(self.channels in PIL_MODES, "channels", self.channels, "use 1 for gray or 3 for color")
-        require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "use a value between 0 and 1")
+        require(self.size >= 1, "size", self.size, "must be at least 1 pixel")
+        require(self.channels in PIL_MODES, "channels", self.channels, "must be 1 (gray) or 3 (color)")
+        require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def scan_directory(directory: str, key: str) -> ImageDirectory:
     """Return the images in `directory`, the value of dataset.`key`. Raises DataError if there are none."""
     root = Path(directory).expanduser()
     if not root.is_dir():
-        raise DataError(f"dataset.{key}={directory} is no folder; set it to a folder of pictures")
+        raise DataError(f"dataset.{key}={directory}: not a directory. Use a directory of images.")
     files = find_image_files(root)
     readable, broken = partition_readable(files)
     if not readable:
-        raise DataError(f"dataset.{key}={directory} holds no readable pictures; set it to a folder that does")
+        raise DataError(f"dataset.{key}={directory}: contains no readable images. Use a directory of images.")
     return ImageDirectory(root, readable, format_unreadable_warning(broken, len(files), root))
 
 
@@ -84,8 +84,8 @@ def split_by_hash(
 def subset_and_load(dataset: Dataset, config: ImageDirectoriesConfig) -> Dataset:
     """Return `dataset` with at most `limit` training samples, read into memory if it fits in `resident_gb`.
 
-    Images that cannot be decoded are left out with a warning, and in aligned splits their partners too. Raises
-    DataError if no images are left.
+    Images that cannot be decoded are skipped with a warning, and in aligned splits their partners too. Raises
+    DataError if no images remain.
     """
     # Reduced before reading: a small limit must not read the whole directory.
     dataset = subset(dataset, config.limit)
@@ -94,9 +94,9 @@ def subset_and_load(dataset: Dataset, config: ImageDirectoriesConfig) -> Dataset
     train, broken_train = _load_split(dataset.train)
     test, broken_test = _load_split(dataset.test)
     broken = [path.name for path in sorted({*broken_train, *broken_test})]
-    warning = f"{len(broken)} pictures turned out damaged and are left out: {', '.join(broken[:5])}"
+    warning = f"{len(broken)} damaged images are skipped: {', '.join(broken[:5])}"
     if not len(train) or not len(test):
-        raise DataError(f"{warning}; too few are left: add pictures")
+        raise DataError(f"{warning}. Too few remain: add images.")
     return replace(dataset, train=train, test=test, warnings=(*dataset.warnings, *([warning] if broken else [])))
 
 

@@ -15,11 +15,13 @@ from genexp.device import check_memory
 from genexp.errors import DataError
 
 UINT8_TYPE_CODE = 8  # the only element type in these data sets
-REMEDY = "replace the file by a whole copy, or point dataset.root to another folder"
+REMEDY = "Replace the file by a complete copy, or use another dataset.root."
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Return the uint8 array with `dimensions` axes in `path`, plain or .gz. Raises DataError for a damaged file.
+    """Return the uint8 array in `path`, plain or .gz, in the shape that its header states: `dimensions` axes.
+
+    Raises DataError for a damaged file.
 
     Format: two zero bytes, the element type, the number of dimensions; one big-endian 32-bit size per dimension;
     the elements in row-major order.
@@ -30,19 +32,21 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(header_bytes)
             if header[:4] != magic:
-                raise DataError(f"{path} begins with {header[:4].hex() or 'nothing'}, not {magic.hex()}; {REMEDY}")
+                raise DataError(
+                    f"{path}: begins with {header[:4].hex() or 'nothing'}, not {magic.hex()}. {REMEDY}"
+                )
             if len(header) < header_bytes:
-                raise DataError(f"{path} ends within its header; {REMEDY}")
+                raise DataError(f"{path}: incomplete header. {REMEDY}")
             sizes = np.frombuffer(header, ">u4", offset=4).tolist()
             count, shape = math.prod(sizes), "×".join(map(str, sizes))
             check_memory(count, f"{path} of {shape} bytes")
             # One byte more than declared: a longer file is refused without being decompressed to its end.
             content = bytearray(file.read(count + 1))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); {REMEDY}") from None
+        raise DataError(f"{path}: not readable ({error}). {REMEDY}") from None
     if len(content) != count:
-        fault, actual = ("is truncated", len(content)) if len(content) < count else ("is too long", "more")
-        raise DataError(f"{path} {fault}: its header says {shape} bytes, {actual} follow; {REMEDY}")
+        fault, actual = ("truncated", len(content)) if len(content) < count else ("too long", "more")
+        raise DataError(f"{path}: {fault}, its header states {shape} bytes, {actual} follow. {REMEDY}")
     return (
         torch.frombuffer(content, dtype=torch.uint8).view(sizes)
         if count

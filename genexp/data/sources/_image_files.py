@@ -27,7 +27,7 @@ class UnreadableImageError(DataError):
     """Error of an image file that cannot be read."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be read ({reason}); replace or remove it")
+        super().__init__(f"{path}: not readable as an image ({reason}). Replace or remove it.")
         self.path = path
 
 
@@ -137,7 +137,7 @@ def format_unreadable_warning(broken: Iterable[Path], total: int, root: Path) ->
         return ()
     more = f" and {len(names) - MAX_LISTED_FILES} more" if len(names) > MAX_LISTED_FILES else ""
     listed = ", ".join(names[:MAX_LISTED_FILES])
-    return (f"{len(names)} of {total} pictures in {root} cannot be read and are left out: {listed}{more}",)
+    return (f"{len(names)} of {total} images in {root} are not readable and are skipped: {listed}{more}",)
 
 
 def convert_to_8bit(image: Image, mode: str) -> Image:

@@ -74,8 +74,8 @@ def find_directory(config: MnistConfig, idx_dataset: IdxDataset) -> Path | None:
     if config.root is not None:
         # An explicit directory must not be replaced silently by another.
         raise DataError(
-            f"dataset.root={config.root} lacks {_format_expected_files(idx_dataset)}, also .gz, there or in "
-            f"{idx_dataset.torchvision_name}/raw; correct it, or set dataset.root=null to search elsewhere"
+            f"dataset.root={config.root}: no {_format_expected_files(idx_dataset)} (also .gz) there or in "
+            f"{idx_dataset.torchvision_name}/raw. Use another directory, or dataset.root=null to search elsewhere."
         )
     return None
 
@@ -100,10 +100,9 @@ def download(name: str, idx_dataset: IdxDataset) -> Path:
     except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
         reason = " ".join(str(error).split())
         raise DataError(
-            f"dataset={name} is in none of {_format_search_dirs(idx_dataset)}, "
-            f"and its download failed ({reason}); set dataset.root=FOLDER or GENEXP_DATA to a folder "
-            f"with {_format_expected_files(idx_dataset)}, "
-            f"or use dataset=mnist_5k"
+            f"dataset={name}: not found in {_format_search_dirs(idx_dataset)}, "
+            f"and its download failed ({reason}). Set dataset.root or $GENEXP_DATA to a directory "
+            f"with {_format_expected_files(idx_dataset)}, or use dataset=mnist_5k."
         ) from None
     finally:
         socket.setdefaulttimeout(previous_timeout)
@@ -153,13 +152,15 @@ def _read_split(folder: Path, split: str, idx_dataset: IdxDataset) -> Split:
     assert label_path is not None
     images, labels = read_idx(image_path, 3)[:, None], read_idx(label_path, 1)
     if len(images) != len(labels):
-        raise DataError(f"{image_path} has {len(images)} images, {label_path} {len(labels)} labels; {REMEDY}")
+        raise DataError(f"{image_path}: {len(images)} images, but {label_path} has {len(labels)} labels. {REMEDY}")
     for name, other in IDX_DATASETS.items():
         if other is not idx_dataset and other.test_labels_md5 == _compute_md5(labels):
-            raise DataError(f"{folder} holds {name}, not {idx_dataset.torchvision_name}; {REMEDY}")
+            raise DataError(f"{folder}: contains {name}, not {idx_dataset.torchvision_name}. {REMEDY}")
     num_classes = len(idx_dataset.class_names)
     if len(labels) and int(labels.max()) >= num_classes:
-        raise DataError(f"{label_path} has the label {int(labels.max())} among {num_classes} classes; {REMEDY}")
+        raise DataError(
+            f"{label_path}: contains the label {int(labels.max())}, but there are {num_classes} classes. {REMEDY}"
+        )
     return Split({"image": images, "label": labels.long()})
 
 

@@ -23,8 +23,8 @@ class PointsConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.n_samples >= 2, "n_samples", self.n_samples, "use at least 2")
-        require(0 <= self.data_seed < 2**32, "data_seed", self.data_seed, "use a seed in [0, 2³²)")
+        require(self.n_samples >= 2, "n_samples", self.n_samples, "must be at least 2")
+        require(0 <= self.data_seed < 2**32, "data_seed", self.data_seed, "must be in [0, 2³²)")
 
     @property
     def test_seed(self) -> int:
@@ -40,7 +40,7 @@ class NoisyCurvesConfig(PointsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.noise >= 0, "noise", self.noise, "use 0 or more")
+        require(self.noise >= 0, "noise", self.noise, "must be 0 or more")
 
 
 def check_points_memory(config: PointsConfig, features: int = 2) -> None:

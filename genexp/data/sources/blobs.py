@@ -22,9 +22,9 @@ class BlobsConfig(PointsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_valid = 1 <= self.centers <= self.n_samples
-        require(is_valid, "centers", self.centers, f"use at least 1, and at most n_samples={self.n_samples}")
-        require(self.features >= 1, "features", self.features, "use at least 1")
-        require(self.cluster_std >= 0, "cluster_std", self.cluster_std, "use 0 or more")
+        require(is_valid, "centers", self.centers, f"must be at least 1, and at most n_samples={self.n_samples}")
+        require(self.features >= 1, "features", self.features, "must be at least 1")
+        require(self.cluster_std >= 0, "cluster_std", self.cluster_std, "must be 0 or more")
 
     def load(self) -> Dataset:
         """Return points (n, features). The test split is drawn around the same centers."""

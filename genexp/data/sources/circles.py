@@ -19,7 +19,7 @@ class CirclesConfig(NoisyCurvesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.factor < 1, "factor", self.factor, "use a radius in [0, 1)")
+        require(0 <= self.factor < 1, "factor", self.factor, "must be a radius in [0, 1)")
 
     def load(self) -> Dataset:
         """Return points (n, 2) on two circles around the origin."""

@@ -17,12 +17,12 @@ DARK_COLOR, LIGHT_COLOR = (24.0, 32.0, 80.0), (255.0, 160.0, 40.0)  # RGB colors
 
 
 def identity(images: Tensor) -> Tensor:
-    """Return the images unchanged."""
+    """Return the images (batch, channels, height, width) unchanged."""
     return images
 
 
 def invert(images: Tensor) -> Tensor:
-    """Return the negatives of uint8 images."""
+    """Return the negatives of uint8 images (batch, channels, height, width)."""
     return 255 - images
 
 
@@ -60,7 +60,7 @@ class DomainsConfig(DerivedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.change in TRANSFORMS, "change", self.change, f"choose one of {', '.join(TRANSFORMS)}")
+        require(self.change in TRANSFORMS, "change", self.change, f"must be one of {', '.join(TRANSFORMS)}")
 
     def load(self) -> Dataset:
         """Return the streams "a" and "b", uint8 (n, channels, h, w). Raises ConfigError and DataError.

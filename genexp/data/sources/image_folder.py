@@ -37,15 +37,15 @@ class ImageFolderConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.root is not None, "root", "null", "set it to a folder of pictures")
-        require(self.size >= 1, "size", self.size, "use at least 1 pixel")
-        require(self.channels in PIL_MODES, "channels", self.channels, "use 1 for gray or 3 for color")
-        require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "use a value between 0 and 1")
+        require(self.root is not None, "root", "null", "must be a directory of images")
+        require(self.size >= 1, "size", self.size, "must be at least 1 pixel")
+        require(self.channels in PIL_MODES, "channels", self.channels, "must be 1 (gray) or 3 (color)")
+        require(0 < self.test_fraction < 1, "test_fraction", self.test_fraction, "must be between 0 and 1")
 
     def load(self) -> Dataset:
         """Return uint8 images (n, channels, size, size), in memory if they fit in `resident_gb`, else lazy.
 
-        Unreadable files are left out with a warning. Raises DataError if fewer than two readable images remain.
+        Unreadable files are skipped with a warning. Raises DataError if fewer than two readable images remain.
         """
         assert self.root is not None
         root = Path(self.root).expanduser()
@@ -53,8 +53,8 @@ class ImageFolderConfig(DatasetConfig):
         readable, broken = partition_readable(files)
         if len(readable) < 2:
             raise DataError(
-                f"dataset.root={root} has {len(readable)} readable pictures among {len(files)}; one to learn "
-                f"from and one to test on are the least: add pictures, or choose another folder"
+                f"dataset.root={root}: {len(readable)} readable images among {len(files)} files, at least 2 are "
+                f"required. Add images, or use another directory."
             )
         names, files_by_class, stray_warnings = _group_by_class(readable, root)
         train, test = _split_classes_by_hash(files_by_class, root, self.test_fraction)
@@ -70,7 +70,7 @@ class ImageFolderConfig(DatasetConfig):
             broken += broken_train + broken_test
             if not len(train_split) or not len(test_split):
                 raise DataError(
-                    f"{format_unreadable_warning(broken, len(files), root)[0]}; too few are left: add pictures"
+                    f"{format_unreadable_warning(broken, len(files), root)[0]}. Too few remain: add images."
                 )
         return Dataset(
             self.name,
@@ -83,10 +83,10 @@ class ImageFolderConfig(DatasetConfig):
 
 def _find_images(root: Path) -> list[Path]:
     if not root.is_dir():
-        raise DataError(f"dataset.root={root} is no folder; set it to a folder of pictures")
+        raise DataError(f"dataset.root={root}: not a directory. Use a directory of images.")
     found = find_image_files(root)
     if not found:
-        raise DataError(f"dataset.root={root} holds no pictures; set it to a folder that does")
+        raise DataError(f"dataset.root={root}: contains no images. Use a directory of images.")
     return found
 
 
@@ -104,7 +104,9 @@ def _group_by_class(
     if not files_by_class:
         return (), [list(paths)], ()
     num_outside = sum(path.parent == root for path in paths)
-    warning = f"{num_outside} pictures lie directly in {root}, in no class's sub-folder, and are left out"
+    warning = (
+        f"{num_outside} images in {root} are skipped, because they are outside of the directories of the classes"
+    )
     names = tuple(sorted(files_by_class))
     return names, [files_by_class[name] for name in names], (warning,) if num_outside else ()
 

@@ -49,4 +49,4 @@ def read_digits(path: Path) -> tuple[Tensor, Tensor]:
         zlib.error,
     ) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read ({reason}); reinstall genexp") from None
+        raise DataError(f"{path}: not readable ({reason}). Reinstall genexp.") from None

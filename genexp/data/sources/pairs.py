@@ -33,13 +33,13 @@ class PairsConfig(ImageDirectoriesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         has_root, has_directories = self.root is not None, self.input is not None and self.target is not None
-        remedy = "set it to a folder of pictures side by side, or set dataset.input and dataset.target instead"
-        require(has_root != has_directories, "root", self.root or "null", remedy)
+        rule = "must be a directory of images side by side, unless dataset.input and dataset.target are set"
+        require(has_root != has_directories, "root", self.root or "null", rule)
         require(
             self.input_side in CROPS_BY_INPUT_SIDE,
             "input_side",
             self.input_side,
-            f"choose one of {', '.join(CROPS_BY_INPUT_SIDE)}",
+            f"must be one of {', '.join(CROPS_BY_INPUT_SIDE)}",
         )
 
     def load(self) -> Dataset:
@@ -47,8 +47,8 @@ class PairsConfig(ImageDirectoriesConfig):
         pairs, warnings = _list_side_by_side(self) if self.root is not None else _match_by_name(self)
         if len(pairs) < 2:
             raise DataError(
-                f"dataset=pairs finds {len(pairs)} pairs; one to learn from and one to test on are the least: "
-                f"add pictures, or choose other folders"
+                f"dataset=pairs: {len(pairs)} pairs found, at least 2 are required. "
+                f"Add images, or use other directories."
             )
         crops = CROPS_BY_INPUT_SIDE[self.input_side] if self.root is not None else (FULL_WIDTH, FULL_WIDTH)
         train, test = (
@@ -84,8 +84,11 @@ def _match_by_name(config: PairsConfig) -> tuple[list[ImagePair], tuple[str, ...
     common = sorted(inputs.keys() & targets.keys())
     unmatched = sorted(inputs.keys() ^ targets.keys())
     names = ", ".join(unmatched[:5])
-    warning = f"{len(unmatched)} pictures have no namesake in the other folder and are left out: {names}"
+    warning = f"{len(unmatched)} images are skipped, because the other directory has no file of this name: {names}"
     if not common:
-        raise DataError(f"dataset.input={config.input} and dataset.target={config.target} share no file names")
+        raise DataError(
+            f"dataset.input={config.input} and dataset.target={config.target}: no common file names. "
+            "Use directories with equal file names."
+        )
     warnings = (*input_directory.warnings, *target_directory.warnings, *([warning] if unmatched else []))
     return [(inputs[name], targets[name]) for name in common], warnings

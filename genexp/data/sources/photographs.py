@@ -33,7 +33,7 @@ class PhotographsConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.size >= 1, "size", self.size, "use at least 1 pixel")
+        require(self.size >= 1, "size", self.size, "must be at least 1 pixel")
 
     def load(self) -> Dataset:
         """Return the streams "content" and "style": one sample each, uint8 (1, 3, height, width).
@@ -66,10 +66,10 @@ def _read_image(path: Path, setting: str) -> Image:
     from PIL import Image, ImageOps
 
     if not path.is_file():
-        raise DataError(f"{setting} is no file; give a picture, or null for scikit-learn's photograph")
+        raise DataError(f"{setting}: not a file. Use an image file, or null for scikit-learn's photograph.")
     try:
         with Image.open(path) as image:
             return convert_to_8bit(ImageOps.exif_transpose(image), "RGB")
     except Exception as error:  # Pillow's plugins raise any exception on damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{setting} cannot be read as a picture ({reason}); give another file") from None
+        raise DataError(f"{setting}: not readable as an image ({reason}). Use another file.") from None

@@ -23,7 +23,7 @@ class UnpairedConfig(ImageDirectoriesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("a", "b"):
-            require(getattr(self, key) is not None, key, "null", "set it to a folder of pictures")
+            require(getattr(self, key) is not None, key, "null", "must be a directory of images")
 
     def load(self) -> Dataset:
         """Return the streams "a" and "b", uint8 (n, channels, size, size), not aligned. Raises DataError."""
@@ -36,7 +36,7 @@ class UnpairedConfig(ImageDirectoriesConfig):
             image_directory = scan_directory(directory, key)
             if len(image_directory.paths) < 2:
                 raise DataError(
-                    f"dataset.{key}={directory} has one readable picture; two are the least: add pictures"
+                    f"dataset.{key}={directory}: one readable image, at least 2 are required. Add images."
                 )
             train_paths, test_paths = split_by_hash(
                 image_directory.paths, image_directory.get_relative_stem, self.test_fraction

@@ -39,7 +39,7 @@ class JoblibLauncher(SweepLauncher):
                 interrupted = [job for job in unfinished if read_job_status(job.run_dir).state == "running"]
                 for job in interrupted:
                     if self._run_in_pool([job]):
-                        self.record_crash(job, "its process was killed, perhaps because memory was short")
+                        self.record_crash(job, "the worker process was killed, possibly for lack of memory")
                 unfinished = self._run_in_pool([job for job in unfinished if job not in interrupted])
 
     def _run_in_pool(self, jobs: Sequence[Job]) -> list[Job]:

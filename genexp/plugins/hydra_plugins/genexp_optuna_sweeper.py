@@ -46,9 +46,7 @@ class OptunaSweeper(BasicSweeper):
         require_positive_int_or_none("hydra.sweeper.n_jobs", self.n_jobs)
         launcher = require_sweep_launcher(self)
         if launcher.sweep_config.halving["factor"] is not None:
-            raise ConfigError(
-                "sweep.halving judges all jobs at once, a search chooses one after the other; leave it out"
-            )
+            raise ConfigError("sweep.halving.factor: cannot be combined with hydra/sweeper=optuna. Remove it.")
         overrides = parse_sweep_overrides(self, arguments)
         sweep_overrides = [override for override in overrides if override.is_sweep_override()]
         fixed_overrides = [
@@ -91,8 +89,8 @@ class OptunaSweeper(BasicSweeper):
         assert self.hydra_context is not None
         if not search_space:
             raise ConfigError(
-                "hydra/sweeper=optuna has nothing to search; give a range, such as "
-                "optimizer.lr='tag(log, interval(1e-5, 1e-2))'"
+                "hydra/sweeper=optuna: no search space. Add a range, such as "
+                "optimizer.lr='tag(log, interval(1e-5, 1e-2))'."
             )
         compose = self.hydra_context.config_loader.load_sweep_config
         bind_experiment(
@@ -102,8 +100,8 @@ class OptunaSweeper(BasicSweeper):
         trainer = config.trainer
         if self.direction is not None and DIRECTIONS.get(self.direction) != trainer.direction:
             raise ConfigError(
-                f"hydra.sweeper.direction={self.direction} contradicts trainer.direction={trainer.direction} of "
-                f"trainer.objective={trainer.objective}; leave it out"
+                f"hydra.sweeper.direction={self.direction}: must agree with "
+                f"trainer.direction={trainer.direction}. Remove it."
             )
         input_lines = sorted("".join(str(override.input_line).split()) for override in sweep_overrides)
         return {

@@ -75,7 +75,7 @@ class RayLauncher(SweepLauncher):
         try:
             ray.get(object_ref)
         except ray.exceptions.RayError as error:
-            self.record_crash(job, f"its process ended early ({type(error).__name__})")
+            self.record_crash(job, f"the worker process ended unexpectedly ({type(error).__name__})")
 
     def _connect(self) -> None:
         """Connect to the cluster, or start a local one, unless connected. Raises ConfigError if that fails."""
@@ -89,7 +89,7 @@ class RayLauncher(SweepLauncher):
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             message = str(error).splitlines()[0]
-            raise ConfigError(f"hydra.launcher.address={self.address}: {message}") from None
+            raise ConfigError(f"hydra.launcher.address={self.address}: {message}. Check the cluster.") from None
 
 
 def _check_reachable(address: str) -> None:
@@ -99,8 +99,8 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"hydra.launcher.address={address} does not answer ({error}); give the address of a cluster's head, "
-            f"or auto on one of its machines"
+            f"hydra.launcher.address={address}: no connection ({error}). Use the address of the head node of a "
+            f"cluster, or auto on one of its nodes."
         ) from None
 
 

@@ -141,8 +141,8 @@ class SlurmLauncher(SubmititLauncher):
         super().setup(**kwargs)
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise ConfigError(
-                "hydra/launcher=submitit_slurm finds no sbatch and srun here; start the sweep on a machine of the "
-                "cluster, or try hydra/launcher=submitit_local"
+                "hydra/launcher=submitit_slurm: sbatch and srun not found. Start the sweep on a node of the "
+                "cluster, or use hydra/launcher=submitit_local."
             )
 
     def build_executor(self) -> Executor:
@@ -153,7 +153,7 @@ class SlurmLauncher(SubmititLauncher):
         try:
             executor.update_parameters(timeout_min=self.timeout_min, **self.executor_parameters)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}. Check its settings.") from None
         return executor
 
 

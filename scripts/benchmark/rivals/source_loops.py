@@ -235,7 +235,7 @@ def train_gan(
 
 
 def draw_pairs(images: Tensor, reconstructions: Tensor) -> None:
-    """Write `reconstructions.png`: images over their reconstructions."""
+    """Write `reconstructions.png`: images above their reconstructions, both (samples, 1, height, width)."""
     figure, axes = plt.subplots(2, len(images), figsize=(len(images), 2))
     for row, pictures in zip(axes, (images, reconstructions), strict=True):
         for axis, picture in zip(row, pictures, strict=True):

@@ -44,7 +44,7 @@ def test_images_of_any_format_and_nesting_become_squares(tmp_path: Path) -> None
     write_image(tmp_path / "x" / ".hidden.png")
     dataset = load_image_folder(tmp_path / "x")
     assert len(dataset.train) + len(dataset.test) == 2  # the images in deep/; the others have no class
-    assert "4 pictures lie directly in" in dataset.warnings[0]
+    assert "4 images in" in dataset.warnings[0]
     dataset = load_image_folder(tmp_path)
     assert get_images(dataset).shape[1:] == (3, 8, 8)
     assert get_images(dataset).dtype == torch.uint8
@@ -119,7 +119,7 @@ def test_broken_files_are_skipped_with_a_warning(tmp_path: Path) -> None:
     dataset = load_image_folder(tmp_path)
     assert len(dataset.train) + len(dataset.test) == 12
     assert dataset.warnings == (
-        f"3 of 15 pictures in {tmp_path} cannot be read and are left out: cut.jpg, empty.jpg, text.png",
+        f"3 of 15 images in {tmp_path} are not readable and are skipped: cut.jpg, empty.jpg, text.png",
     )
 
 
@@ -138,7 +138,7 @@ def test_warning_counts_many_broken_files(tmp_path: Path) -> None:
 def test_folder_of_only_broken_files_is_an_error(tmp_path: Path, resident_gb: float) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="has 0 readable pictures among 3"):
+    with pytest.raises(DataError, match="0 readable images among 3"):
         load_image_folder(tmp_path, resident_gb=resident_gb)
 
 
@@ -146,20 +146,20 @@ def test_folder_of_only_undecodable_files_is_an_error(tmp_path: Path) -> None:
     for number in range(3):
         path = write_image(tmp_path / f"{number}.jpg", size=(300, 300))
         path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(DataError, match=r"3 of 3 pictures .* cannot be read .*; too few are left"):
+    with pytest.raises(DataError, match=r"3 of 3 images .* are not readable .*. Too few remain"):
         load_image_folder(tmp_path)
 
 
 def test_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(DataError, match=r"dataset.root=.* holds no pictures; set it to"):
+    with pytest.raises(DataError, match=r"dataset.root=.*: contains no images. Use"):
         load_image_folder(tmp_path)
-    with pytest.raises(DataError, match=r"dataset.root=.*absent is no folder; set it to"):
+    with pytest.raises(DataError, match=r"dataset.root=.*absent: not a directory. Use"):
         load_image_folder(tmp_path / "absent")
 
 
 def test_one_image_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has 1 readable pictures among 1"):
+    with pytest.raises(DataError, match="1 readable images among 1"):
         load_image_folder(write_images(tmp_path, 1))
 
 
@@ -177,7 +177,7 @@ def test_invalid_value_is_reported_with_its_key(tmp_path: Path, key: str, value:
 
 
 def test_a_root_is_required() -> None:
-    with pytest.raises(ConfigError, match=r"dataset.root=null: set it to a folder of pictures"):
+    with pytest.raises(ConfigError, match=r"dataset.root=null: must be a directory of images"):
         load_image_folder(None)
 
 
@@ -210,7 +210,7 @@ def test_file_deleted_after_loading_is_reported(tmp_path: Path) -> None:
     lazy = load_image_folder(write_images(tmp_path, 12), resident_gb=0.0)
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match=r"\d\d.png cannot be read .*; replace or remove it"):
+    with pytest.raises(DataError, match=r"\d\d.png: not readable as an image .*. Replace or remove it"):
         next(iter(SplitBatches(make_loader(lazy.train, "cpu", 0, num_workers=1), 4)))
 
 

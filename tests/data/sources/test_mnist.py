@@ -108,16 +108,18 @@ def test_debian_directory_is_used_only_for_fashion_mnist(tmp_path: Path) -> None
 def test_incomplete_root_does_not_fall_back_to_the_cache(tmp_path: Path, isolated_cache: Path) -> None:
     write_idx_files(isolated_cache / "MNIST" / "raw")
     (write_idx_files(tmp_path / "root") / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match=r"dataset.root=.*root lacks .*; correct it, or set dataset.root=null"):
+    with pytest.raises(
+        DataError, match=r"dataset.root=.*root: no .*. Use another directory, or dataset.root=null"
+    ):
         load(root=tmp_path / "root")
 
 
 DAMAGED_FILES = {
-    "a truncated file": (lambda content: content[:-1], "is truncated: its header says 30×4×4 bytes, 479 follow"),
-    "a file that is too long": (lambda content: content + b"x", "is too long"),
+    "a truncated file": (lambda content: content[:-1], "truncated, its header states 30×4×4 bytes, 479 follow"),
+    "a file that is too long": (lambda content: content + b"x", "too long"),
     "a wrong magic number": (lambda content: b"\x89PNG" + content[4:], "begins with 89504e47, not 00000803"),
     "an empty file": (lambda content: b"", "begins with nothing"),
-    "a cut header": (lambda content: content[:9], "ends within its header"),
+    "a cut header": (lambda content: content[:9], "incomplete header"),
 }
 
 
@@ -126,7 +128,7 @@ def test_damaged_file_is_reported_with_its_path_and_remedy(tmp_path: Path, damag
     change, message = DAMAGED_FILES[damage]
     path = write_idx_files(tmp_path) / "train-images-idx3-ubyte"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(DataError, match=f"^{path} {message}.*; replace the file by a whole copy"):
+    with pytest.raises(DataError, match=f"^{path}: {message}.*. Replace the file by a complete copy"):
         load(root=tmp_path)
 
 
@@ -138,7 +140,7 @@ def test_damaged_file_is_reported_with_its_path_and_remedy(tmp_path: Path, damag
 def test_a_damaged_archive_is_a_data_error(tmp_path: Path, content: bytes) -> None:
     path = write_idx_files(tmp_path, is_gzipped=True) / "train-images-idx3-ubyte.gz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"^{path} cannot be read .*; replace the file"):
+    with pytest.raises(DataError, match=f"^{path}: not readable .*. Replace the file"):
         load(root=tmp_path)
 
 
@@ -153,7 +155,7 @@ def test_a_flipped_byte_in_an_archive_is_a_data_error(tmp_path: Path) -> None:
 
 def test_numbers_of_images_and_labels_must_match(tmp_path: Path) -> None:
     (write_idx_files(tmp_path) / "train-labels-idx1-ubyte").write_bytes(encode_idx(29))
-    with pytest.raises(DataError, match=r"has 30 images, .* 29 labels; replace"):
+    with pytest.raises(DataError, match=r"30 images, but .* has 29 labels. Replace"):
         load(root=tmp_path)
 
 
@@ -161,7 +163,7 @@ def test_label_without_a_class_is_rejected(tmp_path: Path) -> None:
     (write_idx_files(tmp_path) / "t10k-labels-idx1-ubyte").write_bytes(
         encode_idx(NUM_TEST, values=bytes([12] * NUM_TEST))
     )
-    with pytest.raises(DataError, match="has the label 12 among 10 classes"):
+    with pytest.raises(DataError, match="contains the label 12, but there are 10 classes"):
         load(root=tmp_path)
 
 
@@ -172,7 +174,7 @@ def test_missing_network_error_lists_searched_paths_and_remedies(isolated_cache:
     assert "\n" not in message
     for part in (
         *("$GENEXP_DATA (not set)", str(isolated_cache), "debian"),
-        *("Name or service not known", "dataset.root=FOLDER", "GENEXP_DATA", "dataset=mnist_5k"),
+        *("Name or service not known", "Set dataset.root or $GENEXP_DATA", "GENEXP_DATA", "dataset=mnist_5k"),
     ):
         assert part in message
     assert list(isolated_cache.iterdir()) == []  # no partial files are left
@@ -270,5 +272,5 @@ def test_fashion_mnist_files_are_rejected_as_mnist(tmp_path: Path) -> None:
         name = f"t10k-{part}-ubyte"
         (tmp_path / name).unlink()
         shutil.copy(REAL_DATA / "FashionMNIST" / "raw" / f"{name}.gz", tmp_path)
-    with pytest.raises(DataError, match="holds fashion_mnist, not MNIST"):
+    with pytest.raises(DataError, match="contains fashion_mnist, not MNIST"):
         load("mnist", tmp_path)

@@ -63,5 +63,5 @@ def test_a_damaged_mnist_5k_is_a_data_error(content: bytes | None, tmp_path: Pat
     path = tmp_path / "mnist_5k.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"mnist_5k.npz cannot be read \(.+\); reinstall genexp"):
+    with pytest.raises(DataError, match=r"mnist_5k.npz: not readable \(.+\). Reinstall genexp"):
         mnist_5k.read_digits(path)

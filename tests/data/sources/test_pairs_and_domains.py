@@ -89,12 +89,12 @@ def test_derived_datasets_stay_lazy_for_lazy_sources(tmp_path: Path) -> None:
 
 
 def test_invalid_sources_fail_with_one_line() -> None:
-    for source, message in (("digit", "did you mean digits"), ("circles", "has no images")):
-        with pytest.raises(ConfigError, match=f"dataset.source={source} .*{message}"):
+    for source, message in (("digit", "Did you mean digits"), ("circles", "has no images")):
+        with pytest.raises(ConfigError, match=f"dataset.source={source}.*{message}"):
             load_translation_dataset("edges", source=source)
     with pytest.raises(ConfigError, match=r"dataset\.options\.root=None|dataset\.options\.root=null"):
         load_translation_dataset("domains", source="image_folder")
-    with pytest.raises(ConfigError, match=r"dataset\.options\.sise is no key"):
+    with pytest.raises(ConfigError, match=r"dataset\.options\.sise: unknown key"):
         load_translation_dataset("domains", source="image_folder", options={"sise": 3})
 
 
@@ -111,8 +111,8 @@ def test_pairs_are_matched_by_file_name(tmp_path: Path) -> None:
             get_stream(dataset, name, split)[:, 0, 4, 4].float() for name in ("input", "target")
         )
         torch.testing.assert_close(input_levels * 9 / 10, target_levels, atol=1.5, rtol=0)
-    assert any("cannot be read" in warning for warning in dataset.warnings)
-    assert any("have no namesake" in warning for warning in dataset.warnings)
+    assert any("not readable" in warning for warning in dataset.warnings)
+    assert any("no file of this name" in warning for warning in dataset.warnings)
 
 
 def test_pairs_can_be_halves_of_one_image(tmp_path: Path) -> None:
@@ -155,14 +155,14 @@ def test_invalid_folders_fail_with_one_line(tmp_path: Path) -> None:
     Path(empty).mkdir()
     single = str(write_images(tmp_path / "alone", 1, first_number=90, gray_step=1))
     cases: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-        ("pairs", {}, ConfigError, "dataset.root=null: set it to a folder"),
+        ("pairs", {}, ConfigError, "dataset.root=null: must be a directory"),
         ("pairs", {"root": full, "input": full, "target": full}, ConfigError, "dataset.root="),
-        ("pairs", {"root": empty}, DataError, "holds no readable pictures"),
-        ("pairs", {"root": empty + "x"}, DataError, "is no folder"),
-        ("pairs", {"root": single}, DataError, "finds 1 pairs"),
-        ("pairs", {"input": full, "target": single}, DataError, "share no file names"),
+        ("pairs", {"root": empty}, DataError, "contains no readable images"),
+        ("pairs", {"root": empty + "x"}, DataError, "not a directory"),
+        ("pairs", {"root": single}, DataError, "1 pairs found"),
+        ("pairs", {"input": full, "target": single}, DataError, "no common file names"),
         ("unpaired", {"a": full}, ConfigError, "dataset.b=null"),
-        ("unpaired", {"a": full, "b": single}, DataError, "has one readable picture"),
+        ("unpaired", {"a": full, "b": single}, DataError, "one readable image"),
     ]
     for name, values, kind, message in cases:
         with pytest.raises(kind) as excinfo:

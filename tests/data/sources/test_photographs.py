@@ -38,8 +38,8 @@ def test_invalid_photographs_fail_with_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     for file, expected_message in (
-        (tmp_path / "absent.jpg", "is no file"),
-        (broken, "cannot be read as a picture"),
+        (tmp_path / "absent.jpg", "not a file"),
+        (broken, "not readable as an image"),
     ):
         with pytest.raises(DataError, match=expected_message) as excinfo:
             load_photographs(content=str(file))
