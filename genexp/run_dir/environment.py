@@ -70,8 +70,8 @@ def check_plugins(run_dir: Path, plugins: Sequence[Plugin]) -> list[str]:
     for record in _read_records(run_dir):
         if record.name not in versions:
             raise CheckpointError(
-                f"{format_path(run_dir)} was made with the plugin {record.name}, which is not loaded. "
-                f"Add --plugin {record.file}, if you trust it."
+                f"{format_path(run_dir)}: requires the plugin {record.name}. "
+                f"Add --plugin {record.file} if you trust it."
             )
         old, new = record.sha256[-1], versions[record.name]
         if new != old:
@@ -83,7 +83,7 @@ def check_plugins(run_dir: Path, plugins: Sequence[Plugin]) -> list[str]:
 
 
 def write_plugins(run_dir: Path, plugins: Sequence[Plugin]) -> None:
-    """Write the plugins of a run. Earlier versions of a plugin are kept. Without plugins there is no file."""
+    """Write the plugins of a run. Earlier versions of a plugin are kept. Without plugins, no file is written."""
     earlier = {record.name: record.sha256 for record in _read_records(run_dir)}
     content = []
     for plugin in plugins:

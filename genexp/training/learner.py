@@ -312,7 +312,7 @@ def _check_loss(phase: GradientPhase, result: Any) -> None:
                 problem = "the loss depends on no parameter. Compute it from outputs of the phase's module"
             for name, value in metrics.items():
                 if not isinstance(value, Tensor) or value.dim() or value.requires_grad:
-                    problem = f"the metric {name} is no detached scalar tensor. Use genexp.detach_metrics"
+                    problem = f"the metric {name} is not a detached scalar tensor. Use genexp.detach_metrics"
         case _:
             problem = "the loss must return a scalar tensor and a mapping of metrics, which may be empty"
     if problem is not None:
