@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,61 +49,55 @@ def test_state_survives_a_round_trip(name: str) -> None:
     assert_same(dict(first.state_dict()), dict(second.state_dict()))
 
 
-@pytest.mark.parametrize("name", TECHNIQUES)
-def test_resumed_run_equals_uninterrupted_run(name: str, tmp_path: Path) -> None:
-    """A run without its later checkpoints, as if killed before them, ends like the uninterrupted run."""
-    uninterrupted, resumed = tmp_path / "straight", tmp_path / "resumed"
-    checkpoint_overrides = ("trainer.epochs=3", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of three epochs with evaluations, previews and checkpoints."""
+
+    overrides: tuple[str, ...]
+    run_dir: Path
+
+
+@pytest.fixture(scope="module", params=TECHNIQUES)
+def finished_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Return a finished run of each technique, which the tests below share."""
+    run_dir = tmp_path_factory.mktemp(request.param) / "run"
+    checkpoint_overrides = ("trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
+    run = FinishedRun((*make_tiny_overrides(request.param), "trainer.epochs=3", *checkpoint_overrides), run_dir)
     interval_overrides = ("trainer.evaluate_every=1", "trainer.preview_every=1")
-    result = run_genexp(
-        *make_tiny_overrides(name),
-        *checkpoint_overrides,
-        *interval_overrides,
-        format_run_dir_override(uninterrupted),
-    )
+    result = run_genexp(*run.overrides, *interval_overrides, format_run_dir_override(run_dir))
     assert result.exit_code == 0, result.stderr
-    shutil.copytree(uninterrupted, resumed)
+    return run
+
+
+def test_resumed_run_equals_uninterrupted_run(finished_run: FinishedRun, tmp_path: Path) -> None:
+    """A run without its later checkpoints, as if killed before them, ends like the uninterrupted run."""
+    resumed = tmp_path / "resumed"
+    shutil.copytree(finished_run.run_dir, resumed)
     *later, _, _ = list_checkpoints(resumed)  # the checkpoints of the first epoch and of step 0 remain
     for file in later:
         file.unlink()
     (resumed / "status.json").unlink()
     result = run_genexp(f"resume={resumed}")
     assert result.exit_code == 0, result.stderr
-    assert_same_run(uninterrupted, resumed)
+    assert_same_run(finished_run.run_dir, resumed)
 
 
-@pytest.mark.parametrize("name", TECHNIQUES)
-def test_evaluation_and_previews_do_not_change_training(name: str, tmp_path: Path) -> None:
+def test_evaluation_and_previews_do_not_change_training(finished_run: FinishedRun, tmp_path: Path) -> None:
     """Losses are bit-identical with and without evaluation and previews."""
-    evaluated, unevaluated = tmp_path / "looking", tmp_path / "blind"
-    steps = (*make_tiny_overrides(name), "trainer.max_steps=3")
-    assert (
-        run_genexp(
-            *steps, "trainer.evaluate_every=1", "trainer.preview_every=1", format_run_dir_override(evaluated)
-        ).exit_code
-        == 0
-    )
-    assert (
-        run_genexp(
-            *steps, "trainer.evaluate_every=0", "trainer.preview_every=0", format_run_dir_override(unevaluated)
-        ).exit_code
-        == 0
-    )
-    assert [line for line in read_metrics_log(evaluated) if line["split"] == "train"] == read_metrics_log(
-        unevaluated
-    )
+    overrides = ("trainer.evaluate_every=0", "trainer.preview_every=0")
+    result = run_genexp(*finished_run.overrides, *overrides, format_run_dir_override(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    evaluated = [line for line in read_metrics_log(finished_run.run_dir) if line["split"] == "train"]
+    assert evaluated == read_metrics_log(tmp_path)
 
 
-@pytest.mark.parametrize("name", TECHNIQUES)
-def test_objective_is_among_the_declared_metrics(name: str, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert (
-        run_genexp(*make_tiny_overrides(name), "trainer.max_steps=1", format_run_dir_override(folder)).exit_code
-        == 0
-    )
-    state = load_status(folder)
-    config = compose_experiment(*make_tiny_overrides(name))
-    assert state["best"]["value"] == state["test"][config.trainer.objective]
+def test_objective_is_among_the_declared_metrics(finished_run: FinishedRun) -> None:
+    state = load_status(finished_run.run_dir)
+    config = compose_experiment(*finished_run.overrides)
+    choose_best = max if config.trainer.direction == "max" else min
+    log = read_metrics_log(finished_run.run_dir)
+    values = [line[config.trainer.objective] for line in log if line["split"] == "test"]
+    assert state["best"]["value"] == choose_best(values)
     dataset = load_dataset(config.dataset)
     technique = build_technique(config.technique, config.model, dataset, torch.device("cpu"), config.seed)
     assert sorted(technique.list_metrics() or ()) == sorted(state["test"])
