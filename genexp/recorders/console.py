@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import final
 
 import rich
@@ -24,12 +23,7 @@ from genexp.recorders.progress_bar import (
 )
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.paths import (
-    FIGURES_DIR,
-    LOG_FILE,
-    METRICS_FILE,
     REPORT_FILE,
-    TENSORBOARD_DIR,
-    find_animations,
     format_command,
     format_path,
 )
@@ -89,19 +83,29 @@ class ConsoleRecorder(Recorder):
             self._display.show(state, is_epoch_end=bool(snapshot.epoch_means))
 
     def close(self, outcome: RunOutcome) -> None:
-        """Print how the run ended and the paths of its files. Log an error, which the command prints."""
+        """Print how the run ended and what to do next. Log an error, which the command prints."""
         seconds = timedelta(seconds=round(time.monotonic() - self._start_time))
         best = f"; {self._format_best()} at step {self._progress.best_step:,}" if self._progress.best_step else ""
         summary = f"{outcome.state} at step {outcome.step:,} after {seconds}{best}"
         log.info(f"{summary}: {outcome.error}" if outcome.error else summary)
-        lines = [summary]
-        lines += [_format_entry(label, location) for label, location in _list_outputs(self._run.run_dir).items()]
-        if outcome.resume_command is not None:
-            lines.append(_format_entry("resume", outcome.resume_command))
+        lines = [summary, *(_format_entry(*entry) for entry in self._list_next_steps(outcome).items())]
         with _mute_when_pipe_closes(self._console):
             self._display.stop()
             for line in lines:
                 print_plain(self._console, line)
+
+    def _list_next_steps(self, outcome: RunOutcome) -> dict[str, str]:
+        """Return label → file or command: for looking at the run, continuing it and comparing it with others."""
+        path, steps = format_path(self._run.run_dir), {}
+        if (self._run.run_dir / REPORT_FILE).exists():
+            steps["look"] = format_path(self._run.run_dir / REPORT_FILE)
+        if outcome.resume_command is not None:
+            steps["resume"] = outcome.resume_command
+        if outcome.state == "finished":
+            more_epochs = 2 * max(1, self._run.total_steps // self._run.steps_per_epoch)
+            steps["resume"] = format_command("genexp", f"resume={path}", f"trainer.epochs={more_epochs}")
+            steps["compare"] = format_command("genexp-compare", format_path(self._run.run_dir.parent))
+        return steps
 
     def _update_speed(self, step: int) -> None:
         now = time.monotonic()
@@ -144,16 +148,5 @@ def _mute_when_pipe_closes(console: Console) -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _list_outputs(run_dir: Path) -> dict[str, str]:
-    """Return label → path or command, for each existing output."""
-    animations = ", ".join(format_path(path) for path in find_animations(run_dir))
-    files = {"report": REPORT_FILE, "figures": FIGURES_DIR, "metrics": METRICS_FILE, "log": LOG_FILE}
-    outputs = {"images": animations} if animations else {}
-    outputs |= {label: format_path(run_dir / name) for label, name in files.items() if (run_dir / name).exists()}
-    if (run_dir / TENSORBOARD_DIR).exists():
-        outputs["tensorboard"] = format_command("tensorboard", "--logdir", format_path(run_dir))
-    return outputs
-
-
 def _format_entry(label: str, value: str) -> str:
-    return f"  {label:<11} {value}"
+    return f"  {label:<8} {value}"

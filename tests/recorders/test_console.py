@@ -117,18 +117,23 @@ def test_terminal_shows_a_progress_bar(
     assert text.index("100%") < text.index("finished at step 40")
 
 
-def test_end_message_lists_existing_files(tmp_path: Path, output: io.StringIO) -> None:
+def test_end_message_names_the_next_steps(tmp_path: Path, output: io.StringIO) -> None:
     run = make_run_info(tmp_path / "a run")
-    for name in ("samples.gif", "metrics.jsonl", "train.log"):
-        (run.run_dir / name).touch()
-    (run.run_dir / "tensorboard").mkdir()
+    (run.run_dir / "report.html").touch()
     record_run(run, ConsoleRecorder())
-    text = output.getvalue()
-    assert "finished at step 40" in text
-    assert "best psnr 13 at step 10" in text
-    assert str(run.run_dir / "samples.gif") in text
-    assert f"tensorboard --logdir '{run.run_dir}'" in text
-    assert "figures" not in text
+    *_, summary, look, resume, compare = output.getvalue().splitlines()
+    assert summary.startswith("finished at step 40")
+    assert summary.endswith("best psnr 13 at step 10")
+    assert look.split(maxsplit=1) == ["look", str(run.run_dir / "report.html")]
+    assert resume.startswith("  resume ")
+    assert resume.endswith(f"genexp 'resume={run.run_dir}' trainer.epochs=8")
+    assert compare.startswith("  compare ")
+    assert compare.endswith(f"genexp-compare {tmp_path}")
+
+
+def test_end_message_names_no_missing_file(tmp_path: Path, output: io.StringIO) -> None:
+    record_run(make_run_info(tmp_path), ConsoleRecorder())
+    assert "  look " not in output.getvalue()
 
 
 def test_stopped_run_prints_the_resume_command(tmp_path: Path, output: io.StringIO) -> None:
