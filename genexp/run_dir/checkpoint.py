@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from genexp.errors import CheckpointError
+from genexp.device import check_memory
+from genexp.errors import CheckpointError, GenexpError
 from genexp.run_dir.files import create_dir, open_regular_file, remove_file, sync_files, truncate_file, write_file
-from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR
+from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR, format_path
 
 FORMAT_VERSION = 2
 LOG_PATTERNS = (METRICS_FILE, f"{TENSORBOARD_DIR}/events.*")  # of the append-only files
+MAX_VALUES = 10**6  # in a checkpoint; those of the built-in techniques have some hundreds
+MAX_DEPTH = 100  # of nested dicts, lists and tuples
+# What a pickle of tensors and plain values names, and the other ways in which a pickle names objects.
+_OBJECT_PATTERN = re.compile(
+    r"torch\._utils _rebuild_tensor_v[23]|collections OrderedDict|torch (?:\w+Storage|\w*int\d+)"
+    r"|torch\.storage UntypedStorage"
+)
+_OBJECT_OPCODES = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
 _STEP_FILE_PATTERN = re.compile(r"step-(\d+)\.pt")
 
 
@@ -57,12 +69,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content that `save_checkpoint` wrote, with tensors on the CPU.
 
-    Raises CheckpointError if the file is unreadable, damaged or holds objects that could execute code.
+    Raises CheckpointError if the file is unreadable, damaged, holds objects that could execute code, or declares
+    more bytes than it has. Raises ConfigError if it exceeds the memory.
     """
     try:
         with open_regular_file(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about a file that torch rejects anyway
+            check_memory(os.fstat(file.fileno()).st_size, format_path(path))
+            _check_archive(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
+            _check_values(content, os.fstat(file.fileno()).st_size)
+    except GenexpError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: not loaded: it contains other objects than tensors and plain values, possibly code. "
@@ -163,6 +181,54 @@ def compute_checksum(content: Any) -> str:
     for piece in _iter_bytes(content):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _check_archive(file: IO[bytes]) -> None:
+    """Raise an error where a file is not an archive that `torch.save` wrote from tensors and plain values.
+
+    A compressed part could unpack to any size, and an object such as `bytearray` could take any memory.
+    Raises ValueError, BadZipFile or UnpicklingError.
+    """
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        size = os.fstat(file.fileno()).st_size
+        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
+            raise ValueError("its parts are larger than the file")
+        for part in parts:
+            if part.filename.endswith("/data.pkl"):
+                for opcode, argument, _ in pickletools.genops(archive.read(part)):
+                    if opcode.name in _OBJECT_OPCODES or (
+                        opcode.name == "GLOBAL" and not _OBJECT_PATTERN.fullmatch(argument)
+                    ):
+                        raise pickle.UnpicklingError(argument)
+    file.seek(0)
+
+
+def _check_values(content: Any, size: int) -> None:
+    """Raise ValueError where nested values, loaded from a file of `size` bytes, take far more as copies.
+
+    A tensor could repeat one element, and a list could contain another one many times, which contains another one.
+    """
+    storages: dict[int, int] = {}  # address → bytes
+    pending, count = [(content, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if count > MAX_VALUES or depth > MAX_DEPTH:
+            raise ValueError("too many values")
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu":
+                raise ValueError("a tensor of another kind")
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            if value.nbytes > storage.nbytes():
+                raise ValueError("a tensor larger than its data")
+        elif isinstance(value, Mapping):
+            pending += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list | tuple):
+            pending += [(item, depth + 1) for item in value]
+    if sum(storages.values()) > size:
+        raise ValueError("tensors larger than the file")
 
 
 def _clone_views(value: Any) -> Any:

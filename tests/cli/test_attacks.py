@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from genexp.cli import compare, evaluate, sample
@@ -106,12 +107,16 @@ def assert_refused_after(command: Any, reason: str) -> None:
     assert_refused(command(), reason, before)
 
 
-def test_pickles_in_place_of_checkpoints_are_not_loaded(evil_dir: Path) -> None:
+@pytest.mark.parametrize(("is_archive", "reason"), [(False, "damaged"), (True, "possibly code")])
+def test_pickles_in_place_of_checkpoints_are_not_loaded(is_archive: bool, reason: str, evil_dir: Path) -> None:
     for path in (*list_checkpoints(evil_dir), evil_dir / "checkpoints" / "best.pt"):
-        path.write_bytes((evil_dir / "x.pt").read_bytes())
+        if is_archive:
+            torch.save({"format": 2, "step": 2, "technique": Payload()}, path)
+        else:
+            path.write_bytes((evil_dir / "x.pt").read_bytes())
     assert_refused_after(resume, "no usable checkpoint")
-    for main in (sample.main, evaluate.main):
-        assert_refused_after(lambda main=main: run_main("genexp-sample", main, "EVIL"), "not loaded")
+    assert_refused_after(lambda: run_main("genexp-sample", sample.main, "EVIL"), reason)
+    assert_refused_after(lambda: run_main("genexp-evaluate", evaluate.main, "EVIL"), reason)
 
 
 @pytest.mark.parametrize(

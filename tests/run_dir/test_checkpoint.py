@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from genexp.errors import CheckpointError
+from genexp.errors import CheckpointError, ConfigError
 from genexp.run_dir.checkpoint import (
     FORMAT_VERSION,
     get_checkpoint_path,
@@ -108,3 +110,69 @@ def test_checkpoints_are_sorted_by_step(tmp_path: Path) -> None:
         save_checkpoint(get_checkpoint_path(tmp_path, step), {"step": step})
     steps = [load_checkpoint(path)["step"] for path in list_checkpoints(tmp_path)]
     assert steps == [100_000_000, 99_999_999, 5]
+
+
+class Bomb:
+    """Object whose pickle calls a function."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
+
+
+def make_nested_list(depth: int, copies: int) -> list[object]:
+    """Return a list that contains `copies` times the same list, which contains another one as often, and so on."""
+    nested: list[object] = []
+    for _ in range(depth):
+        nested = copies * [nested]
+    return nested
+
+
+BOMBS: dict[str, object] = {
+    "tensor that repeats one element": torch.zeros(1).expand(10**12),
+    "tensor without data": torch.empty(10**12, device="meta"),
+    "sparse tensor": torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1), (10**12,), check_invariants=True),
+    "large buffer": Bomb(bytearray, 10**10),
+    "code": Bomb(print, "executed"),
+    "repeated list": make_nested_list(60, copies=2),
+    "deep list": make_nested_list(200, copies=1),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_checkpoint_that_takes_memory_or_time_is_rejected(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": FORMAT_VERSION, "bomb": BOMBS[name]}, path)
+    with pytest.raises(CheckpointError, match=r"step-00000001\.pt (is damaged|holds more than)") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["compressed", "overlapping"])
+def test_checkpoint_whose_parts_are_larger_than_the_file_is_rejected(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": FORMAT_VERSION, "weights": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as source:
+        parts = {info.filename: source.read(info) for info in source.infolist()}
+    with zipfile.ZipFile(
+        path, "w", zipfile.ZIP_DEFLATED if name == "compressed" else zipfile.ZIP_STORED
+    ) as target:
+        for part, data in parts.items():
+            target.writestr(part, data)
+        if name == "overlapping":
+            target.filelist += 5 * [info for info in target.filelist if info.file_size > 10**6]
+    with pytest.raises(CheckpointError, match="its parts are larger than the file"):
+        load_checkpoint(path)
+
+
+def test_checkpoint_that_exceeds_the_memory_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step-00000001.pt"
+    save_checkpoint(path, {"weights": torch.zeros(1000)})
+    monkeypatch.setattr("genexp.device._allowed_bytes", 4000)
+    with pytest.raises(ConfigError, match=r"step-00000001\.pt: needs at least .* kB of memory"):
+        load_checkpoint(path)
