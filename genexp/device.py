@@ -23,6 +23,7 @@ AVAILABILITY_CHECKS: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
 }
 DEVICE_CHOICES = ("auto", *AVAILABILITY_CHECKS)
+MAX_THREADS_PER_CORE = 16  # a run with hundreds of threads per core takes minutes for a step
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 # The memory limit of a Linux container, by control groups version 2 and 1.
 CONTAINER_LIMIT_FILES = (
@@ -44,6 +45,9 @@ class DeviceConfig:
     def __post_init__(self) -> None:
         require(self.name in DEVICE_CHOICES, "name", self.name, f"must be one of {', '.join(DEVICE_CHOICES)}")
         require(self.threads is None or self.threads > 0, "threads", self.threads, "must be at least 1, or null")
+        max_threads = MAX_THREADS_PER_CORE * (os.cpu_count() or 1)
+        is_fast = self.threads is None or self.threads <= max_threads
+        require(is_fast, "threads", self.threads, f"must be at most {max_threads}")
         require(self.index >= 0, "index", self.index, "must be 0 or more")
         require(self.processes > 0, "processes", self.processes, "must be at least 1")
         is_valid = self.memory_gb is None or self.memory_gb > 0
