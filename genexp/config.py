@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from genexp.errors import ConfigError
 
@@ -69,13 +69,16 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
     node_values = {str(key): value for key, value in values.items() if value != MISSING}  # type: ignore[union-attr]
     _check_keys(set(node_values), {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
     structured_config = OmegaConf.structured(cls)
+    annotations = get_type_hints(cls)
     for key, value in node_values.items():
         try:
+            if _has_nested_items(value, annotations[key]):  # OmegaConf would convert them to text
+                raise ValidationError
             structured_config.merge_with({key: value})
         except OmegaConfBaseException:
             value_text = "null" if value is None else value
             raise ConfigError(
-                f"{_join_key(group, key)}={value_text}: must be {_describe_type(get_type_hints(cls)[key])}."
+                f"{_join_key(group, key)}={value_text}: must be {_describe_type(annotations[key])}."
             ) from None
     try:
         instance = OmegaConf.to_object(structured_config)
@@ -122,6 +125,12 @@ def _check_keys(keys: set[str], field_names: set[str], group: str) -> None:
         raise ConfigError(f"{_join_key(group, key)}: unknown key. {suggest_choice(key, field_names)}")
     for key in sorted(field_names - keys):
         raise ConfigError(f"{_join_key(group, key)}: missing. Set {_join_key(group, key)}=VALUE.")
+
+
+def _has_nested_items(value: Any, annotation: Any) -> bool:
+    """Return whether `value` contains lists or mappings where its type is a list of scalars."""
+    is_scalar_list = get_origin(annotation) in (list, tuple) and get_args(annotation)[0] in TYPE_DESCRIPTIONS
+    return is_scalar_list and isinstance(value, list) and any(isinstance(item, list | dict) for item in value)
 
 
 def _join_key(group: str, key: str) -> str:

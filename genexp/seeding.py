@@ -9,8 +9,11 @@ import torch
 
 def derive_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that depends on every part, and on nothing else: the BLAKE2b hash of the parts."""
+    # File names that are not UTF-8 contain surrogates.
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big") >> 1
+    )
 
 
 def seed_generators(device: torch.device, *parts: int | str) -> None:

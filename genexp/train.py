@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error
+from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error, prepare_command
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page
 from genexp.cli.plugins import add_plugin_option, store_configs, use_plugins, use_plugins_of_completed_line
@@ -40,7 +40,7 @@ from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.files import check_no_links
-from genexp.run_dir.paths import CONFIG_FILE, is_run_name, is_sweep_name
+from genexp.run_dir.paths import CONFIG_FILE, is_run_name, is_sweep_name, quote_value, unquote_value
 from genexp.sweep.config import parse_sweep_resume_dir
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors; `format_error` writes the messages
     try:
         with _exit_on_signal():
+            prepare_command(sys.argv)
             help_page = build_help_page(sys.argv[1:])
             if help_page is not None:
                 print(help_page)
@@ -76,6 +77,8 @@ def main() -> None:
 
 def _format_any_error(error: Exception) -> str:
     """Return one line for any error of the command."""
+    if isinstance(error.__cause__, OSError):  # logging.config replaces it
+        error = error.__cause__
     if isinstance(error, GenexpError):
         return str(error)
     if isinstance(error, LIBRARY_ERRORS):
@@ -113,7 +116,11 @@ def _run_with_hydra(arguments: list[str]) -> None:
         if not options.multirun:
             raise ConfigError(f"sweep.resume={sweep_dir}: resumes a sweep. Add -m.")
         check_no_links(sweep_dir, is_sweep_name)
-        options.overrides.append(f"hydra.sweep.dir={_quote_override_value(str(sweep_dir))}")
+        options.overrides = [
+            *(override for override in options.overrides if not override.startswith("sweep.resume=")),
+            f"sweep.resume={quote_value(str(sweep_dir))}",
+            f"hydra.sweep.dir={quote_value(str(sweep_dir))}",
+        ]
     if options.shell_completion:  # Hydra parses the line that is completed with its own options
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(f"{TRUST_FLAG} ", "")
         use_plugins_of_completed_line()
@@ -178,8 +185,8 @@ def _prepare_resumption(run_dir: Path, options: argparse.Namespace) -> str:
     check_no_links(run_dir, is_run_name)
     options.overrides = [
         *(override for override in options.overrides if override.partition("=")[0].strip("+") != "resume"),
-        f"resume={_quote_override_value(str(run_dir))}",
-        f"hydra.run.dir={_quote_override_value(str(run_dir))}",
+        f"resume={quote_value(str(run_dir))}",
+        f"hydra.run.dir={quote_value(str(run_dir))}",
         "hydra.output_subdir=null",  # keep the .hydra/ files of the first start
     ]
     # No file can have this name: a file of a configuration directory would take precedence.
@@ -197,7 +204,7 @@ def parse_resume_dir(overrides: list[str]) -> Path | None:
     Raises ConfigError if the value is empty.
     """
     pairs = (override.partition("=") for override in overrides)
-    values = [value.strip("'\"") for key, _, value in pairs if key.strip("+") == "resume"]
+    values = [unquote_value(value) for key, _, value in pairs if key.strip("+") == "resume"]
     if not values or values[-1] == "null":
         return None
     if not values[-1]:
@@ -228,12 +235,6 @@ def _exit_on_signal() -> Iterator[None]:
     finally:
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
-
-
-def _quote_override_value(text: str) -> str:
-    """Return `text` as a quoted value of Hydra's override grammar."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _run_task(cfg: DictConfig) -> float | None:

@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +56,22 @@ def build_int_type(minimum: int) -> Callable[[str], int]:
     return parse_int
 
 
+def prepare_command(arguments: Sequence[str]) -> None:
+    """Let the standard streams escape what they cannot encode.
+
+    Raises ConfigError for arguments that are not UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            text = os.fsencode(argument).decode(errors="backslashreplace")
+            raise ConfigError(f"{text}: not UTF-8. Rename the file, and set LC_ALL=C.UTF-8.") from None
+
+
 def run_command(program: str, command: Callable[[], int]) -> NoReturn:
     """Run `command` and exit with the code that it returns.
 
@@ -62,6 +79,7 @@ def run_command(program: str, command: Callable[[], int]) -> NoReturn:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        prepare_command(sys.argv)
         code = command()
     except (GenexpError, OSError) as error:
         if SHOW_TRACEBACKS:

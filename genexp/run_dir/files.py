@@ -166,7 +166,7 @@ def write_file(path: Path, content: str | bytes | memoryview, *, should_sync: bo
     With `should_sync` the content is on the disk when the function returns, and survives a power failure.
     Raises OSError. A file that was at `path` before is then unchanged.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = _encode(content)
     temporary_path = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         with open_regular_file(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
@@ -190,7 +190,7 @@ def write_json(path: Path, content: Any, *, should_sync: bool = False) -> None:
 def append_file(path: Path, content: str | bytes) -> None:
     """Append to a file, and create it if it is absent. Raises OSError."""
     with open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
-        _write_all(file, content.encode() if isinstance(content, str) else content)
+        _write_all(file, _encode(content))
 
 
 def create_dir(directory: Path) -> None:
@@ -288,6 +288,11 @@ def is_locked(run_dir: Path) -> bool:
         return False
     lock.release()
     return False
+
+
+def _encode(content: str | bytes | memoryview) -> bytes | memoryview:
+    """Return text in UTF-8. Parts of file names that are not UTF-8 become escapes, as in JSON."""
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
 
 
 def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:

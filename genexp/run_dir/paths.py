@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -66,6 +67,23 @@ def find_animations(directory: Path) -> list[Path]:
 def format_path(path: Path) -> str:
     """Return `path` relative to the working directory if it lies below it, else unchanged."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def unquote_value(text: str) -> str:
+    """Return the value of an override as Hydra reads it: without quotes around it."""
+    quote = text[:1]
+    if len(text) < 2 or quote not in ("'", '"') or not text.endswith(quote):
+        return text
+    value = re.sub(rf"(\\*)\\{quote}", lambda match: match[1][: len(match[1]) // 2] + quote, text[1:-1])
+    return re.sub(r"\\+$", lambda match: match[0][: len(match[0]) // 2], value)
+
+
+def quote_value(text: str) -> str:
+    """Return `text` as a quoted value of Hydra's override grammar: `unquote_value` is the inverse."""
+    # A backslash counts as an escape only where a quote follows.
+    escaped = re.sub(r"(\\*)'", lambda match: 2 * match[1] + "\\'", text)
+    escaped = re.sub(r"\\+$", lambda match: 2 * match[0], escaped)
+    return f"'{escaped}'"
 
 
 def format_command(program: str, *arguments: str) -> str:

@@ -17,7 +17,7 @@ from genexp.recorders import DEFAULT_RECORDERS, RECORDERS
 from genexp.run_dir.config_file import check_no_interpolations
 from genexp.run_dir.record import flatten_config
 from genexp.technique import Technique, find_technique
-from genexp.training.optimizers import OptimizerPlan, plan_optimizers
+from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan, plan_optimizers
 from genexp.training.trainer import TrainerConfig
 
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
@@ -88,7 +88,17 @@ def bind_model(node: Mapping[str, Any]) -> tuple[type[Technique], Any]:
     """Return the technique class that a `model` node names, and its bound `Config`. Raises ConfigError."""
     technique = find_technique(node["name"])
     values = {key: value for key, value in node.items() if key not in ("name", "recipe")}
+    _check_recipe(node.get("recipe"))
     return technique, bind(technique.Config, values, "model")
+
+
+def _check_recipe(recipe: Any) -> None:
+    """Raise ConfigError where a model's recipe has a key that no optimizer and no trainer reads."""
+    configs = (TrainerConfig, *(spec.config_class for spec in OPTIMIZERS.values()))
+    keys = {field.name for config in configs for field in fields(config)} - {"name"}
+    for key in recipe if isinstance(recipe, Mapping) else ():
+        if key not in keys:
+            raise ConfigError(f"model.recipe.{key}: not read by an optimizer or trainer. Leave it out.")
 
 
 def _bind_trainer(node: Mapping[str, Any]) -> TrainerConfig:

@@ -118,8 +118,16 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
             f"{format_path(path)}: does not match model={technique.name} of {format_path(run_dir)} ({reason}). "
             f"Use a checkpoint of this run, or the version of genexp that wrote it."
         ) from None
+    _check_finite(technique, path)
     test_loader = make_loader(dataset.test, torch_device, dataset_config.resident_gb)
     return LoadedRun(run_dir, technique, dataset, test_loader, torch_device, config["seed"], path, content["step"])
+
+
+def _check_finite(technique: Technique, path: Path) -> None:
+    """Raise CheckpointError where a parameter is NaN or infinite. `path` is the checkpoint."""
+    for name, weight in technique.named_parameters():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{format_path(path)}: {name} is NaN or infinite. Use another checkpoint.")
 
 
 def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:

@@ -19,6 +19,7 @@ from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import resolve_rank_info
 from genexp.distributed.rank_process import RankProcess
 from genexp.distributed.store import RankTask
+from genexp.errors import ConfigError
 from genexp.recorders import DEFAULT_RECORDERS, build_named_recorders, is_enabled
 from genexp.recorders.checkpoints import CheckpointRecorder
 from genexp.recorders.console import ConsoleRecorder
@@ -227,7 +228,7 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
                     read_time=read_time,
                 )
         except BaseException as original_error:
-            error = translate_worker_error(original_error)
+            error = _translate_error(original_error, run.config.trainer.batch_size)
             recorders.close_failed(error)
             if error is original_error:
                 raise
@@ -236,6 +237,13 @@ def _train_and_record(context: RunContext, launcher: ProcessLauncher, until_epoc
         context.close_recorders(recorders, result, "its output pipe was closed" if is_pipe_closed else None)
     exit_code = 128 + stop.received_signal if stop.received_signal is not None and not result.is_finished else 0
     return RunResult(exit_code, result.objective_value)
+
+
+def _translate_error(error: BaseException, batch_size: int | None) -> BaseException:
+    """Return a GenexpError for errors of torch that the settings of a run cause, else `error` itself."""
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        return ConfigError(f"trainer.batch_size={batch_size}: batch normalization needs more. Use at least 2.")
+    return translate_worker_error(error)
 
 
 def build_recorders(config: ExperimentConfig) -> RecorderGroup:

@@ -20,6 +20,7 @@ from genexp.run_dir.paths import (
     STUDY_FILE,
     STUDY_LOCK_FILE,
     TEMPORARY_SUFFIX,
+    unquote_value,
 )
 
 PRE_MANIFEST_FILES = {MULTIRUN_FILE, LOCK_FILE, STUDY_FILE, STUDY_LOCK_FILE}  # written before the manifest
@@ -50,7 +51,7 @@ def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
     Raises ConfigError if it is not a sweep directory.
     """
     values = [
-        argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("sweep.resume=")
+        unquote_value(argument.partition("=")[2]) for argument in arguments if argument.startswith("sweep.resume=")
     ]
     if not values or values[-1] == "null":
         return None

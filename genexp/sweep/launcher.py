@@ -10,13 +10,14 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -35,6 +36,8 @@ from genexp.sweep.job import Job
 from genexp.sweep.progress import SweepProgress
 from genexp.sweep.stop_file import StopFile
 from genexp.training.stopping import StopRequest, stop_on_signals
+
+MAX_JOBS = 100_000
 
 
 class SweepLauncher(Launcher):
@@ -192,12 +195,33 @@ def _build_job_return(job: Job) -> JobReturn:
 
 
 def parse_sweep_overrides(sweeper: BasicSweeper, arguments: list[str]) -> list[Override]:
-    """Return the parsed overrides of a sweep. `arguments` take precedence over `hydra.sweeper.params`."""
+    """Return the parsed overrides of a sweep. `arguments` take precedence over `hydra.sweeper.params`.
+
+    Raises ConfigError for a sweep without values, or with more than MAX_JOBS.
+    """
     assert sweeper.hydra_context is not None
     lines = [*(f"{key}={value}" for key, value in sweeper.params.items()), *arguments]
     parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
     by_key = {override.get_key_element(): override for override in parser.parse_overrides(lines)}
+    for override in by_key.values():
+        _check_sweep_values(override)
     return list(by_key.values())
+
+
+def _check_sweep_values(override: Override) -> None:
+    """Raise ConfigError for a sweep override without values, or with too many."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        if not value.start < value.end:
+            raise ConfigError(f"{override.input_line}: an empty interval. Write the smaller bound first.")
+    elif override.is_sweep_override():
+        count = sum(1 for _ in islice(override.sweep_iterator(), MAX_JOBS + 1))
+        if count == 0:
+            raise ConfigError(f"{override.input_line}: no values. Give at least one.")
+        if count > MAX_JOBS:
+            raise ConfigError(f"{override.input_line}: more than {MAX_JOBS:,} values. Give fewer.")
 
 
 def require_sweep_launcher(sweeper: BasicSweeper) -> SweepLauncher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +108,9 @@ def _group_by_class(
     warning = (
         f"{num_outside} images in {root} are skipped, because they are outside of the directories of the classes"
     )
-    names = tuple(sorted(files_by_class))
-    return names, [files_by_class[name] for name in names], (warning,) if num_outside else ()
+    folders = sorted(files_by_class)
+    names = tuple(os.fsencode(folder).decode(errors="backslashreplace") for folder in folders)
+    return names, [files_by_class[name] for name in folders], (warning,) if num_outside else ()
 
 
 LabeledPaths = list[tuple[Path, int]]  # file, class index

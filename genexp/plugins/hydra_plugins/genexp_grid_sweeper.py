@@ -5,6 +5,7 @@ from __future__ import annotations
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 
+from genexp.errors import ConfigError
 from genexp.sweep.launcher import parse_sweep_overrides, require_sweep_launcher
 from genexp.sweep.summary import report_on_exit
 
@@ -21,7 +22,13 @@ class GridSweeper(BasicSweeper):
         Raises GenexpError if the sweep is invalid or jobs failed.
         """
         launcher = require_sweep_launcher(self)
-        (batch,) = self.split_arguments(parse_sweep_overrides(self, arguments), max_batch_size=None)
+        overrides = parse_sweep_overrides(self, arguments)
+        for override in overrides:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise ConfigError(
+                    f"{override.input_line}: not a list of values. Use choice(...), or add hydra/sweeper=optuna."
+                )
+        (batch,) = self.split_arguments(overrides, max_batch_size=None)
         with report_on_exit(launcher.sweep_dir, launcher.started_at):
             launcher.launch(batch, initial_job_idx=0)
 
