@@ -19,6 +19,7 @@ import gc
 import gzip
 import io
 import json
+import logging
 import os
 import resource
 import shlex
@@ -258,6 +259,7 @@ class Sandbox:
             sys.argv = ["genexp", *FAST_OVERRIDES, *_model_arguments(name), f"hydra.run.dir={run_dir}"]
             with contextlib.redirect_stdout(io.StringIO()):
                 import_module(ENTRY_MODULES["genexp"]).main()
+            logging.getLogger().handlers.clear()  # with the log of this run
         gc.collect()
         gc.freeze()  # collections in forked processes would copy its pages
         self.base_bytes = 0 if has_real_processes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
