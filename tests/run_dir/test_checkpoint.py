@@ -147,7 +147,7 @@ def test_small_checkpoint_that_takes_memory_or_time_is_rejected(
 ) -> None:
     path = tmp_path / "step-00000001.pt"
     torch.save({"format": FORMAT_VERSION, "bomb": BOMBS[name]}, path)
-    with pytest.raises(CheckpointError, match=r"step-00000001\.pt (is damaged|holds more than)") as caught:
+    with pytest.raises(CheckpointError, match=r"step-00000001\.pt: (damaged|not loaded)") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
