@@ -198,7 +198,7 @@ def _check_archive(file: IO[bytes]) -> None:
             if part.filename.endswith("/data.pkl"):
                 for opcode, argument, _ in pickletools.genops(archive.read(part)):
                     if opcode.name in _OBJECT_OPCODES or (
-                        opcode.name == "GLOBAL" and not _OBJECT_PATTERN.fullmatch(argument)
+                        opcode.name == "GLOBAL" and not _OBJECT_PATTERN.fullmatch(str(argument))
                     ):
                         raise pickle.UnpicklingError(argument)
     file.seek(0)

@@ -94,8 +94,8 @@ def bind_model(node: Mapping[str, Any]) -> tuple[type[Technique], Any]:
 
 def _check_recipe(recipe: Any) -> None:
     """Raise ConfigError where a model's recipe has a key that no optimizer and no trainer reads."""
-    configs = (TrainerConfig, *(spec.config_class for spec in OPTIMIZERS.values()))
-    keys = {field.name for config in configs for field in fields(config)} - {"name"}
+    keys = {field.name for spec in OPTIMIZERS.values() for field in fields(spec.config_class)} - {"name"}
+    keys |= {field.name for field in fields(TrainerConfig)}
     for key in recipe if isinstance(recipe, Mapping) else ():
         if key not in keys:
             raise ConfigError(f"model.recipe.{key}: not read by an optimizer or trainer. Leave it out.")

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from genexp.cli import compare, diff, evaluate, sample
-from genexp.run_dir import files
 from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.command import REPO_ROOT, get_error_line, run_genexp, run_main
 from tests.support.compose import make_tiny_overrides
@@ -176,7 +175,7 @@ def test_a_read_only_run_directory_is_one_line(
             raise OSError(errno.EROFS, "Read-only file system", str(path))
         return open_file(path, flags, *arguments, **options)
 
-    monkeypatch.setattr(files.os, "open", refuse_writing)
+    monkeypatch.setattr(os, "open", refuse_writing)
     if program == "genexp":
         result = run_genexp("resume=run", "trainer.max_steps=3")
     else:

@@ -7,6 +7,7 @@ import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,9 +123,9 @@ class Bomb:
         return self.call
 
 
-def make_nested_list(depth: int, copies: int) -> list[object]:
+def make_nested_list(depth: int, copies: int) -> list[Any]:
     """Return a list that contains `copies` times the same list, which contains another one as often, and so on."""
-    nested: list[object] = []
+    nested: list[Any] = []
     for _ in range(depth):
         nested = copies * [nested]
     return nested
