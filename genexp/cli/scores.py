@@ -178,7 +178,7 @@ def compute_generation_scores(state: _EvaluationState) -> dict[str, float]:
     The result is empty if the technique cannot sample, or if its own scores include the Fréchet distance.
     """
     technique = state.run.technique
-    if not isinstance(technique, CanSample) or "frechet" in state.scores:
+    if not isinstance(technique, CanSample) or any(name.startswith("frechet_") for name in state.scores):
         return {}
     metrics = GenerationMetrics(state.run.dataset)
     # As many generated as real images, as in the evaluation of the GANs: the scores depend on their number.

@@ -54,7 +54,7 @@ class GenerationMetrics:
         They are known before the classifier is loaded or trained.
         """
         scores = [*GENERATION_SCORES, "label_accuracy"] if has_labels else GENERATION_SCORES
-        return ["frechet", *(f"{name}_{self._version}" for name in scores)]
+        return [f"{name}_{self._version}" for name in scores]
 
     def extract_features(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, channels, height, width) in [0, 1] → (samples, features)."""
@@ -73,8 +73,7 @@ class GenerationMetrics:
         """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
 
         `real_batches` are batches of real images, `generated_features` parts (samples, features) of the features
-        of generated ones. frechet_V is also returned as "frechet", so that trainer.objective=frechet works
-        for every data set. Raises ConfigError for too few images.
+        of generated ones. Raises ConfigError for too few images.
         """
         if self._real_batches is not real_batches:
             images = (batch["image"] for batch in real_batches)
@@ -82,8 +81,7 @@ class GenerationMetrics:
         assert self._real_features is not None
         assert self._extractor is not None
         version = self._extractor.version
-        scores = generation_scores(self._real_features, torch.cat(list(generated_features)), version)
-        return {"frechet": scores[f"frechet_{version}"], **scores}
+        return generation_scores(self._real_features, torch.cat(list(generated_features)), version)
 
     def compute_frechet(self, generated_features: Sequence[Tensor]) -> float:
         """Return the Fréchet distance of generated to held-out images, for comparisons within a run.

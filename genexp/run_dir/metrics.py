@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import textwrap
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,18 @@ class LoggedCurve:
     steps: np.ndarray  # int64 (points,)
     epochs: np.ndarray  # int64 (points,)
     values: np.ndarray  # float64 (points,); NaN where the log has null
+
+
+def find_metric(name: str, metrics: Iterable[str]) -> str | None:
+    """Return `name` if it is one of `metrics`, else the only one that is `name` with a version, else None.
+
+    The name with a version of "frechet" is, for example, "frechet_mnist-v1".
+    """
+    metrics = list(metrics)
+    if name in metrics:
+        return name
+    versions = [metric for metric in metrics if re.fullmatch(rf"{re.escape(name)}_\w+-v\d+", metric)]
+    return versions[0] if len(versions) == 1 else None
 
 
 def read_metrics(run_dir: Path) -> dict[str, dict[str, LoggedCurve]]:

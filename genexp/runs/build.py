@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -20,6 +20,7 @@ from genexp.device import choose_device, move_to_device, use_deterministic_algor
 from genexp.distributed.rank import RankInfo, check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics import METRICS
+from genexp.run_dir.metrics import find_metric
 from genexp.runs.config import ExperimentConfig
 from genexp.runs.memory import check_batch_memory, check_model_memory
 from genexp.seeding import seed_generators
@@ -86,7 +87,7 @@ def build_run(
     use_deterministic_algorithms(config.trainer.deterministic)
     dataset = data_source_run.dataset if data_source_run else load_dataset(config.dataset)
     technique = build_technique(config.technique, config.model, dataset, device, config.seed)
-    _check_objective(config, technique, dataset)
+    config = _complete_objective(config, technique, dataset)
     learner = Learner(technique, config.optimizer, config.trainer.step_settings, device)
     if resume_state is not None:
         learner.load_state_dict(resume_state)
@@ -114,14 +115,21 @@ def build_technique(
     return technique
 
 
-def _check_objective(config: ExperimentConfig, technique: Technique, dataset: Dataset) -> None:
-    """Raise ConfigError where trainer.objective is not a metric that the technique declares."""
+def _complete_objective(config: ExperimentConfig, technique: Technique, dataset: Dataset) -> ExperimentConfig:
+    """Return `config` with the name that trainer.objective has among the declared metrics of the technique.
+
+    "frechet" becomes, for example, "frechet_mnist-v1". Raises ConfigError if no metric is meant.
+    """
     objective, names = config.trainer.objective, technique.list_metrics()
-    if names is not None and objective not in (*names, *config.trainer.metrics):
+    if names is None:
+        return config
+    name = find_metric(objective, (*names, *config.trainer.metrics))
+    if name is None:
         raise ConfigError(
             f"trainer.objective={objective}: not a test metric of model={technique.name} on "
             f"dataset={dataset.name}. {suggest_choice(objective, names)}"
         )
+    return replace(config, trainer=replace(config.trainer, objective=name))
 
 
 def _build_run_data(

@@ -129,10 +129,13 @@ class SuccessiveHalving:
 
     def _find_objective(self, job: Job, rung: Rung, min_epoch: int = 0) -> float | None:
         """Return the last objective of `job` logged between `min_epoch` and the epoch of `rung`, or None."""
-        from genexp.run_dir.metrics import read_metrics  # imports numpy; every command imports this module
+        # The module imports numpy, and every command imports this one.
+        from genexp.run_dir.metrics import find_metric, read_metrics
 
-        curve = read_metrics(job.run_dir).get("test", {}).get(job.config.trainer.objective.removeprefix("test/"))
-        if curve is None:
+        curves = read_metrics(job.run_dir).get("test", {})
+        name = find_metric(job.config.trainer.objective.removeprefix("test/"), curves)
+        if name is None:
             return None
+        curve = curves[name]
         is_candidate = (curve.epochs >= min_epoch) & (curve.epochs <= rung.epoch) & (curve.values == curve.values)
         return float(curve.values[is_candidate][-1]) if is_candidate.any() else None

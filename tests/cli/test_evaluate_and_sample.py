@@ -104,7 +104,7 @@ def test_evaluation_repeats_the_test_metrics_of_training(vae_run_dir: Path) -> N
         own = {name: value for name, value in recorded.items() if name not in ("step", "epoch", "split")}
         assert own.items() <= written["metrics"].items()
         assert all(name in result.stdout for name in written["metrics"])
-        extra = {"knn_accuracy", "linear_probe_accuracy", "frechet", "coverage_mnist-v1", "nll_5"}
+        extra = {"knn_accuracy", "linear_probe_accuracy", "frechet_mnist-v1", "coverage_mnist-v1", "nll_5"}
         assert extra <= written["metrics"].keys()
         assert (written["model"], written["dataset"], written["samples"]) == ("vae", "mnist_5k", 10)
         assert written["options"]["generated"] == 10  # as many as there are real images

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genexp.errors import DataError
-from genexp.run_dir.metrics import read_metrics
+from genexp.run_dir.metrics import find_metric, read_metrics
 
 
 def test_read_metrics_returns_columns_and_skips_a_partial_line(tmp_path: Path) -> None:
@@ -59,3 +59,18 @@ def test_read_metrics_rejects_a_row_of_wrong_types(row: object, tmp_path: Path) 
     with pytest.raises(DataError, match="not a metrics record") as caught:
         read_metrics(tmp_path)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "found"),
+    [
+        ("mse", ["mse", "mse_x-v1"], "mse"),
+        ("frechet", ["frechet_mnist-v1", "reconstruction_frechet"], "frechet_mnist-v1"),
+        ("frechet", ["frechet_pixels8-v1"], "frechet_pixels8-v1"),
+        ("frechet", ["frechet_mnist-v1", "frechet_mnist-v2"], None),
+        ("frechet", ["frechet_floor"], None),
+        ("f.*", ["frechet_mnist-v1"], None),
+    ],
+)
+def test_metric_is_found_without_its_version(name: str, metrics: list[str], found: str | None) -> None:
+    assert find_metric(name, metrics) == found

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from genexp.config import bind
 from genexp.data import load_dataset
 from genexp.run_dir.checkpoint import list_checkpoints
+from genexp.run_dir.metrics import find_metric
 from genexp.runs.build import build_technique
 from genexp.technique import find_technique
 from tests.support.assertions import assert_same, assert_same_run
@@ -96,7 +97,8 @@ def test_objective_is_among_the_declared_metrics(finished_run: FinishedRun) -> N
     config = compose_experiment(*finished_run.overrides)
     choose_best = max if config.trainer.direction == "max" else min
     log = read_metrics_log(finished_run.run_dir)
-    values = [line[config.trainer.objective] for line in log if line["split"] == "test"]
+    objective = find_metric(config.trainer.objective, state["test"]) or ""
+    values = [line[objective] for line in log if line["split"] == "test"]
     assert state["best"]["value"] == choose_best(values)
     dataset = load_dataset(config.dataset)
     technique = build_technique(config.technique, config.model, dataset, torch.device("cpu"), config.seed)

@@ -179,7 +179,7 @@ def test_evaluation_scores_images_and_classes() -> None:
     technique.prepare_evaluation(make_image_dataset())
     with torch.no_grad():
         scores = technique.evaluate([make_image_batch(20)])
-    assert {"frechet", "recall_mnist-v1", "coverage_mnist-v1", "label_accuracy_mnist-v1"} <= scores.keys()
+    assert {"frechet_mnist-v1", "recall_mnist-v1", "coverage_mnist-v1", "label_accuracy_mnist-v1"} <= scores.keys()
 
 
 def test_gallery_shows_the_way_from_noise_and_the_quality_of_each_sampler(monkeypatch: pytest.MonkeyPatch) -> None:

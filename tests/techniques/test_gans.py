@@ -233,7 +233,7 @@ def test_evaluation_scores_generated_images(name: str) -> None:
     technique.prepare_evaluation(make_image_dataset())
     with torch.no_grad():
         scores = technique.evaluate([make_image_batch(20)])
-    expected = {"frechet", *(f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "coverage"))}
+    expected = {f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "coverage")}
     assert expected <= scores.keys()
     assert ("label_accuracy_mnist-v1" in scores) == (name == "cgan")
 

@@ -83,7 +83,7 @@ def test_evaluation_scores_reconstructions_codes_and_samples(quantizer: str) -> 
     with torch.no_grad():
         scores = technique.evaluate([make_image_batch(20), make_image_batch(10)])
         preview = technique.preview(make_image_batch(4))
-    assert {"frechet", "mse", "psnr", "reconstruction_frechet", "recall_mnist-v1"} <= scores.keys()
+    assert {"frechet_mnist-v1", "mse", "psnr", "reconstruction_frechet", "recall_mnist-v1"} <= scores.keys()
     assert 1 <= scores["perplexity"] <= technique.quantizer.num_codes
     assert 0 < scores["codes_used"] <= 1
     assert scores["prior_nll"] > 0
