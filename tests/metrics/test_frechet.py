@@ -93,7 +93,7 @@ def test_collapsed_generator_has_high_precision_and_low_coverage() -> None:
 
 
 def test_too_few_samples_error_gives_the_required_number() -> None:
-    with pytest.raises(ConfigError, match="6 or more"):
+    with pytest.raises(ConfigError, match="at least 6"):
         generation_scores(torch.randn(5, 2), torch.randn(50, 2), "mnist-v1")
 
 
