@@ -7,6 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genexp.api.runs import compare as compare
+    from genexp.api.runs import load_run as load_run
+    from genexp.api.runs import run as run
+    from genexp.api.runs import run_sweep as run_sweep
     from genexp.data.dataset import Dataset as Dataset
     from genexp.data.registry import register_dataset as register_dataset
     from genexp.losses import register_loss as register_loss
@@ -24,6 +28,7 @@ __version__ = "0.1.0"
 
 # Public names, imported when they are first used: importing torch takes over a second.
 _MODULES = {
+    **dict.fromkeys(("run", "run_sweep", "load_run", "compare"), "genexp.api.runs"),
     "Technique": "genexp.technique",
     "GradientPhase": "genexp.technique",
     "ClosedFormPhase": "genexp.technique",

@@ -14,11 +14,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hydra import version
 from hydra._internal.utils import _run_hydra as run_hydra
@@ -43,6 +43,9 @@ from genexp.run_dir.files import check_no_links
 from genexp.run_dir.paths import CONFIG_FILE, is_run_name, is_sweep_name, quote_value, unquote_value
 from genexp.sweep.config import parse_sweep_resume_dir
 
+if TYPE_CHECKING:
+    from genexp.runs.run import RunResult
+
 log = logging.getLogger(__name__)
 # Keys of mappings that may get new keys. Hydra would ask the user to write `++` before them.
 FREE_KEY_PATTERN = re.compile(r"(?:model|dataset|optimizer)(?:\.\w+)*\.(?:\w+_)?options[.=]|recorders[.=]")
@@ -63,11 +66,11 @@ def main() -> None:
             if help_page is not None:
                 print(help_page)
                 return
-            _run_with_hydra(sys.argv[1:])
+            run_arguments(sys.argv[1:])
     except Exception as error:
         if SHOW_TRACEBACKS:
             raise
-        sys.exit(f"genexp: {_format_any_error(error)}")
+        sys.exit(f"genexp: {format_any_error(error)}")
     finally:
         if read_rank_info() is not None:
             from genexp.distributed.rank_process import shut_down_ranks
@@ -75,7 +78,7 @@ def main() -> None:
             shut_down_ranks()
 
 
-def _format_any_error(error: Exception) -> str:
+def format_any_error(error: Exception) -> str:
     """Return one line for any error of the command."""
     if isinstance(error.__cause__, OSError):  # logging.config replaces it
         error = error.__cause__
@@ -100,9 +103,10 @@ def _run_rank_process() -> None:
         sys.exit(1)
 
 
-def _run_with_hydra(arguments: list[str]) -> None:
+def run_arguments(arguments: list[str], task: Callable[[DictConfig], float | None] | None = None) -> None:
     """Compose the configuration with Hydra, and execute the command: run, sweep, print or complete.
 
+    `task` trains a single run; by default, its errors end the process.
     Raises ConfigError or CheckpointError if `arguments` are contradictory, name no run or sweep directory, or
     name a configuration directory with more than plain settings.
     """
@@ -135,7 +139,7 @@ def _run_with_hydra(arguments: list[str]) -> None:
     run_hydra(
         args=options,
         args_parser=parser,
-        task_function=_run_task,
+        task_function=task or _run_task,
         config_path=str(find_config_dir()),
         config_name=config_name,
     )
@@ -237,16 +241,22 @@ def _exit_on_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _run_task(cfg: DictConfig) -> float | None:
+def run_task(cfg: DictConfig) -> tuple[Path, RunResult]:
+    """Train the run of a composed configuration. Return its directory and its result. Raises any exception."""
     from genexp.runs.run import run_experiment  # imports torch, over a second
 
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    return run_dir, run_experiment(to_plain_config(cfg), run_dir)
+
+
+def _run_task(cfg: DictConfig) -> float | None:
     try:
-        result = run_experiment(to_plain_config(cfg), Path(HydraConfig.get().runtime.output_dir))
+        _, result = run_task(cfg)
     except Exception as error:
         if SHOW_TRACEBACKS:
             raise
         # Hydra would print a line about overrides before the error.
-        sys.exit(f"genexp: {_format_any_error(error)}")
+        sys.exit(f"genexp: {format_any_error(error)}")
     if result.exit_code:
         sys.exit(result.exit_code)
     return result.objective_value

@@ -18,6 +18,7 @@ TESTS = Path(__file__).parent
 # From top to bottom. A unit (a folder or a module of the package's root) imports only units further down.
 LAYERS = (
     "plugins",
+    "api",
     "train",
     "ensemble",
     "sweep",

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -69,7 +70,8 @@ def store_configs(overrides: Sequence[str], config_dirs: Iterable[Path], *, shou
         load_plugins()
         is_preset = any(override.startswith("experiment=") for override in overrides)  # which may name any member
         entries = [entry for entry in _iter_entry_points() if is_preset or entry.name in " ".join(overrides)]
-        if get_plugins() or entries:
+        has_techniques = "genexp.technique" in sys.modules  # a notebook may have registered some
+        if get_plugins() or entries or has_techniques:
             nodes.update(_build_nodes(entries))
     directories, store = list(config_dirs), ConfigStore.instance()
     for group in GROUPS:

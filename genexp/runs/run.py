@@ -185,7 +185,8 @@ class RunContext:
     @property
     def resume_command(self) -> str:
         """Command line that resumes the run."""
-        return format_command("genexp", f"resume={format_path(self.run_dir)}")
+        plugins = [word for source in list_plugin_sources() for word in ("--plugin", format_path(Path(source)))]
+        return format_command("genexp", *plugins, f"resume={format_path(self.run_dir)}")
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Python interface: runs, sweeps and comparisons, as the commands make them."""
