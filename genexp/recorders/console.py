@@ -22,6 +22,7 @@ from genexp.recorders.progress_bar import (
     print_plain,
 )
 from genexp.recorders.recorder import Recorder
+from genexp.run_dir.environment import list_plugin_options
 from genexp.run_dir.paths import (
     REPORT_FILE,
     format_command,
@@ -103,7 +104,8 @@ class ConsoleRecorder(Recorder):
             steps["resume"] = outcome.resume_command
         if outcome.state == "finished":
             more_epochs = 2 * max(1, self._run.total_steps // self._run.steps_per_epoch)
-            steps["resume"] = format_command("genexp", f"resume={path}", f"trainer.epochs={more_epochs}")
+            arguments = (*list_plugin_options(), f"resume={path}", f"trainer.epochs={more_epochs}")
+            steps["resume"] = format_command("genexp", *arguments)
             steps["compare"] = format_command("genexp-compare", format_path(self._run.run_dir.parent))
         return steps
 

@@ -15,7 +15,7 @@ import torch
 
 from genexp.device import describe_device
 from genexp.errors import CheckpointError
-from genexp.registry import Plugin
+from genexp.registry import Plugin, list_plugin_sources
 from genexp.run_dir.files import open_regular_file, write_file
 from genexp.run_dir.paths import PLUGINS_FILE, format_path
 
@@ -61,6 +61,11 @@ class PluginRecord:
     name: str
     file: str
     sha256: tuple[str, ...]  # of each version that trained the run, in order
+
+
+def list_plugin_options() -> list[str]:
+    """Return the options `--plugin` of the plugins in use, for a command line."""
+    return [word for source in list_plugin_sources() for word in ("--plugin", format_path(Path(source)))]
 
 
 def check_plugins(run_dir: Path, plugins: Sequence[Plugin]) -> list[str]:

@@ -33,7 +33,7 @@ from genexp.recorders.tensorboard import TensorBoardRecorder
 from genexp.registry import get_plugins, list_plugin_sources, set_plugins
 from genexp.reports import write_run_report
 from genexp.run_dir.checkpoint import truncate_logs
-from genexp.run_dir.environment import describe_environment, write_plugins
+from genexp.run_dir.environment import describe_environment, list_plugin_options, write_plugins
 from genexp.run_dir.files import lock_run_dir, read_time, sync_files, write_file
 from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, STATUS_FILE, format_command, format_path
 from genexp.run_dir.status import read_job_status, record_failure
@@ -185,8 +185,7 @@ class RunContext:
     @property
     def resume_command(self) -> str:
         """Command line that resumes the run."""
-        plugins = [word for source in list_plugin_sources() for word in ("--plugin", format_path(Path(source)))]
-        return format_command("genexp", *plugins, f"resume={format_path(self.run_dir)}")
+        return format_command("genexp", *list_plugin_options(), f"resume={format_path(self.run_dir)}")
 
 
 @contextmanager
