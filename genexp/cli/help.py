@@ -1,4 +1,7 @@
-"""Help pages of `genexp --help` and `genexp --version`. Hydra's own help takes three times as long."""
+"""Help pages of `genexp --help` and `genexp --version`.
+
+Hydra's own help takes three times as long (scripts/README.md, "Libraries").
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@ The Fréchet distance is that of Heusel et al. (2017), the sliced Wasserstein di
 Inputs are features (samples, features) of real and generated images. No score is named "FID", which is the Fréchet
 distance in the features of Inception. These features come from a small classifier, whose version is part of each
 name. All scores depend on the numbers of samples, so only scores from equal numbers are comparable.
+
+Neighborhood scores take 0.48 times as long as the reference code with scikit-learn, and the Fréchet distance 0.73
+times as long as with scipy's matrix square root (scripts/README.md, "Libraries").
 """
 
 from __future__ import annotations
