@@ -39,7 +39,7 @@ class SavedRun:
     def __init__(self, path: Source, *, checkpoint: str = "best", device: str = "auto") -> None:
         """Refer to the run in `path`. `checkpoint` and `device` are those of genexp-evaluate.
 
-        Raises CheckpointError if `path` is no run directory.
+        Raises CheckpointError if `path` is not a run directory.
         """
         self.path = Path(path)
         self._checkpoint, self._device = checkpoint, device
@@ -62,7 +62,7 @@ class SavedRun:
 
     @property
     def metrics(self) -> np.ndarray:
-        """All logged metrics as a structured array: one row for each step and split.
+        """All logged metrics as a structured array (rows,): one row for each step and split.
 
         The fields are step, epoch, split and the metrics, NaN where a row has none. A data frame is
         `pandas.DataFrame(run.metrics)`.

@@ -120,7 +120,7 @@ class InMemoryLoader(SplitLoader):
         if tensor.dtype != torch.uint8:
             return convert_and_scale(tensor)
         if name not in self._floats or self._floats[name].dtype != dtype:
-            # NumPy asks for large pages of memory, which are there in a fraction of the time.
+            # NumPy allocates large pages of memory, which takes a fraction of the time.
             floats = torch.from_numpy(np.empty(tensor.shape, str(dtype).removeprefix("torch."))).to(tensor.device)
             for values, scaled in zip(tensor.split(CONVERSION_ROWS), floats.split(CONVERSION_ROWS), strict=True):
                 scaled.copy_(values).div_(255)

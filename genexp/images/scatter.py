@@ -91,7 +91,7 @@ def draw_clusters(
         _set_axes_limits(axes, coords)
         if cluster_names:
             for text in figure.legend(loc="outside right center", frameon=False).get_texts():
-                text.set_parse_math(False)  # a class name with a $ is no formula
+                text.set_parse_math(False)  # a $ in a class name does not start a formula
         return _render(canvas)
 
 

@@ -76,7 +76,7 @@ def total_correlation(latents: Tensor, means: Tensor, log_variances: Tensor, tra
 def _stratified_weights(batch_size: int, train_size: int) -> Tensor:
     """Return the importance weights of minibatch stratified sampling: (batch, batch), with row sums of 1.
 
-    A sample's own posterior counts once among `train_size`. One other posterior, the next one, stands for those
+    A sample's own posterior counts once among `train_size`. The next posterior has the weight of all those
     outside the batch.
     """
     others = batch_size - 1

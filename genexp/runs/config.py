@@ -98,7 +98,7 @@ def _check_recipe(recipe: Any) -> None:
     keys |= {field.name for field in fields(TrainerConfig)}
     for key in recipe if isinstance(recipe, Mapping) else ():
         if key not in keys:
-            raise ConfigError(f"model.recipe.{key}: not read by an optimizer or trainer. Leave it out.")
+            raise ConfigError(f"model.recipe.{key}: not read by an optimizer or trainer. Remove it.")
 
 
 def _bind_trainer(node: Mapping[str, Any]) -> TrainerConfig:

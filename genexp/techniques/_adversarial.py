@@ -46,8 +46,8 @@ class BaseGANConfig:
     generator_options: dict[str, Any]  # keyword parameters of that network
     discriminator: str | None
     discriminator_options: dict[str, Any]
-    r1: float  # weight of the penalty on the discriminator's slope at real images
-    r2: float  # weight of the penalty on its slope at generated images
+    r1: float  # weight of the discriminator's squared gradient norm at real images
+    r2: float  # weight of its squared gradient norm at generated images
     augmentation: list[str]  # keys of DIFFERENTIABLE_AUGMENTATIONS, of real and generated images alike
     init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
     evaluation_samples: int  # generated images per evaluation
@@ -84,7 +84,7 @@ class ConvGANConfig(BaseGANConfig):
         for key in ("generator_width", "discriminator_width"):
             require(getattr(self, key) > 0, key, getattr(self, key), "must be at least 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be a probability in [0, 1)")
-        # The penalties are on the slope at each image. Batch norm would make it depend on the other images.
+        # The penalties are on the gradient at each image. Batch norm would make it depend on the other images.
         is_per_sample_norm = self.discriminator_norm != "batch"
         for key in ("r1", "r2"):
             is_valid = is_per_sample_norm or getattr(self, key) == 0
@@ -178,7 +178,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return loss, {**metrics, **penalty_metrics}
 
     def score_with_slope(self, images: Tensor, batch: Batch, has_slope: bool) -> tuple[Tensor, Tensor]:
-        """Return the scores (batch,) and the mean squared slope, which is 0 without `has_slope` (scalar)."""
+        """Return the scores (batch,) and their mean squared gradient norm (scalar; 0 without `has_slope`)."""
         if not has_slope:
             return self.score(images, batch), torch.zeros((), device=images.device)
         return score_with_slope(lambda images: self.score(images, batch), images)

@@ -90,7 +90,7 @@ class FlowMatchingConfig:
     width: int  # channels of the U-Net's first level
     blocks: int  # residual blocks of each level, down and up
     conditional: bool  # whether the velocity depends on the class
-    label_dropout: float  # probability that training hides the class, which guidance needs
+    label_dropout: float  # probability that training omits the class, as guidance requires
     guidance: float  # weight of classifier-free guidance
     time_distribution: str  # key of TIME_DISTRIBUTIONS
     optimal_transport: bool  # whether noise is paired with images by minibatch optimal transport
@@ -209,7 +209,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
             yield images
 
     def generate(self, noise: Tensor, sampler_name: str, function_evaluations: int) -> Tensor:
-        """Return the images in [0, 1] to which the velocity leads from `noise`, in its shape."""
+        """Return the images in [0, 1] at the end of the path from `noise`, in its shape."""
         *_, images = self.iter_states(noise, sampler_name, function_evaluations)
         return ((images + 1) / 2).clamp(0, 1)
 
@@ -256,7 +256,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         if version is None or not self.num_classes or self.config.guidance <= 1:
             return None
         recall, precision = metrics[f"{RECALL_PREFIX}{version}"], metrics[f"test/precision_{version}"]
-        # Early in a run precision is low too: then the network is at fault, not the guidance.
+        # Early in a run precision is low too, which guidance does not cause.
         if recall >= LOW_RECALL or precision < HIGH_PRECISION:
             return None
         return (

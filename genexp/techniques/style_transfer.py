@@ -259,8 +259,8 @@ def clamp_keep_gradient(values: Tensor) -> Tensor:
     """Return `values` clamped to [0, 1], in the same shape.
 
     Outside [0, 1] the gradient passes only if descent moves the value back towards the range. The reference
-    implementation clamps the image itself at each step. L-BFGS then estimates curvature from steps that it did
-    not take, and the loss occasionally rises a thousandfold.
+    implementation clamps the image itself at each step. L-BFGS then estimates the curvature from wrong
+    steps, and the loss occasionally increases a thousandfold.
     """
     return torch.as_tensor(_ClampKeepGradient.apply(values))
 

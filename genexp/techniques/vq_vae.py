@@ -41,8 +41,8 @@ from genexp.technique import (
 )
 
 PREVIEW_SAMPLES, PREVIEW_RECONSTRUCTIONS = 64, 10  # images in the previews
-MAX_CODEBOOK_IMAGES = 256  # codes in the picture of the codebook
-UNUSED_CODE_GRAY = 0.5  # gray value of codes in that picture that no image uses
+MAX_CODEBOOK_IMAGES = 256  # codes in the image of the codebook
+UNUSED_CODE_GRAY = 0.5  # gray value of codes in that image that no input uses
 MIN_CODES_USED = 0.5  # most codes are dead if test images use a smaller share of them
 QUANTIZERS = ("vq", "fsq")
 ACTIVATION = "relu"  # of the encoder and the decoder
@@ -63,7 +63,7 @@ class VQVAEConfig:
     decay: float  # vq: of the moving averages that are the codes, in [0, 1)
     restart_threshold: float  # vq: codes used less often, relative to the mean, are replaced
     levels: list[int]  # fsq: number of values of each element
-    prior_start: float  # fraction of the run after which the prior trains, and the autoencoder does not
+    prior_start: float  # fraction of the run for the autoencoder; the prior trains in the rest
     prior_width: int
     prior_layers: int
     prior_heads: int
@@ -101,7 +101,7 @@ class VQVAE(Technique, CanSample, CanReconstruct):
     """
 
     Config = VQVAEConfig
-    num_examples = 300  # for the picture of the codebook; reconstructions take `PREVIEW_RECONSTRUCTIONS` of them
+    num_examples = 300  # for the image of the codebook; reconstructions take `PREVIEW_RECONSTRUCTIONS` of them
 
     def __init__(self, config: VQVAEConfig, spec: DataSpec) -> None:
         super().__init__()
