@@ -115,6 +115,7 @@ SWEEP_VALUES = (
     "1,",
     ",",
 )
+POSITIONS = st.integers(0, 10**6).map(lambda number: number / 10**6)  # not floats: a run flushes denormals
 # Files of a run that are damaged, as patterns.
 RUN_TARGETS = (
     *(
@@ -242,10 +243,12 @@ class Outcome:
 class Sandbox:
     """Work directory with small finished runs, where commands run in forked interpreters."""
 
-    def __init__(self, directory: Path, *, has_real_processes: bool = False) -> None:
+    def __init__(
+        self, directory: Path, models: Sequence[str] = MODELS, *, has_real_processes: bool = False
+    ) -> None:
         self.directory = directory
         self.has_real_processes = has_real_processes
-        self.runs = {name: directory / "runs" / name for name in MODELS}
+        self.runs = {name: directory / "runs" / name for name in models}
         self.work_dir = directory / "work"  # working directory of the commands; `out` below it is their output
         self.data_dir = directory / "data"
         os.environ.update(HOME=str(directory / "home"), XDG_CACHE_HOME=str(directory / "home" / "cache"))
@@ -451,9 +454,9 @@ def list_keys(name: str) -> list[str]:
 
 
 @st.composite
-def draw_settings(draw: st.DrawFn) -> Command:
+def draw_settings(draw: st.DrawFn, models: Sequence[str]) -> Command:
     """Return a `genexp` command with random settings, at times with options and words that do not exist."""
-    name = draw(st.sampled_from(MODELS))
+    name = draw(st.sampled_from(models))
     keys = list_keys(name)
     value = st.sampled_from(SCALARS) | st.sampled_from(SWEEP_VALUES) | st.text(max_size=8).map(repr)
     overrides = draw(st.lists(st.tuples(st.sampled_from(keys), value).map("=".join), min_size=1, max_size=3))
@@ -462,17 +465,17 @@ def draw_settings(draw: st.DrawFn) -> Command:
 
 
 @st.composite
-def draw_damaged_run(draw: st.DrawFn) -> Command:
+def draw_damaged_run(draw: st.DrawFn, models: Sequence[str]) -> Command:
     """Return a command on a run of which one file is damaged."""
-    name = draw(st.sampled_from(MODELS))
+    name = draw(st.sampled_from(models))
     target = draw(st.sampled_from(RUN_TARGETS))
     damage_name, change = draw(st.sampled_from(list(DAMAGES.items())))
-    position = draw(st.floats(0, 1))
+    position = draw(POSITIONS)
     program = draw(st.sampled_from(("genexp", *TOOLS)))
     run = f"runs/{name}"
     arguments: Sequence[str] = {
         "genexp": (f"resume={run}", "trainer.max_steps=3"),
-        "genexp-diff": [f"runs/{other}" for other in _list_runs(name)],
+        "genexp-diff": (run, f"runs/{_list_runs(name, models)[-1]}"),
         "genexp-compare": ("runs", "--html", "out"),
     }.get(program, (run, "--device", "cpu"))
 
@@ -483,7 +486,7 @@ def draw_damaged_run(draw: st.DrawFn) -> Command:
 
     output_dirs = {"genexp-diff": (), "genexp-compare": ("out",)}.get(program, (run,))
     damage = (f"{damage_name} {run}/{target} at {position:.3f}", apply)
-    return Command(program, tuple(arguments), damage, output_dirs=output_dirs, runs=_list_runs(name))
+    return Command(program, tuple(arguments), damage, output_dirs=output_dirs, runs=_list_runs(name, models))
 
 
 # Data file that is damaged → the command that reads it.
@@ -506,7 +509,7 @@ DATA_COMMANDS = (
 def draw_damaged_data(draw: st.DrawFn) -> Command:
     """Return a `genexp` command on data files of which one is damaged."""
     damage_name, change = draw(st.sampled_from([*DAMAGES.items(), *DATA_DAMAGES.items()]))
-    position = draw(st.floats(0, 1))
+    position = draw(POSITIONS)
     file, arguments = draw(st.sampled_from(DATA_COMMANDS))
     fast = (word for word in FAST_OVERRIDES if not word.startswith("trainer.batch"))
     damage = (
@@ -543,9 +546,9 @@ LIMITS = {
 
 
 @st.composite
-def draw_environment(draw: st.DrawFn) -> Command:
+def draw_environment(draw: st.DrawFn, models: Sequence[str]) -> Command:
     """Return a command in an unusual environment: variables, limits, closed streams, protected folders."""
-    name = draw(st.sampled_from(MODELS))
+    name = draw(st.sampled_from(models))
     variables = {
         key: draw(st.sampled_from(VARIABLES[key]))
         for key in draw(st.lists(st.sampled_from(sorted(VARIABLES)), max_size=2, unique=True))
@@ -566,7 +569,7 @@ def draw_environment(draw: st.DrawFn) -> Command:
                 )
             )
         ),
-        "genexp-diff": [f"runs/{other}" for other in _list_runs(name)],
+        "genexp-diff": (run, f"runs/{_list_runs(name, models)[-1]}"),
         "genexp-compare": ("runs", "--html", "out"),
     }.get(program, (run, "--device", "cpu"))
     protected = draw(st.sampled_from((None, None, ".", run, f"{run}/checkpoints", f"{run}/tensorboard", "runs")))
@@ -575,13 +578,13 @@ def draw_environment(draw: st.DrawFn) -> Command:
         mode = draw(st.sampled_from((0o000, 0o500))) if protected != "." else 0o500
         damage = (f"chmod {mode:o} {protected}", lambda work_dir: (work_dir / protected).chmod(mode))
     environment = Environment(variables, limits, closed)
-    return Command(program, tuple(arguments), damage, environment, output_dirs, _list_runs(name))
+    return Command(program, tuple(arguments), damage, environment, output_dirs, _list_runs(name, models))
 
 
-def _list_runs(name: str) -> tuple[str, ...]:
-    """Return the names of a run and of another one, with which it can be compared."""
+def _list_runs(name: str, models: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a run, and of another one with which it can be compared if there is one."""
     others = {"deep_kmeans": "kmeans", "kmeans": "deep_kmeans", "conv_autoencoder": "stacked_autoencoder"}
-    return name, others.get(name, "conv_autoencoder")
+    return tuple(dict.fromkeys(model for model in (name, others.get(name, "conv_autoencoder")) if model in models))
 
 
 def _apply(change: Callable[[Path, float], None], path: Path, position: float) -> None:
@@ -740,12 +743,16 @@ DATA_DAMAGES: Mapping[str, Callable[[Path, float], None]] = {"write a bomb to": 
 FOLDER_DAMAGES = (_replace_by_link, _remove, _make_fifo, _protect, _add_hostile_names, _write_bomb)
 HOSTILE_NAMES = (b"\xff\xfe.png", b"[red]x[/red].png", b"a\nb.png", b"<b>x.png", b"'\".png", b"[/].gif", b"-x.png")
 PICTURE_BOMBS = (_build_png_bomb, _build_gif_bomb)
-STRATEGIES = {
-    "settings": draw_settings(),
-    "runs": draw_damaged_run(),
-    "data": draw_damaged_data(),
-    "environments": draw_environment(),
-}
+KINDS = ("settings", "runs", "data", "environments")
+
+
+def build_strategy(kind: str, models: Sequence[str]) -> st.SearchStrategy[Command]:
+    """Return the strategy of one of `KINDS`, with runs of `models`."""
+    if kind == "settings":
+        return draw_settings(models)
+    if kind == "runs":
+        return draw_damaged_run(models)
+    return draw_damaged_data() if kind == "data" else draw_environment(models)
 
 
 def fuzz(
@@ -776,19 +783,22 @@ def fuzz(
 def main() -> None:
     """Run the strategies given on the command line, and exit with 1 if a fault was found."""
     parser = argparse.ArgumentParser(description="Run commands with random settings and damaged files.")
-    parser.add_argument("kind", nargs="*", choices=[*STRATEGIES, []], help="default: all")
+    parser.add_argument("kind", nargs="*", choices=[*KINDS, []], help="default: all")
     parser.add_argument("--cases", type=int, default=500, help="of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0, help="time after which no case starts")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS, help="default: all")
     parser.add_argument("--real-processes", action="store_true", help="start an interpreter for each case")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as directory:
-        sandbox = Sandbox(Path(directory), has_real_processes=arguments.real_processes)
+        sandbox = Sandbox(Path(directory), arguments.models, has_real_processes=arguments.real_processes)
         faults: dict[str, list[str]] = {}
-        for kind in arguments.kind or STRATEGIES:
+        for kind in arguments.kind or KINDS:
             print(kind, flush=True)
-            faults |= fuzz(sandbox, STRATEGIES[kind], arguments.cases, arguments.seed, deadline)
+            faults |= fuzz(
+                sandbox, build_strategy(kind, arguments.models), arguments.cases, arguments.seed, deadline
+            )
         _remove_tree(sandbox.work_dir)
     sys.exit(1 if faults else 0)
 
