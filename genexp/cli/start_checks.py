@@ -19,8 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from genexp.cli.common import format_first_line, format_unexpected_error
 from genexp.config import CONFIG_GROUPS, find_config_dir
-from genexp.errors import CheckpointError, ConfigError
+from genexp.errors import CheckpointError, ConfigError, GenexpError
 from genexp.run_dir.config_file import CONFIG_KEYS, SPECIAL_KEY_PATTERN, iter_nodes, read_yaml_file
 from genexp.run_dir.files import check_no_links
 from genexp.run_dir.paths import (
@@ -215,8 +216,10 @@ class OutputDirCallback(Callback):
 def _exit_on_error(check: Callable[[], None]) -> None:
     try:
         check()
-    except Exception as error:
-        sys.exit(f"genexp: {error}")
+    except (GenexpError, OSError) as error:
+        sys.exit(f"genexp: {format_first_line(error)}")
+    except Exception as error:  # Hydra would only warn about it, and write over the files
+        sys.exit(f"genexp: {format_unexpected_error(error)}")
 
 
 def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], bool]) -> None:

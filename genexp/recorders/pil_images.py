@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from genexp.errors import DataError
 from genexp.images.animation import Frame, encode_animation
 from genexp.images.fonts import find_cjk_font_path, needs_cjk_font
 from genexp.images.grid import PADDING_PIXELS
-from genexp.run_dir.files import write_file
+from genexp.run_dir.files import open_regular_file, write_file
+from genexp.run_dir.paths import format_path
 from genexp.snapshot import RunInfo
 from genexp.technique import PictureLabels
 
@@ -150,11 +152,14 @@ def encode_png(image: Image) -> bytes:
 
 
 def read_image(path: Path) -> Image:
-    """Return the image in a file. Raises OSError."""
+    """Return the image in a file. Raises DataError if it is damaged."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image.load()
+    try:
+        with open_regular_file(path) as file, Image.open(file) as image:
+            image.load()
+    except Exception as error:  # Pillow's plugins raise any exception on damaged files
+        raise DataError(f"{format_path(path)}: a damaged image ({type(error).__name__}). Delete it.") from None
     return image
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_BYTES = 800_000  # bytes of one image; a larger GIF loses frames, a larger PNG becomes a small WebP
 MAX_RUN_IMAGE_BYTES = 5_000_000  # bytes of all images on the page of one run
+MAX_GIF_PIXELS = 200_000_000  # in all frames of a GIF that is shortened
 MAX_SIDE_PIXELS = 1200  # pixels of the longer side of a downscaled PNG
 MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all thumbnails on a page
 THUMBNAIL_WIDTHS = (320, 200, 120, 64)  # pixels; the first width whose file is small enough is used
@@ -97,11 +98,14 @@ def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, Emb
 def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
     """Return a GIF with evenly spaced frames of `data`, of about `max_bytes` bytes.
 
-    At least two frames are kept: the first and the last. Raises OSError if `data` is damaged.
+    At least two frames are kept: the first and the last. Raises OSError if `data` is damaged, or its frames would
+    take more memory than those of any animation that a run writes.
     """
     from PIL import Image, ImageSequence
 
     with Image.open(io.BytesIO(data)) as gif:
+        if gif.n_frames * gif.width * gif.height > MAX_GIF_PIXELS:
+            raise OSError("too many pixels")
         frames = [
             (np.asarray(frame.convert("RGB")), frame.info.get("duration", 0))
             for frame in ImageSequence.Iterator(gif)
@@ -129,8 +133,8 @@ def _read_compressed(path: Path) -> bytes | None:
         with Image.open(io.BytesIO(data)) as image:
             image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
             return _encode_webp(image, quality=85)
-    except (OSError, EOFError):
-        return None  # incomplete file of a killed run
+    except Exception:  # Pillow's plugins raise any exception on damaged files
+        return None
 
 
 def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
@@ -144,8 +148,8 @@ def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
                 data = _encode_webp(image, quality=70)
                 if len(data) <= max_bytes:
                     return data
-    except OSError:
-        pass  # incomplete file of a killed run
+    except Exception:  # as above
+        return None
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from math import prod
@@ -9,11 +10,13 @@ from typing import Any
 
 import torch
 
+from genexp.config import FieldError
 from genexp.data.dataset import DataSpec
 from genexp.device import check_memory
 from genexp.errors import GenexpError
 from genexp.technique import Technique
 
+log = logging.getLogger(__name__)
 # Networks whose sizes are all below this have at most a few gigabytes of weights. They are not built twice.
 LARGE_SIZE = 3000
 FLOAT_BYTES = 4
@@ -31,7 +34,7 @@ def check_model_memory(cls: type[Technique], config: Any, spec: DataSpec) -> Non
     needed_bytes = _count_model_bytes(cls, config, spec)
     if needed_bytes:
         # The setting without which the model is smallest.
-        key = min(sizes, key=lambda name: _count_model_bytes(cls, _halve(config, name), spec) or needed_bytes)
+        key = min(sizes, key=lambda name: _count_halved_bytes(cls, config, name, spec) or needed_bytes)
         check_memory(needed_bytes, f"model.{key}={_format_value(getattr(config, key))}")
 
 
@@ -53,6 +56,14 @@ def _iter_sizes(config: Any) -> Iterator[tuple[str, int]]:
             yield field.name, max(numbers)
 
 
+def _count_halved_bytes(cls: type[Technique], config: Any, key: str, spec: DataSpec) -> int | None:
+    """Return the bytes of a technique with half of a setting, or None if the setting cannot be halved."""
+    try:
+        return _count_model_bytes(cls, _halve(config, key), spec)
+    except FieldError:
+        return None
+
+
 def _halve(config: Any, key: str) -> Any:
     value = getattr(config, key)
     halved = [max(1, number // 2) for number in value] if isinstance(value, list) else max(1, value // 2)
@@ -60,13 +71,19 @@ def _halve(config: Any, key: str) -> Any:
 
 
 def _count_model_bytes(cls: type[Technique], config: Any, spec: DataSpec) -> int | None:
-    """Return the bytes of all parameters and buffers, or None if the meta device cannot hold the technique."""
+    """Return the bytes of all parameters and buffers, or None if the meta device cannot hold the technique.
+
+    A plugin may use operations that the meta device lacks: torch raises RuntimeError. Every built-in technique can
+    be built there, as a test checks.
+    """
     try:
         with torch.device("meta"):
             technique = cls(config, spec)
     except GenexpError:
         return None  # building the technique raises it again
-    except Exception:  # a technique may use operations that the meta device lacks
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        log.warning(f"the memory of model={cls.name} is not checked before it is built ({reason})")
         return None
     return sum(tensor.nbytes for tensor in technique.state_dict().values())
 

@@ -274,7 +274,9 @@ def gram_matrix(features: Tensor) -> Tensor:
     """
     full_precision = promote_to_float32(features)
     # No autocast: sums over thousands of terms lose precision in bf16.
-    with torch.autocast(features.device.type, enabled=False):
+    # On the meta device, where the memory is computed, torch has no autocast.
+    device_type = "cpu" if features.is_meta else features.device.type
+    with torch.autocast(device_type, enabled=False):
         if full_precision.is_contiguous():
             flattened = full_precision.flatten(2)
             products = flattened @ flattened.detach().transpose(1, 2)

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from genexp import device
+from genexp.data import load_dataset
 from genexp.data.sources._idx import read_idx
 from genexp.device import allow_memory, check_memory, format_bytes, measure_available_memory
 from genexp.errors import ConfigError
+from genexp.runs import memory
+from genexp.runs.memory import check_model_memory
 from tests.support.command import format_run_dir_override, run_genexp
-from tests.support.compose import make_tiny_overrides
+from tests.support.compose import TECHNIQUES, compose_experiment, make_tiny_overrides
 
 HUGE_SETTINGS = {  # overrides of a run → start of the message
     ("model=vae", "model.latent=1000000000"): "model.latent=1000000000: needs at least 4.81 TB",
@@ -82,3 +85,24 @@ def test_idx_files_are_bounded_by_their_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (3.14e15, "3.14 PB")])
 def test_bytes_have_decimal_units(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_memory_of_every_technique_is_checked(name: str) -> None:
+    experiment = compose_experiment(*make_tiny_overrides(name))
+    spec = load_dataset(experiment.dataset).spec
+    assert memory._count_model_bytes(experiment.technique, experiment.model, spec) is not None
+
+
+def test_a_technique_that_cannot_be_measured_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = compose_experiment(*make_tiny_overrides("vae"), "model.latent=4000")
+    spec = load_dataset(experiment.dataset).spec
+
+    def fail(*arguments: object) -> None:
+        raise NotImplementedError("no kernel for the meta device\nmore lines")
+
+    monkeypatch.setattr(experiment.technique, "__init__", fail)
+    check_model_memory(experiment.technique, experiment.model, spec)
+    assert "the memory of model=vae is not checked before it is built (no kernel" in caplog.text
