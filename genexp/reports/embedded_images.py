@@ -104,7 +104,7 @@ def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
     from PIL import Image, ImageSequence
 
     with Image.open(io.BytesIO(data)) as gif:
-        if gif.n_frames * gif.width * gif.height > MAX_GIF_PIXELS:
+        if getattr(gif, "n_frames", 1) * gif.width * gif.height > MAX_GIF_PIXELS:
             raise OSError("too many pixels")
         frames = [
             (np.asarray(frame.convert("RGB")), frame.info.get("duration", 0))
