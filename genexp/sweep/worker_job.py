@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from genexp.sweep.job import Job, run_job
 from genexp.sweep.stop_file import StopFile
 from genexp.training.stopping import StopRequest, stop_on_signals
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 POLL_SECONDS = 0.5
 # Environment variables that set the number of CPU threads.
@@ -85,3 +91,36 @@ def _poll_stop_file(stop_file: StopFile, stop: StopRequest, parent_pid: int | No
         stop_event.set()
         if thread.is_alive():
             thread.join()
+
+
+@dataclass(frozen=True, eq=False)
+class SubmititJob:
+    """Callable that submitit pickles and runs. Its method `checkpoint` lets submitit requeue a preempted job."""
+
+    job: Job
+    stop_file: StopFile
+
+    def __call__(self) -> None:
+        """Run the job. If the scheduler stops it, it saves a checkpoint and resumes when it is requeued."""
+        stop_signal = run_in_worker(self.job, self.stop_file)
+        if stop_signal is None or self.stop_file.should_stop:
+            return
+        if stop_signal == _get_preemption_signal():
+            # Submitit's signal handler is installed again. It calls `checkpoint`, requeues the job, and exits.
+            os.kill(os.getpid(), stop_signal)
+        # Exit without a result: the scheduler decides whether the job was canceled or starts again.
+        sys.exit(128 + stop_signal)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Return the callable for the requeued job: this one, since the run directory holds the checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _get_preemption_signal() -> signal.Signals:
+    """Return the signal that the scheduler sends before it stops a job, as submitit configures it."""
+    from submitit.core.job_environment import JobEnvironment
+
+    preemption_signal: signal.Signals = JobEnvironment._usr_sig()
+    return preemption_signal

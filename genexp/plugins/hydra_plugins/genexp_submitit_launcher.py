@@ -19,8 +19,7 @@ from genexp.run_dir.paths import SUBMITIT_DIR
 from genexp.run_dir.status import read_job_status
 from genexp.sweep.job import Job
 from genexp.sweep.launcher import SweepLauncher
-from genexp.sweep.submitit_job import SubmititJob
-from genexp.sweep.worker_job import build_thread_env, count_cpu_cores
+from genexp.sweep.worker_job import SubmititJob, build_thread_env, count_cpu_cores
 
 if TYPE_CHECKING:
     from submitit import Executor
