@@ -41,5 +41,5 @@ def test_files_are_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [["technique", "3d"], ["technique", "a-b"], ["technique", "class"], ["loss", "a"], []]
 )
-def test_mistakes_are_one_line(arguments: str) -> None:
-    get_error_line(run_main("genexp-new", new.main, *arguments.split()), "genexp-new")
+def test_mistakes_are_one_line(arguments: list[str]) -> None:
+    get_error_line(run_main("genexp-new", new.main, *arguments), "genexp-new")
