@@ -169,7 +169,8 @@ def write_file(path: Path, content: str | bytes | memoryview, *, should_sync: bo
     data = _encode(content)
     temporary_path = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        with open_regular_file(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+        new_file = open_regular_file(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with new_file as file, _name_errors(path):
             _write_all(file, data)
             if should_sync:
                 os.fsync(file.fileno())
@@ -189,7 +190,7 @@ def write_json(path: Path, content: Any, *, should_sync: bool = False) -> None:
 
 def append_file(path: Path, content: str | bytes) -> None:
     """Append to a file, and create it if it is absent. Raises OSError."""
-    with open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+    with open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file, _name_errors(path):
         _write_all(file, _encode(content))
 
 
@@ -288,6 +289,16 @@ def is_locked(run_dir: Path) -> bool:
         return False
     lock.release()
     return False
+
+
+@contextmanager
+def _name_errors(path: Path) -> Iterator[None]:
+    """Add `path` to the errors of operations on an open file, which do not name it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _encode(content: str | bytes | memoryview) -> bytes | memoryview:
