@@ -16,7 +16,7 @@ from genexp.device import DeviceConfig
 from genexp.errors import ConfigError
 from genexp.runs.config import TopLevelConfig
 from genexp.sweep.config import SweepConfig
-from genexp.training.optimizers import OPTIMIZERS
+from genexp.training.optimizers import OPTIMIZERS, TorchOptimizerConfig
 from genexp.training.trainer import TrainerConfig
 from tests.support.command import TINY_RUN_OVERRIDES, format_run_dir_override, load_status, run_genexp
 from tests.support.compose import compose_config, compose_values, list_config_names, list_field_names
@@ -25,12 +25,15 @@ from tests.support.compose import compose_config, compose_values, list_config_na
 @pytest.mark.parametrize("name", list_config_names("optimizer"))
 def test_optimizer_file_has_the_keys_of_its_dataclass(name: str) -> None:
     node = yaml.safe_load((find_config_dir() / "optimizer" / f"{name}.yaml").read_text())
+    if name == "torch":
+        assert set(node) == list_field_names(TorchOptimizerConfig)
+        return
     assert node["name"] == name
     assert set(node) == list_field_names(OPTIMIZERS[name].config_class)
 
 
 def test_every_optimizer_has_a_file() -> None:
-    assert list_config_names("optimizer") == sorted(OPTIMIZERS)
+    assert list_config_names("optimizer") == sorted([*OPTIMIZERS, "torch"])
 
 
 @pytest.mark.parametrize("name", list_config_names("trainer"))

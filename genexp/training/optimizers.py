@@ -10,13 +10,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genexp.config import bind, require, suggest_choice
+from genexp.config import FieldError, bind, check_option, require, suggest_choice
 from genexp.errors import ConfigError
 from genexp.technique import Clock
 
@@ -30,7 +31,17 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay, in 
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "step": lambda progress: 0.1 ** min(2, math.floor(3 * progress)),  # a tenth after each third
+    "exponential": lambda progress: 0.01**progress,  # a hundredth at the end
+    "one_cycle": lambda progress: (  # Smith & Topin 2019, with the shape of torch's OneCycleLR
+        0.04 + 0.96 * _rise(progress / 0.3) if progress < 0.3 else _rise((1 - progress) / 0.7)
+    ),
 }
+
+
+def _rise(progress: float) -> float:
+    """Return half a cosine wave from 0 at 0 to 1 at 1."""
+    return 0.5 * (1.0 - math.cos(math.pi * progress))
 
 
 def remove_dynamo_wrappers(optimizer_class: type[Optimizer]) -> type[Optimizer]:
@@ -157,6 +168,25 @@ class LBFGSConfig(OptimizerConfig):
         )
 
 
+@dataclass
+class TorchOptimizerConfig(OptimizerConfig):
+    """Settings of any optimizer of torch.optim, `name` being that of its class."""
+
+    options: dict[str, Any]  # keyword parameters of the class
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        optimizer_class = find_torch_class(self.name)
+        for option, value in self.options.items():
+            require(option != "lr", "options", self.options, "must not contain lr: use optimizer.lr")
+            check_option(optimizer_class, "options", str(option), value)
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments for the torch optimizer. Lists become tuples."""
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in self.options.items()}
+        return {"lr": self.lr, **options}
+
+
 @dataclass(frozen=True)
 class _OptimizerSpec:
     config_class: type[OptimizerConfig]
@@ -180,6 +210,29 @@ OPTIMIZERS = {
 }
 
 
+def find_torch_class(name: str) -> type[Optimizer]:
+    """Return the class of torch.optim that is named `name`. Raises FieldError."""
+    classes = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    if name not in classes:
+        raise FieldError("name", name, f"unknown class of torch.optim. {suggest_choice(name, classes)}")
+    return classes[name]
+
+
+@cache
+def _find_spec(name: str) -> _OptimizerSpec:
+    """Return the optimizer `name`: one of OPTIMIZERS, or a class of torch.optim."""
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    # Of an unknown class it is not known whether it updates each element on its own.
+    return _OptimizerSpec(
+        TorchOptimizerConfig, remove_dynamo_wrappers(find_torch_class(name)), is_elementwise=False
+    )
+
+
 @dataclass(frozen=True)
 class OptimizerPlan:
     """Optimizer settings of all phases: shared ones, and those of phases that override some."""
@@ -201,10 +254,13 @@ class OptimizerPlan:
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     """Bind the `optimizer` config group: shared settings, and overrides by phase. Raises ConfigError."""
     name = node["name"]
-    if name not in OPTIMIZERS:
+    has_options = "options" in node  # as in conf/optimizer/torch.yaml
+    if name not in OPTIMIZERS and not has_options:
         raise ConfigError(f"optimizer.name={name}: unknown optimizer. {suggest_choice(str(name), OPTIMIZERS)}")
-    config_class = OPTIMIZERS[name].config_class
-    overrides_by_phase = {str(key): value for key, value in node.items() if isinstance(value, Mapping)}
+    config_class = TorchOptimizerConfig if has_options else OPTIMIZERS[name].config_class
+    overrides_by_phase = {
+        str(key): value for key, value in node.items() if isinstance(value, Mapping) and key != "options"
+    }
     shared = {str(key): value for key, value in node.items() if key not in overrides_by_phase}
     for phase, overrides in overrides_by_phase.items():
         if "name" in overrides:
@@ -223,7 +279,7 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
 
 def find_capture_obstacle(config: OptimizerConfig) -> str | None:
     """Return why a CUDA graph cannot contain this optimizer's step, or None where it can."""
-    if OPTIMIZERS[config.name].is_capturable:
+    if _find_spec(config.name).is_capturable:
         return None
     capturable_names = " or ".join(name for name, spec in OPTIMIZERS.items() if spec.is_capturable)
     return f"optimizer={config.name} cannot be captured (use {capturable_names})"
@@ -250,32 +306,36 @@ def build_joint_optimizer(
 
     Parameters may have any shape. All configurations name the same optimizer.
     """
-    spec = OPTIMIZERS[configs[0].name]
+    spec = _find_spec(configs[0].name)
     is_fused_supported = all(
         tensor.device.type in ("cpu", "cuda", "mps") for group in param_groups for tensor in group
     )
     flags = {"fused": True} if spec.has_fused and is_fused_supported else {}
     if capturable:
         flags["capturable"] = True
-    return spec.optimizer_class(
-        [
-            {"params": list(group), **config.to_kwargs(), **flags}
-            for config, group in zip(configs, param_groups, strict=True)
-        ],
-        **configs[0].to_kwargs(),
-        **flags,
-    )
+    groups = [
+        {"params": list(group), **config.to_kwargs(), **flags}
+        for config, group in zip(configs, param_groups, strict=True)
+    ]
+    try:
+        return spec.optimizer_class(groups, **configs[0].to_kwargs(), **flags)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not isinstance(configs[0], TorchOptimizerConfig):
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"optimizer.name={configs[0].name}: {reason}. Change optimizer.options.") from None
 
 
 def is_elementwise(name: str) -> bool:
     """Return whether optimizer `name` updates each element from its own gradients alone."""
-    return OPTIMIZERS[name].is_elementwise
+    return _find_spec(name).is_elementwise
 
 
 def learning_rate(config: OptimizerConfig, clock: Clock) -> float:
     """Return the learning rate of step `clock.step`.
 
     It rises linearly during the warm-up, stays at `config.lr` until `decay_start`, then follows the schedule.
+    "one_cycle" rises on its own from a twenty-fifth of `config.lr`.
     """
     if clock.step < config.warmup_steps:
         return config.lr * clock.step / config.warmup_steps
