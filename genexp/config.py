@@ -83,7 +83,8 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
     try:
         instance = OmegaConf.to_object(structured_config)
     except FieldError as error:
-        raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {error.rule.rstrip('.')}.") from None
+        rule = error.rule if error.rule.endswith((".", "?")) else f"{error.rule}."
+        raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {rule}") from None
     assert isinstance(instance, cls)
     return instance
 
