@@ -145,7 +145,7 @@ def _run(arguments: Sequence[str]) -> int:
     files = {args.dir / f"{name}.py": TECHNIQUE, args.dir / f"test_{name}.py": TEST}
     for path in files:
         if path.exists():
-            raise ConfigError(f"{format_path(path)}: exists already. Choose another name.")
+            raise ConfigError(f"{format_path(path)}: already exists. Use another name.")
     args.dir.mkdir(parents=True, exist_ok=True)
     for path, template in files.items():
         path.write_text(template.substitute(values), encoding="utf-8")

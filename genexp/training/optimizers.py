@@ -304,7 +304,8 @@ def build_joint_optimizer(
 ) -> torch.optim.Optimizer:
     """Return one optimizer of several parameter groups, `configs[i]` for `param_groups[i]`.
 
-    Parameters may have any shape. All configurations name the same optimizer.
+    Parameters may have any shape. All configurations name the same optimizer. Raises ConfigError for options that
+    it rejects.
     """
     spec = _find_spec(configs[0].name)
     is_fused_supported = all(
