@@ -22,6 +22,8 @@ class RunProgress:
     test_metrics: Mapping[str, float] = field(default_factory=dict)  # of the latest evaluation
     best_value: float | None = None  # best value of the objective
     best_step: int | None = None
+    reference_value: float | None = None  # latest value that improved by more than trainer.min_improvement
+    reference_step: int | None = None
     train_sums: Mapping[str, float] = field(default_factory=dict)  # metric → sum over the latest epoch so far
     train_counts: Mapping[str, int] = field(default_factory=dict)  # metric → number of values in the sum
     warnings: tuple[str, ...] = ()  # each once

@@ -73,6 +73,8 @@ def test_sweep_section_has_the_keys_of_its_dataclass() -> None:
 def test_every_key_of_the_trainer_can_be_set() -> None:
     expected: dict[str, Any] = {
         "epochs": 7,
+        "early_stopping": 5,
+        "min_improvement": 0.25,
         "max_steps": 11,
         "time_budget": 1.5,
         "batch_size": 13,

@@ -10,7 +10,6 @@ from genexp.ensemble.member import EnsembleMember
 from genexp.ensemble.step import EnsembleStep
 from genexp.technique import Batch, Clock
 from genexp.training.stopping import StopRequest
-from genexp.training.trainer import is_run_complete
 
 
 def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None:
@@ -22,7 +21,7 @@ def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None
     active = _apply_to_members(active, lambda member: member.initialize(clock))
     is_interrupted = clock.step > 0 and stop.should_interrupt(clock.completed_epochs)
     for member in active:
-        member.is_finished = is_run_complete(clock, member.run.learner.technique)
+        member.is_finished = member.snapshot_builder.is_run_complete(clock)
         member.is_ending = member.is_finished or is_interrupted
     _apply_to_members(
         [member for member in active if member.is_ending], lambda member: member.record_final_snapshot(clock)
@@ -69,7 +68,7 @@ def _train_until_member_ends(
             member.snapshot_builder.add_metrics({name: values[index] for name, values in member_metrics.items()})
         is_interrupted = stop.should_interrupt(clock.completed_epochs)
         for member in members:
-            member.is_finished = is_run_complete(clock, member.run.learner.technique)
+            member.is_finished = member.snapshot_builder.is_run_complete(clock)
             member.is_ending = member.is_finished or is_interrupted
         if any(member.is_ending for member in members) or members[0].snapshot_builder.is_due(clock):
             ensemble_step.update_members()

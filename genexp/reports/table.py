@@ -154,7 +154,9 @@ def _fit_to_console(
 def _build_group_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
     from rich.markup import escape
 
-    table = _create_table(f"{len(comparison.groups)} settings, mean ± standard error over seeds", comparison)
+    count = len(comparison.groups)
+    count_text = "1 setting" if count == 1 else f"{count} settings"
+    table = _create_table(f"{count_text}, mean ± standard error over seeds", comparison)
     column_labels = build_column_labels(comparison.differing_keys)
     for name in column_labels.values():
         table.add_column(name)

@@ -19,6 +19,7 @@ from genexp.snapshot import RunProgress
 log = logging.getLogger(__name__)
 KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
     *("resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"),
+    *("trainer.early_stopping", "trainer.min_improvement"),
     "device.processes",
 }
 
@@ -51,6 +52,8 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
             test_metrics={str(name): float(value) for name, value in values.get("test_metrics", {}).items()},
             best_value=values.get("best_value"),
             best_step=values.get("best_step"),
+            reference_value=values.get("reference_value"),
+            reference_step=values.get("reference_step"),
             train_sums={str(name): float(value) for name, value in values.get("train_sums", {}).items()},
             train_counts={str(name): int(value) for name, value in values.get("train_counts", {}).items()},
             warnings=tuple(map(str, values.get("warnings", ()))),

@@ -105,7 +105,9 @@ def _run_rank_task(rank_process: RankProcess, task: RankTask) -> None:
     set_plugins(task.plugins)
     run = build_run(bind_experiment(task.config), None, rank_process.rank_info)
     # Only rank 0 evaluates, renders previews and writes files.
-    trainer_config = replace(run.config.trainer, evaluate_every=0, preview_every=0, checkpoint_every=0)
+    trainer_config = replace(
+        run.config.trainer, early_stopping=None, evaluate_every=0, preview_every=0, checkpoint_every=0
+    )
     with (
         closing(run.data.batch_source),
         stop_on_signals(None) as stop,
@@ -150,7 +152,8 @@ class RunContext:
         run, run_dir = self.run, self.run_dir
         if self.resume_state is not None:
             clock = Clock(self.completed_steps, run.total_steps, run.data.batch_source.steps_per_epoch)
-            if is_run_complete(clock, run.learner.technique) and read_job_status(run_dir).state == "finished":
+            is_complete = is_run_complete(clock, run.learner.technique, run.config.trainer, self.progress)
+            if is_complete and read_job_status(run_dir).state == "finished":
                 check_lacks_pages(run_dir)
                 return RecorderGroup(build_page_recorders(run.config))
         truncate_logs(run_dir, self.resume_state["log_offsets"] if self.resume_state is not None else {})

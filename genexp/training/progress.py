@@ -18,10 +18,21 @@ class ProgressTracker:
     """
 
     def __init__(
-        self, objective: str, direction: str, steps_per_epoch: int, step: int, progress: RunProgress
+        self,
+        objective: str,
+        direction: str,
+        steps_per_epoch: int,
+        step: int,
+        progress: RunProgress,
+        *,
+        min_improvement: float = 0.0,
     ) -> None:
-        """`progress` is the record up to `step`. `direction` is min or max."""
+        """`progress` is the record up to `step`. `direction` is min or max.
+
+        A smaller improvement than `min_improvement` does not count for early stopping.
+        """
         self._objective, self._sign = objective, 1 if direction == "max" else -1
+        self._min_improvement = min_improvement
         self._steps_per_epoch, self._step = steps_per_epoch, step
         self.progress = progress
 
@@ -41,6 +52,10 @@ class ProgressTracker:
         value, best = test_metrics.get(self._objective, math.nan), self.progress.best_value
         if math.isfinite(value) and (best is None or self._sign * value > self._sign * best):
             self.progress = replace(self.progress, best_value=value, best_step=step)
+        reference = self.progress.reference_value
+        is_improved = reference is None or self._sign * (value - reference) > self._min_improvement
+        if math.isfinite(value) and is_improved:
+            self.progress = replace(self.progress, reference_value=value, reference_step=step)
 
     def add_warnings(self, warnings: Iterable[str]) -> None:
         """Add warnings. A repeated warning is kept once."""

@@ -34,6 +34,8 @@ class TrainerConfig:
     """Trainer settings (conf/trainer/*.yaml). The `*_every` intervals are in epochs; 0 means never."""
 
     epochs: int
+    early_stopping: int | None  # epochs without improvement of the objective after which the run ends
+    min_improvement: float  # of the objective, for early stopping
     max_steps: int | None  # steps after which the run ends, if that is before the end of `epochs`
     time_budget: float | None  # seconds, after which the run saves and stops
     batch_size: int | None  # None: the whole training split is one batch
@@ -55,11 +57,19 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         self.objective = self.objective.removeprefix("test/")
         require(self.epochs > 0, "epochs", self.epochs, "must be at least 1")
-        for key in ("max_steps", "time_budget", "batch_size", "gradient_clip"):
+        for key in ("early_stopping", "max_steps", "time_budget", "batch_size", "gradient_clip"):
             value = getattr(self, key)
             require(value is None or value > 0, key, value, "must be positive, or null")
-        for key in ("evaluate_every", "preview_every", "checkpoint_every", "checkpoint_spacing"):
+        for key in (
+            "min_improvement",
+            "evaluate_every",
+            "preview_every",
+            "checkpoint_every",
+            "checkpoint_spacing",
+        ):
             require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
+        is_evaluated = self.early_stopping is None or self.evaluate_every > 0
+        require(is_evaluated, "early_stopping", self.early_stopping, "requires trainer.evaluate_every above 0")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(0 <= self.ema < 1, "ema", self.ema, "must be a decay in [0, 1), or 0 for no average")
         precisions = (*AUTO_PRECISIONS, *PRECISIONS)
@@ -170,7 +180,7 @@ def train(
     # The checkpoint may be that of the last step, or the resumed run may have to stop again before any step.
     is_complete, is_interrupted = group.all_reduce_max(
         clock,
-        is_run_complete(clock, learner.technique),
+        builder.is_run_complete(clock),
         completed_steps > 0 and stop_request.should_interrupt(clock.completed_epochs),
     )
     if is_complete or is_interrupted:
@@ -182,9 +192,11 @@ def train(
         builder.add_metrics(learner.step(batch, data.train_batches, clock))
         if not group.should_sync(clock):
             continue
+        if config.early_stopping is not None:
+            builder.evaluate(clock)
         is_complete, is_interrupted, is_snapshot_due, signum = group.all_reduce_max(
             clock,
-            is_run_complete(clock, learner.technique),
+            builder.is_run_complete(clock),
             stop_request.should_interrupt(clock.completed_epochs),
             builder.is_due(clock),
             stop_request.received_signal or 0,
@@ -198,9 +210,18 @@ def train(
     return builder.build_result(clock)
 
 
-def is_run_complete(clock: Clock, technique: Technique) -> bool:
-    """Return whether no step follows that of `clock`: it is the last one, or training converged in its epoch."""
-    return clock.is_last_step or (clock.step > 0 and clock.is_epoch_end and technique.has_converged)
+def is_run_complete(clock: Clock, technique: Technique, config: TrainerConfig, progress: RunProgress) -> bool:
+    """Return whether no step follows that of `clock`.
+
+    It is the last one, or training converged in its epoch, or the objective has not improved for
+    `config.early_stopping` epochs. `progress` includes the evaluation after this step.
+    """
+    if clock.is_last_step or clock.step == 0 or not clock.is_epoch_end:
+        return clock.is_last_step
+    if config.early_stopping is None or progress.reference_step is None:
+        return technique.has_converged
+    stagnant_steps = clock.step - progress.reference_step
+    return technique.has_converged or stagnant_steps >= config.early_stopping * clock.steps_per_epoch
 
 
 def initialize_technique(learner: Learner, train_batches: Batches, seed: int) -> None:
@@ -242,8 +263,14 @@ class SnapshotBuilder:
         self.learner, self.data, self.config, self.seed, self.group = learner, data, config, seed, group
         steps_per_epoch = data.batch_source.steps_per_epoch
         self._tracker = ProgressTracker(
-            config.objective, config.direction, steps_per_epoch, completed_steps, progress
+            config.objective,
+            config.direction,
+            steps_per_epoch,
+            completed_steps,
+            progress,
+            min_improvement=config.min_improvement,
         )
+        self._test_metrics: dict[str, float] | None = None  # of this step, if `evaluate` came before `build`
         self._step_metrics: list[Metrics] = []
         self._read_time = read_time
         self._last_snapshot_time = self._last_checkpoint_time = read_time()
@@ -274,10 +301,20 @@ class SnapshotBuilder:
         """Return the state of a run that ended at `clock`."""
         return TrainingResult(
             clock,
-            is_run_complete(clock, self.learner.technique),
+            self.is_run_complete(clock),
             self._tracker.progress.test_metrics,
             self._tracker.progress.test_metrics.get(self.config.objective),
         )
+
+    def is_run_complete(self, clock: Clock) -> bool:
+        """Return whether no step follows that of `clock`."""
+        return is_run_complete(clock, self.learner.technique, self.config, self._tracker.progress)
+
+    def evaluate(self, clock: Clock) -> None:
+        """Evaluate if that is due at `clock`, for `build` and for early stopping, which depends on the scores."""
+        if self._is_interval_end(self.config.evaluate_every, clock):
+            self._test_metrics = self._evaluate()
+            self._tracker.add_scores(self._test_metrics, clock.step)
 
     def is_due(self, clock: Clock) -> bool:
         """Return whether a snapshot is due at `clock`."""
@@ -306,9 +343,10 @@ class SnapshotBuilder:
             is_complete or self._is_interval_end(config.preview_every, clock)
         )
         epoch_means = self._tracker.add_curves(train_curves, clock.step)
-        test_metrics = self._evaluate() if should_evaluate else {}
-        if test_metrics:
-            self._tracker.add_scores(test_metrics, clock.step)
+        if should_evaluate and self._test_metrics is None:
+            self._test_metrics = self._evaluate()
+            self._tracker.add_scores(self._test_metrics, clock.step)
+        test_metrics, self._test_metrics = self._test_metrics or {}, None
         for number, means in enumerate(epoch_means, start=1):
             has_scores = clock.is_epoch_end and number == len(epoch_means)
             scores = {f"test/{name}": value for name, value in test_metrics.items()} if has_scores else {}

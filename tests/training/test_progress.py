@@ -53,3 +53,12 @@ def test_a_repeated_warning_is_kept_once() -> None:
     tracker.add_warnings(("collapse",))
     tracker.add_warnings(("blow-up", "collapse"))
     assert tracker.progress.warnings == ("collapse", "blow-up")
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("min", 1), ("max", -1)])
+def test_small_improvements_leave_the_reference_of_early_stopping(direction: str, sign: int) -> None:
+    tracker = ProgressTracker("mse", direction, 10, 0, RunProgress(), min_improvement=0.1)
+    for step, value in ((10, 1.0), (20, 0.95), (30, 0.91), (40, math.nan), (50, 0.85), (60, 0.9)):
+        tracker.add_scores({"mse": sign * value}, step)
+    assert (tracker.progress.reference_value, tracker.progress.reference_step) == (sign * 0.85, 50)
+    assert tracker.progress.best_step == 50

@@ -40,6 +40,8 @@ from tests.support.toy_techniques import (
 
 CONFIG = TrainerConfig(
     epochs=3,
+    early_stopping=None,
+    min_improvement=0.0,
     max_steps=None,
     time_budget=None,
     batch_size=2,
