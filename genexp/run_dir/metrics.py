@@ -40,7 +40,7 @@ def find_metric(name: str, metrics: Iterable[str]) -> str | None:
     metrics = list(metrics)
     if name in metrics:
         return name
-    versions = [metric for metric in metrics if re.fullmatch(rf"{re.escape(name)}_\w+-v\d+", metric)]
+    versions = [metric for metric in metrics if re.fullmatch(rf"{re.escape(name)}_\w+-\w+", metric)]
     return versions[0] if len(versions) == 1 else None
 
 
