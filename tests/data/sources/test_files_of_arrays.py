@@ -1,0 +1,193 @@
+"""Data sets `table` and `arrays`: formats, labels, splits, scaling, runs on them, and damaged files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genexp.data.dataset import Dataset
+from genexp.errors import ConfigError, DataError
+from tests.support.command import format_run_dir_override, get_error_line, load_status, run_genexp
+from tests.support.compose import make_tiny_overrides
+from tests.support.datasets import get_stream, load_dataset_config, load_values
+
+TABLE = "height,width,kind\n" + "".join(f"{i},{2 * i + 0.5},{'ab'[i % 2]}\n" for i in range(40))
+
+
+def load(name: str, file: Path, **values: Any) -> Dataset:
+    """Return a data set of a file."""
+    return load_values(load_dataset_config(name, file=str(file), **values))
+
+
+def write(folder: Path, text: str, name: str = "table.csv") -> Path:
+    """Write a text file."""
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_table_has_columns_labels_and_a_balanced_split(separator: str, tmp_path: Path) -> None:
+    file = write(tmp_path, TABLE.replace(",", separator))
+    dataset = load("table", file, label="kind", standardize=False)
+    assert dataset.class_names == ("a", "b")
+    assert dataset.spec.shapes == {"point": (2,), "label": ()}
+    points, labels = get_stream(dataset.train, "point"), get_stream(dataset.train, "label")
+    assert len(points) == 36
+    assert torch.equal(points[:, 1], 2 * points[:, 0] + 0.5)
+    assert torch.equal(labels, points[:, 0].long() % 2)
+    assert get_stream(dataset.test, "label").bincount().tolist() == [2, 2]
+    heights = torch.cat([get_stream(split, "point")[:, 0] for split in (dataset.train, dataset.test)])
+    assert sorted(heights.tolist()) == list(range(40))
+
+
+def test_columns_are_standardized_over_the_training_split(tmp_path: Path) -> None:
+    constant = TABLE.replace("kind", "third").replace(",a\n", ",7\n").replace(",b\n", ",7\n")
+    points = get_stream(load("table", write(tmp_path, constant)).train, "point")
+    torch.testing.assert_close(points.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(points.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_columns_are_chosen_by_name_or_number(tmp_path: Path) -> None:
+    dataset = load("table", write(tmp_path, TABLE), columns=["width"], standardize=False)
+    assert dataset.spec.shapes == {"point": (1,)}
+    numbers = write(tmp_path, TABLE.partition("\n")[2].replace(",a", ",0").replace(",b", ",1"), "numbers.csv")
+    dataset = load("table", numbers, columns=["0", "1"], label="2", standardize=False)
+    assert dataset.class_names == ("0", "1")
+    assert dataset.spec.shapes["point"] == (2,)
+
+
+def test_arrays_of_numpy_are_tables(tmp_path: Path) -> None:
+    values = np.arange(60.0).reshape(20, 3)
+    np.save(tmp_path / "a.npy", values)
+    np.savez(tmp_path / "b.npz", x=values, kind=np.arange(20) % 2)
+    assert load("table", tmp_path / "a.npy").spec.shapes == {"point": (3,)}
+    dataset = load("table", tmp_path / "b.npz", label="kind", columns=["x.0", "x.2"], standardize=False)
+    points = get_stream(dataset.train, "point")
+    assert torch.equal(points[:, 1], points[:, 0] + 2)
+    assert dataset.class_names == ("0", "1")
+
+
+@pytest.mark.parametrize("layout", ["gray", "first", "last", "float"])
+def test_images_have_channels_first_as_uint8(layout: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 9), dtype=np.uint8)
+    images = {
+        "gray": pixels[:, 0],
+        "first": pixels,
+        "last": pixels.transpose(0, 2, 3, 1),
+        "float": (pixels / 255).astype(np.float32),
+    }[layout]
+    np.savez(tmp_path / "images.npz", image=images, label=[f"c{i % 4}" for i in range(20)])
+    dataset = load("arrays", tmp_path / "images.npz", label="label")
+    stream = get_stream(dataset.train, "image")
+    assert stream.dtype == torch.uint8
+    assert stream.shape == (18, 1 if layout == "gray" else 3, 8, 9)
+    assert dataset.class_names == ("c0", "c1", "c2", "c3")
+    images_found = [image for split in (dataset.train, dataset.test) for image in get_stream(split, "image")]
+    expected = pixels[:, :1] if layout == "gray" else pixels
+    assert {image.numpy().tobytes() for image in images_found} == {image.tobytes() for image in expected}
+
+
+def test_test_arrays_are_the_test_split(tmp_path: Path) -> None:
+    images = np.zeros((10, 4, 4), np.uint8)
+    arrays = {"image": images, "label": np.arange(10) % 2, "test_image": images[:3] + 1, "test_label": [0, 1, 1]}
+    np.savez(tmp_path / "images.npz", **arrays)
+    dataset = load("arrays", tmp_path / "images.npz", label="label")
+    assert (len(dataset.train), len(dataset.test)) == (10, 3)
+    assert get_stream(dataset.test, "image").unique().tolist() == [1]
+    np.save(tmp_path / "images.npy", images)
+    assert load("arrays", tmp_path / "images.npy").spec.shapes == {"image": (1, 4, 4)}
+
+
+def test_runs_train_on_both(tmp_path: Path) -> None:
+    table = write(tmp_path, TABLE)
+    overrides = (
+        "model=kmeans",
+        "dataset=table",
+        f"dataset.file={table}",
+        "dataset.label=kind",
+        "model.clusters=2",
+    )
+    result = run_genexp(*overrides, "device=cpu", format_run_dir_override(tmp_path / "kmeans"))
+    assert result.exit_code == 0, result.stderr
+    assert "acc" in load_status(tmp_path / "kmeans")["test"]
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((60, 16, 16)))
+    source = ("dataset=arrays", f"dataset.file={tmp_path / 'images.npy'}", "trainer.max_steps=2")
+    arguments = (*make_tiny_overrides("vae"), *source, format_run_dir_override(tmp_path / "vae"))
+    result = run_genexp(*arguments)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "message"),
+    [
+        ("", {}, "no rows"),
+        ("a,b\n1,2\n3\n", {}, "row 2 has 1 values, not 2"),
+        ("a,b\n1,2\n3,x\n", {}, "'x' in column b, row 2 is not a finite number"),
+        ("a,b\n1,2\n3,\n", {}, "'' in column b, row 2"),
+        ("a,b\n1,nan\n3,4\n", {}, "'nan' in column b, row 1"),
+        ("a,a\n1,2\n3,4\n", {}, "two columns have one name"),
+        ("a,b\n1,2\n", {}, "1 samples: at least 2 are required"),
+        (TABLE, {"label": "knid"}, "no column knid"),
+        (TABLE, {"columns": ["heigth"]}, "no column heigth"),
+        ("a,b\n1,\udcff\n", {}, "not readable as CSV"),
+    ],
+)
+def test_damaged_tables_are_one_line(text: str, values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError) as excinfo:
+        load("table", file, **values)
+    assert message in str(excinfo.value)
+    assert "\n" not in str(excinfo.value)
+
+
+@pytest.mark.parametrize("name", ["table", "arrays"])
+@pytest.mark.parametrize("content", [b"", b"no array", b"PK\x03\x04", b"\x93NUMPY"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_damaged_arrays_are_one_line(name: str, content: bytes, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"x{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="not a readable NumPy file"):
+        load(name, file)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "values", "message"),
+    [
+        ({"image": np.zeros((5, 4, 4), np.uint8), "label": [1, 2]}, {"label": "label"}, "5 images and 2 labels"),
+        ({"picture": np.zeros((5, 4, 4))}, {}, "dataset.image=image: no such array"),
+        ({"image": np.full((5, 4, 4), 7.0)}, {}, "numbers in [0, 1]"),
+        ({"image": np.zeros(5)}, {}, "must be (samples, height, width)"),
+        ({"image": np.array([{}] * 5)}, {}, "not a readable NumPy file"),  # pickled objects
+    ],
+)
+def test_wrong_images_are_one_line(
+    arrays: dict[str, Any], values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DataError) as excinfo:
+        load("arrays", tmp_path / "x.npz", **values)
+    assert message in str(excinfo.value)
+
+
+@pytest.mark.parametrize("name", ["table", "arrays"])
+def test_missing_files_and_wrong_keys_are_one_line(name: str, tmp_path: Path) -> None:
+    model = "kmeans" if name == "table" else "vae"
+    for overrides, message in (
+        ((), "dataset.file=null: must be a file"),
+        (("dataset.file=x.txt",), "dataset.file=x.txt: must end in "),
+        (("dataset.file=absent.npy",), "dataset.file=absent.npy: not a file"),
+        (("dataset.file=x.npy", "dataset.test_fraction=1"), "dataset.test_fraction=1.0: must be between 0 and 1"),
+    ):
+        arguments = (f"model={model}", f"dataset={name}", *overrides, format_run_dir_override(tmp_path / "run"))
+        assert message in get_error_line(run_genexp(*arguments), "genexp")
+
+
+def test_missing_memory_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genexp.device._allowed_bytes", 100)
+    with pytest.raises(ConfigError, match="needs at least"):
+        load("table", write(tmp_path, TABLE))
