@@ -83,9 +83,9 @@ def encode_labels(values: Any) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def split_indices(count: int, test_fraction: float, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the indices of the train and the test split, ascending; class-balanced if there are labels.
+    """Return the indices of the train and the test split, int64 (samples,) each, ascending.
 
-    Raises DataError for fewer than two samples.
+    The test split is class-balanced if there are labels (samples,). Raises DataError for fewer than two samples.
     """
     if count < 2:
         raise DataError(f"{count} samples: at least 2 are required, one for each split. Use a larger file.")

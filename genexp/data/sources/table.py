@@ -48,11 +48,11 @@ class TableConfig(ArrayFileConfig):
             # A constant column becomes 0.
             scale = points[train].std(0, correction=0)
             points = (points - points[train].mean(0)) / torch.where(scale > 0, scale, 1)
-        splits = []
-        for rows in (train, test):
-            streams = {"point": points[rows].float()}
-            splits.append(Split(streams if labels is None else {**streams, "label": labels[rows]}))
-        return Dataset(self.name, *splits, class_names=class_names)
+        train_split, test_split = (
+            Split({"point": points[rows].float(), **({} if labels is None else {"label": labels[rows]})})
+            for rows in (train, test)
+        )
+        return Dataset(self.name, train_split, test_split, class_names)
 
     def _select(self, table: dict[str, Any], name: str) -> Any:
         if name not in table:

@@ -74,7 +74,7 @@ def test_arrays_of_numpy_are_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["gray", "first", "last", "float"])
 def test_images_have_channels_first_as_uint8(layout: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 9), dtype=np.uint8)
-    images = {
+    images: Any = {
         "gray": pixels[:, 0],
         "first": pixels,
         "last": pixels.transpose(0, 2, 3, 1),
@@ -93,7 +93,12 @@ def test_images_have_channels_first_as_uint8(layout: str, tmp_path: Path) -> Non
 
 def test_test_arrays_are_the_test_split(tmp_path: Path) -> None:
     images = np.zeros((10, 4, 4), np.uint8)
-    arrays = {"image": images, "label": np.arange(10) % 2, "test_image": images[:3] + 1, "test_label": [0, 1, 1]}
+    arrays: dict[str, Any] = {
+        "image": images,
+        "label": np.arange(10) % 2,
+        "test_image": images[:3] + 1,
+        "test_label": [0, 1, 1],
+    }
     np.savez(tmp_path / "images.npz", **arrays)
     dataset = load("arrays", tmp_path / "images.npz", label="label")
     assert (len(dataset.train), len(dataset.test)) == (10, 3)
