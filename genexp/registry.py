@@ -82,6 +82,7 @@ class Registry(Generic[T]):
 
     def find(self, name: str, options: Mapping[str, Any] | None = None) -> T:
         """Return a member, with its keyword `options` set. Raises ConfigError if `name` is unknown."""
+        name = str(name)  # a configuration can contain any value
         if name not in self._members:
             self._import_member(str(name))
         if name not in self._members:

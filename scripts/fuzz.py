@@ -4,9 +4,10 @@
     python scripts/fuzz.py --cases 125 --seed 2 --real-processes
 
 Every case runs a command in a forked interpreter, or with `--real-processes` in a new one. A command must succeed,
-or end with exit code 1 and one line on standard error. It must not print a traceback, run longer than the time
-limit, take more than the memory limit, or change files outside its output directory. Distinct faults are printed
-with the command that causes them. Root can read every file, unless it gives up this right:
+or end with exit code 1 and one line on standard error. It must not print a traceback or the line of an unexpected
+error, run longer than the time limit, take more than the memory limit, or change files outside its output
+directory. Distinct faults are printed with the command that causes them. Root can read every file, unless it gives
+up this right:
 
     setpriv --bounding-set=-dac_override,-dac_read_search python scripts/fuzz.py
 """
@@ -229,6 +230,8 @@ class Outcome:
             return f"{name} after {self.seconds:.0f} s"
         if any("Traceback (most recent call last)" in line for line in lines):
             return f"traceback: {lines[-1]}"
+        if self.exit_code == 1 and any(": unexpected " in line for line in lines):
+            return f"no message of its own: {lines[-1]}"
         if self.exit_code not in (0, 1):
             return f"exit code {self.exit_code}: {lines[-1] if lines else ''}"
         if self.exit_code == 1 and len(lines) != 1 and self.has_stderr:
@@ -263,6 +266,7 @@ class Sandbox:
             with contextlib.redirect_stdout(io.StringIO()):
                 import_module(ENTRY_MODULES["genexp"]).main()
             logging.getLogger().handlers.clear()  # with the log of this run
+            os.environ.pop("HYDRA_FULL_ERROR", None)  # set by the command
         gc.collect()
         gc.freeze()  # collections in forked processes would copy its pages
         self.base_bytes = 0 if has_real_processes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -86,7 +86,7 @@ def bind_experiment(values: Mapping[str, Any]) -> ExperimentConfig:
 
 def bind_model(node: Mapping[str, Any]) -> tuple[type[Technique], Any]:
     """Return the technique class that a `model` node names, and its bound `Config`. Raises ConfigError."""
-    technique = find_technique(node["name"])
+    technique = find_technique(node.get("name", "null"))
     values = {key: value for key, value in node.items() if key not in ("name", "recipe")}
     _check_recipe(node.get("recipe"))
     return technique, bind(technique.Config, values, "model")

@@ -253,7 +253,7 @@ class OptimizerPlan:
 
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     """Bind the `optimizer` config group: shared settings, and overrides by phase. Raises ConfigError."""
-    name = node["name"]
+    name = str(node.get("name"))
     has_options = "options" in node  # as in conf/optimizer/torch.yaml
     if name not in OPTIMIZERS and not has_options:
         raise ConfigError(f"optimizer.name={name}: unknown optimizer. {suggest_choice(str(name), OPTIMIZERS)}")

@@ -48,6 +48,10 @@ def _change_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (["model.name=null"], "model.name=None: "),
+        (["model.name=[a]"], "model.name=['a']: "),
+        (["~model.name"], "model.name=null: "),
+        (["dataset.name=[a]"], "dataset.name=['a']: "),
+        (["optimizer.name=[a]"], "optimizer.name=['a']: "),
         (["~seed"], "seed: missing"),
         (["seed=1e23"], "seed=1e+23: "),
         (["trainer.max_steps=1e23"], "trainer.max_steps=1e+23: "),
