@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import genexp
-from genexp.cli.plugins import GROUPS, parse_plugins, use_plugins
+from genexp.cli.plugins import GROUPS, list_package_config_dirs, parse_plugins, use_plugins
 from genexp.config import CONFIG_GROUPS, find_config_dir, suggest_choice
 from genexp.errors import ConfigError
 from genexp.registry import list_plugin_names
@@ -58,7 +58,8 @@ def build_help_page(arguments: Sequence[str]) -> str | None:
     if not options.help:
         return None
     use_plugins(parse_plugins(arguments))
-    config_dirs = [config_dir for config_dir in (options.config_dir, find_config_dir()) if config_dir is not None]
+    own_dirs = [] if options.config_dir is None else [options.config_dir]
+    config_dirs = [*own_dirs, find_config_dir(), *list_package_config_dirs()]
     pairs = (argument.split("=", 1) for argument in rest if "=" in argument)
     chosen = {group: choice for group, choice in pairs if group in CONFIG_GROUPS}
     if chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -73,12 +74,20 @@ def store_configs(overrides: Sequence[str], config_dirs: Iterable[Path], *, shou
         has_techniques = "genexp.technique" in sys.modules  # a notebook may have registered some
         if get_plugins() or entries or has_techniques:
             nodes.update(_build_nodes(entries))
-    directories, store = list(config_dirs), ConfigStore.instance()
+    directories, store = [*config_dirs, *list_package_config_dirs()], ConfigStore.instance()
     for group in GROUPS:
         store.repo[group] = {}
     for (group, name), node in nodes.items():
         if not any((directory / group / f"{name}.yaml").is_file() for directory in directories):
             store.store(group=group, name=name, node=node, provider=PLUGIN_OPTION)
+
+
+def list_package_config_dirs() -> list[Path]:
+    """Return the directory `conf` of each installed package with entry points, where it has one."""
+    packages = dict.fromkeys(entry.module.partition(".")[0] for entry in _iter_entry_points())
+    specs = [importlib.util.find_spec(package) for package in packages]
+    roots = [Path(root) for spec in specs if spec for root in spec.submodule_search_locations or ()]
+    return [root / "conf" for root in roots if (root / "conf").is_dir()]
 
 
 def _iter_entry_points() -> Iterator[EntryPoint]:
