@@ -21,7 +21,7 @@ LoggedMetrics = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → 
 MAX_CURVE_POINTS = 1500  # points; longer raw curves keep the minimum and maximum of each bucket
 MAX_GRID_POINTS = 400  # points of each curve in a chart of many runs
 MAX_PAGE_POINTS = 250_000  # points of all curves on a page of many runs
-MAX_COLORED_GROUPS = 8  # seed groups drawn in color; the others are gray
+MAX_COLORED_GROUPS = len(PALETTE)  # seed groups drawn in color; the others are gray
 GRAY = "rgba(140, 140, 140, 0.4)"
 
 

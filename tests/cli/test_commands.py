@@ -208,13 +208,14 @@ def test_overrides_reach_the_saved_configuration_and_the_run(tmp_path: Path) -> 
     assert state["environment"]["device"].startswith("cpu")
 
 
-def test_output_lists_the_files_of_the_run(tmp_path: Path) -> None:
+def test_output_names_the_next_commands(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = run_genexp(*make_tiny_overrides("vae"), "trainer.max_steps=1", format_run_dir_override(folder))
     assert result.stderr == ""
-    assert f"tensorboard --logdir {folder}" in result.stdout
-    for name in ("samples.gif", "figures", "metrics.jsonl", "train.log"):
-        assert str(folder / name) in result.stdout
+    assert f"look     {folder / 'report.html'}" in result.stdout
+    assert f"genexp resume={folder} trainer.epochs=" in result.stdout
+    assert f"genexp-compare {folder.parent}" in result.stdout
+    for name in ("report.html", "samples.gif", "figures", "metrics.jsonl", "train.log"):
         assert (folder / name).exists()
 
 

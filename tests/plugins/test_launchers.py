@@ -144,17 +144,16 @@ def test_preempted_job_saves_and_is_requeued(uninterrupted_sweep_dir: Path, tmp_
 
 @pytest.mark.parametrize("killed_job_and_step", [(0, 0), (1, 6)])
 def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(
-    killed_job_and_step: tuple[int, int], sequential_sweep_dir: Path, tmp_path: Path
+    killed_job_and_step: tuple[int, int], uninterrupted_sweep_dir: Path, tmp_path: Path
 ) -> None:
-    overrides = ("seed=0,1", DIVERGING_LR_OVERRIDE)
-    job, min_step = tmp_path / str(2 * killed_job_and_step[0]), killed_job_and_step[1]
-    with start_genexp(*make_sweep_arguments(tmp_path, *overrides)) as process:
+    job, min_step = tmp_path / str(killed_job_and_step[0]), killed_job_and_step[1]
+    with start_genexp(*make_sweep_arguments(tmp_path, *LONG_SWEEP)) as process:
         wait_for((job / ".hydra").exists, seconds=120)
         wait_for(lambda: load_step(job) >= min_step, seconds=120)
         process.kill()
         process.join()
-    assert resume_sweep(tmp_path, *overrides) == 1
-    assert_same_jobs(tmp_path, sequential_sweep_dir)
+    assert resume_sweep(tmp_path, *LONG_SWEEP) == 0
+    assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
 
 
 @pytest.mark.parametrize(

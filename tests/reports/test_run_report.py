@@ -36,7 +36,7 @@ def test_run_report_contains_curves_images_and_environment(run_dir: Path) -> Non
     page = run_dir / "report.html"
     text = page.read_text()
     assert {chart["title"] for chart in read_charts(page)} >= {"negative_elbo", "loss", "psnr"}
-    for name in ("samples", "interpolation", "prior_samples"):
+    for name in ("samples", "interpolation", "traversal"):
         assert f'alt="{name}"' in text
     assert "data:image/gif;base64," in text
     assert load_status(run_dir)["environment"]["torch"] in text

@@ -47,7 +47,7 @@ def test_sweep_prints_one_line_per_job(tmp_path: Path) -> None:
 
 def test_sweep_ends_with_a_comparison_and_a_report(tmp_path: Path) -> None:
     result = run_genexp(*make_sweep_arguments(tmp_path, "seed=1,2", "optimizer.lr=1e-3,1e-2"))
-    assert "2 settings, mean ± standard error over seeds, by mse, the lowest first" in result.stdout
+    assert "2 settings, mean ± standard error over seeds, by mse, lowest first" in result.stdout
     assert "paired t-test on 2 common seeds" in result.stdout
     assert "4 jobs: 4 finished" in result.stdout
     assert "4 runs: stacked_autoencoder on mnist_5k" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) 
     assert result.exit_code == 1
     state = load_status(tmp_path / "1")
     assert (state["state"], state["model"]) == ("failed", "stacked_autoencoder")
-    assert "trainer.batch_size=600 exceeds" in state["error"]
+    assert "trainer.batch_size=600: exceeds" in state["error"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_job_that_fails_before_its_first_step_is_recorded_too(tmp_path: Path) 
         (["model.activation=relu,step"], "model.activation=step: must be one of"),
         (["dataset.limit=40,0"], "dataset.limit=0: must be at least 1"),
         (["seed=0,1", "sweep.fast=true"], "sweep.fast: unknown key"),
-        (["seed=0,1", "sweep.resume=absent"], "sweep.resume=absent not a sweep directory"),
+        (["seed=0,1", "sweep.resume=absent"], "sweep.resume=absent: not a sweep directory"),
     ],
 )
 def test_invalid_overrides_are_rejected_before_any_job_starts(
