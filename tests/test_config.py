@@ -76,6 +76,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "early_stopping": 5,
         "min_improvement": 0.25,
         "max_steps": 11,
+        "init_from": "outputs/runs/vae",
         "time_budget": 1.5,
         "batch_size": 13,
         "precision": "bf16",

@@ -18,7 +18,7 @@ from genexp.data.dataset import Dataset
 from genexp.data.loading import SplitLoader, make_loader
 from genexp.data.stream import SplitBatches, select_examples
 from genexp.device import DeviceConfig, choose_device
-from genexp.errors import CheckpointError
+from genexp.errors import CheckpointError, ConfigError
 from genexp.registry import get_plugins
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
@@ -29,6 +29,7 @@ from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.runs.config import bind_model
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
+from genexp.training.learner import Learner
 from genexp.training.trainer import eval_mode
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,32 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
     technique_class, model_config = bind_model(config["model"])
     dataset = load_dataset(dataset_config)
     technique = build_technique(technique_class, model_config, dataset, torch_device, config["seed"])
+    _load_weights(technique, content, path, format_path(run_dir))
+    test_loader = make_loader(dataset.test, torch_device, dataset_config.resident_gb)
+    return LoadedRun(run_dir, technique, dataset, test_loader, torch_device, config["seed"], path, content["step"])
+
+
+def load_initial_weights(learner: Learner, source_dir: Path) -> None:
+    """Set the weights of a new run to the best ones of the run in `source_dir`, or else the newest.
+
+    Raises CheckpointError, and ConfigError for a technique that is fitted in closed form.
+    """
+    if not learner.optimizers:
+        raise ConfigError(
+            f"trainer.init_from={source_dir}: model={learner.technique.name} has no gradient phase. Remove it."
+        )
+    if not source_dir.is_dir():
+        raise CheckpointError(f"trainer.init_from={source_dir}: not a directory. Use the directory of a run.")
+    check_no_links(source_dir, is_run_name)
+    path = find_checkpoint(source_dir, "best")
+    content = checkpoint.load_checkpoint(path)
+    _load_weights(learner.technique, content, path, f"trainer.init_from={format_path(source_dir)}")
+    learner.has_loaded_weights = True
+    log.info(f"initial weights: {format_path(path)}, step {content['step']:,}")
+
+
+def _load_weights(technique: Technique, content: Mapping[str, Any], path: Path, source: str) -> None:
+    """Set the weights of `technique` to those in the content of a checkpoint. Raises CheckpointError."""
     # best.pt holds only the weights that were evaluated. If EMA is on, a step checkpoint also holds the averaged
     # weights, which are the ones to evaluate.
     weights = content.get("average") or content["technique"]
@@ -115,12 +142,10 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
         lines = [line.strip() for line in str(error).splitlines()]
         reason = textwrap.shorten(lines[min(1, len(lines) - 1)], 100, placeholder=" ...")
         raise CheckpointError(
-            f"{format_path(path)}: does not match model={technique.name} of {format_path(run_dir)} ({reason}). "
-            f"Use a checkpoint of this run, or the version of genexp that wrote it."
+            f"{format_path(path)}: does not match model={technique.name} of {source} ({reason}). "
+            f"Use a checkpoint of the same model and data shape."
         ) from None
     _check_finite(technique, path)
-    test_loader = make_loader(dataset.test, torch_device, dataset_config.resident_gb)
-    return LoadedRun(run_dir, technique, dataset, test_loader, torch_device, config["seed"], path, content["step"])
 
 
 def _check_finite(technique: Technique, path: Path) -> None:

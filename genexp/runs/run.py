@@ -16,7 +16,7 @@ from genexp.data.dataset import fingerprint
 from genexp.data.loading import translate_worker_error
 from genexp.device import flush_denormals, keep_thread_count
 from genexp.distributed.launch import ProcessLauncher, launch_processes
-from genexp.distributed.rank import resolve_rank_info
+from genexp.distributed.rank import RankInfo, resolve_rank_info
 from genexp.distributed.rank_process import RankProcess
 from genexp.distributed.store import RankTask
 from genexp.errors import ConfigError
@@ -39,6 +39,7 @@ from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, STATUS_FILE, format_com
 from genexp.run_dir.status import read_job_status, record_failure
 from genexp.runs.build import Run, build_run
 from genexp.runs.config import ExperimentConfig, bind_experiment
+from genexp.runs.load import load_initial_weights
 from genexp.runs.resume import check_lacks_pages, load_progress, load_resume_state
 from genexp.snapshot import RunInfo, RunOutcome, RunProgress, Snapshot
 from genexp.technique import Clock
@@ -68,9 +69,22 @@ def run_experiment(values: Mapping[str, Any], run_dir: Path, until_epoch: int | 
             config = bind_experiment(values)
             rank_info = resolve_rank_info(config.device.processes)
             # Built before the launch, so that a run that cannot be built starts no process.
-            run = build_run(config, resume_state, rank_info)
+            run = _build_run(config, resume_state, rank_info)
         with closing(run.data.batch_source), launch_processes(rank_info, config.device.threads) as launcher:
             return _train_and_record(RunContext(run, run_dir, resume_state), launcher, until_epoch)
+
+
+def _build_run(
+    config: ExperimentConfig,
+    resume_state: Mapping[str, Any] | None,
+    rank_info: RankInfo | None = None,
+    data_source_run: Run | None = None,
+) -> Run:
+    """Return the run of `config`. A new run gets the weights of trainer.init_from. Raises GenexpError."""
+    run = build_run(config, resume_state, rank_info, data_source_run)
+    if config.trainer.init_from is not None and resume_state is None:
+        load_initial_weights(run.learner, Path(config.trainer.init_from))
+    return run
 
 
 @contextmanager
@@ -205,7 +219,7 @@ def open_run_context(
     with lock_run_dir(run_dir):
         resume_state = load_resume_state(values, run_dir)
         config = bind_experiment(values)
-        run = build_run(config, resume_state, data_source_run=data_source_run)
+        run = _build_run(config, resume_state, data_source_run=data_source_run)
         with closing(run.data.batch_source):
             yield RunContext(run, run_dir, resume_state)
 

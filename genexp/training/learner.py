@@ -117,6 +117,7 @@ class Learner:
             p.name: [weight for weight in p.module.parameters() if weight.requires_grad] for p in gradient_phases
         }
         self.ema = EMA(technique, settings.ema) if settings.ema else None
+        self.has_loaded_weights = False  # those of another run, which `Technique.initialize` must not replace
         self.set_process_group(ProcessGroup())
 
     def set_process_group(self, group: ProcessGroup) -> None:

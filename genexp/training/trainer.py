@@ -37,6 +37,7 @@ class TrainerConfig:
     early_stopping: int | None  # epochs without improvement of the objective after which the run ends
     min_improvement: float  # of the objective, for early stopping
     max_steps: int | None  # steps after which the run ends, if that is before the end of `epochs`
+    init_from: str | None  # directory of a run whose best weights are the initial ones
     time_budget: float | None  # seconds, after which the run saves and stops
     batch_size: int | None  # None: the whole training split is one batch
     precision: str  # one of AUTO_PRECISIONS or PRECISIONS
@@ -225,11 +226,15 @@ def is_run_complete(clock: Clock, technique: Technique, config: TrainerConfig, p
 
 
 def initialize_technique(learner: Learner, train_batches: Batches, seed: int) -> None:
-    """Initialize the technique of a new run from the training split `train_batches`, and restart its EMA."""
+    """Initialize the technique of a new run from the training split `train_batches`, and restart its EMA.
+
+    Weights that were loaded from another run stay.
+    """
     # The string is part of the seed: another spelling would change the initial weights.
     seed_generators(learner.device, seed, "begin")
-    with torch.no_grad():
-        learner.technique.initialize(train_batches)
+    if not learner.has_loaded_weights:
+        with torch.no_grad():
+            learner.technique.initialize(train_batches)
     learner.reset_ema()
 
 

@@ -43,6 +43,7 @@ CONFIG = TrainerConfig(
     early_stopping=None,
     min_improvement=0.0,
     max_steps=None,
+    init_from=None,
     time_budget=None,
     batch_size=2,
     precision="fp32",
@@ -375,7 +376,7 @@ def test_nonfinite_loss_is_reported_with_its_step_and_phase(value: str, step: in
     learner = make_learner(DivergingTechnique(step, float(value)))
     samples: list[Batch] = [{"point": torch.zeros(2, 1)}]
     data = RunData(StepNumberBatches(), samples, samples, samples[0])
-    with pytest.raises(DivergenceError, match=rf"the loss of phase fall became {value} at step {step};"):
+    with pytest.raises(DivergenceError, match=rf"the loss of phase fall became {value} at step {step}\."):
         train(learner, data, collector, CONFIG, StopRequest(), seed=0)
     saved = [
         snapshot.checkpoint_state for snapshot in collector.snapshots if snapshot.checkpoint_state is not None
