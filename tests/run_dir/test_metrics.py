@@ -67,7 +67,6 @@ def test_read_metrics_rejects_a_row_of_wrong_types(row: object, tmp_path: Path) 
         ("mse", ["mse", "mse_x-v1"], "mse"),
         ("frechet", ["frechet_mnist-v1", "reconstruction_frechet"], "frechet_mnist-v1"),
         ("frechet", ["frechet_pixels8-v1"], "frechet_pixels8-v1"),
-        ("frechet", ["frechet_digits-5b492abb", "recall_digits-5b492abb"], "frechet_digits-5b492abb"),
         ("frechet", ["frechet_digits-5b492abb"], "frechet_digits-5b492abb"),
         ("frechet", ["frechet_mnist-v1", "frechet_mnist-v2"], None),
         ("frechet", ["frechet_floor"], None),
