@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from genexp.api.runs import run as run
     from genexp.api.runs import run_sweep as run_sweep
     from genexp.data.dataset import Dataset as Dataset
+    from genexp.data.dataset import LazyStream as LazyStream
+    from genexp.data.dataset import Split as Split
     from genexp.data.registry import register_dataset as register_dataset
     from genexp.losses import register_loss as register_loss
     from genexp.metrics import register_metric as register_metric
@@ -34,7 +36,7 @@ _MODULES = {
     "ClosedFormPhase": "genexp.technique",
     "detach_metrics": "genexp.technique",
     "register_technique": "genexp.technique",
-    "Dataset": "genexp.data.dataset",
+    **dict.fromkeys(("Dataset", "LazyStream", "Split"), "genexp.data.dataset"),
     "register_dataset": "genexp.data.registry",
     "register_loss": "genexp.losses",
     "register_network": "genexp.networks",

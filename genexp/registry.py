@@ -264,6 +264,8 @@ def _read_plugin(source: str) -> Plugin:
     if not is_file:
         path = _find_module_file(source)
     try:
+        if path.exists() and not path.is_file():
+            raise PluginError(f"--plugin {source}: not a file. Use a Python file or module.")
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise PluginError(f"--plugin {source}: {error.strerror}. Use a Python file or module.") from None

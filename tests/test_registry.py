@@ -158,6 +158,7 @@ def test_mistakes_are_named_with_file_and_line(source: str, line: int, message: 
         ("absent.py", "--plugin absent.py: No such file or directory"),
         ("absent_module", "--plugin absent_module: not found"),
         (".", "--plugin .: "),
+        ("/dev/zero", "--plugin /dev/zero: not a file"),
         ("os.path.absent", "not found"),
         ("sys", "not found"),
     ],

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from genexp.data.dataset import Split, Stream
 from genexp.errors import DataError
+from genexp.registry import list_plugin_sources, load_plugins, set_plugins
 
 Batch = dict[str, Tensor]
 BatchIndices = Mapping[str, Tensor]  # stream name → int64 (batch,)
@@ -206,10 +207,23 @@ def _count_sample_bytes(stream: Stream) -> int:
     return torch.Size(stream.sample_shape).numel() * stream.dtype.itemsize
 
 
+class _PluginImport:
+    """Marker that imports the plugins in use when it is unpickled, for the classes of their streams."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _import_plugins, (list_plugin_sources(),)
+
+
+def _import_plugins(sources: list[str]) -> None:
+    set_plugins(sources)
+    load_plugins()
+
+
 class _BatchDataset(Dataset[Any]):
     """Dataset whose index is a batch: {stream: indices} → {stream: (batch, ...)} in the streams' own dtypes."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
+        self.plugin_import = _PluginImport()  # before the streams, as it is unpickled first
         self.streams = dict(streams)
 
     def __getitem__(self, indices: Mapping[str, list[int]]) -> Batch | DataError:

@@ -258,3 +258,25 @@ def test_several_processes_load_the_plugin(example: Path, finished_run: Path, tm
     values, expected = (read_metrics_log(folder)[-1]["loss"] for folder in (run_dir, finished_run))
     assert values == pytest.approx(expected, rel=1e-4)
     assert list_checkpoints(run_dir)
+
+
+def test_lazy_streams_are_read_by_worker_processes(tmp_path: Path) -> None:
+    source = """
+class Pictures(genexp.LazyStream):
+    sample_shape, dtype = (1, 8, 8), torch.uint8
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        return torch.full((1, 8, 8), index, dtype=torch.uint8)
+
+@genexp.register_dataset("lazy")
+@dataclass
+class Lazy:
+    def load(self):
+        return genexp.Dataset("lazy", genexp.Split({"image": Pictures()}), genexp.Split({"image": Pictures()}))
+"""
+    options = ("dataset=lazy", "dataset.resident_gb=0", "model=stacked_autoencoder", "model.widths=[4]")
+    arguments = (*options, "trainer.max_steps=2", format_run_dir_override(tmp_path / "run"))
+    result = run_example(write_plugin(tmp_path, source), *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert load_status(tmp_path / "run")["state"] == "finished"
