@@ -61,7 +61,7 @@ FORBIDDEN = {
 }
 # Units that may import a library. Extras are imported inside functions, as the time of `--help` shows.
 LIBRARY_USERS = {
-    "hydra": {"train", "cli", "sweep", "plugins"},
+    "hydra": {"api", "train", "cli", "sweep", "plugins"},
     "torchvision": {"images"},
     "tensorboardX": {"recorders"},
     "plotly": {"recorders", "reports"},

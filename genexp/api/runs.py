@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from genexp.errors import GenexpError
@@ -211,7 +213,7 @@ def _run_command(arguments: list[str], plugins: Sequence[Source] | None, task: A
     """Run the command `genexp` in this process. Restores logging and the environment. Raises GenexpError."""
     sources = list_plugin_sources() if plugins is None else [os.fspath(plugin) for plugin in plugins]
     options = [word for source in sources for word in ("--plugin", source)]
-    with _preserve_logging(), _set_environment("HYDRA_FULL_ERROR", "1"):
+    with _preserve_logging(), _preserve_hydra(), _set_environment("HYDRA_FULL_ERROR", "1"):
         try:
             run_arguments([*options, *arguments], task)
         except GenexpError:
@@ -242,6 +244,18 @@ def _format_value(value: Any) -> str:
 
 def _format_cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+@contextmanager
+def _preserve_hydra() -> Iterator[None]:
+    """Run the block in a Hydra of its own, also inside of another application of Hydra."""
+    global_hydra, config = GlobalHydra.instance(), HydraConfig.instance()
+    previous, previous_config = global_hydra.hydra, config.cfg
+    global_hydra.clear()
+    try:
+        yield
+    finally:
+        global_hydra.hydra, config.cfg = previous, previous_config
 
 
 @contextmanager

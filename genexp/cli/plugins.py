@@ -76,7 +76,9 @@ def store_configs(overrides: Sequence[str], config_dirs: Iterable[Path], *, shou
             nodes.update(_build_nodes(entries))
     directories, store = [*config_dirs, *list_package_config_dirs()], ConfigStore.instance()
     for group in GROUPS:
-        store.repo[group] = {}
+        stored = store.repo.get(group, {})
+        for name in [name for name, node in stored.items() if getattr(node, "provider", None) == PLUGIN_OPTION]:
+            del stored[name]
     for (group, name), node in nodes.items():
         if not any((directory / group / f"{name}.yaml").is_file() for directory in directories):
             store.store(group=group, name=name, node=node, provider=PLUGIN_OPTION)

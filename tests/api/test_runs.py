@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
 
 import genexp
 from genexp.api.runs import SavedRun
@@ -174,6 +176,17 @@ def test_logging_and_environment_are_restored(saved_run: SavedRun, monkeypatch: 
     assert (list(root.handlers), root.level) == before
     assert "HYDRA_FULL_ERROR" not in os.environ
     assert saved_run.metrics["step"].max() == 7
+
+
+def test_another_application_of_hydra_is_not_disturbed(tmp_path: Path) -> None:
+    ConfigStore.instance().store(group="model", name="of_the_application", node={"a": 1})
+    with initialize(version_base="1.3", config_path=None):
+        run = genexp.run(
+            MODEL, "trainer.max_steps=1", *PLUGIN_RUN_OVERRIDES, format_run_dir_override(tmp_path / "run")
+        )
+        assert run.state == "finished"
+        assert compose(overrides=["+model=of_the_application"]) == {"model": {"a": 1}}
+    del ConfigStore.instance().repo["model"]["of_the_application.yaml"]
 
 
 def test_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
