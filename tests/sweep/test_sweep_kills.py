@@ -67,7 +67,9 @@ def kill_and_finish_sweep(kind: str, sweep_dir: Path, boundary: int) -> Any:
     Return its table.
     """
     arguments = make_arguments(kind, sweep_dir)
-    assert run_with_test_clock(*arguments, kill_at=boundary) in (KILLED_EXIT_CODE, 1)
+    exit_code = run_with_test_clock(*arguments, kill_at=boundary)
+    # A worker of joblib can end before this boundary.
+    assert exit_code in (KILLED_EXIT_CODE, 1) or (kind == "joblib" and exit_code == 0)
     for _ in range(MAX_RESUMPTIONS):
         has_manifest = (sweep_dir / MANIFEST_FILE).exists()
         resume = (*arguments[:-1], f"sweep.resume={sweep_dir}") if has_manifest else arguments
@@ -81,9 +83,9 @@ def assert_equal_after_kills(kind: str, directory: Path, boundaries: int | None)
     """Kill a sweep at a number of random boundaries, or at each. Fail if a resumed one has another table."""
     whole, killed = directory / "whole", directory / "killed"
     count = count_boundaries(*make_arguments(kind, whole), counter=directory / "counter")
-    if kind == "joblib":  # each worker counts its own boundaries, at least those of one run
-        run = (*RUN_OVERRIDES, f"hydra.run.dir={directory / 'run'}")
-        count = count_boundaries(*run, counter=directory / "counter of a run")
+    if kind == "joblib":  # each worker counts its own boundaries, at least those of one of the two jobs
+        basic = make_arguments("basic", directory / "basic")
+        count = (count_boundaries(*basic, counter=directory / "counter of basic") - count) // 2
     expected = read_table(whole)
     numbers = range(1, count + 1)
     for boundary in numbers if boundaries is None else random.Random(kind).sample(numbers, boundaries):
