@@ -13,7 +13,7 @@ from genexp.reports.config_diff import format_setting, get_settings
 from genexp.run_dir.metrics import LoggedCurve, read_metrics
 from genexp.run_dir.record import RunRecord, read_run
 
-CODE_KEYS = ("git_commit", "genexp")  # keys of the environment that identify the code
+CODE_KEYS = ("git_commit", "genexp", "plugins")  # keys of the environment that identify the code
 ValuePair = tuple[str | None, str | None]  # (left, right); None if the run does not have the key
 
 

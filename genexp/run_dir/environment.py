@@ -15,7 +15,7 @@ import torch
 
 from genexp.device import describe_device
 from genexp.errors import CheckpointError
-from genexp.registry import Plugin, list_plugin_sources
+from genexp.registry import Plugin, get_plugins, list_plugin_sources
 from genexp.run_dir.files import open_regular_file, write_file
 from genexp.run_dir.paths import PLUGINS_FILE, format_path
 
@@ -27,9 +27,11 @@ SHOWN_DIGITS = 12  # of a checksum in messages
 def describe_environment(device: torch.device, world_size: int = 1) -> dict[str, str]:
     """Return the device, the Python and package versions, the platform and the git commit.
 
-    The keys are "device", "python", "platform", "git_commit", "torch" and those of `RECORDED_PACKAGES`.
+    The keys are "device", "python", "platform", "git_commit", "torch", those of `RECORDED_PACKAGES`, and "plugins"
+    if there are any in use.
     """
     packages = {name: version(name) for name in RECORDED_PACKAGES}
+    plugins = ", ".join(f"{plugin.name} (SHA-256 {plugin.sha256[:SHOWN_DIGITS]}…)" for plugin in get_plugins())
     return {
         "device": describe_device(device, world_size),
         "python": platform.python_version(),
@@ -37,6 +39,7 @@ def describe_environment(device: torch.device, world_size: int = 1) -> dict[str,
         "git_commit": read_git_commit(Path(__file__).resolve().parents[2]),
         "torch": torch.__version__,  # unlike the package metadata, it includes the CUDA version of the build
         **packages,
+        **({"plugins": plugins} if plugins else {}),
     }
 
 

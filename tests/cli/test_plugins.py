@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genexp.cli import compare, evaluate, sample
+from genexp.cli import compare, diff, evaluate, sample
 from genexp.registry import set_plugins
 from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.assertions import assert_same_run
@@ -163,6 +163,16 @@ def test_changed_plugin_resumes_with_a_warning(example: Path, finished_run: Path
     assert "the plugin my_ideas has changed" in (run_dir / "train.log").read_text()
     (record,) = json.loads((run_dir / "plugins.json").read_text())
     assert len(set(record["sha256"])) == 2
+
+
+def test_difference_of_runs_names_changed_plugins(example: Path, finished_run: Path, tmp_path: Path) -> None:
+    changed = tmp_path / example.name
+    changed.write_text(example.read_text() + "\n# changed\n")
+    overrides = ("model=my_autoencoder", "trainer.epochs=2", format_run_dir_override(tmp_path / "run"))
+    assert run_example(changed, *overrides).exit_code == 0
+    result = run_main("genexp-diff", diff.main, str(finished_run), str(tmp_path / "run"))
+    assert "my_ideas (SHA-256 " in result.stdout
+    assert "code: no difference" not in result.stdout
 
 
 def test_commands_on_finished_runs_take_the_plugin(example: Path, finished_run: Path) -> None:
