@@ -13,8 +13,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-
 from genexp.errors import PluginError
 from genexp.registry import get_plugins, list_plugin_names, load_plugins, read_plugin_variable, set_plugins
 
@@ -66,6 +64,8 @@ def store_configs(overrides: Sequence[str], config_dirs: Iterable[Path], *, shou
     packages whose members `overrides` name. Other nodes have only a name. A member with a YAML file in
     `config_dirs` has no node: Hydra would take it for the schema of that file. Raises PluginError.
     """
+    from hydra.core.config_store import ConfigStore  # commands on finished runs do not need it
+
     nodes = {(group, name): {"name": name} for group in GROUPS for name in list_plugin_names(GROUPS[group])}
     if should_import:
         load_plugins()
