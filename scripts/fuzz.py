@@ -224,7 +224,8 @@ class Outcome:
 
     def find_fault(self, base_bytes: int) -> str | None:
         """Return a description of the fault, or None if the command behaved."""
-        lines = [line for line in self.stderr.splitlines() if line.strip()]
+        # OpenMP prints its own line about OMP_NUM_THREADS.
+        lines = [line for line in self.stderr.splitlines() if line.strip() and not line.startswith("libgomp: ")]
         if self.exit_code < 0:
             name = "hang" if self.exit_code == -signal.SIGKILL else signal.Signals(-self.exit_code).name
             return f"{name} after {self.seconds:.0f} s"
