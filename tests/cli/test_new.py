@@ -34,7 +34,7 @@ def test_files_are_not_overwritten(tmp_path: Path) -> None:
     line = get_error_line(
         run_main("genexp-new", new.main, "technique", "mine", "--dir", str(tmp_path)), "genexp-new"
     )
-    assert "test_mine.py: exists already" in line
+    assert "test_mine.py: already exists" in line
     assert [path.name for path in tmp_path.iterdir()] == ["test_mine.py"]
 
 
