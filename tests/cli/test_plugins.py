@@ -218,7 +218,15 @@ def test_dataset_and_loss_work_with_built_in_techniques(example: Path, tmp_path:
     assert losses[2] < losses[1] / 10
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "vectorized"])
+@pytest.mark.parametrize(
+    "launcher",
+    # The proof of plugins, test_plugin_proof.py, has a sweep under joblib and submitit.
+    [
+        "basic",
+        "vectorized",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("joblib", "submitit_local")),
+    ],
+)
 def test_launchers_run_plugins(launcher: str, example: Path, tmp_path: Path) -> None:
     options = {"basic": [], "vectorized": ["hydra.launcher.measure=false"]}.get(
         launcher, ["hydra.launcher.n_jobs=1"]
@@ -255,6 +263,7 @@ def test_technique_that_cannot_be_stacked_runs_singly(tmp_path: Path) -> None:
     assert [load_status(tmp_path / "sweep" / number)["state"] for number in "01"] == 2 * ["finished"]
 
 
+@pytest.mark.slow  # the proof of plugins has two processes, too
 def test_several_processes_load_the_plugin(example: Path, finished_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     overrides = (

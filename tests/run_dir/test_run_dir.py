@@ -102,7 +102,18 @@ def test_saved_configuration_is_complete_and_resolved(run_dir: Path) -> None:
     text = (run_dir / "config.yaml").read_text()
     config = yaml.safe_load(text)
     assert "${" not in text
-    assert {"model", "dataset", "optimizer", "trainer", "device", "seed", "resume", "tags", "notes"} == set(config)
+    assert {
+        "model",
+        "dataset",
+        "optimizer",
+        "trainer",
+        "device",
+        "seed",
+        "resume",
+        "tags",
+        "notes",
+        "recorders",
+    } == set(config)
     assert (config["seed"], config["tags"], config["notes"]) == (3, ["a", "b"], "for a look")
     assert (config["model"]["name"], config["trainer"]["epochs"]) == (MODEL, EPOCHS)
 

@@ -113,6 +113,7 @@ def _make_trainer_config(max_steps: int) -> dict[str, object]:
     return {"trainer": {**config["trainer"], "max_steps": max_steps}}
 
 
+@pytest.mark.slow
 def test_logging_suite_measures_the_cost_of_recorders() -> None:
     rows = run(1, (LoggingTask("stacked_autoencoder", 30, 200),))
     speed, checkpoints, evaluation = (row.ratio for row in rows)
@@ -250,6 +251,7 @@ def test_tables_in_the_readme_are_current() -> None:
     assert stored_results.update_tables(text) == text, "run python scripts/benchmark SUITE --store"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("technique", "loss"), [("stacked_autoencoder", 0.2), ("vae", 700), ("gan", 2)])
 def test_loops_of_the_sources_train(technique: str, loss: float, tmp_path: Path) -> None:
     """On a few images, in the script's own directory."""

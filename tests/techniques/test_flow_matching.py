@@ -214,7 +214,7 @@ def test_too_strong_guidance_is_diagnosed(
 ) -> None:
     metrics = {"loss": 0.2, "test/recall_mnist-v1": recall, "test/precision_mnist-v1": precision}
     warning = make_flow(f"model.guidance={guidance}").diagnose(metrics)
-    assert (warning is not None and "Lower model.guidance" in warning) == is_diagnosed
+    assert (warning is not None and "Use a smaller model.guidance" in warning) == is_diagnosed
     assert make_flow(f"model.guidance={guidance}").diagnose({"loss": 0.2}) is None
 
 

@@ -130,7 +130,7 @@ def test_dead_codes_are_diagnosed() -> None:
         ("decay=1", "[0, 1)"),
         ("restart_threshold=-1", "0 or more"),
         ("levels=[8,2]", "3 or more"),
-        ("prior_start=0", "0 < x < 1"),
+        ("prior_start=0", "must be a fraction of the run in (0, 1)"),
         ("prior_width=10", "multiple of prior_heads=4"),
         ("prior_layers=0", "at least 1"),
         ("evaluation_samples=5", "6 or more"),
