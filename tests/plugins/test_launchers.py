@@ -16,7 +16,7 @@ from tests.support.sweeps import DIVERGING_LR_OVERRIDE, SHORT_RUN_OVERRIDES, loa
 
 LONG_SWEEP = (
     "seed=0,1",
-    "trainer.epochs=60",
+    "trainer.epochs=40",
 )  # lasts seconds; a job stops within half a second
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
 NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
