@@ -94,7 +94,7 @@ def check_option(function: Callable[..., Any], key: str, option: str, value: Any
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     if option not in defaults:
-        remedy = suggest_choice(option, defaults) if defaults else "Remove it: there are no options"
+        remedy = suggest_choice(option, defaults) if defaults else "Remove it: it takes no options"
         raise FieldError(f"{key}.{option}", value, f"unknown option. {remedy}")
     default = defaults[option]
     expected = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))

@@ -181,7 +181,7 @@ def test_there_is_no_import_cycle() -> None:
         name: {other for other in find_imported_names(tree) if other in parse_modules()} - {name}
         for name, tree in parse_modules().items()
     }
-    # Importing a module also imports its package, which is no dependency.
+    # Importing a module also imports its package. This import is not counted as a dependency.
     for name, others in edges.items():
         edges[name] = {other for other in others if not name.startswith(f"{other}.")}
     visited: set[str] = set()

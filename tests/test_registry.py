@@ -218,7 +218,7 @@ def test_options_are_checked_against_the_signature(options: dict, error: str, tm
 
 
 def test_a_loss_without_options_has_none() -> None:
-    with pytest.raises(FieldError, match="there are no options"):
+    with pytest.raises(FieldError, match="it takes no options"):
         LOSSES["reconstruction"].check("loss", "mse", {"delta": 1.0})
 
 

@@ -24,7 +24,7 @@ from genexp.training.trainer import train
 class StepTimer:
     """Proxy of a run's learner, batch source and recorders that records when the trainer calls them.
 
-    There is no pause after the last step: final artifacts are not part of the loop.
+    The pause after the last step is excluded: final artifacts are not part of the loop.
     """
 
     def __init__(self, run: Run, recorders: Any) -> None:

@@ -255,7 +255,10 @@ def test_several_values_require_multirun() -> None:
         (["--config-dir=absent"], "not found"),
     ],
 )
-def test_invalid_commands_fail_with_one_line(arguments: list[str], message: str, finished_run_dir: Path) -> None:
+def test_invalid_commands_fail_with_one_line(
+    arguments: list[str], message: str, finished_run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a run that fails at its start has a directory below the working directory
     kept = {
         path: path.read_bytes() for path in finished_run_dir.rglob("*") if path.is_file() and path.suffix != ".log"
     }

@@ -31,7 +31,7 @@ def update_metrics_line(run: Path, step: int, split: str, **values: float | None
 def test_first_step_with_different_metrics_is_reported(tmp_path: Path) -> None:
     left, right = make_run_dir(tmp_path / "a"), make_run_dir(tmp_path / "b", steps=40)
     for run in (left, right):
-        update_metrics_line(run, 3, "train", loss=None)  # equal NaNs are no difference
+        update_metrics_line(run, 3, "train", loss=None)  # equal NaNs do not count as a difference
     update_metrics_line(right, 17, "train", loss=0.5)
     update_metrics_line(right, 30, "train", loss=0.25)
     update_metrics_line(right, 40, "test", psnr=1.0)

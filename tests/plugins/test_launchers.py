@@ -19,7 +19,7 @@ LONG_SWEEP = (
     "trainer.epochs=40",
 )  # lasts seconds; a job stops within half a second
 JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
-NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is no part of dev")
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not part of the extra dev")
 LAUNCHERS = (
     JOBLIB,
     "hydra/launcher=submitit_local",

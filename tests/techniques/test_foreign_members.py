@@ -164,7 +164,7 @@ def test_foreign_network_is_used_with_its_options(name: str, kind: str, plugin: 
         ),
         (
             ["model.loss_options={factor: 2}"],
-            "model.loss_options.factor=2: unknown option. Remove it: there are no options",
+            "model.loss_options.factor=2: unknown option. Remove it: it takes no options",
         ),
         (["model.loss_options=3"], "model.loss_options"),
     ],
