@@ -11,22 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genexp.data.sources._torchvision import REMEDY
 from genexp.device import check_memory
 from genexp.errors import DataError
 
-UINT8_TYPE_CODE = 8  # the only element type in these data sets
-REMEDY = "Replace the file by a complete copy, or use another dataset.root."
+NUMPY_TYPES = {8: ">u1", 12: ">i4"}  # code of the element type → type; QMNIST has labels of 32 bits
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Return the uint8 array in `path`, plain or .gz, in the shape that its header states: `dimensions` axes.
+    """Return the array in `path`, plain or .gz, in the shape that its header states: `dimensions` axes.
 
-    Raises DataError for a damaged file.
+    It is int32 if it has two axes, else uint8. Raises DataError for a damaged file.
 
     Format: two zero bytes, the element type, the number of dimensions; one big-endian 32-bit size per dimension;
-    the elements in row-major order.
+    the elements in row-major order, big-endian.
     """
-    magic = bytes((0, 0, UINT8_TYPE_CODE, dimensions))
+    type_code = 12 if dimensions == 2 else 8
+    dtype = np.dtype(NUMPY_TYPES[type_code])
+    magic = bytes((0, 0, type_code, dimensions))
     header_bytes = len(magic) + 4 * dimensions
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -38,7 +40,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             if len(header) < header_bytes:
                 raise DataError(f"{path}: incomplete header. {REMEDY}")
             sizes = np.frombuffer(header, ">u4", offset=4).tolist()
-            count, shape = math.prod(sizes), "×".join(map(str, sizes))
+            count, shape = math.prod(sizes) * dtype.itemsize, "×".join(map(str, sizes))
             check_memory(count, f"{path} of {shape} bytes")
             # One byte more than declared: a longer file is refused without being decompressed to its end.
             content = bytearray(file.read(count + 1))
@@ -47,8 +49,5 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     if len(content) != count:
         fault, actual = ("truncated", len(content)) if len(content) < count else ("too long", "more")
         raise DataError(f"{path}: {fault}, its header states {shape} bytes, {actual} follow. {REMEDY}")
-    return (
-        torch.frombuffer(content, dtype=torch.uint8).view(sizes)
-        if count
-        else torch.empty(*sizes, dtype=torch.uint8)
-    )
+    values = np.frombuffer(content, dtype).reshape(sizes)
+    return torch.from_numpy(values if dtype.itemsize == 1 else values.astype(dtype.newbyteorder("=")))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from genexp.data.dataset import Dataset
 from genexp.data.registry import register_dataset
-from genexp.data.sources._mnist import MnistConfig, load_idx_dataset
+from genexp.data.sources._mnist import MnistConfig, load_mnist
 
 
 @register_dataset("fashion_mnist")
@@ -16,4 +16,4 @@ class FashionMnistConfig(MnistConfig):
 
     def load(self) -> Dataset:
         """Return images (n, 1, 28, 28): 60,000 for training, 10,000 for test. Raises DataError."""
-        return load_idx_dataset(self)
+        return load_mnist(self)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import Dataset
-from genexp.data.sources import _mnist
+from genexp.data.sources import _mnist, _torchvision
 from genexp.data.sources._idx import read_idx
 from genexp.errors import DataError
 from tests.support.command import REAL_DATA
@@ -34,9 +34,10 @@ def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return an empty cache, without environment variable, system directory and network."""
     cache = tmp_path / "cache"
     monkeypatch.delenv("GENEXP_DATA", raising=False)
-    monkeypatch.setattr(_mnist, "get_cache_dir", lambda: cache)
+    monkeypatch.setattr(_torchvision, "get_cache_dir", lambda: cache)
     fashion_mnist = _mnist.IDX_DATASETS["fashion_mnist"]
-    without_system_dirs = replace(fashion_mnist, system_dirs=(tmp_path / "debian",))
+    files = replace(fashion_mnist.files, system_dirs=(tmp_path / "debian",))
+    without_system_dirs = replace(fashion_mnist, files=files)
     monkeypatch.setitem(_mnist.IDX_DATASETS, "fashion_mnist", without_system_dirs)
     monkeypatch.setattr("urllib.request.urlopen", _raise_no_network)
     return cache
@@ -183,7 +184,7 @@ def test_missing_network_error_lists_searched_paths_and_remedies(isolated_cache:
 
 def test_an_unwritable_cache_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(_mnist, "get_cache_dir", lambda: tmp_path / "file" / "cache")
+    monkeypatch.setattr(_torchvision, "get_cache_dir", lambda: tmp_path / "file" / "cache")
     with pytest.raises(DataError, match="its download failed"):
         load()
 
@@ -239,13 +240,13 @@ def test_a_download_completes_an_incomplete_folder(
 def test_download_tolerates_a_faster_concurrent_process(
     fake_download: type[FakeTorchvisionMNIST], isolated_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = _mnist._move_into_place
+    move = _torchvision.move_into_place
 
     def move_after_other_process(source: Path, target: Path) -> None:
-        write_idx_files(target / "raw")
+        write_idx_files(target)
         move(source, target)
 
-    monkeypatch.setattr(_mnist, "_move_into_place", move_after_other_process)
+    monkeypatch.setattr(_torchvision, "move_into_place", move_after_other_process)
     assert split_sizes(load()) == (NUM_TRAIN, NUM_TEST)
 
 
