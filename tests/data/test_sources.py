@@ -97,7 +97,7 @@ def test_loading_one_source_imports_no_library_of_another() -> None:
     ("values", "message"),
     [
         ({"name": "mnist_5"}, r"dataset.name=mnist_5: unknown data set. Did you mean mnist_5k\?"),
-        ({"name": "zzzz"}, "dataset.name=zzzz: unknown data set. Use one of: arrays, blobs, circles"),
+        ({"name": "zzzz"}, "dataset.name=zzzz: unknown data set. Use one of: arrays, blobs, cifar10"),
         ({"limit": 0}, "dataset.limit=0: must be at least 1, or null"),
         ({"limit": "few"}, "dataset.limit=few"),
         ({"resident_gb": -1}, "dataset.resident_gb=-1.0: must be 0 or more"),
