@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.command import format_run_dir_override
 from tests.support.compose import TECHNIQUES, make_tiny_overrides
-from tests.support.kills import count_boundaries, kill_and_finish, read_run_content
+from tests.support.kills import count_boundaries, finish_run, kill_and_finish, read_run_content, record_states
 
 INTERVALS = ("trainer.evaluate_every=1", "trainer.preview_every=1", "trainer.checkpoint_every=1")
 FAST_MODEL = "stacked_autoencoder"
@@ -28,39 +28,33 @@ def make_arguments(name: str, run_dir: Path) -> list[str]:
     return [*make_tiny_overrides(name), *settings, format_run_dir_override(run_dir)]
 
 
-def run_uninterrupted(name: str, directory: Path) -> tuple[dict[str, Any], int]:
-    """Return the content of an uninterrupted run, and the number of its boundaries."""
-    run_dir = directory / "uninterrupted"
-    count = count_boundaries(*make_arguments(name, run_dir), counter=directory / "counter")
-    content = read_run_content(run_dir)
-    assert len([path for path in content if path.startswith("checkpoints/step-")]) == 2
-    return content, count
-
-
-def assert_equal_after_kill(
-    name: str, run_dir: Path, boundary: int, expected: dict[str, Any], **options: Any
-) -> None:
-    """Fail if a run that was killed at a boundary and resumed differs from an uninterrupted one."""
-    content = kill_and_finish(*make_arguments(name, run_dir), run_dir=run_dir, boundary=boundary, **options)
+def list_differences(content: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Return the files in which two runs differ."""
     paths = sorted(content.keys() | expected.keys())
-    different = [path for path in paths if repr(content.get(path)) != repr(expected.get(path))]
-    assert not different, f"kill at boundary {boundary}: {different} differ"
-    shutil.rmtree(run_dir)
+    return [path for path in paths if repr(content.get(path)) != repr(expected.get(path))]
 
 
 def test_run_killed_at_random_boundaries_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    expected, count = run_uninterrupted(FAST_MODEL, tmp_path)
+    whole, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    count = count_boundaries(*make_arguments(FAST_MODEL, whole), counter=tmp_path / "counter")
+    expected = read_run_content(whole)
     for index, boundary in enumerate(random.Random(0).sample(range(1, count + 1), NUM_RANDOM_BOUNDARIES)):
-        has_power_loss = index % 3 == 0
-        assert_equal_after_kill(FAST_MODEL, tmp_path / "killed", boundary, expected, has_power_loss=has_power_loss)
+        arguments = make_arguments(FAST_MODEL, killed)
+        content = kill_and_finish(*arguments, run_dir=killed, boundary=boundary, has_power_loss=index % 3 == 0)
+        assert not list_differences(content, expected), f"boundary {boundary}"
+        shutil.rmtree(killed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("has_power_loss", [False, True], ids=["kill", "power loss"])
 @pytest.mark.parametrize("name", TECHNIQUES)
-def test_run_killed_at_every_boundary_equals_an_uninterrupted_one(
-    name: str, has_power_loss: bool, tmp_path: Path
-) -> None:
-    expected, count = run_uninterrupted(name, tmp_path)
-    for boundary in range(1, count + 1):
-        assert_equal_after_kill(name, tmp_path / "killed", boundary, expected, has_power_loss=has_power_loss)
+def test_run_interrupted_at_every_boundary_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = make_arguments(name, run_dir)
+    count, states = record_states(*arguments, run_dir=run_dir, directory=tmp_path / "states")
+    expected = read_run_content(run_dir)
+    assert len([path for path in expected if path.startswith("checkpoints/step-")]) == 2
+    assert {state.interruption for state in states} == {"kill", "power loss"}
+    for state in states:
+        state.restore(run_dir)
+        differences = list_differences(finish_run(*arguments, run_dir=run_dir), expected)
+        assert not differences, f"{state.interruption} at boundary {state.boundary} of {count}"

@@ -1,14 +1,20 @@
-"""Runs that are killed at a boundary of a file operation or lose power there, and their content without times."""
+"""Runs that are killed at a boundary of a file operation or lose power there, and their content without times.
+
+`kill_and_finish` kills a process. `record_states` needs one run for all boundaries: it copies what a kill, and
+what a power loss, leaves at each.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +62,97 @@ def kill_and_finish(*arguments: str, run_dir: Path, boundary: int, has_power_los
         *arguments, kill_at=boundary, power_loss_dir=run_dir if has_power_loss else None
     )
     assert exit_code == KILLED_EXIT_CODE, f"not killed at boundary {boundary}"
+    return finish_run(*arguments, run_dir=run_dir)
+
+
+def finish_run(*arguments: str, run_dir: Path) -> dict[str, Any]:
+    """Resume an interrupted run until it has finished, and return its content."""
     if not is_finished(run_dir):
         command = (f"resume={run_dir}",) if (run_dir / CONFIG_FILE).exists() else arguments
-        assert run_with_test_clock(*command) == 0, f"not resumed after a kill at boundary {boundary}"
+        assert run_with_test_clock(*command) == 0, "not resumed"
     return read_run_content(run_dir)
+
+
+@dataclass(frozen=True)
+class InterruptedState:
+    """Content of a run directory after a kill or a power loss at a boundary."""
+
+    interruption: str  # "kill" or "power loss"
+    boundary: int
+    digests: Mapping[str, str | None]  # relative path → digest of the file, or None for a folder
+    blobs: Path  # folder with the content of each digest
+
+    def restore(self, run_dir: Path) -> None:
+        """Make `run_dir` equal to this state."""
+        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir()
+        for name, digest in sorted(self.digests.items()):
+            path = run_dir / name
+            if digest is None:
+                path.mkdir(exist_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.blobs / digest, path)
+
+
+def record_states(*arguments: str, run_dir: Path, directory: Path) -> tuple[int, list[InterruptedState]]:
+    """Run the command line, and return its number of boundaries and the distinct states that interruptions leave.
+
+    Two states that differ in UNCOMPARED_FILES only are one. `arguments` write into `run_dir`, and `directory` is
+    absent.
+    """
+    blobs, index = directory / "blobs", directory / "index.jsonl"
+    blobs.mkdir(parents=True)
+    with start_genexp(*arguments, prepare=_record_at_boundaries, prepare_args=(run_dir, blobs, index)) as process:
+        process.join()
+        assert process.exitcode == 0
+    states: dict[tuple[Any, ...], InterruptedState] = {}
+    count = 0
+    for count, line in enumerate(index.read_text().splitlines(), start=1):
+        for interruption, digests in json.loads(line).items():
+            compared = ((name, digest) for name, digest in digests.items() if not _is_uncompared(name))
+            states.setdefault(tuple(sorted(compared)), InterruptedState(interruption, count, digests, blobs))
+    return count, list(states.values())
+
+
+def _record_at_boundaries(run_dir: Path, blobs: Path, index: Path) -> None:
+    _set_environment(None)
+    run_dir = run_dir.resolve()
+    durable_files = DurableFiles(run_dir)
+    _record_fsyncs(durable_files)
+
+    def store(content: bytes) -> str:
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        if not (blobs / digest).exists():
+            (blobs / digest).write_bytes(content)
+        return digest
+
+    def pass_boundary() -> None:
+        killed: dict[str, str | None] = {
+            path.relative_to(run_dir).as_posix(): None if path.is_dir() else store(path.read_bytes())
+            for path in run_dir.rglob("*")
+        }
+        lost: dict[str, str | None] = {
+            path.relative_to(run_dir).as_posix(): store(content) for path, content in durable_files.read().items()
+        }
+        with index.open("a") as file:
+            file.write(json.dumps({"kill": killed, "power loss": lost}) + "\n")
+
+    files._pass_boundary = pass_boundary
+
+
+def _record_fsyncs(durable_files: DurableFiles) -> None:
+    fsync = os.fsync
+
+    def record_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        durable_files.sync(descriptor)
+
+    os.fsync = record_fsync  # type: ignore[assignment]
+
+
+def _is_uncompared(name: str) -> bool:
+    return name.split("/")[0] in UNCOMPARED_FILES
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -109,10 +202,14 @@ class DurableFiles:
             self._contents[os.fstat(descriptor).st_ino] = path.read_bytes()
         self._kept_descriptors.append(os.dup(descriptor))
 
+    def read(self) -> dict[Path, bytes]:
+        """Return path → durable content of each file."""
+        folders = {path.stat().st_ino: path for path in self._directory.rglob("*") if path.is_dir()}
+        return dict(self._iter_files(self._directory, folders))
+
     def restore(self) -> None:
         """Replace the directory by its durable content."""
-        folders = {path.stat().st_ino: path for path in self._directory.rglob("*") if path.is_dir()}
-        content = dict(self._iter_files(self._directory, folders))
+        content = self.read()
         shutil.rmtree(self._directory)
         self._directory.mkdir()
         for path, data in content.items():
@@ -131,18 +228,13 @@ def _simulate_power_loss(kill_at: int, directory: Path) -> None:
     _set_environment(None)
     durable_files = DurableFiles(directory.resolve())
     remaining = iter(range(kill_at - 1, -1, -1))
-    fsync = os.fsync
-
-    def record_fsync(descriptor: int) -> None:
-        fsync(descriptor)
-        durable_files.sync(descriptor)
+    _record_fsyncs(durable_files)
 
     def pass_boundary() -> None:
         if next(remaining) == 0:
             durable_files.restore()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.fsync = record_fsync  # type: ignore[assignment]
     files._pass_boundary = pass_boundary
 
 
@@ -154,7 +246,7 @@ def read_run_content(run_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for path in sorted(run_dir.rglob("*")):
         name = path.relative_to(run_dir).as_posix()
-        if path.is_dir() or name.split("/")[0] in UNCOMPARED_FILES or path.name.startswith("events."):
+        if path.is_dir() or _is_uncompared(name) or path.name.startswith("events."):
             continue
         content[name] = _read_file_content(path, run_dir)
     content["tensorboard/events"] = list(_iter_events(run_dir / "tensorboard"))
