@@ -10,6 +10,7 @@ from genexp.config import bind, require, suggest_choice
 from genexp.data.dataset import Dataset
 from genexp.data.sampling import subset
 from genexp.errors import ConfigError, DataError, PluginError
+from genexp.images.transforms import Augmentation
 from genexp.registry import Registry, check_defaults, find_caller
 
 
@@ -25,6 +26,19 @@ class DatasetConfig:
         """Return the data set, complete or with fewer samples than `limit`. Raises DataError and ConfigError."""
         raise NotImplementedError
 
+    def select_splits(self, dataset: Dataset) -> Dataset:
+        """Return the result of `load` with the splits that the settings choose."""
+        return dataset
+
+    def convert(self, dataset: Dataset) -> Dataset:
+        """Return the data set, already reduced to `limit`, in the form that the settings describe."""
+        return dataset
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """Random changes of the training images, or None if there are none."""
+        return None
+
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "limit", self.limit, "must be at least 1, or null for all")
         require(self.resident_gb >= 0, "resident_gb", self.resident_gb, "must be 0 or more")
@@ -34,6 +48,8 @@ DATASETS: Registry[type[DatasetConfig]] = Registry(
     "data set", key="dataset.name", group="genexp.datasets", source="genexp.data.sources"
 )
 ClassT = TypeVar("ClassT", bound=type)
+# Values of keys that runs of earlier versions do not have.
+ADDED_KEYS: Mapping[str, Any] = {"augment": {}, "size": None, "channels": None, "test_fraction": None}
 
 
 def register_dataset(name: str) -> Callable[[ClassT], ClassT]:
@@ -84,7 +100,9 @@ def bind_dataset(node: Mapping[str, Any], key_prefix: str = "dataset") -> Datase
     """
     if "name" not in node:
         raise ConfigError(f"dataset.name: missing. {suggest_choice('', list_datasets())}")
-    return bind(find_dataset(node["name"]), node, key_prefix)
+    cls = find_dataset(node["name"])
+    added = {key: value for key, value in ADDED_KEYS.items() if key in {field.name for field in fields(cls)}}
+    return bind(cls, {**added, **node}, key_prefix)
 
 
 def load_dataset(config: DatasetConfig) -> Dataset:
@@ -92,4 +110,5 @@ def load_dataset(config: DatasetConfig) -> Dataset:
     dataset = config.load()
     if not isinstance(dataset, Dataset):
         raise DataError(f"dataset={config.name}: load() must return a genexp.Dataset. Use Dataset.from_arrays.")
-    return subset(replace(dataset, name=config.name), config.limit)
+    dataset = config.select_splits(replace(dataset, name=config.name))
+    return config.convert(subset(dataset, config.limit))

@@ -14,6 +14,8 @@ from torch import Tensor
 from genexp.data.loading import Batch, BatchIndices, InMemoryLoader, SplitLoader, StreamingLoader
 from genexp.data.sampling import interleave_classes, permutation
 from genexp.errors import ConfigError
+from genexp.images.transforms import Augmentation
+from genexp.seeding import derive_seed
 from genexp.sharding import SINGLE_SHARD, Shard
 
 
@@ -22,8 +24,9 @@ class TrainingBatches:
 
     Each epoch has its own random order. Its incomplete last batch is dropped, so that shapes are static. A
     `batch_size` of None means the whole split, in order, at every step. Only the rows of `shard` are returned of
-    each batch. `dataset_name` appears in error messages. Raises ConfigError if the batch is larger than the split,
-    or if the whole split is requested from a StreamingLoader.
+    each batch. `augmentation` changes the images on the device; those of a pair are changed alike.
+    `dataset_name` appears in error messages. Raises ConfigError if the batch is larger than the split, or if the
+    whole split is requested from a StreamingLoader.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class TrainingBatches:
         seed: int,
         dataset_name: str,
         shard: Shard = SINGLE_SHARD,
+        augmentation: Augmentation | None = None,
     ) -> None:
         assert batch_size is None or batch_size > 0
         assert (batch_size or len(loader)) % shard.count == 0, "parts are equal"
@@ -48,6 +52,12 @@ class TrainingBatches:
                 f"dataset.resident_gb. Use trainer.batch_size=64, or a larger dataset.resident_gb."
             )
         self._loader, self._batch_size, self._seed, self._shard = loader, batch_size, seed, shard
+        self._augmentation = augmentation
+        self._image_names = [
+            name
+            for name, stream in loader.split.streams.items()
+            if stream.dtype == torch.uint8 and len(loader.split.sample_shapes[name]) == 3
+        ]
         self._open_iterators: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
         self._full_batch: Batch | None = None
 
@@ -55,17 +65,45 @@ class TrainingBatches:
     def steps_per_epoch(self) -> int:
         return 1 if self._batch_size is None else len(self._loader) // self._batch_size
 
+    @property
+    def are_all_equal(self) -> bool:
+        """True if each batch is the whole split, unchanged, whatever the seed."""
+        return self._batch_size is None and self._augmentation is None
+
     def iter_batches(self, first_step: int) -> Iterator[Batch]:
         """Return an endless iterator over the batches of steps `first_step` (1-based), `first_step` + 1, …
 
         A batch is stream name → (batch, ...).
         """
+        batches = self._iter_unchanged(first_step)
+        if self._augmentation is None:
+            return batches
+        return (augment_batch(batch, [self], step) for step, batch in enumerate(batches, start=first_step))
+
+    def _iter_unchanged(self, first_step: int) -> Iterator[Batch]:
         assert first_step >= 1
         if self._batch_size is None:
             return self._repeat_full_batch()
         iterator = self._loader.fetch(self._generate_indices(first_step, self._batch_size))
         self._open_iterators.add(iterator)
         return iterator
+
+    def draw_augmentation(self, step: int) -> dict[str, Tensor]:
+        """Return the random numbers (rows of the shard, numbers) that change the images of a step, by stream.
+
+        They are drawn for the whole batch and on the CPU: they depend neither on the shard nor on the device.
+        """
+        assert self._augmentation is not None
+        size = (self._batch_size or len(self._loader), self._augmentation.num_draws)
+
+        def draw(*parts: str) -> Tensor:
+            generator = torch.Generator().manual_seed(derive_seed("augment", self._seed, step, *parts))
+            numbers = torch.rand(size, generator=generator, dtype=torch.float32)
+            return numbers[self._shard.row_slice(size[0])]
+
+        if self._loader.split.is_aligned:
+            return dict.fromkeys(self._image_names, draw())
+        return {name: draw(name) for name in self._image_names}
 
     def close(self) -> None:
         """Close all iterators that `iter_batches` returned, and their worker processes."""
@@ -115,19 +153,46 @@ class TrainingBatches:
         return {name: draw_order(len(stream), name) for name, stream in split.streams.items()}
 
 
+def augment_batch(batch: Batch, sources: Sequence[TrainingBatches], step: int) -> Batch:
+    """Return the batches of all `sources` at `step`, joined along the first axis, with their images changed."""
+    augmentation = sources[0]._augmentation
+    assert augmentation is not None
+    draws = [source.draw_augmentation(step) for source in sources]
+    changed = {}
+    for name in draws[0]:
+        numbers = torch.cat([each[name] for each in draws])
+        # From page-locked memory, a copy to a GPU does not wait for the GPU.
+        numbers = numbers.pin_memory() if batch[name].is_cuda else numbers
+        changed[name] = augmentation.apply(batch[name], numbers.to(batch[name].device, non_blocking=True))
+    return {**batch, **changed}
+
+
 def stack_batches(sources: Sequence[TrainingBatches], first_step: int) -> Iterator[Batch]:
     """Return the batches of all `sources`, over one split, stacked along a new first axis: (sources, batch, ...).
 
-    If a batch is the whole split, it is the same for all and has no leading axis.
+    Batches that `are_all_equal` are the same for all and have no leading axis.
     """
     first = sources[0]
-    if first._batch_size is None:
+    if first.are_all_equal:
         return first.iter_batches(first_step)
+    if first._batch_size is None:
+        batches = zip(*(source.iter_batches(first_step) for source in sources), strict=True)
+        return ({name: torch.stack([batch[name] for batch in each]) for name in each[0]} for each in batches)
     steps = zip(*(source._generate_indices(first_step, first._batch_size) for source in sources), strict=True)
     joint_indices = ({name: torch.cat([rows[name] for rows in step]) for name in step[0]} for step in steps)
     iterator = first._loader.fetch(joint_indices)
     first._open_iterators.add(iterator)
-    return ({name: part.unflatten(0, (len(sources), -1)) for name, part in batch.items()} for batch in iterator)
+    return _unflatten_batches(iterator, sources, first_step)
+
+
+def _unflatten_batches(
+    batches: Iterator[Batch], sources: Sequence[TrainingBatches], first_step: int
+) -> Iterator[Batch]:
+    """Yield joined batches (sources * batch, ...) as (sources, batch, ...), with their images changed."""
+    first = sources[0]
+    for step, batch in enumerate(batches, start=first_step):
+        changed = batch if first._augmentation is None else augment_batch(batch, sources, step)
+        yield {name: part.unflatten(0, (len(sources), -1)) for name, part in changed.items()}
 
 
 class SplitBatches:

@@ -48,7 +48,7 @@ def make_batches(members: Sequence[EnsembleMember], first_step: int) -> tuple[It
     """
     batch_sources = [member.run.data.batch_source for member in members]
     batch_streams = [batch_source for batch_source in batch_sources if isinstance(batch_source, TrainingBatches)]
-    if len(batch_streams) < len(batch_sources) or members[0].run.config.trainer.batch_size is None:
+    if len(batch_streams) < len(batch_sources) or batch_streams[0].are_all_equal:
         return batch_sources[0].iter_batches(first_step), True
     return stack_batches(batch_streams, first_step), False
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601-2)
 
 
 def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: float) -> Tensor:
@@ -16,16 +20,91 @@ def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: 
     Angles are uniform in ±`degrees`, shifts in ±`shift_pixels`, scale factors of the sampling grid in 1 ± `zoom`.
     Rotation and scaling are about the center of the image. Pixels from outside the image are 0.
     """
-    count, _, height, width = images.shape
-    rotation, scale_noise, shift_x, shift_y = (2 * torch.rand(count, 4, device=images.device) - 1).unbind(1)
-    angle, factor = rotation * (degrees * (math.pi / 180)), 1 + scale_noise * zoom
-    cos, sin = angle.cos() * factor, angle.sin() * factor
+    rotation, scale_noise, shift_x, shift_y = (2 * torch.rand(len(images), 4, device=images.device) - 1).unbind(1)
+    angles = rotation * (degrees * (math.pi / 180))
+    return transform_affine(images, angles, 1 + scale_noise * zoom, shift_x * shift_pixels, shift_y * shift_pixels)
+
+
+def transform_affine(
+    images: Tensor, angles: Tensor, factors: Tensor, shifts_x: Tensor, shifts_y: Tensor
+) -> Tensor:
+    """Return images (batch, channels, height, width), each rotated, scaled and shifted by given numbers (batch,).
+
+    Angles are in radians, shifts in pixels. `factors` scale the sampling grid. Pixels from outside are 0.
+    """
+    height, width = images.shape[2:]
+    cos, sin = angles.cos() * factors, angles.sin() * factors
     # affine_grid coordinates run from -1 to 1 in both directions, whatever the size. Without the ratio of height
     # and width, a rotation would shear images that are not square.
-    first_rows = torch.stack([cos, -sin * height / width, shift_x * shift_pixels * 2 / width], 1)
-    second_rows = torch.stack([sin * width / height, cos, shift_y * shift_pixels * 2 / height], 1)
+    first_rows = torch.stack([cos, -sin * height / width, shifts_x * 2 / width], 1)
+    second_rows = torch.stack([sin * width / height, cos, shifts_y * 2 / height], 1)
     grid = F.affine_grid(torch.stack([first_rows, second_rows], 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images. Each image has its own."""
+
+    flip: bool = False  # exchange left and right, with probability 1/2
+    crop: int = 0  # pixels of the black border of which a random part of the image's size is cut
+    rotation: float = 0.0  # largest angle, in degrees
+    jitter: float = 0.0  # brightness, contrast and saturation change by factors in 1 ± this
+
+    num_draws: ClassVar[int] = 7  # random numbers for each image
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return changed images (batch, channels, height, width), from draws (batch, num_draws) in [0, 1).
+
+        Images are in [0, 1]. The change of an image depends on its own draws only.
+        """
+        draws = draws.to(images)
+        if self.flip or self.crop:
+            shifts = ((2 * self.crop + 1) * draws[:, 1:3]).long() - self.crop
+            is_flipped = (draws[:, 0] < 0.5) & self.flip
+            images = flip_and_shift(images, is_flipped, shifts[:, 0], shifts[:, 1])
+        if self.rotation:
+            angles = (2 * draws[:, 3] - 1) * (self.rotation * (math.pi / 180))
+            zeros = torch.zeros_like(angles)
+            images = transform_affine(images, angles, torch.ones_like(angles), zeros, zeros)
+        return scale_color(images, 1 + (2 * draws[:, 4:] - 1) * self.jitter) if self.jitter else images
+
+
+def flip_and_shift(images: Tensor, is_flipped: Tensor, shifts_x: Tensor, shifts_y: Tensor) -> Tensor:
+    """Return images (batch, channels, height, width), each flipped horizontally or not, then shifted by pixels.
+
+    `is_flipped` is bool (batch,), shifts are int64 (batch,). Pixels from outside the image are 0.
+    """
+    for axis, shifts in ((3, shifts_x), (2, shifts_y)):
+        size = images.shape[axis]
+        sources = torch.arange(size, device=images.device) - shifts[:, None]  # (batch, size)
+        is_inside = (sources >= 0) & (sources < size)
+        if axis == 3:
+            sources = torch.where(is_flipped[:, None], size - 1 - sources, sources)
+        view = (len(images), 1, 1, size) if axis == 3 else (len(images), 1, size, 1)
+        indices = sources.clamp(0, size - 1).view(view).expand(images.shape)
+        images = images.gather(axis, indices) * is_inside.view(view)
+    return images
+
+
+def scale_color(images: Tensor, factors: Tensor) -> Tensor:
+    """Return images (batch, channels, height, width) in [0, 1], with other brightness, contrast and saturation.
+
+    `factors` (batch, 3) are those of each of the three. Gray images have no saturation.
+    """
+    brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
+    images = images * brightness
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    if images.shape[1] == 3:
+        gray = to_gray(images)
+        images = gray + (images - gray) * saturation
+    return images.clamp(0, 1)
+
+
+def to_gray(images: Tensor) -> Tensor:
+    """Return the luma (batch, 1, height, width) of color images (batch, 3, height, width), as Pillow weighs it."""
+    return torch.tensordot(images, images.new_tensor(GRAY_WEIGHTS), dims=([1], [0])).unsqueeze(1)
 
 
 def jitter_color(images: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def _compute_level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
     if min(size) < MIN_SIDE_PIXELS:
         raise ConfigError(
             f"images of {size[0]}×{size[1]} pixels: too small for this U-Net. "
-            f"Use at least {MIN_SIDE_PIXELS}×{MIN_SIDE_PIXELS} pixels."
+            f"Use at least {MIN_SIDE_PIXELS}×{MIN_SIDE_PIXELS} pixels (dataset.size=28)."
         )
     sizes = [size]
     while len(sizes) == 1 or min(sizes[-1]) > COARSEST_SIDE_PIXELS:

@@ -43,7 +43,7 @@ def compute_feature_map_sizes(size: Size, layers: Sequence[ConvLayerSpec]) -> li
         if min(result[-1]) < 1:
             raise ConfigError(
                 f"images of {size[0]}×{size[1]} pixels: too small for {len(result) - 1} convolutional layers. "
-                f"Use larger images, or a dense model such as model=stacked_autoencoder."
+                f"Use larger images (dataset.size=28), or a dense model such as model=stacked_autoencoder."
             )
     return result
 

@@ -46,7 +46,10 @@ def _compute_halved_sides(side: int) -> list[int]:
     while sides[-1] > 4:
         sides.append((sides[-1] + 1) // 2)
     if side < 5:
-        raise ConfigError(f"images of {side}×{side} pixels: too small for a convolutional GAN. Use model=gan.")
+        raise ConfigError(
+            f"images of {side}×{side} pixels: too small for a convolutional GAN. "
+            f"Use dataset.size=28, or model=gan."
+        )
     return sides
 
 
@@ -88,7 +91,7 @@ def _plan_valid_generator(shape: ImageShape, width: int) -> list[ConvSpec]:
     if excess not in FINAL_KERNEL_AND_PADDING:
         raise ConfigError(
             f"model.layout=valid: images of {side}×{side} pixels must have sides of 5 to 8, 12 to 16, 28 to 32 or "
-            f"60 to 64. Use another size, or model.layout=doubling."
+            f"60 to 64. Use dataset.size=28, or model.layout=doubling."
         )
     widths = [width * 2**level for level in reversed(range(len(sides)))]
     kernel, padding = FINAL_KERNEL_AND_PADDING[excess]
@@ -169,6 +172,6 @@ def _get_square_side(shape: ImageShape) -> int:
     if height != width:
         raise ConfigError(
             f"images of {height}×{width} pixels: must be square for a DCGAN. "
-            f"Use a data set of square images, or model=gan."
+            f"Use dataset.size=28 (any size), or model=gan."
         )
     return height

@@ -79,7 +79,10 @@ def _compute_level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
     while min(sizes[-1]) >= 2 and len(sizes) <= MAX_LEVELS:
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
     if len(sizes) < 3:
-        raise ConfigError(f"images of {size[0]}×{size[1]} pixels: too small for a U-Net. Use at least 4×4 pixels.")
+        raise ConfigError(
+            f"images of {size[0]}×{size[1]} pixels: too small for a U-Net. "
+            f"Use at least 4×4 pixels (dataset.size=28)."
+        )
     return sizes
 
 

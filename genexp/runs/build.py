@@ -144,6 +144,12 @@ def _build_run_data(
         isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases
     )
     batch_source: BatchSource = _EmptyBatchSource()
+    augmentation = config.dataset.augmentation
+    if is_full_batch_only and augmentation is not None:
+        raise ConfigError(
+            f"dataset.augment: no effect, because model={learner.technique.name} takes the whole training split "
+            f"as it is. Remove it, or use batches (trainer.batch_size=256)."
+        )
     if not is_full_batch_only:
         batch_size = config.trainer.batch_size
         batch_label = f"trainer.batch_size={'null' if batch_size is None else batch_size}"
@@ -152,7 +158,12 @@ def _build_run_data(
         check_batch_memory(dataset.spec, batch_size or len(loaders.train))
         shard = Shard(rank_info.rank, rank_info.world_size)
         batch_source = TrainingBatches(
-            loaders.train, batch_size, seed=config.seed, dataset_name=dataset.name, shard=shard
+            loaders.train,
+            batch_size,
+            seed=config.seed,
+            dataset_name=dataset.name,
+            shard=shard,
+            augmentation=augmentation,
         )
     return RunData(
         batch_source=batch_source,

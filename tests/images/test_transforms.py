@@ -9,11 +9,14 @@ from torch import Tensor
 
 from genexp.images.transforms import (
     DIFFERENTIABLE_AUGMENTATIONS,
+    Augmentation,
     cut_out,
+    flip_and_shift,
     jitter_color,
     random_affine,
     resample,
     resize,
+    scale_color,
     translate,
 )
 
@@ -66,6 +69,49 @@ def test_affine_jitter_shifts_by_pixels() -> None:
     shifted = random_affine(make_spot_image(28, 28).expand(200, -1, -1, -1), degrees=0, shift_pixels=3, zoom=0)
     places = (shifted.sum((1, 2)) * torch.arange(28)).sum(1) / shifted.sum((1, 2, 3))
     assert 2.5 < float((places - 22.5).abs().max()) <= 3.01
+
+
+def test_flips_and_crops_move_whole_pixels() -> None:
+    images = torch.rand(3, 2, 5, 7)
+    flags, zeros = torch.tensor([True, False, True]), torch.zeros(3, dtype=torch.int64)
+    flipped = flip_and_shift(images, flags, zeros, zeros)
+    assert torch.equal(flipped[0], images[0].flip(2))
+    assert torch.equal(flipped[1], images[1])
+    cropped = flip_and_shift(images, flags, torch.tensor([0, 2, -1]), torch.tensor([-3, 1, 0]))
+    padded = F.pad(torch.stack([images[0].flip(2), images[1], images[2].flip(2)]), (3, 3, 3, 3))
+    assert torch.equal(cropped[0], padded[0, :, 6:11, 3:10])
+    assert torch.equal(cropped[1], padded[1, :, 2:7, 1:8])
+    assert torch.equal(cropped[2], padded[2, :, 3:8, 4:11])
+
+
+def test_augmentation_has_the_given_ranges_and_depends_on_the_draws_of_each_image() -> None:
+    draws = torch.rand(400, Augmentation.num_draws, generator=torch.Generator().manual_seed(0))
+    spot = torch.zeros(400, 1, 9, 9)
+    spot[:, :, 4, 2] = 1
+    moved = Augmentation(flip=True, crop=2).apply(spot, draws)
+    places = moved.flatten(1).argmax(1)
+    assert set((places // 9).tolist()) == {2, 3, 4, 5, 6}
+    assert set((places % 9).tolist()) == {0, 1, 2, 3, 4, 5, 6, 7, 8}  # 2 and 6, each shifted by up to 2
+    images = torch.rand(400, 3, 9, 9)
+    everything = Augmentation(flip=True, crop=2, rotation=30, jitter=0.4)
+    changed = everything.apply(images, draws)
+    torch.testing.assert_close(everything.apply(images[7:9], draws[7:9]), changed[7:9], rtol=0, atol=1e-6)
+    assert Augmentation().apply(images, draws) is images
+    gray = torch.full((400, 1, 2, 2), 0.5)
+    levels = Augmentation(jitter=0.4).apply(gray, draws)[:, 0, 0, 0]
+    assert 0.3 <= float(levels.min()) < 0.31
+    assert 0.69 < float(levels.max()) <= 0.7
+
+
+def test_color_factors_of_one_are_the_identity_and_of_zero_remove_a_property() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    ones = torch.ones(2, 3)
+    torch.testing.assert_close(scale_color(images, ones), images)
+    assert not scale_color(images, ones * torch.tensor([0.0, 1, 1])).any()
+    flat = scale_color(images, ones * torch.tensor([1.0, 0, 1]))
+    torch.testing.assert_close(flat, images.mean((1, 2, 3), keepdim=True).expand_as(flat))
+    gray = scale_color(images, ones * torch.tensor([1.0, 1, 0]))
+    torch.testing.assert_close(gray[:, 0], gray[:, 1])
 
 
 def test_color_jitter_changes_brightness_and_contrast_of_each_image() -> None:

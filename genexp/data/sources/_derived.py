@@ -10,9 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from genexp.config import find_config_dir, suggest_choice
+from genexp.config import find_config_dir, require, suggest_choice
 from genexp.data.dataset import Dataset, LazyStream, Stream
 from genexp.data.registry import DatasetConfig, bind_dataset, list_datasets, load_dataset
+from genexp.data.sources._images import AugmentedConfig
 from genexp.errors import ConfigError
 
 BLOCK_IMAGES = 1000  # images transformed at a time
@@ -21,7 +22,7 @@ Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class DerivedConfig(DatasetConfig):
+class DerivedConfig(AugmentedConfig):
     """Keys of all data sets that are derived from another data set's images."""
 
     source: str  # name of the other data set
@@ -29,6 +30,8 @@ class DerivedConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rule = "is not read there: use dataset.augment"
+        require("augment" not in self.options, "options.augment", self.options.get("augment"), rule)
         self.source_config = self._bind_source()
 
     def load_source(self, limit: int | None) -> Dataset:

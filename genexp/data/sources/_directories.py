@@ -13,7 +13,6 @@ from torch import Tensor
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.data.loading import count_split_bytes
-from genexp.data.registry import DatasetConfig
 from genexp.data.sampling import subset
 from genexp.data.sources._image_files import (
     PIL_MODES,
@@ -22,6 +21,7 @@ from genexp.data.sources._image_files import (
     partition_readable,
     read_all_images,
 )
+from genexp.data.sources._images import AugmentedConfig
 from genexp.errors import DataError
 from genexp.seeding import derive_seed
 
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class ImageDirectoriesConfig(DatasetConfig):
+class ImageDirectoriesConfig(AugmentedConfig):
     """Keys of all data sets that are read from image directories."""
 
     size: int  # height and width, in pixels

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genexp.data.registry import DatasetConfig
+from genexp.data.sources._images import HeldOutConfig
 from genexp.errors import DataError
 
 REMEDY = "Replace the file by a complete copy, or use another dataset.root."
@@ -21,7 +21,7 @@ DOWNLOAD_TIMEOUT_SECONDS = 30  # longest wait for data from the network
 
 
 @dataclass
-class TorchvisionConfig(DatasetConfig):
+class TorchvisionConfig(HeldOutConfig):
     """Keys of the data sets of torchvision."""
 
     root: str | None  # directory of the files; None searches the usual directories, then downloads

@@ -16,14 +16,13 @@ from genexp.data.sources._array_files import (
     select_array,
     split_indices,
 )
+from genexp.data.sources._images import CHANNEL_COUNTS, ResizableConfig
 from genexp.errors import DataError
-
-CHANNEL_COUNTS = (1, 3)
 
 
 @register_dataset("arrays")
 @dataclass
-class ArraysConfig(ArrayFileConfig):
+class ArraysConfig(ArrayFileConfig, ResizableConfig):
     """conf/dataset/arrays.yaml."""
 
     image: str  # name of the images in a .npz file

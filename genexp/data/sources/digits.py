@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from genexp.data.dataset import Dataset
-from genexp.data.registry import DatasetConfig, register_dataset
+from genexp.data.registry import register_dataset
+from genexp.data.sources._images import HeldOutConfig
 from genexp.data.sources._labeled_images import DIGIT_NAMES, make_labeled_dataset
 
 TEST_COUNT = 360  # a fifth, 36 of each class
@@ -15,7 +16,7 @@ TEST_COUNT = 360  # a fifth, 36 of each class
 
 @register_dataset("digits")
 @dataclass
-class DigitsConfig(DatasetConfig):
+class DigitsConfig(HeldOutConfig):
     """conf/dataset/digits.yaml."""
 
     def load(self) -> Dataset:

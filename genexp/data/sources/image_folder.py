@@ -12,7 +12,7 @@ import torch
 from genexp.config import require
 from genexp.data.dataset import Dataset, LazyStream, Split
 from genexp.data.loading import count_split_bytes
-from genexp.data.registry import DatasetConfig, register_dataset
+from genexp.data.registry import register_dataset
 from genexp.data.sampling import subset
 from genexp.data.sources._image_files import (
     PIL_MODES,
@@ -22,13 +22,14 @@ from genexp.data.sources._image_files import (
     partition_readable,
     read_all_images,
 )
+from genexp.data.sources._images import AugmentedConfig
 from genexp.errors import DataError
 from genexp.seeding import derive_seed
 
 
 @register_dataset("image_folder")
 @dataclass
-class ImageFolderConfig(DatasetConfig):
+class ImageFolderConfig(AugmentedConfig):
     """conf/dataset/image_folder.yaml."""
 
     root: str | None  # directory of the images; required

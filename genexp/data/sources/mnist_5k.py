@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from genexp.data.dataset import Dataset
-from genexp.data.registry import DatasetConfig, register_dataset
+from genexp.data.registry import register_dataset
+from genexp.data.sources._images import HeldOutConfig
 from genexp.data.sources._labeled_images import DIGIT_NAMES, make_labeled_dataset
 from genexp.errors import DataError
 
@@ -21,7 +22,7 @@ TEST_COUNT = 1000  # 100 of each class
 
 @register_dataset("mnist_5k")
 @dataclass
-class Mnist5kConfig(DatasetConfig):
+class Mnist5kConfig(HeldOutConfig):
     """conf/dataset/mnist_5k.yaml."""
 
     def load(self) -> Dataset:
