@@ -154,7 +154,10 @@ class TrainingBatches:
 
 
 def augment_batch(batch: Batch, sources: Sequence[TrainingBatches], step: int) -> Batch:
-    """Return the batches of all `sources` at `step`, joined along the first axis, with their images changed."""
+    """Return the batches of all `sources` at `step` with their images changed, in the shapes of `batch`.
+
+    `batch` has the batches of all sources one after the other: stream name → (sources * batch, ...).
+    """
     augmentation = sources[0]._augmentation
     assert augmentation is not None
     draws = [source.draw_augmentation(step) for source in sources]

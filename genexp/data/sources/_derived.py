@@ -30,7 +30,7 @@ class DerivedConfig(AugmentedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "is not read there: use dataset.augment"
+        rule = "must not be there: use dataset.augment"
         require("augment" not in self.options, "options.augment", self.options.get("augment"), rule)
         self.source_config = self._bind_source()
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genexp.config import require, suggest_choice
+from genexp.config import FieldError, require, suggest_choice
 from genexp.data.dataset import Dataset, Split, Stream
 from genexp.data.registry import DatasetConfig
 from genexp.data.sampling import take_samples
@@ -66,9 +66,8 @@ class AugmentedConfig(DatasetConfig):
         super().__post_init__()
         for key, value in self.augment.items():
             name = f"augment.{key}"
-            require(
-                key in NO_AUGMENTATION, name, value, f"unknown key. {suggest_choice(str(key), NO_AUGMENTATION)}"
-            )
+            if key not in NO_AUGMENTATION:
+                raise FieldError(name, value, f"unknown key. {suggest_choice(str(key), NO_AUGMENTATION)}")
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if key == "flip":
                 require(isinstance(value, bool), name, value, "must be true or false")

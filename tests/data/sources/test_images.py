@@ -193,7 +193,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) ->
         ),
         (
             ("model=pix2pix", "dataset=edges", "dataset.options={augment: {flip: true}}"),
-            "dataset.options.augment={'flip': True}: is not read there: use dataset.augment",
+            "dataset.options.augment={'flip': True}: must not be there: use dataset.augment",
         ),
         (("model=conv_autoencoder", "dataset.size=8"), "Use larger images (dataset.size=28)"),
         (("model=dcgan", "dataset.size=4"), "Use dataset.size=28, or model=gan"),
