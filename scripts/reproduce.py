@@ -211,10 +211,18 @@ def build_empty_entry(row: TableRow, spec: MetricSpec) -> dict[str, Any]:
 
 
 def _read_score(row: TableRow, run: RunRecord, metric: str) -> float | None:
-    """Return the metric at the end of the run, or from genexp-evaluate if the row has options for it."""
+    """Return the metric at the end of the run, or from genexp-evaluate if the row has options for it.
+
+    Raises ConfigError if a run does not have this metric.
+    """
     if row.evaluate is None:
         split, _, name = metric.rpartition("/")
-        return (run.status.train if split == "train" else run.status.test).get(name)
+        scores = run.status.train if split == "train" else run.status.test
+        if name not in scores:
+            raise ConfigError(
+                f"{row.name}: {run.run_dir} has no metric {metric!r}. {suggest_choice(name, list(scores))}"
+            )
+        return scores[name]
     path = run.run_dir / EVALUATION_FILE
     return json.loads(path.read_text(encoding="utf-8"))["metrics"].get(metric) if path.is_file() else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import reproduce
 from reproduce import Deadline, MetricSpec, StoppedError, TableRow
 
 from genexp.errors import ConfigError, DataError
-from tests.support.command import load_status, run_genexp, run_main
-from tests.support.compose import compose_config
+from genexp.runs.build import build_run
+from tests.support.command import REAL_DATA, load_status, run_genexp, run_main
+from tests.support.compose import compose_config, compose_experiment
 
 ROWS = reproduce.load_rows()
 CIRCLES = """
@@ -56,6 +58,16 @@ def read_rows(outputs: Path) -> list[dict[str, Any]]:
     return json.loads((outputs / "results.json").read_text())["rows"]
 
 
+def test_metric_that_a_run_lacks_is_an_error(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = reproduce.load_rows()["circles"]
+    rows = {"circles": replace(row, metrics=(MetricSpec("train/inertai", "min"),))}
+    monkeypatch.setattr(reproduce, "load_rows", lambda: rows)
+    result = run_main("reproduce.py", reproduce.main, "circles", "--seeds", "1")
+    assert result.exit_code == 1
+    assert "has no metric 'train/inertai'. Did you mean inertia?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def make_entry(**values: Any) -> Mapping[str, Any]:
     """Return an entry of results.json with the given values."""
     row = TableRow("a", "A", "data", "model=a", (MetricSpec("acc", "max", published=0.9, source="paper"),))
@@ -70,6 +82,18 @@ def test_table_and_results_file_of_the_repository_agree() -> None:
     found = reproduce.TABLE_PATTERN.search((reproduce.OUTPUTS_DIR / "README.md").read_text())
     assert found is not None
     assert found.group() == reproduce.build_table(results), "run reproduce.py --table"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs MNIST and Fashion-MNIST")
+@pytest.mark.parametrize("name", ROWS)
+def test_metrics_of_a_row_are_metrics_of_its_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENEXP_DATA", str(REAL_DATA))
+    row = ROWS[name]
+    run = build_run(compose_experiment(*row.arguments, "device=cpu"), None)
+    test_metrics = {spec.metric for spec in row.metrics if "/" not in spec.metric}
+    if row.evaluate is None:
+        assert test_metrics <= set(run.learner.technique.list_metrics() or ())
 
 
 def test_results_of_the_repository_are_complete() -> None:
