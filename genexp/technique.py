@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -82,6 +82,21 @@ class PictureLabels:
     is_photograph: bool = False  # no grid: the picture is written as it is, without a title
 
 
+@dataclass(frozen=True)
+class TechniquePart:
+    """Function of a trained technique that other programs can use, such as its encoder. `genexp-export` writes it.
+
+    It is deterministic, and its sizes do not depend on the values of its inputs.
+    """
+
+    compute: Callable[..., Tensor]  # `inputs` in their order → (batch, ...); a module has weights of its own
+    inputs: Mapping[str, Tensor]  # name → example (batch, ...)
+    output: str  # name
+    ranges: Mapping[str, str] = field(
+        default_factory=dict
+    )  # name of an input or the output → its values, in words
+
+
 class Technique(nn.Module, ABC):
     """Learning method for unlabeled data, as the phases of one step.
 
@@ -146,6 +161,30 @@ class Technique(nn.Module, ABC):
     def encode(self, batch: Batch) -> Tensor | None:
         """Return the latent codes (batch, features) of a batch, or None if the technique has no latent."""
         return None
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        """Return what `genexp-export` can write, by name. Called in eval mode without gradients.
+
+        `examples` are test samples. The default has an encoder if `encode` returns codes of the stream "image" or
+        "point", and a decoder if the technique has a method `decode`, or else a module `decoder`, for these codes.
+        """
+        stream = next((name for name in ("image", "point") if name in examples), None)
+        codes = self.encode(examples) if stream else None
+        if stream is None or codes is None:
+            return {}
+
+        def encode(samples: Tensor) -> Tensor:
+            found = self.encode({stream: samples})
+            assert found is not None
+            return found
+
+        ranges = {"image": "[0, 1]"} if stream == "image" else {}
+        parts = {"encoder": TechniquePart(encode, {stream: examples[stream]}, "code", ranges)}
+        decode = getattr(self, "decode", None)
+        decode, ranges = (decode, ranges) if callable(decode) else (getattr(self, "decoder", None), {})
+        if callable(decode):
+            parts["decoder"] = TechniquePart(decode, {"code": codes}, stream, ranges)
+        return parts
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         """Return a one-line warning if `metrics` show a known failure, else None.

@@ -53,7 +53,7 @@ FAST_OVERRIDES = (
     *("dataset.limit=40", "trainer.max_steps=2", "trainer.batch_size=4", "device=cpu", "device.threads=1"),
     "dataset.resident_gb=1",
 )
-TOOLS = ("genexp-evaluate", "genexp-sample", "genexp-compare", "genexp-diff")
+TOOLS = ("genexp-evaluate", "genexp-sample", "genexp-export", "genexp-compare", "genexp-diff")
 PRELOADED_MODULES = (
     *("genexp.train", "genexp.runs.run", "genexp.cli.evaluate", "genexp.cli.sample", "genexp.cli.compare"),
     *("genexp.cli.diff", "genexp.cli.scores", "genexp.cli.generate", "sklearn.metrics", "scipy.optimize"),
@@ -66,6 +66,7 @@ ENTRY_MODULES = {  # program → module with its `main`
     "genexp": "genexp.train",
     "genexp-evaluate": "genexp.cli.evaluate",
     "genexp-sample": "genexp.cli.sample",
+    "genexp-export": "genexp.cli.export",
     "genexp-compare": "genexp.cli.compare",
     "genexp-diff": "genexp.cli.diff",
 }
@@ -482,6 +483,7 @@ def draw_damaged_run(draw: st.DrawFn, models: Sequence[str]) -> Command:
         "genexp": (f"resume={run}", "trainer.max_steps=3"),
         "genexp-diff": (run, f"runs/{_list_runs(name, models)[-1]}"),
         "genexp-compare": ("runs", "--html", "out"),
+        "genexp-export": (run, "--format", "safetensors"),
     }.get(program, (run, "--device", "cpu"))
 
     def apply(work_dir: Path) -> None:

@@ -31,6 +31,12 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_checkpoint_and_device_options(parser: argparse.ArgumentParser) -> None:
     """Add the options `--checkpoint` and `--device`."""
+    add_checkpoint_option(parser)
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="default: %(default)s")
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--checkpoint`."""
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -38,7 +44,6 @@ def add_checkpoint_and_device_options(parser: argparse.ArgumentParser) -> None:
         help="best (by trainer.objective), newest, a file name in RUN/checkpoints, or a path "
         "(default: %(default)s)",
     )
-    parser.add_argument("--device", default="auto", choices=DEVICES, help="default: %(default)s")
 
 
 def build_int_type(minimum: int) -> Callable[[str], int]:

@@ -21,10 +21,11 @@ from genexp.capabilities import (
     CanTraverse,
     Translation,
 )
-from genexp.cli.input_images import find_input_images, read_input_images
-from genexp.cli.outputs import (
+from genexp.cli.image_files import (
     MAX_COMPARED_IMAGES,
+    find_input_images,
     make_comparison_grid,
+    read_input_images,
     write_enlarged_image,
     write_image,
     write_latent_walk,

@@ -73,7 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{args.what}: unknown output type. {suggest_choice(args.what, OUTPUT_TYPE_HELP)}")
 
     from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest
-    from genexp.cli.input_images import find_input_images
+    from genexp.cli.image_files import find_input_images
     from genexp.runs.load import get_technique_class, load_run, read_config  # imports torch
 
     config = read_config(args.run)

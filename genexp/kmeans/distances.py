@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genexp.kmeans.blocks import get_chunk_size
 
@@ -144,3 +144,17 @@ def _silence_sparse_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], torch.zeros(0, dtype=torch.long), [], size=(1, 1), check_invariants=False)
+
+
+class CenterDistances(nn.Module):
+    """Squared distances of points to centers, as a module that can be exported."""
+
+    centers: Tensor  # (clusters, features)
+
+    def __init__(self, centers: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centers", centers.clone())
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return the squared distances (points, clusters) of points (points, ...)."""
+        return (points.flatten(1)[:, None] - self.centers).square().sum(2)

@@ -21,6 +21,7 @@ FIGURES_DIR = "figures"
 PREVIEWS_DIR = "previews"  # a folder for each preview; NAME.gif or NAME.mp4 in the run directory is made of it
 TENSORBOARD_DIR = "tensorboard"
 MADE_DIR = "made"  # written by genexp-sample
+EXPORT_DIR = "export"  # written by genexp-export, a folder for each format
 # In FIGURES_DIR, beside one file for each preview and each image of the gallery.
 CURVES_FIGURE, LATENTS_FIGURE, LATENTS_PAGE = "loss.png", "latents.png", "latents.html"
 # These two are written by Hydra.
@@ -41,7 +42,7 @@ TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 _RUN_NAMES = {
     *(CONFIG_FILE, STATUS_FILE, STATUS_RESERVE_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE),
     *(LOCK_FILE, LOG_FILE, PLUGINS_FILE, METRICS_TABLE_FILE),
-    *(CHECKPOINTS_DIR, FIGURES_DIR, PREVIEWS_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR),
+    *(CHECKPOINTS_DIR, FIGURES_DIR, PREVIEWS_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR, EXPORT_DIR),
 }
 _SWEEP_NAMES = {
     *(MANIFEST_FILE, MULTIRUN_FILE, STOP_FILE, STUDY_FILE, STUDY_LOCK_FILE, REPORT_FILE, LOCK_FILE),

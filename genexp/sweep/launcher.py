@@ -34,7 +34,7 @@ from genexp.sweep.config import SweepConfig, hash_config, require_positive_int_o
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
 from genexp.sweep.progress import SweepProgress
-from genexp.sweep.stop_file import StopFile
+from genexp.sweep.worker_job import StopFile
 from genexp.training.stopping import StopRequest, stop_on_signals
 
 MAX_JOBS = 100_000

@@ -1,4 +1,4 @@
-"""Job of a sweep in a worker process: stop-file polling, orphan detection and CPU threads."""
+"""Job of a sweep in a worker process: stop file, orphan detection and CPU threads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genexp.run_dir.manifest import SweepManifest
+from genexp.run_dir.paths import STOP_FILE
 from genexp.sweep.job import Job, run_job
-from genexp.sweep.stop_file import StopFile
 from genexp.training.stopping import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -21,6 +23,40 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 # Environment variables that set the number of CPU threads.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class StopFile:
+    """Stop file of one sweep, shared by all its processes and machines, and the rule for starting jobs.
+
+    Picklable: launchers send it to worker processes.
+    """
+
+    sweep_dir: Path
+    started_at: float  # POSIX seconds; status files older than this belong to an earlier attempt
+    fail_fast: bool  # a failed job prevents further jobs from starting
+
+    @property
+    def should_stop(self) -> bool:
+        """True if running jobs should save a checkpoint and exit."""
+        return (self.sweep_dir / STOP_FILE).exists()
+
+    @property
+    def allows_new_jobs(self) -> bool:
+        """False once the sweep was stopped, or a job failed under `fail_fast`."""
+        return not self.should_stop and not (self.fail_fast and self._has_failed_job())
+
+    def create(self) -> None:
+        """Create the stop file: running jobs stop, and no further job starts."""
+        (self.sweep_dir / STOP_FILE).touch()
+
+    def remove(self) -> None:
+        """Remove the stop file of an earlier attempt, if there is one."""
+        (self.sweep_dir / STOP_FILE).unlink(missing_ok=True)
+
+    def _has_failed_job(self) -> bool:
+        statuses = SweepManifest(self.sweep_dir).read_statuses(self.started_at)
+        return any(status.state == "failed" for status in statuses.values())
 
 
 def run_in_worker(job: Job, stop_file: StopFile, parent_pid: int | None = None) -> signal.Signals | None:

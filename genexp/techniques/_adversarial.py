@@ -22,7 +22,16 @@ from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_generator
 from genexp.networks.gan import DISCRIMINATOR_NORMS, init_weights
 from genexp.sharding import batch_mean
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Technique, detach_metrics
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    Technique,
+    TechniquePart,
+    detach_metrics,
+)
 from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
@@ -214,6 +223,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
 
     def sample(self, count: int) -> Tensor:
         return self.generate_from_noise(self.sample_noise(count))
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        noise, ranges = self.sample_noise(len(examples["image"])), {"noise": "standard normal", "image": "[0, 1]"}
+        return {"generator": TechniquePart(self.generate_from_noise, {"noise": noise}, "image", ranges)}
 
     def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
         start = self.sample_noise(len(examples["image"]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
-from genexp.technique import Batch, Batches, PictureLabels, register_technique
+from genexp.technique import Batch, Batches, PictureLabels, TechniquePart, register_technique
 from genexp.techniques._adversarial import BaseConvGAN, ConvGANConfig
 
 IMAGES_PER_CLASS = 10  # images of each class in the preview grid
@@ -50,18 +50,23 @@ class ConditionalGAN(BaseConvGAN):
 
     def generate_from_noise(self, noise: Tensor) -> Tensor:
         """Return the generated images in [0, 1] for noise (count, latent), cycling through the classes."""
-        return super().generate_from_noise(self.concat_noise_and_labels(noise, self._cycle_labels(len(noise))))
+        return self.generate_classes(noise, self._cycle_labels(len(noise)))
+
+    def generate_classes(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Return the generated images in [0, 1] for noise (count, latent) and classes (count,)."""
+        return super().generate_from_noise(self.concat_noise_and_labels(noise, labels))
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        inputs = {"noise": self.sample_noise(len(examples["label"])), "label": examples["label"]}
+        ranges = {"noise": "standard normal", "label": f"0 to {self.num_classes - 1}", "image": "[0, 1]"}
+        return {"generator": TechniquePart(self.generate_classes, inputs, "image", ranges)}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
         """Return an image grid with one class per row and the same noise in each column."""
         rows = min(self.num_classes, MAX_CLASSES)
         noise = self.fixed_noise[:IMAGES_PER_CLASS].repeat(rows, 1)
         labels = torch.arange(rows, device=noise.device).repeat_interleave(IMAGES_PER_CLASS)
-        return {
-            "samples": make_grid(
-                super().generate_from_noise(self.concat_noise_and_labels(noise, labels)), columns=IMAGES_PER_CLASS
-            )
-        }
+        return {"samples": make_grid(self.generate_classes(noise, labels), columns=IMAGES_PER_CLASS)}
 
     def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
         return {"samples": PictureLabels(rows=class_names[: min(self.num_classes, MAX_CLASSES)])}

@@ -29,6 +29,7 @@ from genexp.technique import (
     Metrics,
     PictureLabels,
     Technique,
+    TechniquePart,
     detach_metrics,
     register_technique,
 )
@@ -145,6 +146,15 @@ class CycleGAN(Technique, CanTranslate):
             Translation("a_to_b", "a", "b", self.translate_to_b),
             Translation("b_to_a", "b", "a", self.translate_to_a),
         )
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        ranges = {"image": "[0, 1]", "translation": "[0, 1]"}
+        return {
+            mapping.name: TechniquePart(
+                mapping.translate, {"image": examples[mapping.source_stream]}, "translation", ranges
+            )
+            for mapping in self.translations()
+        }
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
         self.has_true_translations = "a_as_b" in dataset.test.streams

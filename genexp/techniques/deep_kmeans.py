@@ -18,7 +18,7 @@ from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.scatter import draw_clusters, embed_tsne
 from genexp.images.transforms import random_affine
-from genexp.kmeans.distances import nearest_center
+from genexp.kmeans.distances import CenterDistances, nearest_center
 from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit
 from genexp.losses import LOSSES, register_loss
@@ -35,6 +35,7 @@ from genexp.technique import (
     Metrics,
     Phase,
     PictureLabels,
+    TechniquePart,
     detach_metrics,
     register_technique,
 )
@@ -278,6 +279,11 @@ class DeepKMeans(Autoencoder, CanCluster):
     def assign(self, batch: Batch) -> Tensor:
         """Return the index of the nearest center of each sample: int64 (batch,)."""
         return nearest_center(self.encode(batch), self.centers)
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        centers, ranges = CenterDistances(self.centers), {"distance": "squared, to each center"}
+        part = TechniquePart(centers, {"code": self.encode(examples)}, "distance", ranges)
+        return {**super().list_parts(examples), "centers": part}
 
     def list_metrics(self) -> Sequence[str]:
         return ("loss", "mse", *(CLUSTERING_SCORES if self.has_labels else ()))

@@ -30,6 +30,7 @@ from genexp.technique import (
     Metrics,
     PictureLabels,
     Technique,
+    TechniquePart,
     register_technique,
 )
 
@@ -181,13 +182,13 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
 
         They are extrapolated from the velocity without a class through that with the class. `classes` is (batch,).
         """
-        times = torch.full((len(images),), time, device=images.device)
+        times = torch.full((images.shape[0],), time, device=images.device)
         if not self.num_classes or self.config.guidance == 1:
             return self.network(images, times, classes)
         null_classes = torch.full_like(classes, self.num_classes)
         # One call for both, since a large batch is faster than two small ones.
         velocities = self.network(images.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([classes, null_classes]))
-        conditional, unconditional = velocities.chunk(2)
+        conditional, unconditional = velocities.unflatten(0, (2, -1))  # not chunk, which fixes the size
         return torch.lerp(unconditional, conditional, self.config.guidance)
 
     def iter_states(self, noise: Tensor, sampler_name: str, function_evaluations: int) -> Iterator[Tensor]:
@@ -195,9 +196,13 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
 
         Their classes cycle. The steps are equally long.
         """
+        return self._integrate(noise, self.cycle_labels(len(noise)), sampler_name, function_evaluations)
+
+    def _integrate(
+        self, noise: Tensor, classes: Tensor, sampler_name: str, function_evaluations: int
+    ) -> Iterator[Tensor]:
         sampler = SAMPLERS[sampler_name]
         num_steps = function_evaluations // sampler.evaluations
-        classes = self.cycle_labels(len(noise))
         images = noise
         for index in range(num_steps):
             images = sampler.step(
@@ -223,6 +228,25 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
 
     def sample(self, count: int) -> Tensor:
         return self.generate(self.draw_noise(count), self.config.sampler, self.config.function_evaluations)
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        """Return the velocity, for samplers of other programs, and the generator with all its steps."""
+        count = len(examples["image"])
+        noise, labels, times = self.draw_noise(count), self.cycle_labels(count), torch.rand(count)
+        ranges = {"noise": "standard normal", "image": "[0, 1]", "state": "noise at time 0, image in [-1, 1] at 1"}
+        last = max(0, self.num_classes - 1)
+        ranges |= {"time": "[0, 1]", "label": f"0 to {last}, or {self.num_classes} for any class"}
+
+        def generate(noise: Tensor, label: Tensor) -> Tensor:
+            evaluations = self.config.function_evaluations
+            *_, images = self._integrate(noise, label, self.config.sampler, evaluations)
+            return ((images + 1) / 2).clamp(0, 1)
+
+        inputs = {"state": noise, "time": times, "label": labels}
+        return {
+            "velocity": TechniquePart(self.network, inputs, "velocity", ranges),
+            "generator": TechniquePart(generate, {"noise": noise, "label": labels}, "image", ranges),
+        }
 
     def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
         """Return images (frames, paths, c, h, w) for noise on great circles. A path keeps its class."""

@@ -19,7 +19,7 @@ from genexp.images.grid import PADDING_VALUE, make_grid
 from genexp.images.scatter import draw_clusters, project_pca
 from genexp.kmeans.blocks import PointBlocks, moments, take
 from genexp.kmeans.cluster_sums import ClusterSums, get_label_dtype
-from genexp.kmeans.distances import CenterScorer, nearest_center
+from genexp.kmeans.distances import CenterDistances, CenterScorer, nearest_center
 from genexp.kmeans.empty_clusters import relocate_empty_clusters
 from genexp.kmeans.hamerly_bounds import ExhaustiveAssignment
 from genexp.kmeans.init import kmeans_plusplus, random_points
@@ -33,6 +33,7 @@ from genexp.technique import (
     Metrics,
     PictureLabels,
     Technique,
+    TechniquePart,
     detach_metrics,
     register_technique,
 )
@@ -236,6 +237,11 @@ class KMeans(Technique, CanCluster):
     def assign(self, batch: Batch) -> Tensor:
         """Return the cluster of each sample: int64 (batch,)."""
         return nearest_center(self._flatten(batch), self.best_centers - self.origin)
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        ranges = {"distance": "squared, to each center", **({"image": "[0, 1]"} if "image" in examples else {})}
+        inputs = {self.stream_name: examples[self.stream_name]}
+        return {"centers": TechniquePart(CenterDistances(self.best_centers), inputs, "distance", ranges)}
 
     def list_metrics(self) -> Sequence[str]:
         return ("inertia_per_point", *(CLUSTERING_SCORES if "label" in self.spec.shapes else ()))

@@ -26,6 +26,7 @@ from genexp.technique import (
     Metrics,
     PictureLabels,
     Technique,
+    TechniquePart,
     detach_metrics,
     register_technique,
 )
@@ -114,6 +115,10 @@ class Pix2Pix(Technique, CanTranslate):
 
     def translations(self) -> Sequence[Translation]:
         return (Translation("translated", "input", "target", self.translate),)
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        ranges = {"input": "[0, 1]", "translation": "[0, 1]"}
+        return {"generator": TechniquePart(self.translate, {"input": examples["input"]}, "translation", ranges)}
 
     def list_metrics(self) -> Sequence[str]:
         return ("l1", "ssim", "psnr")

@@ -36,6 +36,7 @@ from genexp.technique import (
     Metrics,
     PictureLabels,
     Technique,
+    TechniquePart,
     detach_metrics,
     register_technique,
 )
@@ -203,6 +204,13 @@ class VQVAE(Technique, CanSample, CanReconstruct):
     def encode(self, batch: Batch) -> Tensor:
         """Return the vectors of the codes of all positions: (batch, positions · size)."""
         return self.quantizer.look_up(self.encode_codes(batch["image"])).flatten(1)
+
+    def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
+        images, ranges = examples["image"], {"image": "[0, 1]", "code": f"0 to {self.quantizer.num_codes - 1}"}
+        return {
+            "encoder": TechniquePart(self.encode_codes, {"image": images}, "code", ranges),
+            "decoder": TechniquePart(self.decode_codes, {"code": self.encode_codes(images)}, "image", ranges),
+        }
 
     def list_metrics(self) -> Sequence[str]:
         assert self.generation_metrics is not None, "prepare_evaluation() comes first"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genexp.cli import compare, diff, evaluate, sample
+from genexp.cli import compare, diff, evaluate, export, sample
 from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.command import REPO_ROOT, get_error_line, run_genexp, run_main
 from tests.support.compose import make_tiny_overrides
@@ -75,13 +75,16 @@ def test_unusual_settings_are_refused_with_one_line(arguments: list[str], messag
     assert "unexpected" not in line
 
 
-@pytest.mark.parametrize("program", ["genexp-compare", "genexp-evaluate", "genexp-sample", "genexp-diff"])
+@pytest.mark.parametrize(
+    "program", ["genexp-compare", "genexp-evaluate", "genexp-sample", "genexp-export", "genexp-diff"]
+)
 def test_tools_refuse_paths_that_are_not_utf8(program: str) -> None:
     main: Callable[[], Any] = {
         "genexp-compare": compare.main,
         "genexp-evaluate": evaluate.main,
         "genexp-sample": sample.main,
         "genexp-diff": diff.main,
+        "genexp-export": export.main,
     }[program]
     assert "\\xff: not UTF-8" in get_error_line(run_main(program, main, "\udcff", "run"), program)
 
