@@ -67,7 +67,7 @@ class ExportedPart:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Name → parameter or buffer, of those that the part uses."""
+        """Name → parameter or buffer of any shape, of those that the part uses. Raises ConfigError."""
         with _report_failure(self.name), torch.no_grad(), _RecordUses() as uses:
             self.module(*self.inputs)
         weights = self.module.content.state_dict(keep_vars=True)

@@ -158,7 +158,7 @@ def test_model_card_loads_the_files(format_name: str, vae_run: Path, monkeypatch
 
 def test_fixed_batch_and_a_single_part(vae_run: Path, tmp_path: Path) -> None:
     path, card = list_written(
-        vae_run, "--format", "torch", "--part", "decoder", "--batch", 2, "--output", tmp_path
+        vae_run, "--format", "torch", "--part", "decoder", "--batch", "2", "--output", tmp_path
     )
     assert {file.name for file in tmp_path.iterdir()} == {"decoder.pt2", "README.md"}
     assert "(2, 1, 28, 28)" in card.read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ def test_a_file_that_differs_is_not_written(
     wrong = FORMATS["safetensors"].__class__(
         ".safetensors", (), FORMATS["safetensors"].write, lambda content, part, inputs: part.module(*inputs) + 1e-4
     )
-    monkeypatch.setitem(FORMATS, "safetensors", wrong)  # type: ignore[arg-type]
+    monkeypatch.setitem(FORMATS, "safetensors", wrong)
     result = run_export(vae_run, "--format", "safetensors", "--output", tmp_path / "out")
     assert "--part encoder: the file differs from torch by 0.0001" in get_error_line(result, "genexp-export")
     assert not (tmp_path / "out").exists()
