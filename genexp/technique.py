@@ -165,8 +165,9 @@ class Technique(nn.Module, ABC):
     def list_parts(self, examples: Batch) -> dict[str, TechniquePart]:
         """Return what `genexp-export` can write, by name. Called in eval mode without gradients.
 
-        `examples` are test samples, (batch, ...). The default has an encoder if `encode` returns codes of the stream "image" or
-        "point", and a decoder if the technique has a method `decode`, or else a module `decoder`, for these codes.
+        `examples` are test samples, (batch, ...). The default has an encoder if `encode` returns codes of the
+        stream "image" or "point". It has a decoder too, if the technique has a method or module `decode` or
+        `decoder` for these codes.
         """
         stream = next((name for name in ("image", "point") if name in examples), None)
         codes = self.encode(examples) if stream else None
