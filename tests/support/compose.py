@@ -75,7 +75,7 @@ def make_tiny_overrides(name: str) -> list[str]:
         for key, value in SMALL_MODEL_VALUES.items()
         if is_compatible_value(value, config.model.get(key))
     ]
-    if "size" in config.dataset:
+    if config.dataset.get("size"):  # not the size of the files
         overrides.append("dataset.size=32")
     return [f"model={name}", *TINY_RUN_OVERRIDES, *overrides]
 
