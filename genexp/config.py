@@ -43,6 +43,14 @@ class FieldError(Exception):
         self.key, self.value, self.rule = key, value, rule
 
 
+def scale_epochs(factor: float, epochs: int) -> int:
+    """Return `factor` times a number of epochs, rounded, at least 1; 0 for 0. Presets of the trainer call it."""
+    return max(1, round(factor * epochs)) if epochs else 0
+
+
+OmegaConf.register_new_resolver("scale_epochs", scale_epochs, replace=True)
+
+
 def find_config_dir() -> Path:
     """Return the conf/ directory: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent

@@ -38,8 +38,7 @@ def test_every_optimizer_has_a_file() -> None:
 
 @pytest.mark.parametrize("name", list_config_names("trainer"))
 def test_trainer_file_has_the_keys_of_its_dataclass(name: str) -> None:
-    node = yaml.safe_load((find_config_dir() / "trainer" / f"{name}.yaml").read_text())
-    assert set(node) == list_field_names(TrainerConfig)
+    assert {str(key) for key in compose_config(f"trainer={name}").trainer} == list_field_names(TrainerConfig)
 
 
 @pytest.mark.parametrize("name", list_config_names("device"))
@@ -75,6 +74,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "epochs": 7,
         "early_stopping": 5,
         "min_improvement": 0.25,
+        "epoch_steps": 12,
         "max_steps": 11,
         "init_from": "outputs/runs/vae",
         "time_budget": 1.5,
@@ -88,6 +88,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "checkpoint_every": 5,
         "checkpoint_spacing": 6.5,
         "keep_checkpoints": 8,
+        "debug": True,
         "deterministic": True,
         "objective": "psnr",
         "direction": "max",

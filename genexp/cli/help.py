@@ -19,7 +19,7 @@ import yaml
 
 import genexp
 from genexp.cli.plugins import GROUPS, list_package_config_dirs, parse_plugins, use_plugins
-from genexp.config import CONFIG_GROUPS, find_config_dir, suggest_choice
+from genexp.config import CONFIG_GROUPS, find_config_dir, scale_epochs, suggest_choice
 from genexp.errors import ConfigError
 from genexp.registry import list_plugin_names
 
@@ -30,6 +30,9 @@ KEY_PATTERN = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: +(?P<value>[^#\s].*?))
 COMMENT_PATTERN = re.compile(r"(?P<indent> *)#\s*(?P<comment>.*)")
 DESCRIPTION_PATTERN = re.compile(r"(?:# @package.*\n)?# (?!@package)(.*)")
 RECIPE_PATTERN = re.compile(r"""["']?\$\{oc\.select:model\.recipe\.([\w.]+),([^}]*)\}["']?""")
+
+BASE_PATTERN = re.compile(r"^defaults:\n  - (\w+)$", re.MULTILINE)
+SCALE_PATTERN = re.compile(r"\$\{scale_epochs:([\d.]+),(\d+)\}")
 
 
 @dataclass
@@ -88,7 +91,12 @@ def _format_choice(group: str, choice: str, chosen: Mapping[str, str], config_di
     lines = [f"{group}={choice}"]
     if description := DESCRIPTION_PATTERN.match(text):
         lines.append(textwrap.fill(description[1], LINE_WIDTH))
-    for entry in _iter_keys(text, group):
+    entries = {entry.key: entry for entry in _iter_keys(text, group)}
+    if base := BASE_PATTERN.search(text):  # the file has only the keys in which it differs from another choice
+        for entry in _iter_keys(_read_choice(group, base[1], config_dirs), group):
+            own = entries.pop(entry.key, entry)
+            entries[entry.key] = KeyHelp(entry.key, own.value, own.comment or entry.comment)
+    for entry in entries.values():
         label = f"  {group}.{entry.key}={_replace_recipe_values(entry.value, recipe)}"
         if len(label) >= KEY_WIDTH and entry.comment:
             lines.append(label)
@@ -135,7 +143,8 @@ def _replace_recipe_values(value: str, recipe: Mapping[str, Any]) -> str:
             recommended = recommended[part]
         return "null" if recommended is None else str(recommended)
 
-    return re.sub(r"\s", "", RECIPE_PATTERN.sub(find_value, value))
+    text = re.sub(r"\s", "", RECIPE_PATTERN.sub(find_value, value))
+    return SCALE_PATTERN.sub(lambda match: str(scale_epochs(float(match[1]), int(match[2]))), text)
 
 
 def _iter_keys(text: str, group: str) -> Iterator[KeyHelp]:

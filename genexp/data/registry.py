@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from genexp.config import bind, require, suggest_choice
 from genexp.data.dataset import Dataset
@@ -25,6 +25,8 @@ class DatasetConfig:
     def load(self) -> Dataset:
         """Return the data set, complete or with fewer samples than `limit`. Raises DataError and ConfigError."""
         raise NotImplementedError
+
+    is_own_data: ClassVar[bool] = False  # data of the user: a batch may have fewer samples than the recipe says
 
     def select_splits(self, dataset: Dataset) -> Dataset:
         """Return the result of `load` with the splits that the settings choose."""
@@ -78,7 +80,12 @@ def _add_common_keys(cls: type) -> type[DatasetConfig]:
         DatasetConfig.__post_init__(self)
         getattr(cls, "__post_init__", lambda self: None)(self)
 
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__post_init__": check}
+    names = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__post_init__": check,
+        "is_own_data": True,
+    }
     derived: type[DatasetConfig] = dataclass(type(cls.__name__, (cls, DatasetConfig), names))
     return derived
 

@@ -25,6 +25,7 @@ class TrainingBatches:
     Each epoch has its own random order. Its incomplete last batch is dropped, so that shapes are static. A
     `batch_size` of None means the whole split, in order, at every step. Only the rows of `shard` are returned of
     each batch. `augmentation` changes the images on the device; those of a pair are changed alike.
+    An epoch has at most `max_epoch_steps` batches.
     `dataset_name` appears in error messages. Raises ConfigError if the batch is larger than the split, or if the
     whole split is requested from a StreamingLoader.
     """
@@ -38,6 +39,7 @@ class TrainingBatches:
         dataset_name: str,
         shard: Shard = SINGLE_SHARD,
         augmentation: Augmentation | None = None,
+        max_epoch_steps: int | None = None,
     ) -> None:
         assert batch_size is None or batch_size > 0
         assert (batch_size or len(loader)) % shard.count == 0, "parts are equal"
@@ -52,7 +54,7 @@ class TrainingBatches:
                 f"dataset.resident_gb. Use trainer.batch_size=64, or a larger dataset.resident_gb."
             )
         self._loader, self._batch_size, self._seed, self._shard = loader, batch_size, seed, shard
-        self._augmentation = augmentation
+        self._augmentation, self._max_epoch_steps = augmentation, max_epoch_steps
         self._image_names = [
             name
             for name, stream in loader.split.streams.items()
@@ -63,7 +65,8 @@ class TrainingBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        return 1 if self._batch_size is None else len(self._loader) // self._batch_size
+        steps = 1 if self._batch_size is None else len(self._loader) // self._batch_size
+        return steps if self._max_epoch_steps is None else min(steps, self._max_epoch_steps)
 
     @property
     def are_all_equal(self) -> bool:

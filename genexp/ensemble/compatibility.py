@@ -167,6 +167,8 @@ def find_incompatibility(group: Sequence[Job]) -> str | None:
     name, processes = config["optimizer"]["name"], config["device"]["processes"]
     if processes > 1:
         return f"device.processes={processes} divides each run"
+    if config["trainer"]["debug"]:
+        return "trainer.debug checks the operations of each run"
     if config["trainer"]["early_stopping"] is not None:
         return "trainer.early_stopping ends the jobs at different steps"
     return None if is_elementwise(name) else f"a step of optimizer={name} depends on all weights of a run"

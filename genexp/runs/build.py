@@ -86,6 +86,7 @@ def build_run(
     )
     use_deterministic_algorithms(config.trainer.deterministic)
     dataset = data_source_run.dataset if data_source_run else load_dataset(config.dataset)
+    config, dataset = _fit_batch_size(config, dataset)
     technique = build_technique(config.technique, config.model, dataset, device, config.seed)
     config = _complete_objective(config, technique, dataset)
     learner = Learner(technique, config.optimizer, config.trainer.step_settings, device)
@@ -96,6 +97,18 @@ def build_run(
     )
     data = _build_run_data(dataset, loaders, learner, config, rank_info)
     return Run(config, learner, data, dataset, loaders)
+
+
+def _fit_batch_size(config: ExperimentConfig, dataset: Dataset) -> tuple[ExperimentConfig, Dataset]:
+    """Return both. If data of the user has fewer samples than a batch, all are one batch, with a warning."""
+    count, batch_size = len(dataset.train), config.trainer.batch_size
+    if not config.dataset.is_own_data or batch_size is None or batch_size <= count:
+        return config, dataset
+    warning = f"trainer.batch_size={batch_size}: a batch has all {count} training samples, as there are no more"
+    return (
+        replace(config, trainer=replace(config.trainer, batch_size=count)),
+        replace(dataset, warnings=(*dict.fromkeys((*dataset.warnings, warning)),)),
+    )
 
 
 def build_technique(
@@ -164,6 +177,7 @@ def _build_run_data(
             dataset_name=dataset.name,
             shard=shard,
             augmentation=augmentation,
+            max_epoch_steps=config.trainer.epoch_steps,
         )
     return RunData(
         batch_source=batch_source,

@@ -20,6 +20,8 @@ from genexp.technique import Technique, find_technique
 from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan, plan_optimizers
 from genexp.training.trainer import TrainerConfig
 
+# Values of keys of the trainer that runs of earlier versions do not have.
+ADDED_TRAINER_KEYS: Mapping[str, Any] = {"metrics": [], "epoch_steps": None, "debug": False}
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 
 
@@ -102,7 +104,7 @@ def _check_recipe(recipe: Any) -> None:
 
 
 def _bind_trainer(node: Mapping[str, Any]) -> TrainerConfig:
-    trainer = bind(TrainerConfig, {"metrics": [], **node}, "trainer")
+    trainer = bind(TrainerConfig, {**ADDED_TRAINER_KEYS, **node}, "trainer")
     for name in trainer.metrics:
         METRICS.find(name)
     expected_direction = infer_direction(trainer.objective)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from genexp.device import has_bf16_arithmetic, has_bf16_matmul, use_bf16_matmul
 from genexp.distributed.process_group import ProcessGroup
-from genexp.errors import CheckpointError, PluginError, locate
+from genexp.errors import CheckpointError, DivergenceError, PluginError, locate
 from genexp.sharding import gather_rows, shard_context
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics, Phase, Technique
 from genexp.training.cuda_graphs import CapturedStep, StepGraph, get_graph_factory
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf32", "bf16")
 AUTO_PRECISIONS = ("auto", "amx")  # resolved by the instructions of the CPU, see `resolve_precision`
 
+ANOMALY_PATTERN = re.compile(r"Function '(\w+)' returned nan values")
+CODE_LINE_PATTERN = re.compile(r'File "([^"]+)", line (\d+)')
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -39,6 +44,7 @@ class StepSettings:
     gradient_clip: float | None = None  # maximum L2 norm of a phase's gradient; None disables clipping
     ema: float = 0.0  # decay of the averaged weights, in [0, 1); 0 disables averaging
     capture: bool = False  # replay steps as CUDA graphs
+    debug: bool = False  # find operations whose gradient is NaN, and run each phase in every step; slow
 
 
 def resolve_precision(requested_precision: str, device: torch.device) -> str:
@@ -147,7 +153,9 @@ class Learner:
         `batch` is stream name → (batch, ...). `train_batches` is the training split, for phases with
         `is_full_batch`.
         """
-        due_phases = tuple(p for p in self.phases if clock.step % p.every == 0 and p.is_active(clock))
+        due_phases = tuple(
+            p for p in self.phases if (self.settings.debug or clock.step % p.every == 0) and p.is_active(clock)
+        )
         for phase in due_phases:
             if isinstance(phase, GradientPhase):
                 self._set_learning_rate(phase, clock)
@@ -242,9 +250,33 @@ class Learner:
             # L-BFGS branches on the value of the loss, so the value must be equal on all ranks.
             return self._group.all_reduce_mean(loss) if isinstance(optimizer, torch.optim.LBFGS) else loss
 
-        with self.matmul_context():
+        with self.matmul_context(), self._detect_anomalies(phase, clock):
             optimizer.step(closure)  # type: ignore[arg-type]
         return metrics
+
+    @contextmanager
+    def _detect_anomalies(self, phase: GradientPhase, clock: Clock) -> Iterator[None]:
+        """Raise DivergenceError with the operation whose gradient is NaN in the block, if `debug` is set."""
+        if not self.settings.debug:
+            yield
+            return
+        with warnings.catch_warnings(record=True) as caught, torch.autograd.set_detect_anomaly(True):
+            warnings.simplefilter("always")
+            try:
+                yield
+            except RuntimeError as error:
+                if (match := ANOMALY_PATTERN.search(str(error))) is None:
+                    raise
+                # torch warns with the stack of the operation. The innermost line outside of torch is its place.
+                lines = CODE_LINE_PATTERN.findall("\n".join(str(entry.message) for entry in caught))
+                places = [f"{path}:{line}" for path, line in lines if "/torch/" not in path]
+                place = f" at {places[-1]}" if places else ""
+                raise DivergenceError(
+                    f"the gradient of {match[1]}{place} became NaN in phase {phase.name} at step {clock.step}. "
+                    f"Use a smaller optimizer.lr, or change this operation."
+                ) from None
+        for entry in caught:
+            warnings.warn_explicit(entry.message, entry.category, entry.filename, entry.lineno)
 
     def matmul_context(self) -> AbstractContextManager[None]:
         """Return the context of the optimizer step, losses and gradients included: bf16 products under bf32."""

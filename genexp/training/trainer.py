@@ -36,6 +36,7 @@ class TrainerConfig:
     epochs: int
     early_stopping: int | None  # epochs without improvement of the objective after which the run ends
     min_improvement: float  # of the objective, for early stopping
+    epoch_steps: int | None  # upper limit of the steps of an epoch
     max_steps: int | None  # steps after which the run ends, if that is before the end of `epochs`
     init_from: str | None  # directory of a run whose best weights are the initial ones
     time_budget: float | None  # seconds, after which the run saves and stops
@@ -49,6 +50,7 @@ class TrainerConfig:
     checkpoint_every: int
     checkpoint_spacing: float  # minimum time between two checkpoints, in seconds
     keep_checkpoints: int  # number of newest checkpoints to keep, besides the best
+    debug: bool  # see StepSettings
     deterministic: bool  # bit-exact on a GPU too, and slower there
     objective: str  # test metric that selects the best checkpoint; a prefix "test/" is removed
     direction: str  # min or max
@@ -58,7 +60,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         self.objective = self.objective.removeprefix("test/")
         require(self.epochs > 0, "epochs", self.epochs, "must be at least 1")
-        for key in ("early_stopping", "max_steps", "time_budget", "batch_size", "gradient_clip"):
+        for key in ("early_stopping", "epoch_steps", "max_steps", "time_budget", "batch_size", "gradient_clip"):
             value = getattr(self, key)
             require(value is None or value > 0, key, value, "must be positive, or null")
         for key in (
@@ -89,7 +91,7 @@ class TrainerConfig:
     @property
     def step_settings(self) -> StepSettings:
         """The settings that concern a single step."""
-        return StepSettings(self.precision, self.gradient_clip, self.ema, self.capture)
+        return StepSettings(self.precision, self.gradient_clip, self.ema, self.capture, self.debug)
 
     def compute_total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps of the whole run."""

@@ -42,6 +42,12 @@ def test_help_shows_values_with_the_recommendations_of_the_model() -> None:
     assert "  optimizer.betas=[0.9,0.999]\n" in page
 
 
+def test_help_of_a_preset_has_its_values_and_the_keys_of_its_base() -> None:
+    page = build_page("trainer=quick", "model=kmeans")
+    assert "  trainer.epochs=30\n" in page
+    assert "  trainer.deterministic=false " in page
+
+
 def test_help_joins_comments_of_several_lines() -> None:
     text = re.sub(r"\n +(?!trainer)", " ", build_page("trainer=default"))
     assert re.search(r"trainer\.precision=\w+ +fp32 or bf16\. On a CPU .* auto, amx and bf32 are fp32\.", text)

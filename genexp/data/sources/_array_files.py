@@ -25,6 +25,8 @@ READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZi
 class ArrayFileConfig(DatasetConfig):
     """Keys of data sets that are one file of the user."""
 
+    is_own_data = True
+
     file: str | None  # path; required
     label: str | None  # name of the labels; None: there are none
     test_fraction: float  # of the samples, in (0, 1)

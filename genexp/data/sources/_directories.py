@@ -32,6 +32,8 @@ Item = TypeVar("Item")
 class ImageDirectoriesConfig(AugmentedConfig):
     """Keys of all data sets that are read from image directories."""
 
+    is_own_data = True
+
     size: int  # height and width, in pixels
     channels: int  # 1 for gray, 3 for color
     test_fraction: float  # in (0, 1)

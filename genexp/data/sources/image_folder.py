@@ -32,6 +32,8 @@ from genexp.seeding import derive_seed
 class ImageFolderConfig(AugmentedConfig):
     """conf/dataset/image_folder.yaml."""
 
+    is_own_data = True
+
     root: str | None  # directory of the images; required
     size: int  # height and width, in pixels
     channels: int  # 1 for gray, 3 for color
