@@ -32,7 +32,7 @@ from yaml import YAMLError
 
 from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error, prepare_command
 from genexp.cli.error_messages import format_error
-from genexp.cli.help import build_help_page
+from genexp.cli.help import build_help_page, list_completions
 from genexp.cli.plugins import add_plugin_option, store_configs, use_plugins, use_plugins_of_completed_line
 from genexp.cli.start_checks import RESUMED_CONFIG_PREFIX, TRUST_FLAG, check_config_dirs, list_config_dirs
 from genexp.config import CONFIG_GROUPS, find_config_dir, to_plain_config
@@ -127,6 +127,10 @@ def run_arguments(arguments: list[str], task: Callable[[DictConfig], float | Non
         ]
     if options.shell_completion:  # Hydra parses the line that is completed with its own options
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(f"{TRUST_FLAG} ", "")
+        words = list_completions(os.environ["COMP_LINE"], parser)
+        if words and options.overrides and options.overrides[0].startswith("query="):
+            print(*words, sep="\n" if options.overrides[0] == "query=fish" else " ")
+            return
         use_plugins_of_completed_line()
     else:
         use_plugins(options.plugin)

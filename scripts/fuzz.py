@@ -53,7 +53,7 @@ FAST_OVERRIDES = (
     *("dataset.limit=40", "trainer.max_steps=2", "trainer.batch_size=4", "device=cpu", "device.threads=1"),
     "dataset.resident_gb=1",
 )
-TOOLS = ("genexp-evaluate", "genexp-sample", "genexp-export", "genexp-compare", "genexp-diff")
+TOOLS = ("genexp-evaluate", "genexp-sample", "genexp-export", "genexp-compare", "genexp-diff", "genexp-report")
 PRELOADED_MODULES = (
     *("genexp.train", "genexp.runs.run", "genexp.cli.evaluate", "genexp.cli.sample", "genexp.cli.compare"),
     *("genexp.cli.diff", "genexp.cli.scores", "genexp.cli.generate", "sklearn.metrics", "scipy.optimize"),
@@ -69,6 +69,7 @@ ENTRY_MODULES = {  # program → module with its `main`
     "genexp-export": "genexp.cli.export",
     "genexp-compare": "genexp.cli.compare",
     "genexp-diff": "genexp.cli.diff",
+    "genexp-report": "genexp.cli.report",
 }
 
 # Values that a setting may get: of every type, at and beyond the limits, and texts with special characters.
@@ -484,6 +485,7 @@ def draw_damaged_run(draw: st.DrawFn, models: Sequence[str]) -> Command:
         "genexp-diff": (run, f"runs/{_list_runs(name, models)[-1]}"),
         "genexp-compare": ("runs", "--html", "out"),
         "genexp-export": (run, "--format", "safetensors"),
+        "genexp-report": (run,),
     }.get(program, (run, "--device", "cpu"))
 
     def apply(work_dir: Path) -> None:
@@ -578,6 +580,7 @@ def draw_environment(draw: st.DrawFn, models: Sequence[str]) -> Command:
         ),
         "genexp-diff": (run, f"runs/{_list_runs(name, models)[-1]}"),
         "genexp-compare": ("runs", "--html", "out"),
+        "genexp-report": (run,),
     }.get(program, (run, "--device", "cpu"))
     protected = draw(st.sampled_from((None, None, ".", run, f"{run}/checkpoints", f"{run}/tensorboard", "runs")))
     damage = None

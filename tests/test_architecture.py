@@ -64,7 +64,6 @@ LIBRARY_USERS = {
     "hydra": {"api", "train", "cli", "sweep", "plugins"},
     "torchvision": {"images"},
     "tensorboardX": {"recorders"},
-    "plotly": {"recorders", "reports"},
     "joblib": {"plugins"},
     "submitit": {"plugins", "sweep"},
     "optuna": {"sweep"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import logging
 import os
@@ -22,7 +21,7 @@ from genexp.errors import GenexpError
 from genexp.registry import list_plugin_sources, set_plugins
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import FIGURES_DIR, find_animations, format_path
+from genexp.run_dir.paths import format_path
 from genexp.run_dir.record import find_runs, flatten_config, read_run
 from genexp.train import format_any_error, run_arguments, run_task
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from genexp.data.dataset import Dataset
     from genexp.technique import Technique
 
-MAX_SHOWN_IMAGES, MAX_SHOWN_BYTES = 3, 2 * 10**6  # in a notebook
-IMAGE_TYPES = {".gif": "image/gif", ".png": "image/png"}
 Source = str | os.PathLike[str]
 
 
@@ -106,16 +103,10 @@ class SavedRun:
         return ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items()) or "no scores"
 
     def _repr_html_(self) -> str:
-        """Return the state, the scores and some pictures of the run, for a notebook."""
-        figures = sorted((self.path / FIGURES_DIR).glob("*.png"))
-        paths = [path for path in (*find_animations(self.path), *figures) if path.suffix in IMAGE_TYPES]
-        small = [path for path in paths if path.stat().st_size <= MAX_SHOWN_BYTES][:MAX_SHOWN_IMAGES]
-        images = "".join(
-            f'<img alt="{html.escape(path.stem)}" title="{html.escape(path.stem)}" style="max-width:30%" '
-            f'src="data:{IMAGE_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}">'
-            for path in small
-        )
-        return f"<p>{html.escape(repr(self)[1:-1])}</p>{images}"
+        """Return the key numbers and some pictures of the run, for a notebook."""
+        from genexp.reports.run_report import render_run_summary  # a notebook imports jinja2 only for this
+
+        return render_run_summary(self.path)
 
 
 class RunTable(list[dict[str, Any]]):

@@ -10,11 +10,15 @@ from typing import NoReturn
 
 from genexp.cli.common import CommandParser, run_command
 from genexp.cli.plugins import add_plugin_option, use_plugins
-from genexp.reports import compare, print_comparison, write_sweep_report
+from genexp.errors import ConfigError
+from genexp.reports import Comparison, compare, print_comparison, write_sweep_report
 from genexp.reports.comparison import check_comparable
+from genexp.reports.config_diff import build_column_labels, format_setting_short, get_settings
 from genexp.reports.table import format_json, write_csv
+from genexp.run_dir.paths import TENSORBOARD_DIR, format_command
 
 PROGRAM = "genexp-compare"
+MAX_LINK_CHARACTERS = 120  # of the name of a link
 
 
 def main() -> NoReturn:
@@ -44,6 +48,12 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write an HTML page with curves, images and the effect of each setting",
     )
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="FOLDER",
+        help="also write links to the TensorBoard logs, named by run and settings, for `tensorboard --logdir`",
+    )
     add_plugin_option(parser)
     return parser
 
@@ -60,9 +70,34 @@ def _run(arguments: Sequence[str]) -> int:
     else:
         print_comparison(comparison)
     if args.html:
-        write_sweep_report(comparison, args.html)
+        write_sweep_report(comparison, args.html, is_single_file=True)
         print(f"page: {args.html}", file=sys.stderr)
+    if args.tensorboard:
+        link_tensorboard_logs(comparison, args.tensorboard)
+        print(f"logs: {format_command('tensorboard', '--logdir', str(args.tensorboard))}", file=sys.stderr)
     return 0
+
+
+def link_tensorboard_logs(comparison: Comparison, folder: Path) -> None:
+    """Write a link to the TensorBoard logs of each run into `folder`, whose other links are removed.
+
+    A link is named as people name a run: `vae/3 lr=0.001 seed=0`. Raises ConfigError for a folder with other
+    files, and OSError.
+    """
+    old = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()] if folder.exists() else []
+    if not all(path.is_symlink() for path in old) or folder.is_file():
+        raise ConfigError(f"--tensorboard={folder}: contains other files than links. Use a new folder.")
+    for path in old:
+        path.unlink()
+    labels = build_column_labels([key for key in comparison.differing_keys if key != "model.name"])
+    for run in comparison.runs:
+        settings = {label: get_settings(run).get(key) for key, label in labels.items()} | {"seed": run.seed}
+        words = (f"{label.rpartition('.')[2]}={format_setting_short(value)}" for label, value in settings.items())
+        name = " ".join([run.name, *words]).replace("/", "_")[:MAX_LINK_CHARACTERS]
+        link = folder / run.model_name.replace("/", "_").lstrip(".") / name
+        if (run.run_dir / TENSORBOARD_DIR).is_dir():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((run.run_dir / TENSORBOARD_DIR).resolve(), target_is_directory=True)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class GenerationRequest:
     output_dir: Path
     seed: int
     count: int | None = None  # number of outputs; None selects the default of the output type
+    animation_formats: Sequence[str] = ("gif",)  # some of VIDEO_FORMATS
     input_path: Path | None = None  # image file or directory of images that replaces held-out samples
 
     def load_batch(self, count: int) -> Batch:
@@ -128,7 +129,7 @@ def generate_interpolation(request: GenerationRequest) -> list[Path]:
         )
     with run.seeded_eval_mode("interpolation", seed=request.seed):
         images = run.technique.interpolate(batch, WALK_FRAMES)
-    return write_latent_walk(request.output_dir, "interpolation", images)
+    return write_latent_walk(request.output_dir, "interpolation", images, request.animation_formats)
 
 
 def generate_traversal(request: GenerationRequest) -> list[Path]:
@@ -140,7 +141,8 @@ def generate_traversal(request: GenerationRequest) -> list[Path]:
         if request.input_path is not None:
             batch = {"image": torch.cat([request.load_batch(1)["image"], batch["image"]])}
         images = run.technique.traverse(batch, WALK_FRAMES)
-    return write_latent_walk(request.output_dir, "traversal", images[:, : request.count])
+    walk = images[:, : request.count]
+    return write_latent_walk(request.output_dir, "traversal", walk, request.animation_formats)
 
 
 def generate_cluster_table(request: GenerationRequest) -> list[Path]:

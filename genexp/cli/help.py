@@ -22,6 +22,7 @@ from genexp.cli.plugins import GROUPS, list_package_config_dirs, parse_plugins, 
 from genexp.config import CONFIG_GROUPS, find_config_dir, scale_epochs, suggest_choice
 from genexp.errors import ConfigError
 from genexp.registry import list_plugin_names
+from genexp.run_dir.paths import CONFIG_FILE, MANIFEST_FILE
 
 LINE_WIDTH = 80  # columns, as in a new terminal window
 KEY_WIDTH = 32  # columns of `key=value`, before its comment
@@ -33,6 +34,10 @@ RECIPE_PATTERN = re.compile(r"""["']?\$\{oc\.select:model\.recipe\.([\w.]+),([^}
 
 BASE_PATTERN = re.compile(r"^defaults:\n  - (\w+)$", re.MULTILINE)
 SCALE_PATTERN = re.compile(r"\$\{scale_epochs:([\d.]+),(\d+)\}")
+
+
+# Keys whose values are directories of runs or sweeps, and the file that each of them contains.
+DIR_KEYS = {"resume": CONFIG_FILE, "trainer.init_from": CONFIG_FILE, "sweep.resume": MANIFEST_FILE}
 
 
 @dataclass
@@ -172,3 +177,21 @@ def _iter_keys(text: str, group: str) -> Iterator[KeyHelp]:
             pending.append(KeyHelp(match["key"], match["value"] or "", comment))
             leading = []
     yield from (entry for entry in pending if entry.key not in ("name", "recipe", "defaults"))
+
+
+def list_completions(line: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Return the words that complete the last one of `line`: options, and directories of runs for `DIR_KEYS`.
+
+    Other words, for which the list is empty, are left to Hydra.
+    """
+    word = "" if line[-1:].isspace() else (line.split() or [""])[-1]
+    if word.startswith("-"):
+        return sorted(option for option in parser._option_string_actions if option.startswith(word))
+    key, separator, value = word.partition("=")
+    if not separator or key not in DIR_KEYS:
+        return []
+    parent = Path(value[: value.rfind("/") + 1] or ".")
+    prefix = f"{key}={value[: value.rfind('/') + 1]}"
+    names = sorted(path for path in parent.glob("*/") if not path.name.startswith(".")) if parent.is_dir() else []
+    matching = [path for path in names if f"{prefix}{path.name}".startswith(word) and path.is_dir()]
+    return [f"{prefix}{path.name}{'' if (path / DIR_KEYS[key]).is_file() else '/'}" for path in matching]

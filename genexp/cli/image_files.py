@@ -103,13 +103,17 @@ def _pad_with_blank_images(images: Tensor, count: int) -> Tensor:
     return torch.cat([images, blank])
 
 
-def write_latent_walk(output_dir: Path, name: str, images: Tensor) -> list[Path]:
-    """Write images `(frames, paths, c, h, w)` as a PNG with one row per path, and as a GIF. Return both paths."""
-    grid_path, gif_path = output_dir / f"{name}.png", output_dir / f"{name}.gif"
-    write_enlarged_image(grid_path, make_filmstrip(images))
-    frames = map(to_pil_image, to_uint8(make_animation(images)))
-    write_animation(gif_path, map(enlarge_small_image, frames), FRAME_MILLISECONDS)
-    return [grid_path, gif_path]
+def write_latent_walk(output_dir: Path, name: str, images: Tensor, formats: Sequence[str]) -> list[Path]:
+    """Write images `(frames, paths, c, h, w)` as a PNG with one row per path, and as animations.
+
+    `formats` are some of VIDEO_FORMATS. Return the paths.
+    """
+    grid_path = write_enlarged_image(output_dir / f"{name}.png", make_filmstrip(images))
+    frames = [enlarge_small_image(to_pil_image(frame)) for frame in to_uint8(make_animation(images))]
+    paths = [output_dir / f"{name}.{video_format}" for video_format in formats]
+    for path in paths:
+        write_animation(path, frames, FRAME_MILLISECONDS)
+    return [grid_path, *paths]
 
 
 def write_enlarged_image(path: Path, image: Tensor) -> Path:

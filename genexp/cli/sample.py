@@ -18,6 +18,7 @@ from genexp.cli.common import (
 from genexp.cli.plugins import add_plugin_option, use_plugins
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
+from genexp.images.animation import VIDEO_FORMATS, can_encode
 from genexp.run_dir.paths import format_path
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="image file, or directory of images, used as input (default: samples of the test split)",
     )
+    parser.add_argument("--video", action="store_true", help="also write each GIF as an MP4 file")
     add_checkpoint_and_device_options(parser)
     add_plugin_option(parser)
     return parser
@@ -72,6 +74,9 @@ def _run(arguments: Sequence[str]) -> int:
     if args.what is not None and args.what not in OUTPUT_TYPE_HELP:
         raise ConfigError(f"{args.what}: unknown output type. {suggest_choice(args.what, OUTPUT_TYPE_HELP)}")
 
+    if args.video and not can_encode("mp4"):
+        raise ConfigError("--video: requires an encoder. Run `pip install 'genexp[video]'`.")
+
     from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest
     from genexp.cli.image_files import find_input_images
     from genexp.runs.load import get_technique_class, load_run, read_config  # imports torch
@@ -81,7 +86,14 @@ def _run(arguments: Sequence[str]) -> int:
     if args.input is not None:
         find_input_images(args.input)  # reports a wrong path before the slow loading of the run
     run = load_run(args.run, config, checkpoint_name=args.checkpoint, device_name=args.device)
-    request = GenerationRequest(run, args.output or args.run / "made", args.seed, args.count, args.input)
+    request = GenerationRequest(
+        run,
+        args.output or args.run / "made",
+        args.seed,
+        args.count,
+        VIDEO_FORMATS if args.video else ("gif",),
+        args.input,
+    )
     exit_code = 0
     for name in output_types:
         try:

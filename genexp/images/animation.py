@@ -2,7 +2,7 @@
 
 A GIF has at most 256 colors in a frame, which Pillow's median cut chooses. It takes 0.6 s for a photograph of
 512×341 pixels, and 0.04 s once the colors are rounded to 5 bits a channel. The mean error stays the same
-(4.9 gray levels).
+(4.9 gray levels). 61 gray frames of samples with 5 bits take 2.5 MB and 0.6 s instead of 7.2 MB and 1.3 s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Frame = NDArray[np.uint8]  # (height, width) gray, or (height, width, 3) RGB
 VIDEO_FORMATS = ("gif", "mp4")
 MAX_FRAMES = 200  # of an animation; longer sequences are thinned evenly
 MAX_GIF_COLORS = 256  # in one frame
-_FIVE_BIT_LEVELS = np.rint(np.rint(np.arange(256) * (31 / 255)) * (255 / 31)).astype(np.uint8)  # 0 and 255 stay
+FIVE_BIT_LEVELS = np.rint(np.rint(np.arange(256) * (31 / 255)) * (255 / 31)).astype(np.uint8)  # 0 and 255 stay
 
 
 def can_encode(video_format: str) -> bool:
@@ -62,12 +62,12 @@ def thin_evenly(count: int, limit: int) -> list[int]:
 
 
 def _reduce_colors(frame: Frame) -> Frame:
-    """Return an RGB frame of more than 256 colors with its colors rounded to 5 bits a channel."""
+    """Return a gray frame, or an RGB frame of more than 256 colors, with 5 bits a channel."""
     from PIL import Image
 
-    if frame.ndim == 2 or Image.fromarray(frame).getcolors(MAX_GIF_COLORS) is not None:
+    if frame.ndim == 3 and Image.fromarray(frame).getcolors(MAX_GIF_COLORS) is not None:
         return frame
-    rounded: Frame = _FIVE_BIT_LEVELS[frame]
+    rounded: Frame = FIVE_BIT_LEVELS[frame]
     return rounded
 
 

@@ -11,7 +11,7 @@ from genexp.recorders.recorder import Recorder
 from genexp.run_dir.checkpoint import get_checkpoint_path, list_checkpoints, measure_logs, save_checkpoint
 from genexp.run_dir.files import remove_file, remove_temporary_files
 from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR
-from genexp.snapshot import RunInfo, RunProgress, Snapshot
+from genexp.snapshot import RunInfo, RunOutcome, RunProgress, Snapshot
 
 
 class CheckpointRecorder(Recorder):
@@ -51,6 +51,12 @@ class CheckpointRecorder(Recorder):
             }
         if snapshot.checkpoint_state is not None:
             self._write(snapshot.checkpoint_state, snapshot.progress)
+
+    def close(self, outcome: RunOutcome) -> None:
+        """Remove the oldest checkpoint of a finished run: it was the reserve for a damaged newest one."""
+        if outcome.state == "finished":
+            self._max_to_keep = max(1, self._max_to_keep - 1)
+            self._remove_surplus(outcome.step)
 
     def _write(self, state: Mapping[str, Any], progress: RunProgress) -> None:
         run_dir = self._run.run_dir

@@ -53,6 +53,7 @@ class ConsoleRecorder(Recorder):
         self._start_time = self._last_record_time = time.monotonic()
         self._step, self._steps_per_second = run.completed_steps, 0.0
         self._progress = run.progress
+        self._objective_values: list[float] = []
         self._train_metrics = run.progress.train_means
         device, precision = run.environment.get("device"), run.environment.get("precision", "fp32")
         device_text = f"{device}, {precision}" if device and precision != "fp32" else device
@@ -74,6 +75,8 @@ class ConsoleRecorder(Recorder):
         previous_warnings, self._progress = self._progress.warnings, snapshot.progress
         self._train_metrics = dict(snapshot.epoch_means or snapshot.progress.train_means)
         self._update_speed(snapshot.clock.step)
+        if self._run.objective in snapshot.test_metrics:
+            self._objective_values.append(snapshot.test_metrics[self._run.objective])
         state = self._build_state()
         if snapshot.epoch_means:
             log.info(state.summary_line)
@@ -136,6 +139,7 @@ class ConsoleRecorder(Recorder):
             train_metrics=self._train_metrics,
             test_metrics=self._progress.test_metrics,
             best_text=self._format_best(),
+            objective_values=self._objective_values,
         )
 
 

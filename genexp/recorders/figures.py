@@ -15,7 +15,7 @@ from genexp.recorders.pil_images import encode_png, format_position, render_pict
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.files import create_dir, sync_files, write_file
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, LATENTS_FIGURE, LATENTS_PAGE
+from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, LATENTS_FIGURE, LATENTS_PAGE, find_assets_dir
 from genexp.snapshot import FinalArtifacts, RunInfo, RunOutcome, Snapshot
 
 
@@ -107,4 +107,5 @@ class FigureRecorder(Recorder):
             return
         title = f"{self._title}: latent codes of held-out samples"
         write_latents_figure(self._figures_dir / LATENTS_FIGURE, artifacts, self._run.class_names, title)
-        write_latents_html(self._figures_dir / LATENTS_PAGE, artifacts, self._run.class_names, title)
+        page = self._figures_dir / LATENTS_PAGE
+        write_latents_html(page, artifacts, self._run.class_names, title, find_assets_dir(self._run.run_dir))

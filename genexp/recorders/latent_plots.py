@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import errno
+import gzip
 import hashlib
 import html
 import io
-import re
+import json
+import os
 from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
 from genexp.images.fonts import use_fonts_for
-from genexp.run_dir.files import write_file
+from genexp.run_dir.files import create_dir, write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,11 +28,29 @@ if TYPE_CHECKING:
 
     from genexp.snapshot import FinalArtifacts  # imports torch, which commands on finished runs do not need
 
-SCRIPT_PATTERN = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
+LOADER_FILE = Path(__file__).parent / "load_plotly.js"  # defines `loadPlotly`
+STYLE_PART = 500_000  # characters of one style property
+LATENTS_TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<title>{title}</title>{style}<link rel="stylesheet" href="{link}"></head>
+<body><div id="latents" role="img" aria-label="{title}"><img src="latents.png" alt="{title}"></div>
+<script type="text/plain" id="plotly"></script>
+<script type="application/json" id="figure">{figure}</script>
+<script>{script}</script></body></html>
+"""
+LATENTS_SCRIPT = """
+addEventListener("load", async () => {
+  if (!await loadPlotly()) return;
+  const figure = JSON.parse(document.getElementById("figure").textContent);
+  document.getElementById("latents").replaceChildren();
+  Plotly.newPlot("latents", figure.data, figure.layout, { responsive: true });
+});
+"""
 # Lightness is inverted in dark mode, hues are kept. The colors of Plotly's template are not known to the page.
 DARK_MODE_STYLE = (
     "<style>@media (prefers-color-scheme: dark) { html { background: #141414 } "
-    ".plot-container { filter: invert(0.92) hue-rotate(180deg) } }</style>"
+    ".plot-container { filter: invert(0.92) hue-rotate(180deg) } } #latents { height: 96vh }</style>"
 )
 MAX_LABELED_POINTS = 200  # points with a text label; in 3-D, colors alone are hard to distinguish
 
@@ -64,54 +88,88 @@ def write_latents_figure(path: Path, artifacts: FinalArtifacts, class_names: Seq
     write_file(path, content.getvalue())
 
 
-def write_latents_html(path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str) -> None:
-    """Write a page with an interactive scatter plot. It works offline, since it embeds plotly (5 MB)."""
-    from plotly import graph_objects
-    from plotly.io import to_html
-
+def write_latents_html(
+    path: Path, artifacts: FinalArtifacts, class_names: Sequence[str], title: str, assets_dir: Path
+) -> None:
+    """Write a page with an interactive scatter plot. It needs no network: plotly.js is in `assets_dir`."""
     assert artifacts.codes is not None
     is_3d = artifacts.codes.shape[1] == 3
-    figure = graph_objects.Figure()
-    for name, color, points in _iter_class_points(artifacts, class_names):
-        coordinates = dict(zip("xyz", points.T.tolist(), strict=False))
-        marker = {"size": 3 if is_3d else 6, "color": _format_css_color(color), "opacity": 0.8}
-        scatter = graph_objects.Scatter3d if is_3d else graph_objects.Scatter
-        figure.add_trace(
-            scatter(
-                **coordinates,
-                mode="markers",
-                marker=marker,
-                name=html.escape(name, quote=False),
-                hovertemplate="%{fullData.name}<extra></extra>",
-            )
-        )
+    traces = [
+        {
+            **dict(zip("xyz", points.T.tolist(), strict=False)),
+            "type": "scatter3d" if is_3d else "scatter",
+            "mode": "markers",
+            "marker": {"size": 3 if is_3d else 6, "color": _format_css_color(color), "opacity": 0.8},
+            "name": html.escape(name, quote=False),
+            "hovertemplate": "%{fullData.name}<extra></extra>",
+        }
+        for name, color, points in _iter_class_points(artifacts, class_names)
+    ]
     axes = {f"{axis}axis": {"title": {"text": f"code {position}"}} for position, axis in enumerate("xyz", start=1)}
     camera = {"camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
-    layout = {"scene": {**axes, **camera}} if is_3d else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"]}
-    margin = {"l": 20, "r": 20, "t": 60, "b": 20}
-    figure.update_layout(
-        title={"text": html.escape(title, quote=False)}, template="plotly_white", margin=margin, **layout
+    layout = {
+        "title": {"text": html.escape(title, quote=False)},
+        "margin": {"l": 20, "r": 20, "t": 60, "b": 20},
+        "legend": {"itemsizing": "constant"},
+        **({"scene": {**axes, **camera}} if is_3d else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"]}),
+    }
+    figure = json.dumps({"data": traces, "layout": layout}, ensure_ascii=False).replace("<", "\\u003c")
+    script = LOADER_FILE.read_text(encoding="utf-8") + LATENTS_SCRIPT
+    page = LATENTS_TEMPLATE.format(
+        policy=build_security_policy([script, read_plotly_js()]),
+        style=DARK_MODE_STYLE,
+        title=html.escape(title),
+        link=quote(os.path.relpath(write_plotly_file(assets_dir), path.parent)),
+        figure=figure,
+        script=script,
     )
-    figure.update_layout(legend={"itemsizing": "constant"})
-    # A fixed identifier: equal runs have equal pages.
-    page = to_html(figure, include_plotlyjs=True, default_height="96vh", div_id="latents")
-    policy = build_security_policy(SCRIPT_PATTERN.findall(page))
-    head = f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">{DARK_MODE_STYLE}'
-    write_file(path, page.replace("<head>", head, 1))
+    write_file(path, page.encode(errors="replace"))
 
 
 def build_security_policy(scripts: Sequence[str]) -> str:
-    """Return a Content-Security-Policy with which a page runs the inline `scripts`, and loads nothing.
+    """Return a Content-Security-Policy with which a page runs the inline `scripts`, and no other ones.
 
-    Text that got past the escaping could then still run no code. Plotly needs inline styles; it draws every chart
-    of this package without `unsafe-eval`.
+    It loads style sheets and images from the place of the page, and nothing else. Text that got past the escaping
+    could then still run no code. Plotly needs inline styles; it draws every chart of this package without
+    `unsafe-eval`.
     """
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     script_sources = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (
-        f"default-src 'none'; script-src {script_sources}; style-src 'unsafe-inline'; img-src data:; "
-        f"media-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {script_sources}; style-src 'unsafe-inline' 'self'; "
+        f"img-src 'self' data: blob:; media-src 'self' data:; base-uri 'none'; form-action 'none'"
     )
+
+
+def write_plotly_file(assets_dir: Path) -> Path:
+    """Write plotly.js as a style sheet into `assets_dir`, if it is not there, and return its path.
+
+    A page that is opened from a disk may read style sheets of other files, but not their text. It checks the hash
+    of a script that it builds itself, but not that of another file. Raises OSError.
+    """
+    if assets_dir.is_symlink():
+        raise OSError(errno.ELOOP, "a link, not a folder", str(assets_dir))
+    path = assets_dir / f"plotly-{version('plotly')}.css"
+    if not path.is_file() or not path.stat().st_size:
+        encoded = encode_plotly_js()
+        parts = (encoded[start : start + STYLE_PART] for start in range(0, len(encoded), STYLE_PART))
+        properties = "".join(f'--part-{index}:"{part}";' for index, part in enumerate(parts))
+        create_dir(assets_dir)
+        write_file(path, f"/* plotly.js (MIT license, Plotly, Inc.), gzipped */#plotly{{{properties}}}".encode())
+    return path
+
+
+@cache
+def read_plotly_js() -> str:
+    """Return the text of plotly.js."""
+    file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
+    return Path(str(file)).read_text(encoding="utf-8")
+
+
+@cache
+def encode_plotly_js() -> str:
+    """Return plotly.js, gzipped and base64-encoded: 2 MB instead of 5 MB."""
+    return base64.b64encode(gzip.compress(read_plotly_js().encode(), compresslevel=6, mtime=0)).decode()
 
 
 def get_class_name(label: int, class_names: Sequence[str]) -> str:

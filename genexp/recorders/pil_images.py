@@ -144,10 +144,14 @@ def fit_to_size(image: Image, size: tuple[int, int]) -> Image:
     return image.resize(size, Resampling.NEAREST if is_integer_factor else Resampling.LANCZOS)
 
 
-def encode_png(image: Image) -> bytes:
-    """Return the content of a PNG file of `image`."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
+def encode_png(image: Image, labels: str | None = None) -> bytes:
+    """Return the content of a PNG file of `image`, with `labels` as its text of that name."""
+    from PIL.PngImagePlugin import PngInfo
+
+    file, text = io.BytesIO(), PngInfo()
+    if labels is not None:
+        text.add_text("labels", labels)
+    image.save(file, "PNG", pnginfo=text)
     return file.getvalue()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import final
 
@@ -19,6 +21,7 @@ from genexp.recorders.recorder import Recorder
 from genexp.run_dir.files import create_dir, remove_file, sync_files, write_file
 from genexp.run_dir.paths import PREVIEWS_DIR
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
+from genexp.technique import PictureLabels
 
 
 @final
@@ -26,8 +29,8 @@ class PreviewRecorder(Recorder):
     """Recorder of `previews/NAME/STEP.png` and of `NAME.gif`, or `NAME.mp4`, for each preview.
 
     At most MAX_FRAMES previews are kept: those at multiples of a stride, and the newest. The stride is a function
-    of the step, so a resumed run keeps the same ones. The animation is written when the number of previews has
-    doubled, and at the end.
+    of the step, so a resumed run keeps the same ones. The animation is written at the end. Each PNG file has the
+    labels of its rows and columns as text, for the page of the run.
     """
 
     def __init__(self, preview_every: int, video_format: str = "gif", frame_duration_ms: int = 200) -> None:
@@ -58,15 +61,13 @@ class PreviewRecorder(Recorder):
             directory = self._previews_dir / name
             create_dir(directory)
             path = directory / f"{step:08d}.png"
-            write_file(path, encode_png(to_pil_image(pixels)))
+            labels = self._run.picture_labels.get(name, PictureLabels())
+            write_file(path, encode_png(to_pil_image(pixels), json.dumps(asdict(labels))))
             self._unsynced_paths.append(path)
             stride = compute_preview_stride(step, self._interval)
             for old_step, path in self._find_previews(name).items():
                 if old_step % stride and old_step != step:
                     remove_file(path)
-            number = -(-step // self._interval)
-            if number > 0 and number & (number - 1) == 0:  # a power of two
-                self._write_animation(name)
 
     def flush(self) -> None:
         """Flush the new previews to the disk: the run may resume from the next checkpoint."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-MIN_WIDE_COLUMNS = 110  # characters; a narrower terminal gets a shorter bar, to leave room for the metrics
+MIN_WIDE_COLUMNS = 130  # characters; a narrower terminal gets a shorter bar without the speed: scores need room
+SPARKLINE_WIDTH, SPARKLINE_BLOCKS = 8, "▁▂▃▄▅▆▇█"
 REFRESH_SECONDS = 0.5  # minimum between redraws, each of which takes some milliseconds
 
 
@@ -29,6 +31,7 @@ class ProgressState:
     train_metrics: Mapping[str, float]  # epoch means of the training metrics
     test_metrics: Mapping[str, float]  # metrics of the latest evaluation
     best_text: str  # formatted best value of the objective; empty before the first evaluation
+    objective_values: Sequence[float] = ()  # of all evaluations since the start of this process
 
     @property
     def speed_text(self) -> str:
@@ -55,20 +58,23 @@ class ProgressDisplay(Protocol):
         ...
 
     def stop(self) -> None:
-        """Show the last state."""
+        """End the display."""
         ...
 
 
 class LiveProgressBar:
-    """Progress bar with metrics. `show` redraws it, so that it needs no thread."""
+    """Progress bar with metrics. `show` redraws it, so that it needs no thread. `stop` removes it."""
 
     def __init__(self, console: Console, initial_state: ProgressState) -> None:
+        is_wide = console.width >= MIN_WIDE_COLUMNS
+        can_draw = console.encoding.lower().startswith("utf")
         self._progress = Progress(
             TextColumn("{task.fields[epoch]}"),
-            BarColumn(bar_width=24 if console.width >= MIN_WIDE_COLUMNS else 8),
+            BarColumn(bar_width=24 if is_wide else 8),
             TaskProgressColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[speed]}"),
+            *([TextColumn("{task.fields[speed]}")] if is_wide else []),
+            *([TextColumn("{task.fields[sparkline]}")] if can_draw else []),
             TextColumn(
                 "{task.fields[numbers]}",
                 markup=False,
@@ -77,6 +83,7 @@ class LiveProgressBar:
             console=console,
             auto_refresh=False,
             expand=True,
+            transient=True,
         )
         self._state = initial_state
         self._last_draw_time = time.monotonic()
@@ -92,8 +99,7 @@ class LiveProgressBar:
             self._draw()
 
     def stop(self) -> None:
-        """Draw the last state and leave it on the terminal."""
-        self._draw()
+        """Remove the progress bar from the terminal."""
         self._progress.stop()
 
     def _draw(self) -> None:
@@ -136,11 +142,27 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
+def format_sparkline(values: Sequence[float]) -> str:
+    """Return finite values as at most SPARKLINE_WIDTH bars, each the mean of consecutive values.
+
+    Fewer than two values give "".
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return ""
+    means = [part.mean() for part in np.array_split(np.array(finite), min(len(finite), SPARKLINE_WIDTH))]
+    low, span = min(means), max(means) - min(means)
+    levels = [round((mean - low) / span * (len(SPARKLINE_BLOCKS) - 1)) if span else 0 for mean in means]
+    return "".join(SPARKLINE_BLOCKS[level] for level in levels)
+
+
 def _format_fields(state: ProgressState) -> dict[str, Any]:
-    metrics_text = "  ".join(part for part in (format_metrics(state.train_metrics), state.best_text) if part)
+    # The best score comes first: a narrow terminal cuts the end of the line.
+    metrics_text = "  ".join(part for part in (state.best_text, format_metrics(state.train_metrics)) if part)
     return {
         "epoch": f"epoch {state.epoch:,}/{state.total_epochs:,}",
         "speed": state.speed_text,
+        "sparkline": format_sparkline(state.objective_values),
         "numbers": metrics_text,
     }
 

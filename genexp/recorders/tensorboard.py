@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import io
+import math
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import yaml
 from torch import Tensor
 
+from genexp.errors import CheckpointError
+from genexp.recorders.latent_plots import get_class_name
 from genexp.recorders.pil_images import encode_png, to_pil_image
 from genexp.recorders.previews import compute_preview_stride
-from genexp.recorders.projector import write_projector
 from genexp.recorders.recorder import Recorder
-from genexp.run_dir.files import create_dir, read_file
-from genexp.run_dir.paths import FIGURES_DIR, TENSORBOARD_DIR
+from genexp.run_dir.config_file import read_yaml_file
+from genexp.run_dir.files import create_dir, read_file, write_file
+from genexp.run_dir.paths import FIGURES_DIR, HYDRA_DIR, TENSORBOARD_DIR
 from genexp.run_dir.record import flatten_config
-from genexp.snapshot import Curve, RunInfo, RunOutcome, Snapshot, iter_step_rows
+from genexp.snapshot import Curve, FinalArtifacts, RunInfo, RunOutcome, Snapshot, iter_step_rows
 from genexp.technique import Clock
 
 EVENT_FILE_PREFIX = "events.out.tfevents."
 GIF_HEADER_BYTES = 13
+MAX_PROJECTOR_SAMPLES = 2000
+MAX_THUMBNAIL_PIXELS = 48  # side; larger images are reduced. A sprite has 8192 × 8192 pixels at most
+PROJECTOR_DIR = "projector"
+SHOWN_SETTINGS = {"model.name", "dataset.name", "seed"}  # hyperparameters of each run; others if they are changed
+IGNORED_SETTINGS = {"resume", "notes", "tags"}
 FLUSH_SECONDS = 1.0  # tensorboardX waits for the disk at each flush
 
 
@@ -151,11 +161,13 @@ class TensorBoardRecorder(Recorder):
         self._writer.flush()
 
     def close(self, outcome: RunOutcome) -> None:
-        """Append the GIFs of the run, and an end event if it finished. Close the file."""
+        """Append the GIFs of the gallery, and an end event if the run finished. Close the file.
+
+        The previews of all steps are there already.
+        """
         from tensorboardX.summary import hparams
 
-        gifs = [*sorted(self._run.run_dir.glob("*.gif")), *sorted((self._run.run_dir / FIGURES_DIR).glob("*.gif"))]
-        for path in gifs:
+        for path in sorted((self._run.run_dir / FIGURES_DIR).glob("*.gif")):
             data = read_file(path)
             if data.startswith(b"GIF8") and len(data) >= GIF_HEADER_BYTES:  # others can come from elsewhere
                 self._writer.add_summaries([_build_image_summary((f"animation/{path.stem}", data))], outcome.step)
@@ -189,12 +201,27 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
     from tensorboardX.summary import hparams, text
 
     config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
-    values = {
-        key: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for key, value in flatten_config(run.config)
-    }
-    _, session_start, _ = hparams(values, {})
+    _, session_start, _ = hparams(_select_changed_settings(run), {})
     return [text("config", f"```yaml\n{config}```"), session_start]
+
+
+def _select_changed_settings(run: RunInfo) -> dict[str, bool | int | float | str]:
+    """Return dotted key → value of the model, the data set, the seed, and what the command line names."""
+    try:
+        overrides = read_yaml_file(run.run_dir / HYDRA_DIR / "overrides.yaml")
+    except CheckpointError:  # not started by Hydra
+        overrides = []
+    words = [str(word).lstrip("+~") for word in overrides] if isinstance(overrides, list) else []
+    names = {word.partition("=")[0].partition("@")[0] for word in words} - IGNORED_SETTINGS
+    presets = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    settings = {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flatten_config(run.config)
+        if key in SHOWN_SETTINGS
+        or any(f"{key}.".startswith(f"{name}.") for name in names if "." in name)
+        or key.removesuffix(".name") in names
+    }
+    return settings | dict(zip(["experiment"], presets, strict=False))
 
 
 def _build_scalar_summary(prefix: str, metrics: Mapping[str, float]) -> Any:
@@ -213,3 +240,40 @@ def _build_image_summary(tagged_image: tuple[str, bytes]) -> Any:
     size = struct.unpack("<HH", data[6:10]) if data.startswith(b"GIF") else struct.unpack(">II", data[16:24])
     image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=data)
     return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Sequence[str]) -> None:
+    """Write codes, class names and thumbnails of up to MAX_PROJECTOR_SAMPLES samples into `log_dir`/projector.
+
+    A class name is one line: spaces replace tabs and line breaks.
+    """
+    assert artifacts.codes is not None
+    projector_dir = log_dir / PROJECTOR_DIR
+    projector_dir.mkdir(exist_ok=True)
+    codes = io.BytesIO()
+    np.savetxt(codes, artifacts.codes[:MAX_PROJECTOR_SAMPLES].numpy(), fmt="%.6g", delimiter="\t")
+    write_file(projector_dir / "codes.tsv", codes.getvalue())
+    projector_config = (
+        f'embeddings {{\n  tensor_name: "latent codes"\n  tensor_path: "{PROJECTOR_DIR}/codes.tsv"\n'
+    )
+    if artifacts.labels is not None:
+        names = [get_class_name(label, class_names) for label in artifacts.labels[:MAX_PROJECTOR_SAMPLES].tolist()]
+        write_file(projector_dir / "classes.tsv", "".join(f"{' '.join(name.split())}\n" for name in names))
+        projector_config += f'  metadata_path: "{PROJECTOR_DIR}/classes.tsv"\n'
+    if artifacts.images is not None:
+        side = min(MAX_THUMBNAIL_PIXELS, max(artifacts.images.shape[2:]))
+        _write_sprite(projector_dir / "thumbnails.png", artifacts.images[:MAX_PROJECTOR_SAMPLES], side)
+        projector_config += f'  sprite {{\n    image_path: "{PROJECTOR_DIR}/thumbnails.png"\n'
+        projector_config += 2 * f"    single_image_dim: {side}\n" + "  }\n"
+    write_file(log_dir / "projector_config.pbtxt", projector_config + "}\n")
+
+
+def _write_sprite(path: Path, thumbnails: Tensor, side: int) -> None:
+    from PIL import Image
+
+    columns = math.ceil(math.sqrt(len(thumbnails)))
+    sprite = Image.new("L" if thumbnails.shape[1] == 1 else "RGB", (columns * side, columns * side))
+    for index, pixels in enumerate(thumbnails):
+        row, column = divmod(index, columns)
+        sprite.paste(to_pil_image(pixels).resize((side, side)), (column * side, row * side))
+    write_file(path, encode_png(sprite))

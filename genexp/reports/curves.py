@@ -25,14 +25,15 @@ MAX_COLORED_GROUPS = len(PALETTE)  # seed groups drawn in color; the others are 
 GRAY = "rgba(140, 140, 140, 0.4)"
 
 
-def build_run_charts(metrics: LoggedMetrics) -> list[Chart]:
+def build_run_charts(metrics: LoggedMetrics, best: tuple[str, int, float] | None = None) -> list[Chart]:
     """Return one chart for each metric, or group of metrics, of one run.
 
-    A chart shows the raw training values in a faint color, their smoothed curve, and the test values.
+    A chart shows the raw training values in a faint color, their smoothed curve, and the test values. `best` is
+    the objective, and the step and value of its best score, which is marked.
     """
     train, test = (_select_curves(metrics.get(split, {})) for split in ("train", "test"))
-    steps_per_epoch = _estimate_steps_per_epoch([*train.values(), *test.values()])
-    charts = []
+    steps_per_epoch = estimate_steps_per_epoch(metrics)
+    charts: list[Chart] = []
     for title, names in group_metrics([*train, *(name for name in test if name not in train)]).items():
         traces, y_values = [], []
         for index, name in enumerate(names):
@@ -45,6 +46,7 @@ def build_run_charts(metrics: LoggedMetrics) -> list[Chart]:
                     "line": {"color": _make_transparent(color), "width": 1},
                     "legendgroup": label,
                     "showlegend": False,
+                    "is_raw": True,  # not smoothed further by the page
                 }
                 traces.append(_build_trace(*downsample_min_max(curve), f"{name}, each step", **raw_style))
                 traces.append(
@@ -59,7 +61,10 @@ def build_run_charts(metrics: LoggedMetrics) -> list[Chart]:
                 }
                 mode = "lines+markers" if len(curve.steps) <= 40 else "lines"
                 traces.append(_build_trace(*downsample_min_max(curve), f"{name}, test", mode=mode, **test_style))
-        charts.append({"title": escape_plotly(title), "traces": traces, "layout": _build_axis_layout(y_values)})
+        has_objective = best is not None and best[0] in names
+        if best is not None and has_objective:
+            traces.append(_build_best_mark(*best[1:]))
+        charts.insert(0 if has_objective else len(charts), _build_curve_chart(title, title, traces, y_values))
     return charts
 
 
@@ -162,11 +167,21 @@ def _build_overlay_chart(
         traces, edges = _build_group_traces(steps, group_values, groups[rank].label, rank)
         y_values += edges
         (colored_traces if rank < MAX_COLORED_GROUPS else gray_traces).extend(traces)
-    return {
-        "title": escape_plotly(f"{name}, {split}"),
-        "traces": gray_traces + colored_traces,
-        "layout": _build_axis_layout(y_values),
-    }
+    return _build_curve_chart(f"{name}, {split}", name, gray_traces + colored_traces, y_values)
+
+
+def _build_curve_chart(
+    title: str, metric: str, traces: Sequence[dict[str, Any]], y_values: Sequence[np.ndarray]
+) -> Chart:
+    layout = _build_axis_layout(y_values)
+    layout["yaxis"]["title"] = {"text": escape_plotly(metric)}
+    return {"title": escape_plotly(title), "traces": traces, "layout": layout, "is_curve": True}
+
+
+def _build_best_mark(step: int, value: float) -> dict[str, Any]:
+    marker = {"symbol": "star", "size": 12, "color": PALETTE[4], "line": {"color": "#1d2126", "width": 1}}
+    name = f"best: {value:.4g} at step {step:,}"
+    return _build_trace(np.array([step]), np.array([value]), name, "markers", marker=marker, is_raw=True)
 
 
 def _select_drawn_runs(group: SeedGroup) -> list[RunRecord]:
@@ -239,11 +254,12 @@ def _make_transparent(color: str) -> str:
     return f"rgba({red}, {green}, {blue}, 0.22)"
 
 
-def _estimate_steps_per_epoch(curves: Sequence[LoggedCurve]) -> int:
+def estimate_steps_per_epoch(metrics: LoggedMetrics) -> int:
     """Return the steps per epoch, estimated from the first curve that spans several epochs.
 
     Within one epoch, return the number of the last step. Without curves, return 1.
     """
+    curves = [curve for split in ("train", "test") for curve in metrics.get(split, {}).values()]
     for curve in curves:
         later = curve.steps[curve.epochs > curve.epochs[0]]
         if len(later):

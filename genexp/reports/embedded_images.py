@@ -1,97 +1,108 @@
-"""Images of runs as data URIs for HTML pages, compressed to limits on file size."""
+"""Images of runs on HTML pages: relative URLs of their files, or data URIs of pages that consist of one file."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from genexp.images.animation import encode_animation, thin_evenly
-from genexp.run_dir.files import read_file
-from genexp.run_dir.paths import FIGURES_DIR, find_animations
+from genexp.run_dir.files import open_regular_file, read_file
+from genexp.run_dir.paths import CURVES_FIGURE, FIGURES_DIR, LATENTS_FIGURE, PREVIEWS_DIR, find_animations
 from genexp.run_dir.record import RunRecord
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-MAX_IMAGE_BYTES = 800_000  # bytes of one image; a larger GIF loses frames, a larger PNG becomes a small WebP
-MAX_RUN_IMAGE_BYTES = 5_000_000  # bytes of all images on the page of one run
+MAX_IMAGE_BYTES = (
+    800_000  # bytes of an embedded image; a larger GIF loses frames, a larger PNG becomes a small WebP
+)
+MAX_RUN_IMAGE_BYTES = 5_000_000  # bytes of all embedded images on the page of one run
 MAX_GIF_PIXELS = 200_000_000  # in all frames of a GIF that is shortened
 MAX_SIDE_PIXELS = 1200  # pixels of the longer side of a downscaled PNG
-MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all thumbnails on a page
+MAX_THUMBNAIL_BYTES = 4_500_000  # bytes of all embedded images on a page of many runs
 THUMBNAIL_WIDTHS = (320, 200, 120, 64)  # pixels; the first width whose file is small enough is used
-MAX_THUMBNAILS_PER_RUN = 2  # thumbnails of each run on a page of many runs
-CURVES_FIGURE = "loss"  # figures/loss.png, omitted because the page draws the curves itself
+MAX_THUMBNAILS_PER_RUN = 2  # images of each run on a page of many runs
+MAX_LABEL_CHARACTERS = 500
+FIRST_NAMES = (
+    "samples",
+    "generated",
+    "translations",
+    "stylized",
+)  # what was made comes before what it was made of
 
 _MIME_TYPES = {b"GIF8": "image/gif", b"\x89PNG": "image/png", b"RIFF": "image/webp"}
 
 
 @dataclass(frozen=True)
-class EmbeddedImage:
-    """An image or a video encoded as a data URI."""
+class PageImage:
+    """An image or a video on a page."""
 
     name: str  # file name without extension
-    data_uri: str  # data:image/...;base64,... or data:video/mp4;base64,...
+    url: str  # relative, or a data URI
+    is_video: bool = False
     linked_page: str | None = None  # relative URL of an interactive version
-
-    @property
-    def is_video(self) -> bool:
-        """Whether a page must show it with a video element."""
-        return self.data_uri.startswith("data:video/")
+    frames: Sequence[tuple[int, str]] = ()  # step and URL of the previews, of which `url` is the last
+    caption: str = ""  # labels of the rows and columns of the previews
+    is_photograph: bool = False  # not a grid of small images, whose pixels are to be seen
 
 
-def embed_run_images(run_dir: Path) -> tuple[list[EmbeddedImage], list[str]]:
-    """Return the images of a run, animations first, and the relative paths of omitted files.
+def find_run_images(run_dir: Path, *, is_embedded: bool = False) -> tuple[list[PageImage], list[str]]:
+    """Return the images of a run, those of the training first, and the relative paths of omitted files.
 
-    A file is omitted if it cannot be read, or if it would exceed `MAX_RUN_IMAGE_BYTES`.
+    A file is omitted if it is damaged. Of embedded images, the whole has at most `MAX_RUN_IMAGE_BYTES` bytes.
     """
+    previews = [] if is_embedded else _find_previews(run_dir)
+    previewed_names = {image.name for image in previews}
     animations = [*find_animations(run_dir), *find_animations(run_dir / FIGURES_DIR)]
     animated_names = {path.stem for path in animations}
-    still_images = [
+    stills = [
         path
         for path in sorted((run_dir / FIGURES_DIR).glob("*.png"))
-        if path.stem not in animated_names | {CURVES_FIGURE}
+        if path.stem not in animated_names and path.name != CURVES_FIGURE
     ]
-    images, omitted_files, total_bytes = [], [], 0
-    for path in [*animations, *still_images]:
-        data = _read_compressed(path)
+    images, omitted_files, total_bytes = list(previews), [], 0
+    for path in [*animations, *stills]:
+        if path.stem in previewed_names:
+            continue
+        data = _read_compressed(path) if is_embedded else _read_start(path)
         if data is None or total_bytes + len(data) > MAX_RUN_IMAGE_BYTES:
             omitted_files.append(str(path.relative_to(run_dir)))
             continue
-        total_bytes += len(data)
+        total_bytes += len(data) if is_embedded else 0
+        url = _build_data_uri(data) if is_embedded else _build_url(path, run_dir)
         page = path.with_suffix(".html")
-        images.append(
-            EmbeddedImage(
-                path.stem,
-                _build_data_uri(data),
-                quote(os.fsencode(page.relative_to(run_dir))) if page.is_file() else None,
-            )
-        )
+        linked_page = _build_url(page, run_dir) if page.is_file() and not is_embedded else None
+        is_video = _find_mime_type(data) == "video/mp4"
+        images.append(PageImage(path.stem, url, is_video=is_video, linked_page=linked_page))
+    images.sort(key=lambda image: image.name not in FIRST_NAMES)
     return images, omitted_files
 
 
-def build_thumbnails(runs: Sequence[RunRecord]) -> dict[str, dict[RunRecord, EmbeddedImage]]:
-    """Return figure name → run → thumbnail, for the `MAX_THUMBNAILS_PER_RUN` figures that the most runs have."""
+def find_figures(runs: Sequence[RunRecord], page: Path | None) -> dict[str, dict[RunRecord, PageImage]]:
+    """Return figure name → run → image, for the `MAX_THUMBNAILS_PER_RUN` figures that the most runs have.
+
+    URLs are relative to `page`. Without it, small images are embedded.
+    """
     paths: dict[str, dict[RunRecord, Path]] = {}
     for run in runs:
         for path in sorted((run.run_dir / FIGURES_DIR).glob("*.png")):
-            if path.stem not in (CURVES_FIGURE, "latents"):
+            if path.name not in (CURVES_FIGURE, LATENTS_FIGURE):
                 paths.setdefault(path.stem, {})[run] = path
     names = sorted(paths, key=lambda name: -len(paths[name]))[:MAX_THUMBNAILS_PER_RUN]
     count = sum(len(paths[name]) for name in names)
-    images: dict[str, dict[RunRecord, EmbeddedImage]] = {}
+    images: dict[str, dict[RunRecord, PageImage]] = {}
     for name in names:
         for run, path in paths[name].items():
-            data = _read_thumbnail(path, MAX_THUMBNAIL_BYTES // count)
-            if data is not None:
-                images.setdefault(name, {})[run] = EmbeddedImage(name, _build_data_uri(data))
+            data = _read_start(path) if page else _read_thumbnail(path, MAX_THUMBNAIL_BYTES // count)
+            if data:
+                url = _build_url(path.resolve(), page.resolve().parent) if page else _build_data_uri(data)
+                images.setdefault(name, {})[run] = PageImage(name, url)
     return images
 
 
@@ -114,48 +125,87 @@ def drop_gif_frames(data: bytes, max_bytes: int) -> bytes:
     return encode_animation((frames[index][0] for index in indices), "gif", min(ms for _, ms in frames))
 
 
+def _find_previews(run_dir: Path) -> list[PageImage]:
+    images = []
+    for directory in sorted((run_dir / PREVIEWS_DIR).glob("*/")):
+        paths = sorted(path for path in directory.glob("*.png") if path.stem.isdecimal() and path.stem.isascii())
+        frames = [(int(path.stem), _build_url(path, run_dir)) for path in paths if _read_start(path) is not None]
+        if frames:
+            caption, is_photograph = _read_labels(paths[-1])
+            image = PageImage(
+                directory.name, frames[-1][1], frames=frames, caption=caption, is_photograph=is_photograph
+            )
+            images.append(image)
+    return images
+
+
+def _read_labels(path: Path) -> tuple[str, bool]:
+    """Return the labels in a preview, as one line, and whether it is a photograph."""
+    from PIL import Image
+
+    try:
+        with open_regular_file(path) as file, Image.open(file) as image:
+            labels = json.loads(image.info.get("labels", "{}"))
+        parts = [
+            f"{axis}: {', '.join(map(str, labels[axis]))}" for axis in ("rows", "columns") if labels.get(axis)
+        ]
+        return "; ".join(parts)[:MAX_LABEL_CHARACTERS], bool(labels.get("is_photograph"))
+    except Exception:  # Pillow's plugins raise any exception on damaged files
+        return "", False
+
+
+def _build_url(path: Path, directory: Path) -> str:
+    """Return the URL of a file relative to a directory."""
+    return quote(os.fsencode(os.path.relpath(path, directory)))
+
+
+def _read_start(path: Path) -> bytes | None:
+    """Return the first bytes of a file, or None if pages cannot show it."""
+    try:
+        with open_regular_file(path) as file:
+            data = file.read(16)
+    except OSError:
+        return None
+    return data if len(data) == 16 and _find_mime_type(data) else None
+
+
 def _read_compressed(path: Path) -> bytes | None:
     """Return the bytes of an image or video file, or None if it cannot be read.
 
     Above `MAX_IMAGE_BYTES`, an image is compressed. A video is not: None is returned.
     """
+    data = _read_image(path, lambda image: _encode_webp(image, MAX_SIDE_PIXELS, quality=85), MAX_IMAGE_BYTES)
+    return data if data and _find_mime_type(data) else None
+
+
+def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
+    def encode(image: Any) -> bytes | None:
+        encoded = (_encode_webp(image, width, quality=70) for width in THUMBNAIL_WIDTHS)
+        return next((data for data in encoded if len(data) <= max_bytes), None)
+
+    return _read_image(path, encode, 0)
+
+
+def _read_image(path: Path, encode: Callable[[Any], bytes | None], max_bytes: int) -> bytes | None:
+    """Return the bytes of a file. Of an image with more than `max_bytes`, return what `encode` makes of it."""
     from PIL import Image
 
     try:
         data = read_file(path)
-        mime_type = _find_mime_type(data)
-        if mime_type is None or len(data) <= MAX_IMAGE_BYTES:
-            return data if mime_type else None
-        if mime_type.startswith("video/"):
-            return None
+        if len(data) <= max_bytes:
+            return data
         if path.suffix == ".gif":
-            return drop_gif_frames(data, MAX_IMAGE_BYTES)
+            return drop_gif_frames(data, max_bytes)
         with Image.open(io.BytesIO(data)) as image:
-            image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
-            return _encode_webp(image, quality=85)
-    except Exception:  # Pillow's plugins raise any exception on damaged files
+            return encode(image)
+    except Exception:  # as above, and also of videos
         return None
 
 
-def _read_thumbnail(path: Path, max_bytes: int) -> bytes | None:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
-            image.load()
-            for width in THUMBNAIL_WIDTHS:
-                image.thumbnail((width, 2 * width))
-                data = _encode_webp(image, quality=70)
-                if len(data) <= max_bytes:
-                    return data
-    except Exception:  # as above
-        return None
-    return None
-
-
-def _encode_webp(image: Image, quality: int) -> bytes:
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "WEBP", quality=quality)
+def _encode_webp(image: Any, side: int, quality: int) -> bytes:
+    file, smaller = io.BytesIO(), image.copy()
+    smaller.thumbnail((side, 2 * side))
+    smaller.convert("RGB").save(file, "WEBP", quality=quality)
     return file.getvalue()
 
 

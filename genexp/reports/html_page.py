@@ -1,20 +1,23 @@
-"""Self-contained HTML pages, rendered from Jinja templates."""
+"""HTML pages, rendered from Jinja templates. They share plotly.js, or consist of one file."""
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from genexp.recorders.latent_plots import build_security_policy
+from genexp.recorders.latent_plots import (
+    LOADER_FILE,
+    build_security_policy,
+    encode_plotly_js,
+    read_plotly_js,
+    write_plotly_file,
+)
 from genexp.reports.curves import Chart
 from genexp.run_dir.files import write_file
 
@@ -35,30 +38,36 @@ class TableCell:
     tooltip: str | None = None
 
 
-def write_page(path: Path, template: str, charts: Sequence[Chart], **content: Any) -> None:
+def write_page(
+    path: Path, template: str, charts: Sequence[Chart], assets_dir: Path | None, **content: Any
+) -> None:
     """Write a page to `path`, atomically. Raises OSError.
 
-    Text from users and runs is escaped: `content` by the template, `charts` here.
+    plotly.js is in `assets_dir`, or in the page without it. Text from users and runs is escaped: `content` by the
+    template, `charts` here.
     """
     from markupsafe import Markup  # installed with jinja2, which is slow to import
 
     data = json.dumps(charts, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    script = (TEMPLATE_DIR / "page.js").read_text(encoding="utf-8")
-    scripts = [script, _read_plotly_js()] if charts else [script]
-    text = (
-        _create_template_environment()
-        .get_template(template)
-        .render(
-            **content,
-            policy=Markup(build_security_policy(scripts)),
-            chart_count=len(charts),
-            chart_data=Markup(data),
-            plotly=_encode_plotly_js() if charts else "",
-            style=Markup((TEMPLATE_DIR / "style.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-        )
+    script = "".join(file.read_text(encoding="utf-8") for file in (LOADER_FILE, TEMPLATE_DIR / "page.js"))
+    is_shared = bool(charts) and assets_dir is not None
+    text = render_template(
+        template,
+        **content,
+        policy=Markup(build_security_policy([script, read_plotly_js()] if charts else [script])),
+        chart_count=len(charts),
+        chart_data=Markup(data),
+        plotly_url=build_relative_url(write_plotly_file(assets_dir), path) if assets_dir and is_shared else "",
+        plotly="" if is_shared or not charts else encode_plotly_js(),
+        style=Markup((TEMPLATE_DIR / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
     )
     write_file(path, text.encode(errors="replace"))  # file names may not be valid UTF-8
+
+
+def render_template(template: str, **content: Any) -> str:
+    """Return a template with `content`, whose text is escaped."""
+    return _create_template_environment().get_template(template).render(**content)
 
 
 def build_relative_url(target: Path, page: Path) -> str:
@@ -74,15 +83,3 @@ def _create_template_environment() -> Environment:
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-@cache
-def _read_plotly_js() -> str:
-    file = distribution("plotly").locate_file("plotly/package_data/plotly.min.js")
-    return Path(str(file)).read_text(encoding="utf-8")
-
-
-@cache
-def _encode_plotly_js() -> str:
-    """Return plotly.js, gzipped and base64-encoded. This reduces each page from 5 MB to 2 MB."""
-    return base64.b64encode(gzip.compress(_read_plotly_js().encode(), compresslevel=1, mtime=0)).decode()

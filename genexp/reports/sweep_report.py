@@ -13,7 +13,7 @@ from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import build_column_labels, format_setting_short, get_settings
 from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, LoggedMetrics, build_sweep_charts
-from genexp.reports.embedded_images import build_thumbnails
+from genexp.reports.embedded_images import find_figures
 from genexp.reports.html_page import TableCell, build_relative_url, write_page
 from genexp.reports.parameter_effects import build_effect_charts, build_parallel_coordinates
 from genexp.reports.run_report import group_config_entries
@@ -26,12 +26,15 @@ from genexp.reports.table import (
     format_state,
 )
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import REPORT_FILE
+from genexp.run_dir.paths import ASSETS_DIR, REPORT_FILE
 from genexp.run_dir.record import RunRecord
 
 
-def write_sweep_report(comparison: Comparison, path: Path) -> None:
-    """Write the page of `comparison` to `path`. Raises OSError."""
+def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bool = False) -> None:
+    """Write the page of `comparison` to `path`: a single file, or one that refers to files of the runs.
+
+    Raises OSError.
+    """
     metrics, notes = _load_metrics(comparison)
     curves = build_sweep_charts(comparison, metrics)
     effects = build_effect_charts(comparison)
@@ -41,6 +44,7 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
         path,
         "sweep.html",
         charts,
+        None if is_single_file else path.resolve().parent / ASSETS_DIR,
         title=_build_title(comparison),
         subtitle=os.path.commonpath([run.run_dir.resolve() for run in comparison.runs]),
         state="",
@@ -57,7 +61,9 @@ def write_sweep_report(comparison: Comparison, path: Path) -> None:
         gray=GRAY,
         effect_count=len(effects),
         has_parallel_chart=parallel_chart is not None,
-        thumbnails=_build_thumbnail_entries(comparison, path),
+        x_axes={"step": 1},
+        progress="",
+        pictures=_build_picture_entries(comparison, None if is_single_file else path),
         common_config=_find_common_config(comparison),
         environment=_merge_environments(comparison),
     )
@@ -160,19 +166,19 @@ def _build_score_cell(value: float | None) -> TableCell:
     return TableCell(format_score(value), value)
 
 
-def _build_thumbnail_entries(comparison: Comparison, page: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return figure name → thumbnails of all runs with captions, the best run first."""
-    thumbnails = build_thumbnails(comparison.runs)
+def _build_picture_entries(comparison: Comparison, page: Path | None) -> dict[str, list[dict[str, Any]]]:
+    """Return figure name → images of all runs with captions, the best run first."""
+    figures = find_figures(comparison.runs, page)
     header = _build_run_header(comparison)[1 : len(comparison.differing_keys) + 2]
     entries: dict[str, list[dict[str, Any]]] = {}
-    for name, images in thumbnails.items():
+    for name, images in figures.items():
         for run in comparison.runs:
             if run in images:
                 cells = [*_build_setting_cells(run, comparison), _build_setting_cell(run.seed)]
                 caption = " · ".join(
                     f"{column.rpartition('.')[2]} {cell.text}" for column, cell in zip(header, cells, strict=True)
                 )
-                entry = {"data_uri": images[run].data_uri, "name": run.name, "caption": caption}
+                entry = {"url": images[run].url, "name": run.name, "caption": caption}
                 entries.setdefault(name, []).append(entry)
     return entries
 

@@ -130,58 +130,64 @@ def format_sort_order(comparison: Comparison) -> str:
 
 
 def _fit_to_console(
-    build_table: Callable[[Comparison, Sequence[str]], Table], comparison: Comparison, console: Console
+    build_table: Callable[[Comparison, Sequence[str], Sequence[str]], Table],
+    comparison: Comparison,
+    console: Console,
 ) -> Table:
     """Return a table with as many metrics as fit the console, at most `MAX_TERMINAL_METRICS`, at least one.
 
-    Columns are omitted rather than truncated: a truncated number would be wrong. The caption lists their names.
+    Settings are omitted too if their longest words do not fit. Columns are omitted rather than truncated: a
+    truncated number would be wrong. The caption lists their names.
     """
     from rich.measure import Measurement
 
     unbounded = console.options.update(width=10_000)
-    metrics = comparison.metrics[:MAX_TERMINAL_METRICS]
-    table = build_table(comparison, metrics)
+    metrics, keys = comparison.metrics[:MAX_TERMINAL_METRICS], comparison.differing_keys
+    table = build_table(comparison, metrics, keys)
     while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > console.width:
         metrics = metrics[:-1]
-        table = build_table(comparison, metrics)
-    omitted_metrics = comparison.metrics[len(metrics) :]
-    if omitted_metrics:
-        table.caption = f"other metrics: {', '.join(omitted_metrics)}"
-        table.caption_justify = "left"
+        table = build_table(comparison, metrics, keys)
+    while keys and Measurement.get(console, unbounded, table).minimum > console.width:
+        keys = keys[:-1]
+        table = build_table(comparison, metrics, keys)
+    omitted = {"metrics": comparison.metrics[len(metrics) :], "settings": comparison.differing_keys[len(keys) :]}
+    table.caption = (
+        "\n".join(f"other {kind}: {', '.join(names)}" for kind, names in omitted.items() if names) or None
+    )
+    table.caption_justify = "left"
     return table
 
 
-def _build_group_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
+def _build_group_table(comparison: Comparison, metrics: Sequence[str], keys: Sequence[str]) -> Table:
     from rich.markup import escape
 
     count = len(comparison.groups)
     count_text = "1 setting" if count == 1 else f"{count} settings"
     table = _create_table(f"{count_text}, mean ± standard error over seeds", comparison)
-    column_labels = build_column_labels(comparison.differing_keys)
-    for name in column_labels.values():
+    for name in build_column_labels(keys).values():
         table.add_column(name)
     for name in (*metrics, "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in comparison.groups:
         means = [format_mean(group.mean_score(metric)) for metric in metrics]
-        setting_cells = map(escape, _format_settings(group.runs[0], comparison.differing_keys))
+        setting_cells = map(escape, _format_settings(group.runs[0], keys))
         table.add_row(*setting_cells, *means, format_seed_count(group))
     return table
 
 
-def _build_run_table(comparison: Comparison, metrics: Sequence[str]) -> Table:
+def _build_run_table(comparison: Comparison, metrics: Sequence[str], keys: Sequence[str]) -> Table:
     from rich.markup import escape
 
     runs = comparison.runs
     table = _create_table(f"{len(runs)} run{'s' if len(runs) > 1 else ''}", comparison)
     table.add_column("run", overflow="fold")
-    for name in build_column_labels(comparison.differing_keys).values():
+    for name in build_column_labels(keys).values():
         table.add_column(name)
     for name in ("seed", *metrics, "best", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for run in runs:
-        text_cells = [run.name, *_format_settings(run, comparison.differing_keys), format_setting(run.seed)]
+        text_cells = [run.name, *_format_settings(run, keys), format_setting(run.seed)]
         scores = [format_score(value) for value in (*map(run.latest_metrics.get, metrics), run.best_value)]
         state = f"[{STATE_STYLES.get(run.state, 'dim')}]{format_state(run)}[/]"
         table.add_row(*map(escape, text_cells), *scores, format_duration(run.seconds), state)
@@ -196,7 +202,7 @@ def _create_table(title: str, comparison: Comparison) -> Table:
     return Table(title=f"{title}, {sort_order}" if sort_order else title, title_justify="left", box=SIMPLE_HEAD)
 
 
-def _format_settings(run: RunRecord, keys: tuple[str, ...]) -> Iterator[str]:
+def _format_settings(run: RunRecord, keys: Sequence[str]) -> Iterator[str]:
     settings = get_settings(run)
     return (format_setting_short(settings[key]) if key in settings else "" for key in keys)
 

@@ -29,6 +29,7 @@ HYDRA_DIR = ".hydra"
 LOG_FILE = "train.log"
 # One in each run directory and one in each sweep directory.
 REPORT_FILE = "report.html"
+ASSETS_DIR = ".assets"  # what the pages of a run, or of all jobs of a sweep, share
 LOCK_FILE = ".lock"
 # In a sweep directory, beside a run directory for each job.
 MANIFEST_FILE = "sweep.json"
@@ -46,18 +47,25 @@ _RUN_NAMES = {
 }
 _SWEEP_NAMES = {
     *(MANIFEST_FILE, MULTIRUN_FILE, STOP_FILE, STUDY_FILE, STUDY_LOCK_FILE, REPORT_FILE, LOCK_FILE),
-    SUBMITIT_DIR,
+    *(SUBMITIT_DIR, ASSETS_DIR),
 }
 
 
 def is_run_name(name: str) -> bool:
     """Return whether a run writes a file or folder with this name into its directory."""
-    return name in _RUN_NAMES or name.endswith((".gif", ".mp4", TEMPORARY_SUFFIX))
+    return name in _RUN_NAMES or name == ASSETS_DIR or name.endswith((".gif", ".mp4", TEMPORARY_SUFFIX))
 
 
 def is_sweep_name(name: str) -> bool:
     """Return whether a sweep writes a file or folder with this name into its directory."""
     return name in _SWEEP_NAMES or name.isdecimal() or name.endswith(TEMPORARY_SUFFIX)
+
+
+def find_assets_dir(run_dir: Path) -> Path:
+    """Return the folder of what the pages of a run share: in the sweep directory of a job, else in `run_dir`."""
+    run_dir = run_dir.resolve()
+    is_job = (run_dir.parent / MANIFEST_FILE).is_file()
+    return (run_dir.parent if is_job else run_dir) / ASSETS_DIR
 
 
 def find_animations(directory: Path) -> list[Path]:

@@ -275,7 +275,7 @@ def build_recorders(config: ExperimentConfig) -> RecorderGroup:
         ("tensorboard", TensorBoardRecorder(trainer.preview_every)),
         *(("named", recorder) for recorder in build_named_recorders(settings)),
         ("status", StatusRecorder(read_time=read_time)),
-        ("report", ReportRecorder(write_run_report)),
+        ("report", ReportRecorder(write_run_report, read_time=read_time)),
         ("console", ConsoleRecorder()),
         ("checkpoints", CheckpointRecorder(max_to_keep=trainer.keep_checkpoints)),
     ]

@@ -78,8 +78,9 @@ def test_run_has_metrics_scores_configuration_and_technique(saved_run: SavedRun)
 
 def test_run_and_table_show_themselves_in_a_notebook(saved_run: SavedRun) -> None:
     text = saved_run._repr_html_()
-    assert "finished, mse" in text
-    assert 'src="data:image/gif;base64,' in text
+    assert "<p>stacked_autoencoder on mnist_5k: finished</p>" in text
+    assert "<dt>mse</dt>" in text
+    assert 1 <= text.count('<img src="data:image/') <= 3
     table = genexp.compare(saved_run.path)._repr_html_()
     assert table.count("<tr>") == 2
     assert "<td>finished</td>" in table

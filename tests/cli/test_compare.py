@@ -18,7 +18,7 @@ from genexp.cli.compare import main
 from genexp.reports import compare, print_comparison
 from genexp.run_dir.files import lock_run_dir
 from genexp.run_dir.status import record_failure
-from tests.support.command import CommandResult, format_import_check, run_main
+from tests.support.command import CommandResult, format_import_check, get_error_line, run_main
 from tests.support.compose import compose_values
 from tests.support.run_dirs import make_run_dir
 
@@ -242,3 +242,35 @@ def test_compare_does_not_import_torch(sweep_dir: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "6 runs" in result.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_table_is_no_wider_than_the_screen(width: int, tmp_path: Path) -> None:
+    """Columns that do not fit are named below the table, and no number is cut."""
+    keys = ("optimizer.lr", "model.latent", "dataset.resident_gb", "trainer.epochs", "dataset.limit")
+    for number in range(2):
+        overrides = dict.fromkeys(keys, 1234567 + number)
+        make_run_dir(tmp_path / str(number), {"mse": 0.123456 + number}, overrides=overrides)
+    file = io.StringIO()
+    print_comparison(compare([tmp_path]), Console(file=file, width=width, force_terminal=True, color_system=None))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "other settings: " in file.getvalue()
+    assert "…" not in file.getvalue()
+    assert "0.1235" in file.getvalue()
+
+
+def test_tensorboard_logs_have_readable_names(tmp_path: Path) -> None:
+    for number in range(2):
+        run = make_run_dir(tmp_path / "sweep" / str(number), overrides={"optimizer.lr": 0.001 * (1 + number)})
+        (run / "tensorboard").mkdir()
+        (run / "tensorboard" / "events.out.tfevents.1").touch()
+    make_run_dir(tmp_path / "sweep" / "2")  # without logs
+    for _ in range(2):  # the second call replaces the links of the first
+        assert run_compare(tmp_path / "sweep", "--tensorboard", tmp_path / "logs").exit_code == 0
+    links = sorted(path for path in (tmp_path / "logs").rglob("*") if path.is_symlink())
+    names = [str(link.relative_to(tmp_path / "logs")) for link in links]
+    assert names == ["stacked_autoencoder/0 lr=0.001 seed=0", "stacked_autoencoder/1 lr=0.002 seed=0"]
+    assert all((link / "events.out.tfevents.1").is_file() for link in links)
+    result = run_compare(tmp_path / "sweep", "--tensorboard", tmp_path / "sweep")
+    assert "contains other files" in get_error_line(result, "genexp-compare")

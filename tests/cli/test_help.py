@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from genexp.cli.help import LINE_WIDTH, build_help_page
+from genexp.cli.help import LINE_WIDTH, build_help_page, list_completions
 from genexp.config import find_config_dir
 from genexp.errors import ConfigError
+from genexp.train import parse_command_line
 from tests.support.compose import compose_config
 
 CHOICES = [
@@ -70,3 +71,26 @@ def test_versions_name_the_program_and_its_libraries() -> None:
     assert page is not None
     assert version("torch") in page
     assert version("hydra-core") in page
+
+
+def test_tab_completes_directories_of_runs_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory in ("outputs/runs/vae/2026-01", "outputs/runs/vae/2026-02", "outputs/sweeps/1", "other"):
+        Path(directory).mkdir(parents=True)
+    for run in Path("outputs/runs/vae").iterdir():
+        (run / "config.yaml").touch()
+    Path("outputs/sweeps/1/sweep.json").touch()
+    parser, _ = parse_command_line([])
+    for line, expected in {
+        "genexp resume=": ["resume=other/", "resume=outputs/"],
+        "genexp model=vae resume=out": ["resume=outputs/"],
+        "genexp resume=outputs/runs/vae/": ["resume=outputs/runs/vae/2026-01", "resume=outputs/runs/vae/2026-02"],
+        "genexp trainer.init_from=outputs/runs/v": ["trainer.init_from=outputs/runs/vae/"],
+        "genexp -m sweep.resume=outputs/sweeps/": ["sweep.resume=outputs/sweeps/1"],
+        "genexp resume=missing/": [],
+        "genexp --plu": ["--plugin"],
+        "genexp model=va": [],
+        "genexp ": [],
+        "": [],
+    }.items():
+        assert list_completions(line, parser) == expected, line

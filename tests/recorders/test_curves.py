@@ -44,6 +44,7 @@ def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         matplotlib.figure.Figure, "savefig", lambda figure, *_arguments, **_options: figures.append(figure)
     )
+    monkeypatch.setattr("genexp.recorders.curves._reduce_colors", lambda png: b"")
     metrics = {
         "train": {"loss": make_curve(3, 2, 1)},
         "test": {"loss": make_curve(3, np.nan, 2.5), "psnr": make_curve(1, 9, 4), "frechet": make_curve(7)},

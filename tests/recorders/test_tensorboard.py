@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from genexp.cli.compare import link_tensorboard_logs
 from genexp.images.animation import encode_animation
-from genexp.recorders.tensorboard import TensorBoardRecorder
+from genexp.recorders.tensorboard import TensorBoardRecorder, _select_changed_settings
+from genexp.reports import compare
 from genexp.run_dir.checkpoint import truncate_logs
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
 from tests.support.browser import needs_browser, start_browser
+from tests.support.run_dirs import make_run_dir
 from tests.support.snapshots import (
     flush_and_measure_logs,
     make_clock,
@@ -100,7 +104,8 @@ def test_inactive_phase_has_fewer_points(tmp_path: Path) -> None:
 def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
     frames = [make_image(seed, (256, 256))[0].numpy() for seed in (1, 2)]
-    (tmp_path / "samples.gif").write_bytes(encode_animation(frames, "gif", 100))
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/walk.gif").write_bytes(encode_animation(frames, "gif", 100))
     with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         recorder.record(
             make_snapshot(
@@ -112,14 +117,44 @@ def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> N
             )
         )
     events = read_events(tmp_path)
-    assert set(events.Tags()["images"]) == {"preview/samples", "gallery/grid", "animation/samples"}
-    [gif] = events.Images("animation/samples")
-    assert gif.encoded_image_string == (tmp_path / "samples.gif").read_bytes()
+    assert set(events.Tags()["images"]) == {"preview/samples", "gallery/grid", "animation/walk"}
+    [gif] = events.Images("animation/walk")
+    assert gif.encoded_image_string == (tmp_path / "figures/walk.gif").read_bytes()
     assert (gif.width, gif.step) == (256, 40)
     [text] = events.Tensors("config/text_summary")
     assert b"beta: 1.0" in text.tensor_proto.string_val[0]
     assert set(events.summary_metadata) >= {"_hparams_/session_start_info", "_hparams_/session_end_info"}
     assert [path.name for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()] == ["projector"]
+
+
+def test_hyperparameters_are_those_that_the_command_line_changes(tmp_path: Path) -> None:
+    config = {
+        "seed": 0,
+        "model": {"name": "vae", "beta": 4.0, "hidden": [8], "recipe": {"epochs": 60}},
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "trainer": {"epochs": 2, "video": "gif"},
+        "notes": "a",
+    }
+    (tmp_path / ".hydra").mkdir()
+    overrides = [
+        "model=vae",
+        "+model.hidden=[8]",
+        "optimizer.lr=1e-2",
+        "trainer.epochs=2",
+        "notes=a",
+        "experiment=big",
+    ]
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([*overrides, "hydra.run.dir=x"]))
+    assert _select_changed_settings(make_run_info(tmp_path, config=config)) == {
+        "experiment": "big",
+        "seed": 0,
+        "model.name": "vae",
+        "model.hidden": "[8]",
+        "optimizer.lr": 0.01,
+        "trainer.epochs": 2,
+    }
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("[")
+    assert _select_changed_settings(make_run_info(tmp_path, config=config)) == {"seed": 0, "model.name": "vae"}
 
 
 def test_projector_has_one_row_per_sample(tmp_path: Path) -> None:
@@ -195,7 +230,7 @@ def test_tensorboard_server_returns_scalars_and_hyperparameters(tmp_path: Path) 
         points = query_tensorboard(f"{data}/scalars/scalars?run=run/tensorboard&tag=test/psnr")
         assert [(step, value) for _, step, value in points] == [(10, 11), (20, 12), (40, 14)]
         experiment = query_tensorboard(f"{data}/hparams/experiment", experimentName="")
-        assert {info["name"] for info in experiment["hparamInfos"]} >= {"model.beta", "seed"}
+        assert {info["name"] for info in experiment["hparamInfos"]} == {"model.name", "seed"}
         metrics = [{"name": {"tag": "test/psnr", "group": ""}}]
         question = {"colParams": [{"metric": metrics[0]["name"]}], "startIndex": 0, "sliceSize": 10}
         [group] = query_tensorboard(
@@ -205,12 +240,26 @@ def test_tensorboard_server_returns_scalars_and_hyperparameters(tmp_path: Path) 
         assert query_tensorboard(f"{data}/projector/runs") == ["run/tensorboard"]
 
 
+def test_tensorboard_server_lists_runs_by_readable_names(tmp_path: Path) -> None:
+    for number in range(2):
+        run_dir = make_run_dir(tmp_path / "sweep" / str(number), overrides={"seed": number})
+        run = make_run_info(run_dir)
+        with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
+            record_snapshots(recorder, run, (0, 10))
+    link_tensorboard_logs(compare([tmp_path / "sweep"]), tmp_path / "logs")
+    with start_tensorboard(tmp_path / "logs") as address:
+        runs = query_tensorboard(f"{address}/data/plugin/scalars/tags")
+    assert set(runs) == {"stacked_autoencoder/0 seed=0", "stacked_autoencoder/1 seed=1"}
+
+
 def record_sweep(sweep_dir: Path) -> dict[str, tuple[float, float]]:
     """Record two learning rates with two seeds each, and return run → (rate, psnr)."""
     expected = {}
     for number, (rate, seed) in enumerate(((0.001, 0), (0.001, 1), (0.01, 0), (0.01, 1))):
         config = {"seed": seed, "optimizer": {"name": "adam", "lr": rate}}
         run = make_run_info(sweep_dir / str(number), config=config)
+        (run.run_dir / ".hydra").mkdir(parents=True)
+        (run.run_dir / ".hydra" / "overrides.yaml").write_text(f"- optimizer.lr={rate}\n- seed={seed}\n")
         with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
             record_snapshots(recorder, run, (0, 10, 20, 30))
             recorder.record(make_snapshot(40, run, test_metrics={"psnr": 20.0 + number}))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from genexp.reports import compare, write_sweep_report
 from tests.support.browser import Browser, needs_browser
-from tests.support.report_pages import HTML_INJECTION, read_charts, save_screenshot
+from tests.support.report_pages import HTML_INJECTION, assert_readable, read_charts, save_screenshot
 from tests.support.run_dirs import make_run_dir
 
 LARGE_SWEEP_RUNS = 200
@@ -42,7 +42,7 @@ def test_sweep_report_has_table_curves_bands_effects_and_thumbnails(tmp_path: Pa
     page = tmp_path / "sweep" / "report.html"
     write_sweep_report(compare([tmp_path / "sweep"]), page)
     text = page.read_text()
-    assert text.count("data:image/webp") == 9
+    assert text.count('<img src="') == text.count("/figures/samples.png") == 9
     assert "significant (paired t-test" in text
     mse, *others = read_charts(page)
     assert mse["title"] == "mse, test"
@@ -128,3 +128,49 @@ def test_chart_can_be_zoomed(large_sweep_report: Path, browser: Browser) -> None
     low, high = browser.run("return document.querySelector('.chart').layout.xaxis.range")
     assert whole[0] < low < high < whole[1]
     assert browser.read_errors() == []
+
+
+@pytest.mark.browser
+@needs_browser
+def test_filter_and_columns_choose_what_a_table_shows(large_sweep_report: Path, browser: Browser) -> None:
+    browser.set_viewport(1360, 900)
+    browser.open(large_sweep_report)
+    shown = "return [...document.querySelectorAll('#runs tbody tr')].filter((row) => row.checkVisibility()).length"
+    for text, count in (("FAILED", 1), ("", LARGE_SWEEP_RUNS + 1), ("no such text", 0)):
+        browser.run(
+            f"const input = document.querySelector('[data-filter]'); input.value = '{text}';"
+            "input.dispatchEvent(new Event('input'))"
+        )
+        assert browser.run(shown) == count
+    figures = "[...document.querySelectorAll('.thumbnails figure')]"
+    assert browser.run(f"return {figures}.filter((figure) => figure.checkVisibility()).length") == 0
+    heads = "[...document.querySelectorAll('#runs th')].filter((head) => head.checkVisibility()).length"
+    count = browser.run(f"return {heads}")
+    browser.run("document.querySelector('[data-column]').click()")
+    assert browser.run(f"return {heads}") == count - 1
+    assert browser.read_errors() == []
+
+
+@pytest.mark.browser
+@needs_browser
+@pytest.mark.parametrize(("width", "is_dark"), [(390, True), (800, False), (1300, True)])
+def test_page_of_a_sweep_is_readable(
+    width: int, is_dark: bool, small_sweep_report: Path, browser: Browser
+) -> None:
+    assert_readable(browser, small_sweep_report, width, is_dark=is_dark)
+    widths = "return document.querySelector('.thumbnails figure').offsetWidth"
+    before = browser.run(widths)
+    browser.run(
+        "const slider = document.querySelector('[data-width]'); slider.value = 600;"
+        "slider.dispatchEvent(new Event('input'))"
+    )
+    assert browser.run(widths) > before or width == 390
+
+
+@pytest.fixture(scope="module")
+def small_sweep_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the report of a sweep with two seeds for each of three settings, one of which failed."""
+    sweep = make_sweep_dir(tmp_path_factory.mktemp("few"), rates=3, seeds=2)
+    make_run_dir(sweep / "6", state="failed", error="out of memory", warnings=["the loss rose"])
+    write_sweep_report(compare([sweep]), sweep / "report.html")
+    return sweep / "report.html"

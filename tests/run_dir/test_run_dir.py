@@ -144,11 +144,10 @@ def test_gif_has_one_frame_per_preview(run_dir: Path) -> None:
 
 
 def test_checkpoints_are_limited_and_load_with_weights_only(run_dir: Path) -> None:
-    newest, *older = list_checkpoints(run_dir)
+    (newest,) = list_checkpoints(run_dir)  # one fewer than trainer.keep_checkpoints: the run has finished
     assert newest.name == f"step-{EPOCHS * STEPS_PER_EPOCH:08d}.pt"
-    assert len(older) == 1
-    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {newest.name, older[0].name, "best.pt"}
-    for path in (newest, *older, run_dir / "checkpoints" / "best.pt"):
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {newest.name, "best.pt"}
+    for path in (newest, run_dir / "checkpoints" / "best.pt"):
         assert torch.load(path, weights_only=True)["checksum"]
         load_checkpoint(path)
     best = load_checkpoint(run_dir / "checkpoints" / "best.pt")
@@ -175,8 +174,6 @@ def test_tensorboard_has_images_config_and_codes(run_dir: Path) -> None:
     previews = accumulator.Images("preview/reconstructions")
     assert [image.step for image in previews] == [STEPS_PER_EPOCH * epoch for epoch in range(EPOCHS + 1)]
     assert all(image.encoded_image_string.startswith(b"\x89PNG") for image in previews)
-    (animation,) = accumulator.Images("animation/reconstructions")
-    assert animation.encoded_image_string == (run_dir / "reconstructions.gif").read_bytes()
     summary = accumulator.SummaryMetadata("config/text_summary")
     assert summary.plugin_data.plugin_name == "text"
     text = accumulator.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()

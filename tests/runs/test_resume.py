@@ -189,7 +189,7 @@ def test_finished_run_can_be_extended(tmp_path: Path) -> None:
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     uninterrupted, damaged = tmp_path / "straight", tmp_path / "damaged"
-    run = (*make_tiny_overrides("vae"), "optimizer.schedule=constant")
+    run = (*make_tiny_overrides("vae"), "optimizer.schedule=constant", "trainer.keep_checkpoints=3")
     assert run_genexp(*run, "trainer.epochs=3", format_run_dir_override(uninterrupted)).exit_code == 0
     assert run_genexp(*run, "trainer.epochs=2", format_run_dir_override(damaged)).exit_code == 0
     newest = list_checkpoints(damaged)[0]
