@@ -114,7 +114,7 @@ def _plan_valid_discriminator(shape: ImageShape, width: int) -> list[ConvSpec]:
 LAYOUTS = {
     # Kernel 4 at stride 2 wherever the side is even: a kernel size divisible by the stride avoids checkerboards.
     "doubling": ConvGANLayout(_plan_doubling_generator, _plan_doubling_discriminator),
-    # The layers of the reference implementation: kernel 3 without padding.
+    # The layers of the tutorial: kernel 3 without padding.
     "valid": ConvGANLayout(_plan_valid_generator, _plan_valid_discriminator),
 }
 
