@@ -32,9 +32,9 @@ class CanReconstruct(ABC):
         """Return the reconstructions of `images` (batch, channels, height, width), in the same shape."""
 
     def corrupt(self, images: Tensor) -> Tensor:
-        """Return what the technique is given for `images`: noisy images if it denoises, else `images`.
+        """Return the input of the technique for `images` (batch, channels, height, width), in the same shape.
 
-        The result has the shape of `images`.
+        A denoising technique returns noisy images. The default is `images`.
         """
         return images
 
@@ -71,7 +71,7 @@ class CanCluster(ABC):
 
 
 class CanStylize(ABC):
-    """Interface of techniques that optimize one image, with the content of one image and the style of another."""
+    """Interface of techniques that optimize one image toward the content of one image and the style of another."""
 
     @abstractmethod
     def stylize(self) -> Tensor:
@@ -85,7 +85,7 @@ class Translation:
     name: str  # names the output files: "translated", "a_to_b"
     source_stream: str  # stream of the inputs
     target_stream: str  # stream of the expected outputs; not every test split has it
-    translate: Callable[[Tensor], Tensor]  # (batch, channels, height, width) → the same
+    translate: Callable[[Tensor], Tensor]  # (batch, channels, height, width) → translations in the same shape
 
 
 class CanTranslate(ABC):
@@ -99,12 +99,12 @@ class CanTranslate(ABC):
 class CanEstimateLikelihood(ABC):
     """Interface of techniques with a likelihood that can be estimated."""
 
-    evaluated_pixels: str  # key of BINARIZATIONS: the pixels that the likelihood is of
+    evaluated_pixels: str  # key of BINARIZATIONS: preprocessing of the pixels whose likelihood is estimated
 
     @abstractmethod
     def log_likelihood(self, images: Tensor, num_samples: int) -> Tensor:
-        """Return log p in nats of images (batch, channels, height, width): (batch,).
+        """Return log p(image) in nats: (batch, channels, height, width) → (batch,).
 
-        The pixels are those of `evaluated_pixels`: bits, or gray values in [0, 1]. The estimate uses
+        `images` are preprocessed as `evaluated_pixels` says: bits, or gray values in [0, 1]. The estimate uses
         `num_samples` latent samples per image.
         """

@@ -26,8 +26,8 @@ from genexp.config import FieldError, check_option, suggest_choice
 from genexp.errors import ConfigError, PluginError, format_code_error
 
 T = TypeVar("T")
-PLUGINS_VARIABLE = "GENEXP_PLUGINS"  # files and modules, separated as in $PATH
-PLUGIN_MODULE_PREFIX = "genexp_plugin_"  # of the module name of a plugin file: its stem may be that of a library
+PLUGINS_VARIABLE = "GENEXP_PLUGINS"  # files and modules, separated by os.pathsep
+PLUGIN_MODULE_PREFIX = "genexp_plugin_"  # of module names: the stem of a plugin file may be that of a library
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Plugin:
     source: str  # absolute path of the file, or dotted name of the module
     name: str  # stem of the file, or dotted name of the module
     path: Path
-    sha256: str  # of the file; a package has one only of its __init__.py
+    sha256: str  # of the file; for a package, of its __init__.py
 
     @property
     def module_name(self) -> str:
@@ -47,19 +47,20 @@ class Plugin:
 
 class _Member(NamedTuple):
     value: Any
-    plugin: Plugin | None  # that registered it
+    plugin: Plugin | None  # plugin that registered the member
 
 
 class Registry(Generic[T]):
-    """Members of one kind by name. Members of this package and of installed ones are imported when first used."""
+    """Members of one kind by name. Members of installed packages and of this one are imported when first used."""
 
     all: list[Registry[Any]] = []  # noqa: RUF012
 
     def __init__(self, noun: str, *, key: str, group: str, source: str | None) -> None:
         """Create an empty registry.
 
-        `noun` and `key` (of the configuration) are for messages. `group` is that of entry points. `source` is a
-        package with a module for each member, or a module that registers all members of this package, if any.
+        Messages name the kind of a member by `noun`, and the configuration key by `key`. `group` is the group of
+        entry points. `source` is a package with one module per member, or one module that registers all built-in
+        members, or None if there are no built-in members.
         """
         self.noun, self.key, self.group, self.source = noun, key, group, source
         self._members: dict[str, _Member] = {}
@@ -67,7 +68,7 @@ class Registry(Generic[T]):
         Registry.all.append(self)
 
     def register(self, name: str, value: T) -> None:
-        """Add a member. Raises PluginError for a name that exists already."""
+        """Add a member. Raises PluginError if a member with this name exists."""
         member = _Member(value, _LOADING[-1] if _is_of_plugin(value) else None)
         previous = self._members.get(name)
         is_builtin = member.plugin is not None and name in self._list_modules()
@@ -76,7 +77,7 @@ class Registry(Generic[T]):
         self._members[name] = member
 
     def check_name(self, name: str) -> None:
-        """Raise PluginError unless `name` is an identifier, also for a decorator without parentheses."""
+        """Raise PluginError unless `name` is an identifier. A decorator without parentheses passes a class."""
         if not (isinstance(name, str) and name.isidentifier()):
             raise PluginError(f"{find_caller()}: the {self.noun} has no name. Use letters, digits and _.")
 
@@ -92,7 +93,7 @@ class Registry(Generic[T]):
         value: T = self._members[name].value
         if not options:
             return value
-        # One object for each set of options, so that members of an ensemble share it.
+        # One object for each set of options. The runs of an ensemble then share the object.
         key = f"{name}({sorted(options.items())})"
         partial: T = self._partials.setdefault(key, functools.partial(cast(Any, value), **options))
         return partial
@@ -100,7 +101,10 @@ class Registry(Generic[T]):
     def check(
         self, key: str, name: str, options: Mapping[str, Any] | None = None, options_key: str | None = None
     ) -> None:
-        """Check the keys `key` and `options_key`, by default `key`_options. Raises FieldError."""
+        """Check the name of a member and its options. Raises FieldError.
+
+        `key` and `options_key` are the configuration keys of both. `options_key` is `key`_options by default.
+        """
         try:
             member = self.find(name)
         except PluginError:
@@ -120,7 +124,7 @@ class Registry(Generic[T]):
         return [(name, member.value) for name, member in self._members.items() if not _is_own(member.value)]
 
     def remove_plugin(self, plugin: Plugin) -> None:
-        """Forget the members that `plugin` registered."""
+        """Remove the members that `plugin` registered."""
         self._members = {name: member for name, member in self._members.items() if member.plugin != plugin}
         self._partials.clear()
 
@@ -150,7 +154,7 @@ def _is_redefinition(old: _Member, new: _Member) -> bool:
 
 
 def _is_of_plugin(value: Any) -> bool:
-    """Return whether a plugin that is being imported defines `value`. It may import modules of this package."""
+    """Return whether the plugin that is being imported defines `value`, not a built-in module that it imports."""
     return bool(_LOADING) and not _is_own(value)
 
 
@@ -177,13 +181,13 @@ def find_caller() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-_PLUGINS: list[Plugin] = []  # that the user named
-_LOADED: set[Plugin] = set()
-_LOADING: list[Plugin] = []  # the last one is being imported
+_PLUGINS: list[Plugin] = []  # plugins that the user named
+_LOADED: set[Plugin] = set()  # plugins that were imported
+_LOADING: list[Plugin] = []  # plugins whose import has started but not ended; the last one is running
 
 
 def set_plugins(sources: Sequence[str]) -> None:
-    """Replace the plugins in use: names of files and modules. Nothing is imported. Raises PluginError."""
+    """Replace the plugins in use by the files or modules `sources`. Nothing is imported. Raises PluginError."""
     plugins = list(dict.fromkeys(map(_read_plugin, sources)))
     for old in [plugin for plugin in _PLUGINS if plugin not in plugins]:
         for registry in Registry.all:
@@ -208,7 +212,7 @@ def get_plugins() -> tuple[Plugin, ...]:
 
 
 def list_plugin_sources() -> list[str]:
-    """Return the plugins in use as `set_plugins` takes them, from any working directory."""
+    """Return the plugins in use as arguments of `set_plugins` that are valid in any working directory."""
     return [plugin.source for plugin in _PLUGINS]
 
 
@@ -300,6 +304,6 @@ def _import_plugin(plugin: Plugin) -> None:
 
 
 def _append_to_search_path(directory: Path) -> None:
-    """Let modules of `directory` be imported. At the end of the list they hide no other module."""
+    """Append `directory` to the module search path, where its modules cannot hide other modules."""
     if str(directory) not in sys.path:
         sys.path.append(str(directory))

@@ -13,18 +13,19 @@ RANDOM_BITS = 24  # of a threshold: the precision of a float32 in [0, 1)
 
 
 def draw_bits(images: Tensor) -> Tensor:
-    """Return bits, 1.0 with the brightness of a pixel in [0, 1] as probability (Salakhutdinov & Murray 2008).
+    """Return random bits: a pixel of gray value g in [0, 1] is 1.0 with probability g, otherwise 0.0.
 
-    The result has the shape of `images`. Draws from torch's global generator.
+    The result has the shape of `images` (batch, ...). Draws from torch's global generator (Salakhutdinov & Murray
+    2008).
     """
     return (torch.rand_like(images) < images).to(images.dtype)
 
 
 def draw_fixed_bits(images: Tensor) -> Tensor:
-    """Return bits that depend on the image alone, in the shape of `images`: (batch, ...) in [0, 1].
+    """Return binary images that depend on `images` (batch, ...) in [0, 1] alone, in the same shape.
 
     The random numbers are a hash of the image's 8-bit values and of the pixel's position. Equal images have equal
-    bits, in each epoch, run and process. Fixed bits of other programs are other draws.
+    bits in each epoch, run and process. Other programs that binarize images once have other bits.
     """
     levels = (images * 255).round().long().flatten(1)  # (batch, pixels)
     positions = GOLDEN_GAMMA * torch.arange(1, levels.shape[1] + 1, device=images.device)
@@ -45,7 +46,7 @@ def _shift_right(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
-# Name → function from images in [0, 1] to the pixels that a likelihood is of, in the same shape.
+# Name → function from images in [0, 1] to the pixels whose likelihood is computed, in the same shape.
 BINARIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gray": lambda images: images,
     "drawn": draw_bits,

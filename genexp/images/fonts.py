@@ -68,7 +68,7 @@ def find_cjk_font_path() -> str | None:
 
 @contextmanager
 def use_fonts_for(texts: Iterable[str]) -> Iterator[None]:
-    """Let matplotlib draw `texts`: where they need it, an installed font with CJK glyphs follows its own."""
+    """Add an installed font with CJK glyphs to matplotlib's fonts within the block, if `texts` need one."""
     from matplotlib import rc_context
 
     font = _find_cjk_font() if any(map(needs_cjk_font, texts)) else None

@@ -53,8 +53,8 @@ def draw_clusters(
 ) -> Tensor:
     """Return a scatter plot (3, height, width) in [0, 1] of points (n, 2), colored by `labels` (n,).
 
-    `centers` (clusters, 2) are drawn as stars. `cluster_names` add a legend. The axis limits depend on the
-    points alone, so that plots of the same points can be frames of an animation.
+    `centers` (clusters, 2) are drawn as stars. `cluster_names` add a legend. The axis limits depend on
+    `points` only, so that plots of the same points with other centers can be frames of an animation.
     """
     # Not pyplot, which would keep a reference to the figure and may open a window.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -44,10 +44,10 @@ def transform_affine(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images. Each image has its own."""
+    """Random transformations of training images, drawn separately for each image."""
 
     flip: bool = False  # exchange left and right, with probability 1/2
-    crop: int = 0  # pixels of the black border of which a random part of the image's size is cut
+    crop: int = 0  # pixels of a black border, added before a random crop to the original size
     rotation: float = 0.0  # largest angle, in degrees
     jitter: float = 0.0  # brightness, contrast and saturation change by factors in 1 ± this
 
@@ -88,9 +88,9 @@ def flip_and_shift(images: Tensor, is_flipped: Tensor, shifts_x: Tensor, shifts_
 
 
 def scale_color(images: Tensor, factors: Tensor) -> Tensor:
-    """Return images (batch, channels, height, width) in [0, 1], with other brightness, contrast and saturation.
+    """Return images (batch, channels, height, width) in [0, 1], with changed brightness, contrast and saturation.
 
-    `factors` (batch, 3) are those of each of the three. Gray images have no saturation.
+    `factors` (batch, 3) are the factors of brightness, contrast and saturation. Gray images have no saturation.
     """
     brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
     images = images * brightness
@@ -103,12 +103,12 @@ def scale_color(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """Return the luma (batch, 1, height, width) of color images (batch, 3, height, width), as Pillow weighs it."""
+    """Return the luma (batch, 1, height, width) of images (batch, 3, height, width), with Pillow's weights."""
     return torch.tensordot(images, images.new_tensor(GRAY_WEIGHTS), dims=([1], [0])).unsqueeze(1)
 
 
 def jitter_color(images: Tensor) -> Tensor:
-    """Return images (batch, channels, height, width), each with another brightness and contrast.
+    """Return images (batch, channels, height, width), each with a random change of brightness and contrast.
 
     Brightness changes by a number in ±0.5, contrast by a factor in [0.5, 1.5] (Zhao et al. 2020).
     """

@@ -1,6 +1,6 @@
 """Import of torchvision that also works if its compiled operators cannot load.
 
-They cannot load if a CPU build of torch meets the torchvision of PyPI.
+They cannot load if a CPU build of torch is combined with the torchvision of PyPI.
 """
 
 from __future__ import annotations

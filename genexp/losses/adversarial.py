@@ -25,19 +25,25 @@ class AdversarialLoss(ABC):
 
     @abstractmethod
     def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
-        """Return the loss of the generator: a scalar. Only relativistic losses call the function."""
+        """Return the loss of the generator: a scalar.
+
+        `compute_real_scores()` returns the scores of real images (batch, ...). Only relativistic losses call it.
+        """
 
     def real_probability(self, scores: Tensor) -> Tensor | None:
-        """Return values in [0, 1], higher for more realistic images, in the shape of `scores`.
+        """Return estimates of the probability that images are real, in the shape of `scores`.
 
-        The default is None: scores have no fixed scale.
+        The default is None, for losses whose scores have no fixed scale.
         """
         return None
 
 
 @register_loss("non_saturating", kind="adversarial")
 class NonSaturatingLoss(AdversarialLoss):
-    """Goodfellow et al. 2014, on logits: softplus(-score) is the cross-entropy of sigmoid(score) with label 1."""
+    """Non-saturating loss (Goodfellow et al. 2014), with scores as logits.
+
+    softplus(-score) is the cross-entropy of sigmoid(score) with label 1.
+    """
 
     def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         return F.softplus(-real_scores).mean() + F.softplus(fake_scores).mean()
@@ -51,7 +57,10 @@ class NonSaturatingLoss(AdversarialLoss):
 
 @register_loss("least_squares", kind="adversarial")
 class LeastSquaresLoss(AdversarialLoss):
-    """Mao et al. 2017: target scores are 1 for real and 0 for fake; at the optimum scores are probabilities."""
+    """Least-squares loss (Mao et al. 2017): target scores are 1 for real and 0 for generated images.
+
+    At the optimum, scores are probabilities.
+    """
 
     def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         return 0.5 * ((real_scores - 1).square().mean() + fake_scores.square().mean())
@@ -65,7 +74,7 @@ class LeastSquaresLoss(AdversarialLoss):
 
 @register_loss("hinge", kind="adversarial")
 class HingeLoss(AdversarialLoss):
-    """Lim & Ye 2017: target scores are 1 or more for real, and -1 or less for fake."""
+    """Hinge loss (Lim & Ye 2017): target scores are 1 or more for real, and -1 or less for fake."""
 
     def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
@@ -79,7 +88,7 @@ class HingeLoss(AdversarialLoss):
 
 @register_loss("wasserstein", kind="adversarial")
 class WassersteinLoss(AdversarialLoss):
-    """Arjovsky et al. 2017: scores are unbounded, so the critic needs a penalty."""
+    """Wasserstein loss (Arjovsky et al. 2017). Scores are unbounded, so the critic needs a gradient penalty."""
 
     def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         return fake_scores.mean() - real_scores.mean()
@@ -90,13 +99,16 @@ class WassersteinLoss(AdversarialLoss):
 
 @register_loss("relativistic", kind="adversarial")
 class RelativisticLoss(AdversarialLoss):
-    """Jolicoeur-Martineau 2019, Huang et al. 2024: non-saturating, on differences of real and fake scores."""
+    """Relativistic loss: non-saturating, on differences of real and fake scores.
+
+    Jolicoeur-Martineau 2019, Huang et al. 2024.
+    """
 
     def discriminator_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         return F.softplus(fake_scores - real_scores).mean()
 
     def generator_loss(self, fake_scores: Tensor, compute_real_scores: Callable[[], Tensor]) -> Tensor:
-        with torch.no_grad():  # they do not depend on the generator
+        with torch.no_grad():  # scores of real images do not depend on the generator
             real_scores = compute_real_scores()
         return F.softplus(real_scores - fake_scores).mean()
 
@@ -119,9 +131,9 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 def score_with_slope(critic: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores of `images` and the mean squared norm of their gradients: (batch,) and a scalar.
 
-    Half of the latter is the penalty R1 on real images (Mescheder et al. 2018) and R2 on fake ones (Huang et al.
-    2024). `critic` maps images (batch, ...) to scores (batch,). Both results are differentiable with respect to
-    its parameters.
+    Half of the mean squared norm is the penalty R1 for real images (Mescheder et al. 2018), and R2 for generated
+    images (Huang et al. 2024). `critic` maps images (batch, ...) to scores (batch,). Both results are
+    differentiable with respect to the parameters of `critic`.
     """
     scores, pull_back, *_ = torch.func.vjp(critic, images)
     (gradients,) = pull_back(torch.ones_like(scores))

@@ -19,19 +19,19 @@ RECONSTRUCTION_LOSSES = LOSSES["reconstruction"]  # all return a scalar, average
 
 @register_loss("mse", kind="reconstruction")
 def mse_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error of sigmoid(logits), for a target in [0, 1]: (batch, ...) each."""
+    """Return the mean squared error of sigmoid(logits) and a target in [0, 1]: (batch, ...) each → scalar."""
     return F.mse_loss(logits.sigmoid(), target)
 
 
 @register_loss("bce", kind="reconstruction")
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the cross-entropy of sigmoid(logits), for a target in [0, 1]: (batch, ...) each."""
+    """Return the cross-entropy of sigmoid(logits) and a target in [0, 1]: (batch, ...) each → scalar."""
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
 @register_loss("l1", kind="reconstruction")
 def l1_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean absolute error of sigmoid(logits), for a target in [0, 1]: (batch, ...) each."""
+    """Return the mean absolute error of sigmoid(logits) and a target in [0, 1]: (batch, ...) each → scalar."""
     return F.l1_loss(logits.sigmoid(), target)
 
 
@@ -46,14 +46,17 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 def bernoulli_log_likelihood(logits: Tensor, images: Tensor) -> Tensor:
     """Return log p(image | logits) in nats, summed over all axes but the first: (batch,).
 
-    `logits` and `images` are (batch, ...) each. For images in [0, 1] this is the negative cross-entropy. It is a
-    likelihood only if the images are binary.
+    `logits` and `images` are (batch, ...) each. For images in [0, 1] the result is the
+    negative cross-entropy, which is a log-likelihood only if the images are binary.
     """
     return -F.binary_cross_entropy_with_logits(logits, images, reduction="none").flatten(1).sum(1)
 
 
 def reparameterize(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return a differentiable sample of N(mean, variance), in their shape (Kingma & Welling 2014, section 2.4)."""
+    """Return a differentiable sample of N(mean, variance): (batch, latent) each → (batch, latent).
+
+    Kingma & Welling 2014, section 2.4.
+    """
     return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
 
@@ -76,8 +79,8 @@ def total_correlation(latents: Tensor, means: Tensor, log_variances: Tensor, tra
 def _stratified_weights(batch_size: int, train_size: int) -> Tensor:
     """Return the importance weights of minibatch stratified sampling: (batch, batch), with row sums of 1.
 
-    A sample's own posterior counts once among `train_size`. The next posterior has the weight of all those
-    outside the batch.
+    The posterior of the sample itself has weight 1 / `train_size`. The next posterior in the batch also has the
+    weight of all posteriors outside the batch.
     """
     others = batch_size - 1
     if not others:

@@ -27,5 +27,8 @@ def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 @register_loss("huber", kind="regression")
 def huber_error(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
-    """Return Huber's loss (Huber 1964), a scalar: half the squared error up to `delta`, linear above."""
+    """Return the mean Huber loss (Huber 1964) of tensors of one shape: a scalar.
+
+    The loss of an element is half the squared error up to an error of `delta`, and linear above.
+    """
     return F.huber_loss(prediction, target, delta=delta)
