@@ -20,7 +20,7 @@ Batches = Iterable[Batch]  # the batches of a whole split, in order; iterable mo
 
 @dataclass(frozen=True)
 class Clock:
-    """Progress of a run, in steps and epochs. Schedules are pure functions of it."""
+    """Progress of a run, in steps and epochs. Schedules are pure functions of a clock."""
 
     step: int  # 1-based; 0 before the first step
     total_steps: int
@@ -79,7 +79,7 @@ class PictureLabels:
 
     rows: Sequence[str] = ()  # from the top; empty: no labels
     columns: Sequence[str] = ()  # from the left
-    is_photograph: bool = False  # no grid: the picture is written as it is, without a title
+    is_photograph: bool = False  # True: a single photograph, not a grid; it is saved without title and labels
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class TechniquePart:
 class Technique(nn.Module, ABC):
     """Learning method for unlabeled data, as the phases of one step.
 
-    Subclasses registered by `register_technique` are final and are built as `cls(config, spec)`. A checkpoint
-    holds parameters, buffers and optimizer states; no other state may affect later steps. Random numbers come
-    from torch's global generators, which the caller seeds before each call.
+    Do not subclass a class registered by `register_technique`. The trainer builds it as `cls(config, spec)`. A
+    checkpoint contains parameters, buffers and optimizer states. No other state may affect later steps. Random
+    numbers come from torch's global generators, which the caller seeds before each call.
     """
 
     Config: ClassVar[type]  # dataclass of the keys in conf/model/<name>.yaml, except `name` and `recipe`
@@ -122,7 +122,7 @@ class Technique(nn.Module, ABC):
         """Prepare what `evaluate` needs from `dataset`.
 
         Called before any other method in every process: in new runs, resumed runs and evaluation commands.
-        State kept here must not affect a step: it derives from the data set and is in no checkpoint.
+        State that this method stores must not affect a step, because no checkpoint contains it.
         """
 
     def initialize(self, train_batches: Batches) -> None:
@@ -142,8 +142,8 @@ class Technique(nn.Module, ABC):
     def list_metrics(self) -> Sequence[str] | None:
         """Return the names of the metrics that `evaluate` returns. Called after `prepare_evaluation`.
 
-        A `trainer.objective` that is not among them is rejected before training. With None, the default, it is
-        rejected after the first evaluation.
+        A `trainer.objective` that is not among these names is rejected before training. With None, the default, it
+        is rejected after the first evaluation.
         """
         return None
 
@@ -152,9 +152,9 @@ class Technique(nn.Module, ABC):
         return {}
 
     def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
-        """Return the labels of previews and of the gallery: name → labels. Others have a title only.
+        """Return the labels of previews and of gallery images: name → labels. Other images have a title only.
 
-        `class_names` are those of the data set, by label; empty if it has none.
+        `class_names[i]` is the name of class i of the data set. It is empty if the data set has no class names.
         """
         return {}
 

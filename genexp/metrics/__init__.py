@@ -9,7 +9,7 @@ from genexp.registry import Registry
 
 MetricT = TypeVar("MetricT", bound=Callable[..., Any])
 
-# Functions (technique, test batches) → float. An evaluation adds those that `trainer.metrics` names.
+# Functions (technique, test batches) → float. An evaluation also computes those in `trainer.metrics`.
 METRICS: Registry[Any] = Registry("metric", key="trainer.metrics", group="genexp.metrics", source=None)
 
 

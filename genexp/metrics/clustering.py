@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CLUSTERING_SCORES = ("acc", "nmi", "ari")  # keys of the result of `clustering_scores`
-IntegerLabels = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,): any integers; equal values are one group
+IntegerLabels = Tensor | NDArray[np.int64] | Sequence[int]  # (samples,): any integers; equal values form one group
 
 
 def clustering_accuracy(labels: IntegerLabels, clusters: IntegerLabels) -> float:
@@ -33,7 +33,7 @@ def clustering_accuracy(labels: IntegerLabels, clusters: IntegerLabels) -> float
 def clustering_scores(labels: IntegerLabels, clusters: IntegerLabels) -> dict[str, float]:
     """Return "acc" (see `clustering_accuracy`), "nmi" (normalized by the arithmetic mean) and "ari".
 
-    acc and nmi lie in [0, 1]. ari is 0 for chance and 1 for agreement, and may be negative.
+    acc and nmi lie in [0, 1]. ari is 1 for equal partitions and 0 on average for random ones. It may be negative.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 

@@ -1,4 +1,4 @@
-"""Feature extractor of the generation metrics: a classifier of the same data set, bundled or trained once."""
+"""Feature extractor of the generation metrics: a classifier of the data set, bundled, or trained and cached."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from genexp.networks.classifier import Classifier
 BUNDLED_VERSIONS = {"mnist": "mnist-v1", "mnist_5k": "mnist-v1", "fashion_mnist": "fashion_mnist-v1"}
 BUNDLED_IMAGE_SHAPE = (1, 28, 28)
 WEIGHTS_DIR = Path(__file__).parent / "weights"
-TRAINING_VERSION = 1  # increase it when the classifier or its training changes: this invalidates cached ones
+TRAINING_VERSION = 1  # increase it when the classifier or its training changes: older files are then ignored
 BATCH_SIZE, LEARNING_RATE = 128, 4e-3
-TRAINING_SAMPLES, MAX_EPOCHS = 180_000, 60  # samples drawn in training, and the most epochs for them
-MAX_SPLIT_SAMPLES, MAX_SPLIT_BYTES = 60_000, 10**9  # of a split, which is held in memory
+TRAINING_SAMPLES, MAX_EPOCHS = 180_000, 60  # samples drawn in a training, and its maximum number of epochs
+MAX_SPLIT_SAMPLES, MAX_SPLIT_BYTES = 60_000, 10**9  # limits of the part of a split that is kept in memory
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def save_extractor(extractor: FeatureExtractor, path: Path) -> None:
 
 
 def load_extractor(path: Path) -> FeatureExtractor:
-    """Read a file of `save_extractor`, running no code from it. Raises OSError; if damaged, other errors."""
+    """Read a file of `save_extractor` without executing code from it. Raises OSError; others if damaged."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     channels, height, width = content["image_shape"]
     shape = (channels, height, width)
@@ -190,7 +190,7 @@ def _get_cache_dir() -> Path:
 
 
 def _hash_dataset(dataset: Dataset) -> str:
-    """Return 8 hexadecimal digits that identify the image shape, the training size and 64 training samples."""
+    """Return 8 hexadecimal digits of a hash of the image shape, the training size and 64 training samples."""
     images, labels = dataset.train.streams["image"], dataset.train.streams["label"]
     digest = hashlib.sha256(f"{TRAINING_VERSION} {dataset.spec.image_shape} {len(images)}".encode())
     for index in torch.linspace(0, len(images) - 1, min(64, len(images))).long().tolist():
@@ -200,7 +200,7 @@ def _hash_dataset(dataset: Dataset) -> str:
 
 
 def _load_labeled_images(split: Split) -> tuple[Tensor, Tensor]:
-    """Return images (samples, channels, height, width) and labels (samples,), thinned evenly to fit in memory."""
+    """Return images (samples, channels, height, width) and labels (samples,), subsampled to fit in memory."""
     images, labels = split.streams["image"], split.streams["label"]
     count = min(len(labels), MAX_SPLIT_SAMPLES, max(1, MAX_SPLIT_BYTES // images[0].nbytes))
     indices = torch.linspace(0, len(labels) - 1, count, dtype=torch.float64).long()

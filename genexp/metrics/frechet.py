@@ -2,9 +2,9 @@
 
 The Fréchet distance is that of Heusel et al. (2017), the sliced Wasserstein distance that of Rabin et al. (2012).
 
-Inputs are features (samples, features) of real and generated images. No score is named "FID", which is the Fréchet
-distance in the features of Inception. These features come from a small classifier, whose version is part of each
-name. All scores depend on the numbers of samples, so only scores from equal numbers are comparable.
+Inputs are features (samples, features) of real and generated images, from a small classifier whose version is part
+of the name of each score. No score is named "FID", because FID is the Fréchet distance of Inception features. All
+scores depend on the numbers of samples, so only scores from equal numbers are comparable.
 
 Neighborhood scores take 0.48 times as long as the reference code with scikit-learn, and the Fréchet distance 0.73
 times as long as with scipy's matrix square root (scripts/README.md, "Libraries").
@@ -43,8 +43,9 @@ def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, flo
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Return the squared Fréchet (2-Wasserstein) distance of Gaussians fitted to both (Heusel et al. 2017).
 
-    It is |m - m'|² + tr(C + C' - 2 (C C')^½). The trace of the root is that of the symmetric (C^½ C' C^½)^½, whose
-    eigenvalues are real even for singular covariances. `real` and `fake` are (samples, features).
+    It is |m - m'|² + tr(C + C' - 2 (C C')^½), for means m and covariances C. The trace of (C C')^½ equals the
+    trace of the symmetric matrix (C^½ C' C^½)^½, whose eigenvalues are real even for singular covariances. `real`
+    and `fake` are (samples, features).
     """
     (mean, covariance), (other_mean, other_covariance) = _fit_gaussian(real), _fit_gaussian(fake)
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
@@ -58,13 +59,13 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 def neighborhood_scores(real: Tensor, fake: Tensor, num_neighbors: int = NEIGHBORS) -> dict[str, float]:
     """Return "precision", "recall" (Kynkäänniemi et al. 2019), "density" and "coverage" (Naeem et al. 2020).
 
-    The radius of a sample's ball is the distance to its `num_neighbors`-th nearest neighbor of the same set.
-    - precision: fraction of fakes in at least one real ball
-    - recall: fraction of reals in at least one fake ball
-    - density: mean number of real balls around a fake, divided by `num_neighbors`; may exceed 1
-    - coverage: fraction of real balls with at least one fake
+    Each sample has a ball. Its radius is the distance to the `num_neighbors`-th nearest neighbor of the same set.
+    - precision: fraction of generated samples in at least one ball of a real sample
+    - recall: fraction of real samples in at least one ball of a generated sample
+    - density: mean number of real balls that contain a generated sample, over `num_neighbors`; may exceed 1
+    - coverage: fraction of real balls that contain at least one generated sample
 
-    `real` and `fake` are (samples, features).
+    `real` and `fake` are features (samples, features) of real and generated samples.
     """
     mean = real.double().mean(0)  # near the origin, squared distances lose fewer digits to rounding
     real, fake = real.double() - mean, fake.double() - mean
@@ -112,8 +113,8 @@ def sliced_wasserstein(first: Tensor, second: Tensor, num_projections: int = NUM
     """Return the sliced Wasserstein-1 distance of two equally large sets of images (samples, ...): scalar.
 
     Both sets are projected onto random directions. Along each, the distance is the mean absolute difference of the
-    sorted values (Rabin et al. 2012). It is 0 for equal sets in any order. The directions come from torch's global
-    generator.
+    sorted values (Rabin et al. 2012). The result is 0 for equal sets in any order. The directions come from
+    torch's global generator.
     """
     assert len(first) == len(second)
     features = first[0].numel()

@@ -45,13 +45,13 @@ class GenerationMetrics:
         self._real_features: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return self: the EMA copy of a technique shares the features of the real images."""
+        """Return self, so that the EMA copy of a technique shares the features of the real images."""
         return self
 
     def list_names(self, *, has_labels: bool = False) -> list[str]:
         """Return the keys of the result of `compute_scores` and, with `has_labels`, of `label_accuracy`.
 
-        They are known before the classifier is loaded or trained.
+        The names are known before the classifier is loaded or trained.
         """
         scores = [*GENERATION_SCORES, "label_accuracy"] if has_labels else GENERATION_SCORES
         return [f"{name}_{self._version}" for name in scores]
@@ -86,14 +86,14 @@ class GenerationMetrics:
     def compute_frechet(self, generated_features: Sequence[Tensor]) -> float:
         """Return the Fréchet distance of generated to held-out images, for comparisons within a run.
 
-        `generated_features` are parts (samples, features). Unlike `compute_scores`, it needs no neighbors.
+        `generated_features` are parts (samples, features). This is faster than `compute_scores`.
         """
         if self._real_features is None:
             self._real_features = self._extract_real_features(self._read_test_images())
         return frechet_distance(self._real_features, torch.cat(list(generated_features)))
 
     def label_accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return label_accuracy_V: the fraction of generated images that the classifier gives the requested label.
+        """Return label_accuracy_V: the fraction of generated images classified as their requested class.
 
         `features` is (samples, features), `labels` (samples,). V is the extractor's version.
         """

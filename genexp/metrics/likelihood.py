@@ -17,10 +17,10 @@ def importance_log_likelihood(
 ) -> Tensor:
     """Return the importance-sampled log p(x) of each image in nats: (batch, ...) → (batch,).
 
-    This is equation 8 of Burda et al. 2016 with the prior N(0, I): a lower bound in expectation. It is tighter
-    with more `num_samples` per image. `encode(images)` returns means and log variances of the posterior,
-    (batch, latent) each. `log_likelihood(images, latents)` returns log p(x|z) in nats:
-    (rows, ...) and (rows, latent) → (rows,). Memory holds `chunk_size` samples per image at once. Draws from
+    This is equation 8 of Burda et al. 2016 with the prior N(0, I). In expectation it is a lower bound of log p(x).
+    More samples (`num_samples` per image) give a tighter bound. `encode(images)` returns means and log variances
+    of the posterior, (batch, latent) each. `log_likelihood(images, latents)` returns log p(x|z) in nats: (rows,
+    ...) and (rows, latent) → (rows,). At most `chunk_size` samples per image are in memory at once. Draws from
     torch's global generator.
     """
     means, log_variances = encode(images)

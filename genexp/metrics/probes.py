@@ -18,7 +18,7 @@ def knn_accuracy(
     """Return the accuracy, in [0, 1], of a majority vote of the `neighbors` nearest training codes.
 
     Codes are (samples, features), labels (samples,). Distances are Euclidean, without standardization. A tied
-    vote goes to the smaller label. With fewer training codes than `neighbors`, all vote.
+    vote goes to the smaller label. If there are fewer training codes than `neighbors`, all of them vote.
     """
     from sklearn.neighbors import KNeighborsClassifier
 

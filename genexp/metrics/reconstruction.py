@@ -32,8 +32,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     """Return the structural similarity of each image: (batch, channels, height, width) twice → (batch,).
 
     This is Wang et al. 2004 with its Gaussian window of 11 pixels (sigma 1.5), averaged over channels and all
-    pixels. Borders are reflected, as in torchmetrics. Reflection needs a side of 6 or more. On smaller images
-    the window shrinks to 2 · side - 1.
+    pixels. Borders are reflected, as in torchmetrics. Reflection needs sides of at least 6 pixels. On smaller
+    images the window has 2 · side - 1 pixels.
     """
     height, width = images.shape[-2:]
     vertical_filter = _gaussian_filter_matrix(height, images.device)
@@ -58,8 +58,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 def _gaussian_filter_matrix(size: int, device: torch.device) -> Tensor:
     """Return the (size, size) matrix that reflects a line at its ends and smooths it with the Gaussian window.
 
-    It is float64, except on MPS, which has no float64. A variance is a small difference of large means, and
-    neither autocast nor TF32 affects float64.
+    The matrix is float64, except on MPS, which has no float64. Autocast and TF32 do not affect float64. SSIM
+    computes variances as small differences of large means, which need this precision.
     """
     radius = min(WINDOW_SIZE // 2, size - 1)
     offsets = torch.arange(-radius, radius + 1)

@@ -31,7 +31,7 @@ def mean_scores(samples: Batches, score_fn: Callable[[Batch], dict[str, Tensor]]
 def infer_direction(metric: str) -> Literal["min", "max"] | None:
     """Return the direction in which a metric improves, or None for an unknown metric.
 
-    A known name may have words before and after it: noisy_psnr, frechet_mnist-v1.
+    A prefix and a suffix of a known name are ignored: noisy_psnr, frechet_mnist-v1.
     """
     if re.search(rf"(^|_)({HIGHER_IS_BETTER})(_|$)", metric):
         return "max"

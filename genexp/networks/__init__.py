@@ -37,10 +37,10 @@ def register_network(name: str, kind: str = "") -> Callable[[BuilderT], BuilderT
 
 
 def build_network(kind: str, name: str, options: Mapping[str, Any], shape: tuple[int, int, int], size: int) -> Any:
-    """Return the network `name` of a kind, for images of `shape` and codes, noise or scores of `size`.
+    """Return the network `name` of a kind. Raises ConfigError if its output has a wrong shape.
 
-    It is called once with zeros, which also sets the sizes of lazy layers. Raises ConfigError if its output has a
-    wrong shape.
+    `shape` is the (channels, height, width) of images, `size` the number of elements of a code, of the noise or of
+    the scores. The network is called once with zeros, which also sets the sizes of lazy layers.
     """
     import torch  # slow
 

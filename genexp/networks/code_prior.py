@@ -20,7 +20,7 @@ class CodePrior(nn.Module):
         super().__init__()
         self.length = length
         self.num_codes = num_codes
-        self.embed_code = nn.Embedding(num_codes + 1, width)  # the last one stands before the sequence
+        self.embed_code = nn.Embedding(num_codes + 1, width)  # the last one is the input before the first code
         self.embed_position = nn.Embedding(length, width)
         self.layers = nn.ModuleList(CausalLayer(width, num_heads) for _ in range(num_layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_codes))
@@ -28,9 +28,9 @@ class CodePrior(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return logits (batch, length, num_codes): those at a position depend on the `codes` before it.
+        """Return logits of codes: (batch, length) → (batch, length, num_codes).
 
-        `codes` is (batch, length).
+        The logits of a position depend only on the codes before this position.
         """
         values = self._embed(F.pad(codes[:, :-1], (1, 0), value=self.num_codes), 0)
         for layer in self.layers:
@@ -55,7 +55,7 @@ class CodePrior(nn.Module):
 
 
 class CausalLayer(nn.Module):
-    """Layer of causal self-attention and a dense network, each added to its input after normalization."""
+    """Transformer layer with normalization before causal self-attention and before the dense part (pre-norm)."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

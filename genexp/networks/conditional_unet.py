@@ -23,8 +23,8 @@ MIN_FREQUENCY, MAX_FREQUENCY = 0.5, 500.0
 class ConditionalUNet(nn.Module):
     """U-Net from images, times in [0, 1] and classes to images of the same shape.
 
-    The first convolution halves the images and the last one restores their size: most of the work is done at a
-    quarter of the pixels.
+    The first convolution halves the size of the images, and the last one restores it. Most of the computation
+    therefore runs on a quarter of the pixels.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ConditionalUNet(nn.Module):
         """Build for images of `size`: (height, width). Raises ConfigError for a side below MIN_SIDE_PIXELS.
 
         `width` is the number of channels of the first level, a multiple of NORM_GROUPS. Each level has
-        `num_blocks` residual blocks on the way down and as many on the way up.
+        `num_blocks` residual blocks in the down path, and as many in the up path.
         """
         super().__init__()
         sizes = _compute_level_sizes(size)
@@ -47,7 +47,7 @@ class ConditionalUNet(nn.Module):
         )
         self.halvings = nn.ModuleList(nn.Conv2d(finer, coarser, 3, 2, 1) for finer, coarser in pairwise(widths))
         self.middle_block = ConditionalBlock(widths[-1], widths[-1], embedding_size)
-        self.up_blocks = nn.ModuleList(  # from the finest level to the coarsest one, as all lists
+        self.up_blocks = nn.ModuleList(  # from the finest level to the coarsest, like all lists here
             BlockSequence(2 * level_width, level_width, embedding_size, num_blocks) for level_width in widths
         )
         self.doublings = nn.ModuleList(
@@ -59,7 +59,10 @@ class ConditionalUNet(nn.Module):
         )
 
     def forward(self, images: Tensor, times: Tensor, classes: Tensor) -> Tensor:
-        """Return the output: images (batch, channels, height, width), times and classes (batch,) → as images."""
+        """Return outputs in the shape of `images` (batch, channels, height, width).
+
+        `times` in [0, 1] and `classes` (int64) are (batch,).
+        """
         embedding = F.silu(self.embed_time(times) + self.embed_class(classes))
         features = self.stem(images)
         skips: list[Tensor] = []

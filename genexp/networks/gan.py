@@ -67,7 +67,7 @@ def apply_spectral_norm(network: nn.Sequential) -> nn.Sequential:
 
 
 def init_weights(network: nn.Module, std: float) -> None:
-    """Draw weights from N(0, std²) and the scales of normalization layers from N(1, std²); set biases to 0.
+    """Draw weights from N(0, std²) and the scales of normalization layers from N(1, std²). Set biases to 0.
 
     With spectral normalization, these are the weights before their division by the largest singular value.
     """

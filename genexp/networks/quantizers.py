@@ -40,14 +40,14 @@ class Quantizer(Protocol):
         ...
 
     def update(self, vectors: Tensor, codes: Tensor) -> None:
-        """Fit the quantizer to `vectors` (batch, positions, size) and their `codes` (batch, positions)."""
+        """Update the codebook from `vectors` (batch, positions, size) and their `codes` (batch, positions)."""
         ...
 
 
 class VectorQuantizer(nn.Module):
     """Nearest neighbors in a codebook. Codes are moving averages of the vectors assigned to them.
 
-    A code that is hardly used is replaced by a vector of the batch (Dhariwal et al. 2020).
+    A rarely used code is replaced by a vector of the batch (Dhariwal et al. 2020).
     """
 
     codebook: Tensor  # (codes, size)
@@ -59,8 +59,8 @@ class VectorQuantizer(nn.Module):
     ) -> None:
         """Build a random codebook.
 
-        `commitment` is the weight of the loss. `decay` is that of the moving averages. Codes used less often than
-        `restart_threshold` times the mean are replaced; 0 replaces none.
+        `commitment` is the weight of the loss. `decay` is the decay of the moving averages. A code used less than
+        `restart_threshold` times the mean use is replaced. With 0, no code is replaced.
         """
         super().__init__()
         self.num_codes, self.size = num_codes, size
@@ -90,7 +90,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: Tensor, codes: Tensor) -> None:
-        """Move the codebook toward `vectors` (batch, positions, size), which have `codes` (batch, positions)."""
+        """Update the codebook by `vectors` (batch, positions, size), assigned to `codes` (batch, positions)."""
         one_hot = F.one_hot(codes, self.num_codes).to(self.sums)  # (batch, positions, codes)
         with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 is too coarse for moving averages
             new_counts = batch_mean(one_hot.sum(1))
@@ -100,13 +100,13 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(self.sums / self.counts.clamp_min(1e-6)[:, None])
         mean_count = self.counts.mean()
         is_dead = self.counts < self.restart_threshold * mean_count
-        # A new code that is not used is replaced again soon: its count falls below the threshold by then.
+        # If a new code stays unused, its count soon falls below the threshold, and it is replaced again.
         self._replace(is_dead, gather_rows(vectors).flatten(0, 1), 2 * self.restart_threshold * mean_count)
 
     def _replace(self, is_replaced: Tensor, vectors: Tensor, counts: Tensor) -> None:
         """Replace the codes (codes,) where `is_replaced` by random rows of `vectors`, (rows, size).
 
-        They get `counts`, a scalar or (codes,).
+        Their new counts are `counts`, a scalar or (codes,).
         """
         # A permutation, which is the same in all processes. It draws no row twice unless there are too few.
         order = torch.randperm(len(vectors), device=vectors.device)

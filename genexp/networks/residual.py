@@ -15,10 +15,10 @@ HALVING_KERNEL = 4  # pixels; with stride 2 and padding 1 each output overlaps i
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3×3 convolutions, each behind an activation, whose output is added to the input.
+    """Residual block of two 3×3 convolutions, each after an activation (pre-activation).
 
-    The last convolution starts at zero. The block is then the identity, and a deep network trains without
-    normalization (Zhang, Dauphin & Ma 2019).
+    The weights of the last convolution start at zero, so that the block starts as the identity. A deep network can
+    then train without normalization (Zhang, Dauphin & Ma 2019).
     """
 
     def __init__(self, channels: int, *, activation: str) -> None:

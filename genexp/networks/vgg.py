@@ -123,9 +123,9 @@ class VGG(nn.Module):
     def forward(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (layer, features) for RGB images (batch, 3, height, width) in [0, 1].
 
-        Features are (batch, channels, height, width). Compute the loss of a layer before requesting the
-        next layer. The backward pass then handles each loss directly before its layer, and holds fewer gradients
-        at once.
+        Features are (batch, channels, height, width). Compute the loss of a layer before requesting the next
+        layer. The backward pass then processes each loss directly before its layer, and needs memory for fewer
+        gradients.
         """
         features = (images - self.mean) / self.std
         for name, layer in self.layers.items():
