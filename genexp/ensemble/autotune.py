@@ -22,7 +22,7 @@ from genexp.training.trainer import initialize_technique
 
 TIMING_ROUNDS = 5  # the first round is a warm-up and is not counted
 STEPS_PER_ROUND = 4  # steps of the single run in each round
-# Points of a run, as fractions, at which the losses are computed once: a schedule may change the computation.
+# Fractions of a run at which the losses are computed once, since a schedule may change the computation.
 CHECKED_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -112,7 +112,7 @@ def _preserve_states(members: Sequence[EnsembleMember]) -> Iterator[None]:
 
 
 def _format_error(ensemble_step: EnsembleStep, error: Exception) -> str:
-    # Python code such as `if` requires a single number, but under vmap there is one per member.
+    # Python code such as `if` requires one number, but under vmap a hyperparameter has one number per member.
     needs_python_value = isinstance(error, TypeError) or any(
         word in str(error) for word in ("control flow", "item()")
     )

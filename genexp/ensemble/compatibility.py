@@ -18,7 +18,7 @@ from genexp.sweep.config import UNHASHED_KEYS
 from genexp.sweep.job import Job
 from genexp.training.optimizers import is_elementwise
 
-MODULE_ATTRIBUTES = set(vars(nn.Module()))  # of every nn.Module; excluded from the comparison
+MODULE_ATTRIBUTES = set(vars(nn.Module()))  # attributes of every nn.Module, excluded from the comparison
 FLOAT_PLACEHOLDER = "a number"  # replaces any float hyperparameter when configurations are compared
 
 
@@ -28,7 +28,7 @@ class IncompatibleRunsError(Exception):
 
 @dataclass(frozen=True)
 class VaryingHyperparameter:
-    """Float attribute that differs between members. `owner` belongs to the first member's technique."""
+    """Float attribute that differs between members. `owner` is an object in the technique of the first member."""
 
     owner: Any  # the object that has the attribute
     attribute: str

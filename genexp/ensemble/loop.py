@@ -13,7 +13,7 @@ from genexp.training.stopping import StopRequest
 
 
 def train_ensemble(members: Sequence[EnsembleMember], stop: StopRequest) -> None:
-    """Train members that are at the same step, each to its end. A member that fails does not affect the others."""
+    """Train members, all at the same step, to the end of their runs. A failed member does not affect others."""
     first = members[0].run
     steps_per_epoch = first.data.batch_source.steps_per_epoch
     clock = Clock(members[0].context.completed_steps, first.total_steps, steps_per_epoch)

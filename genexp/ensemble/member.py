@@ -28,8 +28,8 @@ class EnsembleMember:
     log_handlers: list[logging.Handler] = field(default_factory=lambda: list(logging.root.handlers))
 
     recorders: Any = None  # a RecorderGroup after `open`
-    is_finished: bool = False  # the run is complete after this step
-    is_ending: bool = False  # the run ends or is interrupted after this step
+    is_finished: bool = False  # True: the run is complete after this step
+    is_ending: bool = False  # True: the run is complete or interrupted after this step
 
     @property
     def run(self) -> Run:

@@ -15,8 +15,9 @@ from genexp.training.optimizers import OptimizerConfig, build_joint_optimizer, l
 class EnsembleOptimizer:
     """Torch optimizer of all members. Adjacent members with equal settings share one parameter group.
 
-    The members' own optimizers never step. `update_members` writes each member's part of the state to its own
-    optimizer. Checkpoints are saved from there, and a later EnsembleOptimizer of these members starts from there.
+    The separate optimizer of each member makes no steps. `update_members` writes the state of a member to its
+    separate optimizer. Checkpoints are saved from these optimizers, and a later EnsembleOptimizer starts from
+    their states.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class EnsembleOptimizer:
     def update_members(self) -> None:
         """Set the state of each member's optimizer to what it would be after the steps of a single run.
 
-        Its tensors are not copies: they share memory with the state of the joint optimizer.
+        The tensors of this state are views of the state of the joint optimizer.
         """
         for member_indices, slices, group in zip(
             self._group_member_indices, self._group_slices, self._optimizer.param_groups, strict=True
@@ -85,7 +86,7 @@ class EnsembleOptimizer:
                         }
 
     def _load_member_states(self) -> None:
-        """Start from the state of the members' own optimizers."""
+        """Load the states of the separate optimizers of the members."""
         for member_indices, slices in zip(self._group_member_indices, self._group_slices, strict=True):
             for name, group_parameter in slices.items():
                 states = [

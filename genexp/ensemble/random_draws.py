@@ -59,8 +59,8 @@ def _get_global_generator(device: torch.device) -> torch.Generator:
 class EnsembleFunctionMode(TorchFunctionMode):
     """Torch function mode in which random functions under vmap draw from each member's own generators.
 
-    REPLACEMENTS lists them, and other functions that vmap does not support or computes inefficiently. vmap rejects
-    every other random function.
+    REPLACEMENTS lists these functions, and other functions that vmap does not support or computes inefficiently.
+    vmap rejects every other random function.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class EnsembleFunctionMode(TorchFunctionMode):
         if not training or not any(rates):
             return values
         if values.dim() == 4 and values.device.type == "cpu":
-            # A single run draws in memory order, which is channels last there but not under vmap.
+            # A single run draws in memory order, which is channels last. Under vmap the memory order differs.
             raise IncompatibleRunsError(
                 "dropout between convolutions would draw other random numbers than a single run"
             )

@@ -33,8 +33,8 @@ def run_jobs(
 ) -> signal.Signals | None:
     """Run jobs. Return the signal that stopped them, or None.
 
-    Compatible jobs run as an ensemble. With `should_measure`, they do so only if that is faster. No further job
-    starts once `can_start_job` returns False.
+    Compatible jobs run as an ensemble. With `should_measure`, they run as an ensemble only if this is faster. No
+    further job starts after `can_start_job` has returned False.
     """
     sequential_groups: list[Sequence[Job]] = []
     for group in group_jobs(jobs):
@@ -87,7 +87,7 @@ def _run_ensemble(
                 train_ensemble(members, stop)
             if stop.received_signal is not None:
                 return stop.received_signal, []
-    # Last: `run_job` waits for the locks.
+    # Locked jobs come last, because `run_job` waits for their locks.
     return None, [*remaining_groups, locked_jobs] if locked_jobs else remaining_groups
 
 

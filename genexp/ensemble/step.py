@@ -19,7 +19,7 @@ MemberMetrics = dict[str, Tensor]  # name → detached (members,)
 
 
 class EnsembleStep:
-    """Vectorized `Learner.step` of several learners. Each learner changes as if it had stepped alone.
+    """Vectorized `Learner.step` of several learners. Each learner changes as it would in a single run.
 
     The learners' techniques, EMAs and (after `update_members`) optimizers are views of the stacked tensors.
     They can therefore be evaluated and saved at any time. Raises IncompatibleRunsError where the learners differ
@@ -107,7 +107,7 @@ class EnsembleStep:
                 EnsembleFunctionMode(self._generators, self.hyperparameters, member_index),
             ):
                 losses, metrics = functional_call(self._function_module, state, (phase.loss, batch, clock))
-            # A change in place has already reached the stacked tensor. A replaced buffer is returned.
+            # A buffer changed in place shares memory with the stacked tensor. A replaced buffer is returned.
             new_buffers = {name: state[f"technique.{name}"] for name in buffers}
             return (
                 losses,
@@ -134,7 +134,7 @@ class EnsembleStep:
         with learner.matmul_context():
             with learner.autocast_context():
                 losses, member_metrics = self.compute_losses(phase, batch, is_shared, clock)
-            # Only loss i depends on the weights of member i, so the gradient of the sum is that of each loss.
+            # Only loss i depends on the weights of member i, so the sum of the losses has the same gradients.
             losses.sum().backward(inputs=list(leaves.values()))
         metrics = {learner.loss_name_by_phase[phase.name]: losses.detach(), **member_metrics}
         if learner.settings.gradient_clip is not None:

@@ -13,9 +13,9 @@ from genexp.data.stream import SplitBatches
 from genexp.sharding import current_shard
 from genexp.technique import Batches
 
-CHUNK_ELEMENTS = 2**20  # elements of points per operation on the CPU: they fit in its cache
+CHUNK_ELEMENTS = 2**20  # (points · features) per operation on the CPU, so that they fit in its cache
 MAX_VIEW_ROWS = 2**16  # points in a block that is a view of the data set
-MIN_ROWS_PER_THREAD = 512  # points, at least, that a thread of its own computes
+MIN_ROWS_PER_THREAD = 512  # with fewer points per thread, fewer threads are used
 GPU_CHUNK_FACTOR = 64  # factor on chunk sizes on other devices, where each call has a fixed cost
 
 Blocks = Iterable[Tensor]  # float (points, features) each, in order; iterable more than once
@@ -24,7 +24,7 @@ Blocks = Iterable[Tensor]  # float (points, features) each, in order; iterable m
 class PointBlocks:
     """Flattened samples of one stream of a split, minus `origin` (features,). Each iteration is one pass.
 
-    Blocks are as large as the batches of `samples`. They are larger where batches take no memory of their own.
+    Blocks are as large as the batches of `samples`, or larger if the blocks are views of the data set.
     """
 
     def __init__(self, samples: Batches, stream: str, origin: Tensor | None = None) -> None:
@@ -73,8 +73,8 @@ def iterate_local_rows(blocks: Blocks) -> Iterator[tuple[Tensor, slice]]:
 def map_rows(function: Callable[[slice], object], num_rows: int, device: torch.device) -> None:
     """Call `function` for slices that make up `num_rows` rows: on the CPU, in a thread for each core.
 
-    Each thread computes in torch by itself. That is faster than torch's own threads, which wait for each other
-    after each of many short operations.
+    Each thread runs torch operations on one core. This is faster than operations that use several threads each,
+    which have to synchronize after every short operation.
     """
     threads = torch.get_num_threads()
     parts = min(threads, num_rows // MIN_ROWS_PER_THREAD) if device.type == "cpu" else 1

@@ -13,8 +13,8 @@ from genexp.sharding import SINGLE_SHARD, all_reduce_sum, current_shard
 
 UNASSIGNED = -1  # label of a point without a cluster
 UPDATE_CHUNK_ELEMENTS = 2**17  # elements of points that change cluster per copy on the CPU
-# Mean number of points of a cluster that are summed in float32 before their sum is added in float64: so few that
-# rounding stays small. The whole sum in float64 takes five times as long.
+# Partial sums of about this many points per cluster are computed in float32 and added up in float64. The number is
+# small, which keeps rounding errors small. A complete sum in float64 takes five times as long.
 POINTS_PER_PARTIAL_SUM = 64
 
 
@@ -79,7 +79,7 @@ class ClusterSumsUpdate:
 
     def __init__(self, previous: ClusterSums) -> None:
         self._sums, self._counts, self._labels = previous.sums, previous.counts, previous.labels
-        if current_shard().index:  # all_reduce_sum adds the shards: only shard 0 starts from the previous sums
+        if current_shard().index:  # all_reduce_sum adds up the shards, so only shard 0 includes the previous sums
             self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         self._slices: list[slice] = []
 

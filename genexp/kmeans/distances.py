@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from genexp.kmeans.blocks import get_chunk_size
 
-# With fewer columns, the transposed product takes half the time, and so do minima along the columns.
+# With fewer columns than this, the transposed product takes half the time. So does a minimum over the columns.
 MIN_ROW_MAJOR_COLUMNS = 32
-CHUNK_ELEMENTS = 2**19  # elements of points in a matrix product on the CPU: they fit in its cache
-CHUNK_SCORES = 2**19  # scores computed at a time on the CPU: they fit in its cache
+CHUNK_ELEMENTS = 2**19  # (points · features) per matrix product on the CPU, so that they fit in its cache
+CHUNK_SCORES = 2**19  # scores computed at a time on the CPU, so that they fit in its cache
 RELATIVE_ROUNDING = 4e-6  # largest float32 error of a squared distance, relative to the sum of the squared norms
 
 
@@ -56,7 +56,7 @@ class CenterScorer:
         return scores.unflatten(1, self.shape)
 
     def find_nearest(self, points: Tensor, squared_norms: Tensor | None = None) -> NearestCenters:
-        """Return the nearest centers of at most `chunk_size` points. Of equally near centers, the first wins.
+        """Return the nearest centers of at most `chunk_size` points. Ties go to the first center.
 
         With the `squared_norms` (points,) of the points, the labels do not depend on rounding errors of the matrix
         product, which differ between chunks of different sizes: close centers are compared by `pair_scores`.
@@ -130,7 +130,7 @@ def nearest_center(points: Tensor, centers: Tensor) -> Tensor:
 def argmin_rows(scores: Tensor) -> Tensor:
     """Return the index of the smallest score of each row: (..., columns) → int64 (...).
 
-    Of equal scores, the first wins.
+    Ties go to the first column.
     """
     # On the CPU torch finds the index element by element. NumPy is vectorized, with a fixed cost per row.
     if scores.device.type == "cpu" and scores.shape[-1] >= MIN_ROW_MAJOR_COLUMNS:

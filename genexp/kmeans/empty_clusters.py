@@ -13,8 +13,9 @@ from genexp.kmeans.distances import CenterScorer
 def relocate_empty_clusters(cluster_sums: ClusterSums, centers: Tensor, blocks: Blocks) -> ClusterSums:
     """Return cluster sums in which each empty cluster has one of the points farthest from their centers.
 
-    `centers` is (starts, clusters, features). The point leaves its old cluster. This is the rule of scikit-learn.
-    It takes two passes over the blocks, or none if no cluster is empty. The tensors are copied.
+    `centers` is (starts, clusters, features). The point is removed from its old cluster, as in scikit-learn. The
+    function takes two passes over the blocks, or none if no cluster is empty. The tensors of `cluster_sums` are
+    not changed.
     """
     if cluster_sums.has_no_empty_clusters:
         return cluster_sums

@@ -1,7 +1,8 @@
 """Assignment step of Lloyd's algorithm with the bounds of Hamerly (2010), and without bounds.
 
-Hamerly keeps an upper bound on the distance to the own center, and a lower bound on that to any other center. The
-margin stored here is the lower bound minus the upper bound. A point with a positive margin stays in its cluster.
+The algorithm keeps two bounds for each point: an upper bound on the distance to the center of its cluster (its own
+center), and a lower bound on the distance to any other center. The margin stored here is the lower bound minus the
+upper bound. A point with a positive margin stays in its cluster.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 from genexp.kmeans.blocks import map_rows
 from genexp.kmeans.distances import RELATIVE_ROUNDING, CenterScorer, NearestCenters
 
-# Fraction of a block. If more points are uncertain, the whole block is computed: cheaper than gathering.
+# If a larger fraction of a block may change cluster, computing the whole block is faster than gathering them.
 MAX_GATHERED_FRACTION = 0.6
 FLOAT32_EPSILON = 2**-23  # machine epsilon: more than the relative error of one operation
 
@@ -66,7 +67,7 @@ class HamerlyBounds(ExhaustiveAssignment):
         self._is_first_pass = True
 
     def move_centers(self, centers: Tensor, labels: Tensor) -> None:
-        """Set the centers (starts, clusters, features) of the next pass, and loosen the bounds by their movement.
+        """Set the centers (starts, clusters, features) of the next pass, and update the bounds by their movement.
 
         The bounds of points whose label in `labels` (starts, points) differs from that of the last pass are
         discarded.
@@ -80,7 +81,7 @@ class HamerlyBounds(ExhaustiveAssignment):
         self._centers, self._labels = centers, labels.clone()
 
     def _discard_bounds(self, mask: Tensor) -> None:
-        """Make these pairs of point and start uncertain: bool (points, starts)."""
+        """Discard the bounds of the pairs of point and start in `mask`: bool (points, starts)."""
         self._margins.masked_fill_(mask, -torch.inf)
 
     def find_nearest(self, points: Tensor, first: int, labels: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class HamerlyBounds(ExhaustiveAssignment):
         self._margins.mul_(1 - FLOAT32_EPSILON)
         norms = torch.linalg.vector_norm(shifts, dim=2).mul_(1 + 1e-5)
         for margins, start_labels, start_norms in zip(self._margins.unbind(1), labels, norms, strict=True):
-            # The own center may have moved away from the point, and the fastest other center toward it.
+            # In the worst case, the own center moved away from the point, and the fastest other center toward it.
             fastest = start_norms.topk(min(2, len(start_norms)))
             other_norms = fastest.values[0].repeat(len(start_norms))
             other_norms[fastest.indices[0]] = fastest.values[-1]

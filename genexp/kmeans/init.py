@@ -24,9 +24,9 @@ def kmeans_plusplus(blocks: Blocks, num_points: int, num_starts: int, num_cluste
     """Return centers (starts, clusters, features) by greedy k-means++, as in scikit-learn.
 
     Each center is the best of 2 + ln(clusters) candidates (Arthur & Vassilvitskii 2007). Their probability is
-    proportional to the squared distance to the nearest center so far. One pass over the blocks per
-    center evaluates the candidates. It also draws, for each candidate, the candidates that follow if it is chosen.
-    `num_points` is the number of points in `blocks`.
+    proportional to the squared distance to the nearest center so far. One pass over the blocks per center
+    evaluates the candidates. For each candidate, the same pass draws the next candidates, which are used if this
+    candidate is chosen. `num_points` is the number of points in `blocks`.
     """
     n_local_trials = 2 + int(math.log(num_clusters))
     new_centers = take(blocks, torch.randint(num_points, (num_starts,)))
@@ -65,7 +65,7 @@ def _evaluate_candidates(
     centers_and_candidates = torch.cat([new_centers.unsqueeze(1), candidates], 1)
     rows = centers_and_candidates.flatten(0, 1)
     potential = candidates.new_zeros(candidates.shape[:2])
-    # Initial values. They remain if all points coincide with centers: nothing is drawn then.
+    # If all points coincide with centers, no point is drawn, and these initial values remain.
     next_candidates = candidates.unsqueeze(2).repeat(1, 1, n_local_trials, 1)
     first = 0
     for block in blocks:

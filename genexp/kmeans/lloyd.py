@@ -1,8 +1,8 @@
 """Lloyd's algorithm for several starts at once (Lloyd 1982).
 
-Centers are (starts, clusters, features) throughout: the starts differ in their centers and share the points.
-The assignment step is one of `genexp.kmeans.hamerly_bounds` and `genexp.kmeans.projection_bounds`, which find the
-same nearest centers with different effort.
+Centers are (starts, clusters, features) throughout: the starts differ in their centers and share the points. The
+assignment steps are in `genexp.kmeans.hamerly_bounds` and `genexp.kmeans.projection_bounds`. All of them find the
+same nearest centers, but differ in computing time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def lloyd_step(
 def assign(
     blocks: Blocks, centers: Tensor, num_points: int, assignment: ExhaustiveAssignment | None = None
 ) -> ClusterSums:
-    """Return the cluster sums of the assignment of each point to its nearest center in the first pass.
+    """Return the cluster sums of the first pass, which assigns each point to its nearest center.
 
     `blocks` contains `num_points` points. `centers` is (starts, clusters, features).
     """

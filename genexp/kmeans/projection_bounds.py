@@ -1,8 +1,9 @@
 """Assignment step of Lloyd's algorithm with bounds from projections of points and centers onto a subspace.
 
-The subspace holds the few directions in which the points lie farthest from 0. Coordinates in it and the norm of
-the residual leave few centers that may be the nearest, without reading the points. Bottesch et al. (2016) bound
-distances in the same way, from sums over blocks of features.
+The subspace is spanned by the directions in which the points are farthest from 0. From the coordinates in the
+subspace and the norm of the residual, the step computes bounds on the distances. The bounds exclude most centers
+without reading the points. Bottesch et al. (2016) bound distances in the same way, from sums over blocks of
+features.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from genexp.kmeans.distances import RELATIVE_ROUNDING, NearestCenters, find_best
 from genexp.kmeans.hamerly_bounds import HamerlyBounds
 
 MIN_FEATURES_PER_DIMENSION = 16  # features per dimension of the subspace, at least
-# The number of dimensions is a multiple of the first: a matrix product then takes half the time.
+# The number of dimensions is a multiple of DIMENSION_MULTIPLE: a matrix product then takes half the time.
 DIMENSION_MULTIPLE, MAX_DIMENSIONS = 16, 64
 MIN_ELEMENTS = 2**20  # elements (points · features): smaller data sets gain nothing
 SAMPLE_POINTS, SUBSPACE_ITERATIONS = 1024, 2  # points that the basis is fitted to, and subspace iterations
-CHUNK_BOUNDS = 2**17  # bounds on scores computed at a time: they fit in the cache
+CHUNK_BOUNDS = 2**17  # bounds on scores computed at a time, so that they fit in the cache
 # A fraction of the clusters, plus a number of clusters. If the mean number of candidates per point and start
 # exceeds their sum, it is cheaper to compute all scores.
 MAX_CANDIDATE_FRACTION, MAX_EXTRA_CANDIDATES = 0.1, 2
@@ -65,7 +66,7 @@ class ProjectionBounds(HamerlyBounds):
         self._residual_products = centers.new_full((num_points, len(centers)), -torch.inf)
 
     def move_centers(self, centers: Tensor, labels: Tensor) -> None:
-        """Set the centers (starts, clusters, features) of the next pass, and loosen the bounds."""
+        """Set the centers (starts, clusters, features) of the next pass, and update the bounds."""
         super().move_centers(centers, labels)
         flat_centers = self._scorer.flat_centers
         self._center_projections = self.project(flat_centers, flat_centers.square().sum(1))
@@ -189,7 +190,7 @@ class ProjectionBounds(HamerlyBounds):
         self._margins.index_copy_(0, screening.indices, margins)
 
     def _compare_with_all(self, points: Tensor, rows: Tensor, first: int, labels: Tensor) -> NearestCenters:
-        """Compare points with all centers. Set their labels and all bounds, in the first pass the projections."""
+        """Compare points with all centers. Set their labels and bounds; in the first pass, their projections."""
         found = super()._compare_with_all(points, rows, first, labels)
         indices = rows + first
         if self._is_first_pass:

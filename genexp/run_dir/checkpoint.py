@@ -23,10 +23,10 @@ from genexp.run_dir.files import create_dir, open_regular_file, remove_file, syn
 from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR, format_path
 
 FORMAT_VERSION = 2
-LOG_PATTERNS = (METRICS_FILE, f"{TENSORBOARD_DIR}/events.*")  # of the append-only files
-MAX_VALUES = 10**6  # in a checkpoint; those of the built-in techniques have some hundreds
+LOG_PATTERNS = (METRICS_FILE, f"{TENSORBOARD_DIR}/events.*")  # glob patterns of the append-only files
+MAX_VALUES = 10**6  # values in a checkpoint; checkpoints of the built-in techniques have hundreds
 MAX_DEPTH = 100  # of nested dicts, lists and tuples
-# What a pickle of tensors and plain values names, and the other ways in which a pickle names objects.
+# Allowed names in a pickle (tensors and plain values), and other instructions of a pickle that name objects.
 _OBJECT_PATTERN = re.compile(
     r"torch\._utils _rebuild_tensor_v[23]|collections OrderedDict|torch (?:\w+Storage|\w*int\d+)"
     r"|torch\.storage UntypedStorage"
@@ -116,7 +116,7 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     for file in files:
         try:
             state = load_checkpoint(file)
-            if state.get("step") != 0:  # the run starts from step 0, and so do its logs
+            if state.get("step") != 0:  # at step 0 all logs are written again
                 find_cut_points(run_dir, state.get("log_offsets"))
             return state, [f"{error} The previous checkpoint is used." for error in errors]
         except CheckpointError as error:
@@ -134,7 +134,8 @@ def list_logs(run_dir: Path) -> list[Path]:
 def measure_logs(run_dir: Path) -> dict[str, int]:
     """Flush the logs of a run to the disk. Return path relative to `run_dir` → size in bytes.
 
-    A checkpoint that is written afterwards never refers to bytes that a power failure removes. Raises OSError.
+    A checkpoint must be written afterwards: a power failure then removes no log data that it requires. Raises
+    OSError.
     """
     paths = list_logs(run_dir)
     sync_files(paths)
@@ -142,9 +143,10 @@ def measure_logs(run_dir: Path) -> dict[str, int]:
 
 
 def find_cut_points(run_dir: Path, log_offsets: Any) -> dict[Path, int]:
-    """Return log → size to which it is truncated, for `log_offsets` of a checkpoint, the result of `measure_logs`.
+    """Return the path of each log and the size to which it is truncated, for `log_offsets` of a checkpoint.
 
-    Raises CheckpointError where a log is missing or shorter than its entry, or an entry names another file.
+    `log_offsets` is the result of `measure_logs`. Raises CheckpointError if a log is missing or shorter than its
+    entry, or if an entry names another file.
     """
     if not isinstance(log_offsets, dict):
         raise CheckpointError(f"{run_dir}: no log sizes in the checkpoint. Use another checkpoint.")
@@ -205,9 +207,9 @@ def _check_archive(file: IO[bytes]) -> None:
 
 
 def _check_values(content: Any, size: int) -> None:
-    """Raise ValueError where nested values, loaded from a file of `size` bytes, take far more as copies.
+    """Raise ValueError if copies of nested values need far more memory than the `size` bytes of their file.
 
-    A tensor could repeat one element, and a list could contain another one many times, which contains another one.
+    For example, a tensor with stride 0 repeats one element, and nested lists can contain the same list many times.
     """
     storages: dict[int, int] = {}  # address → bytes
     pending, count = [(content, 0)], 0

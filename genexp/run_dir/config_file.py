@@ -1,6 +1,7 @@
 """Reader of untrusted YAML files: plain values only, of bounded size and depth, without tags, aliases and links.
 
-A run directory may be of unknown origin. Its config.yaml is data: nothing in it is resolved, imported or called.
+A run directory may come from an unknown source. Therefore config.yaml is read as data only: this module resolves,
+imports and calls nothing that the file names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from genexp.errors import CheckpointError, ConfigError
 from genexp.run_dir.files import open_regular_file
 from genexp.run_dir.paths import CONFIG_FILE, HYDRA_DIR, format_path
 
-# Top-level keys of a run's config.yaml. A preset is not stored: its values are.
+# Top-level keys of the config.yaml of a run. The file has the values of a preset, not its name.
 CONFIG_KEYS = (
     *(group for group in CONFIG_GROUPS if group != "experiment"),
     *("seed", "resume", "tags", "notes", "recorders"),
@@ -27,7 +28,7 @@ MAX_BYTES = 2**18  # a configuration has about 1,000 bytes
 MAX_DEPTH = 16  # of nested lists and mappings
 SPECIAL_KEY_PATTERN = re.compile(r"_\w*_")  # keys that Hydra interprets, such as _target_
 _REFERENCE_PATTERN = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,([^${}]*))?\}")
-MAX_REFERENCES = 10  # references that are followed from one value
+MAX_REFERENCES = 10  # limit on the chain of references from one value
 
 
 class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml is much faster
@@ -168,7 +169,7 @@ def _replace_references(value: Any, values: Mapping[str, Any]) -> Any:
         target: Any = values
         for name in match[1].split("."):
             target = target.get(name) if isinstance(target, Mapping) else None
-        value = match[2] if target is None else target  # the default is text: reports print it
+        value = match[2] if target is None else target  # a default stays text, which reports print
     return None if isinstance(value, Mapping) else value
 
 

@@ -1,4 +1,4 @@
-"""Software and hardware of a run, and the plugins that it used, in plugins.json. Nothing loads code from there."""
+"""Software and hardware of a run, and its plugins in plugins.json. genexp never loads code named by this file."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ from genexp.run_dir.paths import LOCK_FILE, TEMPORARY_SUFFIX, format_path
 ContentT = TypeVar("ContentT")
 # A test sets this environment variable to n: the process kills itself at the n-th boundary of a file operation.
 KILL_VARIABLE = "GENEXP_KILL_AT_FILE_BOUNDARY"
-LOCK_SECONDS = 1.0  # a check by `is_locked` holds the lock for microseconds; a run waits for longer than that
+LOCK_SECONDS = 1.0  # a run waits this long for a lock, because `is_locked` holds it for microseconds
 LOCK_POLL_SECONDS = 0.02
-# A test sets this one to a number of seconds, which then pass between two readings of the clock.
+# A test sets this environment variable to the seconds between two successive results of `read_time`.
 CLOCK_VARIABLE = "GENEXP_SECONDS_BETWEEN_CLOCK_READINGS"
 REPLACE_RETRY_SECONDS = (0.01, 0.05, 0.25, 1.0)  # Windows does not replace a file that is being read
 _boundary_numbers = itertools.count(1)
@@ -37,7 +37,7 @@ _clock_readings = itertools.count()
 
 
 def read_time() -> float:
-    """Return the seconds of a monotonic clock, which space the writes of checkpoints, status and pages."""
+    """Return the time of a monotonic clock in seconds, for the intervals between writes."""
     seconds = os.environ.get(CLOCK_VARIABLE)
     return time.monotonic() if seconds is None else float(seconds) * next(_clock_readings)
 
@@ -243,7 +243,7 @@ def remove_temporary_files(directory: Path, *, is_recursive: bool) -> None:
 
 @contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a run or sweep directory within the block. A killed process releases its lock.
+    """Hold an exclusive lock on a run or sweep directory within the block. The lock of a dead process is released.
 
     Raises RunDirInUseError where another process holds it.
     """
@@ -273,7 +273,7 @@ def lock_file(path: Path, in_use: str) -> Iterator[None]:
 def is_locked(run_dir: Path) -> bool:
     """Return whether a live process holds the lock of a run directory.
 
-    The check holds the lock itself for a moment, for which `lock_run_dir` waits.
+    The check itself holds the lock for a short time. `lock_run_dir` waits for that time.
     """
     from filelock import FileLock, Timeout
 
@@ -293,7 +293,7 @@ def is_locked(run_dir: Path) -> bool:
 
 @contextmanager
 def _name_errors(path: Path) -> Iterator[None]:
-    """Add `path` to the errors of operations on an open file, which do not name it."""
+    """Add `path` to errors of operations on an open file, whose messages lack it."""
     try:
         yield
     except OSError as error:

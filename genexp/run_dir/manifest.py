@@ -32,7 +32,7 @@ class ManifestContent:
     """Schema of `sweep.json`."""
 
     jobs: tuple[JobEntry, ...]
-    halted: tuple[int, ...] = ()  # numbers of the jobs that successive halving stopped for good
+    halted: tuple[int, ...] = ()  # numbers of the jobs that successive halving stopped and will not continue
     format: int = 1
 
 
@@ -76,7 +76,7 @@ class SweepManifest:
         }
 
     def register(self, new_entry: JobEntry) -> JobEntry:
-        """Return the entry with the digest of `new_entry`; add `new_entry` if there is none.
+        """Return the entry with the digest of `new_entry`. Add `new_entry` if no entry has its digest.
 
         Raises ConfigError if its number belongs to another job, or its directory already contains a run.
         """

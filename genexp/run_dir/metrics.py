@@ -33,10 +33,10 @@ class LoggedCurve:
 
 
 def find_metric(name: str, metrics: Iterable[str]) -> str | None:
-    """Return `name` if it is one of `metrics`, else the only one that is `name` with a version, else None.
+    """Return the metric in `metrics` that `name` selects, or None.
 
-    The name with a version of "frechet" is, for example, "frechet_mnist-v1", or "frechet_digits-5b492abb" with the
-    hash of a data set.
+    This is `name` itself, or the only metric that consists of `name` and a version. For example, "frechet" selects
+    "frechet_mnist-v1", or "frechet_digits-5b492abb", where the version is the hash of a data set.
     """
     metrics = list(metrics)
     if name in metrics:

@@ -44,8 +44,8 @@ class RunStatus:
     error: str | None = None  # message of the error that ended a failed run
     started: str = ""  # ISO 8601
     updated: str = ""  # ISO 8601
-    seconds: float | None = None  # without the time between an interruption and the resumption
-    cpu_seconds: float | None = None  # of all threads of the process
+    seconds: float | None = None  # wall-clock time, without the time between an interruption and the resumption
+    cpu_seconds: float | None = None  # processor time of all threads of the process
     environment: Mapping[str, str] = field(default_factory=dict)  # device, versions and commit
     data: Mapping[str, str] = field(default_factory=dict)  # split → its size and checksum
 
@@ -105,14 +105,14 @@ def write_status(run_dir: Path, status: RunStatus, *, should_sync: bool = False)
 
 
 def reserve_status_space(run_dir: Path) -> None:
-    """Take disk space for the last status of a run, which may say that the disk is full. Raises OSError."""
+    """Reserve disk space, so that the last status of a run can be written to a full disk. Raises OSError."""
     path = run_dir / STATUS_RESERVE_FILE
     if not path.exists():
         write_file(path, os.urandom(STATUS_RESERVE_BYTES))  # zeros take no space on some file systems
 
 
 def release_status_space(run_dir: Path) -> None:
-    """Give back the space that `reserve_status_space` took."""
+    """Free the space that `reserve_status_space` reserved."""
     remove_file(run_dir / STATUS_RESERVE_FILE)
 
 

@@ -31,7 +31,7 @@ from genexp.training.trainer import BatchSource, RunData
 
 log = logging.getLogger(__name__)
 EVALUATION_BATCH_SIZE = 500  # test samples per batch
-# Limits of a batch in passes over the training split: enough to use all cores.
+# Limits of the batch size in passes over the training split: large enough to use all cores.
 MAX_SPLIT_BATCH_ELEMENTS, MAX_SPLIT_BATCH_SIZE = 2**23, 2**14
 
 
@@ -129,9 +129,9 @@ def build_technique(
 
 
 def _complete_objective(config: ExperimentConfig, technique: Technique, dataset: Dataset) -> ExperimentConfig:
-    """Return `config` with the name that trainer.objective has among the declared metrics of the technique.
+    """Return `config` with the complete metric name in trainer.objective.
 
-    "frechet" becomes, for example, "frechet_mnist-v1". Raises ConfigError if no metric is meant.
+    For example, "frechet" becomes "frechet_mnist-v1". Raises ConfigError if the technique declares no such metric.
     """
     objective, names = config.trainer.objective, technique.list_metrics()
     if names is None:
@@ -152,7 +152,7 @@ def _build_run_data(
     config: ExperimentConfig,
     rank_info: RankInfo,
 ) -> RunData:
-    # If all phases take the whole split, no batches are needed.
+    # If all phases use the whole training split, no batches are needed.
     is_full_batch_only = all(
         isinstance(phase, ClosedFormPhase) and phase.is_full_batch for phase in learner.phases
     )
@@ -195,7 +195,7 @@ def _choose_split_batch_size(dataset: Dataset) -> int:
 
 
 class _EmptyBatchSource:
-    """Batch source of a run without batches. An epoch is one step."""
+    """Batch source of a run whose phases use the whole training split. An epoch is one step."""
 
     steps_per_epoch = 1
 

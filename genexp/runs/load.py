@@ -61,9 +61,9 @@ class LoadedRun:
 
     @contextmanager
     def seeded_eval_mode(self, *purpose: int | str, seed: int | None = None) -> Iterator[None]:
-        """Set evaluation mode without gradients, and seed the generators, within the block.
+        """Set evaluation mode without gradients within the block, and seed the random generators.
 
-        The seed is derived from `seed`, by default the run's, and `purpose`.
+        The seed is derived from `purpose` and `seed`, which is by default the seed of the run.
         """
         seed_generators(self.device, self.seed if seed is None else seed, *purpose)
         with eval_mode(self.technique):
@@ -133,8 +133,8 @@ def load_initial_weights(learner: Learner, source_dir: Path) -> None:
 
 def _load_weights(technique: Technique, content: Mapping[str, Any], path: Path, source: str) -> None:
     """Set the weights of `technique` to those in the content of a checkpoint. Raises CheckpointError."""
-    # best.pt holds only the weights that were evaluated. If EMA is on, a step checkpoint also holds the averaged
-    # weights, which are the ones to evaluate.
+    # best.pt contains only the weights that were evaluated. A step checkpoint of a run with EMA also contains the
+    # averaged weights, which an evaluation uses.
     weights = content.get("average") or content["technique"]
     try:
         technique.load_state_dict(weights)

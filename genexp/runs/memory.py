@@ -17,7 +17,7 @@ from genexp.errors import GenexpError
 from genexp.technique import Technique
 
 log = logging.getLogger(__name__)
-# Networks whose sizes are all below this have at most a few gigabytes of weights. They are not built twice.
+# If all integers in its settings are below this, a network has at most a few gigabytes of weights: no check needed.
 LARGE_SIZE = 3000
 FLOAT_BYTES = 4
 
@@ -33,7 +33,7 @@ def check_model_memory(cls: type[Technique], config: Any, spec: DataSpec) -> Non
         return
     needed_bytes = _count_model_bytes(cls, config, spec)
     if needed_bytes:
-        # The setting without which the model is smallest.
+        # The setting whose halving reduces the model most.
         key = min(sizes, key=lambda name: _count_halved_bytes(cls, config, name, spec) or needed_bytes)
         check_memory(needed_bytes, f"model.{key}={_format_value(getattr(config, key))}")
 
@@ -73,14 +73,14 @@ def _halve(config: Any, key: str) -> Any:
 def _count_model_bytes(cls: type[Technique], config: Any, spec: DataSpec) -> int | None:
     """Return the bytes of all parameters and buffers, or None if the meta device cannot hold the technique.
 
-    A plugin may use operations that the meta device lacks: torch raises RuntimeError. Every built-in technique can
-    be built there, as a test checks.
+    torch raises RuntimeError if a plugin uses operations that the meta device lacks. A test checks that every
+    built-in technique can be built there.
     """
     try:
         with torch.device("meta"):
             technique = cls(config, spec)
     except GenexpError:
-        return None  # building the technique raises it again
+        return None  # the construction of the technique raises the same error
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         log.warning(f"the memory of model={cls.name} is not checked before it is built ({reason})")

@@ -27,8 +27,8 @@ KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
 def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any] | None:
     """Return the newest valid checkpoint of the run in `run_dir`. Raises GenexpError.
 
-    `values` is the plain, resolved configuration. Returns None for a new run. A run that was killed before its
-    first step starts from step 0, and None is returned. Nothing in `run_dir` changes.
+    `values` is the plain, resolved configuration. Returns None for a new run, and for a run that was killed before
+    its first step. This function changes no file in `run_dir`.
     """
     if values["resume"] is None:
         _check_no_existing_run(run_dir)
@@ -41,7 +41,7 @@ def load_resume_state(values: Mapping[str, Any], run_dir: Path) -> dict[str, Any
     state, warnings = checkpoint.load_newest_checkpoint(run_dir)
     for warning in warnings:
         log.warning(warning)
-    return state if state["step"] else None  # no step is lost if the run starts from its beginning
+    return state if state["step"] else None  # at step 0, the run starts again
 
 
 def load_progress(state: Mapping[str, Any]) -> RunProgress:
@@ -65,7 +65,7 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
 
 
 def check_lacks_pages(run_dir: Path) -> None:
-    """Raise ConfigError where a finished run has its report and figures, so that nothing remains to be done."""
+    """Raise ConfigError if a finished run has its report and figures: there is nothing to resume."""
     pages = [run_dir / REPORT_FILE, run_dir / FIGURES_DIR / CURVES_FIGURE]
     if all(path.is_file() and path.stat().st_size for path in pages):
         raise ConfigError(f"resume={run_dir}: already finished. Use a larger trainer.epochs to continue it.")

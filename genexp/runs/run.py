@@ -68,7 +68,7 @@ def run_experiment(values: Mapping[str, Any], run_dir: Path, until_epoch: int | 
         with _record_failed_start(values, run_dir):
             config = bind_experiment(values)
             rank_info = resolve_rank_info(config.device.processes)
-            # Built before the launch, so that a run that cannot be built starts no process.
+            # The run is built before the launch, so that an error in it does not start other processes.
             run = _build_run(config, resume_state, rank_info)
         with closing(run.data.batch_source), launch_processes(rank_info, config.device.threads) as launcher:
             return _train_and_record(RunContext(run, run_dir, resume_state), launcher, until_epoch)
@@ -171,7 +171,7 @@ class RunContext:
                 check_lacks_pages(run_dir)
                 return RecorderGroup(build_page_recorders(run.config))
         truncate_logs(run_dir, self.resume_state["log_offsets"] if self.resume_state is not None else {})
-        # After the checks: a rejected command leaves the run unchanged.
+        # Files change only after the checks: a rejected command leaves the run unchanged.
         config_text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config.values)))
         sync_files((run_dir / HYDRA_DIR).glob("*.yaml"))  # Hydra does not flush them
         write_file(run_dir / CONFIG_FILE, config_text, should_sync=True)
@@ -266,8 +266,8 @@ def _translate_error(error: BaseException, batch_size: int | None) -> BaseExcept
 def build_recorders(config: ExperimentConfig) -> RecorderGroup:
     """Return the recorders of a run. Raises ConfigError."""
     trainer, settings = config.trainer, config.recorders
-    # The order matters: TensorBoard and the report read images of earlier recorders, the console lists files, and
-    # a checkpoint stores the sizes of the logs.
+    # The order matters. TensorBoard and the report read images that earlier recorders write. The console lists the
+    # written files. A checkpoint stores the sizes of the logs.
     recorders: list[tuple[str, Recorder]] = [
         ("metrics", MetricsRecorder()),
         ("previews", PreviewRecorder(trainer.preview_every, trainer.video)),

@@ -37,7 +37,7 @@ from genexp.techniques._named_networks import check_networks, select_network
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
 INTERPOLATION_KEYPOINTS = 4  # noise vectors on the closed path of each interpolated image
 FRAMES_PER_SEGMENT = 15  # from one keypoint to the next, both included
-MIN_FEATURE_BYTES = 32  # lower bound of the memory that an evaluation keeps of each generated image
+MIN_FEATURE_BYTES = 32  # lower bound of the memory for the features of one generated image
 
 # The discriminator is saturated if the mean D(x) is above this and the mean D(G(z)) below 1 minus this.
 SATURATION_THRESHOLD = 0.99
@@ -57,7 +57,7 @@ class BaseGANConfig:
     discriminator_options: dict[str, Any]
     r1: float  # weight of the discriminator's squared gradient norm at real images
     r2: float  # weight of its squared gradient norm at generated images
-    augmentation: list[str]  # keys of DIFFERENTIABLE_AUGMENTATIONS, of real and generated images alike
+    augmentation: list[str]  # keys of DIFFERENTIABLE_AUGMENTATIONS, for real and generated images
     init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
     evaluation_samples: int  # generated images per evaluation
 
@@ -93,7 +93,7 @@ class ConvGANConfig(BaseGANConfig):
         for key in ("generator_width", "discriminator_width"):
             require(getattr(self, key) > 0, key, getattr(self, key), "must be at least 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be a probability in [0, 1)")
-        # The penalties are on the gradient at each image. Batch norm would make it depend on the other images.
+        # The penalties depend on the gradient at each image. With batch norm, it would depend on other images too.
         is_per_sample_norm = self.discriminator_norm != "batch"
         for key in ("r1", "r2"):
             is_valid = is_per_sample_norm or getattr(self, key) == 0
@@ -161,7 +161,7 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return torch.randn(count, self.config.latent, device=self.fixed_noise.device)
 
     def augment(self, images: Tensor) -> Tensor:
-        """Return images (batch, channels, height, width) in [-1, 1], changed at random (Zhao et al. 2020)."""
+        """Return randomly augmented images (batch, channels, height, width) in [-1, 1] (Zhao et al. 2020)."""
         for name in self.config.augmentation:
             images = DIFFERENTIABLE_AUGMENTATIONS[name](images)
         return images
@@ -200,9 +200,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return torch.zeros((), device=real.device), {}
 
     def discriminator_metrics(self, real_scores: Tensor, fake_scores: Tensor) -> Metrics:
-        """Return the mean of D(x) and of D(G(z)), which tend to 0.5 at the equilibrium.
+        """Return the mean of D(x) and of D(G(z)), scalars that tend to 0.5 at the equilibrium.
 
-        If scores do not give probabilities, return the difference of their means instead.
+        If the loss gives no probabilities, return the difference of the mean scores instead. `real_scores` and
+        `fake_scores` are (batch,).
         """
         d_real, d_fake = map(self.adversarial_loss.real_probability, (real_scores, fake_scores))
         if d_real is None or d_fake is None:

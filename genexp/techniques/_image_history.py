@@ -24,7 +24,7 @@ class ImageHistory(nn.Module):
         """Return images of the shape of `images` (batch, ...), some of them replaced by stored ones.
 
         Each new image is returned with probability 0.5. Otherwise a random stored image is returned, and the new
-        one takes its place. Until the buffer is full, new images are stored and returned. In a batch
+        image is stored in its place. Until the buffer is full, new images are stored and returned. In a batch
         larger than the capacity, the images after the first `capacity` ones are returned unchanged. No operation
         synchronizes with the device.
         """

@@ -21,7 +21,8 @@ def select_network(
 ) -> nn.Module:
     """Return the network that the key `kind` of `config` names, or `default` where it is None.
 
-    `shape` is that of an image, `size` that of a code, of the noise or of the scores. Raises ConfigError.
+    `shape` is the (channels, height, width) of images, `size` the number of elements of a code, of the noise or of
+    the scores. Raises ConfigError.
     """
     name = getattr(config, kind)
     if name is None:

@@ -42,8 +42,8 @@ class NeighborClassifier(nn.Module):
     def fit(self, codes: Tensor, num_starts: int, num_neighbors: int) -> None:
         """Train `num_starts` classifiers on `codes` (rows, latent) and keep the one with the lowest loss.
 
-        The classifiers are trained at once, as slices of stacked tensors. The loss needs no labels. Over starts it
-        follows the accuracy closely, which k-means' inertia does not.
+        The classifiers are slices of stacked tensors, and are trained together. The loss needs no labels. In
+        contrast to the inertia of k-means, a lower loss indicates a higher accuracy (README.md of this folder).
         """
         codes = codes[torch.randperm(len(codes), device=codes.device)[:MAX_FIT_SAMPLES]]
         neighbors = find_neighbors(codes, min(num_neighbors, len(codes) - 1))

@@ -57,9 +57,10 @@ def make_comparison_grid(*batches: Tensor) -> Tensor:
 def compute_discriminator_metrics(
     adversarial_loss: AdversarialLoss, real_scores: Tensor, fake_scores: Tensor
 ) -> Metrics:
-    """Return `d_real` and `d_fake`, the mean probabilities of being real of real and of translated images.
+    """Return `d_real` and `d_fake`: the mean estimated probability that real and translated images are real.
 
-    Scores may have any shape. If they do not give probabilities, return the difference of their means instead.
+    Both are scalars. Scores may have any shape. If the loss gives no probabilities, return the difference of the
+    mean scores instead.
     """
     d_real, d_fake = map(adversarial_loss.real_probability, (real_scores, fake_scores))
     if d_real is None or d_fake is None:

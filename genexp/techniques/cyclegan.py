@@ -105,7 +105,7 @@ class CycleGAN(Technique, CanTranslate):
         """Return the sum (scalar) of adversarial, cycle-consistency and identity losses of both directions."""
         a, b = to_signed_range(batch["a"]), to_signed_range(batch["b"])
         generator_ba, generator_ab = self.generators["ba"], self.generators["ab"]
-        # Instance norm treats each image separately, so one pass can hold images of both domains.
+        # Instance norm processes each image separately, so one batch can contain images of both domains.
         fake_b, identity_b = generator_ab(torch.cat([a, b])).split([len(a), len(b)])
         fake_a, identity_a = generator_ba(torch.cat([b, a])).split([len(b), len(a)])
         cycle = F.l1_loss(generator_ba(fake_b), a) + F.l1_loss(generator_ab(fake_a), b)
@@ -173,8 +173,8 @@ class CycleGAN(Technique, CanTranslate):
     def _score_batch(self, batch: Batch, thumbnails: dict[str, list[Tensor]]) -> dict[str, Tensor]:
         """Return per-sample scores (batch,), and append downscaled images to `thumbnails`.
 
-        The scores are the cycle and identity distances. Where the data has true translations, they include the
-        distance and the similarity to these.
+        The scores are the cycle and identity distances. If the data set has true translations, the scores include
+        the distance and the similarity to these.
         """
         a, b = batch["a"], batch["b"]
         fake_a, fake_b = self.translate_to_a(b), self.translate_to_b(a)

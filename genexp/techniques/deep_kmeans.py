@@ -73,9 +73,10 @@ def hard_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, sha
 def sharpened_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor, shares: Tensor) -> Tensor:
     """Return KL(target ‖ soft assignments of `codes`), mean over the batch (Xie et al. 2016, eq. 2 and 3).
 
-    The target is the squared soft assignments of `eval_codes`, divided by `shares` and normalized. `shares`
-    (clusters,) are the fractions of all images in each cluster. Confident assignments thus weigh most, and large
-    clusters do not absorb small ones. `codes` and `eval_codes` are (batch, latent), `centers` (clusters, latent).
+    The target consists of the squared soft assignments of `eval_codes`, divided by `shares` and normalized.
+    `shares` (clusters,) are the fractions of all images in each cluster. The square gives confident assignments a
+    larger weight. The division prevents large clusters from absorbing small ones. `codes` and `eval_codes` are
+    (batch, latent), `centers` (clusters, latent).
     """
     with torch.no_grad():
         weights = soft_assignment(eval_codes, centers).square() / shares
@@ -84,14 +85,18 @@ def sharpened_assignment_loss(codes: Tensor, centers: Tensor, eval_codes: Tensor
 
 
 def assignment_divergence(target: Tensor, codes: Tensor, centers: Tensor) -> Tensor:
-    """Return KL(target ‖ soft assignments of `codes`), mean over the batch. `target` is (batch, clusters)."""
+    """Return KL(target ‖ soft assignments of `codes`), mean over the batch: a scalar.
+
+    `target` is (batch, clusters), `codes` (batch, latent), `centers` (clusters, latent).
+    """
     return F.kl_div(soft_assignment(codes, centers).log(), target, reduction="batchmean")
 
 
 def contrastive_loss(first: Tensor, second: Tensor) -> Tensor:
     """Return the NT-Xent loss of two views of each image (SimCLR, Chen et al. 2020), for codes (batch, latent).
 
-    Each code is to be nearer, in direction, to the other view of its image than to all other codes of the batch.
+    `first` and `second` are the codes of the two views. The loss is low if the cosine similarity of a code is
+    higher to the other view of its image than to all other codes of the batch. The result is a scalar.
     """
     num_images = len(gather_rows(first))
     keys = F.normalize(torch.cat([gather_rows(first), gather_rows(second)]), dim=1)
@@ -145,7 +150,7 @@ class DeepKMeans(Autoencoder, CanCluster):
     """Autoencoder with a clustering loss that moves latent codes toward centers."""
 
     Config = DeepKMeansConfig
-    num_examples = 1000  # for the t-SNE of latent codes; a preview takes `MAX_PREVIEW_IMAGES` of them
+    num_examples = 1000  # for the t-SNE of latent codes; a preview uses `MAX_PREVIEW_IMAGES` of them
     config: DeepKMeansConfig
 
     def __init__(self, config: DeepKMeansConfig, spec: DataSpec) -> None:
@@ -156,7 +161,7 @@ class DeepKMeans(Autoencoder, CanCluster):
                 f"Use a smaller value, or a larger data set."
             )
         if config.latent_norm:
-            # Without it, the clustering loss is smallest if all latent codes shrink to one point.
+            # Without normalization, the clustering loss is smallest if all latent codes collapse to one point.
             layers = self.encoder if isinstance(self.encoder, nn.Sequential) else [self.encoder]
             self.encoder = nn.Sequential(*layers, nn.BatchNorm1d(config.latent, affine=False))
         self.class_names, self.train_size = spec.class_names, spec.train_size

@@ -34,7 +34,7 @@ from genexp.technique import (
     register_technique,
 )
 
-PREVIEW_ROWS = 8  # of the grid of samples; with classes, each has a column of its own
+PREVIEW_ROWS = 8  # rows of the grid of samples; with classes, each class has one column
 MAX_PREVIEW_COLUMNS = 10
 ANIMATION_STEPS = 24  # frames from noise to image, by Euler's method
 HELD_FRAMES = 10  # copies of the last frame
@@ -91,13 +91,13 @@ class FlowMatchingConfig:
     width: int  # channels of the U-Net's first level
     blocks: int  # residual blocks of each level, down and up
     conditional: bool  # whether the velocity depends on the class
-    label_dropout: float  # probability that training omits the class, as guidance requires
+    label_dropout: float  # probability that a training step hides the class; guidance requires it
     guidance: float  # weight of classifier-free guidance
     time_distribution: str  # key of TIME_DISTRIBUTIONS
     optimal_transport: bool  # whether noise is paired with images by minibatch optimal transport
     sampler: str  # key of SAMPLERS
     function_evaluations: int  # evaluations of the velocity per image
-    compared_evaluations: list[int]  # in the figure of the Fréchet distance against them; empty for no figure
+    compared_evaluations: list[int]  # x axis of the figure of the Fréchet distance; empty: no figure
     evaluation_samples: int  # generated images per evaluation
 
     def __post_init__(self) -> None:
@@ -127,9 +127,9 @@ class FlowMatchingConfig:
 
 @register_technique("flow_matching")
 class FlowMatching(Technique, CanSample, CanInterpolate):
-    """Network that predicts the velocity on straight paths from noise to images, and samplers that follow it.
+    """Network that predicts the velocity on straight paths from noise to images, and samplers that integrate it.
 
-    The network uses images in [-1, 1]. The class after the last one, the null class, stands for any class.
+    The network uses images in [-1, 1]. An additional class, the null class, means that the class is not given.
     """
 
     Config = FlowMatchingConfig
@@ -180,7 +180,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
     def guided_velocity(self, images: Tensor, time: float, classes: Tensor) -> Tensor:
         """Return velocities with classifier-free guidance (Ho & Salimans 2022), in the shape of `images`.
 
-        They are extrapolated from the velocity without a class through that with the class. `classes` is (batch,).
+        With weight w, the result is v(null class) + w · (v(class) - v(null class)). `classes` is (batch,).
         """
         times = torch.full((images.shape[0],), time, device=images.device)
         if not self.num_classes or self.config.guidance == 1:
@@ -192,9 +192,9 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         return torch.lerp(unconditional, conditional, self.config.guidance)
 
     def iter_states(self, noise: Tensor, sampler_name: str, function_evaluations: int) -> Iterator[Tensor]:
-        """Yield images in [-1, 1] on the way from `noise`, (count, channels, height, width), after each step.
+        """Yield images in [-1, 1] after each step of the path from `noise`: (count, channels, height, width).
 
-        Their classes cycle. The steps are equally long.
+        The classes of the images are 0, 1, … cyclically. All steps have the same length.
         """
         return self._integrate(noise, self.cycle_labels(len(noise)), sampler_name, function_evaluations)
 
@@ -280,7 +280,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         if version is None or not self.num_classes or self.config.guidance <= 1:
             return None
         recall, precision = metrics[f"{RECALL_PREFIX}{version}"], metrics[f"test/precision_{version}"]
-        # Early in a run precision is low too, which guidance does not cause.
+        # Early in a run recall and precision are both low. Guidance does not cause this.
         if recall >= LOW_RECALL or precision < HIGH_PRECISION:
             return None
         return (
@@ -334,7 +334,7 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
 def pair_with_images(noise: Tensor, images: Tensor) -> Tensor:
     """Return `noise` (batch, ...) in the order with the smallest sum of squared distances to `images`.
 
-    This is optimal transport between the samples of a batch (Tong et al. 2024). It makes paths cross less.
+    This is optimal transport between the samples of a batch (Tong et al. 2024). Fewer paths cross then.
     """
     noise, images = gather_rows(noise), gather_rows(images)
     # The squared norms in the distance |x - y|² = |x|² + |y|² - 2 x·y do not depend on the order.

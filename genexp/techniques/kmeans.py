@@ -39,7 +39,7 @@ from genexp.technique import (
 )
 
 INIT_METHODS = {"k-means++": kmeans_plusplus, "random": random_points}  # by model.init
-# Above this ratio of the mean's squared norm to the total variance, the origin is the mean.
+# If (squared norm of the mean) / (total variance) exceeds this ratio, the origin is the mean of the points.
 MAX_OFFSET_RATIO = 4.0
 MAX_PREVIEW_CENTERS = 100  # in the grid of the preview
 MAX_FIGURE_CLUSTERS, FIGURE_COLUMNS = 20, 12  # rows and columns of the gallery figure
@@ -81,7 +81,7 @@ class KMeans(Technique, CanCluster):
     counts: Tensor  # int64 (starts, clusters): points of each cluster; with batches, in all steps so far
     inertia: Tensor  # (starts,): sum of squared distances to the nearest center; estimated with batches
     active: Tensor  # bool (starts,): the start has not converged
-    origin: Tensor  # (features,): subtracted from points and centers, since distances far from 0 lose digits
+    origin: Tensor  # (features,): subtracted from points and centers; far from 0, distances lose precision
     squared_norm_sum: Tensor  # (): sum of the squared distances of all points to `origin`
     tolerance_squared: Tensor  # (): largest squared center shift of a converged start in an epoch
     sums: Tensor  # float64 (starts, clusters, features): sums of each cluster's points; Lloyd's algorithm only
@@ -98,7 +98,7 @@ class KMeans(Technique, CanCluster):
                 f"model.clusters={config.clusters}: exceeds the {spec.train_size} training points. "
                 f"Use a smaller value, or a larger data set."
             )
-        # Assignment step of `_assigned_starts`, int64 (starts,). Its bounds are found again after a resume.
+        # Assignment step of `_assigned_starts`, int64 (starts,). A resumed run computes its bounds again.
         self._assignment: ExhaustiveAssignment | None = None
         self._assigned_starts = torch.empty(0, dtype=torch.long)
         self.file_centers = _load_centers(config, features) if config.init.endswith(".npy") else None
@@ -267,7 +267,7 @@ class KMeans(Technique, CanCluster):
 
     @property
     def _has_origin(self) -> bool:
-        # An origin of 0 is not subtracted: that would be another pass over the points.
+        # An origin of 0 is not subtracted, which saves a pass over the points.
         return bool(self.origin.any())
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ class ScaleLoss(nn.Module):
 
 
 class ImageParameter(nn.Module):
-    """Optimized image: (1, channels, height, width). Apply `clamp_keep_gradient`: values may leave [0, 1]."""
+    """Optimized image: (1, channels, height, width). Its values may leave [0, 1]: use `clamp_keep_gradient`."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -126,11 +126,11 @@ class ImageParameter(nn.Module):
 
 @register_technique("style_transfer")
 class StyleTransfer(Technique, CanStylize):
-    """Optimization of an image, from the content image towards the Gram matrices of the style image.
+    """Optimization of an image, from the content image toward the Gram matrices of the style image.
 
-    The image has its full size throughout. With several `scales`, earlier phases compute the loss on a
-    downscaled copy: they determine the coarse structure. Each phase has its own optimizer, because the curvature
-    estimated at one scale does not fit another.
+    The optimized image always has its full size. With several `scales`, the first phases compute the loss on a
+    downscaled copy, which determines the coarse structure. Each phase has its own optimizer, because an estimate
+    of the curvature at one scale is wrong at another scale.
     """
 
     Config = StyleTransferConfig
@@ -258,9 +258,9 @@ class _ClampKeepGradient(torch.autograd.Function):
 def clamp_keep_gradient(values: Tensor) -> Tensor:
     """Return `values` clamped to [0, 1], in the same shape.
 
-    Outside [0, 1] the gradient passes only if descent moves the value back towards the range. The reference
-    implementation clamps the image itself at each step. L-BFGS then estimates the curvature from wrong
-    steps, and the loss occasionally increases a thousandfold.
+    Outside [0, 1] the gradient passes only if a descent step moves the value toward the range. The tutorial clamps
+    the image itself at each step. L-BFGS then estimates the curvature from wrong steps, and the loss occasionally
+    increases by a factor of a thousand.
     """
     return torch.as_tensor(_ClampKeepGradient.apply(values))
 
@@ -269,8 +269,8 @@ def clamp_keep_gradient(values: Tensor) -> Tensor:
 def gram_matrix(features: Tensor) -> Tensor:
     """Return the Gram matrices of features: (batch, c, h, w) → (batch, c, c), divided by batch·c·h·w.
 
-    Gradients are exact only if the incoming gradient is symmetric in the two channel axes. This holds for any
-    loss that treats them alike. The backward pass then needs one matrix product, not two and their sum.
+    Gradients are exact only if the incoming gradient is symmetric in the two channel axes. This holds for
+    any loss that is symmetric in these axes. The backward pass then needs one matrix product instead of two.
     """
     full_precision = promote_to_float32(features)
     # No autocast: sums over thousands of terms lose precision in bf16.

@@ -58,8 +58,8 @@ NETWORKS = {"dense": 10_000, "conv": 2_000, "resnet": 2_000}
 class VAEConfig:
     """Keys of conf/model/vae.yaml."""
 
-    network: str  # key of NETWORKS
-    encoder: str | None  # name in NETWORKS; replaces that of `network`
+    network: str  # key of NETWORKS of this module
+    encoder: str | None  # name in genexp.networks.NETWORKS; replaces the encoder of `network`
     encoder_options: dict[str, Any]  # keyword parameters of that network
     decoder: str | None
     decoder_options: dict[str, Any]
@@ -114,7 +114,7 @@ class VariationalAutoencoder(
 
     def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
         super().__init__()
-        # Floats may be tensors in an ensemble: no branch of the loss reads them.
+        # In an ensemble, floats may be tensors. Therefore no condition in the loss reads them.
         self.config, self.has_free_bits = config, config.free_bits > 0
         self.has_total_correlation = config.total_correlation != 1
         self.train_size = spec.train_size
@@ -135,7 +135,7 @@ class VariationalAutoencoder(
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the log-variance of q(latent | image): (batch, latent) each, in full precision."""
         hidden = self.encoder(images)
-        # The KL divergence is a small difference of numbers near 1.
+        # Full precision, because the KL divergence is a small difference of numbers near 1.
         return promote_to_float32(self.mean(hidden)), promote_to_float32(self.log_variance(hidden))
 
     def log_prob(self, images: Tensor, latents: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class VariationalAutoencoder(
         return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        # Samples first: generators are seeded equally for each preview, so their noise is the same in each frame.
+        # Samples are drawn first. Each preview has the same seed, so the noise of samples is the same in each frame.
         samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
         images = self.select_pixels(examples["image"])
         return {"samples": samples, "reconstructions": make_grid_from_rows(images, self.reconstruct(images))}

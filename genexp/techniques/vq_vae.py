@@ -43,8 +43,8 @@ from genexp.technique import (
 
 PREVIEW_SAMPLES, PREVIEW_RECONSTRUCTIONS = 64, 10  # images in the previews
 MAX_CODEBOOK_IMAGES = 256  # codes in the image of the codebook
-UNUSED_CODE_GRAY = 0.5  # gray value of codes in that image that no input uses
-MIN_CODES_USED = 0.5  # most codes are dead if test images use a smaller share of them
+UNUSED_CODE_GRAY = 0.5  # gray value of unused codes in the image of the codebook
+MIN_CODES_USED = 0.5  # a warning is logged if test images use a smaller fraction of the codes
 QUANTIZERS = ("vq", "fsq")
 ACTIVATION = "relu"  # of the encoder and the decoder
 
@@ -98,11 +98,11 @@ class VQVAEConfig:
 class VQVAE(Technique, CanSample, CanReconstruct):
     """Encoder to a grid of codes, decoder back to the image, and an autoregressive prior over the codes.
 
-    The first part of a run trains encoder, quantizer and decoder. Then these are fixed, and the prior trains.
+    The first part of a run trains the encoder, quantizer and decoder. The second part trains only the prior.
     """
 
     Config = VQVAEConfig
-    num_examples = 300  # for the image of the codebook; reconstructions take `PREVIEW_RECONSTRUCTIONS` of them
+    num_examples = 300  # for the image of the codebook; reconstructions use `PREVIEW_RECONSTRUCTIONS` of them
 
     def __init__(self, config: VQVAEConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class VQVAE(Technique, CanSample, CanReconstruct):
         )
 
     def is_prior_due(self, clock: Clock) -> bool:
-        """Return whether the prior trains at `clock`, not the autoencoder."""
+        """Return True if the step of `clock` trains the prior, and False if it trains the autoencoder."""
         return clock.step > self.config.prior_start * clock.total_steps
 
     def encode_vectors(self, images: Tensor) -> Tensor:
@@ -267,9 +267,10 @@ class VQVAE(Technique, CanSample, CanReconstruct):
         }
 
     def render_codebook(self, images: Tensor) -> Tensor:
-        """Return a grid with the mean region of `images` (batch, channels, height, width) that has each code.
+        """Return a grid with one image for each code: the mean of the regions of `images` encoded as this code.
 
-        A region is three times as large as the pixels of one position. Codes that no region has are gray.
+        `images` is (batch, channels, height, width), the result (channels, grid height, grid width). The side of a
+        region is three times that of the pixels of one position. Unused codes are gray.
         """
         num_codes, side = self.quantizer.num_codes, 2 ** len(self.config.channels)
         one_hot = F.one_hot(self.encode_codes(images), num_codes).to(images)  # (batch, positions, codes)
@@ -288,7 +289,7 @@ def perplexity(shares: Tensor) -> Tensor:
 
 
 def used_fraction(shares: Tensor) -> Tensor:
-    """Return the fraction of the codes whose share in `shares` (codes,) is not 0 (scalar)."""
+    """Return the fraction of the codes whose entry in `shares` (codes,) is not 0 (scalar)."""
     return (shares > 0).to(shares).mean()
 
 

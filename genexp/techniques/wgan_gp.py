@@ -24,7 +24,7 @@ class WassersteinGANConfig(ConvGANConfig):
         super().__post_init__()
         require(self.penalty >= 0, "penalty", self.penalty, "must be 0 or more")
         require(self.critic_steps > 0, "critic_steps", self.critic_steps, "must be at least 1")
-        # The penalty is on the gradient at each image. Batch norm would make it depend on the other images.
+        # The penalty depends on the gradient at each image. With batch norm, it would depend on other images too.
         is_per_sample_norm = self.discriminator_norm != "batch"
         require(
             is_per_sample_norm,
@@ -38,7 +38,7 @@ class WassersteinGANConfig(ConvGANConfig):
 class WassersteinGAN(BaseConvGAN):
     """GAN with a critic whose gradient norm is kept near 1.
 
-    The difference of the mean scores estimates the distance between real and generated images.
+    The difference of the mean scores estimates the Wasserstein distance between real and generated images.
     """
 
     Config = WassersteinGANConfig

@@ -67,7 +67,7 @@ def get_graph_factory(device: torch.device) -> Callable[[], StepGraph] | None:
 
 
 class _TrackingClock(Clock):
-    """A clock that records whether its step was read, directly or through a property."""
+    """Clock that records whether its step was read, directly or through a property."""
 
     is_step_read: bool
 
@@ -80,9 +80,9 @@ class _TrackingClock(Clock):
 class CapturedStep:
     """A training step that runs eagerly `WARMUP_STEPS` times, is then captured, and is replayed from then on.
 
-    A replay repeats the constants of the capture. A value read from the clock, or drawn on the CPU, would never
-    change. A step that does either stays eager. So does a step that CUDA cannot capture: one that reads a tensor's
-    value on the CPU, or copies data from the CPU.
+    A replay repeats the constants of the capture. A value that is read from the clock or drawn on the CPU would
+    therefore never change. A step that reads the clock or draws on the CPU is never captured. The same holds for a
+    step that CUDA cannot capture, because it reads the value of a tensor on the CPU or copies data from the CPU.
     """
 
     def __init__(self, step_function: StepFunction, graph: StepGraph) -> None:

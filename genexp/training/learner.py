@@ -88,7 +88,7 @@ class EMA:
 
 
 class Learner:
-    """A technique with the optimizers, precision and EMA of its training. In training only `step` changes it."""
+    """A technique with its optimizers, precision and EMA. During training only `step` changes these."""
 
     def __init__(
         self, technique: Technique, plan: OptimizerPlan, settings: StepSettings, device: torch.device
@@ -107,7 +107,7 @@ class Learner:
         self.optimizer_configs: dict[str, OptimizerConfig] = {
             p.name: plan.get_config(p.name) for p in gradient_phases
         }
-        self._checked_phases: set[str] = set()  # whose loss has returned what it must
+        self._checked_phases: set[str] = set()  # names of the phases whose loss has returned a valid result
         self._graph_factory = self._select_graph_factory() if settings.capture else None
         self._captured_steps: dict[tuple[str, ...], CapturedStep] = {}  # names of the active phases → their step
         self._learning_rate_tensors = {
@@ -123,7 +123,7 @@ class Learner:
             p.name: [weight for weight in p.module.parameters() if weight.requires_grad] for p in gradient_phases
         }
         self.ema = EMA(technique, settings.ema) if settings.ema else None
-        self.has_loaded_weights = False  # those of another run, which `Technique.initialize` must not replace
+        self.has_loaded_weights = False  # weights of another run, which `Technique.initialize` must not replace
         self.set_process_group(ProcessGroup())
 
     def set_process_group(self, group: ProcessGroup) -> None:
@@ -320,7 +320,7 @@ class Learner:
 
 
 def _check_phases(phases: tuple[Phase, ...]) -> None:
-    """Raise PluginError where a phase cannot be run."""
+    """Raise PluginError if `phases` is not a tuple of valid phases with distinct names."""
     names = [getattr(phase, "name", "") for phase in phases]
     for phase, name in zip(phases, names, strict=True):
         if not isinstance(phase, GradientPhase | ClosedFormPhase):

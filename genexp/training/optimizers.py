@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules by name, and their configuration.
 
-The optimizers are those of torch, without the import of its compiler: the first step of Adam comes 1.3 s earlier
-(scripts/README.md, "Libraries").
+The optimizers are those of torch, without the import of its compiler. The first step of Adam is therefore complete
+1.3 s earlier (scripts/README.md, "Libraries").
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class LBFGSConfig(OptimizerConfig):
 
 @dataclass
 class TorchOptimizerConfig(OptimizerConfig):
-    """Settings of any optimizer of torch.optim, `name` being that of its class."""
+    """Settings of any optimizer of torch.optim. `name` is the name of its class."""
 
     options: dict[str, Any]  # keyword parameters of the class
 
@@ -211,7 +211,7 @@ OPTIMIZERS = {
 
 
 def find_torch_class(name: str) -> type[Optimizer]:
-    """Return the class of torch.optim that is named `name`. Raises FieldError."""
+    """Return the class `name` of torch.optim. Raises FieldError if there is none."""
     classes = {
         key: value
         for key, value in vars(torch.optim).items()
@@ -227,7 +227,7 @@ def _find_spec(name: str) -> _OptimizerSpec:
     """Return the optimizer `name`: one of OPTIMIZERS, or a class of torch.optim."""
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    # Of an unknown class it is not known whether it updates each element on its own.
+    # It is not known whether an arbitrary class updates each element separately.
     return _OptimizerSpec(
         TorchOptimizerConfig, remove_dynamo_wrappers(find_torch_class(name)), is_elementwise=False
     )
@@ -290,7 +290,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of `module`'s trainable parameters, fused where torch supports it.
 
-    A `capturable` optimizer can be part of a CUDA graph: it counts its steps on the device.
+    A `capturable` optimizer counts its steps on the device, so that a CUDA graph can contain its step.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not is_elementwise(config.name):
@@ -336,7 +336,7 @@ def learning_rate(config: OptimizerConfig, clock: Clock) -> float:
     """Return the learning rate of step `clock.step`.
 
     It rises linearly during the warm-up, stays at `config.lr` until `decay_start`, then follows the schedule.
-    "one_cycle" rises on its own from a twenty-fifth of `config.lr`.
+    "one_cycle" includes a rise from a twenty-fifth of `config.lr`.
     """
     if clock.step < config.warmup_steps:
         return config.lr * clock.step / config.warmup_steps

@@ -12,9 +12,10 @@ from genexp.snapshot import Curve, RunProgress
 
 
 class ProgressTracker:
-    """Tracker whose `progress` a checkpoint contains: with it, a resumed run continues the same record.
+    """Tracker of the scores, epoch means and warnings of a run.
 
-    The record does not depend on the sizes of the blocks in which the training metrics arrive.
+    A checkpoint contains `progress`, from which a resumed run continues. The result does not depend on the sizes
+    of the blocks in which the training metrics are added.
     """
 
     def __init__(
@@ -27,9 +28,9 @@ class ProgressTracker:
         *,
         min_improvement: float = 0.0,
     ) -> None:
-        """`progress` is the record up to `step`. `direction` is min or max.
+        """Continue from `progress`, the record up to `step`. `direction` is "min" or "max".
 
-        A smaller improvement than `min_improvement` does not count for early stopping.
+        Improvements smaller than `min_improvement` do not count for early stopping.
         """
         self._objective, self._sign = objective, 1 if direction == "max" else -1
         self._min_improvement = min_improvement

@@ -53,7 +53,7 @@ class StopRequest:
         )
 
     def set_signal(self, signum: int) -> None:
-        """Set the signal that any process of the run received. 0 stands for no signal."""
+        """Set the signal that a process of the run received. 0 means no signal."""
         if signum:
             self.received_signal = signal.Signals(signum)
 

@@ -180,7 +180,7 @@ def train(
             initialize_technique(learner, data.train_batches, seed)
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
-    # The checkpoint may be that of the last step, or the resumed run may have to stop again before any step.
+    # The run may be complete already, or a stop may be requested before the first step.
     is_complete, is_interrupted = group.all_reduce_max(
         clock,
         builder.is_run_complete(clock),
@@ -214,10 +214,10 @@ def train(
 
 
 def is_run_complete(clock: Clock, technique: Technique, config: TrainerConfig, progress: RunProgress) -> bool:
-    """Return whether no step follows that of `clock`.
+    """Return whether the step of `clock` completes the run.
 
-    It is the last one, or training converged in its epoch, or the objective has not improved for
-    `config.early_stopping` epochs. `progress` includes the evaluation after this step.
+    It does so if it is the last step, if training has converged in its epoch, or if the objective has not improved
+    for `config.early_stopping` epochs. `progress` includes the evaluation after this step.
     """
     if clock.is_last_step or clock.step == 0 or not clock.is_epoch_end:
         return clock.is_last_step
@@ -230,7 +230,7 @@ def is_run_complete(clock: Clock, technique: Technique, config: TrainerConfig, p
 def initialize_technique(learner: Learner, train_batches: Batches, seed: int) -> None:
     """Initialize the technique of a new run from the training split `train_batches`, and restart its EMA.
 
-    Weights that were loaded from another run stay.
+    Weights that were loaded from another run are kept.
     """
     # The string is part of the seed: another spelling would change the initial weights.
     seed_generators(learner.device, seed, "begin")
@@ -287,7 +287,7 @@ class SnapshotBuilder:
         self._step_metrics.append(metrics)
 
     def build_initial(self, clock: Clock) -> Snapshot:
-        """Return the snapshot of step 0, whose checkpoint lets a run resume that is killed before the next one."""
+        """Return the snapshot of step 0. A run that is killed before the next checkpoint resumes from step 0."""
         return Snapshot(
             clock,
             preview_images=self._render_preview() if self.config.preview_every else {},
@@ -318,7 +318,7 @@ class SnapshotBuilder:
         return is_run_complete(clock, self.learner.technique, self.config, self._tracker.progress)
 
     def evaluate(self, clock: Clock) -> None:
-        """Evaluate if that is due at `clock`, for `build` and for early stopping, which depends on the scores."""
+        """Evaluate if an evaluation is due at `clock`. `build` and early stopping use the scores."""
         if self._is_interval_end(self.config.evaluate_every, clock):
             self._test_metrics = self._evaluate()
             self._tracker.add_scores(self._test_metrics, clock.step)
@@ -334,12 +334,11 @@ class SnapshotBuilder:
         return any(self._is_interval_end(every, clock) for every in intervals) or self._is_checkpoint_due(clock)
 
     def build(self, clock: Clock, *, is_complete: bool, is_ending: bool) -> Snapshot:
-        """Return the snapshot of the metrics since the last one, and of everything that is due at `clock`.
+        """Return a snapshot of the metrics since the previous snapshot, and of everything that is due at `clock`.
 
-        `is_complete` adds an evaluation and a preview. A run that a signal, a time budget or an epoch limit
-        interrupts has `is_ending` alone, which adds neither: after it is resumed, its records must equal those of
-        an uninterrupted run.
-        Raises DivergenceError.
+        `is_complete` adds an evaluation and a preview. If a signal, a time budget or an epoch limit interrupts a
+        run, only `is_ending` is True, which adds neither. After a resumption, the records of the run must equal
+        those of an uninterrupted run. Raises DivergenceError.
         """
         config, technique = self.config, self.learner.technique
         train_curves = self._collect_curves(clock)
@@ -447,7 +446,7 @@ class SnapshotBuilder:
 
     @contextmanager
     def _seeded_eval_mode(self, purpose: str) -> Iterator[Technique]:
-        # One seed per purpose: noise and prior samples are equal in all snapshots, and so comparable.
+        # One seed per purpose: all snapshots use equal noise and prior samples, which makes them comparable.
         seed_generators(self.learner.device, self.seed, purpose)
         with eval_mode(self.learner.eval_technique):
             yield self.learner.eval_technique
