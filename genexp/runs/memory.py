@@ -17,7 +17,7 @@ from genexp.errors import GenexpError
 from genexp.technique import Technique
 
 log = logging.getLogger(__name__)
-# If all integers in its settings are below this, a network has at most a few gigabytes of weights: no check needed.
+# If all integers in its settings are below this, a network has at most a few gigabytes of weights: not checked.
 LARGE_SIZE = 3000
 FLOAT_BYTES = 4
 

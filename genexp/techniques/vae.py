@@ -239,7 +239,7 @@ class VariationalAutoencoder(
         return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        # Samples are drawn first. Each preview has the same seed, so the noise of samples is the same in each frame.
+        # Samples are drawn first. Each preview has the same seed, so the noise is the same in each frame.
         samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
         images = self.select_pixels(examples["image"])
         return {"samples": samples, "reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
