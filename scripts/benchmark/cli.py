@@ -39,6 +39,11 @@ Rows = list[PairedComparison]
 
 def main() -> None:
     """Run the suites named on the command line."""
+    if sys.argv[1:2] == ["gpu"]:  # its result is a report of checks and rates, not a table of ratios
+        from benchmark import gpu
+
+        gpu.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="benchmark", description="Measure genexp and other programs on the same work, in alternating rounds."
     )

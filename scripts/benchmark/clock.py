@@ -27,6 +27,11 @@ def get_selected_clock() -> str:
     return _selected_clock[0]
 
 
-def read_seconds() -> float:
-    """Return the time of the selected clock, in seconds. Only differences are meaningful."""
+def read_seconds(device: torch.device | None = None) -> float:
+    """Return the time of the selected clock, in seconds, once `device` has done its work.
+
+    Only differences are meaningful.
+    """
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
     return CLOCKS[_selected_clock[0]]()

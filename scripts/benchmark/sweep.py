@@ -24,7 +24,7 @@ from genexp.technique import Clock
 SEED_COUNT = 16
 SEQUENTIAL_JOB_COUNT = 4  # measured jobs of the sequential contender: all take equally long
 STEP_COUNT = 60
-WARMUP_STEPS = 3  # not counted
+WARMUP_STEPS = 8  # not counted; CUDA graphs are captured in them
 BATCH_SIZES = (16, 50)
 BASE_OVERRIDES = ("experiment=stacked_autoencoder_reference", "dataset=mnist_5k", "device=cpu")
 LOSS_TOLERANCE = 1e-3  # largest relative difference of the last losses
@@ -54,16 +54,16 @@ def run(rounds: int) -> list[PairedComparison]:
 
 
 def _check_losses(configs: Sequence[Config]) -> None:
-    _, losses = _time_ensemble(configs)
+    _, losses = time_ensemble(configs)
     for config, loss in zip(configs[:SEQUENTIAL_JOB_COUNT], losses, strict=False):
-        _, single_loss = _time_single_run(build_run(bind_experiment(config), None))
+        single_loss = time_single_run(build_run(bind_experiment(config), None))[1]["loss"]
         assert abs(single_loss - loss) <= LOSS_TOLERANCE * single_loss, (
             f"not the same work: {loss} as one, {single_loss} alone"
         )
 
 
 def _measure_ensemble(configs: Sequence[Config]) -> float:
-    return STEP_COUNT * len(configs) / _time_ensemble(configs)[0]
+    return STEP_COUNT * len(configs) / time_ensemble(configs)[0]
 
 
 def _measure_sequential(configs: Sequence[Config]) -> float:
@@ -71,7 +71,7 @@ def _measure_sequential(configs: Sequence[Config]) -> float:
         STEP_COUNT
         * SEQUENTIAL_JOB_COUNT
         / sum(
-            _time_single_run(build_run(bind_experiment(config), None))[0]
+            time_single_run(build_run(bind_experiment(config), None))[0]
             for config in configs[:SEQUENTIAL_JOB_COUNT]
         )
     )
@@ -89,37 +89,37 @@ def _measure_joblib(configs: Sequence[Config]) -> float:
 def _time_worker_job(config: Config, clock_name: str) -> float:
     torch.set_num_threads(1)
     clock.select_clock(clock_name)
-    return _time_single_run(build_run(bind_experiment(config), None))[0]
+    return time_single_run(build_run(bind_experiment(config), None))[0]
 
 
-def _time_single_run(run: Run) -> tuple[float, float]:
-    """Return the seconds of `STEP_COUNT` steps of a run, and the last loss."""
+def time_single_run(run: Run, steps: int = STEP_COUNT) -> tuple[float, dict[str, float]]:
+    """Return the seconds of `steps` steps of a run, and the metrics of the last one."""
     batches = run.data.batch_source.iter_batches(1)
-    for step in range(1, WARMUP_STEPS + STEP_COUNT + 1):
+    for step in range(1, WARMUP_STEPS + steps + 1):
         if step == WARMUP_STEPS + 1:
-            started_at = clock.read_seconds()
+            started_at = clock.read_seconds(run.learner.device)
         batch = next(batches)
         seed_generators(run.learner.device, run.config.seed, step)
-        metrics = run.learner.step(
-            batch, run.data.train_batches, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT)
-        )
-    return clock.read_seconds() - started_at, float(metrics["loss"])
+        metrics = run.learner.step(batch, run.data.train_batches, Clock(step, WARMUP_STEPS + steps, steps))
+    seconds = clock.read_seconds(run.learner.device) - started_at
+    return seconds, {name: float(value) for name, value in metrics.items()}
 
 
-def _time_ensemble(configs: Sequence[Config]) -> tuple[float, list[float]]:
-    """Return the seconds of `STEP_COUNT` ensemble steps, and the last loss of each member."""
+def time_ensemble(configs: Sequence[Config], steps: int = STEP_COUNT) -> tuple[float, list[float]]:
+    """Return the seconds of `steps` ensemble steps, and the last loss of each member."""
     runs: list[Run] = []
     for config in configs:
         runs.append(build_run(bind_experiment(config), None, data_source_run=runs[0] if runs else None))
+    device = runs[0].learner.device
     ensemble_step = EnsembleStep([run.learner for run in runs], [run.config.seed for run in runs])
     batches = stack_batches(
         [batch_source for run in runs if isinstance(batch_source := run.data.batch_source, TrainingBatches)], 1
     )
-    for step in range(1, WARMUP_STEPS + STEP_COUNT + 1):
+    for step in range(1, WARMUP_STEPS + steps + 1):
         if step == WARMUP_STEPS + 1:
-            started_at = clock.read_seconds()
+            started_at = clock.read_seconds(device)
         batch = next(batches)
         metrics = ensemble_step.step(
-            batch, False, runs[0].data.train_batches, Clock(step, WARMUP_STEPS + STEP_COUNT, STEP_COUNT)
+            batch, False, runs[0].data.train_batches, Clock(step, WARMUP_STEPS + steps, steps)
         )
-    return clock.read_seconds() - started_at, metrics["loss"].tolist()
+    return clock.read_seconds(device) - started_at, metrics["loss"].tolist()

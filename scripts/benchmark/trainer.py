@@ -88,7 +88,7 @@ def list_precisions(task: TrainingTask) -> list[str]:
 
 def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
     """Compare the losses of each phase with equal batch, weights and noise. Raises AssertionError."""
-    run, reference_phases = _build_run_and_reference(config, task)
+    run, reference_phases = build_run_and_reference(config, task)
     batch = next(iter(run.data.batch_source.iter_batches(1)))
     clock = Clock(1, task.steps, run.data.batch_source.steps_per_epoch)
     phases = [phase for phase in run.learner.phases if isinstance(phase, GradientPhase)]
@@ -100,18 +100,20 @@ def check_losses(config: dict[str, Any], task: TrainingTask) -> None:
         assert abs(ours - theirs) < 1e-4 * abs(theirs), f"{phase.name}: not the same work: {ours} and {theirs}"
 
 
-def _build_run_and_reference(config: dict[str, Any], task: TrainingTask) -> tuple[Run, list[ReferencePhase]]:
+def build_run_and_reference(config: dict[str, Any], task: TrainingTask) -> tuple[Run, list[ReferencePhase]]:
+    """Return the run of a configuration, and the phases of the hand-written loop on the same networks."""
     run = build_run(bind_experiment(config), None)
     return run, task.build_phases(run.learner.technique, config["optimizer"]["lr"])
 
 
 def _build_reference_phases(config: dict[str, Any], task: TrainingTask) -> list[ReferencePhase]:
-    run, phases = _build_run_and_reference(config, task)
+    run, phases = build_run_and_reference(config, task)
     reference_loops.remove_optimizations(run.learner.technique)
     return phases
 
 
-def _load_images(config: dict[str, Any]) -> Tensor:
+def load_images(config: dict[str, Any]) -> Tensor:
+    """Return the training images of a configuration: uint8 (images, channels, height, width)."""
     images = load_dataset(bind_dataset(config["dataset"])).train.streams["image"]
     assert isinstance(images, Tensor)
     return images
@@ -128,7 +130,7 @@ def _measure_bare_loop(config: dict[str, Any], task: TrainingTask) -> float:
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Adam(phase.network.parameters(), lr=phase.lr, fused=True) for phase in phases
     ]
-    images = _load_images(config)
+    images = load_images(config)
     started_at, step_count = read_seconds(), 0
     while step_count < task.steps:
         for indices in torch.randperm(len(images)).split(task.batch_size)[: task.steps - step_count]:
@@ -159,7 +161,7 @@ def _measure_tutorial_loop(config: dict[str, Any], task: TrainingTask) -> float:
         torch.optim.Adam(phase.network.parameters(), lr=phase.lr) for phase in phases
     ]
     loader = DataLoader(
-        _PillowImages(_load_images(config)), batch_size=task.batch_size, shuffle=True, drop_last=True
+        _PillowImages(load_images(config)), batch_size=task.batch_size, shuffle=True, drop_last=True
     )
     losses: list[list[float]] = []
     started_at = read_seconds()
@@ -178,4 +180,4 @@ def _measure_lightning(config: dict[str, Any], task: TrainingTask) -> float:
     phases = _build_reference_phases(config, task)
     with tempfile.TemporaryDirectory() as root_dir, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return measure_lightning(phases, _load_images(config), task.batch_size, task.steps, Path(root_dir))
+        return measure_lightning(phases, load_images(config), task.batch_size, task.steps, Path(root_dir))

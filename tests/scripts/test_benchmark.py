@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from benchmark import cli, command, memory, scaling_plot, stored_results
+from benchmark import cli, command, gpu, memory, scaling_plot, stored_results
 from benchmark.isolated_process import run_in_new_process
 from benchmark.libraries import build_tasks
 from benchmark.logging_overhead import LoggingTask, run
@@ -269,3 +269,53 @@ def test_loops_of_the_sources_train(technique: str, loss: float, tmp_path: Path)
     result = json.loads((directory / "result.json").read_text())
     assert result["steps"] == 200 // (50 if technique == "stacked_autoencoder" else 100)
     assert 0 < result["loss"] < loss
+
+
+def test_gpu_suite_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    result = run_main("benchmark", cli.main, "gpu", "--rehearse", "--out", str(out), "--only", "capture", "kmeans")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(out.read_text())
+    assert report["is_rehearsal"]
+    assert [section["status"] for section in report["sections"].values()] == ["done", "done"]
+    assert all(row["is_equal"] for row in report["sections"]["capture"]["rows"])
+
+
+def test_gpu_suite_reports_a_failed_section_and_runs_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(plan: gpu.Plan) -> Iterator[gpu.Row]:
+        yield {"is_equal": True}
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(gpu.SECTIONS, "losses", fail)
+    out = tmp_path / "gpu.json"
+    result = run_main("benchmark", cli.main, "gpu", "--rehearse", "--out", str(out), "--only", "losses", "kmeans")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "losses: failed"
+    sections = json.loads(out.read_text())["sections"]
+    assert (sections["losses"]["error"], len(sections["losses"]["rows"])) == ("RuntimeError: out of memory", 1)
+    assert sections["kmeans"]["status"] == "done"
+
+
+def test_gpu_suite_reports_different_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu.SECTIONS, "losses", lambda plan: iter([{"is_equal": False}]))
+    arguments = ("gpu", "--rehearse", "--out", str(tmp_path / "gpu.json"), "--only", "losses")
+    assert run_main("benchmark", cli.main, *arguments).exit_code == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpu_suite_without_a_gpu_is_one_error_line(tmp_path: Path) -> None:
+    result = run_main("benchmark", cli.main, "gpu", "--out", str(tmp_path / "gpu.json"))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith("no CUDA device. Use --rehearse to test the script on the CPU.")
+
+
+def test_random_numbers_of_the_gpu_suite_are_those_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    expected = (torch.rand(3), torch.randperm(4), torch.zeros(2).normal_(), torch.rand_like(torch.ones(2)))
+    torch.manual_seed(0)
+    with gpu.CpuDraws():
+        drawn = (torch.rand(3), torch.randperm(4), torch.zeros(2).normal_(), torch.rand_like(torch.ones(2)))
+    for ours, theirs in zip(drawn, expected, strict=True):
+        assert torch.equal(ours, theirs)
