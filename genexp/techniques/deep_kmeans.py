@@ -120,6 +120,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
     pull: str  # clustering loss: name in CLUSTERING_LOSSES, or NEIGHBORS
     pull_options: dict[str, Any]  # keyword parameters of that loss
     neighbors: int  # nearest neighbors of an image that pull=neighbors puts in the same cluster
+    fits: int  # number of fits of the classifier of pull=neighbors, at equal distances after pretraining
     alpha: float  # weight of the clustering loss at the end of its ramp
     alpha_ramp: list[int]  # [first, last] epoch of the linear ramp of that weight
     pretrain: float  # fraction of the run, in [0, 1), without the clustering loss
@@ -133,6 +134,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
         require(self.clusters > 0, "clusters", self.clusters, "must be at least 1")
         require(self.n_init > 0, "n_init", self.n_init, "must be at least 1")
         require(self.neighbors > 0, "neighbors", self.neighbors, "must be at least 1")
+        require(self.fits > 0, "fits", self.fits, "must be at least 1")
         if self.pull != NEIGHBORS:
             CLUSTERING_LOSSES.check("pull", self.pull, self.pull_options)
         is_ramp = len(self.alpha_ramp) == 2 and 0 <= self.alpha_ramp[0] <= self.alpha_ramp[1]
@@ -196,9 +198,7 @@ class DeepKMeans(Autoencoder, CanCluster):
 
     def phases(self) -> tuple[Phase, ...]:
         return (
-            ClosedFormPhase(
-                "centers", self.fit_centers, is_full_batch=True, is_active=self.is_first_step_after_pretraining
-            ),
+            ClosedFormPhase("centers", self.fit_centers, is_full_batch=True, is_active=self.is_fit_step),
             GradientPhase("deep_kmeans", self, self.loss),
         )
 
@@ -207,9 +207,22 @@ class DeepKMeans(Autoencoder, CanCluster):
         epochs = self.config.pretrain * clock.total_steps / clock.steps_per_epoch
         return max(round(epochs), 1 if epochs else 0) * clock.steps_per_epoch
 
-    def is_first_step_after_pretraining(self, clock: Clock) -> bool:
-        """Return whether this is the first step after pretraining. Without pretraining there is none."""
-        return 0 < self.count_pretraining_steps(clock) == clock.step - 1
+    def is_fit_step(self, clock: Clock) -> bool:
+        """Return whether this step begins with a fit of the centers. Without pretraining no step does.
+
+        The first fit is at the first step after pretraining, the others at the starts of later epochs.
+        """
+        pretraining_steps = self.count_pretraining_steps(clock)
+        epoch, step_in_epoch = divmod(clock.step - 1 - pretraining_steps, clock.steps_per_epoch)
+        if pretraining_steps == 0 or epoch < 0 or step_in_epoch > 0:
+            return False
+        if (
+            epoch == 0 or self.config.pull != NEIGHBORS
+        ):  # k-means, fitted again, would undo what the loss has learned
+            return epoch == 0
+        num_epochs = (clock.total_steps - pretraining_steps) // clock.steps_per_epoch
+        fits_so_far = (count * self.config.fits // max(num_epochs, 1) for count in (epoch, epoch - 1))
+        return next(fits_so_far) > next(fits_so_far)
 
     def scheduled_alpha(self, clock: Clock) -> float:
         """Return the weight of the clustering loss at this step."""

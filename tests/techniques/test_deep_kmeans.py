@@ -67,14 +67,25 @@ def test_alpha_without_a_ramp_starts_after_pretraining() -> None:
     assert [technique.scheduled_alpha(make_clock(epoch, total=10)) for epoch in (1, 5, 6, 10)] == [0, 0, 0.7, 0.7]
 
 
-def test_centers_are_fitted_once_after_pretraining() -> None:
-    technique = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0.5")
-    placed = [step for step in range(1, 101) if technique.is_first_step_after_pretraining(Clock(step, 100, 10))]
-    assert placed == [51]
+@pytest.mark.parametrize(
+    ("override", "fit_steps"),
+    [
+        ("model.fits=1", [51]),
+        ("model.fits=2", [51, 81]),
+        ("model.fits=100", [51, 61, 71, 81, 91]),
+        ("model.pull=hard", [51]),
+    ],
+)
+def test_centers_are_fitted_at_starts_of_epochs_after_pretraining(override: str, fit_steps: list[int]) -> None:
+    technique = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0.5", override)
+    assert [step for step in range(1, 101) if technique.is_fit_step(Clock(step, 100, 10))] == fit_steps
+
+
+def test_centers_are_fitted_even_in_a_short_run() -> None:
     technique = make_deep_kmeans("model=deep_kmeans", "model.pretrain=0.1")
     assert technique.count_pretraining_steps(Clock(1, 20, 10)) == 10, "the classifier must be fitted"
     never = make_deep_kmeans("model=deep_kmeans", "model.pull=sharpened", "model.pretrain=0")
-    assert not any(never.is_first_step_after_pretraining(Clock(step, 100, 10)) for step in range(1, 101))
+    assert not any(never.is_fit_step(Clock(step, 100, 10)) for step in range(1, 101))
 
 
 @pytest.mark.parametrize("pull", ["sharpened", "neighbors"])
@@ -244,6 +255,7 @@ def test_more_clusters_than_images_are_rejected(tmp_path: Path) -> None:
         "model.pretrain=1",
         "model.pretrain=0",
         "model.neighbors=0",
+        "model.fits=0",
         "model.zoom=2",
         "model.alpha=-1",
     ],
