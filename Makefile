@@ -30,7 +30,7 @@ check: install ## Check style and types
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/mypy
 
-format: install ## Format the code and mend what ruff can
+format: install ## Format the code and apply the automatic fixes of ruff
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
 

@@ -1,4 +1,4 @@
-"""Command `genexp-new technique NAME`: a plugin with a technique that trains at once, and its test."""
+"""Command `genexp-new technique NAME`: a plugin with a complete technique, and its test."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def main() -> NoReturn:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
-        PROGRAM, description="Write a plugin with a commented technique that trains at once, and its test."
+        PROGRAM, description="Write a plugin with a complete, commented technique, and its test."
     )
     parser.add_argument("kind", choices=["technique"], metavar="technique")
     parser.add_argument("name", metavar="NAME", help="letters, digits and _, for example my_autoencoder")

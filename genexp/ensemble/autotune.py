@@ -30,8 +30,8 @@ CHECKED_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 class TimingResult:
     """Median duration of one step of all members."""
 
-    ensemble_seconds: float  # all members at once
-    sequential_seconds: float  # one member after the other
+    ensemble_seconds: float  # one step of all members together
+    sequential_seconds: float  # one step of each member, one after the other
 
     @property
     def is_ensemble_faster(self) -> bool:

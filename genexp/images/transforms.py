@@ -151,7 +151,7 @@ def cut_out(images: Tensor) -> Tensor:
     return images * is_kept
 
 
-# Random changes that discriminators see of real and generated images alike; gradients pass through them.
+# Random changes of all inputs of a discriminator, real and generated images. Gradients pass through them.
 DIFFERENTIABLE_AUGMENTATIONS = {"color": jitter_color, "translation": translate, "cutout": cut_out}
 
 

@@ -19,9 +19,9 @@ def importance_log_likelihood(
 
     This is equation 8 of Burda et al. 2016 with the prior N(0, I). In expectation it is a lower bound of log p(x).
     More samples (`num_samples` per image) give a tighter bound. `encode(images)` returns means and log variances
-    of the posterior, (batch, latent) each. `log_likelihood(images, latents)` returns log p(x|z) in nats: (rows,
-    ...) and (rows, latent) → (rows,). At most `chunk_size` samples per image are in memory at once. Draws from
-    torch's global generator.
+    of the posterior, (batch, latent) each. `log_likelihood(images, latents)` returns log p(x|z) in nats:
+    (rows, ...) and (rows, latent) → (rows,). At most `chunk_size` samples per image are in memory at once. Draws
+    from torch's global generator.
     """
     means, log_variances = encode(images)
     stds = (0.5 * log_variances).exp()

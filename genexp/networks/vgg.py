@@ -196,7 +196,7 @@ class VGG(nn.Module):
         """Scale each convolution so that the Gram matrix of its features of `image` has a mean square of 1.
 
         `image` is (1, 3, height, width). The features of a layer change by one positive factor only, because ReLU
-        and pooling keep such factors (Gatys et al. 2016 scale single filters likewise). Without it, losses of
+        and pooling keep such factors (Gatys et al. 2016 scale single filters). Without this scaling, losses of
         different layers and networks differ by orders of magnitude.
         """
         features, divisor = (image - self.mean) / self.std, torch.ones((), device=image.device)

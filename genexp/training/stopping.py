@@ -60,7 +60,7 @@ class StopRequest:
     def handle_signal(self, signum: int, frame: FrameType | None) -> None:
         """Request a stop at the first signal, and exit at once at a later SIGINT (Ctrl-C).
 
-        Other repeated signals are ignored, because schedulers send theirs twice.
+        Other repeated signals are ignored, because schedulers send a signal twice.
         """
         if self.received_signal is not None:
             if signum == signal.SIGINT:
