@@ -16,6 +16,25 @@ def derive_seed(*parts: int | str) -> int:
     )
 
 
+def get_generator_states(device: torch.device) -> list[torch.Tensor]:
+    """Return the states of torch's global generators of the CPU and of `device`, uint8 (bytes,) each."""
+    states = [torch.default_generator.get_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def set_generator_states(device: torch.device, states: list[torch.Tensor]) -> None:
+    """Restore the states, uint8 (bytes,) each, that `get_generator_states` returned."""
+    torch.default_generator.set_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])
+
+
 def seed_generators(device: torch.device, *parts: int | str) -> None:
     """Seed torch's global generators of the CPU and of `device` from `parts`.
 

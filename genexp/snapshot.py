@@ -24,6 +24,8 @@ class RunProgress:
     best_step: int | None = None
     reference_value: float | None = None  # latest value that improved by more than trainer.min_improvement
     reference_step: int | None = None
+    plateau_reductions: Mapping[str, int] = field(default_factory=dict)  # phase → reductions of its learning rate
+    plateau_steps: Mapping[str, int] = field(default_factory=dict)  # phase → step of the last reduction
     train_sums: Mapping[str, float] = field(default_factory=dict)  # metric → sum over the latest epoch so far
     train_counts: Mapping[str, int] = field(default_factory=dict)  # metric → number of values in the sum
     warnings: tuple[str, ...] = ()  # each once

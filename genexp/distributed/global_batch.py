@@ -141,6 +141,26 @@ class GlobalBatchMode(TorchFunctionMode):
         return global_draw[self._shard.row_slice(len(global_draw))]
 
 
+class AccumulationMode(GlobalBatchMode):
+    """Torch function mode in which random draws are those of the batch, of which a step takes one part at a time.
+
+    Part i of n has the rows i, i + n, i + 2n, … of the batch. Generators must have the same state before each
+    part. Around a `GlobalBatchMode`, with shards divided in the same way, parts do not depend on the number of
+    ranks.
+    """
+
+    def __init__(self, part: Shard, part_size: int) -> None:
+        super().__init__(part, part_size, should_sync_batch_norm=False)
+
+    def _expand_to_global_batch(self, value: Any) -> Any:
+        expanded = super()._expand_to_global_batch(value)
+        # Each row of the part moves to its place in the batch. The memory format stays that of cat().
+        return expanded.copy_(value.repeat_interleave(self._shard.count, 0)) if expanded is not value else value
+
+    def _select_local_rows(self, global_draw: Tensor) -> Tensor:
+        return global_draw[self._shard.index :: self._shard.count]
+
+
 def _split_shape_argument(
     function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], tuple[int, ...]]:

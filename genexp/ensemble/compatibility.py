@@ -20,6 +20,12 @@ from genexp.training.optimizers import is_elementwise
 
 MODULE_ATTRIBUTES = set(vars(nn.Module()))  # attributes of every nn.Module, excluded from the comparison
 FLOAT_PLACEHOLDER = "a number"  # replaces any float hyperparameter when configurations are compared
+# Keys of the trainer that change how a run computes its steps.
+SINGLE_RUN_KEYS = {
+    "accumulate": "divides each batch",
+    "compile": "compiles the losses of each run",
+    "debug": "checks the operations of each run",
+}
 
 
 class IncompatibleRunsError(Exception):
@@ -167,8 +173,12 @@ def find_incompatibility(group: Sequence[Job]) -> str | None:
     name, processes = config["optimizer"]["name"], config["device"]["processes"]
     if processes > 1:
         return f"device.processes={processes} divides each run"
-    if config["trainer"]["debug"]:
-        return "trainer.debug checks the operations of each run"
+    for key, reason in SINGLE_RUN_KEYS.items():
+        value = config["trainer"][key]
+        if value is True or value > 1:
+            return f"trainer.{key} {reason}"
+    if "plateau" in json.dumps(config["optimizer"]):
+        return "optimizer.schedule=plateau depends on the scores of a run"
     if config["trainer"]["early_stopping"] is not None:
         return "trainer.early_stopping ends the jobs at different steps"
     return None if is_elementwise(name) else f"a step of optimizer={name} depends on all weights of a run"

@@ -169,6 +169,7 @@ def _build_run_data(
         size_note = "" if batch_size is not None else f" ({len(loaders.train)} samples)"
         check_divisible_batch(batch_size or len(loaders.train), rank_info.world_size, batch_label + size_note)
         check_batch_memory(dataset.spec, batch_size or len(loaders.train))
+        _check_accumulation(config.trainer.accumulate, batch_size or len(loaders.train), rank_info.world_size)
         shard = Shard(rank_info.rank, rank_info.world_size)
         batch_source = TrainingBatches(
             loaders.train,
@@ -186,6 +187,18 @@ def _build_run_data(
         examples=select_examples(loaders.test, learner.technique.num_examples),
         metrics={name: METRICS.find(name) for name in config.trainer.metrics},
     )
+
+
+def _check_accumulation(count: int, batch_size: int, world_size: int) -> None:
+    """Raise ConfigError where a batch cannot be divided into `count` equal parts in each process."""
+    rows = batch_size // world_size
+    if rows % count:
+        divisor = max(number for number in range(1, min(count, rows) + 1) if rows % number == 0)
+        raise ConfigError(
+            f"trainer.accumulate={count}: must divide the {rows} samples of a batch"
+            f"{' of each process' if world_size > 1 else ''}. Use trainer.accumulate={divisor}, or another "
+            f"trainer.batch_size."
+        )
 
 
 def _choose_split_batch_size(dataset: Dataset) -> int:

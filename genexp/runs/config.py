@@ -21,7 +21,13 @@ from genexp.training.optimizers import OPTIMIZERS, OptimizerPlan, plan_optimizer
 from genexp.training.trainer import TrainerConfig
 
 # Values of keys of the trainer that runs of earlier versions do not have.
-ADDED_TRAINER_KEYS: Mapping[str, Any] = {"metrics": [], "epoch_steps": None, "debug": False}
+ADDED_TRAINER_KEYS: Mapping[str, Any] = {
+    "metrics": [],
+    "epoch_steps": None,
+    "accumulate": 1,
+    "compile": False,
+    "debug": False,
+}
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 
 
@@ -69,6 +75,7 @@ def bind_experiment(values: Mapping[str, Any]) -> ExperimentConfig:
     top_level = bind(TopLevelConfig, {key: values[key] for key in top_level_keys if key in values}, "")
     trainer = _bind_trainer(values["trainer"])
     optimizer = plan_optimizers(values["optimizer"])
+    _check_schedules(optimizer, trainer)
     device = bind(DeviceConfig, values["device"], "device")
     if trainer.batch_size is not None:
         check_divisible_batch(trainer.batch_size, device.processes, f"trainer.batch_size={trainer.batch_size}")
@@ -115,6 +122,16 @@ def _bind_trainer(node: Mapping[str, Any]) -> TrainerConfig:
             f"Use trainer.direction={expected_direction}."
         )
     return trainer
+
+
+def _check_schedules(optimizer: OptimizerPlan, trainer: TrainerConfig) -> None:
+    """Raise ConfigError where a learning rate depends on evaluations that are never done."""
+    for config in (optimizer.shared_config, *optimizer.phase_configs.values()):
+        if config.schedule == "plateau" and not trainer.evaluate_every:
+            raise ConfigError(
+                "optimizer.schedule=plateau: requires trainer.evaluate_every above 0. "
+                "Use trainer.evaluate_every=1, or optimizer.schedule=cosine."
+            )
 
 
 def _check_top_level_keys(values: Mapping[str, Any]) -> None:

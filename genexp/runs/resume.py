@@ -54,6 +54,8 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
             best_step=values.get("best_step"),
             reference_value=values.get("reference_value"),
             reference_step=values.get("reference_step"),
+            plateau_reductions={str(k): int(v) for k, v in values.get("plateau_reductions", {}).items()},
+            plateau_steps={str(k): int(v) for k, v in values.get("plateau_steps", {}).items()},
             train_sums={str(name): float(value) for name, value in values.get("train_sums", {}).items()},
             train_counts={str(name): int(value) for name, value in values.get("train_counts", {}).items()},
             warnings=tuple(map(str, values.get("warnings", ()))),

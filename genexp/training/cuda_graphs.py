@@ -1,20 +1,25 @@
-"""Training steps captured as CUDA graphs.
+"""Training steps captured as CUDA graphs, and losses compiled by torch.
 
 A replayed graph launches all kernels of a step at once. It saves time where kernel launches dominate a step.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from genexp.technique import Batch, Clock, Metrics
 
 WARMUP_STEPS = 3  # eager steps before the capture, in which torch allocates memory and tunes kernels
 StepFunction = Callable[[Batch, Clock], Metrics]
+LossFunction = Callable[[Batch, Clock], tuple[Tensor, Metrics]]
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,44 @@ class CudaGraph:
 def get_graph_factory(device: torch.device) -> Callable[[], StepGraph] | None:
     """Return a function that creates graphs on `device`, or None unless it is a CUDA device."""
     return (lambda: CudaGraph(device)) if device.type == "cuda" else None
+
+
+def find_compile_obstacle(device: torch.device) -> str | None:
+    """Return why torch cannot compile for `device`, or None. A CPU needs a compiler of C++."""
+    if device.type == "cpu" and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "g++", "clang++"])):
+        return "no C++ compiler was found. Install g++, or set $CXX"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed. Run `pip install triton`"
+    return None
+
+
+class CompiledLoss:
+    """A loss compiled by torch.compile. If that fails, the loss runs as it is, with a warning.
+
+    Random numbers are those of the loss without compilation. Results differ by rounding.
+    """
+
+    def __init__(self, loss: LossFunction) -> None:
+        self._loss = loss
+        self._compiled: LossFunction | None = None
+
+    def __call__(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Return the loss and the metrics of a batch. The first calls compile."""
+        import torch._dynamo
+        import torch._inductor.config
+
+        if self._compiled is None:
+            self._compiled = torch.compile(self._loss)
+        if self._compiled is self._loss:
+            return self._loss(batch, clock)
+        try:
+            with torch._inductor.config.patch(fallback_random=True):
+                return self._compiled(batch, clock)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            log.warning("trainer.compile=true: the loss runs without compilation (%s)", reason)
+            self._compiled = self._loss
+            return self._loss(batch, clock)
 
 
 class _TrackingClock(Clock):

@@ -6,7 +6,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from genexp.device import has_bf16_arithmetic, has_bf16_matmul, use_bf16_matmul
+from genexp.distributed.global_batch import AccumulationMode
 from genexp.distributed.process_group import ProcessGroup
-from genexp.errors import CheckpointError, DivergenceError, PluginError, locate
-from genexp.sharding import gather_rows, shard_context
+from genexp.errors import CheckpointError, ConfigError, DivergenceError, PluginError, locate
+from genexp.seeding import get_generator_states, set_generator_states
+from genexp.sharding import Shard, gather_rows, shard_context
 from genexp.technique import Batch, Batches, Clock, ClosedFormPhase, GradientPhase, Metrics, Phase, Technique
-from genexp.training.cuda_graphs import CapturedStep, StepGraph, get_graph_factory
+from genexp.training.cuda_graphs import (
+    CapturedStep,
+    CompiledLoss,
+    StepGraph,
+    find_compile_obstacle,
+    get_graph_factory,
+)
 from genexp.training.optimizers import (
     OptimizerConfig,
     OptimizerPlan,
@@ -44,6 +52,8 @@ class StepSettings:
     gradient_clip: float | None = None  # maximum L2 norm of a phase's gradient; None disables clipping
     ema: float = 0.0  # decay of the averaged weights, in [0, 1); 0 disables averaging
     capture: bool = False  # replay steps as CUDA graphs
+    accumulate: int = 1  # parts into which a batch is divided, whose gradients are added
+    compile: bool = False  # compile the losses with torch.compile
     debug: bool = False  # find operations whose gradient is NaN, and run each phase in every step; slow
 
 
@@ -123,6 +133,12 @@ class Learner:
             p.name: [weight for weight in p.module.parameters() if weight.requires_grad] for p in gradient_phases
         }
         self.ema = EMA(technique, settings.ema) if settings.ema else None
+        if settings.accumulate > 1:
+            self._check_accumulation()
+        self.plateau_phases = [
+            name for name, config in self.optimizer_configs.items() if config.schedule == "plateau"
+        ]
+        self.plateau_reductions: dict[str, int] = {}  # phase → number of reductions of its learning rate
         self.has_loaded_weights = False  # weights of another run, which `Technique.initialize` must not replace
         self.set_process_group(ProcessGroup())
 
@@ -136,6 +152,34 @@ class Learner:
             for phase in self.phases
             if isinstance(phase, GradientPhase)
         }
+        if self.settings.compile:
+            self._compile_losses(group)
+
+    def _compile_losses(self, group: ProcessGroup) -> None:
+        """Replace the losses by compiled ones, or log a warning if they cannot be compiled."""
+        obstacle = find_compile_obstacle(self.device)
+        if not group.is_single_process:
+            obstacle = "several processes share each step"
+        if self.settings.accumulate > 1:
+            obstacle = "trainer.accumulate divides each batch"
+        if not self._loss_functions:
+            obstacle = "the model has no gradient phase"
+        if obstacle:
+            log.warning("trainer.compile=true: no effect, because %s", obstacle)
+            return
+        self._loss_functions = {name: CompiledLoss(loss) for name, loss in self._loss_functions.items()}
+
+    def _check_accumulation(self) -> None:
+        """Log a warning about batch normalization. Raises ConfigError for a technique without a gradient phase."""
+        count = self.settings.accumulate
+        if not self.optimizers:
+            raise ConfigError(
+                f"trainer.accumulate={count}: model={self.technique.name} has no gradient phase. Remove it."
+            )
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.technique.modules()):
+            log.warning(
+                "trainer.accumulate=%d: batch normalization takes its statistics from each part of a batch", count
+            )
 
     @property
     def eval_technique(self) -> Technique:
@@ -182,6 +226,8 @@ class Learner:
         """Return a function that creates graphs, or log a warning and return None if no step can be captured."""
         factory = get_graph_factory(self.device)
         obstacle = None if factory else f"device={self.device.type} does not support graphs"
+        if self.settings.accumulate > 1 or self.settings.compile or self.settings.debug:
+            obstacle = "trainer.accumulate, trainer.compile or trainer.debug is set"
         if any(isinstance(phase, ClosedFormPhase) for phase in self.phases):
             obstacle = "the model has a closed-form phase"
         obstacle = obstacle or next(
@@ -202,8 +248,12 @@ class Learner:
             )
         return self._captured_steps[names]
 
+    def set_plateau_reductions(self, counts: Sequence[int]) -> None:
+        """Set the number of reductions of the learning rate of each phase in `plateau_phases`."""
+        self.plateau_reductions = dict(zip(self.plateau_phases, counts, strict=True))
+
     def _set_learning_rate(self, phase: GradientPhase, clock: Clock) -> None:
-        lr = learning_rate(self.optimizer_configs[phase.name], clock)
+        lr = learning_rate(self.optimizer_configs[phase.name], clock, self.plateau_reductions.get(phase.name, 0))
         for param_group in self.optimizers[phase.name].param_groups:
             param_group["lr"] = (
                 lr if self._graph_factory is None else self._learning_rate_tensors[phase.name].fill_(lr)
@@ -230,14 +280,8 @@ class Learner:
         def closure() -> Tensor:
             for weight in parameters:  # Optimizer.zero_grad() takes longer than a small layer
                 weight.grad = None
-            with self.autocast_context():
-                result = self._loss_functions[phase.name](batch, clock)
-            if phase.name not in self._checked_phases:
-                _check_loss(phase, result)
-                self._checked_phases.add(phase.name)
-            loss, loss_metrics = result
-            # `inputs` restricts gradients to the module of this phase. Other parameters get none.
-            loss.backward(inputs=parameters)
+            compute = self._accumulate_gradients if self.settings.accumulate > 1 else self._compute_gradients
+            loss, loss_metrics = compute(phase, batch, clock)
             # An optimizer may call the closure several times a step. The metrics are those of the first call.
             is_first_call = not metrics
             if is_first_call:
@@ -253,6 +297,37 @@ class Learner:
         with self.matmul_context(), self._detect_anomalies(phase, clock):
             optimizer.step(closure)  # type: ignore[arg-type]
         return metrics
+
+    def _compute_gradients(
+        self, phase: GradientPhase, batch: Batch, clock: Clock, weight: float | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """Add the gradients of the loss of `batch`, times `weight`, and return the loss and its metrics."""
+        with self.autocast_context():
+            result = self._loss_functions[phase.name](batch, clock)
+        if phase.name not in self._checked_phases:
+            _check_loss(phase, result)
+            self._checked_phases.add(phase.name)
+        loss, metrics = result
+        # `inputs` restricts gradients to the module of this phase. Other parameters get none.
+        (loss if weight is None else loss * weight).backward(inputs=self._parameters[phase.name])
+        return loss, metrics
+
+    def _accumulate_gradients(self, phase: GradientPhase, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
+        """Add the gradients of the parts of `batch`, with the random numbers of the whole. Return the means."""
+        count, states = self.settings.accumulate, get_generator_states(self.device)
+        losses: list[Tensor] = []
+        values: dict[str, list[Tensor]] = {}
+        for index in range(count):
+            set_generator_states(self.device, states)
+            part = {name: rows[index::count] for name, rows in batch.items()}
+            part_size = len(next(iter(part.values()))) * self._group.shard.count
+            with AccumulationMode(Shard(index, count), part_size):
+                loss, metrics = self._compute_gradients(phase, part, clock, 1 / count)
+            losses.append(loss.detach())
+            for name, value in metrics.items():
+                values.setdefault(name, []).append(value)
+        means = {name: torch.stack(parts).to(losses[0].dtype).mean() for name, parts in values.items()}
+        return torch.stack(losses).mean(), means
 
     @contextmanager
     def _detect_anomalies(self, phase: GradientPhase, clock: Clock) -> Iterator[None]:

@@ -29,6 +29,7 @@ DYNAMO_WRAPPED_METHODS = (
 )  # methods that torch decorates with `torch._disable_dynamo`
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay, in [0, 1] → factor of `lr`
     "constant": lambda progress: 1.0,
+    "plateau": lambda progress: 1.0,  # see OptimizerConfig
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "step": lambda progress: 0.1 ** min(2, math.floor(3 * progress)),  # a tenth after each third
@@ -37,6 +38,10 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay, in 
         0.04 + 0.96 * _rise(progress / 0.3) if progress < 0.3 else _rise((1 - progress) / 0.7)
     ),
 }
+
+
+# Values of keys that runs of earlier versions do not have.
+ADDED_KEYS: Mapping[str, Any] = {"plateau_patience": 5, "plateau_factor": 0.1}
 
 
 def _rise(progress: float) -> float:
@@ -65,6 +70,10 @@ class OptimizerConfig:
     lr: float
     schedule: str  # one of SCHEDULES
     warmup_steps: int  # number of steps in which the learning rate rises linearly to `lr`
+    # schedule=plateau: the rate is multiplied by `plateau_factor` after each `plateau_patience` epochs in which
+    # the objective did not improve.
+    plateau_patience: int
+    plateau_factor: float
     decay_start: float  # fraction of the run, in [0, 1), after which the decay begins
 
     def __post_init__(self) -> None:
@@ -72,14 +81,17 @@ class OptimizerConfig:
         choices = ", ".join(SCHEDULES)
         require(self.schedule in SCHEDULES, "schedule", self.schedule, f"must be one of {choices}")
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "must be 0 or more")
+        require(self.plateau_patience > 0, "plateau_patience", self.plateau_patience, "must be at least 1")
+        is_factor = 0 < self.plateau_factor < 1
+        require(is_factor, "plateau_factor", self.plateau_factor, "must be between 0 and 1")
         require(
             0 <= self.decay_start < 1, "decay_start", self.decay_start, "must be a fraction of the run in [0, 1)"
         )
 
     def to_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments for the torch optimizer."""
-        excluded_keys = {"name", "schedule", "warmup_steps", "decay_start"}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in excluded_keys}
+        shared_keys = {field.name for field in fields(OptimizerConfig)} - {"lr"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared_keys}
 
 
 @dataclass
@@ -253,6 +265,7 @@ class OptimizerPlan:
 
 def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     """Bind the `optimizer` config group: shared settings, and overrides by phase. Raises ConfigError."""
+    node = {**ADDED_KEYS, **node}
     name = str(node.get("name"))
     has_options = "options" in node  # as in conf/optimizer/torch.yaml
     if name not in OPTIMIZERS and not has_options:
@@ -332,14 +345,16 @@ def is_elementwise(name: str) -> bool:
     return _find_spec(name).is_elementwise
 
 
-def learning_rate(config: OptimizerConfig, clock: Clock) -> float:
-    """Return the learning rate of step `clock.step`.
+def learning_rate(config: OptimizerConfig, clock: Clock, plateau_reductions: int = 0) -> float:
+    """Return the learning rate of step `clock.step`, after a number of reductions by schedule=plateau.
 
     It rises linearly during the warm-up, stays at `config.lr` until `decay_start`, then follows the schedule.
     "one_cycle" includes a rise from a twenty-fifth of `config.lr`.
     """
     if clock.step < config.warmup_steps:
         return config.lr * clock.step / config.warmup_steps
+    if config.schedule == "plateau":
+        return config.lr * config.plateau_factor**plateau_reductions
     decay_start_step = max(config.decay_start * clock.total_steps, config.warmup_steps)
     progress = max(0.0, clock.step - 1 - decay_start_step) / max(1.0, clock.total_steps - decay_start_step)
     return config.lr * SCHEDULES[config.schedule](min(1.0, progress))

@@ -27,13 +27,15 @@ class ProgressTracker:
         progress: RunProgress,
         *,
         min_improvement: float = 0.0,
+        plateau_steps: Mapping[str, int] | None = None,
     ) -> None:
         """Continue from `progress`, the record up to `step`. `direction` is "min" or "max".
 
-        Improvements smaller than `min_improvement` do not count for early stopping.
+        Improvements smaller than `min_improvement` do not count for early stopping. `plateau_steps` is phase → steps
+        without improvement after which its learning rate is reduced.
         """
         self._objective, self._sign = objective, 1 if direction == "max" else -1
-        self._min_improvement = min_improvement
+        self._min_improvement, self._plateau_steps = min_improvement, plateau_steps or {}
         self._steps_per_epoch, self._step = steps_per_epoch, step
         self.progress = progress
 
@@ -57,6 +59,16 @@ class ProgressTracker:
         is_improved = reference is None or self._sign * (value - reference) > self._min_improvement
         if math.isfinite(value) and is_improved:
             self.progress = replace(self.progress, reference_value=value, reference_step=step)
+        self._reduce_on_plateau(step)
+
+    def _reduce_on_plateau(self, step: int) -> None:
+        """Count a reduction of each phase whose last improvement and last reduction are long ago."""
+        counts, last_steps = dict(self.progress.plateau_reductions), dict(self.progress.plateau_steps)
+        reference_step = step if self.progress.reference_step is None else self.progress.reference_step
+        for phase, patience in self._plateau_steps.items():
+            if step - max(reference_step, last_steps.get(phase, 0)) >= patience:
+                counts[phase], last_steps[phase] = counts.get(phase, 0) + 1, step
+        self.progress = replace(self.progress, plateau_reductions=counts, plateau_steps=last_steps)
 
     def add_warnings(self, warnings: Iterable[str]) -> None:
         """Add warnings. A repeated warning is kept once."""

@@ -41,7 +41,9 @@ class TrainerConfig:
     init_from: str | None  # directory of a run whose best weights are the initial ones
     time_budget: float | None  # seconds, after which the run saves and stops
     batch_size: int | None  # None: the whole training split is one batch
+    accumulate: int  # see StepSettings
     precision: str  # one of AUTO_PRECISIONS or PRECISIONS
+    compile: bool  # see StepSettings
     capture: bool  # whether steps are replayed as CUDA graphs
     gradient_clip: float | None  # maximum L2 norm of a phase's gradient
     ema: float  # decay of the averaged weights, in [0, 1); 0 disables averaging
@@ -60,6 +62,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         self.objective = self.objective.removeprefix("test/")
         require(self.epochs > 0, "epochs", self.epochs, "must be at least 1")
+        require(self.accumulate > 0, "accumulate", self.accumulate, "must be at least 1")
         for key in ("early_stopping", "epoch_steps", "max_steps", "time_budget", "batch_size", "gradient_clip"):
             value = getattr(self, key)
             require(value is None or value > 0, key, value, "must be positive, or null")
@@ -91,7 +94,15 @@ class TrainerConfig:
     @property
     def step_settings(self) -> StepSettings:
         """The settings that concern a single step."""
-        return StepSettings(self.precision, self.gradient_clip, self.ema, self.capture, self.debug)
+        return StepSettings(
+            self.precision,
+            self.gradient_clip,
+            self.ema,
+            self.capture,
+            accumulate=self.accumulate,
+            compile=self.compile,
+            debug=self.debug,
+        )
 
     def compute_total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps of the whole run."""
@@ -181,11 +192,13 @@ def train(
         sink.record(builder.build_initial(clock))
     group.broadcast_state(learner)
     # The run may be complete already, or a stop may be requested before the first step.
-    is_complete, is_interrupted = group.all_reduce_max(
+    is_complete, is_interrupted, *reductions = group.all_reduce_max(
         clock,
         builder.is_run_complete(clock),
         completed_steps > 0 and stop_request.should_interrupt(clock.completed_epochs),
+        *builder.count_plateau_reductions(),
     )
+    learner.set_plateau_reductions(reductions)
     if is_complete or is_interrupted:
         sink.record(builder.build_final(clock, is_complete=bool(is_complete)))
         return builder.build_result(clock)
@@ -195,15 +208,17 @@ def train(
         builder.add_metrics(learner.step(batch, data.train_batches, clock))
         if not group.should_sync(clock):
             continue
-        if config.early_stopping is not None:
+        if config.early_stopping is not None or learner.plateau_phases:
             builder.evaluate(clock)
-        is_complete, is_interrupted, is_snapshot_due, signum = group.all_reduce_max(
+        is_complete, is_interrupted, is_snapshot_due, signum, *reductions = group.all_reduce_max(
             clock,
             builder.is_run_complete(clock),
             stop_request.should_interrupt(clock.completed_epochs),
             builder.is_due(clock),
             stop_request.received_signal or 0,
+            *builder.count_plateau_reductions(),
         )
+        learner.set_plateau_reductions(reductions)
         stop_request.set_signal(signum)
         is_ending = bool(is_complete or is_interrupted)
         if is_ending or is_snapshot_due:
@@ -276,6 +291,10 @@ class SnapshotBuilder:
             completed_steps,
             progress,
             min_improvement=config.min_improvement,
+            plateau_steps={
+                name: learner.optimizer_configs[name].plateau_patience * steps_per_epoch
+                for name in learner.plateau_phases
+            },
         )
         self._test_metrics: dict[str, float] | None = None  # of this step, if `evaluate` came before `build`
         self._step_metrics: list[Metrics] = []
@@ -322,6 +341,11 @@ class SnapshotBuilder:
         if self._is_interval_end(self.config.evaluate_every, clock):
             self._test_metrics = self._evaluate()
             self._tracker.add_scores(self._test_metrics, clock.step)
+
+    def count_plateau_reductions(self) -> list[int]:
+        """Return the number of reductions of the learning rate of each phase in `Learner.plateau_phases`."""
+        counts = self._tracker.progress.plateau_reductions
+        return [counts.get(name, 0) for name in self.learner.plateau_phases]
 
     def is_due(self, clock: Clock) -> bool:
         """Return whether a snapshot is due at `clock`."""
