@@ -53,6 +53,7 @@ FAST_OVERRIDES = (
     *("dataset.limit=40", "trainer.max_steps=2", "trainer.batch_size=4", "device=cpu", "device.threads=1"),
     "dataset.resident_gb=1",
 )
+SLOW_KEYS = ("trainer.compile",)  # compiling takes longer than a case may
 TOOLS = ("genexp-evaluate", "genexp-sample", "genexp-export", "genexp-compare", "genexp-diff", "genexp-report")
 PRELOADED_MODULES = (
     *("genexp.train", "genexp.runs.run", "genexp.cli.evaluate", "genexp.cli.sample", "genexp.cli.compare"),
@@ -409,7 +410,10 @@ def _list_files(directory: Path) -> dict[str, tuple[int, ...]]:
 
 def write_data_files(directory: Path) -> None:
     """Write a small image folder, four IDX files in MNIST's format, and files of centers."""
+    import pickle
+
     from PIL import Image
+    from scipy.io import savemat
 
     generator = np.random.default_rng(0)
     for label in ("a", "b"):
@@ -417,6 +421,15 @@ def write_data_files(directory: Path) -> None:
         for index in range(4):
             pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(directory / "pictures" / label / f"{index}.png")
+    (directory / "svhn").mkdir()
+    (directory / "cifar").mkdir()
+    for split in ("train", "test"):
+        pixels = generator.integers(0, 256, (16, 16, 3, 10), dtype=np.uint8)
+        savemat(directory / "svhn" / f"{split}_32x32.mat", {"X": pixels, "y": np.arange(10)[:, None]})
+    for batch in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
+        pixels = generator.integers(0, 256, (10, 3072), dtype=np.uint8)
+        content = pickle.dumps({"data": pixels, "labels": list(range(10))}, protocol=2)
+        (directory / "cifar" / batch).write_bytes(content)
     (directory / "idx").mkdir()
     for split, count in (("train", 20), ("t10k", 10)):
         images = generator.integers(0, 256, (count, 8, 8), dtype=np.uint8)
@@ -464,7 +477,7 @@ def list_keys(name: str) -> list[str]:
 def draw_settings(draw: st.DrawFn, models: Sequence[str]) -> Command:
     """Return a `genexp` command with random settings, at times with options and words that do not exist."""
     name = draw(st.sampled_from(models))
-    keys = list_keys(name)
+    keys = [key for key in list_keys(name) if key not in SLOW_KEYS]
     value = st.sampled_from(SCALARS) | st.sampled_from(SWEEP_VALUES) | st.text(max_size=8).map(repr)
     overrides = draw(st.lists(st.tuples(st.sampled_from(keys), value).map("=".join), min_size=1, max_size=3))
     extra = draw(st.lists(st.sampled_from(EXTRA_ARGUMENTS), max_size=1)) if draw(st.integers(0, 3)) == 0 else []
@@ -506,6 +519,8 @@ DATA_COMMANDS = (
     ("idx/t10k-images-idx3-ubyte", ("model=vae", "dataset=mnist", "dataset.root=data/idx")),
     ("idx/train-labels-idx1-ubyte", ("model=kmeans", "dataset=mnist", "dataset.root=data/idx")),
     ("idx/t10k-labels-idx1-ubyte", ("model=kmeans", "dataset=mnist", "dataset.root=data/idx")),
+    ("svhn/train_32x32.mat", ("model=stacked_autoencoder", "dataset=svhn", "dataset.root=data/svhn")),
+    ("cifar/data_batch_2", ("model=stacked_autoencoder", "dataset=cifar10", "dataset.root=data/cifar")),
     ("centers.npy", ("model=kmeans", "model.init=data/centers.npy", "trainer.batch_size=null")),
     (
         "pictures/a/0.png",
