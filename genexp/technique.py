@@ -237,6 +237,11 @@ def find_technique(name: str) -> type[Technique]:
     return TECHNIQUES.find(name)
 
 
+def get_inputs(batch: Batch) -> Tensor:
+    """Return the images of a batch (batch, channels, height, width), or its points as (batch, 1, 1, features)."""
+    return batch["image"] if "image" in batch else batch["point"][:, None, None]
+
+
 def detach_metrics(**values: Tensor) -> Metrics:
     """Return the scalars `values`, detached, in the order given."""
     return {name: value.detach() for name, value in values.items()}

@@ -86,6 +86,11 @@ def _run(arguments: Sequence[str]) -> int:
     if args.input is not None:
         find_input_images(args.input)  # reports a wrong path before the slow loading of the run
     run = load_run(args.run, config, checkpoint_name=args.checkpoint, device_name=args.device)
+    if run.dataset.spec.is_table and "clusters" not in output_types:
+        raise ConfigError(
+            f"{', '.join(output_types)}: dataset={run.dataset.name} has points, of which no images are made. "
+            f"Use genexp-evaluate."
+        )
     request = GenerationRequest(
         run,
         args.output or args.run / "made",

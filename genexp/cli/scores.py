@@ -27,7 +27,7 @@ from genexp.run_dir.files import write_json
 from genexp.run_dir.paths import EVALUATION_FILE
 from genexp.runs.build import EVALUATION_BATCH_SIZE
 from genexp.runs.load import LoadedRun
-from genexp.technique import Batch, Batches
+from genexp.technique import Batch, Batches, get_inputs
 
 MAX_PROBE_SAMPLES = (
     10_000  # maximum numbers of training codes that fit the probes and of test codes that score them
@@ -201,7 +201,7 @@ def compute_likelihood_scores(state: _EvaluationState) -> dict[str, float]:
     name = f"nll_{samples}" if pixels == "drawn" else f"nll_{samples}_{pixels}"
 
     def score(batch: Batch) -> dict[str, Tensor]:
-        nll = -technique.log_likelihood(BINARIZATIONS[pixels](batch["image"]), samples)
+        nll = -technique.log_likelihood(BINARIZATIONS[pixels](get_inputs(batch)), samples)
         return {name: nll, "squares": nll.double().square()}
 
     loader, count = state.run.test_loader, state.options.nll_images

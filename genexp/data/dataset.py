@@ -77,6 +77,16 @@ class DataSpec:
         return self.shapes[stream]
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, or (1, 1, features) of a point. Raises ConfigError for a data set without both."""
+        return (1, 1, *self.shapes["point"]) if self.is_table else self.image_shape  # type: ignore[return-value]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether samples are points, whose features are any numbers."""
+        return "point" in self.shapes and "image" not in self.shapes
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image: (channels, height, width). Raises ConfigError if the data set has no images."""
         channels, height, width = self.get_shape("image")

@@ -58,7 +58,12 @@ class ContinuousBernoulliLikelihood(PixelLikelihood):
 
 @register_loss("gaussian", kind="likelihood")
 class GaussianLikelihood(PixelLikelihood):
-    """Gaussian density with a sigmoid of `outputs` as mean, and one learned standard deviation for all pixels."""
+    """Gaussian density with a sigmoid of `outputs` as mean, and one learned standard deviation for all pixels.
+
+    If not `is_bounded`, `outputs` are the mean: for points, whose features are any numbers.
+    """
+
+    is_bounded = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,9 +72,13 @@ class GaussianLikelihood(PixelLikelihood):
     def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
         """Return the log density of images; it may be positive."""
         log_std = self.log_std.clamp(min=math.log(MIN_STD))
-        errors = (outputs.sigmoid() - images) * torch.exp(-log_std)
+        errors = (self.mean(outputs) - images) * torch.exp(-log_std)
         log_density = -0.5 * errors.square() - log_std - 0.5 * math.log(2 * math.pi)
         return log_density.flatten(1).sum(1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return the expected images in [0, 1] or points, in the shape of `outputs`: (batch, ...)."""
+        return outputs.sigmoid() if self.is_bounded else outputs
 
 
 def log_normalizer(logits: Tensor) -> Tensor:

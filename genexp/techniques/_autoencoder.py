@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.capabilities import CanInterpolate, CanReconstruct, CanTraverse
 from genexp.config import require
 from genexp.data.dataset import DataSpec
+from genexp.errors import ConfigError
 from genexp.images.grid import make_grid_from_rows
 from genexp.images.latent_walks import decode_frames, interpolate_codes, traverse_units
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
@@ -19,10 +21,21 @@ from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.metrics.scores import mean_scores
 from genexp.networks.conv import ConvLayerSpec, build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
-from genexp.technique import Batch, Batches, Clock, GradientPhase, Metrics, Phase, PictureLabels, Technique
+from genexp.technique import (
+    Batch,
+    Batches,
+    Clock,
+    GradientPhase,
+    Metrics,
+    Phase,
+    PictureLabels,
+    Technique,
+    get_inputs,
+)
 from genexp.techniques._named_networks import check_networks, select_network
 
 RECONSTRUCTION_METRICS = (mse, psnr, ssim)
+TABLE_LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}  # of points
 CONV_STRIDES = (2, 2, 1)  # of the three convolutions: 28→13→6→4 pixels
 
 
@@ -67,22 +80,39 @@ class DenseAutoencoderConfig(AutoencoderConfig):
             require(value in ACTIVATIONS, key, value, f"must be one of {', '.join(ACTIVATIONS)}")
 
 
+def _find_loss(config: AutoencoderConfig, dataset_name: str, *, is_table: bool) -> Callable[..., Tensor]:
+    """Return the loss of a configuration. Raises ConfigError for one of images in [0, 1] on points."""
+    if not is_table:
+        loss: Callable[..., Tensor] = RECONSTRUCTION_LOSSES.find(config.loss, config.loss_options)
+        return loss
+    if config.loss not in TABLE_LOSSES:
+        raise ConfigError(
+            f"model.loss={config.loss}: takes images in [0, 1], and dataset={dataset_name} has points. "
+            f"Use model.loss=mse or model.loss=l1."
+        )
+    return TABLE_LOSSES[config.loss]
+
+
 class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
     """Encoder to a low-dimensional latent and decoder back to the image.
 
     Subclasses define the networks and, for denoising, the noise.
     """
 
+    takes_points: ClassVar[bool] = False  # whether the networks suit tables, as images of one row
     encoder: nn.Module
     decoder: nn.Module  # returns logits; the sigmoid is part of the loss, for numerical accuracy
 
     def __init__(self, config: Any, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.reconstruction_loss = RECONSTRUCTION_LOSSES.find(config.loss, config.loss_options)
-        encoder, decoder = self.build_networks(spec.image_shape)
-        self.encoder = select_network("encoder", config, encoder, spec.image_shape, config.latent_size)
-        self.decoder = select_network("decoder", config, decoder, spec.image_shape, config.latent_size)
+        self.is_table = spec.is_table and self.takes_points
+        shape = spec.input_shape if self.is_table else spec.image_shape
+        self.metrics = (mse,) if self.is_table else RECONSTRUCTION_METRICS
+        self.reconstruction_loss = _find_loss(config, spec.name, is_table=self.is_table)
+        encoder, decoder = self.build_networks(shape)
+        self.encoder = select_network("encoder", config, encoder, shape, config.latent_size)
+        self.decoder = select_network("decoder", config, decoder, shape, config.latent_size)
 
     @abstractmethod
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
@@ -97,39 +127,43 @@ class Autoencoder(Technique, CanReconstruct, CanInterpolate, CanTraverse):
         return self.decode(self.encoder(images))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return images in [0, 1] for codes (batch, latent)."""
-        return self.decoder(codes).sigmoid()
+        """Return images in [0, 1], or points, for codes (batch, latent): (batch, channels, height, width)."""
+        outputs: Tensor = self.decoder(codes)
+        return outputs if self.is_table else outputs.sigmoid()
 
     def phases(self) -> tuple[Phase, ...]:
         return (GradientPhase("autoencoder", self, self.loss),)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the reconstruction loss (scalar) of a batch."""
-        images = batch["image"]
+        images = get_inputs(batch)
         corrupted = self.corrupt(images)
         logits = self.decoder(self.encoder(corrupted))
         return self.reconstruction_loss(logits, self.select_target(images, corrupted)), {}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
-        images = examples["image"]
+        return {} if self.is_table else self.preview_images(examples["image"])
+
+    def preview_images(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the previews for images (batch, channels, height, width)."""
         return {"reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
 
     def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
         return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}
 
     def list_metrics(self) -> Sequence[str]:
-        return [metric.__name__ for metric in RECONSTRUCTION_METRICS]
+        return [metric.__name__ for metric in self.metrics]
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         return mean_scores(test_batches, self._score_batch)
 
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
-        images = batch["image"]
+        images = get_inputs(batch)
         reconstructed = self.reconstruct(images).float()
-        return {metric.__name__: metric(reconstructed, images) for metric in RECONSTRUCTION_METRICS}
+        return {metric.__name__: metric(reconstructed, images) for metric in self.metrics}
 
     def encode(self, batch: Batch) -> Tensor:
-        return self.encoder(batch["image"])
+        return self.encoder(get_inputs(batch))
 
     def interpolate(self, examples: Batch, num_frames: int) -> Tensor:
         return decode_frames(self.decode, interpolate_codes(self.encode(examples), num_frames))
@@ -167,19 +201,19 @@ class DenoisingAutoencoder(Autoencoder):
     def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:
         return {"reconstructions": PictureLabels(rows=("original", "noisy", "reconstruction"))}
 
-    def preview(self, examples: Batch) -> dict[str, Tensor]:
-        images = examples["image"]
+    def preview_images(self, images: Tensor) -> dict[str, Tensor]:
         noisy = self.corrupt(images)
         return {"reconstructions": make_grid_from_rows(images, noisy.clamp(0, 1), self.reconstruct(noisy))}
 
     def _score_batch(self, batch: Batch) -> dict[str, Tensor]:
-        images = batch["image"]
+        images = get_inputs(batch)
         noisy = self.corrupt(images)
-        outputs = {"": self.reconstruct(noisy), "noisy_": noisy.clamp(0, 1), "clean_": self.reconstruct(images)}
+        shown = noisy if self.is_table else noisy.clamp(0, 1)
+        outputs = {"": self.reconstruct(noisy), "noisy_": shown, "clean_": self.reconstruct(images)}
         return {
             f"{prefix}{metric.__name__}": metric(output.float(), images)
             for prefix, output in outputs.items()
-            for metric in RECONSTRUCTION_METRICS
+            for metric in self.metrics
         }
 
 

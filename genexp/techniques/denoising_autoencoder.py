@@ -27,6 +27,7 @@ class DenseDenoisingAutoencoderConfig(DenseAutoencoderConfig):
 class DenseDenoisingAutoencoder(DenoisingAutoencoder):
     """Network of the stacked autoencoder, trained to reconstruct an image from image + N(0, noise²)."""
 
+    takes_points = True
     Config = DenseDenoisingAutoencoderConfig
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:

@@ -15,6 +15,7 @@ class Latent3dAutoencoder(Autoencoder):
     In the reference preset for 28×28 images, the layers are 784→128→64→12→3 and their mirror.
     """
 
+    takes_points = True
     Config = DenseAutoencoderConfig
     num_examples = 5
 

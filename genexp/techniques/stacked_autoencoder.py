@@ -15,6 +15,7 @@ class StackedAutoencoder(Autoencoder):
     In the reference preset for 28×28 images, the layers are 784→128→32→10 and their mirror.
     """
 
+    takes_points = True
     Config = DenseAutoencoderConfig
 
     def build_networks(self, shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:

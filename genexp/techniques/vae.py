@@ -6,7 +6,7 @@ Options: the importance-weighted bound (Burda et al. 2016), a weight of the tota
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from genexp.capabilities import CanEstimateLikelihood, CanInterpolate, CanRecons
 from genexp.config import require
 from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
+from genexp.errors import ConfigError
 from genexp.images.binarize import BINARIZATIONS
 from genexp.images.grid import make_grid, make_grid_from_rows
 from genexp.images.latent_walks import (
@@ -28,7 +29,7 @@ from genexp.images.latent_walks import (
 )
 from genexp.losses.reconstruction import gaussian_kl, reparameterize, total_correlation
 from genexp.metrics.likelihood import active_units, importance_log_likelihood
-from genexp.metrics.reconstruction import psnr, ssim
+from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.metrics.scores import mean_scores
 from genexp.networks.conv import build_conv_decoder, build_conv_encoder
 from genexp.networks.mlp import ACTIVATIONS, build_dense_decoder, build_dense_encoder
@@ -44,6 +45,7 @@ from genexp.technique import (
     PictureLabels,
     Technique,
     detach_metrics,
+    get_inputs,
     register_technique,
 )
 from genexp.techniques._named_networks import check_networks, select_network
@@ -122,12 +124,17 @@ class VariationalAutoencoder(
         # A gray value is the probability of a bit for a Bernoulli likelihood, which needs bits.
         is_bernoulli_of_gray = config.likelihood == "bernoulli" and config.pixels == "gray"
         self.evaluated_pixels = "drawn" if is_bernoulli_of_gray else config.pixels
-        shape, features = spec.image_shape, config.hidden[-1]
+        self.is_table = spec.is_table
+        if self.is_table:
+            _check_table(config, spec.name)
+        shape, features = spec.input_shape, config.hidden[-1]
         self.encoder = select_network("encoder", config, build_encoder(shape, config), shape, features)
         self.mean = nn.Linear(config.hidden[-1], config.latent)
         self.log_variance = nn.Linear(config.hidden[-1], config.latent)
         self.decoder = select_network("decoder", config, build_decoder(shape, config), shape, config.latent)
         self.likelihood = PIXEL_LIKELIHOODS.find(config.likelihood, config.likelihood_options)()
+        if self.is_table:
+            self.likelihood.is_bounded = False
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (GradientPhase("vae", self, self.loss),)
@@ -144,7 +151,7 @@ class VariationalAutoencoder(
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the negative bound (scalar) on the log-likelihood, in nats per image."""
-        images = self.select_pixels(batch["image"])
+        images = self.select_pixels(get_inputs(batch))
         mean, log_variance = self.posterior(images)
         if self.config.importance_samples > 1:
             return self._importance_weighted_loss(images, mean, log_variance, clock)
@@ -182,11 +189,11 @@ class VariationalAutoencoder(
         return self.config.beta * min(1.0, clock.step / warmup_steps if warmup_steps else 1.0)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images in [0, 1] for latents (batch, latent)."""
+        """Return images in [0, 1], or points, for latents (batch, latent): (batch, channels, height, width)."""
         return self.likelihood.mean(promote_to_float32(self.decoder(latents)))
 
     def encode(self, batch: Batch) -> Tensor:
-        return self.posterior(batch["image"])[0]
+        return self.posterior(get_inputs(batch))[0]
 
     def sample(self, count: int) -> Tensor:
         return self.decode(torch.randn(count, self.config.latent, device=self.mean.weight.device))
@@ -201,12 +208,13 @@ class VariationalAutoencoder(
         )
 
     def list_metrics(self) -> Sequence[str]:
-        names = ("negative_elbo", "reconstruction", "kl", "psnr", "ssim", "active_units")
+        similarities = [metric.__name__ for metric in self._similarity_metrics]
+        names = ("negative_elbo", "reconstruction", "kl", *similarities, "active_units")
         return (*names, "negative_bound") if self.config.importance_samples > 1 else names
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         means: list[Tensor] = []
-        scores = mean_scores(test_batches, lambda batch: self._score_batch(batch["image"], means))
+        scores = mean_scores(test_batches, lambda batch: self._score_batch(get_inputs(batch), means))
         return {**scores, "active_units": float(active_units(torch.cat(means)))}
 
     def _score_batch(self, images: Tensor, means: list[Tensor]) -> dict[str, Tensor]:
@@ -220,12 +228,15 @@ class VariationalAutoencoder(
             "negative_elbo": reconstruction + kl,
             "reconstruction": reconstruction,
             "kl": kl,
-            "psnr": psnr(reconstructed, images),
-            "ssim": ssim(reconstructed, images),
+            **{metric.__name__: metric(reconstructed, images) for metric in self._similarity_metrics},
         }
         if self.config.importance_samples > 1:
             scores["negative_bound"] = -self.log_likelihood(pixels, self.config.importance_samples)
         return scores
+
+    @property
+    def _similarity_metrics(self) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
+        return (mse,) if self.is_table else (psnr, ssim)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         if metrics["kl"] >= COLLAPSE_NATS:
@@ -239,12 +250,16 @@ class VariationalAutoencoder(
         return {"reconstructions": PictureLabels(rows=("original", "reconstruction"))}
 
     def preview(self, examples: Batch) -> dict[str, Tensor]:
+        if self.is_table:
+            return {}
         # Samples are drawn first. Each preview has the same seed, so the noise is the same in each frame.
         samples = make_grid(self.sample(PREVIEW_SAMPLES), columns=8)
         images = self.select_pixels(examples["image"])
         return {"samples": samples, "reconstructions": make_grid_from_rows(images, self.reconstruct(images))}
 
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
+        if self.is_table:
+            return {}
         return {
             "interpolation": make_animation(self.interpolate(examples, WALK_FRAMES)),
             "traversal": make_animation(self.traverse(examples, WALK_FRAMES)),
@@ -259,10 +274,20 @@ class VariationalAutoencoder(
         The units are those with the largest KL divergence over `examples`, at most 8. The other units keep the
         posterior mean of the first sample.
         """
-        mean, log_variance = self.posterior(examples["image"])
+        mean, log_variance = self.posterior(get_inputs(examples))
         units = gaussian_kl(mean, log_variance).mean(0).topk(min(8, self.config.latent)).indices
         limit = torch.full_like(mean[0, units], 3)
         return decode_frames(self.decode, traverse_units(mean[0], units, -limit, limit, num_frames))
+
+
+def _check_table(config: VAEConfig, dataset_name: str) -> None:
+    """Raise ConfigError unless the settings suit points, whose features are any numbers."""
+    for key, value in (("network", "dense"), ("pixels", "gray"), ("likelihood", "gaussian")):
+        if getattr(config, key) != value:
+            raise ConfigError(
+                f"model.{key}={getattr(config, key)}: not for the points of dataset={dataset_name}. "
+                f"Use model.network=dense model.pixels=gray model.likelihood=gaussian."
+            )
 
 
 def build_encoder(shape: tuple[int, int, int], config: VAEConfig) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Table of numbers as points: a CSV file, or arrays in a NumPy file."""
+"""Table of numbers as points: a CSV or Parquet file, or arrays in a NumPy file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from genexp.data.sources._array_files import ArrayFileConfig, encode_labels, loa
 from genexp.device import check_memory
 from genexp.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".npy", ".npz")
+SUFFIXES = (".csv", ".tsv", ".npy", ".npz", ".parquet")
 MIN_BYTES_PER_CELL = 2  # of a CSV file: a digit and a separator
+MIN_BYTES_PER_VALUE = 8  # of a column of a Parquet file, as a list
 SAMPLED_CHARACTERS = 2**14  # of a CSV file, by which its separator is recognized
 
 
@@ -39,7 +40,8 @@ class TableConfig(ArrayFileConfig):
 
     def load(self) -> Dataset:
         """Return the streams "point", float32 (n, columns), and "label" if `label` is set. Raises DataError."""
-        table = _read_csv(self.path) if self.path.suffix in (".csv", ".tsv") else _read_arrays(self.path)
+        readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+        table = readers.get(self.path.suffix, _read_arrays)(self.path)
         labels, class_names = (None, ()) if self.label is None else encode_labels(self._select(table, self.label))
         names = self.columns or [name for name in table if name != self.label]
         points = torch.stack([self._parse_column(table, name) for name in names], dim=1)
@@ -105,6 +107,37 @@ def _read_csv(path: Path) -> dict[str, Any]:
                 f"dataset.file={path}: row {number} has {len(row)} values, not {len(names)}. Correct the row."
             )
     return {name: [row[index].strip() for row in rows] for index, name in enumerate(names)}
+
+
+def _read_parquet(path: Path) -> dict[str, Any]:
+    """Return the columns of a Parquet file as lists. Raises DataError, also where pyarrow is not installed."""
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(
+            f"dataset.file={path}: Parquet files require pyarrow. "
+            f"Run `pip install 'genexp[parquet]'`, or use a CSV file."
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            num_cells = file.metadata.num_rows * file.metadata.num_columns
+    except Exception as error:  # pyarrow raises any exception for damaged files
+        raise _build_parquet_error(path, error) from None
+    check_memory(num_cells * MIN_BYTES_PER_VALUE, f"dataset.file={path}")
+    try:
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+        columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    except Exception as error:
+        raise _build_parquet_error(path, error) from None
+    if not any(columns.values()):
+        raise DataError(f"dataset.file={path}: no rows. Use another file.")
+    return columns
+
+
+def _build_parquet_error(path: Path, error: Exception) -> DataError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return DataError(f"dataset.file={path}: not readable as Parquet ({reason}). Restore the file.")
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from genexp.cli.evaluate import main as evaluate_main
+from genexp.cli.sample import main as sample_main
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError, DataError
-from tests.support.command import format_run_dir_override, get_error_line, load_status, run_genexp
+from tests.support.command import (
+    CommandResult,
+    format_run_dir_override,
+    get_error_line,
+    load_status,
+    run_genexp,
+    run_main,
+)
 from tests.support.compose import make_tiny_overrides
 from tests.support.datasets import get_stream, load_dataset_config, load_values
 
@@ -105,6 +115,89 @@ def test_test_arrays_are_the_test_split(tmp_path: Path) -> None:
     assert get_stream(dataset.test, "image").unique().tolist() == [1]
     np.save(tmp_path / "images.npy", images)
     assert load("arrays", tmp_path / "images.npy").spec.shapes == {"image": (1, 4, 4)}
+
+
+@pytest.fixture(scope="module")
+def vae_on_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run of the VAE on a table of two correlated columns."""
+    folder = tmp_path_factory.mktemp("table")
+    settings = ("model.network=dense", "model.pixels=gray", "model.likelihood=gaussian", "model.latent=1")
+    result = run_on_table(folder, "vae", *settings, "optimizer.lr=0.01", "trainer.epochs=60")
+    assert result.exit_code == 0, result.stderr
+    return folder / "run"
+
+
+def run_on_table(folder: Path, model: str, *overrides: str) -> CommandResult:
+    """Run a technique on a table of two correlated columns."""
+    arguments = [word for word in make_tiny_overrides(model) if "dataset.limit" not in word]
+    source = ("dataset=table", f"dataset.file={write(folder, TABLE)}", "dataset.label=kind")
+    return run_genexp(*arguments, *source, *overrides, format_run_dir_override(folder / "run"))
+
+
+def test_the_vae_learns_a_table_and_its_run_is_evaluated(vae_on_table: Path) -> None:
+    status = load_status(vae_on_table)
+    assert status["test"]["mse"] < 0.1  # of columns with variance 1
+    assert {"negative_elbo", "kl", "active_units"} <= status["test"].keys()
+    assert not {"psnr", "ssim"} & status["test"].keys()
+    result = run_main(
+        "genexp-evaluate", evaluate_main, str(vae_on_table), "--device", "cpu", "--nll-samples", "20"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "nll_20_gray" in result.stdout
+    result = run_main("genexp-sample", sample_main, str(vae_on_table), "--device", "cpu")
+    assert "dataset=table has points, of which no images are made" in get_error_line(result, "genexp-sample")
+
+
+@pytest.mark.parametrize("model", ["stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder"])
+def test_dense_autoencoders_learn_tables(model: str, tmp_path: Path) -> None:
+    overrides = ("model.loss=mse", "model.widths=[16,1]", "optimizer.lr=0.01", "trainer.epochs=60")
+    result = run_on_table(tmp_path, model, *overrides)
+    assert result.exit_code == 0, result.stderr
+    test = load_status(tmp_path / "run")["test"]
+    assert test["clean_mse" if model == "denoising_autoencoder" else "mse"] < 0.2
+    assert not [name for name in test if "psnr" in name]
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "message"),
+    [
+        ("vae", (), "not for the points of dataset=table. Use model.network=dense model.pixels=gray"),
+        ("stacked_autoencoder", ("model.loss=bce",), "model.loss=bce: takes images in [0, 1], and dataset=table"),
+        ("conv_autoencoder", (), "dataset=table: has no image stream"),
+    ],
+)
+def test_what_needs_images_says_so(model: str, overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert message in get_error_line(run_on_table(tmp_path, model, *overrides), "genexp")
+
+
+def test_parquet_files_are_tables(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"x": [0.5, 1.5, 2.5, 4.0], "y": [1, 2, 3, 5], "kind": ["a", "b", "a", "b"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    dataset = load("table", tmp_path / "x.parquet", label="kind", standardize=False, test_fraction=0.5)
+    assert dataset.class_names == ("a", "b")
+    points = torch.cat([get_stream(split, "point") for split in (dataset.train, dataset.test)])
+    assert sorted(points.tolist()) == [[0.5, 1], [1.5, 2], [2.5, 3], [4, 5]]
+    parquet.write_table(pyarrow.table({"x": [1.0, None, 2.0]}), tmp_path / "none.parquet")
+    parquet.write_table(pyarrow.table({"x": pyarrow.array([], "double")}), tmp_path / "empty.parquet")
+    (tmp_path / "damaged.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-9])
+    for name, message in (
+        ("none", "None in column x, row 2 is not a finite number"),
+        ("empty", "no rows"),
+        ("damaged", "not readable as Parquet"),
+    ):
+        with pytest.raises(DataError, match=message) as excinfo:
+            load("table", tmp_path / f"{name}.parquet")
+        assert "\n" not in str(excinfo.value)
+
+
+def test_missing_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"require pyarrow. Run `pip install 'genexp\[parquet\]'`"):
+        load("table", tmp_path / "x.parquet")
 
 
 def test_runs_train_on_both(tmp_path: Path) -> None:
