@@ -234,7 +234,7 @@ class Outcome:
             return f"{name} after {self.seconds:.0f} s"
         if any("Traceback (most recent call last)" in line for line in lines):
             return f"traceback: {lines[-1]}"
-        if self.exit_code == 1 and any(": unexpected " in line for line in lines):
+        if self.exit_code == 1 and any(line.partition(": ")[2].startswith("unexpected ") for line in lines):
             return f"no message of its own: {lines[-1]}"
         if self.exit_code not in (0, 1):
             return f"exit code {self.exit_code}: {lines[-1] if lines else ''}"
@@ -738,6 +738,8 @@ def _resize(path: Path, position: float) -> None:
         from PIL import Image
 
         Image.new("RGBA" if position < 0.5 else "1", (max(1, size), 1)).save(path)
+    elif "idx" not in path.parts:
+        path.write_bytes(path.read_bytes()[:size])
     else:
         content = path.read_bytes()
         count = struct.unpack(">I", content[4:8])[0]
