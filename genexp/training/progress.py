@@ -31,8 +31,8 @@ class ProgressTracker:
     ) -> None:
         """Continue from `progress`, the record up to `step`. `direction` is "min" or "max".
 
-        Improvements smaller than `min_improvement` do not count for early stopping. `plateau_steps` is phase → steps
-        without improvement after which its learning rate is reduced.
+        Improvements smaller than `min_improvement` do not count for early stopping. `plateau_steps` is
+        phase → steps without improvement after which its learning rate is reduced.
         """
         self._objective, self._sign = objective, 1 if direction == "max" else -1
         self._min_improvement, self._plateau_steps = min_improvement, plateau_steps or {}
