@@ -171,9 +171,9 @@ def load_newest_state(run_dir: Path) -> dict[str, Any]:
 
 
 def list_files(run_dir: Path) -> set[str]:
-    """Return the paths of all files of a run, relative to its directory. Event files' names lose their time."""
+    """Return the paths of all files of a run, without what pages of a sweep share. Event files have no time."""
     paths = (path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file())
-    return {re.sub(r"(tfevents)\.\d+$", r"\1", path) for path in paths}
+    return {re.sub(r"(tfevents)\.\d+$", r"\1", path) for path in paths if not path.startswith(".assets/")}
 
 
 def get_error_line(result: CommandResult, *programs: str) -> str:

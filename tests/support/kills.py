@@ -265,7 +265,8 @@ def _read_file_content(path: Path, run_dir: Path) -> Any:
         return {key: value for key, value in json.loads(path.read_text()).items() if key not in TIME_KEYS}
     if path.name == "report.html":
         text = path.read_text().replace(str(run_dir), "RUN_DIR")
-        return re.sub(r"<dt>time</dt><dd>.*?</dd>", "", text)
+        text = re.sub(r"<dt>time</dt><dd>.*?</dd>|<option[^>]*>minutes</option>", "", text)
+        return re.sub(r"<summary>Console log</summary>.*?</details>", "", text, flags=re.DOTALL)
     return path.read_bytes()
 
 
