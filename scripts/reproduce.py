@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS_FILE = Path(__file__).with_name("results_table.yaml")
 OUTPUTS_DIR = ROOT / "outputs"
 TABLE_PATTERN = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", flags=re.DOTALL)
+# A row of the techniques in README.md, without its last cell.
+TECHNIQUE_PATTERN = re.compile(
+    r"^(\| \[`(\w+)`\]\(genexp/techniques/README\.md#\w+\) \| [^|]* \| )[^|]* \|$", re.MULTILINE
+)
 TABLE_HEADER = (
     "| row | data | metric | published | obtained | worst seed | target | minutes of one core | to the target "
     "| command | picture |\n"
@@ -279,12 +283,30 @@ def load_results(rows: Mapping[str, TableRow], path: Path) -> list[dict[str, Any
 
 
 def write_results(results: Sequence[Mapping[str, Any]]) -> None:
-    """Write outputs/results.json, and the table of outputs/README.md from it."""
+    """Write outputs/results.json, and from it the table of outputs/README.md and the figures of README.md."""
     text = json.dumps({"rows": results}, indent=1, ensure_ascii=False) + "\n"
     _replace_file(OUTPUTS_DIR / "results.json", text)
     readme = OUTPUTS_DIR / "README.md"
     table = build_table(results)
     _replace_file(readme, TABLE_PATTERN.sub(lambda match: table, readme.read_text(encoding="utf-8")))
+    readme = OUTPUTS_DIR.parent / "README.md"
+    if readme.is_file():
+        _replace_file(readme, fill_default_scores(readme.read_text(encoding="utf-8"), results))
+
+
+def fill_default_scores(text: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Return README.md with the score of each technique's default run: that of the row NAME_5k or NAME_default."""
+
+    def fill(match: re.Match[str]) -> str:
+        names = (f"{match[2]}_5k", f"{match[2]}_default")
+        entry = next((entry for entry in results if entry["name"] in names and entry["values"]), None)
+        if entry is None:
+            return f"{match[1]}not run |"
+        metric = entry["metric"].rpartition("/")[2].partition("_mnist-v")[0].removesuffix("_random")
+        score = _format_number(statistics.mean(entry["values"]))
+        return f"{match[1]}{metric} {score}, {entry['cpu_minutes']:.2g} min |"
+
+    return TECHNIQUE_PATTERN.sub(fill, text)
 
 
 def _replace_file(path: Path, text: str) -> None:

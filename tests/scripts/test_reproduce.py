@@ -14,6 +14,7 @@ from reproduce import Deadline, MetricSpec, StoppedError, TableRow
 
 from genexp.errors import ConfigError, DataError
 from genexp.runs.build import build_run
+from genexp.technique import list_techniques
 from tests.support.command import REAL_DATA, load_status, run_genexp, run_main
 from tests.support.compose import compose_config, compose_experiment
 
@@ -82,6 +83,17 @@ def test_table_and_results_file_of_the_repository_agree() -> None:
     found = reproduce.TABLE_PATTERN.search((reproduce.OUTPUTS_DIR / "README.md").read_text())
     assert found is not None
     assert found.group() == reproduce.build_table(results), "run reproduce.py --table"
+    readme = (reproduce.OUTPUTS_DIR.parent / "README.md").read_text()
+    assert {match[2] for match in reproduce.TECHNIQUE_PATTERN.finditer(readme)} == set(list_techniques())
+    assert readme == reproduce.fill_default_scores(readme, results), "run reproduce.py --table"
+
+
+def test_scores_of_default_runs_are_filled_in() -> None:
+    text = "| [`gan`](genexp/techniques/README.md#gan) | a GAN | – |\n"
+    entry = {**make_entry(values=[2.0, 4.0], cpu_minutes=1.234), "name": "gan_5k", "metric": "frechet_mnist-v1"}
+    filled = reproduce.fill_default_scores(text, [entry])
+    assert filled == "| [`gan`](genexp/techniques/README.md#gan) | a GAN | frechet 3, 1.2 min |\n"
+    assert reproduce.fill_default_scores(filled, []).endswith("| not run |\n")
 
 
 @pytest.mark.slow
