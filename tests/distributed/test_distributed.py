@@ -175,6 +175,7 @@ def test_resumed_run_of_two_processes_equals_uninterrupted_run(tmp_path: Path) -
     interval_overrides = (
         "trainer.epochs=2",
         "trainer.checkpoint_every=1",
+        "trainer.keep_checkpoints=3",
         "device.processes=2",
         "model.discriminator_norm=batch",
     )
