@@ -69,10 +69,12 @@ LIBRARY_USERS = {
     "optuna": {"sweep"},
     "ray": {"plugins"},
     "h5py": {"networks"},
+    "wandb": {"recorders"},
+    "mlflow": {"recorders"},
 }
 
-# Folders that grow by one file for each technique, network, loss, data set or plugin.
-GROWING_FOLDERS = {"techniques", "networks", "losses", "sources", "plugins"}
+# Folders that grow by one file for each technique, network, loss, data set, plugin or optional recorder.
+GROWING_FOLDERS = {"techniques", "networks", "losses", "sources", "plugins", "optional"}
 MAX_ROOT_MODULES, MAX_MODULES, MAX_SHORT_MODULES, SHORT_LINES = 10, 125, 10, 40
 
 

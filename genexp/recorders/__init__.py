@@ -11,7 +11,7 @@ RecorderT = TypeVar("RecorderT", bound=Callable[..., Any])
 
 # Subclasses of genexp.recorders.recorder.Recorder that a run uses only if its configuration names them.
 RECORDERS: Registry[Any] = Registry(
-    "recorder", key="recorders", group="genexp.recorders", source="genexp.recorders.metrics_log"
+    "recorder", key="recorders", group="genexp.recorders", source="genexp.recorders.optional"
 )
 # Recorders that a run uses unless its configuration switches them off. Others are always used.
 DEFAULT_RECORDERS = ("previews", "figures", "tensorboard", "report", "console")

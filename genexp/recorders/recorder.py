@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
@@ -17,6 +18,10 @@ class Recorder(ABC):
     A checkpoint stores the sizes of the logs, which only grow: see `genexp.run_dir.checkpoint.measure_logs`. A
     resumed run truncates them to these sizes before it calls `open`. So no step is missing or written twice.
     """
+
+    packages: ClassVar[
+        tuple[str, ...]
+    ] = ()  # that must be installed; the name of the first one is that of the extra
 
     @abstractmethod
     def open(self, run: RunInfo) -> None:

@@ -22,7 +22,7 @@ from types import NoneType, UnionType
 from typing import IO, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from genexp.errors import CheckpointError, DataError, RunDirInUseError
-from genexp.run_dir.paths import LOCK_FILE, TEMPORARY_SUFFIX, format_path
+from genexp.run_dir.paths import LOCK_FILE, TEMPORARY_SUFFIX, WANDB_DIR, format_path
 
 ContentT = TypeVar("ContentT")
 # A test sets this environment variable to n: the process kills itself at the n-th boundary of a file operation.
@@ -78,14 +78,15 @@ class LogFileHandler(logging.FileHandler):
 def check_no_links(directory: Path, is_written: Callable[[str], bool]) -> None:
     """Raise CheckpointError where a run or sweep directory contains a link, a named pipe or another special file.
 
-    At the top of `directory`, only names for which `is_written` returns True count. Below them, all names do.
+    At the top of `directory`, only names for which `is_written` returns True count. Below them, all names do,
+    except in the directory of Weights & Biases, whose package makes links.
     """
     pending = [path for path in directory.iterdir() if is_written(path.name)]
     while pending:
         path = pending.pop()
         try:
             mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(mode) and path != directory / WANDB_DIR:
                 pending.extend(path.iterdir())
         except FileNotFoundError:
             continue  # removed by a live process

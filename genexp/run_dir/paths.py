@@ -11,6 +11,8 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
 METRICS_TABLE_FILE = "metrics.csv"  # with recorders.csv=true
+WANDB_FILE, MLFLOW_FILE = "wandb.json", "mlflow.json"  # with recorders.wandb=true and recorders.mlflow=true
+WANDB_DIR = "wandb"
 STATUS_RESERVE_FILE = ".status.reserve"  # space for the last status on a full disk
 PLUGINS_FILE = "plugins.json"
 METRICS_FILE = "metrics.jsonl"
@@ -42,7 +44,7 @@ TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 
 _RUN_NAMES = {
     *(CONFIG_FILE, STATUS_FILE, STATUS_RESERVE_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE),
-    *(LOCK_FILE, LOG_FILE, PLUGINS_FILE, METRICS_TABLE_FILE),
+    *(LOCK_FILE, LOG_FILE, PLUGINS_FILE, METRICS_TABLE_FILE, WANDB_FILE, WANDB_DIR, MLFLOW_FILE),
     *(CHECKPOINTS_DIR, FIGURES_DIR, PREVIEWS_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR, EXPORT_DIR),
 }
 _SWEEP_NAMES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -50,6 +51,9 @@ class TopLevelConfig:
             is_valid = value is None or isinstance(value, bool | Mapping)
             require(is_valid, key, value, "must be true, false, or a mapping of its options")
             RECORDERS.check("recorders", name, value if isinstance(value, Mapping) else None, key)
+            for package in getattr(RECORDERS.find(name), "packages", ()) if value else ():
+                rule = f"requires the package {package}. Run `pip install 'genexp[{package}]'`"
+                require(importlib.util.find_spec(package) is not None, key, value, rule)
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2**63)")
 
 

@@ -115,7 +115,7 @@ def test_recorders_can_change_when_a_run_is_resumed(plugin: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("recorders.stpes=true", "recorders=stpes: must be one of csv, steps"),
+        ("recorders.stpes=true", "recorders=stpes: must be one of csv, mlflow, steps, wandb"),
         ("recorders.steps=3", "recorders.steps=3: must be true, false, or a mapping of its options"),
         ("recorders.report={a: 1}", "recorders.report={'a': 1}: must be true or false"),
         ("recorders.steps.evrey=3", "recorders.steps.evrey=3: unknown option. Did you mean every?"),
