@@ -18,6 +18,10 @@ NETWORKS: dict[str, Registry[Any]] = {
         "decoder": "genexp.networks.mlp",  # codes (batch, size) → logits of images (batch, *shape)
         "generator": "genexp.networks.gan",  # noise (batch, size) → images (batch, *shape) in [-1, 1]
         "discriminator": "genexp.networks.gan",  # images (batch, *shape) in [-1, 1] → scores (batch, size)
+        # images (batch, *shape) in [-1, 1] → images (batch, size, height, width) in [-1, 1]; size: channels
+        "translator": "genexp.networks.resnet",
+        # images (batch, *shape), times (batch,) in [0, 1] and classes (batch,) → velocities (batch, *shape)
+        "velocity": "genexp.networks.conditional_unet",
     }.items()
 }
 
@@ -39,18 +43,25 @@ def register_network(name: str, kind: str = "") -> Callable[[BuilderT], BuilderT
 def build_network(kind: str, name: str, options: Mapping[str, Any], shape: tuple[int, int, int], size: int) -> Any:
     """Return the network `name` of a kind. Raises ConfigError if its output has a wrong shape.
 
-    `shape` is the (channels, height, width) of images, `size` the number of elements of a code, of the noise or of
-    the scores. The network is called once with zeros, which also sets the sizes of lazy layers.
+    `shape` is the (channels, height, width) of images, `size` the number that NETWORKS states for the kind.
+    The network is called once with zeros, which also sets the sizes of lazy layers.
     """
     import torch  # slow
 
-    is_image_input = kind in ("encoder", "discriminator")
-    inputs = torch.zeros(2, *shape) if is_image_input else torch.zeros(2, size)
-    expected = (2, size) if is_image_input else (2, *shape)
+    images, codes = torch.zeros(2, *shape), torch.zeros(2, size)
+    inputs: tuple[Any, ...]
+    inputs, expected = {
+        "encoder": ((images,), (2, size)),
+        "decoder": ((codes,), (2, *shape)),
+        "generator": ((codes,), (2, *shape)),
+        "discriminator": ((images,), (2, size)),
+        "translator": ((images,), (2, size, *shape[1:])),
+        "velocity": ((images, torch.zeros(2), torch.zeros(2, dtype=torch.long)), (2, *shape)),
+    }[kind]
     try:
         network = NETWORKS[kind].find(name)(shape, size, **options).eval()
         with torch.no_grad():
-            found = tuple(network(inputs).shape)
+            found = tuple(network(*inputs).shape)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -58,7 +69,7 @@ def build_network(kind: str, name: str, options: Mapping[str, Any], shape: tuple
         ) from error
     if found != expected:
         raise ConfigError(
-            f"model.{kind}={name}: returns the shape {found} for inputs {tuple(inputs.shape)}. "
+            f"model.{kind}={name}: returns the shape {found} for inputs {tuple(inputs[0].shape)}. "
             f"It must return {expected}."
         )
     return network.train()

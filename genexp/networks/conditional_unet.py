@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genexp.errors import ConfigError
+from genexp.networks import register_network
 
 MIN_SIDE_PIXELS = 4  # of an image
 COARSEST_SIDE_PIXELS = 8  # levels halve the feature maps until their shorter side is at most this
@@ -163,3 +164,9 @@ def _zero_weights(layer: nn.Conv2d) -> nn.Conv2d:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+@register_network("unet", kind="velocity")
+def unet_velocity(shape: tuple[int, int, int], size: int, width: int = 32, blocks: int = 1) -> ConditionalUNet:
+    """Return a U-Net with `width` channels in the first level; see `NETWORKS`."""
+    return ConditionalUNet(shape[0], (shape[1], shape[2]), width=width, num_blocks=blocks, num_classes=size)

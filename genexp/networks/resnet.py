@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from genexp.networks import register_network
+from genexp.networks.unet import UNet
+
 BLOCKS_BY_MIN_SIDE = ((256, 9), (128, 6), (0, 3))  # (minimum side in pixels, residual blocks)
 TWO_HALVINGS_MIN_PIXELS = 16  # side in pixels; smaller images are halved once, not twice
 
@@ -52,3 +55,19 @@ def build_resnet_generator(
         width //= 2
         layers += [nn.InstanceNorm2d(width), nn.ReLU()]
     return nn.Sequential(*layers, nn.Conv2d(width, out_channels, 7, 1, 3), nn.Tanh())
+
+
+@register_network("resnet", kind="translator")
+def resnet_translator(
+    shape: tuple[int, int, int], size: int, width: int = 32, blocks: int | None = None
+) -> nn.Sequential:
+    """Return the generator of CycleGAN, with `width` channels at full size; see `NETWORKS`."""
+    return build_resnet_generator(shape[0], size, (shape[1], shape[2]), width=width, num_blocks=blocks)
+
+
+@register_network("unet", kind="translator")
+def unet_translator(
+    shape: tuple[int, int, int], size: int, width: int = 32, norm: str = "instance", dropout: float = 0.0
+) -> UNet:
+    """Return the generator of pix2pix, with `width` channels in the first level; see `NETWORKS`."""
+    return UNet(shape[0], size, (shape[1], shape[2]), width=width, norm=norm, dropout=dropout)

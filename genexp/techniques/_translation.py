@@ -12,6 +12,7 @@ from genexp.images.grid import make_grid_from_rows
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss
 from genexp.networks.patchgan import TRANSLATION_NORMS
 from genexp.technique import Metrics, detach_metrics
+from genexp.techniques._named_networks import check_networks
 
 
 @dataclass
@@ -20,12 +21,17 @@ class TranslationConfig:
 
     loss: str  # name in ADVERSARIAL_LOSSES
     loss_options: dict[str, Any]  # keyword parameters of the loss
+    translator: str | None  # name in NETWORKS, of the generators; None for the technique's own
+    translator_options: dict[str, Any]  # keyword parameters of that network
+    discriminator: str | None
+    discriminator_options: dict[str, Any]
     generator_width: int  # channels of the generator's first layer
     discriminator_width: int  # channels of the discriminator's first layer
     norm: str  # key of TRANSLATION_NORMS, for the discriminators and the U-Net of pix2pix
     init_std: float | None  # standard deviation of the initial weights; null keeps torch's initialization
 
     def __post_init__(self) -> None:
+        check_networks(self, "translator", "discriminator")
         ADVERSARIAL_LOSSES.check("loss", self.loss, self.loss_options)
         require(
             self.norm in TRANSLATION_NORMS, "norm", self.norm, f"must be one of {', '.join(TRANSLATION_NORMS)}"

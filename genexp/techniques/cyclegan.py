@@ -34,6 +34,7 @@ from genexp.technique import (
     register_technique,
 )
 from genexp.techniques._image_history import ImageHistory
+from genexp.techniques._named_networks import select_network
 from genexp.techniques._translation import (
     TranslationConfig,
     compute_discriminator_metrics,
@@ -83,13 +84,24 @@ class CycleGAN(Technique, CanTranslate):
         width, blocks = config.generator_width, config.blocks
         self.generators = nn.ModuleDict(
             {
-                direction: build_resnet_generator(channels, channels, shape, width=width, num_blocks=blocks)
+                direction: select_network(
+                    "translator",
+                    config,
+                    build_resnet_generator(channels, channels, shape, width=width, num_blocks=blocks),
+                    a,
+                    channels,
+                )
                 for direction in ("ab", "ba")
             }
         )
         width, norm = config.discriminator_width, config.norm
         self.discriminators = nn.ModuleDict(
-            {domain: build_patchgan(channels, shape, width=width, norm=norm) for domain in ("a", "b")}
+            {
+                domain: select_network(
+                    "discriminator", config, build_patchgan(channels, shape, width=width, norm=norm), a, 1
+                )
+                for domain in ("a", "b")
+            }
         )
         if config.init_std is not None:
             init_weights(self, config.init_std)

@@ -33,6 +33,7 @@ from genexp.technique import (
     TechniquePart,
     register_technique,
 )
+from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_ROWS = 8  # rows of the grid of samples; with classes, each class has one column
 MAX_PREVIEW_COLUMNS = 10
@@ -88,6 +89,8 @@ class FlowMatchingConfig:
 
     loss: str  # name in REGRESSION_LOSSES, of the velocity
     loss_options: dict[str, Any]  # keyword parameters of the loss
+    velocity: str | None  # name in NETWORKS; None for the U-Net
+    velocity_options: dict[str, Any]  # keyword parameters of that network
     width: int  # channels of the U-Net's first level
     blocks: int  # residual blocks of each level, down and up
     conditional: bool  # whether the velocity depends on the class
@@ -102,6 +105,7 @@ class FlowMatchingConfig:
 
     def __post_init__(self) -> None:
         REGRESSION_LOSSES.check("loss", self.loss, self.loss_options)
+        check_networks(self, "velocity")
         is_valid = self.width > 0 and self.width % NORM_GROUPS == 0
         require(is_valid, "width", self.width, f"must be a multiple of {NORM_GROUPS}")
         require(self.blocks > 0, "blocks", self.blocks, "must be at least 1")
@@ -142,13 +146,14 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         self.velocity_loss = REGRESSION_LOSSES.find(config.loss, config.loss_options)
         self.draw_times = TIME_DISTRIBUTIONS[config.time_distribution]
         channels, *size = spec.image_shape
-        self.network = ConditionalUNet(
+        network = ConditionalUNet(
             channels,
             (size[0], size[1]),
             width=config.width,
             num_blocks=config.blocks,
             num_classes=self.num_classes + 1,
         )
+        self.network = select_network("velocity", config, network, spec.image_shape, self.num_classes + 1)
         self.generation_metrics: GenerationMetrics | None = None
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
@@ -220,11 +225,11 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
 
     def cycle_labels(self, count: int) -> Tensor:
         """Return the classes of `count` images, int64 (count,): 0, 1, … cyclically, or the null class alone."""
-        return torch.arange(count, device=self.network.stem.weight.device) % max(1, self.num_classes)
+        return torch.arange(count, device=next(self.network.parameters()).device) % max(1, self.num_classes)
 
     def draw_noise(self, count: int) -> Tensor:
         """Return standard normal noise (count, channels, height, width)."""
-        return torch.randn(count, *self.image_shape, device=self.network.stem.weight.device)
+        return torch.randn(count, *self.image_shape, device=next(self.network.parameters()).device)
 
     def sample(self, count: int) -> Tensor:
         return self.generate(self.draw_noise(count), self.config.sampler, self.config.function_evaluations)

@@ -30,6 +30,7 @@ from genexp.technique import (
     detach_metrics,
     register_technique,
 )
+from genexp.techniques._named_networks import select_network
 from genexp.techniques._translation import (
     TranslationConfig,
     compute_discriminator_metrics,
@@ -66,12 +67,13 @@ class Pix2Pix(Technique, CanTranslate):
         in_channels, height, width = spec.get_shape("input")
         out_channels, *_ = spec.get_shape("target")
         size, norm = (height, width), config.norm
-        self.generator = UNet(
+        generator = UNet(
             in_channels, out_channels, size, width=config.generator_width, norm=norm, dropout=config.dropout
         )
-        self.discriminator = build_patchgan(
-            in_channels + out_channels, size, width=config.discriminator_width, norm=norm
-        )
+        self.generator = select_network("translator", config, generator, (in_channels, *size), out_channels)
+        channels = in_channels + out_channels
+        discriminator = build_patchgan(channels, size, width=config.discriminator_width, norm=norm)
+        self.discriminator = select_network("discriminator", config, discriminator, (channels, *size), 1)
         if config.init_std is not None:
             init_weights(self, config.init_std)
 
@@ -104,6 +106,8 @@ class Pix2Pix(Technique, CanTranslate):
 
     def score(self, inputs: Tensor, images: Tensor) -> Tensor:
         """Return a score for each patch of `images`, given their `inputs`: (batch, 1, rows, columns).
+
+        A discriminator that is chosen by name gives one score: (batch, 1).
 
         `inputs` and `images` are (batch, channels, height, width) in [-1, 1].
         """

@@ -40,6 +40,7 @@ from genexp.technique import (
     detach_metrics,
     register_technique,
 )
+from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES, PREVIEW_RECONSTRUCTIONS = 64, 10  # images in the previews
 MAX_CODEBOOK_IMAGES = 256  # codes in the image of the codebook
@@ -53,6 +54,10 @@ ACTIVATION = "relu"  # of the encoder and the decoder
 class VQVAEConfig:
     """Keys of conf/model/vq_vae.yaml."""
 
+    encoder: str | None  # name in NETWORKS; None for the technique's own
+    encoder_options: dict[str, Any]  # keyword parameters of that network
+    decoder: str | None
+    decoder_options: dict[str, Any]
     channels: list[int]  # of the encoder's convolutions, each of which halves the size; the decoder mirrors them
     blocks: int  # residual blocks at each size
     loss: str  # name in RECONSTRUCTION_LOSSES
@@ -75,6 +80,7 @@ class VQVAEConfig:
             bool(self.channels) and min(self.channels) > 0, "channels", self.channels, "must be positive integers"
         )
         require(self.blocks >= 0, "blocks", self.blocks, "must be 0 or more")
+        check_networks(self, "encoder", "decoder")
         RECONSTRUCTION_LOSSES.check("loss", self.loss, self.loss_options)
         choices = ", ".join(QUANTIZERS)
         require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, f"must be one of {choices}")
@@ -111,16 +117,24 @@ class VQVAE(Technique, CanSample, CanReconstruct):
         self.quantizer = _build_quantizer(config)
         channels, shape, size = config.channels, spec.image_shape, self.quantizer.size
         self.grid_size = compute_feature_map_sizes((shape[1], shape[2]), build_halving_layers(channels))[-1]
-        self.encoder = nn.Sequential(
+        # A network by name has flat codes, of all positions.
+        code_size = size * self.grid_size[0] * self.grid_size[1]
+        encoder: nn.Module = nn.Sequential(
             *build_residual_convolutions(shape, channels, num_blocks=config.blocks, activation=ACTIVATION),
             nn.Conv2d(channels[-1], size, 1),
         )
-        self.decoder = nn.Sequential(
+        self.encoder = select_network("encoder", config, encoder, shape, code_size)
+        if config.encoder is not None:
+            self.encoder = nn.Sequential(self.encoder, nn.Unflatten(1, (size, *self.grid_size)))
+        decoder: nn.Module = nn.Sequential(
             nn.Conv2d(size, channels[-1], 3, padding=1),
             *build_residual_transposed_convolutions(
                 shape, channels, num_blocks=config.blocks, activation=ACTIVATION
             ),
         )
+        self.decoder = select_network("decoder", config, decoder, shape, code_size)
+        if config.decoder is not None:
+            self.decoder = nn.Sequential(nn.Flatten(), self.decoder)
         self.prior = CodePrior(
             self.quantizer.num_codes,
             self.grid_size[0] * self.grid_size[1],

@@ -57,7 +57,7 @@ def make_flow(*overrides: str, classes: int = 10, shape: tuple[int, int, int] = 
 def record_inputs(technique: FlowMatching) -> RecordingNetwork:
     """Replace the network of `technique`."""
     network = RecordingNetwork()
-    technique.network = network  # type: ignore[assignment]
+    technique.network = network
     return network
 
 

@@ -80,6 +80,20 @@ def generator(shape, size, width: int = 6):
 def discriminator(shape, size, width: int = 6):
     return encoder(shape, size, width)
 
+@genexp.register_network("foreign", kind="translator")
+def translator(shape, size, width: int = 6):
+    return nn.Sequential(nn.Conv2d(shape[0], width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, size, 1), nn.Tanh())
+
+@genexp.register_network("foreign", kind="velocity")
+class Velocity(nn.Module):
+    def __init__(self, shape, size, width: int = 6):
+        super().__init__()
+        self.embedding = nn.Embedding(size, width)
+        self.first, self.last = nn.Conv2d(shape[0], width, 1), nn.Conv2d(width, shape[0], 1)
+    def forward(self, images, times, classes):
+        features = self.first(images) + (self.embedding(classes) + times[:, None])[:, :, None, None]
+        return self.last(features.relu())
+
 @genexp.register_network("wrong", kind="encoder")
 def wrong(shape, size):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(size + 1))
@@ -104,6 +118,9 @@ NETWORKS = [
     *((name, "encoder") for name in ("stacked_autoencoder", "conv_denoising_autoencoder", "deep_kmeans", "vae")),
     *((name, "decoder") for name in ("conv_autoencoder", "vae")),
     *((name, kind) for name in ("gan", "cgan") for kind in ("generator", "discriminator")),
+    *(("vq_vae", kind) for kind in ("encoder", "decoder")),
+    ("flow_matching", "velocity"),
+    *((name, kind) for name in ("pix2pix", "cyclegan") for kind in ("translator", "discriminator")),
 ]
 
 
