@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from genexp.cli import compare, evaluate, sample
+from genexp.api.runs import load_run
+from genexp.capabilities import CanReconstruct
+from genexp.cli import compare, evaluate, export, sample
 from genexp.registry import set_plugins
 from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.assertions import assert_same_run
@@ -166,3 +171,32 @@ def test_tools_take_the_plugin(plugin: str, whole_run: Path, tmp_path: Path) -> 
     result = run_main("genexp-compare", compare.main, "--plugin", plugin, str(whole_run))
     assert result.exit_code == 0, result.stderr
     assert "mean_code" in result.stdout
+
+
+def test_exported_parts_have_the_outputs_of_the_technique(plugin: str, whole_run: Path, tmp_path: Path) -> None:
+    arguments = ("--plugin", plugin, str(whole_run), "--format", "torch", "--output", str(tmp_path))
+    result = run_main("genexp-export", export.main, *arguments)
+    assert result.exit_code == 0, result.stderr
+    encoder, decoder = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encoder", "decoder"))
+    technique = load_run(whole_run, plugins=[plugin]).technique
+    assert isinstance(technique, CanReconstruct)
+    images = torch.rand(5, 1, 12, 12)
+    with torch.no_grad():
+        codes = encoder(images)
+        torch.testing.assert_close(codes, technique.encode({"image": images}))
+        torch.testing.assert_close(decoder(codes).sigmoid(), technique.reconstruct(images))
+    assert "everything (SHA-256" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", ["genexp.train", "genexp.cli.export"])
+def test_help_imports_neither_torch_nor_the_plugin(module: str, plugin: str) -> None:
+    script = (
+        f"import sys, runpy; code = 0; sys.argv = ['genexp', '--plugin', {plugin!r}, '--help']\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit as error: code = error.code\n"
+        "found = {'torch', 'genexp_plugin_everything'} & sys.modules.keys()\n"
+        "sys.exit(str(found) if found or code else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert module != "genexp.train" or "noisy_autoencoder" in result.stdout
