@@ -144,7 +144,8 @@ def test_mlflow_logs_no_step_twice_after_a_kill(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     run_dir, uri = tmp_path / "run", (tmp_path / "store").as_uri()
-    assert run(run_dir, f"recorders.mlflow.tracking_uri='{uri}'", "trainer.epochs=3").exit_code == 0
+    overrides = ("trainer.epochs=3", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=3")
+    assert run(run_dir, f"recorders.mlflow.tracking_uri='{uri}'", *overrides).exit_code == 0
     max(run_dir.glob("checkpoints/step-*.pt")).unlink()
     result = run_genexp(f"resume={run_dir}")
     assert result.exit_code == 0, result.stderr
