@@ -15,7 +15,10 @@ TIMEOUT_SECONDS = 600  # of a cell
 
 
 def main() -> None:
-    """Run all cells in an empty directory, and write their outputs into the notebook."""
+    """Run all cells in an empty directory, and write their outputs into the notebook.
+
+    Raises SystemExit for a large file.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebook", type=Path, nargs="?", default=NOTEBOOK)
     path = parser.parse_args().notebook
