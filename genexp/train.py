@@ -34,7 +34,13 @@ from genexp.cli.common import SHOW_TRACEBACKS, format_unexpected_error, prepare_
 from genexp.cli.error_messages import format_error
 from genexp.cli.help import build_help_page, list_completions
 from genexp.cli.plugins import add_plugin_option, store_configs, use_plugins, use_plugins_of_completed_line
-from genexp.cli.start_checks import RESUMED_CONFIG_PREFIX, TRUST_FLAG, check_config_dirs, list_config_dirs
+from genexp.cli.start_checks import (
+    RESUMED_CONFIG_PREFIX,
+    TRUST_FLAG,
+    check_config_dirs,
+    check_group_choices,
+    list_config_dirs,
+)
 from genexp.config import CONFIG_GROUPS, find_config_dir, to_plain_config
 from genexp.distributed.rank import is_nonzero_rank, read_rank_info
 from genexp.errors import CheckpointError, ConfigError, GenexpError
@@ -111,9 +117,7 @@ def run_arguments(arguments: list[str], task: Callable[[DictConfig], float | Non
     name a configuration directory with more than plain settings.
     """
     parser, options = parse_command_line(arguments)
-    for group in CONFIG_GROUPS:
-        if f"{group}=null" in options.overrides:
-            raise ConfigError(f"{group}=null: must be a name. Remove it to use the default.")
+    check_group_choices(options.overrides)
     check_config_dirs(options)
     run_dir, sweep_dir = parse_resume_dir(options.overrides), parse_sweep_resume_dir(options.overrides)
     if sweep_dir is not None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -50,6 +52,26 @@ _INTERPOLATION_PATTERN = re.compile(r"\$\{(?:now:[^${}]*|hydra:[\w.]+|(?:oc\.sel
 _PARAMETER_PATTERN = re.compile(
     rf"\+{{0,2}}(?:{'|'.join(key for key in CONFIG_KEYS if key != 'resume')})(?:\.\w+)*"
 )
+
+
+def check_group_choices(overrides: Sequence[str]) -> None:
+    """Raise ConfigError if an override has no key, or if a config group is set to something other than a name."""
+    parser = OverridesParser.create()
+    for text in overrides:
+        key, separator, _ = text.partition("=")
+        group = key.lstrip("+~").partition("@")[0]
+        if separator and not group:
+            raise ConfigError(f"{text}: has no key. Use key=value.")
+        if not separator or not (group in CONFIG_GROUPS or group.startswith("hydra/")):
+            continue
+        try:
+            value = parser.parse_override(text).value()
+        except HydraException:
+            continue  # reported with the other overrides
+        if value is None and group in CONFIG_GROUPS:
+            raise ConfigError(f"{text}: must be a name. Remove it to use the default.")
+        if isinstance(value, int | float | Mapping):
+            raise ConfigError(f"{text}: must be a name. Use {group}.KEY=VALUE for a single key.")
 
 
 def check_config_dirs(options: argparse.Namespace) -> None:
