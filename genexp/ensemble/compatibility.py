@@ -177,7 +177,7 @@ def find_incompatibility(group: Sequence[Job]) -> str | None:
         value = config["trainer"][key]
         if value is True or value > 1:
             return f"trainer.{key} {reason}"
-    if "plateau" in json.dumps(config["optimizer"]):
+    if "plateau" in dict(flatten_config(config["optimizer"])).values():  # of one phase, or of all
         return "optimizer.schedule=plateau depends on the scores of a run"
     if config["trainer"]["early_stopping"] is not None:
         return "trainer.early_stopping ends the jobs at different steps"
