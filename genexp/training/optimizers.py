@@ -29,7 +29,6 @@ DYNAMO_WRAPPED_METHODS = (
 )  # methods that torch decorates with `torch._disable_dynamo`
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay, in [0, 1] → factor of `lr`
     "constant": lambda progress: 1.0,
-    "plateau": lambda progress: 1.0,  # see OptimizerConfig
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "step": lambda progress: 0.1 ** min(2, math.floor(3 * progress)),  # a tenth after each third
@@ -37,6 +36,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress of the decay, in 
     "one_cycle": lambda progress: (  # Smith & Topin 2019, with the shape of torch's OneCycleLR
         0.04 + 0.96 * _rise(progress / 0.3) if progress < 0.3 else _rise((1 - progress) / 0.7)
     ),
+    "plateau": lambda progress: 1.0,  # see OptimizerConfig
 }
 
 

@@ -149,7 +149,7 @@ def test_importing_a_script_does_not_start_a_run(script: Path, monkeypatch: pyte
         ("genexp model=va", ["model=vae"]),
         ("genexp dataset=mnist_", ["dataset=mnist_5k"]),
         ("genexp experiment=vae_r", ["experiment=vae_reference"]),
-        ("genexp model=vae trainer.epo", ["trainer.epochs="]),
+        ("genexp model=vae trainer.epochs", ["trainer.epochs="]),
         ("genexp optimizer=rmsprop optimizer.al", ["optimizer.alpha="]),
     ],
 )

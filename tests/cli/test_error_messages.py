@@ -59,7 +59,10 @@ def get_genexp_error(*overrides: str) -> str:
         ("model.activation=step", "model.activation=step: must be one of relu"),
         ("model.hidden=[]", "model.hidden=[]: must be positive integers."),
         ("trainer.batch_size=600", "trainer.batch_size=600: exceeds the 40 training samples of dataset=mnist_5k"),
-        ("dataset=circles", "dataset=circles: has no image stream"),
+        (
+            "dataset=circles",
+            "model.likelihood=bernoulli: not for the points of dataset=circles. Use model.network=dense",
+        ),
         ("+epochs=3", "epochs: unknown key. Did you mean trainer.epochs?"),
         ("optimizer.lr==3", "'optimizer.lr==3': not a valid override. Use key=value"),
         ("vae", "'vae': not a valid override. Use key=value"),
