@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -122,11 +122,15 @@ def main(arguments: Sequence[str]) -> None:
         "sections": {},
     }
     logging.disable(logging.WARNING)
-    # Both devices are to compute in float32.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    for name in options.only:
-        report["sections"][name] = _run_section(name, plan, lambda: _write_report(options.out, report), report)
-        _write_report(options.out, report)
+    try:
+        with _compute_in_float32():
+            for name in options.only:
+                report["sections"][name] = _run_section(
+                    name, plan, lambda: _write_report(options.out, report), report
+                )
+                _write_report(options.out, report)
+    finally:
+        logging.disable(logging.NOTSET)
     problems = [
         f"{name}: {section['status']}"
         for name, section in report["sections"].items()
@@ -134,6 +138,20 @@ def main(arguments: Sequence[str]) -> None:
     ]
     if problems:
         sys.exit("\n".join(["benchmark gpu: failed, or different results:", *problems]))
+
+
+@contextmanager
+def _compute_in_float32() -> Iterator[None]:
+    """Keep TensorFloat-32 off in the block, so that both devices compute in float32."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, is_allowed in zip(backends, allowed, strict=True):
+            backend.allow_tf32 = is_allowed
 
 
 def _run_section(name: str, plan: Plan, save: Callable[[], None], report: dict[str, Any]) -> dict[str, Any]:
