@@ -109,7 +109,7 @@ def test_options_may_follow_overrides() -> None:
 
 
 def test_completion_ignores_the_flag_of_trusted_directories(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "COMP_LINE", "genexp --trust-config-dir model=vae trainer.epo")
+    monkeypatch.setitem(os.environ, "COMP_LINE", "genexp --trust-config-dir model=vae trainer.epochs")
     result = run_genexp("-sc", "query=bash")
     assert result.stdout.split() == ["trainer.epochs="], result.stderr
 
