@@ -142,7 +142,7 @@ def test_preempted_job_saves_and_is_requeued(uninterrupted_sweep_dir: Path, tmp_
     assert log.count("this job is preempted") == 2
 
 
-@pytest.mark.parametrize("killed_job_and_step", [(0, 0), (1, 6)])
+@pytest.mark.parametrize("killed_job_and_step", [pytest.param((0, 0), marks=pytest.mark.slow), (1, 6)])
 def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(
     killed_job_and_step: tuple[int, int], uninterrupted_sweep_dir: Path, tmp_path: Path
 ) -> None:
