@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from genexp.errors import ConfigError
 
+MAX_LISTED_CHOICES = 30  # in an error message
 CONFIG_GROUPS = (
     "model",
     "dataset",
@@ -123,10 +124,16 @@ def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, An
 
 
 def suggest_choice(value: str, choices: Iterable[str]) -> str:
-    """Return a sentence with the choice most similar to `value`, or with all choices if none is similar."""
+    """Return a sentence with the choice most similar to `value`, or with the choices if none is similar.
+
+    Of many choices, only the first MAX_LISTED_CHOICES are listed.
+    """
     choices = sorted(choices)
     matches = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
-    return f"Did you mean {matches[0]}?" if matches else f"Use one of: {', '.join(choices)}."
+    if matches:
+        return f"Did you mean {matches[0]}?"
+    listed = ", ".join(choices[:MAX_LISTED_CHOICES])
+    return f"Use one of: {listed}{f', … ({len(choices)} in all)' if len(choices) > MAX_LISTED_CHOICES else ''}."
 
 
 def _check_keys(keys: set[str], field_names: set[str], group: str) -> None:

@@ -70,9 +70,12 @@ def main() -> None:
             prepare_command(sys.argv)
             help_page = build_help_page(sys.argv[1:])
             if help_page is not None:
-                print(help_page)
+                print(help_page, flush=True)
                 return
             run_arguments(sys.argv[1:])
+    except BrokenPipeError:  # the reader of the output, for example `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the output at its exit
+        sys.exit(1)
     except Exception as error:
         if SHOW_TRACEBACKS:
             raise

@@ -327,3 +327,22 @@ def test_interruption_before_the_first_step_prints_no_traceback(signum: signal.S
         process.join(60)
         assert process.exitcode == 128 + signum
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["model=vae", "--cfg", "job"]])
+def test_output_into_a_closed_pipe_ends_without_a_message(arguments: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # as after `| head -1`
+    try:
+        result = subprocess.run(
+            [GENEXP_EXECUTABLE, *arguments], stdout=write_end, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(write_end)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+def test_long_lists_of_choices_are_cut(tmp_path: Path) -> None:
+    line = run_genexp("+qqqq=3", format_run_dir_override(tmp_path / "run")).stderr
+    assert line.startswith("genexp: qqqq: unknown key. Use one of: dataset, ")
+    assert re.search(r", … \(\d+ in all\)\.$", line.strip())

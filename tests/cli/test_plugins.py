@@ -188,8 +188,11 @@ def test_commands_on_finished_runs_take_the_plugin(example: Path, finished_run: 
         assert "requires the plugin" in get_error_line(run_main(program, command, run_dir), program)
 
 
-def test_run_directory_cannot_name_code(finished_run: Path, tmp_path: Path) -> None:
+def test_run_directory_cannot_name_code(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A configuration with a plugin in it loads nothing."""
+    monkeypatch.chdir(tmp_path)  # a run that fails at its start has a directory below the working directory
     bad = tmp_path / "bad.py"
     bad.write_text(f"open({str(tmp_path / 'boom')!r}, 'w')")
     for override in (f"+plugin={bad}", f"+plugins=[{bad}]", f"model={bad}", f"+model.plugin={bad}"):
