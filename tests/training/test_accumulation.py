@@ -60,7 +60,7 @@ def train(run_dir: Path, model: str, *overrides: str) -> dict[str, Any]:
 def test_parts_give_the_step_of_the_whole_batch(model: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", model, *overrides)
     parts = train(tmp_path / "parts", model, *overrides, "trainer.accumulate=4")
-    if model == "gan":  # the diversity of generated images is no mean over a batch
+    if model == "gan":  # the diversity of generated images is not a mean over a batch
         parts, whole = parts["weights"], whole["weights"]
     assert_close(parts, whole, rel=1e-5)
 
