@@ -114,7 +114,7 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
 
 def _describe_likelihood(options: Mapping[str, Any]) -> str:
     return (
-        f"log-likelihood: {options['nll_samples']:,} importance samples, {options['nll_images']:,} test images, "
+        f"log-likelihood: {options['nll_samples']:,} importance samples, {options['nll_images']:,} test samples, "
         f"{options['nll_pixels']}; standard error {options['nll_standard_error']:.2g} nats"
     )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genexp.cli.export_formats import ExportedPart
+    from genexp.data.dataset import Dataset
     from genexp.runs.load import LoadedRun
 
 PROGRAM = "genexp-export"
@@ -163,7 +164,7 @@ def build_model_card(run: LoadedRun, format_name: str, files: Sequence[ExportedF
         "Files": "\n".join(_describe_file(file) for file in files),
         "Loading": "\n".join(_format_loading(run, format_name, file) for file in files),
         "Configuration": _format_table("setting", "value", differences) or "All settings have their defaults.",
-        "Data": _format_table("", "", {"data set": record.dataset_name, **data}),
+        "Data": _format_table("", "", {"data set": record.dataset_name, **data}) + _format_columns(run.dataset),
         "Scores on the test split": _format_scores(record) or "None.",
         "Origin": _format_table(
             "",
@@ -228,6 +229,15 @@ def _format_loading(run: LoadedRun, format_name: str, file: ExportedFile) -> str
         plugins=plugins,
     )
     return f"```python\n{code}```\n"
+
+
+def _format_columns(dataset: Dataset) -> str:
+    """Return the columns of a table, and how a value of the file becomes an input, "" for other data."""
+    if dataset.columns is None:
+        return ""
+    names, offset, scale = dataset.columns.names, dataset.columns.offset.tolist(), dataset.columns.scale.tolist()
+    scales = {name: f"(value - {offset[i]:.9g}) / {scale[i]:.9g}" for i, name in enumerate(names)}
+    return "\n\n" + _format_table("column", "input", scales)
 
 
 def _format_scores(record: RunRecord) -> str:

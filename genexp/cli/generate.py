@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from genexp.images.grid import make_grid
 from genexp.images.latent_walks import WALK_FRAMES
 from genexp.run_dir.files import create_dir, write_file
 from genexp.runs.load import LoadedRun
-from genexp.technique import Batch, Technique
+from genexp.technique import Batch, Technique, get_inputs
 
 SAMPLE_BATCH_SIZE = 100
 INPUT_BATCH_SIZE = 32
@@ -77,6 +78,7 @@ class OutputType:
     capability: type  # base class that the technique must inherit
     generate: Callable[[GenerationRequest], list[Path]]  # returns the files and directories it wrote
     can_use_input: bool = False  # True if the user's own images can be the input
+    generate_from_points: Callable[[GenerationRequest], list[Path]] | None = None  # for a data set of points
 
 
 def generate_samples(request: GenerationRequest) -> list[Path]:
@@ -98,6 +100,21 @@ def generate_samples(request: GenerationRequest) -> list[Path]:
     return [write_enlarged_image(request.output_dir / "samples.png", grid), request.output_dir / "samples"]
 
 
+def generate_sampled_points(request: GenerationRequest) -> list[Path]:
+    """Write new points as rows of a CSV file, in the columns and units of the user's table.
+
+    Row i is a function of the seed and i.
+    """
+    technique, count = request.run.technique, request.count or SAMPLE_BATCH_SIZE
+    assert isinstance(technique, CanSample)
+    columns, parts = request.run.dataset.point_columns, []
+    for start in range(0, count, SAMPLE_BATCH_SIZE):
+        with request.run.seeded_eval_mode("samples", start, seed=request.seed):
+            parts.append(technique.sample(SAMPLE_BATCH_SIZE)[: count - start].flatten(1))
+    rows = _format_rows(columns.restore(torch.cat(parts)))
+    return [_write_csv(request.output_dir / "samples.csv", columns.names, rows)]
+
+
 def generate_reconstructions(request: GenerationRequest) -> list[Path]:
     """Write a grid of images and their reconstructions. Reconstructions of the user's images are also files."""
     run = request.run
@@ -113,6 +130,42 @@ def generate_reconstructions(request: GenerationRequest) -> list[Path]:
         if corrupted is not images:
             rows.insert(1, corrupted.clamp(0, 1))
     return [write_enlarged_image(request.output_dir / "reconstructions.png", make_comparison_grid(*rows))]
+
+
+def generate_reconstructed_points(request: GenerationRequest) -> list[Path]:
+    """Write each test point and its reconstruction as a row of a CSV file, in the units of the user's table."""
+    run = request.run
+    technique, columns = run.technique, run.dataset.point_columns
+    assert isinstance(technique, CanReconstruct)
+    parts: dict[str, list[Tensor]] = {"": [], "noisy_": [], "reconstructed_": []}
+    with run.seeded_eval_mode("reconstructions", seed=request.seed):
+        for batch in run.get_test_batches():
+            points = get_inputs(batch)
+            corrupted = technique.corrupt(points)
+            parts[""].append(points)
+            parts["noisy_"] += [] if corrupted is points else [corrupted]
+            parts["reconstructed_"].append(technique.reconstruct(corrupted))
+    values = {prefix: columns.restore(torch.cat(part).flatten(1)) for prefix, part in parts.items() if part}
+    header = ["index", *(prefix + name for prefix in values for name in columns.names)]
+    rows = _format_rows(torch.cat(list(values.values()), dim=1))[: request.count]
+    rows = [[str(index), *row] for index, row in enumerate(rows)]
+    return [_write_csv(request.output_dir / "reconstructions.csv", header, rows)]
+
+
+def _format_rows(values: Tensor) -> list[list[str]]:
+    """Return values (rows, columns) as text with the digits of float32."""
+    return [[f"{value:.7g}" for value in row] for row in values.tolist()]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write a CSV file and return its path."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    create_dir(path.parent)
+    write_file(path, table.getvalue())
+    return path
 
 
 def generate_interpolation(request: GenerationRequest) -> list[Path]:
@@ -158,14 +211,11 @@ def generate_cluster_table(request: GenerationRequest) -> list[Path]:
             assignments.append(technique.assign(batch).cpu())
             labels += [batch["label"].cpu()] if has_labels else []
     columns = [torch.cat(parts).tolist()[: request.count] for parts in (assignments, labels) if parts]
-    path = request.output_dir / "clusters.csv"
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["index", "cluster", "label"][: 1 + len(columns)])
-    writer.writerows(zip(range(len(columns[0])), *columns, strict=True))
-    create_dir(path.parent)
-    write_file(path, table.getvalue())
-    return [path]
+    header, rows = (
+        ["index", "cluster", "label"][: 1 + len(columns)],
+        zip(range(len(columns[0])), *columns, strict=True),
+    )
+    return [_write_csv(request.output_dir / "clusters.csv", header, rows)]
 
 
 def generate_stylized_image(request: GenerationRequest) -> list[Path]:
@@ -232,11 +282,16 @@ def _transform_inputs(
 
 
 OUTPUT_TYPES: Mapping[str, OutputType] = {
-    "samples": OutputType(CanSample, generate_samples),
-    "reconstructions": OutputType(CanReconstruct, generate_reconstructions, can_use_input=True),
+    "samples": OutputType(CanSample, generate_samples, generate_from_points=generate_sampled_points),
+    "reconstructions": OutputType(
+        CanReconstruct,
+        generate_reconstructions,
+        can_use_input=True,
+        generate_from_points=generate_reconstructed_points,
+    ),
     "interpolation": OutputType(CanInterpolate, generate_interpolation, can_use_input=True),
     "traversal": OutputType(CanTraverse, generate_traversal, can_use_input=True),
-    "clusters": OutputType(CanCluster, generate_cluster_table),
+    "clusters": OutputType(CanCluster, generate_cluster_table, generate_from_points=generate_cluster_table),
     "stylized": OutputType(CanStylize, generate_stylized_image),
     "translations": OutputType(CanTranslate, generate_translations, can_use_input=True),
 }

@@ -22,12 +22,13 @@ from genexp.images.animation import VIDEO_FORMATS, can_encode
 from genexp.run_dir.paths import format_path
 
 if TYPE_CHECKING:
+    from genexp.runs.load import LoadedRun
     from genexp.technique import Technique
 
 PROGRAM = "genexp-sample"
 OUTPUT_TYPE_HELP = {
-    "samples": "new images, as PNG files and as a grid",
-    "reconstructions": "grid of images and their reconstructions",
+    "samples": "new images, as PNG files and as a grid; new rows of a table, as a CSV file",
+    "reconstructions": "grid of images and their reconstructions; for a table, a CSV file",
     "interpolation": "interpolations between images, as PNG and GIF",
     "traversal": "traversals of single latent units, as PNG and GIF",
     "clusters": "CSV with index, cluster and label of each test sample",
@@ -69,7 +70,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    args = _build_parser().parse_args(arguments)
+    args = _build_parser().parse_intermixed_args(arguments)  # WHAT may follow options
     use_plugins(args.plugin)
     if args.what is not None and args.what not in OUTPUT_TYPE_HELP:
         raise ConfigError(f"{args.what}: unknown output type. {suggest_choice(args.what, OUTPUT_TYPE_HELP)}")
@@ -86,11 +87,9 @@ def _run(arguments: Sequence[str]) -> int:
     if args.input is not None:
         find_input_images(args.input)  # reports a wrong path before the slow loading of the run
     run = load_run(args.run, config, checkpoint_name=args.checkpoint, device_name=args.device)
-    if run.dataset.spec.is_table and "clusters" not in output_types:
-        raise ConfigError(
-            f"{', '.join(output_types)}: dataset={run.dataset.name} has points, of which no images are made. "
-            f"Use genexp-evaluate."
-        )
+    is_table = run.dataset.spec.is_table
+    if is_table:
+        output_types = _select_for_points(output_types, run, args)
     request = GenerationRequest(
         run,
         args.output or args.run / "made",
@@ -101,8 +100,10 @@ def _run(arguments: Sequence[str]) -> int:
     )
     exit_code = 0
     for name in output_types:
+        generate = OUTPUT_TYPES[name].generate_from_points if is_table else OUTPUT_TYPES[name].generate
+        assert generate is not None
         try:
-            for path in OUTPUT_TYPES[name].generate(request):
+            for path in generate(request):
                 print(format_path(path))
         except GenexpError as error:
             if len(output_types) == 1:
@@ -110,6 +111,25 @@ def _run(arguments: Sequence[str]) -> int:
             print(f"{PROGRAM}: {name}: {format_first_line(error)}", file=sys.stderr)
             exit_code = 1
     return exit_code
+
+
+def _select_for_points(output_types: Sequence[str], run: LoadedRun, args: argparse.Namespace) -> list[str]:
+    """Return the output types that are tables, for a data set of points.
+
+    Raises ConfigError if there are none, and for options that only images have.
+    """
+    from genexp.cli.generate import OUTPUT_TYPES, list_output_types
+
+    reason = f"for images only, and dataset={run.dataset.name} has points"
+    for option, value in (("--input", args.input), ("--video", args.video)):
+        if value:
+            raise ConfigError(f"{option}: {reason}. Remove it.")
+    tables = [name for name in list_output_types(type(run.technique)) if OUTPUT_TYPES[name].generate_from_points]
+    selected = [name for name in output_types if name in tables]
+    if not selected:
+        remedy = f"Use one of: {', '.join(tables)}" if tables else "Use genexp-evaluate"
+        raise ConfigError(f"{', '.join(output_types)}: {reason}. {remedy}.")
+    return selected
 
 
 def _select_output_types(

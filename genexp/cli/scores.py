@@ -33,10 +33,11 @@ MAX_PROBE_SAMPLES = (
     10_000  # maximum numbers of training codes that fit the probes and of test codes that score them
 )
 NUM_NEIGHBORS = 10  # of the k-nearest-neighbor probe
-PIXEL_DESCRIPTIONS = {  # of the pixels that a likelihood is of, by key of BINARIZATIONS
+PIXEL_DESCRIPTIONS = {  # of the values that a likelihood is of, by key of BINARIZATIONS
     "drawn": "bits sampled with the gray value as probability",
     "fixed": "bits sampled once for each image",
     "gray": "gray values in [0, 1], as a density",
+    "points": "points in the units of the training, as a density",
 }
 
 
@@ -175,10 +176,12 @@ def evaluate_clusters(technique: CanCluster, batches: Batches) -> dict[str, floa
 def compute_generation_scores(state: _EvaluationState) -> dict[str, float]:
     """Return Fréchet distance, precision, recall, density and coverage of generated against test images.
 
-    The result is empty if the technique cannot sample, or if its own scores include the Fréchet distance.
+    The result is empty if the technique cannot sample, if its own scores include the Fréchet distance, and for
+    points.
     """
     technique = state.run.technique
-    if not isinstance(technique, CanSample) or any(name.startswith("frechet_") for name in state.scores):
+    has_scores = any(name.startswith("frechet_") for name in state.scores)
+    if not isinstance(technique, CanSample) or has_scores or state.run.dataset.spec.is_table:
         return {}
     metrics = GenerationMetrics(state.run.dataset)
     # As many generated as real images, as in the evaluation of the GANs: the scores depend on their number.
@@ -192,13 +195,15 @@ def compute_likelihood_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the mean negative log-likelihood of test images in nats per image, and its standard error.
 
     The metric's name has the number of latent samples and the pixels: nll_5000 is for drawn bits (Salakhutdinov &
-    Murray 2008), nll_5000_fixed for fixed bits, nll_5000_gray for gray values, as a density.
+    Murray 2008), nll_5000_fixed for fixed bits, nll_5000_gray for gray values, as a density. For points it is
+    nll_5000_points, also a density.
     """
     technique, samples = state.run.technique, state.options.nll_samples
     if not isinstance(technique, CanEstimateLikelihood) or not samples:
         return {}
     pixels = technique.evaluated_pixels
-    name = f"nll_{samples}" if pixels == "drawn" else f"nll_{samples}_{pixels}"
+    kind = "points" if state.run.dataset.spec.is_table else pixels
+    name = f"nll_{samples}" if kind == "drawn" else f"nll_{samples}_{kind}"
 
     def score(batch: Batch) -> dict[str, Tensor]:
         nll = -technique.log_likelihood(BINARIZATIONS[pixels](get_inputs(batch)), samples)
@@ -214,7 +219,7 @@ def compute_likelihood_scores(state: _EvaluationState) -> dict[str, float]:
     variance = max(0.0, scores.pop("squares") - scores[name] ** 2)
     state.used_options |= {
         "nll_samples": samples,
-        "nll_pixels": PIXEL_DESCRIPTIONS[pixels],
+        "nll_pixels": PIXEL_DESCRIPTIONS[kind],
         "nll_images": num_images,
         "nll_standard_error": math.sqrt(variance / num_images),
     }

@@ -94,6 +94,19 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class PointColumns:
+    """Names of the features of points, and their units in the file of the user."""
+
+    names: tuple[str, ...]
+    offset: Tensor  # (features,), subtracted from the values of the file
+    scale: Tensor  # (features,), by which they were divided then
+
+    def restore(self, points: Tensor) -> Tensor:
+        """Return points (samples, features) of the data set in the units of the file, as float64."""
+        return points.double().cpu() * self.scale + self.offset
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A loaded data set. Raises DataError if a split or a sample is empty, or the splits have unequal shapes."""
 
@@ -102,6 +115,7 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # logged when a run is built, for example unreadable files
+    columns: PointColumns | None = None  # of the stream "point"; None: features have numbers from 0
 
     def __post_init__(self) -> None:
         for split_name, split in (("train", self.train), ("test", self.test)):
@@ -134,6 +148,13 @@ class Dataset:
         """
         train_split, test_split = Split(_make_streams("train", train)), Split(_make_streams("test", test))
         return cls("arrays", train_split, test_split, tuple(class_names), tuple(warnings))
+
+    @property
+    def point_columns(self) -> PointColumns:
+        """Columns of the stream "point". Raises ConfigError for a data set without points."""
+        (features,) = self.spec.get_shape("point")
+        names = tuple(str(index) for index in range(features))
+        return self.columns or PointColumns(names, torch.zeros(features), torch.ones(features))
 
     @cached_property
     def spec(self) -> DataSpec:

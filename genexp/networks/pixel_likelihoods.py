@@ -80,6 +80,10 @@ class GaussianLikelihood(PixelLikelihood):
         """Return the expected images in [0, 1] or points, in the shape of `outputs`: (batch, ...)."""
         return outputs.sigmoid() if self.is_bounded else outputs
 
+    def draw(self, means: Tensor) -> Tensor:
+        """Return random values around `means` (batch, ...), in the same shape."""
+        return means + self.log_std.clamp(min=math.log(MIN_STD)).exp() * torch.randn_like(means)
+
 
 def log_normalizer(logits: Tensor) -> Tensor:
     """Return log(l / tanh(l / 2)), the log normalizer of a continuous Bernoulli, in the shape of `logits`.

@@ -135,7 +135,7 @@ class ConsoleRecorder(Recorder):
             epoch=-(-self._step // run.steps_per_epoch),
             total_epochs=-(-run.total_steps // run.steps_per_epoch),
             steps_per_second=self._steps_per_second,
-            images_per_second=self._steps_per_second * run.batch_size,
+            samples_per_second=self._steps_per_second * run.batch_size,
             train_metrics=self._train_metrics,
             test_metrics=self._progress.test_metrics,
             best_text=self._format_best(),

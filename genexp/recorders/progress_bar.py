@@ -27,7 +27,7 @@ class ProgressState:
     epoch: int
     total_epochs: int
     steps_per_second: float
-    images_per_second: float
+    samples_per_second: float
     train_metrics: Mapping[str, float]  # epoch means of the training metrics
     test_metrics: Mapping[str, float]  # metrics of the latest evaluation
     best_text: str  # formatted best value of the objective; empty before the first evaluation
@@ -38,7 +38,7 @@ class ProgressState:
         """Formatted speed; empty before it was measured."""
         if not self.steps_per_second:
             return ""
-        return f"{_format_rate(self.steps_per_second)} steps/s  {_format_rate(self.images_per_second)} images/s"
+        return f"{_format_rate(self.steps_per_second)} steps/s  {_format_rate(self.samples_per_second)} samples/s"
 
     @property
     def summary_line(self) -> str:

@@ -196,7 +196,9 @@ class VariationalAutoencoder(
         return self.posterior(get_inputs(batch))[0]
 
     def sample(self, count: int) -> Tensor:
-        return self.decode(torch.randn(count, self.config.latent, device=self.mean.weight.device))
+        """Return expected images of latents drawn from the prior, or points drawn around their expected values."""
+        means = self.decode(torch.randn(count, self.config.latent, device=self.mean.weight.device))
+        return self.likelihood.draw(means) if self.is_table else means
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return self.decode(self.posterior(images)[0])
@@ -242,8 +244,9 @@ class VariationalAutoencoder(
         if metrics["kl"] >= COLLAPSE_NATS:
             return None
         return (
-            f"posterior collapse: the KL divergence is {metrics['kl']:.2g} nats per image, so the latents contain "
-            f"no information. Use a smaller model.beta, or a larger model.kl_warmup_epochs or model.free_bits."
+            f"posterior collapse: the KL divergence is {metrics['kl']:.2g} nats per sample, so the latents "
+            f"contain no information. Use a smaller model.beta, or a larger model.kl_warmup_epochs or "
+            f"model.free_bits."
         )
 
     def label_pictures(self, class_names: Sequence[str]) -> dict[str, PictureLabels]:

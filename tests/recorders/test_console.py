@@ -113,7 +113,7 @@ def test_terminal_shows_a_progress_bar(
     assert "epoch 2/4" in text
     assert "100%" in text
     assert "best psnr 13" in text
-    assert "images/s" in text
+    assert "samples/s" in text
     assert text.index("100%") < text.index("finished at step 40")
 
 

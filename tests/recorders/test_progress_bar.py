@@ -15,7 +15,7 @@ def test_progress_bar_shows_the_loss_on_a_narrow_terminal() -> None:
     (text, *_) = draw(80, "best mse 0.2423", [5.0, 4.0, 2.0])
     assert "best mse 0.2423  loss 0.2423" in text
     assert "█▆▁" in text
-    assert "images/s" not in text
+    assert "samples/s" not in text
 
 
 @pytest.mark.parametrize("width", [80, 110, 200])

@@ -124,7 +124,7 @@ def test_train_log_has_one_line_per_epoch(run_dir: Path) -> None:
         (line,) = [line for line in lines if f"epoch {epoch}/{EPOCHS}" in line]
         assert "loss " in line
         assert "mse " in line
-        assert "images/s" in line
+        assert "samples/s" in line
 
 
 def test_figures_contain_losses_reconstructions_and_latents(run_dir: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from genexp.config import require, suggest_choice
-from genexp.data.dataset import Dataset, Split
+from genexp.data.dataset import Dataset, PointColumns, Split
 from genexp.data.registry import register_dataset
 from genexp.data.sources._array_files import ArrayFileConfig, encode_labels, load_arrays, split_indices
 from genexp.device import check_memory
@@ -46,15 +46,17 @@ class TableConfig(ArrayFileConfig):
         names = self.columns or [name for name in table if name != self.label]
         points = torch.stack([self._parse_column(table, name) for name in names], dim=1)
         train, test = split_indices(len(points), self.test_fraction, labels)
+        offset, scale = torch.zeros_like(points[0]), torch.ones_like(points[0])
         if self.standardize:
-            # A constant column becomes 0.
-            scale = points[train].std(0, correction=0)
-            points = (points - points[train].mean(0)) / torch.where(scale > 0, scale, 1)
+            offset, std = points[train].mean(0), points[train].std(0, correction=0)
+            scale = torch.where(std > 0, std, 1)  # a constant column becomes 0
+        points = (points - offset) / scale
         train_split, test_split = (
             Split({"point": points[rows].float(), **({} if labels is None else {"label": labels[rows]})})
             for rows in (train, test)
         )
-        return Dataset(self.name, train_split, test_split, class_names)
+        columns = PointColumns(tuple(names), offset, scale)
+        return Dataset(self.name, train_split, test_split, class_names, columns=columns)
 
     def _select(self, table: dict[str, Any], name: str) -> Any:
         if name not in table:

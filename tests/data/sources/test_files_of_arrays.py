@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from genexp.cli.evaluate import main as evaluate_main
+from genexp.cli.export import main as export_main
 from genexp.cli.sample import main as sample_main
 from genexp.data.dataset import Dataset
 from genexp.errors import ConfigError, DataError
@@ -143,9 +144,69 @@ def test_the_vae_learns_a_table_and_its_run_is_evaluated(vae_on_table: Path) -> 
         "genexp-evaluate", evaluate_main, str(vae_on_table), "--device", "cpu", "--nll-samples", "20"
     )
     assert result.exit_code == 0, result.stderr
-    assert "nll_20_gray" in result.stdout
-    result = run_main("genexp-sample", sample_main, str(vae_on_table), "--device", "cpu")
-    assert "dataset=table has points, of which no images are made" in get_error_line(result, "genexp-sample")
+    assert "nll_20_points" in result.stdout
+    assert "points in the units of the training" in result.stdout
+    assert "gray" not in result.stdout
+    assert not result.stderr
+
+
+def sample(run_dir: Path, *arguments: str) -> CommandResult:
+    """Run genexp-sample in this process."""
+    return run_main("genexp-sample", sample_main, str(run_dir), "--device", "cpu", *arguments)
+
+
+def read_csv(path: Path) -> tuple[list[str], np.ndarray]:
+    """Return the names and the values (rows, columns) of a CSV file."""
+    names = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
+    return names, np.loadtxt(path, delimiter=",", skiprows=1)
+
+
+def test_new_rows_of_a_table_have_its_columns_and_units(vae_on_table: Path, tmp_path: Path) -> None:
+    result = sample(vae_on_table, "samples", "--count", "250", "--output", str(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    names, rows = read_csv(tmp_path / "samples.csv")
+    assert names == ["height", "width"]
+    assert rows.shape == (250, 2)
+    assert np.abs(rows.mean(0) - [19.5, 39.5]).max() < 6  # TABLE has 0 … 39 and 0.5 … 78.5
+    assert np.corrcoef(rows.T)[0, 1] > 0.9
+    assert not np.allclose(rows[:, 1], 2 * rows[:, 0] + 0.5, atol=1e-3)  # draws, not expected values
+    assert sample(vae_on_table, "samples", "--count", "3", "--output", str(tmp_path)).exit_code == 0
+    assert np.array_equal(read_csv(tmp_path / "samples.csv")[1], rows[:3])
+
+
+def test_reconstructed_rows_are_beside_those_of_the_test_split(vae_on_table: Path, tmp_path: Path) -> None:
+    result = sample(vae_on_table, "--output", str(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"samples.csv", "reconstructions.csv"}
+    names, rows = read_csv(tmp_path / "reconstructions.csv")
+    assert names == ["index", "height", "width", "reconstructed_height", "reconstructed_width"]
+    assert rows[:, 0].tolist() == [0, 1, 2, 3]
+    assert np.allclose(rows[:, 2], 2 * rows[:, 1] + 0.5)
+    assert np.abs(rows[:, 3] - rows[:, 1]).max() < 8
+
+
+def test_model_card_has_the_scale_of_each_column(vae_on_table: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    arguments = (str(vae_on_table), "--format", "safetensors", "--output", str(tmp_path))
+    assert run_main("genexp-export", export_main, *arguments).exit_code == 0
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    columns = load("table", vae_on_table.parent / "table.csv", label="kind").columns
+    assert columns is not None
+    offset, scale = columns.offset.tolist(), columns.scale.tolist()
+    assert f"| width | (value - {offset[1]:.9g}) / {scale[1]:.9g} |" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["traversal"], "traversal: for images only, and dataset=table has points. Use one of: samples, rec"),
+        (["--video"], "--video: for images only"),
+        (["reconstructions", "--input", "FILE"], "--input: for images only"),
+    ],
+)
+def test_outputs_that_need_images_are_one_line(arguments: list[str], message: str, vae_on_table: Path) -> None:
+    words = [str(vae_on_table / "config.yaml") if word == "FILE" else word for word in arguments]
+    assert message in get_error_line(sample(vae_on_table, *words), "genexp-sample")
 
 
 @pytest.mark.parametrize("model", ["stacked_autoencoder", "denoising_autoencoder", "latent3d_autoencoder"])
@@ -156,6 +217,10 @@ def test_dense_autoencoders_learn_tables(model: str, tmp_path: Path) -> None:
     test = load_status(tmp_path / "run")["test"]
     assert test["clean_mse" if model == "denoising_autoencoder" else "mse"] < 0.2
     assert not [name for name in test if "psnr" in name]
+    assert sample(tmp_path / "run").exit_code == 0
+    names, rows = read_csv(tmp_path / "run" / "made" / "reconstructions.csv")
+    assert len(rows) == 4
+    assert ("noisy_height" in names) == (model == "denoising_autoencoder")
 
 
 @pytest.mark.parametrize(
