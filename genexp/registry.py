@@ -17,7 +17,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -141,7 +141,7 @@ class Registry(Generic[T]):
     def _import_member(self, name: str) -> None:
         if name in self._list_modules() and name not in self._members:
             importlib.import_module(f"{self.source}.{name}")
-        for entry in entry_points(group=self.group, name=name):
+        for entry in (entry for entry in list_entry_points(self.group) if entry.name == name):
             entry.load()
         if name not in self._members:
             load_plugins()
@@ -234,12 +234,22 @@ def load_plugins() -> None:
             _LOADING.pop()
 
 
+def list_entry_points(group: str) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group in all installed packages."""
+    return _read_entry_points(group, tuple(sys.path))
+
+
+@functools.cache  # it reads the metadata of every installed package
+def _read_entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
+
+
 def list_plugin_names(group: str) -> list[str]:
     """Return the names of techniques or data sets of installed packages and plugins. Nothing is imported.
 
     `group` is that of the entry points. Raises PluginError for a plugin that is not valid Python.
     """
-    names = {entry.name for entry in entry_points(group=group)}
+    names = {entry.name for entry in list_entry_points(group)}
     return sorted(names.union(*(_scan(plugin).get(group, ()) for plugin in _PLUGINS)))
 
 

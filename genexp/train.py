@@ -21,9 +21,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from hydra import version
-from hydra._internal.utils import _run_hydra as run_hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import _run_app, _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -146,14 +147,40 @@ def run_arguments(arguments: list[str], task: Callable[[DictConfig], float | Non
     store_configs(options.overrides, config_dirs, should_import=not options.shell_completion)
     config_name = "train" if run_dir is None else _prepare_resumption(run_dir, options)
     version.setbase("1.3")
-    # `hydra.main` would parse the command line again, without the options of `parse_command_line`.
-    run_hydra(
-        args=options,
-        args_parser=parser,
-        task_function=task or _run_task,
-        config_path=str(find_config_dir()),
-        config_name=config_name,
-    )
+    _run_hydra_app(parser, options, config_name, task or _run_task)
+
+
+def _run_hydra_app(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    config_name: str,
+    task: Callable[[DictConfig], float | None],
+) -> None:
+    """Execute a parsed command line with Hydra's own functions.
+
+    `hydra.main` would parse the command line again, without the options of `parse_command_line`. Both it and
+    `_run_hydra` compose the configuration once more, to read `hydra.mode`: 0.1 seconds, which are saved where
+    neither a file of the user nor an override can contain this key.
+    """
+    commands = (options.cfg, options.info, options.shell_completion, options.hydra_help, options.help)
+    files = (options.config_dir, options.config_path, options.config_name)
+    words = ("hydra.mode", "hydra.searchpath", "hydra={")
+    if any((*commands, *files)) or any(word in override for override in options.overrides for word in words):
+        _run_hydra(options, parser, task, str(find_config_dir()), config_name)
+        return
+    try:
+        Hydra.create_main_hydra2("genexp", create_config_search_path(str(find_config_dir())))
+        _run_app(
+            run=not options.multirun,
+            multirun=options.multirun,
+            mode=None,
+            hydra=GlobalHydra.instance().hydra,
+            config_name=config_name,
+            task_function=task,
+            overrides=options.overrides,
+        )
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def parse_command_line(arguments: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -9,12 +9,19 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from genexp.errors import PluginError
-from genexp.registry import get_plugins, list_plugin_names, load_plugins, read_plugin_variable, set_plugins
+from genexp.registry import (
+    get_plugins,
+    list_entry_points,
+    list_plugin_names,
+    load_plugins,
+    read_plugin_variable,
+    set_plugins,
+)
 
 PLUGIN_OPTION = "--plugin"
 GROUPS = {"model": "genexp.techniques", "dataset": "genexp.datasets"}  # config group → group of entry points
@@ -94,7 +101,7 @@ def list_package_config_dirs() -> list[Path]:
 
 def _iter_entry_points() -> Iterator[EntryPoint]:
     for group in GROUPS.values():
-        yield from entry_points(group=group)
+        yield from list_entry_points(group)
 
 
 def _build_nodes(entries: Iterable[EntryPoint]) -> dict[tuple[str, str], dict[str, Any]]:

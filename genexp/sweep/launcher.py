@@ -150,7 +150,7 @@ class SweepLauncher(Launcher):
     def _plan_jobs(self, job_overrides: Sequence[Sequence[str]], first_job_number: int) -> list[Job]:
         from genexp.runs.config import bind_experiment
 
-        task_overrides = set(self.config.hydra.overrides.task)
+        common_overrides = _format_common_overrides(self.config.hydra.overrides.task)
         jobs = []
         for index, overrides in enumerate(job_overrides):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -159,7 +159,9 @@ class SweepLauncher(Launcher):
                 config.hydra.job.id = config.hydra.job.num = first_job_number + index
             HydraConfig.instance().set_config(config)  # ${hydra:...} resolves in this job's node
             bind_experiment(to_plain_config(config))  # reports errors before any job starts
-            own_overrides = tuple(override for override in overrides if override not in task_overrides)
+            own_overrides = tuple(
+                override.lstrip("+") for override in overrides if override not in common_overrides
+            )
             entry = self.manifest.register(
                 JobEntry(first_job_number + index, hash_config(config), own_overrides, config.trainer.direction)
             )
@@ -170,6 +172,16 @@ class SweepLauncher(Launcher):
             jobs.append(Job(entry.number, run_dir, config, self.hydra_context, tuple(list_plugin_sources())))
         HydraConfig.instance().set_config(self.config)
         return jobs
+
+
+def _format_common_overrides(task_overrides: Sequence[str]) -> set[str]:
+    """Return the overrides that all jobs share, as a sweeper writes them: `a=1e-3` is `a=0.001`."""
+    parsed = OverridesParser.create().parse_overrides(list(task_overrides))
+    return {
+        f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        for override in parsed
+        if not override.is_sweep_override()
+    }
 
 
 def require_extra(option: str, package: str) -> None:

@@ -118,7 +118,14 @@ def test_entry_points_write_identical_runs(tmp_path: Path) -> None:
         assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in first.iterdir())
 
 
-@pytest.mark.parametrize("entry_point", ENTRY_POINTS, ids=("command", "module", "script"))
+@pytest.mark.parametrize(
+    "entry_point",
+    [
+        pytest.param(entry_point, marks=[] if entry_point == ENTRY_POINTS[0] else pytest.mark.slow)
+        for entry_point in ENTRY_POINTS
+    ],
+    ids=("command", "module", "script"),
+)
 def test_every_entry_point_runs_sweeps_and_reports_the_failing_key(
     entry_point: Sequence[str | Path], tmp_path: Path
 ) -> None:

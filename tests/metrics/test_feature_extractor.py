@@ -51,6 +51,7 @@ def test_shipped_mnist_classifier_is_accurate_on_mnist_5k() -> None:
     assert classifier_accuracy(extractor.classifier, dataset.test) >= 0.985
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "min_accuracy"), [("mnist", 0.99), ("fashion_mnist", 0.91)])
 def test_shipped_classifiers_reach_their_stored_accuracy(name: str, min_accuracy: float) -> None:
     root = Path(os.environ.get("GENEXP_DATA", REPO_ROOT.parent / "shared" / "data"))

@@ -85,7 +85,7 @@ def test_every_launcher_gives_the_results_of_the_basic_launcher(
     assert sum("finished  mse " in line for line in result.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_stopped_workers_save_and_can_be_resumed(
     signum: signal.Signals, uninterrupted_sweep_dir: Path, tmp_path: Path
 ) -> None:

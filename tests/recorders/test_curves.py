@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from genexp.recorders.curves import group_metrics, smooth_curve, write_curves_figure
@@ -42,9 +42,9 @@ def make_curve(*values: float) -> LoggedCurve:
 def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = []
     monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda figure, *_arguments, **_options: figures.append(figure)
+        FigureCanvasAgg, "draw", lambda canvas: figures.append(canvas.figure) or canvas.get_renderer()
     )
-    monkeypatch.setattr("genexp.recorders.curves._reduce_colors", lambda png: b"")
+    monkeypatch.setattr("genexp.recorders.curves._encode_png", lambda pixels: b"")
     metrics = {
         "train": {"loss": make_curve(3, 2, 1)},
         "test": {"loss": make_curve(3, np.nan, 2.5), "psnr": make_curve(1, 9, 4), "frechet": make_curve(7)},

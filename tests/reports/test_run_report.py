@@ -13,7 +13,14 @@ import pytest
 from genexp.cli import report
 from genexp.reports import compare, write_run_report, write_sweep_report
 from tests.support.browser import Browser, needs_browser
-from tests.support.command import format_run_dir_override, get_error_line, load_status, run_genexp, run_main
+from tests.support.command import (
+    FIGURES_ON,
+    format_run_dir_override,
+    get_error_line,
+    load_status,
+    run_genexp,
+    run_main,
+)
 from tests.support.compose import compose_config, make_tiny_overrides
 from tests.support.report_pages import HTML_INJECTION, assert_readable, read_charts, save_screenshot
 from tests.support.run_dirs import make_run_dir
@@ -25,6 +32,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
     result = run_genexp(
         *make_tiny_overrides("vae"),
+        FIGURES_ON,
         "trainer.epochs=2",
         "optimizer.lr=7e-4",
         f"notes='{HTML_INJECTION}'",
@@ -85,6 +93,7 @@ def test_report_is_written_for_stopped_and_failed_runs(
 ) -> None:
     run_genexp(
         *make_tiny_overrides("stacked_autoencoder"),
+        FIGURES_ON,
         "trainer.epochs=2",
         *overrides,
         format_run_dir_override(tmp_path),

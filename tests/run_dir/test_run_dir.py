@@ -15,6 +15,7 @@ from PIL import Image
 
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.command import (
+    FIGURES_ON,
     TINY_RUN_OVERRIDES,
     format_run_dir_override,
     load_status,
@@ -30,6 +31,7 @@ MODEL = "latent3d_autoencoder"  # its latent space can be plotted
 RUN_OVERRIDES = (
     f"model={MODEL}",
     *TINY_RUN_OVERRIDES,
+    FIGURES_ON,
     "trainer.batch_size=8",
     f"trainer.epochs={EPOCHS}",
     "seed=3",

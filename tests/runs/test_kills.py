@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.command import format_run_dir_override
+from tests.support.command import FIGURES_ON, format_run_dir_override
 from tests.support.compose import TECHNIQUES, make_tiny_overrides
 from tests.support.kills import count_boundaries, finish_run, kill_and_finish, read_run_content, record_states
 
@@ -25,7 +25,7 @@ def make_arguments(name: str, run_dir: Path) -> list[str]:
     """
     epochs = 30 if name == "kmeans" else 2
     settings = (f"trainer.epochs={epochs}", "trainer.keep_checkpoints=2", *INTERVALS)
-    return [*make_tiny_overrides(name), *settings, format_run_dir_override(run_dir)]
+    return [*make_tiny_overrides(name), FIGURES_ON, *settings, format_run_dir_override(run_dir)]
 
 
 def list_differences(content: dict[str, Any], expected: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.command import REPO_ROOT
 
-CASES = 3  # of each kind
+CASES = 2  # of each kind
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the cases run in forked processes")

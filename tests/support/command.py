@@ -25,16 +25,17 @@ from genexp.train import main
 REPO_ROOT = Path(__file__).resolve().parents[2]
 REAL_DATA = REPO_ROOT.parent / "shared" / "data"
 
-# Overrides of a small run of any technique, without a minimum time between two checkpoints.
-TINY_RUN_OVERRIDES = ("dataset.limit=40", "trainer.checkpoint_spacing=0", "device=cpu", "device.threads=1")
-TINY_BATCH_SIZE = 8
-PRELOADED_MODULES = (
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "scipy.optimize",
-    "sklearn.metrics",
-    "tensorboardX",
+# Overrides of a small run of any technique, without a minimum time between two checkpoints. Figures take as long
+# as the rest of such a run. A test that needs them adds `FIGURES_ON`.
+TINY_RUN_OVERRIDES = (
+    "dataset.limit=40",
+    "trainer.checkpoint_spacing=0",
+    "device=cpu",
+    "device.threads=1",
+    "recorders.figures=false",
 )
+FIGURES_ON = "recorders.figures=true"
+TINY_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,9 @@ def _run_child(
 
 
 def get_fork_context() -> multiprocessing.context.ForkServerContext:
-    """Return the context of a fork server that has imported the slow modules."""
+    """Return the context of a fork server that has imported everything that a run needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["genexp.runs.run", "genexp.train", "tests.support.command", *PRELOADED_MODULES]
-    )
+    context.set_forkserver_preload(["tests.support.preload"])
     return context
 
 

@@ -18,7 +18,7 @@ from genexp.run_dir.metrics import find_metric
 from genexp.runs.build import build_technique
 from genexp.technique import find_technique
 from tests.support.assertions import assert_same, assert_same_run
-from tests.support.command import format_run_dir_override, load_status, read_metrics_log, run_genexp
+from tests.support.command import FIGURES_ON, format_run_dir_override, load_status, read_metrics_log, run_genexp
 from tests.support.compose import TECHNIQUES, compose_config, compose_experiment, make_tiny_overrides
 from tests.support.datasets import load_values
 
@@ -63,7 +63,9 @@ def finished_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     """Return a finished run of each technique, which the tests below share."""
     run_dir = tmp_path_factory.mktemp(request.param) / "run"
     checkpoint_overrides = ("trainer.checkpoint_every=1", "trainer.keep_checkpoints=9")
-    run = FinishedRun((*make_tiny_overrides(request.param), "trainer.epochs=3", *checkpoint_overrides), run_dir)
+    run = FinishedRun(
+        (*make_tiny_overrides(request.param), FIGURES_ON, "trainer.epochs=3", *checkpoint_overrides), run_dir
+    )
     interval_overrides = ("trainer.evaluate_every=1", "trainer.preview_every=1")
     result = run_genexp(*run.overrides, *interval_overrides, format_run_dir_override(run_dir))
     assert result.exit_code == 0, result.stderr
@@ -85,7 +87,7 @@ def test_resumed_run_equals_uninterrupted_run(finished_run: FinishedRun, tmp_pat
 
 def test_evaluation_and_previews_do_not_change_training(finished_run: FinishedRun, tmp_path: Path) -> None:
     """Losses are bit-identical with and without evaluation and previews."""
-    overrides = ("trainer.evaluate_every=0", "trainer.preview_every=0")
+    overrides = ("trainer.evaluate_every=0", "trainer.preview_every=0", "recorders.figures=false")
     result = run_genexp(*finished_run.overrides, *overrides, format_run_dir_override(tmp_path))
     assert result.exit_code == 0, result.stderr
     evaluated = [line for line in read_metrics_log(finished_run.run_dir) if line["split"] == "train"]
