@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genexp.errors import CheckpointError, ConfigError
+from genexp.recorders import is_enabled
 from genexp.registry import get_plugins
 from genexp.run_dir import checkpoint
 from genexp.run_dir.config_file import read_run_config
@@ -66,9 +67,10 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
         ) from None
 
 
-def check_lacks_pages(run_dir: Path) -> None:
-    """Raise ConfigError if a finished run has its report and figures: there is nothing to resume."""
-    pages = [run_dir / REPORT_FILE, run_dir / FIGURES_DIR / CURVES_FIGURE]
+def check_lacks_pages(run_dir: Path, recorders: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a finished run has the pages of its `recorders`: there is nothing to resume."""
+    paths = {"report": run_dir / REPORT_FILE, "figures": run_dir / FIGURES_DIR / CURVES_FIGURE}
+    pages = [path for name, path in paths.items() if is_enabled(recorders, name)]
     if all(path.is_file() and path.stat().st_size for path in pages):
         raise ConfigError(f"resume={run_dir}: already finished. Use a larger trainer.epochs to continue it.")
 

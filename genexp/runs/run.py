@@ -168,7 +168,7 @@ class RunContext:
             clock = Clock(self.completed_steps, run.total_steps, run.data.batch_source.steps_per_epoch)
             is_complete = is_run_complete(clock, run.learner.technique, run.config.trainer, self.progress)
             if is_complete and read_job_status(run_dir).state == "finished":
-                check_lacks_pages(run_dir)
+                check_lacks_pages(run_dir, run.config.recorders)
                 return RecorderGroup(build_page_recorders(run.config))
         truncate_logs(run_dir, self.resume_state["log_offsets"] if self.resume_state is not None else {})
         # Files change only after the checks: a rejected command leaves the run unchanged.
