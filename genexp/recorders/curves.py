@@ -24,6 +24,7 @@ MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # shorter curves are averaged over windows short
 # color vision deficiency.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
 LOG_AXIS_RATIO = 50  # positive values with a larger max/min use a logarithmic axis
+MAX_TICKS = 5  # of an axis; each takes a millisecond
 PANEL_INCHES = (5.2, 3.4)  # width, height
 # Margins of a panel. Fixed: automatic layout takes matplotlib as long as drawing everything.
 LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.75, 0.15, 0.55, 0.35
@@ -205,6 +206,9 @@ def _style_axes(axes: Axes, title: str, epochs: float) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > LOG_AXIS_RATIO * values.min():
         axes.set_yscale("log")
+    else:
+        axes.locator_params(axis="y", nbins=MAX_TICKS)
+    axes.locator_params(axis="x", nbins=MAX_TICKS)
     axes.margins(y=0.1)
     axes.set_xlim(-0.02 * epochs, 1.02 * epochs)
     # With fixed positions of title and labels, matplotlib computes all ticks twice instead of four times.
