@@ -133,7 +133,7 @@ RUN_TARGETS = (
         ".hydra/*.yaml",
     ),
     *("checkpoints", "checkpoints/*.pt", "figures", "figures/*", "previews", "previews/*/*", "*.gif"),
-    *("tensorboard", "tensorboard/*"),
+    *("events.*", "projector*", "projector/*"),
 )
 EXTRA_ARGUMENTS = (
     *(
@@ -597,7 +597,7 @@ def draw_environment(draw: st.DrawFn, models: Sequence[str]) -> Command:
         "genexp-compare": ("runs", "--html", "out"),
         "genexp-report": (run,),
     }.get(program, (run, "--device", "cpu"))
-    protected = draw(st.sampled_from((None, None, ".", run, f"{run}/checkpoints", f"{run}/tensorboard", "runs")))
+    protected = draw(st.sampled_from((None, None, ".", run, f"{run}/checkpoints", f"{run}/previews", "runs")))
     damage = None
     if protected is not None:
         mode = draw(st.sampled_from((0o000, 0o500))) if protected != "." else 0o500

@@ -154,7 +154,7 @@ def test_unexpected_errors_of_tools_are_one_line(monkeypatch: pytest.MonkeyPatch
 
 RUN_NAMES = (
     *(".lock", "metrics.jsonl", "status.json", "status.json.tmp", "train.log", "config.yaml", "report.html"),
-    *("samples.gif", "figures", "checkpoints", "tensorboard", ".hydra", "figures/loss.png", "checkpoints/best.pt"),
+    *("samples.gif", "figures", "checkpoints", "projector", ".hydra", "figures/loss.png", "checkpoints/best.pt"),
 )
 
 

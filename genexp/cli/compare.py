@@ -15,10 +15,11 @@ from genexp.reports import Comparison, compare, print_comparison, write_sweep_re
 from genexp.reports.comparison import check_comparable
 from genexp.reports.config_diff import build_column_labels, format_setting_short, get_settings
 from genexp.reports.table import format_json, write_csv
-from genexp.run_dir.paths import TENSORBOARD_DIR, format_command
+from genexp.run_dir.paths import EVENT_FILE_PREFIX, find_events_dir, format_command
 
 PROGRAM = "genexp-compare"
 MAX_LINK_CHARACTERS = 120  # of the name of a link
+COLUMNS_FILE = f"{EVENT_FILE_PREFIX}0.{PROGRAM}"  # columns of TensorBoard's HParams page
 
 
 def main() -> NoReturn:
@@ -81,11 +82,13 @@ def _run(arguments: Sequence[str]) -> int:
 def link_tensorboard_logs(comparison: Comparison, folder: Path) -> None:
     """Write a link to the TensorBoard logs of each run into `folder`, whose other links are removed.
 
-    A link is named as people name a run: `vae/3 lr=0.001 seed=0`. Raises ConfigError for a folder with other
-    files, and OSError.
+    A link is named as people name a run: `vae/3 lr=0.001 seed=0`. TensorBoard's HParams page then has a column for
+    each differing setting and each objective. Raises ConfigError for a folder with other files, and OSError.
     """
+    from genexp.recorders.tensorboard import get_scalar_tag, write_hparams_columns  # imports torch
+
     old = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()] if folder.exists() else []
-    if not all(path.is_symlink() for path in old) or folder.is_file():
+    if not all(path.is_symlink() or path == folder / COLUMNS_FILE for path in old) or folder.is_file():
         raise ConfigError(f"--tensorboard={folder}: contains other files than links. Use a new folder.")
     for path in old:
         path.unlink()
@@ -95,9 +98,17 @@ def link_tensorboard_logs(comparison: Comparison, folder: Path) -> None:
         words = (f"{label.rpartition('.')[2]}={format_setting_short(value)}" for label, value in settings.items())
         name = " ".join([run.name, *words]).replace("/", "_")[:MAX_LINK_CHARACTERS]
         link = folder / run.model_name.replace("/", "_").lstrip(".") / name
-        if (run.run_dir / TENSORBOARD_DIR).is_dir():
+        events_dir = find_events_dir(run.run_dir)
+        if any(events_dir.glob(f"{EVENT_FILE_PREFIX}*")):
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((run.run_dir / TENSORBOARD_DIR).resolve(), target_is_directory=True)
+            link.symlink_to(events_dir.resolve(), target_is_directory=True)
+    objectives = {run.objective for run in comparison.runs if run.objective}
+    examples = {key: get_settings(comparison.runs[0]).get(key) for key in comparison.differing_keys}
+    examples |= {"seed": 0}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_hparams_columns(
+        folder / COLUMNS_FILE, examples, [get_scalar_tag(name, "test") for name in sorted(objectives)]
+    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def draw_clusters(
         num_clusters = (
             len(centers) if centers is not None else max(int(label_indices.max()) + 1, len(cluster_names))
         )
-        colors = _pick_colors(num_clusters)
+        colors = pick_colors(num_clusters)
         figure = Figure(
             figsize=(FIGURE_INCHES + (1.4 if cluster_names else 0), FIGURE_INCHES), dpi=DPI, layout="constrained"
         )
@@ -106,7 +106,7 @@ def draw_lines(lines: Mapping[str, Mapping[int, float]], *, x_label: str, y_labe
     figure = Figure(figsize=(FIGURE_INCHES, FIGURE_INCHES * 0.75), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
-    for (name, line), color in zip(lines.items(), _pick_colors(len(lines)), strict=True):
+    for (name, line), color in zip(lines.items(), pick_colors(len(lines)), strict=True):
         axes.plot(list(line), list(line.values()), marker="o", color=color, label=name)
         for x, y in line.items():
             axes.annotate(f"{y:.3g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=color)
@@ -139,7 +139,7 @@ def _set_axes_limits(axes: Any, coords: np.ndarray) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _pick_colors(count: int) -> np.ndarray:
+def pick_colors(count: int) -> np.ndarray:
     """Return `count` distinct RGBA colors (count, 4) in [0, 1]."""
     from matplotlib import colormaps
 

@@ -28,9 +28,19 @@ def register_recorder(name: str) -> Callable[[RecorderT], RecorderT]:
     return register
 
 
+# Keys of the default recorders that have any, and their types.
+DEFAULT_OPTIONS: dict[str, dict[str, type]] = {"tensorboard": {"histograms": bool}}
+
+
+def get_options(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the keyword parameters of the default recorder `name`. `settings` is the key `recorders`."""
+    options = settings.get(name)
+    return dict(options) if isinstance(options, Mapping) else {}
+
+
 def is_enabled(settings: Mapping[str, Any], name: str) -> bool:
     """Return whether a run uses the default recorder `name`. `settings` is the key `recorders`."""
-    return bool(settings.get(name, True))
+    return settings.get(name, True) not in (False, None)
 
 
 def build_named_recorders(settings: Mapping[str, Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import io
 import math
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -15,24 +15,35 @@ import yaml
 from torch import Tensor
 
 from genexp.errors import CheckpointError
+from genexp.images.scatter import pick_colors
 from genexp.recorders.latent_plots import get_class_name
 from genexp.recorders.pil_images import encode_png, to_pil_image
 from genexp.recorders.previews import compute_preview_stride
 from genexp.recorders.recorder import Recorder
 from genexp.run_dir.config_file import read_yaml_file
-from genexp.run_dir.files import create_dir, read_file, write_file
-from genexp.run_dir.paths import FIGURES_DIR, HYDRA_DIR, TENSORBOARD_DIR
+from genexp.run_dir.files import read_file, write_file
+from genexp.run_dir.paths import (
+    EVENT_FILE_PREFIX,
+    FIGURES_DIR,
+    HYDRA_DIR,
+    PROJECTOR_DIR,
+    PROJECTOR_FILE,
+    find_events_dir,
+)
 from genexp.run_dir.record import flatten_config
 from genexp.snapshot import Curve, FinalArtifacts, RunInfo, RunOutcome, Snapshot, iter_step_rows
-from genexp.technique import Clock
+from genexp.technique import Clock, PictureLabels
 
-EVENT_FILE_PREFIX = "events.out.tfevents."
 GIF_HEADER_BYTES = 13
 MAX_PROJECTOR_SAMPLES = 2000
+FRAME_FRACTION = 12  # of the side of a thumbnail: width of its frame
 MAX_THUMBNAIL_PIXELS = 48  # side; larger images are reduced. A sprite has 8192 × 8192 pixels at most
-PROJECTOR_DIR = "projector"
-SHOWN_SETTINGS = {"model.name", "dataset.name", "seed"}  # hyperparameters of each run; others if they are changed
-IGNORED_SETTINGS = {"resume", "notes", "tags"}
+# TensorBoard sorts the groups of its pages by name.
+LOSS_GROUP, METRIC_GROUP, PREVIEW_GROUP, RESULT_GROUP = "losses", "metrics", "previews", "results"
+CLASS_GROUP, WEIGHT_GROUP = "samples by class", "weights"
+HISTOGRAM_BINS = 50
+SHOWN_SETTINGS = {"model.name", "seed"}  # hyperparameters of each run; others if they are changed
+IGNORED_SETTINGS = {"resume", "notes", "tags", "recorders"}
 FLUSH_SECONDS = 1.0  # tensorboardX waits for the disk at each flush
 
 
@@ -67,8 +78,8 @@ class EventWriter:
             self._write(self._event_pb2.Event(wall_time=now, step=step, summary=summary))
         self._flush_if_due()
 
-    def add_curves(self, prefix: str, curves: Mapping[str, Curve]) -> None:
-        """Append one event for each step. Wall times are interpolated between the last block and now."""
+    def add_curves(self, curves: Mapping[str, Curve]) -> None:
+        """Append one event for each step of training metrics. Wall times are interpolated since the last block."""
         if not curves:
             return
         values = {name: curve.values.tolist() for name, curve in curves.items()}
@@ -80,7 +91,7 @@ class EventWriter:
         events: dict[tuple[str, ...], Any] = {}
         for count, (step, names, row) in enumerate(step_rows, start=1):
             if names not in events:
-                summary = _build_scalar_summary(prefix, dict.fromkeys(names, 0.0))
+                summary = _build_scalar_summary("train", dict.fromkeys(names, 0.0))
                 events[names] = self._event_pb2.Event(summary=summary)
             event = events[names]
             event.step, event.wall_time = step, begin + interval * count
@@ -109,14 +120,18 @@ class EventWriter:
 
 @final
 class TensorBoardRecorder(Recorder):
-    """Recorder of `tensorboard/`: scalars, previews, configuration; at the end also GIFs and latent codes.
+    """Recorder of event files: scalars, previews, configuration; at the end also GIFs and latent codes.
 
     Event files only grow. Of more than MAX_FRAMES previews, it writes those at the stride of `PreviewRecorder`.
+    They lie in the run directory itself, since TensorBoard names a run by the directory of its events.
     """
 
-    def __init__(self, preview_every: int) -> None:
-        """`preview_every` is the number of epochs between two previews, 0 if there are none."""
-        self._preview_every = preview_every
+    def __init__(self, preview_every: int, histograms: bool = False) -> None:
+        """`preview_every` is the number of epochs between two previews, 0 if there are none.
+
+        `histograms` adds the distributions of weights and gradients at each evaluation.
+        """
+        self._preview_every, self._histograms = preview_every, histograms
 
     def open(self, run: RunInfo) -> None:
         """Create an event file. Each resumption adds a file, and readers read them in order of their names.
@@ -124,8 +139,7 @@ class TensorBoardRecorder(Recorder):
         A fresh run deletes the event files that are there, and writes its configuration.
         """
         self._run = run
-        self._log_dir = run.run_dir / TENSORBOARD_DIR
-        create_dir(self._log_dir)
+        self._log_dir = find_events_dir(run.run_dir)
         if not run.completed_steps:
             for stale in self._list_event_files():
                 stale.unlink()
@@ -139,20 +153,21 @@ class TensorBoardRecorder(Recorder):
     def record(self, snapshot: Snapshot) -> None:
         """Append scalars and images."""
         step = snapshot.clock.step
-        self._writer.add_curves("train", snapshot.train_curves)
+        self._writer.add_curves(snapshot.train_curves)
         if not self._run.is_recorded(step):
             if snapshot.test_metrics:
                 self._writer.add_summaries([_build_scalar_summary("test", snapshot.test_metrics)], step)
+            if self._histograms:
+                self._writer.add_summaries(_iter_histograms(snapshot), step)
             if snapshot.preview_images and self._is_preview_due(snapshot.clock):
-                images = {
-                    f"preview/{name}": encode_png(to_pil_image(pixels))
-                    for name, pixels in snapshot.preview_images.items()
-                }
-                self._writer.add_summaries(map(_build_image_summary, images.items()), step)
+                self._add_images(PREVIEW_GROUP, snapshot.preview_images, step)
         if snapshot.final_artifacts is not None:
             # Once: not by a run that will be resumed, nor by one that was killed after this step.
             if snapshot.is_complete and not self._run.is_recorded(step):
-                self._add_gallery(snapshot.final_artifacts.gallery, step)
+                gallery = snapshot.final_artifacts.gallery
+                self._add_images(
+                    RESULT_GROUP, {name: pixels for name, pixels in gallery.items() if pixels.ndim == 3}, step
+                )
             if snapshot.final_artifacts.codes is not None:
                 write_projector(self._log_dir, snapshot.final_artifacts, self._run.class_names)
 
@@ -170,7 +185,9 @@ class TensorBoardRecorder(Recorder):
         for path in sorted((self._run.run_dir / FIGURES_DIR).glob("*.gif")):
             data = read_file(path)
             if data.startswith(b"GIF8") and len(data) >= GIF_HEADER_BYTES:  # others can come from elsewhere
-                self._writer.add_summaries([_build_image_summary((f"animation/{path.stem}", data))], outcome.step)
+                self._writer.add_summaries(
+                    [_build_image_summary((f"{RESULT_GROUP}/{path.stem}", data))], outcome.step
+                )
         if outcome.state == "finished":
             *_, session_end = hparams({}, {})
             self._writer.add_summaries([session_end], outcome.step)
@@ -183,12 +200,19 @@ class TensorBoardRecorder(Recorder):
         stride = compute_preview_stride(clock.step, self._run.steps_per_epoch * self._preview_every)
         return clock.is_last_step or clock.step % stride == 0
 
-    def _add_gallery(self, gallery: Mapping[str, Tensor], step: int) -> None:
-        still_images = {name: pixels for name, pixels in gallery.items() if pixels.ndim == 3}
-        encoded_images = {
-            f"gallery/{name}": encode_png(to_pil_image(pixels)) for name, pixels in still_images.items()
-        }
-        self._writer.add_summaries(map(_build_image_summary, encoded_images.items()), step)
+    def _add_images(self, group: str, images: Mapping[str, Tensor], step: int) -> None:
+        """Append images, uint8 (channels, height, width). A grid with a class in each row is divided, too."""
+        tagged_images = {f"{group}/{name}": pixels for name, pixels in images.items()}
+        for name, pixels in images.items():
+            labels = self._run.picture_labels.get(name, PictureLabels())
+            tagged_images |= {
+                f"{CLASS_GROUP}/{name} {label}" if len(images) > 1 else f"{CLASS_GROUP}/{label}": part
+                for label, part in _iter_class_parts(pixels, labels, self._run.class_names)
+            }
+        self._writer.add_summaries(
+            (_build_image_summary((tag, encode_png(to_pil_image(part)))) for tag, part in tagged_images.items()),
+            step,
+        )
 
 
 def _build_config_summaries(run: RunInfo) -> list[Any]:
@@ -196,7 +220,7 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
 
     tensorboardX's own `add_hparams` would create a second run for these. Its summary of all hyperparameters
     and metrics is omitted. TensorBoard would apply the first run's summary to all runs. Without it,
-    TensorBoard collects them from each run.
+    TensorBoard collects them from each run. `genexp-compare --tensorboard` writes one for all its runs.
     """
     from tensorboardX.summary import hparams, text
 
@@ -205,31 +229,87 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
     return [text("config", f"```yaml\n{config}```"), session_start]
 
 
+def write_hparams_columns(path: Path, examples: Mapping[str, Any], metric_tags: Sequence[str]) -> None:
+    """Write an event file with the columns of the HParams page: settings (key → value, for its type) and metrics.
+
+    Without it, TensorBoard shows all hyperparameters and all metrics of all runs.
+    """
+    from tensorboardX.summary import hparams
+
+    columns, *_ = hparams(_simplify_values(examples), dict.fromkeys(metric_tags, 0.0))
+    path.unlink(missing_ok=True)
+    writer = EventWriter(path, first_step=1)
+    writer.add_summaries([columns], step=0)
+    writer.close()
+
+
+def _simplify_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in settings.items()
+    }
+
+
 def _select_changed_settings(run: RunInfo) -> dict[str, bool | int | float | str]:
-    """Return dotted key → value of the model, the data set, the seed, and what the command line names."""
+    """Return dotted key → value of the model, the seed, and what the command line names."""
     try:
         overrides = read_yaml_file(run.run_dir / HYDRA_DIR / "overrides.yaml")
     except CheckpointError:  # not started by Hydra
         overrides = []
     words = [str(word).lstrip("+~") for word in overrides] if isinstance(overrides, list) else []
-    names = {word.partition("=")[0].partition("@")[0] for word in words} - IGNORED_SETTINGS
+    names = {word.partition("=")[0].partition("@")[0] for word in words}
+    names = {name for name in names if name.partition(".")[0] not in IGNORED_SETTINGS}
     presets = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     settings = {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
+        key: value
         for key, value in flatten_config(run.config)
         if key in SHOWN_SETTINGS
         or any(f"{key}.".startswith(f"{name}.") for name in names if "." in name)
         or key.removesuffix(".name") in names
     }
-    return settings | dict(zip(["experiment"], presets, strict=False))
+    return _simplify_values(settings | dict(zip(["experiment"], presets, strict=False)))
 
 
-def _build_scalar_summary(prefix: str, metrics: Mapping[str, float]) -> Any:
+def get_scalar_tag(name: str, split: str) -> str:
+    """Return the tag of a metric: losses form the first group, and a metric's splits are neighbors."""
+    group = LOSS_GROUP if name == "loss" or name.endswith("_loss") else METRIC_GROUP
+    return f"{group}/{name}/{split}"
+
+
+def _build_scalar_summary(split: str, metrics: Mapping[str, float]) -> Any:
     from tensorboardX.proto.summary_pb2 import Summary
 
     return Summary(
-        value=[Summary.Value(tag=f"{prefix}/{name}", simple_value=value) for name, value in metrics.items()]
+        value=[
+            Summary.Value(tag=get_scalar_tag(name, split), simple_value=value) for name, value in metrics.items()
+        ]
     )
+
+
+def _iter_histograms(snapshot: Snapshot) -> Iterator[Any]:
+    """Yield a summary of each weight and each gradient of a snapshot, of their finite values."""
+    from tensorboardX.summary import histogram
+
+    for suffix, tensors in (("", snapshot.technique_state or {}), ("/gradient", snapshot.gradients)):
+        for name, tensor in tensors.items():
+            values = tensor.detach().float().flatten().cpu().numpy() if tensor.is_floating_point() else np.empty(0)
+            values = values[np.isfinite(values)]
+            if values.size > 1:
+                yield histogram(f"{WEIGHT_GROUP}/{name}{suffix}", values, HISTOGRAM_BINS)
+
+
+def _iter_class_parts(
+    pixels: Tensor, labels: PictureLabels, class_names: Sequence[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (class, part of a grid) if the grid has a class in each row or in each column."""
+    for dim, names in ((1, labels.rows), (2, labels.columns)):
+        if names and set(names) <= set(class_names):
+            size = pixels.shape[dim] / len(names)
+            for index, name in enumerate(names):
+                yield (
+                    name,
+                    pixels.narrow(dim, round(index * size), round((index + 1) * size) - round(index * size)),
+                )
 
 
 def _build_image_summary(tagged_image: tuple[str, bytes]) -> Any:
@@ -262,18 +342,25 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
         projector_config += f'  metadata_path: "{PROJECTOR_DIR}/classes.tsv"\n'
     if artifacts.images is not None:
         side = min(MAX_THUMBNAIL_PIXELS, max(artifacts.images.shape[2:]))
-        _write_sprite(projector_dir / "thumbnails.png", artifacts.images[:MAX_PROJECTOR_SAMPLES], side)
+        labels = None if artifacts.labels is None else artifacts.labels.tolist()
+        _write_sprite(projector_dir / "thumbnails.png", artifacts.images[:MAX_PROJECTOR_SAMPLES], side, labels)
         projector_config += f'  sprite {{\n    image_path: "{PROJECTOR_DIR}/thumbnails.png"\n'
         projector_config += 2 * f"    single_image_dim: {side}\n" + "  }\n"
-    write_file(log_dir / "projector_config.pbtxt", projector_config + "}\n")
+    write_file(log_dir / PROJECTOR_FILE, projector_config + "}\n")
 
 
-def _write_sprite(path: Path, thumbnails: Tensor, side: int) -> None:
-    from PIL import Image
+def _write_sprite(path: Path, thumbnails: Tensor, side: int, labels: Sequence[int] | None) -> None:
+    """Write the thumbnails in rows, each framed in the color of its label: the projector starts without colors."""
+    from PIL import Image, ImageOps
 
-    columns = math.ceil(math.sqrt(len(thumbnails)))
-    sprite = Image.new("L" if thumbnails.shape[1] == 1 else "RGB", (columns * side, columns * side))
+    columns, frame = math.ceil(math.sqrt(len(thumbnails))), max(1, side // FRAME_FRACTION)
+    colors = None if labels is None else (255 * pick_colors(1 + max(labels, default=0))).round().astype(int)
+    sprite = Image.new("RGB", (columns * side, columns * side))
     for index, pixels in enumerate(thumbnails):
         row, column = divmod(index, columns)
-        sprite.paste(to_pil_image(pixels).resize((side, side)), (column * side, row * side))
+        image = to_pil_image(pixels).convert("RGB").resize((side, side))
+        if labels is not None and colors is not None:
+            inner = image.crop((frame, frame, side - frame, side - frame))
+            image = ImageOps.expand(inner, frame, tuple(colors[labels[index], :3].tolist()))
+        sprite.paste(image, (column * side, row * side))
     write_file(path, encode_png(sprite))

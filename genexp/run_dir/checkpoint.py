@@ -20,10 +20,10 @@ from torch import Tensor
 from genexp.device import check_memory
 from genexp.errors import CheckpointError, GenexpError
 from genexp.run_dir.files import create_dir, open_regular_file, remove_file, sync_files, truncate_file, write_file
-from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, TENSORBOARD_DIR, format_path
+from genexp.run_dir.paths import CHECKPOINTS_DIR, METRICS_FILE, OLD_EVENTS_DIR, format_path
 
 FORMAT_VERSION = 2
-LOG_PATTERNS = (METRICS_FILE, f"{TENSORBOARD_DIR}/events.*")  # glob patterns of the append-only files
+LOG_PATTERNS = (METRICS_FILE, "events.*", f"{OLD_EVENTS_DIR}/events.*")  # glob patterns of the append-only files
 MAX_VALUES = 10**6  # values in a checkpoint; checkpoints of the built-in techniques have hundreds
 MAX_DEPTH = 100  # of nested dicts, lists and tuples
 # Allowed names in a pickle (tensors and plain values), and other instructions of a pickle that name objects.

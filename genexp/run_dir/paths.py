@@ -21,7 +21,9 @@ CHECKPOINTS_DIR = "checkpoints"
 BEST_FILE = "best.pt"  # in CHECKPOINTS_DIR
 FIGURES_DIR = "figures"
 PREVIEWS_DIR = "previews"  # one folder of frames for each animation NAME.gif or NAME.mp4 in the run directory
-TENSORBOARD_DIR = "tensorboard"
+EVENT_FILE_PREFIX = "events.out.tfevents."  # of TensorBoard's files, directly in the run directory
+PROJECTOR_FILE, PROJECTOR_DIR = "projector_config.pbtxt", "projector"  # TensorBoard expects this file name there
+OLD_EVENTS_DIR = "tensorboard"  # folder of the events in runs of earlier versions
 MADE_DIR = "made"  # written by genexp-sample
 EXPORT_DIR = "export"  # written by genexp-export, a folder for each format
 # In FIGURES_DIR, beside one file for each preview and each image of the gallery.
@@ -45,7 +47,8 @@ TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 _RUN_NAMES = {
     *(CONFIG_FILE, STATUS_FILE, STATUS_RESERVE_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE),
     *(LOCK_FILE, LOG_FILE, PLUGINS_FILE, METRICS_TABLE_FILE, WANDB_FILE, WANDB_DIR, MLFLOW_FILE),
-    *(CHECKPOINTS_DIR, FIGURES_DIR, PREVIEWS_DIR, TENSORBOARD_DIR, HYDRA_DIR, MADE_DIR, EXPORT_DIR),
+    *(CHECKPOINTS_DIR, FIGURES_DIR, PREVIEWS_DIR, HYDRA_DIR, MADE_DIR, EXPORT_DIR),
+    *(PROJECTOR_FILE, PROJECTOR_DIR, OLD_EVENTS_DIR),
 }
 _SWEEP_NAMES = {
     *(MANIFEST_FILE, MULTIRUN_FILE, STOP_FILE, STUDY_FILE, STUDY_LOCK_FILE, REPORT_FILE, LOCK_FILE),
@@ -55,7 +58,8 @@ _SWEEP_NAMES = {
 
 def is_run_name(name: str) -> bool:
     """Return whether a run writes a file or folder with this name into its directory."""
-    return name in _RUN_NAMES or name == ASSETS_DIR or name.endswith((".gif", ".mp4", TEMPORARY_SUFFIX))
+    is_written = name in _RUN_NAMES or name == ASSETS_DIR or name.startswith(EVENT_FILE_PREFIX)
+    return is_written or name.endswith((".gif", ".mp4", TEMPORARY_SUFFIX))
 
 
 def is_sweep_name(name: str) -> bool:
@@ -68,6 +72,15 @@ def find_assets_dir(run_dir: Path) -> Path:
     run_dir = run_dir.resolve()
     is_job = (run_dir.parent / MANIFEST_FILE).is_file()
     return (run_dir.parent if is_job else run_dir) / ASSETS_DIR
+
+
+def find_events_dir(run_dir: Path) -> Path:
+    """Return the directory of a run's TensorBoard events, which names the run in TensorBoard.
+
+    It is `run_dir`, so that the name is `vae/2026-…`. Runs of earlier versions have a folder in it.
+    """
+    old_dir = run_dir / OLD_EVENTS_DIR
+    return old_dir if any(old_dir.glob(f"{EVENT_FILE_PREFIX}*")) else run_dir
 
 
 def find_animations(directory: Path) -> list[Path]:

@@ -17,14 +17,15 @@ from genexp.run_dir.paths import (
     CONFIG_FILE,
     FIGURES_DIR,
     HYDRA_DIR,
+    OLD_EVENTS_DIR,
     PREVIEWS_DIR,
-    TENSORBOARD_DIR,
+    PROJECTOR_DIR,
     format_path,
 )
 from genexp.run_dir.status import RunStatus, read_status
 
 STALE_SECONDS = 10  # age of a "running" status after which the lock file decides whether the run is alive
-NON_RUN_DIRS = {CHECKPOINTS_DIR, TENSORBOARD_DIR, FIGURES_DIR, PREVIEWS_DIR}
+NON_RUN_DIRS = {CHECKPOINTS_DIR, OLD_EVENTS_DIR, PROJECTOR_DIR, FIGURES_DIR, PREVIEWS_DIR}
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from genexp.distributed.rank import check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics import METRICS
 from genexp.metrics.scores import infer_direction
-from genexp.recorders import DEFAULT_RECORDERS, RECORDERS
+from genexp.recorders import DEFAULT_OPTIONS, DEFAULT_RECORDERS, RECORDERS
 from genexp.run_dir.config_file import check_no_interpolations
 from genexp.run_dir.record import flatten_config
 from genexp.technique import Technique, find_technique
@@ -46,7 +46,7 @@ class TopLevelConfig:
         for name, value in self.recorders.items():
             key = f"recorders.{name}"
             if name in DEFAULT_RECORDERS:
-                require(value is None or isinstance(value, bool), key, value, "must be true or false")
+                _check_default_recorder(key, value, DEFAULT_OPTIONS.get(name, {}))
                 continue
             is_valid = value is None or isinstance(value, bool | Mapping)
             require(is_valid, key, value, "must be true, false, or a mapping of its options")
@@ -55,6 +55,15 @@ class TopLevelConfig:
                 rule = f"requires the package {package}. Run `pip install 'genexp[{package}]'`"
                 require(importlib.util.find_spec(package) is not None, key, value, rule)
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2**63)")
+
+
+def _check_default_recorder(key: str, value: Any, options: Mapping[str, type]) -> None:
+    if options and isinstance(value, Mapping):
+        for name, option in value.items():
+            require(name in options, f"{key}.{name}", option, f"unknown. Use {', '.join(options)}")
+            require(isinstance(option, options[name]), f"{key}.{name}", option, "must be true or false")
+        return
+    require(value is None or isinstance(value, bool), key, value, "must be true or false")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from genexp.distributed.rank import RankInfo, resolve_rank_info
 from genexp.distributed.rank_process import RankProcess
 from genexp.distributed.store import RankTask
 from genexp.errors import ConfigError
-from genexp.recorders import DEFAULT_RECORDERS, build_named_recorders, is_enabled
+from genexp.recorders import DEFAULT_RECORDERS, build_named_recorders, get_options, is_enabled
 from genexp.recorders.checkpoints import CheckpointRecorder
 from genexp.recorders.console import ConsoleRecorder
 from genexp.recorders.figures import FigureRecorder
@@ -272,7 +272,7 @@ def build_recorders(config: ExperimentConfig) -> RecorderGroup:
         ("metrics", MetricsRecorder()),
         ("previews", PreviewRecorder(trainer.preview_every, trainer.video)),
         ("figures", FigureRecorder(trainer.video, read_time=read_time)),
-        ("tensorboard", TensorBoardRecorder(trainer.preview_every)),
+        ("tensorboard", TensorBoardRecorder(trainer.preview_every, **get_options(settings, "tensorboard"))),
         *(("named", recorder) for recorder in build_named_recorders(settings)),
         ("status", StatusRecorder(read_time=read_time)),
         ("report", ReportRecorder(write_run_report, read_time=read_time)),

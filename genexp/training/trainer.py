@@ -394,6 +394,11 @@ class SnapshotBuilder:
             if is_ending or self._is_checkpoint_due(clock)
             else None,
             technique_state=dict(self.learner.eval_technique.state_dict()) if should_evaluate else None,
+            gradients={
+                name: weight.grad for name, weight in technique.named_parameters() if weight.grad is not None
+            }
+            if should_evaluate
+            else {},
             final_artifacts=self._build_final_artifacts() if is_ending else None,
             is_complete=is_complete,
         )

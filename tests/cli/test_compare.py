@@ -263,8 +263,9 @@ def test_table_is_no_wider_than_the_screen(width: int, tmp_path: Path) -> None:
 def test_tensorboard_logs_have_readable_names(tmp_path: Path) -> None:
     for number in range(2):
         run = make_run_dir(tmp_path / "sweep" / str(number), overrides={"optimizer.lr": 0.001 * (1 + number)})
-        (run / "tensorboard").mkdir()
-        (run / "tensorboard" / "events.out.tfevents.1").touch()
+        events_dir = run if number else run / "tensorboard"  # of runs of earlier versions
+        events_dir.mkdir(exist_ok=True)
+        (events_dir / "events.out.tfevents.1").touch()
     make_run_dir(tmp_path / "sweep" / "2")  # without logs
     for _ in range(2):  # the second call replaces the links of the first
         assert run_compare(tmp_path / "sweep", "--tensorboard", tmp_path / "logs").exit_code == 0

@@ -149,7 +149,7 @@ def test_class_folders_with_special_names_are_shown_as_text() -> None:
         *OUTPUT,
     )
     assert result.exit_code == 0, result.stderr
-    classes = Path("out/tensorboard/projector/classes.tsv").read_text().splitlines()
+    classes = Path("out/projector/classes.tsv").read_text().splitlines()
     assert set(classes) == {"[red]x", "[[bold]", "a b c", "<b>&", "\\xff\\xfe"}
     assert "<b>&" not in Path("out/figures/latents.html").read_text()
     for main in (evaluate.main, sample.main, compare.main):

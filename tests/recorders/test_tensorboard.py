@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from genexp.cli.compare import link_tensorboard_logs
 from genexp.images.animation import encode_animation
@@ -18,7 +20,9 @@ from genexp.recorders.tensorboard import TensorBoardRecorder, _select_changed_se
 from genexp.reports import compare
 from genexp.run_dir.checkpoint import truncate_logs
 from genexp.snapshot import Curve, FinalArtifacts, Snapshot
+from genexp.technique import PictureLabels
 from tests.support.browser import needs_browser, start_browser
+from tests.support.command import TINY_RUN_OVERRIDES, format_run_dir_override, get_error_line, run_genexp
 from tests.support.run_dirs import make_run_dir
 from tests.support.snapshots import (
     flush_and_measure_logs,
@@ -66,9 +70,9 @@ def test_every_step_and_every_score_is_read_back(tmp_path: Path) -> None:
         record_snapshots(recorder, run, (0, 10, 20))
         recorder.flush()
         found = read_scalars(tmp_path)
-    assert found["train/loss"] == [(step, synthetic_loss(step)) for step in range(1, 21)]
-    assert found["test/psnr"] == [(10, 11), (20, 12)]
-    assert set(found) == {"train/loss", "train/kl", "test/psnr"}
+    assert found["losses/loss/train"] == [(step, synthetic_loss(step)) for step in range(1, 21)]
+    assert found["metrics/psnr/test"] == [(10, 11), (20, 12)]
+    assert set(found) == {"losses/loss/train", "metrics/kl/train", "metrics/psnr/test"}
 
 
 def test_recorded_events_reach_the_file_within_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +81,7 @@ def test_recorded_events_reach_the_file_within_a_second(tmp_path: Path, monkeypa
         record_snapshots(recorder, run, (0, 10))
         monkeypatch.setattr("genexp.recorders.tensorboard.FLUSH_SECONDS", 0)
         record_snapshots(recorder, run, (20,))
-        assert len(read_scalars(tmp_path)["train/loss"]) == 20
+        assert len(read_scalars(tmp_path)["losses/loss/train"]) == 20
 
 
 def test_wall_times_increase_within_a_block(tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_wall_times_increase_within_a_block(tmp_path: Path) -> None:
         time.sleep(0.05)
         recorder.record(make_snapshot(10, run))
         recorder.flush()
-        times = [event.wall_time for event in read_events(tmp_path).Scalars("train/loss")]
+        times = [event.wall_time for event in read_events(tmp_path).Scalars("losses/loss/train")]
     assert times == sorted(set(times))
     assert begin - 1 < times[0] < times[-1] <= time.time()
 
@@ -96,9 +100,11 @@ def test_inactive_phase_has_fewer_points(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
     sparse = Curve(np.array([2, 4]), np.array([0.5, 0.25], np.float32))
     with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
-        recorder.record(Snapshot(make_clock(4, run), {"critic": make_curves(1, 4)["loss"], "generator": sparse}))
-    assert read_scalars(tmp_path)["train/generator"] == [(2, 0.5), (4, 0.25)]
-    assert len(read_scalars(tmp_path)["train/critic"]) == 4
+        recorder.record(
+            Snapshot(make_clock(4, run), {"critic_loss": make_curves(1, 4)["loss"], "generator_loss": sparse})
+        )
+    assert read_scalars(tmp_path)["losses/generator_loss/train"] == [(2, 0.5), (4, 0.25)]
+    assert len(read_scalars(tmp_path)["losses/critic_loss/train"]) == 4
 
 
 def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> None:
@@ -117,14 +123,14 @@ def test_images_config_gifs_and_hyperparameters_are_written(tmp_path: Path) -> N
             )
         )
     events = read_events(tmp_path)
-    assert set(events.Tags()["images"]) == {"preview/samples", "gallery/grid", "animation/walk"}
-    [gif] = events.Images("animation/walk")
+    assert set(events.Tags()["images"]) == {"previews/samples", "results/grid", "results/walk"}
+    [gif] = events.Images("results/walk")
     assert gif.encoded_image_string == (tmp_path / "figures/walk.gif").read_bytes()
     assert (gif.width, gif.step) == (256, 40)
     [text] = events.Tensors("config/text_summary")
     assert b"beta: 1.0" in text.tensor_proto.string_val[0]
     assert set(events.summary_metadata) >= {"_hparams_/session_start_info", "_hparams_/session_end_info"}
-    assert [path.name for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()] == ["projector"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["figures", "projector"]
 
 
 def test_hyperparameters_are_those_that_the_command_line_changes(tmp_path: Path) -> None:
@@ -157,11 +163,74 @@ def test_hyperparameters_are_those_that_the_command_line_changes(tmp_path: Path)
     assert _select_changed_settings(make_run_info(tmp_path, config=config)) == {"seed": 0, "model.name": "vae"}
 
 
+def test_grids_of_classes_are_also_one_picture_per_class(tmp_path: Path) -> None:
+    labels = {"samples": PictureLabels(rows=("2", "0")), "walk": PictureLabels(columns=("a", "b"))}
+    run = make_run_info(tmp_path, picture_labels=labels)
+    grid = make_image(1, (8, 6), channels=3)
+    with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
+        recorder.record(make_snapshot(40, run, preview_images={"samples": grid}))
+        recorder.record(make_snapshot(50, run, preview_images={"walk": grid}))  # its columns are no classes
+    events = read_events(tmp_path)
+    assert set(events.Tags()["images"]) == {
+        *("previews/samples", "previews/walk", "samples by class/2", "samples by class/0")
+    }
+    [event] = events.Images("samples by class/0")
+    with Image.open(io.BytesIO(event.encoded_image_string)) as image:
+        assert torch.equal(torch.from_numpy(np.array(image)).permute(2, 0, 1), grid[:, 4:])
+
+
+def test_histograms_are_written_only_on_request(tmp_path: Path) -> None:
+    weights, gradient = torch.linspace(-1, 1, 100), torch.tensor([0.5, float("nan"), 2.0, float("inf")])
+    for name, histograms in (("with", True), ("without", False)):
+        run = make_run_info(tmp_path / name)
+        with open_recorder(TensorBoardRecorder(preview_every=1, histograms=histograms), run) as recorder:
+            state = {"encoder.weight": weights, "count": torch.tensor([1, 2])}
+            gradients = {"encoder.weight": gradient}
+            recorder.record(make_snapshot(40, run, technique_state=state, gradients=gradients))
+    assert read_events(tmp_path / "without").Tags()["histograms"] == []
+    events = read_events(tmp_path / "with")
+    assert events.Tags()["histograms"] == ["weights/encoder.weight", "weights/encoder.weight/gradient"]
+    [found] = events.Histograms("weights/encoder.weight")
+    assert (found.step, found.histogram_value.num, found.histogram_value.min) == (40, 100, -1)
+    [found] = events.Histograms("weights/encoder.weight/gradient")
+    assert (found.histogram_value.num, found.histogram_value.max) == (2, 2)  # its finite values
+
+
+def test_trained_weights_and_gradients_reach_tensorboard(tmp_path: Path) -> None:
+    others = [f"recorders.{name}=false" for name in ("figures", "report", "console", "previews")]
+    command = (
+        "model=gan",
+        *TINY_RUN_OVERRIDES,
+        *others,
+        "trainer.batch_size=20",
+        "recorders.tensorboard.histograms=true",
+    )
+    result = run_genexp(*command, format_run_dir_override(tmp_path / "run"))
+    assert result.exit_code == 0, result.stderr
+    tags = read_events(tmp_path / "run").Tags()["histograms"]
+    for module in ("generator", "discriminator"):
+        weights = [tag for tag in tags if tag.startswith(f"weights/{module}.") and tag.endswith(".weight")]
+        assert weights
+        assert {f"{tag}/gradient" for tag in weights} <= set(tags)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recorders.tensorboard.histograms=3", "recorders.tensorboard.histograms=3: must be true or false"),
+        ("recorders.tensorboard.histogram=true", "recorders.tensorboard.histogram=True: unknown. Use histograms"),
+        ("recorders.figures.size=3", "recorders.figures={'size': 3}: must be true or false"),
+    ],
+)
+def test_wrong_options_are_one_line(override: str, message: str) -> None:
+    assert message in get_error_line(run_genexp("model=gan", override), "genexp")
+
+
 def test_projector_has_one_row_per_sample(tmp_path: Path) -> None:
     run = make_run_info(tmp_path)
     with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         recorder.record(make_snapshot(40, run, final_artifacts=make_final_artifacts()))
-    folder = tmp_path / "tensorboard"
+    folder = tmp_path
     assert np.loadtxt(folder / "projector/codes.tsv").shape == (30, 3)
     assert (folder / "projector/classes.tsv").read_text().split() == [str(number % 10) for number in range(30)]
     for path in re.findall(r'_path: "(.*)"', (folder / "projector_config.pbtxt").read_text()):
@@ -180,9 +249,9 @@ def test_truncated_and_resumed_events_equal_uninterrupted_events(tmp_path: Path)
     resumed_run = make_run_info(tmp_path / "broken", completed_steps=20)
     with open_recorder(TensorBoardRecorder(preview_every=1), resumed_run) as resumed:
         record_snapshots(resumed, resumed_run, (30, 40))
-    assert len(list((tmp_path / "broken" / "tensorboard").iterdir())) == 2
+    assert len(list((tmp_path / "broken").glob("events.*"))) == 2
     assert read_scalars(tmp_path / "broken") == read_scalars(tmp_path / "straight")
-    previews = [read_events(tmp_path / name).Images("preview/reconstructions") for name in ("straight", "broken")]
+    previews = [read_events(tmp_path / name).Images("previews/reconstructions") for name in ("straight", "broken")]
     assert [image.step for image in previews[0]] == [image.step for image in previews[1]] == [0, 10, 20, 30, 40]
 
 
@@ -192,7 +261,7 @@ def test_previews_of_a_long_run_are_thinned(tmp_path: Path, monkeypatch: pytest.
     with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         for step in range(0, 171, 10):
             recorder.record(Snapshot(make_clock(step, run), preview_images={"samples": make_image(step)}))
-    steps = [image.step for image in read_events(tmp_path).Images("preview/samples")]
+    steps = [image.step for image in read_events(tmp_path).Images("previews/samples")]
     assert steps == [0, 10, 20, 30, 40, 60, 80, 120, 160, 170]
 
 
@@ -204,13 +273,13 @@ def test_running_tensorboard_drops_truncated_steps(tmp_path: Path) -> None:
         record_snapshots(killed, run, (30,))
         killed.flush()
         watcher = read_events(tmp_path)
-        assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 31))
+        assert [event.step for event in watcher.Scalars("losses/loss/train")] == list(range(1, 31))
     truncate_logs(tmp_path, log_offsets)
     resumed_run = make_run_info(tmp_path, completed_steps=20)
     with open_recorder(TensorBoardRecorder(preview_every=1), resumed_run) as resumed:
         record_snapshots(resumed, resumed_run, (30, 40))
     watcher.Reload()
-    assert [event.step for event in watcher.Scalars("train/loss")] == list(range(1, 41))
+    assert [event.step for event in watcher.Scalars("losses/loss/train")] == list(range(1, 41))
 
 
 def test_tensorboard_server_returns_scalars_and_hyperparameters(tmp_path: Path) -> None:
@@ -222,22 +291,22 @@ def test_tensorboard_server_returns_scalars_and_hyperparameters(tmp_path: Path) 
         )
     with start_tensorboard(tmp_path) as address:
         data = f"{address}/data/plugin"
-        assert set(query_tensorboard(f"{data}/scalars/tags")["run/tensorboard"]) == {
-            "train/loss",
-            "train/kl",
-            "test/psnr",
+        assert set(query_tensorboard(f"{data}/scalars/tags")["run"]) == {
+            "losses/loss/train",
+            "metrics/kl/train",
+            "metrics/psnr/test",
         }
-        points = query_tensorboard(f"{data}/scalars/scalars?run=run/tensorboard&tag=test/psnr")
+        points = query_tensorboard(f"{data}/scalars/scalars?run=run&tag=metrics/psnr/test")
         assert [(step, value) for _, step, value in points] == [(10, 11), (20, 12), (40, 14)]
         experiment = query_tensorboard(f"{data}/hparams/experiment", experimentName="")
         assert {info["name"] for info in experiment["hparamInfos"]} == {"model.name", "seed"}
-        metrics = [{"name": {"tag": "test/psnr", "group": ""}}]
+        metrics = [{"name": {"tag": "metrics/psnr/test", "group": ""}}]
         question = {"colParams": [{"metric": metrics[0]["name"]}], "startIndex": 0, "sliceSize": 10}
         [group] = query_tensorboard(
             f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"]
         )["sessionGroups"]
-        assert {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"] == 14
-        assert query_tensorboard(f"{data}/projector/runs") == ["run/tensorboard"]
+        assert {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["metrics/psnr/test"] == 14
+        assert query_tensorboard(f"{data}/projector/runs") == ["run"]
 
 
 def test_tensorboard_server_lists_runs_by_readable_names(tmp_path: Path) -> None:
@@ -249,6 +318,9 @@ def test_tensorboard_server_lists_runs_by_readable_names(tmp_path: Path) -> None
     link_tensorboard_logs(compare([tmp_path / "sweep"]), tmp_path / "logs")
     with start_tensorboard(tmp_path / "logs") as address:
         runs = query_tensorboard(f"{address}/data/plugin/scalars/tags")
+        columns = query_tensorboard(f"{address}/data/plugin/hparams/experiment", experimentName="")
+    assert [info["name"] for info in columns["hparamInfos"]] == ["seed"]
+    assert [info["name"]["tag"] for info in columns["metricInfos"]] == ["metrics/mse/test"]
     assert set(runs) == {"stacked_autoencoder/0 seed=0", "stacked_autoencoder/1 seed=1"}
 
 
@@ -263,7 +335,7 @@ def record_sweep(sweep_dir: Path) -> dict[str, tuple[float, float]]:
         with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
             record_snapshots(recorder, run, (0, 10, 20, 30))
             recorder.record(make_snapshot(40, run, test_metrics={"psnr": 20.0 + number}))
-        expected[f"{number}/tensorboard"] = rate, 20.0 + number
+        expected[str(number)] = rate, 20.0 + number
     return expected
 
 
@@ -286,15 +358,15 @@ def test_tensorboard_server_compares_a_sweep(tmp_path: Path) -> None:
         differing = [info["name"] for info in experiment["hparamInfos"] if info.get("differs")]
         assert sorted(differing) == ["optimizer.lr", "seed"]
         assert differing == [info["name"] for info in experiment["hparamInfos"]][:2], "the page shows these first"
-        assert "test/psnr" in {info["name"]["tag"] for info in experiment["metricInfos"]}
-        by_psnr = {"metric": {"tag": "test/psnr", "group": ""}, "order": "ORDER_DESC"}
+        assert "metrics/psnr/test" in {info["name"]["tag"] for info in experiment["metricInfos"]}
+        by_psnr = {"metric": {"tag": "metrics/psnr/test", "group": ""}, "order": "ORDER_DESC"}
         question = {"colParams": [by_psnr], "startIndex": 0, "sliceSize": 10}
         answer = query_tensorboard(
             f"{data}/hparams/session_groups", **question, allowedStatuses=["STATUS_SUCCESS"]
         )
         found = {}
         for group in answer["sessionGroups"]:
-            psnr = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["test/psnr"]
+            psnr = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["metrics/psnr/test"]
             found[group["name"]] = group["hparams"]["optimizer.lr"], psnr
         assert found == expected
         assert list(found) == sorted(expected, reverse=True)
@@ -308,7 +380,7 @@ def test_browser_shows_a_sweep_on_the_hparams_page(tmp_path: Path) -> None:
         wait_for_sessions(f"{address}/data/plugin", len(expected))
         page.set_viewport(1500, 1000)
         page.visit(f"{address}/#hparams")
-        expected_texts = [*expected, "optimizer.lr", "seed", "test/psnr", "23.000"]
+        expected_texts = [*expected, "optimizer.lr", "seed", "metrics/psnr/test", "23.000"]
         try:
             page.wait(
                 f"{COLLECT_TEXTS_SCRIPT} return {expected_texts}.every((word) => words.includes(word))", seconds=40

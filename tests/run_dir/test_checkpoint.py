@@ -90,7 +90,8 @@ def test_run_whose_log_is_shorter_than_all_checkpoints_say_cannot_be_resumed(log
 
 def test_logs_are_cut_to_their_sizes_and_later_ones_removed(logged_run_dir: Path) -> None:
     (logged_run_dir / "tensorboard").mkdir()
-    (logged_run_dir / "tensorboard" / "events.1").touch()
+    (logged_run_dir / "tensorboard" / "events.1").touch()  # of earlier versions
+    (logged_run_dir / "events.1").touch()
     truncate_logs(logged_run_dir, {"metrics.jsonl": 50})
     assert measure_logs(logged_run_dir) == {"metrics.jsonl": 50}
 

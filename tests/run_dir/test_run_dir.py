@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from genexp.recorders.tensorboard import get_scalar_tag
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
 from tests.support.command import (
     FIGURES_ON,
@@ -56,7 +57,7 @@ def read_gray_frames(path: Path) -> list[bytes]:
 def test_run_directory_contains_every_documented_file(run_dir: Path) -> None:
     for name in ("config.yaml", "train.log", "metrics.jsonl", "status.json", "reconstructions.gif"):
         assert (run_dir / name).stat().st_size > 0, name
-    for name in ("checkpoints", "tensorboard", "figures", ".hydra"):
+    for name in ("checkpoints", "projector", "figures", ".hydra"):
         assert any((run_dir / name).iterdir()), name
     assert not list(run_dir.rglob("*.tmp"))
 
@@ -166,14 +167,14 @@ def test_tensorboard_has_every_step_and_every_score(run_dir: Path) -> None:
     for split in ("train", "test"):
         for name in {key for row in rows if row["split"] == split for key in row} - {"step", "epoch", "split"}:
             logged = [(row["step"], row[name]) for row in rows if row["split"] == split]
-            read = [(event.step, event.value) for event in accumulator.Scalars(f"{split}/{name}")]
+            read = [(event.step, event.value) for event in accumulator.Scalars(get_scalar_tag(name, split))]
             assert [step for step, _ in read] == [step for step, _ in logged]
             assert [value for _, value in read] == pytest.approx([value for _, value in logged], rel=1e-6)
 
 
 def test_tensorboard_has_images_config_and_codes(run_dir: Path) -> None:
     accumulator = read_events(run_dir)
-    previews = accumulator.Images("preview/reconstructions")
+    previews = accumulator.Images("previews/reconstructions")
     assert [image.step for image in previews] == [STEPS_PER_EPOCH * epoch for epoch in range(EPOCHS + 1)]
     assert all(image.encoded_image_string.startswith(b"\x89PNG") for image in previews)
     summary = accumulator.SummaryMetadata("config/text_summary")
@@ -183,13 +184,13 @@ def test_tensorboard_has_images_config_and_codes(run_dir: Path) -> None:
     assert inside == yaml.safe_load((run_dir / "config.yaml").read_text())
     assert "_hparams_/session_start_info" in accumulator.summary_metadata
     assert "_hparams_/session_end_info" in accumulator.summary_metadata
-    projector = run_dir / "tensorboard" / "projector"
+    projector = run_dir / "projector"
     codes = (projector / "codes.tsv").read_text().splitlines()
     assert len(codes) == len((projector / "classes.tsv").read_text().splitlines()) > 1
     assert all(len(line.split("\t")) == 3 for line in codes)
     with Image.open(projector / "thumbnails.png") as sprite:
         assert sprite.width == sprite.height
-    settings = (run_dir / "tensorboard" / "projector_config.pbtxt").read_text()
+    settings = (run_dir / "projector_config.pbtxt").read_text()
     for name in ("codes.tsv", "classes.tsv", "thumbnails.png"):
         assert f'"projector/{name}"' in settings
 
@@ -207,12 +208,12 @@ def test_extended_run_has_every_step_exactly_once(run_dir: Path, tmp_path: Path)
             else list(range(STEPS_PER_EPOCH, last + 1, STEPS_PER_EPOCH))
         )
         name = "loss" if split == "train" else "mse"
-        assert [event.step for event in read_events(longer).Scalars(f"{split}/{name}")] == steps
+        assert [event.step for event in read_events(longer).Scalars(get_scalar_tag(name, split))] == steps
     assert read_metrics_log(longer)[: len(read_metrics_log(run_dir))] == read_metrics_log(run_dir)
     frames = read_gray_frames(longer / "reconstructions.gif")
     assert len(frames) == 1 + EPOCHS + 2
     assert frames[: 1 + EPOCHS] == read_gray_frames(run_dir / "reconstructions.gif")
-    previews = [image.step for image in read_events(longer).Images("preview/reconstructions")]
+    previews = [image.step for image in read_events(longer).Images("previews/reconstructions")]
     assert previews == [STEPS_PER_EPOCH * epoch for epoch in range(EPOCHS + 3)]
 
 
@@ -236,8 +237,8 @@ def save_screenshot(address: str, path: Path, profile: Path) -> None:
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
 def test_browser_shows_the_run_in_tensorboard(run_dir: Path, tmp_path: Path) -> None:
     with start_tensorboard(run_dir.parent) as address:
-        name = f"{run_dir.name}/tensorboard"
-        assert "train/loss" in query_tensorboard(f"{address}/data/plugin/scalars/tags")[name]
+        tags = query_tensorboard(f"{address}/data/plugin/scalars/tags")[run_dir.name]
+        assert "losses/loss/train" in tags
         images = Path(os.environ.get("GENEXP_SCREENSHOTS", tmp_path))
         for page in ("timeseries", "images", "projector"):
             save_screenshot(f"{address}/#{page}", images / f"{page}.png", tmp_path / "profile")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tensorboardX.record_writer import RecordWriter
 
+from genexp.recorders.tensorboard import get_scalar_tag
 from genexp.run_dir import files
 from genexp.run_dir.checkpoint import list_checkpoints
 from tests.support.assertions import assert_same_run
@@ -114,7 +115,7 @@ def test_tensorboard_reads_each_step_once_after_a_kill_within_an_event(number: i
     for events in (read_events(run_dir), running_reader.Reload()):
         for split, metric in (("train", "loss"), ("test", "psnr")):
             expected = {row["step"]: row[metric] for row in rows if row["split"] == split}
-            found = events.Scalars(f"{split}/{metric}")
+            found = events.Scalars(get_scalar_tag(metric, split))
             assert [event.step for event in found] == list(expected)
             assert [event.value for event in found] == pytest.approx(list(expected.values()))
 

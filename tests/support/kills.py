@@ -249,7 +249,7 @@ def read_run_content(run_dir: Path) -> dict[str, Any]:
         if path.is_dir() or _is_uncompared(name) or path.name.startswith("events."):
             continue
         content[name] = _read_file_content(path, run_dir)
-    content["tensorboard/events"] = list(_iter_events(run_dir / "tensorboard"))
+    content["events"] = list(_iter_events(run_dir))
     return content
 
 

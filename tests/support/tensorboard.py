@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 def read_events(run_dir: Path) -> EventAccumulator:
     """Return the events of a run as TensorBoard reads them, without a limit of scalars and images."""
-    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+    return EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
 def query_tensorboard(url: str, **body: Any) -> Any:
