@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from genexp.errors import ConfigError, GenexpError
 from genexp.registry import get_plugins
@@ -19,10 +19,37 @@ SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "Unable to allocate")  # torch's and numpy's
 MAX_MESSAGE_LENGTH = 200
+DIR_METAVARS = ("RUN", "RUN_A", "RUN_B", "DIR", "FOLDER")  # of arguments that TAB completes with directories
+COMPLETION_VARIABLE = "_ARGCOMPLETE"  # set by the shell function of argcomplete
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Argument parser that raises ConfigError instead of printing its usage and exiting."""
+    """Argument parser that raises ConfigError instead of printing its usage and exiting.
+
+    If a shell asks for completions, `parse_args` and `parse_intermixed_args` print them with argcomplete and exit.
+    """
+
+    completions: Mapping[str, Sequence[str]] = {"WHICH": ("best", "newest")}  # metavar → values
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        self._complete()
+        return super().parse_args(*args, **kwargs)
+
+    def parse_intermixed_args(self, *args: Any, **kwargs: Any) -> Any:
+        self._complete()
+        return super().parse_intermixed_args(*args, **kwargs)
+
+    def _complete(self) -> None:
+        if COMPLETION_VARIABLE not in os.environ:
+            return
+        import argcomplete  # the extra "completion"; a shell that asks has registered it
+
+        for action in self._actions:
+            if action.metavar in self.completions:
+                action.completer = argcomplete.ChoicesCompleter(self.completions[action.metavar])  # type: ignore
+            elif action.metavar in DIR_METAVARS:
+                action.completer = argcomplete.DirectoriesCompleter()  # type: ignore
+        argcomplete.autocomplete(self, always_complete_options="long")
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with `message`."""

@@ -91,6 +91,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "and a model card. Each file is read again and compared with the technique. FORMAT is one of:\n\n"
         + formats,
     )
+    parser.completions = {**parser.completions, "FORMAT": tuple(FORMAT_HELP)}
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--format", required=True, metavar="FORMAT", help=", ".join(FORMAT_HELP))
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: RUN/{EXPORT_DIR}/FORMAT")

@@ -50,6 +50,7 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Generate files with the technique of a finished run. WHAT is one of these (default: all\n"
         f"that the technique supports):\n\n{choices}",
     )
+    parser.completions = {**parser.completions, "WHAT": tuple(OUTPUT_TYPE_HELP)}
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("what", nargs="?", metavar="WHAT", help="type of output")
     parser.add_argument(

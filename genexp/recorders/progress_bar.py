@@ -12,9 +12,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.theme import Theme
 
 MIN_WIDE_COLUMNS = 130  # characters; a narrower terminal gets a shorter bar without the speed: scores need room
 SPARKLINE_WIDTH, SPARKLINE_BLOCKS = 8, "▁▂▃▄▅▆▇█"
+# The default cyan, yellow and green have too little contrast on a white terminal.
+TEXT_STYLES = (
+    "progress.percentage",
+    "progress.remaining",
+    "repr.number",
+    "repr.str",
+    "repr.path",
+    "repr.filename",
+)
+READABLE_THEME = Theme(dict.fromkeys(TEXT_STYLES, "default") | {"logging.level.warning": "bold"})
 REFRESH_SECONDS = 0.5  # minimum between redraws, each of which takes some milliseconds
 
 
@@ -90,6 +101,7 @@ class LiveProgressBar:
         self._task_id = self._progress.add_task(
             "", total=initial_state.total_steps, completed=initial_state.step, **_format_fields(initial_state)
         )
+        console.push_theme(READABLE_THEME)
         self._progress.start()
 
     def show(self, state: ProgressState, *, is_epoch_end: bool) -> None:
@@ -101,6 +113,7 @@ class LiveProgressBar:
     def stop(self) -> None:
         """Remove the progress bar from the terminal."""
         self._progress.stop()
+        self._progress.console.pop_theme()
 
     def _draw(self) -> None:
         state = self._state

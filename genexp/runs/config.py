@@ -60,7 +60,8 @@ class TopLevelConfig:
 def _check_default_recorder(key: str, value: Any, options: Mapping[str, type]) -> None:
     if options and isinstance(value, Mapping):
         for name, option in value.items():
-            require(name in options, f"{key}.{name}", option, f"unknown. Use {', '.join(options)}")
+            if name not in options:
+                raise ConfigError(f"{key}.{name}: unknown key. Use {', '.join(options)}.")
             require(isinstance(option, options[name]), f"{key}.{name}", option, "must be true or false")
         return
     require(value is None or isinstance(value, bool), key, value, "must be true or false")

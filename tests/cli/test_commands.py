@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import runpy
@@ -69,6 +70,27 @@ def test_help_lists_every_technique_and_dataset_on_one_page() -> None:
     assert {"vae", "vae_reference"} <= set(listed["experiment"])
     assert "resume=DIR" in result.stdout
     assert "TAB completion" in result.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("argcomplete") is None, reason="needs the extra completion")
+@pytest.mark.parametrize(
+    ("module", "line", "expected"),
+    [
+        ("report", "genexp-report --s", ["--single-file "]),
+        ("compare", "genexp-compare ru", ["runs/"]),
+        ("evaluate", "genexp-evaluate runs --checkpoint ", ["best", "newest"]),
+        ("export", "genexp-export runs --format s", ["safetensors "]),
+        ("sample", "genexp-sample runs rec", ["reconstructions "]),
+    ],
+)
+def test_tab_completes_the_commands_on_runs(module: str, line: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "rules.txt").touch()
+    variables = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_STDOUT_FILENAME": "answer"}
+    variables |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    command = [sys.executable, "-m", f"genexp.cli.{module}"]
+    subprocess.run(command, env={**os.environ, **variables}, cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "answer").read_text().split("\n") == expected
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_trained_weights_and_gradients_reach_tensorboard(tmp_path: Path) -> None
     ("override", "message"),
     [
         ("recorders.tensorboard.histograms=3", "recorders.tensorboard.histograms=3: must be true or false"),
-        ("recorders.tensorboard.histogram=true", "recorders.tensorboard.histogram=True: unknown. Use histograms"),
+        ("recorders.tensorboard.histogram=true", "recorders.tensorboard.histogram: unknown key. Use histograms"),
         ("recorders.figures.size=3", "recorders.figures={'size': 3}: must be true or false"),
     ],
 )
