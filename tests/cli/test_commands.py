@@ -21,6 +21,7 @@ from tests.support.command import (
     REPO_ROOT,
     format_import_check,
     format_run_dir_override,
+    list_file_names,
     load_status,
     read_metrics_log,
     run_genexp,
@@ -128,11 +129,6 @@ def test_entry_points_print_the_same_configuration() -> None:
     assert others == [first, first]
 
 
-def list_names(folder: Path) -> list[str]:
-    """Return the names of the files in a folder, without the time in the names of event files."""
-    return sorted(re.sub(r"\d{9,}", "TIME", path.name) for path in folder.iterdir())
-
-
 def test_entry_points_write_identical_runs(tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(len(ENTRY_POINTS))]
     for entry_point, folder in zip(ENTRY_POINTS, folders, strict=True):
@@ -142,7 +138,7 @@ def test_entry_points_write_identical_runs(tmp_path: Path) -> None:
     for folder in others:
         assert read_metrics_log(folder) == read_metrics_log(first)
         assert (folder / "config.yaml").read_bytes() == (first / "config.yaml").read_bytes()
-        assert list_names(folder) == list_names(first)
+        assert list_file_names(folder) == list_file_names(first)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,11 @@ def list_files(run_dir: Path) -> set[str]:
     return {re.sub(r"(tfevents)\.\d+$", r"\1", path) for path in paths if not path.startswith(".assets/")}
 
 
+def list_file_names(folder: Path) -> list[str]:
+    """Return the names of the files in a folder, without the time in the names of event files."""
+    return sorted(re.sub(r"\d{9,}", "TIME", path.name) for path in folder.iterdir())
+
+
 def get_error_line(result: CommandResult, *programs: str) -> str:
     """Return the one line of a failed command, which must start with the name of one of `programs`."""
     assert result.exit_code == 1, result

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.support.command import (
+    list_file_names,
     load_status,
     read_metrics_log,
     run_genexp,
@@ -27,7 +28,7 @@ def test_job_equals_a_single_run(tmp_path: Path) -> None:
     assert run_genexp(*SHORT_RUN_OVERRIDES, "seed=2", f"hydra.run.dir={tmp_path / 'run'}").exit_code == 0
     job = tmp_path / "sweep" / "1"
     folders = (job, tmp_path / "run")  # the jobs of a sweep share the script of their pages
-    names = [sorted({path.name for path in folder.iterdir()} - {".assets"}) for folder in folders]
+    names = [sorted({*list_file_names(folder)} - {".assets"}) for folder in folders]
     assert names[0] == names[1]
     assert read_metrics_log(job) == read_metrics_log(tmp_path / "run")
     assert (job / "config.yaml").read_text() == (tmp_path / "run" / "config.yaml").read_text()
