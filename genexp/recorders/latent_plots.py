@@ -20,6 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from genexp.images.fonts import use_fonts_for
+from genexp.images.scatter import pick_colors
 from genexp.run_dir.files import create_dir, write_file
 
 if TYPE_CHECKING:
@@ -34,23 +35,35 @@ LATENTS_TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <title>{title}</title>{style}<link rel="stylesheet" href="{link}"></head>
-<body><div id="latents" role="img" aria-label="{title}"><img src="latents.png" alt="{title}"></div>
+<body><h1>{title}</h1><div id="latents" role="img" aria-label="{title}"><img src="latents.png" alt="{title}"></div>
 <script type="text/plain" id="plotly"></script>
 <script type="application/json" id="figure">{figure}</script>
 <script>{script}</script></body></html>
 """
 LATENTS_SCRIPT = """
+const dark = matchMedia("(prefers-color-scheme: dark)");
+function draw() {
+  const { data, layout } = JSON.parse(document.getElementById("figure").textContent);
+  const [color, line] = dark.matches ? ["#e4e7ea", "#3a424a"] : ["#1d2126", "#dfe2e5"];
+  const clear = "rgba(0, 0, 0, 0)";
+  for (const axes of [layout, layout.scene ?? {}]) {
+    for (const axis of [axes.xaxis, axes.yaxis, axes.zaxis]) {
+      Object.assign(axis ?? {}, { color, gridcolor: line, zerolinecolor: line });
+    }
+  }
+  Object.assign(layout, { font: { color }, paper_bgcolor: clear, plot_bgcolor: clear });
+  Plotly.react("latents", data, layout, { responsive: true, displayModeBar: false });
+}
 addEventListener("load", async () => {
   if (!await loadPlotly()) return;
-  const figure = JSON.parse(document.getElementById("figure").textContent);
   document.getElementById("latents").replaceChildren();
-  Plotly.newPlot("latents", figure.data, figure.layout, { responsive: true });
+  draw();
+  dark.addEventListener("change", draw);
 });
 """
-# Lightness is inverted in dark mode, hues are kept. The colors of Plotly's template are not known to the page.
-DARK_MODE_STYLE = (
-    "<style>@media (prefers-color-scheme: dark) { html { background: #141414 } "
-    ".plot-container { filter: invert(0.92) hue-rotate(180deg) } } #latents { height: 96vh }</style>"
+LATENTS_STYLE = (
+    "<style>:root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif } h1 { font-size: 1.2rem } "
+    "#latents { height: 88vh } @media (prefers-color-scheme: dark) { html { background: #14171a } }</style>"
 )
 MAX_LABELED_POINTS = 200  # points with a text label; in 3-D, colors alone are hard to distinguish
 
@@ -106,18 +119,17 @@ def write_latents_html(
         for name, color, points in _iter_class_points(artifacts, class_names)
     ]
     axes = {f"{axis}axis": {"title": {"text": f"code {position}"}} for position, axis in enumerate("xyz", start=1)}
-    camera = {"camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
-    layout = {
-        "title": {"text": html.escape(title, quote=False)},
-        "margin": {"l": 20, "r": 20, "t": 60, "b": 20},
-        "legend": {"itemsizing": "constant"},
-        **({"scene": {**axes, **camera}} if is_3d else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"]}),
+    scene = {**axes, "aspectmode": "data", "camera": {"eye": {"x": 1.45, "y": -1.55, "z": 0.75}}}
+    layout: dict[str, Any] = {
+        "margin": {"l": 0, "r": 0, "t": 0, "b": 0} if is_3d else {"l": 40, "r": 10, "t": 10, "b": 40},
+        "legend": {"itemsizing": "constant", "orientation": "h"},
+        **({"scene": scene} if is_3d else {"xaxis": axes["xaxis"], "yaxis": axes["yaxis"] | {"scaleanchor": "x"}}),
     }
     figure = json.dumps({"data": traces, "layout": layout}, ensure_ascii=False).replace("<", "\\u003c")
     script = LOADER_FILE.read_text(encoding="utf-8") + LATENTS_SCRIPT
     page = LATENTS_TEMPLATE.format(
         policy=build_security_policy([script, read_plotly_js()]),
-        style=DARK_MODE_STYLE,
+        style=LATENTS_STYLE,
         title=html.escape(title),
         link=quote(os.path.relpath(write_plotly_file(assets_dir), path.parent)),
         figure=figure,
@@ -184,13 +196,11 @@ def _iter_class_points(
 
     Without labels, all samples are one class.
     """
-    from matplotlib import colormaps
-
     assert artifacts.codes is not None
     codes = artifacts.codes.numpy()
     labels = np.zeros(len(codes), int) if artifacts.labels is None else artifacts.labels.numpy()
     unique_labels = np.unique(labels)
-    colors = colormaps["rainbow"](np.linspace(0, 1, len(unique_labels)))
+    colors = pick_colors(len(unique_labels))
     for label, color in zip(unique_labels.tolist(), colors, strict=True):
         name = "held-out samples" if artifacts.labels is None else get_class_name(label, class_names)
         yield name, tuple(color.tolist()), codes[labels == label]

@@ -41,9 +41,12 @@ def make_curve(*values: float) -> LoggedCurve:
 
 def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = []
-    monkeypatch.setattr(
-        FigureCanvasAgg, "draw", lambda canvas: figures.append(canvas.figure) or canvas.get_renderer()
-    )
+
+    def record_figure(canvas: FigureCanvasAgg) -> None:
+        figures.append(canvas.figure)
+        canvas.get_renderer()
+
+    monkeypatch.setattr(FigureCanvasAgg, "draw", record_figure)
     monkeypatch.setattr("genexp.recorders.curves._encode_png", lambda pixels: b"")
     metrics = {
         "train": {"loss": make_curve(3, 2, 1)},
