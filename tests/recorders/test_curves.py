@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def make_curve(*values: float) -> LoggedCurve:
 
 
 def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = []
+    figures: list[Any] = []
 
     def record_figure(canvas: FigureCanvasAgg) -> None:
         figures.append(canvas.figure)
