@@ -91,7 +91,7 @@ def test_2d_and_3d_codes_are_plotted(tmp_path: Path, dimensions: int, is_labeled
         )
     assert count_colors(tmp_path / "figures/latents.png") > 100
     page = (tmp_path / "figures/latents.html").read_text()
-    assert "Plotly.newPlot" in page
+    assert "Plotly.react" in page
     assert '<script src="http' not in page
 
 
