@@ -53,7 +53,7 @@ class OptunaStudy:
             "maximize" if user_attrs["direction"] == "max" else "minimize"
         )
         _truncate_partial_line(path)
-        backend = JournalFileBackend(str(path), lock_obj=_NoOpLock())  # type: ignore[arg-type]
+        backend = JournalFileBackend(str(path), lock_obj=_NoOpLock())
         storage = optuna.storages.JournalStorage(backend)
         self._study = optuna.create_study(
             study_name=STUDY_NAME, storage=storage, direction=self._direction, load_if_exists=True

@@ -15,10 +15,10 @@ import yaml
 
 from genexp.cli import compare, evaluate, sample
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from tests.support.command import CommandResult, get_error_line, run_genexp, run_main
+from tests.support.command import FIGURES_ON, CommandResult, get_error_line, run_genexp, run_main
 from tests.support.compose import make_tiny_overrides
 
-TINY_RUN = (*make_tiny_overrides("stacked_autoencoder"), "model.widths=[16,3]", "trainer.max_steps=2")
+TINY_RUN = (*make_tiny_overrides("stacked_autoencoder"), FIGURES_ON, "model.widths=[16,3]", "trainer.max_steps=2")
 CALL = {"_target_": "pathlib.Path.touch", "self": "executed"}
 PICKLE_CALL = {"_target_": "torch.load", "f": "EVIL/x.pt", "weights_only": False}
 LOGGING = {"version": 1, "handlers": {"x": {"class": "logging.FileHandler", "filename": "executed"}}}

@@ -18,6 +18,7 @@ import yaml
 from genexp.data import list_datasets
 from genexp.technique import list_techniques
 from tests.support.command import (
+    FIGURES_ON,
     REPO_ROOT,
     format_import_check,
     format_run_dir_override,
@@ -240,7 +241,9 @@ def test_overrides_reach_the_saved_configuration_and_the_run(tmp_path: Path) -> 
 
 def test_output_names_the_next_commands(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = run_genexp(*make_tiny_overrides("vae"), "trainer.max_steps=1", format_run_dir_override(folder))
+    result = run_genexp(
+        *make_tiny_overrides("vae"), FIGURES_ON, "trainer.max_steps=1", format_run_dir_override(folder)
+    )
     assert result.stderr == ""
     assert f"look     {folder / 'report.html'}" in result.stdout
     assert f"genexp resume={folder} trainer.epochs=" in result.stdout

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from genexp.recorders.curves import group_metrics, smooth_curve, write_curves_figure
@@ -40,15 +41,20 @@ def make_curve(*values: float) -> LoggedCurve:
     return LoggedCurve(steps, steps, np.array(values))
 
 
+def list_legend_labels(axes: Axes) -> list[str]:
+    legend = axes.get_legend()
+    return [text.get_text() for text in legend.get_texts()] if legend else []
+
+
 def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
+    figures: list[Figure] = []
+    draw = FigureCanvasAgg.draw
 
-    def record_figure(canvas: FigureCanvasAgg) -> None:
+    def draw_and_record(canvas: FigureCanvasAgg) -> None:
         figures.append(canvas.figure)
-        canvas.get_renderer()
+        draw(canvas)
 
-    monkeypatch.setattr(FigureCanvasAgg, "draw", record_figure)
-    monkeypatch.setattr("genexp.recorders.curves._encode_png", lambda pixels: b"")
+    monkeypatch.setattr(FigureCanvasAgg, "draw", draw_and_record)
     metrics = {
         "train": {"loss": make_curve(3, 2, 1)},
         "test": {"loss": make_curve(3, np.nan, 2.5), "psnr": make_curve(1, 9, 4), "frechet": make_curve(7)},
@@ -56,8 +62,8 @@ def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeyp
     for direction, best in (("min", "best: 1 at epoch 1"), ("max", "best: 9 at epoch 2")):
         write_curves_figure(tmp_path / "f.png", metrics, "t", 1, objective="psnr", direction=direction)
         loss_panel, psnr_panel = figures[-1].axes
-        assert [text.get_text() for text in loss_panel.get_legend().get_texts()] == ["train", "test"]
-        assert [text.get_text() for text in psnr_panel.get_legend().get_texts()] == ["test", best]
+        assert list_legend_labels(loss_panel) == ["train", "test"]
+        assert list_legend_labels(psnr_panel) == ["test", best]
         assert [panel.get_title("left") for panel in figures[-1].axes] == ["loss", "psnr"]
         assert [text.get_text() for text in figures[-1].texts] == ["t", "Measured once: frechet 7 (test)."]
 
