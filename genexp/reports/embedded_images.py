@@ -75,9 +75,9 @@ def find_run_images(run_dir: Path, *, is_embedded: bool = False) -> tuple[list[P
             omitted_files.append(str(path.relative_to(run_dir)))
             continue
         total_bytes += len(data) if is_embedded else 0
-        url = _build_data_uri(data) if is_embedded else _build_url(path, run_dir)
+        url = _build_data_uri(data) if is_embedded else build_relative_url(path, run_dir)
         page = path.with_suffix(".html")
-        linked_page = _build_url(page, run_dir) if page.is_file() and not is_embedded else None
+        linked_page = build_relative_url(page, run_dir) if page.is_file() and not is_embedded else None
         is_video = _find_mime_type(data) == "video/mp4"
         images.append(PageImage(path.stem, url, is_video=is_video, linked_page=linked_page))
     images.sort(key=lambda image: image.name not in FIRST_NAMES)
@@ -101,7 +101,7 @@ def find_figures(runs: Sequence[RunRecord], page: Path | None) -> dict[str, dict
         for run, path in paths[name].items():
             data = _read_start(path) if page else _read_thumbnail(path, MAX_THUMBNAIL_BYTES // count)
             if data:
-                url = _build_url(path.resolve(), page.resolve().parent) if page else _build_data_uri(data)
+                url = build_relative_url(path, page.parent) if page else _build_data_uri(data)
                 images.setdefault(name, {})[run] = PageImage(name, url)
     return images
 
@@ -129,7 +129,9 @@ def _find_previews(run_dir: Path) -> list[PageImage]:
     images = []
     for directory in sorted((run_dir / PREVIEWS_DIR).glob("*/")):
         paths = sorted(path for path in directory.glob("*.png") if path.stem.isdecimal() and path.stem.isascii())
-        frames = [(int(path.stem), _build_url(path, run_dir)) for path in paths if _read_start(path) is not None]
+        frames = [
+            (int(path.stem), build_relative_url(path, run_dir)) for path in paths if _read_start(path) is not None
+        ]
         if frames:
             caption, is_photograph = _read_labels(paths[-1])
             image = PageImage(
@@ -154,9 +156,9 @@ def _read_labels(path: Path) -> tuple[str, bool]:
         return "", False
 
 
-def _build_url(path: Path, directory: Path) -> str:
-    """Return the URL of a file relative to a directory."""
-    return quote(os.fsencode(os.path.relpath(path, directory)))
+def build_relative_url(target: Path, directory: Path) -> str:
+    """Return the URL of `target` relative to `directory`."""
+    return quote(os.fsencode(os.path.relpath(target.resolve(), directory.resolve())))
 
 
 def _read_start(path: Path) -> bytes | None:

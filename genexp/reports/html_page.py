@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from genexp.recorders.latent_plots import (
     LOADER_FILE,
@@ -19,6 +17,7 @@ from genexp.recorders.latent_plots import (
     write_plotly_file,
 )
 from genexp.reports.curves import Chart
+from genexp.reports.embedded_images import build_relative_url
 from genexp.run_dir.files import write_file
 
 if TYPE_CHECKING:
@@ -57,7 +56,9 @@ def write_page(
         policy=Markup(build_security_policy([script, read_plotly_js()] if charts else [script])),
         chart_count=len(charts),
         chart_data=Markup(data),
-        plotly_url=build_relative_url(write_plotly_file(assets_dir), path) if assets_dir and is_shared else "",
+        plotly_url=build_relative_url(write_plotly_file(assets_dir), path.parent)
+        if assets_dir and is_shared
+        else "",
         plotly="" if is_shared or not charts else encode_plotly_js(),
         style=Markup((TEMPLATE_DIR / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -68,11 +69,6 @@ def write_page(
 def render_template(template: str, **content: Any) -> str:
     """Return a template with `content`, whose text is escaped."""
     return _create_template_environment().get_template(template).render(**content)
-
-
-def build_relative_url(target: Path, page: Path) -> str:
-    """Return the URL of `target` relative to the directory of `page`."""
-    return quote(os.fsencode(os.path.relpath(target.resolve(), page.resolve().parent)))
 
 
 @cache

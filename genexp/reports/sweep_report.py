@@ -13,9 +13,9 @@ from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import build_column_labels, format_setting_short, get_settings
 from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, LoggedMetrics, build_sweep_charts
-from genexp.reports.embedded_images import find_figures
-from genexp.reports.html_page import TableCell, build_relative_url, write_page
-from genexp.reports.parameter_effects import build_effect_charts, build_parallel_coordinates
+from genexp.reports.embedded_images import build_relative_url, find_figures
+from genexp.reports.html_page import TableCell, write_page
+from genexp.reports.parameter_effects import build_effect_charts
 from genexp.reports.run_report import group_config_entries
 from genexp.reports.table import (
     format_duration,
@@ -38,12 +38,10 @@ def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bo
     metrics, notes = _load_metrics(comparison)
     curves = build_sweep_charts(comparison, metrics)
     effects = build_effect_charts(comparison)
-    parallel_chart = build_parallel_coordinates(comparison)
-    charts = [*curves, *effects, *([parallel_chart] if parallel_chart else [])]
     write_page(
         path,
         "sweep.html",
-        charts,
+        [*curves, *effects],
         None if is_single_file else path.resolve().parent / ASSETS_DIR,
         title=_build_title(comparison),
         subtitle=os.path.commonpath([run.run_dir.resolve() for run in comparison.runs]),
@@ -60,7 +58,6 @@ def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bo
         legend=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:MAX_COLORED_GROUPS])],
         gray=GRAY,
         effect_count=len(effects),
-        has_parallel_chart=parallel_chart is not None,
         x_axes={"step": 1},
         progress="",
         pictures=_build_picture_entries(comparison, None if is_single_file else path),
@@ -123,7 +120,7 @@ def _build_run_header(comparison: Comparison) -> list[str]:
 
 def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[TableCell]:
     report = run.run_dir / REPORT_FILE
-    name = TableCell(run.name, link=build_relative_url(report, page) if report.is_file() else None)
+    name = TableCell(run.name, link=build_relative_url(report, page.parent) if report.is_file() else None)
     scores = [_build_score_cell(run.latest_metrics.get(metric)) for metric in comparison.metrics]
     result_cells = [_build_score_cell(run.best_value), TableCell(format_duration(run.seconds), run.seconds)]
     state = TableCell(format_state(run), state=run.state, tooltip=run.error)

@@ -88,7 +88,7 @@ def test_latents_of_hostile_classes(dimensions: int, browser: Browser, tmp_path:
     assert_nothing_injected(browser, tmp_path / "latents.html")
     browser.wait("return document.querySelectorAll('.legendtext').length === 2")
     assert browser.run("return document.querySelector('.legendtext').textContent") == HOSTILE_TEXT
-    assert browser.run("return document.querySelector('.gtitle').textContent") == HOSTILE_TEXT
+    assert browser.run("return document.querySelector('h1').textContent") == HOSTILE_TEXT
 
 
 ATTACKS = (

@@ -19,9 +19,6 @@ function buildLayout(chart) {
   const axis = { gridcolor: getCssVariable("--grid"), linecolor: getCssVariable("--line"), zeroline: false, automargin: true, exponentformat: "e" };
   const mutedFont = { color: getCssVariable("--muted"), size: 11 };
   const legendEntryCount = chart.traces.filter((trace) => trace.showlegend !== false).length;
-  const annotations = (chartLayout.annotations || []).map((annotation) => ({
-    ...annotation, font: mutedFont, bgcolor: getCssVariable("--surface"), opacity: 0.85, borderpad: 0,
-  }));
   const xTitle = chart.is_curve ? { title: { text: xAxis.selectedOptions[0].text, standoff: 6 } } : {};
   const yRange = chart.is_curve && yScale.value ? { type: yScale.value, range: undefined } : {};
   return {
@@ -29,7 +26,6 @@ function buildLayout(chart) {
     title: { text: chart.title, font: { size: 14, color: getCssVariable("--text") }, x: 0.02, xanchor: "left", y: 0.97 },
     xaxis: { ...axis, ...chartLayout.xaxis, ...xTitle },
     yaxis: { ...axis, ...chartLayout.yaxis, ...yRange },
-    annotations,
     font: { family: getComputedStyle(document.body).fontFamily, ...mutedFont },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
@@ -60,7 +56,7 @@ function buildCurve(trace) {
 
 function draw(box) {
   const chart = charts[Number(box.dataset.chart)];
-  box.setAttribute("aria-label", chart.title || "parallel coordinates");
+  box.setAttribute("aria-label", chart.title);
   const traces = chart.traces.map((trace) => ({
     ...(chart.is_curve ? buildCurve(trace) : trace), visible: !hiddenCurves.has(trace.meta),
   }));
