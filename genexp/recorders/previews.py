@@ -101,12 +101,13 @@ class PreviewRecorder(Recorder):
         write_animation(self._get_animation_path(name), frames, self._frame_duration_ms)
 
 
-def compute_preview_stride(step: int, interval: int) -> int:
+def compute_preview_stride(step: int, interval: int, max_previews: int | None = None) -> int:
     """Return the steps between two previews that are kept until `step`, for one every `interval` steps.
 
-    It is `interval` times the smallest power of two with which at most MAX_FRAMES previews are kept.
+    It is `interval` times the smallest power of two with which at most `max_previews` are kept, by default
+    MAX_FRAMES.
     """
     stride = interval
-    while -(-step // stride) + 1 > MAX_FRAMES:
+    while -(-step // stride) + 1 > (max_previews or MAX_FRAMES):
         stride *= 2
     return stride

@@ -36,6 +36,7 @@ from genexp.technique import Clock, PictureLabels
 
 GIF_HEADER_BYTES = 13
 MAX_PROJECTOR_SAMPLES = 2000
+MAX_PREVIEWS = 24  # of each name; TensorBoard shows ten unless --samples_per_plugin has another number
 FRAME_FRACTION = 12  # of the side of a thumbnail: width of its frame
 MAX_THUMBNAIL_PIXELS = 48  # side; larger images are reduced. A sprite has 8192 × 8192 pixels at most
 # TensorBoard sorts the groups of its pages by name.
@@ -122,8 +123,7 @@ class EventWriter:
 class TensorBoardRecorder(Recorder):
     """Recorder of event files: scalars, previews, configuration; at the end also GIFs and latent codes.
 
-    Event files only grow. Of more than MAX_FRAMES previews, it writes those at the stride of `PreviewRecorder`.
-    They lie in the run directory itself, since TensorBoard names a run by the directory of its events.
+    Event files only grow. They have at most MAX_PREVIEWS previews of each name, evenly spaced, and lie in the run directory itself, since TensorBoard names a run by the directory of its events.
     """
 
     def __init__(self, preview_every: int, histograms: bool = False) -> None:
@@ -197,7 +197,8 @@ class TensorBoardRecorder(Recorder):
         return sorted(self._log_dir.glob(f"{EVENT_FILE_PREFIX}*"))
 
     def _is_preview_due(self, clock: Clock) -> bool:
-        stride = compute_preview_stride(clock.step, self._run.steps_per_epoch * self._preview_every)
+        interval = self._run.steps_per_epoch * self._preview_every
+        stride = compute_preview_stride(self._run.total_steps, interval, MAX_PREVIEWS)
         return clock.is_last_step or clock.step % stride == 0
 
     def _add_images(self, group: str, images: Mapping[str, Tensor], step: int) -> None:

@@ -49,7 +49,7 @@ def test_sweep_report_has_table_curves_bands_effects_and_thumbnails(tmp_path: Pa
     assert [trace["name"] for trace in mse["traces"] if trace.get("fill")] == [
         f"model.latent={latent} optimizer.lr={rate}" for latent, rate in ((2, 0.0001), (3, 0.0002), (4, 0.0004))
     ]
-    assert {"optimizer.lr", "model.latent", "loss, train", ""} <= {chart["title"] for chart in others}
+    assert {"optimizer.lr", "model.latent", "loss, train"} <= {chart["title"] for chart in others}
 
 
 @pytest.fixture(scope="module")
