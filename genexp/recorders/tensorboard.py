@@ -123,7 +123,8 @@ class EventWriter:
 class TensorBoardRecorder(Recorder):
     """Recorder of event files: scalars, previews, configuration; at the end also GIFs and latent codes.
 
-    Event files only grow. They have at most MAX_PREVIEWS previews of each name, evenly spaced, and lie in the run directory itself, since TensorBoard names a run by the directory of its events.
+    Event files only grow. They have at most MAX_PREVIEWS previews of each name, evenly spaced, and one of the end.
+    They lie in the run directory itself, since TensorBoard names a run by the directory of its events.
     """
 
     def __init__(self, preview_every: int, histograms: bool = False) -> None:
