@@ -20,14 +20,13 @@ from urllib.parse import quote
 import numpy as np
 
 from genexp.images.fonts import use_fonts_for
-from genexp.images.scatter import pick_colors
 from genexp.run_dir.files import create_dir, write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from genexp.snapshot import FinalArtifacts  # imports torch, which commands on finished runs do not need
+    from genexp.snapshot import FinalArtifacts
 
 LOADER_FILE = Path(__file__).parent / "load_plotly.js"  # defines `loadPlotly`
 STYLE_PART = 500_000  # characters of one style property
@@ -200,6 +199,8 @@ def _iter_class_points(
     codes = artifacts.codes.numpy()
     labels = np.zeros(len(codes), int) if artifacts.labels is None else artifacts.labels.numpy()
     unique_labels = np.unique(labels)
+    from genexp.images.scatter import pick_colors  # imports torch, which commands on finished runs do not need
+
     colors = pick_colors(len(unique_labels))
     for label, color in zip(unique_labels.tolist(), colors, strict=True):
         name = "held-out samples" if artifacts.labels is None else get_class_name(label, class_names)
