@@ -19,7 +19,7 @@ from PIL import Image
 
 from genexp.cli import compare, diff, evaluate, export, sample
 from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint
-from tests.support.command import REPO_ROOT, get_error_line, run_genexp, run_main
+from tests.support.command import FIGURES_ON, REPO_ROOT, get_error_line, run_genexp, run_main
 from tests.support.compose import make_tiny_overrides
 
 TINY_RUN = (*make_tiny_overrides("stacked_autoencoder"), "model.widths=[16,3]", "trainer.max_steps=2")
@@ -146,6 +146,7 @@ def test_class_folders_with_special_names_are_shown_as_text() -> None:
         "dataset.size=16",
         "dataset.test_fraction=0.5",
         "trainer.max_steps=2",
+        FIGURES_ON,
         *OUTPUT,
     )
     assert result.exit_code == 0, result.stderr
