@@ -162,15 +162,29 @@ def _replace_references(value: Any, values: Mapping[str, Any]) -> Any:
     """Return nested values, in which references to scalars and lists in `values` are replaced."""
     if isinstance(value, dict):
         return {key: _replace_references(item, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace_references(item, values) for item in value]
     for _ in range(MAX_REFERENCES):
         match = _REFERENCE_PATTERN.fullmatch(value) if isinstance(value, str) else None
         if match is None:
             break
         target: Any = values
         for name in match[1].split("."):
-            target = target.get(name) if isinstance(target, Mapping) else None
-        value = match[2] if target is None else target  # a default stays text, which reports print
+            if isinstance(target, list) and name.isdecimal():
+                target = dict(enumerate(target)).get(int(name))
+            else:
+                target = target.get(name) if isinstance(target, Mapping) else None
+        value = _parse_default(match[2]) if target is None else target
     return None if isinstance(value, Mapping) else value
+
+
+def _parse_default(text: str | None) -> Any:
+    """Return the default of a reference as the scalar that it is in YAML, or else as text."""
+    try:
+        value = None if text is None else _parse_yaml(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, Mapping | list) else value
 
 
 def _parse_yaml(text: str) -> Any:

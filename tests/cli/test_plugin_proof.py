@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ class NoisyAutoencoder(genexp.Technique, CanSample, CanReconstruct):
         errors = [(self.reconstruct(b["image"]) - b["image"]).square().flatten(1).mean(1) for b in test_batches]
         return {"mse": float(torch.cat(errors).mean())}
 """
+RAY_MARKS = (pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray"))
 SETTINGS = (
     *("model=noisy_autoencoder", "dataset=stripes", "trainer.metrics=[mean_code]", "recorders.count=true"),
     *("trainer.checkpoint_spacing=0", "device=cpu", "device.threads=1"),
@@ -110,6 +112,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the path of the plugin."""
     yield str(write_plugin(tmp_path_factory.mktemp("proof"), SOURCE, "everything"))
     set_plugins([])
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,7 @@ def test_killed_run_is_resumed_exactly(plugin: str, whole_run: Path, tmp_path: P
     assert_same_run(whole_run, run_dir)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", pytest.param("ray", marks=RAY_MARKS)])
 def test_sweep_in_other_processes_equals_the_run(
     launcher: str, plugin: str, whole_run: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not part
 LAUNCHERS = (
     JOBLIB,
     "hydra/launcher=submitit_local",
-    pytest.param("hydra/launcher=ray", marks=NEEDS_RAY),
+    pytest.param("hydra/launcher=ray", marks=(NEEDS_RAY, pytest.mark.slow)),
 )
 
 

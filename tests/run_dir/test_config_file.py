@@ -163,7 +163,7 @@ def test_configuration_of_a_run_that_failed_early_is_read_with_its_references_on
     assert content["optimizer"] == {
         "lr": 0.1,
         "betas": [0.5, 0.9],
-        "eps": "0.1",
+        "eps": 0.1,
         "all": None,
         "loop": "${model.recipe.loop}",
     }

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.support.command import (
@@ -65,6 +66,21 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
     )
     assert "Use a smaller optimizer.lr" in load_status(tmp_path / "2")["error"]
     assert result.stdout.count("Use a smaller optimizer.lr") >= 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_device_that_is_absent_fails_its_job_only(tmp_path: Path) -> None:
+    """The columns of the table are the swept settings: others, such as `recorders.report=false`, are equal."""
+    result = run_genexp(*make_sweep_arguments(tmp_path, "device=cpu,cuda", "recorders.report=false"))
+    assert result.exit_code == 1
+    assert load_job_states(tmp_path) == {"0": "finished", "1": "failed"}
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("genexp: 1 of 2 jobs failed. The first is #1 device=cuda: device=cuda: not available")
+    assert line.endswith("Use device=cpu.")
+    lines = result.stdout.splitlines()
+    header = next(index for index, line in enumerate(lines) if line.split()[:1] == ["run"])
+    assert lines[header].split()[:3] == ["run", "device", "seed"]
+    assert [line.split()[:2] for line in lines[header + 2 : header + 4]] == [["0", "cpu"], ["1", "cuda"]]
 
 
 def test_fail_fast_starts_no_further_job(tmp_path: Path) -> None:
