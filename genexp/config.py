@@ -6,7 +6,7 @@ import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -81,7 +81,9 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
     annotations = get_type_hints(cls)
     for key, value in node_values.items():
         try:
-            if _has_nested_items(value, annotations[key]):  # OmegaConf would convert them to text
+            # OmegaConf would convert lists to text, and any number to true.
+            is_no_bool = annotations[key] is bool and isinstance(value, int | float) and value not in (0, 1)
+            if is_no_bool or _has_nested_items(value, annotations[key]):
                 raise ValidationError
             structured_config.merge_with({key: value})
         except OmegaConfBaseException:
@@ -160,6 +162,8 @@ def _describe_type(annotation: Any) -> str:
     type_args = get_args(annotation)
     if get_origin(annotation) in (list, tuple):
         return f"a list of {PLURAL_TYPE_DESCRIPTIONS[type_args[0]]}"
+    if get_origin(annotation) is dict or is_dataclass(annotation):
+        return "a mapping, {NAME: VALUE}"
     return (
         " or ".join(map(_describe_type, type_args))
         if get_origin(annotation) in (Union, UnionType)

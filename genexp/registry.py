@@ -68,7 +68,12 @@ class Registry(Generic[T]):
         Registry.all.append(self)
 
     def register(self, name: str, value: T) -> None:
-        """Add a member. Raises PluginError if a member with this name exists."""
+        """Add a member. Raises PluginError if a member with this name exists, or `value` cannot be called."""
+        if not callable(value):
+            found = type(value).__name__
+            raise PluginError(
+                f"{find_caller()}: the {self.noun} {name} is of type {found}. Use a function or class."
+            )
         member = _Member(value, _LOADING[-1] if _is_of_plugin(value) else None)
         previous = self._members.get(name)
         is_builtin = member.plugin is not None and name in self._list_modules()
@@ -87,9 +92,9 @@ class Registry(Generic[T]):
         if name not in self._members:
             self._import_member(str(name))
         if name not in self._members:
-            raise ConfigError(
-                f"{self.key}={name}: unknown {self.noun}. {suggest_choice(str(name), self.list_names())}"
-            )
+            names = self.list_names()
+            remedy = suggest_choice(name, names) if names else "Name the plugin that has it: --plugin FILE."
+            raise ConfigError(f"{self.key}={name}: unknown {self.noun}. {remedy}")
         value: T = self._members[name].value
         if not options:
             return value

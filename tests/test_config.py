@@ -154,6 +154,7 @@ class Settings:
     flag: bool
     widths: list[int]
     limit: int | None
+    options: dict[str, Any]
 
     def __post_init__(self) -> None:
         require(self.count > 0, "count", self.count, "must be at least 1")
@@ -166,11 +167,12 @@ VALID_VALUES: dict[str, Any] = {
     "flag": True,
     "widths": [3, 4],
     "limit": None,
+    "options": {},
 }
 
 
 def test_valid_values_bind() -> None:
-    assert bind(Settings, VALID_VALUES, "group") == Settings(1, 0.5, "a", True, [3, 4], None)
+    assert bind(Settings, VALID_VALUES, "group") == Settings(1, 0.5, "a", True, [3, 4], None, {})
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,9 @@ def test_valid_values_bind() -> None:
         ("rate", "fast", "group.rate=fast: must be a number."),
         ("word", [1], "group.word=[1]: must be a string."),
         ("flag", "perhaps", "group.flag=perhaps: must be true or false."),
+        ("flag", 3, "group.flag=3: must be true or false."),
+        ("options", 5, "group.options=5: must be a mapping, {NAME: VALUE}."),
+        ("options", None, "group.options=null: must be a mapping, {NAME: VALUE}."),
         ("widths", 5, "group.widths=5: must be a list of integers."),
         ("widths", [3, "x"], "group.widths=[3, 'x']: must be a list of integers."),
         ("widths", None, "group.widths=null: must be a list of integers."),

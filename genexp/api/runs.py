@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from genexp.errors import GenexpError
+from genexp.errors import ConfigError, DataError, GenexpError
 from genexp.registry import list_plugin_sources, set_plugins
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.metrics import read_metrics
@@ -40,7 +40,7 @@ class SavedRun:
 
         Raises CheckpointError if `path` is not a run directory.
         """
-        self.path = Path(path)
+        self.path = _to_path(path)
         self._checkpoint, self._device = checkpoint, device
         self.config: dict[str, Any] = read_run_config(self.path)  # nested and resolved
 
@@ -132,6 +132,8 @@ def run(*overrides: str, plugins: Sequence[Source] | None = None, **settings: An
     `settings` are further overrides: dataset="mnist_5k", trainer={"epochs": 3}. `plugins` are files or modules;
     None keeps those in use. An interrupted run is returned in the state "stopped". Raises GenexpError.
     """
+    if {"-m", "--multirun"} & set(map(str, overrides)):
+        raise ConfigError(f"{' '.join(overrides)}: not a single run. Remove -m, or use genexp.run_sweep.")
     run_dirs: list[Path] = []
     errors: list[Exception] = []
 
@@ -147,6 +149,8 @@ def run(*overrides: str, plugins: Sequence[Source] | None = None, **settings: An
     _run_command([*overrides, *_format_overrides(settings)], plugins, task)
     if errors:
         raise errors[0] if isinstance(errors[0], GenexpError) else GenexpError(format_any_error(errors[0]))
+    if not run_dirs:  # an option such as --help
+        raise GenexpError(f"{' '.join(overrides)}: trains no run. Remove the option.")
     return SavedRun(run_dirs[0])
 
 
@@ -178,7 +182,7 @@ def load_run(
     Raises GenexpError.
     """
     if plugins is not None:
-        set_plugins([os.fspath(plugin) for plugin in plugins])
+        set_plugins(_list_sources(plugins))
     return SavedRun(path, checkpoint=checkpoint, device=device)
 
 
@@ -186,7 +190,9 @@ def compare(*paths: Source) -> RunTable:
     """Return the runs in directories of runs and sweeps, best objective first. Raises DataError."""
     from genexp.reports.comparison import compare_runs
 
-    comparison = compare_runs(find_runs([Path(path) for path in paths]))
+    if not paths:
+        raise DataError("genexp.compare: no directory. Use those of runs or sweeps.")
+    comparison = compare_runs(find_runs([_to_path(path) for path in paths]))
     return RunTable(
         {
             "run": record.name,
@@ -200,9 +206,26 @@ def compare(*paths: Source) -> RunTable:
     )
 
 
+def _to_path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"{path!r}: not a path. Use the directory of a run.")
+    return Path(path)
+
+
+def _list_sources(plugins: Any) -> list[str]:
+    """Return plugins as text. Raises ConfigError for another type than a list of paths."""
+    is_list = isinstance(plugins, Sequence) and not isinstance(plugins, str)
+    if not is_list or not all(isinstance(plugin, str | os.PathLike) for plugin in plugins):
+        raise ConfigError(f"plugins={plugins!r}: must be a list of files or modules. Use plugins=['my_ideas.py'].")
+    return [os.fspath(plugin) for plugin in plugins]
+
+
 def _run_command(arguments: list[str], plugins: Sequence[Source] | None, task: Any) -> None:
     """Run the command `genexp` in this process. Restores logging and the environment. Raises GenexpError."""
-    sources = list_plugin_sources() if plugins is None else [os.fspath(plugin) for plugin in plugins]
+    sources = list_plugin_sources() if plugins is None else _list_sources(plugins)
+    for argument in arguments:
+        if not isinstance(argument, str):
+            raise ConfigError(f"{argument!r}: not a text. Use 'KEY=VALUE', or KEY=VALUE as a keyword.")
     options = [word for source in sources for word in ("--plugin", source)]
     with _preserve_logging(), _preserve_hydra(), _set_environment("HYDRA_FULL_ERROR", "1"):
         try:

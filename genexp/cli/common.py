@@ -154,5 +154,6 @@ def _find_place(error: BaseException) -> str:
 def format_first_line(error: Exception) -> str:
     """Return the first line of the message of `error`, with the file name for an OSError."""
     if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}"
+        reason = str(error.strerror or error).rstrip(".")
+        return f"{error.filename or 'a file'}: {reason}. Use another path, or check its permissions."
     return next(iter(str(error).splitlines()), repr(error))

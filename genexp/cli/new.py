@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import keyword
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from string import Template
 from typing import NoReturn
 
 from genexp.cli.common import CommandParser, run_command
+from genexp.config import find_config_dir
 from genexp.errors import ConfigError
 from genexp.run_dir.paths import format_path
 
@@ -146,6 +148,10 @@ def _run(arguments: Sequence[str]) -> int:
     for path in files:
         if path.exists():
             raise ConfigError(f"{format_path(path)}: already exists. Use another name.")
+    if (find_config_dir() / "model" / f"{name}.yaml").is_file():
+        raise ConfigError(f"{name}: a technique of genexp has this name. Use another name.")
+    if importlib.util.find_spec(name) is not None:
+        raise ConfigError(f"{name}: an installed Python module has this name. Use another name.")
     args.dir.mkdir(parents=True, exist_ok=True)
     for path, template in files.items():
         path.write_text(template.substitute(values), encoding="utf-8")

@@ -167,6 +167,8 @@ def _format_shape(shape: tuple[int, ...] | None) -> str:
 
 def _make_streams(split_name: str, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return arrays as streams of equal length. Raises DataError."""
+    if not isinstance(arrays, Mapping):
+        raise DataError(f"{split_name}={arrays!r:.60}: must be a mapping of arrays. Use {{'image': images}}.")
     streams = {}
     for name, values in arrays.items():
         try:

@@ -15,6 +15,7 @@ RECORDERS: Registry[Any] = Registry(
 )
 # Recorders that a run uses unless its configuration switches them off. Others are always used.
 DEFAULT_RECORDERS = ("previews", "figures", "tensorboard", "report", "console")
+PERMANENT_RECORDERS = ("metrics", "status", "checkpoints")
 
 
 def register_recorder(name: str) -> Callable[[RecorderT], RecorderT]:

@@ -97,9 +97,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged ({reason}). Use another checkpoint.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT_VERSION}. Use another checkpoint.")
-    stored_checksum = content.pop("checksum", None)
-    if stored_checksum != compute_checksum(content):
-        raise CheckpointError(f"{path}: damaged (wrong checksum). Use another checkpoint.")
+    stored_checksum, checksum = str(content.pop("checksum", None)), compute_checksum(content)
+    if stored_checksum != checksum:
+        reason = f"its checksum is {checksum[:8]}, not {stored_checksum[:8]} as when it was written"
+        raise CheckpointError(f"{path}: damaged ({reason}). Use another checkpoint.")
     return content
 
 
@@ -217,20 +218,21 @@ def _check_values(content: Any, size: int) -> None:
         value, depth = pending.pop()
         count += 1
         if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError("too many values")
+            raise ValueError(f"more than {MAX_VALUES:,} values, or {MAX_DEPTH} levels")
         if isinstance(value, Tensor):
             if value.layout != torch.strided or value.device.type != "cpu":
-                raise ValueError("a tensor of another kind")
+                found = f"{str(value.layout).removeprefix('torch.')} on {value.device.type}"
+                raise ValueError(f"a tensor is {found}, not strided on cpu")
             storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
             if value.nbytes > storage.nbytes():
-                raise ValueError("a tensor larger than its data")
+                raise ValueError(f"a tensor of {value.nbytes:,} bytes has data of {storage.nbytes():,}")
         elif isinstance(value, Mapping):
             pending += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list | tuple):
             pending += [(item, depth + 1) for item in value]
     if sum(storages.values()) > size:
-        raise ValueError("tensors larger than the file")
+        raise ValueError(f"its tensors have {sum(storages.values()):,} bytes, and the file {size:,}")
 
 
 def _clone_views(value: Any) -> Any:

@@ -129,9 +129,8 @@ def build_from_json(cls: type[ContentT], content: Mapping[str, Any], path: Path)
                 values[field.name] = _convert_json(content[field.name], annotations[field.name], path)
             except (TypeError, OverflowError):
                 text = textwrap.shorten(repr(content[field.name])[:200], 60, placeholder=" ...")
-                raise DataError(
-                    f"{format_path(path)}: damaged (wrong type: {field.name}={text}). Restore or delete it."
-                ) from None
+                reason = f"{field.name} is {text}, not {_describe_json(annotations[field.name])}"
+                raise DataError(f"{format_path(path)}: damaged ({reason}). Restore or delete it.") from None
         elif field.default is MISSING and field.default_factory is MISSING:
             raise DataError(f"{format_path(path)}: damaged (no {field.name}). Restore or delete it.")
     return cls(**values)
@@ -161,6 +160,17 @@ def _convert_json(value: Any, annotation: Any, path: Path) -> Any:
     raise TypeError
 
 
+def _describe_json(annotation: Any) -> str:
+    """Return the JSON type of an annotation for a message."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return f"{_describe_json(arguments[0])} or null"
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(arguments)}"
+    names = {str: "a text", int: "an integer", float: "a finite number", tuple: "a list"}
+    return names.get(get_origin(annotation) or annotation, "an object")
+
+
 def write_file(path: Path, content: str | bytes | memoryview, *, should_sync: bool = False) -> None:
     """Write a file atomically: a reader, and a process that resumes the run, finds the old content or the new.
 
@@ -170,7 +180,8 @@ def write_file(path: Path, content: str | bytes | memoryview, *, should_sync: bo
     data = _encode(content)
     temporary_path = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        new_file = open_regular_file(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with _name_errors(path):
+            new_file = open_regular_file(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with new_file as file, _name_errors(path):
             _write_all(file, data)
             if should_sync:
@@ -294,11 +305,12 @@ def is_locked(run_dir: Path) -> bool:
 
 @contextmanager
 def _name_errors(path: Path) -> Iterator[None]:
-    """Add `path` to errors of operations on an open file, whose messages lack it."""
+    """Set the path of errors of operations on an open file, whose messages lack it, or on its temporary file."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        is_temporary = str(error.filename).endswith(TEMPORARY_SUFFIX)
+        error.filename = str(path) if is_temporary or not error.filename else error.filename
         raise
 
 

@@ -14,7 +14,7 @@ from genexp.distributed.rank import check_divisible_batch
 from genexp.errors import ConfigError
 from genexp.metrics import METRICS
 from genexp.metrics.scores import infer_direction
-from genexp.recorders import DEFAULT_OPTIONS, DEFAULT_RECORDERS, RECORDERS
+from genexp.recorders import DEFAULT_OPTIONS, DEFAULT_RECORDERS, PERMANENT_RECORDERS, RECORDERS
 from genexp.run_dir.config_file import check_no_interpolations
 from genexp.run_dir.record import flatten_config
 from genexp.technique import Technique, find_technique
@@ -48,6 +48,11 @@ class TopLevelConfig:
             if name in DEFAULT_RECORDERS:
                 _check_default_recorder(key, value, DEFAULT_OPTIONS.get(name, {}))
                 continue
+            choices = [*DEFAULT_RECORDERS, *RECORDERS.list_names()]
+            if name in PERMANENT_RECORDERS:
+                raise ConfigError(f"{key}={value}: is always written. Remove it.")
+            if name not in choices:
+                raise ConfigError(f"{key}={value}: unknown recorder. {suggest_choice(name, choices)}")
             is_valid = value is None or isinstance(value, bool | Mapping)
             require(is_valid, key, value, "must be true, false, or a mapping of its options")
             RECORDERS.check("recorders", name, value if isinstance(value, Mapping) else None, key)

@@ -124,6 +124,10 @@ def load_initial_weights(learner: Learner, source_dir: Path) -> None:
     if not source_dir.is_dir():
         raise CheckpointError(f"trainer.init_from={source_dir}: not a directory. Use the directory of a run.")
     check_no_links(source_dir, is_run_name)
+    if not (source_dir / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"trainer.init_from={source_dir}: not a run directory (no config.yaml). Use the directory of a run."
+        )
     path = find_checkpoint(source_dir, "best")
     content = checkpoint.load_checkpoint(path)
     _load_weights(learner.technique, content, path, f"trainer.init_from={format_path(source_dir)}")

@@ -61,9 +61,9 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
             train_counts={str(name): int(value) for name, value in values.get("train_counts", {}).items()},
             warnings=tuple(map(str, values.get("warnings", ()))),
         )
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint of step {state['step']}: damaged scores. Delete it to use the previous one."
+            f"the checkpoint of step {state['step']}: damaged scores ({error}). Delete it to use the previous one."
         ) from None
 
 

@@ -6,14 +6,18 @@ from typing import Any
 
 from torch import nn
 
+from genexp.config import require
 from genexp.networks import NETWORKS, build_network
 
 
 def check_networks(config: Any, *kinds: str) -> None:
     """Check the keys KIND and KIND_options of a configuration. Raises FieldError."""
     for kind in kinds:
-        if getattr(config, kind) is not None:
-            NETWORKS[kind].check(kind, getattr(config, kind), getattr(config, f"{kind}_options"))
+        name, options = getattr(config, kind), getattr(config, f"{kind}_options")
+        if name is not None:
+            NETWORKS[kind].check(kind, name, options)
+        rule = f"are options of a network by name. Use model.{kind}=NAME, or remove them"
+        require(name is not None or not options, f"{kind}_options", options, rule)
 
 
 def select_network(

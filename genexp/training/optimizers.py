@@ -229,6 +229,8 @@ def find_torch_class(name: str) -> type[Optimizer]:
         for key, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
     }
+    is_sparse = name == "SparseAdam"
+    require(not is_sparse, "name", name, "requires sparse gradients, which no network here has. Use Adam")
     if name not in classes:
         raise FieldError("name", name, f"unknown class of torch.optim. {suggest_choice(name, classes)}")
     return classes[name]
@@ -268,6 +270,8 @@ def plan_optimizers(node: Mapping[str, Any]) -> OptimizerPlan:
     node = {**ADDED_KEYS, **node}
     name = str(node.get("name"))
     has_options = "options" in node  # as in conf/optimizer/torch.yaml
+    if has_options and name in OPTIMIZERS:  # the names of torch's classes have capital letters
+        raise ConfigError(f"optimizer.options: not a key of optimizer={name}. Use optimizer=torch, or remove it.")
     if name not in OPTIMIZERS and not has_options:
         raise ConfigError(f"optimizer.name={name}: unknown optimizer. {suggest_choice(str(name), OPTIMIZERS)}")
     config_class = TorchOptimizerConfig if has_options else OPTIMIZERS[name].config_class

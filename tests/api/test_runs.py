@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,25 @@ def test_errors_are_exceptions_with_one_line(saved_run: SavedRun, tmp_path: Path
         genexp.compare(tmp_path / "absent")
     with pytest.raises(ConfigError):
         genexp.run(plugins=["absent.py"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: genexp.run(5), "5: not a text. Use 'KEY=VALUE'"),  # type: ignore[arg-type]
+        (lambda: genexp.run("-m", "seed=0,1"), "-m seed=0,1: not a single run. Remove -m"),
+        (lambda: genexp.run("--help"), "--help: trains no run"),
+        (lambda: genexp.run("model=vae", plugins="a.py"), "plugins='a.py': must be a list of files or modules"),
+        (lambda: genexp.load_run(5), "5: not a path"),  # type: ignore[arg-type]
+        (lambda: genexp.compare(), "genexp.compare: no directory"),
+        (lambda: genexp.Dataset.from_arrays(train=5, test={}), "train=5: must be a mapping"),  # type: ignore[arg-type]
+        (lambda: genexp.register_metric("name")(5), "the metric name is of type int"),  # type: ignore[type-var]
+    ],
+)
+def test_arguments_of_another_type_are_one_line(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(GenexpError, match=re.escape(message)) as excinfo:
+        call()
+    assert "\n" not in str(excinfo.value)
 
 
 def test_logging_and_environment_are_restored(saved_run: SavedRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_checkpoint_with_a_flipped_bit_is_rejected(run_dir: Path) -> None:
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    assert "wrong checksum" in get_genexp_error(f"resume={run_dir}", "trainer.epochs=3")
+    assert "damaged (its checksum is " in get_genexp_error(f"resume={run_dir}", "trainer.epochs=3")
 
 
 class PickledCode:

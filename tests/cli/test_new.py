@@ -39,7 +39,16 @@ def test_files_are_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["technique", "3d"], ["technique", "a-b"], ["technique", "class"], ["loss", "a"], []]
+    "arguments",
+    [
+        ["technique", "3d"],
+        ["technique", "a-b"],
+        ["technique", "class"],
+        ["technique", "vae"],
+        ["technique", "torch"],
+        ["loss", "a"],
+        [],
+    ],
 )
 def test_mistakes_are_one_line(arguments: list[str]) -> None:
     get_error_line(run_main("genexp-new", new.main, *arguments), "genexp-new")

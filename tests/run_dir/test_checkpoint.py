@@ -141,6 +141,10 @@ BOMBS: dict[str, object] = {
     "repeated list": make_nested_list(60, copies=2),
     "deep list": make_nested_list(200, copies=1),
 }
+REASONS = {
+    "tensor that repeats one element": "a tensor of 4,000,000,000,000 bytes has data of 4)",
+    "deep list": "more than 1,000,000 values, or 100 levels",
+}
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -152,6 +156,7 @@ def test_small_checkpoint_that_takes_memory_or_time_is_rejected(
     with pytest.raises(CheckpointError, match=r"step-00000001\.pt: (damaged|not loaded)") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
+    assert REASONS.get(name, "") in str(caught.value)
     assert capsys.readouterr().out == ""
 
 

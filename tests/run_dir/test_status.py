@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,22 @@ def test_a_value_of_another_type_is_one_error(change: dict[str, Any], tmp_path: 
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
     assert read_job_status(tmp_path).state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"step": "ten"}, "step is 'ten', not an integer"),
+        ({"total_steps": 1.5}, "total_steps is 1.5, not an integer or null"),
+        ({"state": "dancing"}, "state is 'dancing', not one of "),
+        ({"warnings": "collapse"}, "warnings is 'collapse', not a list"),
+        ({"train": [1.0]}, "train is [1.0], not an object"),
+    ],
+)
+def test_damage_is_described_by_what_is_expected(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "running", **change}))
+    with pytest.raises(DataError, match=re.escape(reason)):
+        read_status(tmp_path)
 
 
 def test_status_without_a_state_is_damaged(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_unsuitable_source_is_one_line(source_dir: Path, tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     for folder, message in (
         ("absent", "not a directory. Use the directory of a run."),
-        ("empty", "Start a new run"),
+        ("empty", "not a run directory (no config.yaml)"),
     ):
         source = f"trainer.init_from={tmp_path / folder}"
         result = run_genexp(source, format_run_dir_override(tmp_path / "run"))

@@ -342,6 +342,11 @@ def test_lists_in_options_become_tuples() -> None:
     [
         (["optimizer.name=NAdm"], "optimizer.name=NAdm: unknown class of torch.optim. Did you mean NAdam?"),
         (["optimizer.name=Optimizer"], "optimizer.name=Optimizer: unknown class of torch.optim."),
+        (["optimizer.name=SparseAdam"], "optimizer.name=SparseAdam: requires sparse gradients"),
+        (
+            ["optimizer=adam", "+optimizer.options.eps=1"],
+            "optimizer.options: not a key of optimizer=adam. Use opt",
+        ),
         (["+optimizer.options.wd=1"], "optimizer.options.wd=1: unknown option."),
         (["+optimizer.options.weight_decy=1"], "Did you mean weight_decay?"),
         (["+optimizer.options.eps=small"], "optimizer.options.eps=small: must be a value such as 1e-08"),
@@ -349,7 +354,8 @@ def test_lists_in_options_become_tuples() -> None:
     ],
 )
 def test_invalid_optimizer_of_torch_is_rejected(overrides: list[str], message: str) -> None:
-    values = compose_values("optimizer=torch", *overrides)
+    choice = [] if overrides[0] == "optimizer=adam" else ["optimizer=torch"]
+    values = compose_values(*choice, *overrides)
     with pytest.raises(ConfigError, match=re.escape(message)):
         plan_optimizers(values["optimizer"])
 

@@ -44,6 +44,15 @@ class ArrayFileConfig(DatasetConfig):
             raise DataError(f"dataset.file={self.file}: not a file. Check the path.")
         return path
 
+    def split_rows(self, count: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the train and the test indices, int64 (samples,) each, of the `count` rows of the file.
+
+        `labels` are (samples,), or None. Raises DataError for fewer than two rows.
+        """
+        if count < 2:
+            raise DataError(f"dataset.file={self.file}: has {count} rows, and at least 2 are required. Add rows.")
+        return split_indices(count, self.test_fraction, labels)
+
 
 def load_arrays(path: Path) -> dict[str, Any]:
     """Return the arrays of a .npz file by name, or that of a .npy file under the name "". Raises DataError.

@@ -14,7 +14,6 @@ from genexp.data.sources._array_files import (
     encode_labels,
     load_arrays,
     select_array,
-    split_indices,
 )
 from genexp.data.sources._images import CHANNEL_COUNTS, ResizableConfig
 from genexp.errors import DataError
@@ -39,8 +38,10 @@ class ArraysConfig(ArrayFileConfig, ResizableConfig):
         the samples is. Raises DataError.
         """
         arrays = load_arrays(self.path)
+        if self.label is not None and "" in arrays:
+            raise DataError(f"dataset.label={self.label}: a .npy file has images only. Use a .npz file.")
         images = _move_channels(arrays[""] if "" in arrays else select_array(arrays, self.image, "dataset.image"))
-        has_labels = self.label is not None and "" not in arrays
+        has_labels = self.label is not None
         labels = select_array(arrays, str(self.label), "dataset.label") if has_labels else None
         if labels is not None and len(labels) != len(images):
             raise DataError(
@@ -51,11 +52,17 @@ class ArraysConfig(ArrayFileConfig, ResizableConfig):
             test_labels = select_array(arrays, f"test_{self.label}", "dataset.label") if has_labels else None
             return self._build(images, labels, test_images, test_labels)
         codes = None if labels is None else encode_labels(labels)[0]
-        train, test = (rows.numpy() for rows in split_indices(len(images), self.test_fraction, codes))
+        train, test = (rows.numpy() for rows in self.split_rows(len(images), codes))
         parts = [(images[rows], None if labels is None else labels[rows]) for rows in (train, test)]
         return self._build(*parts[0], *parts[1])
 
     def _build(self, images: Any, labels: Any, test_images: Any, test_labels: Any) -> Dataset:
+        try:
+            return self._build_dataset(images, labels, test_images, test_labels)
+        except DataError as error:
+            raise DataError(f"dataset.file={self.file}: {error}") from None
+
+    def _build_dataset(self, images: Any, labels: Any, test_images: Any, test_labels: Any) -> Dataset:
         if labels is None:
             return Dataset.from_arrays({"image": images}, {"image": test_images})
         codes, names = encode_labels([*labels.tolist(), *test_labels.tolist()])

@@ -12,7 +12,7 @@ import torch
 from genexp.config import require, suggest_choice
 from genexp.data.dataset import Dataset, PointColumns, Split
 from genexp.data.registry import register_dataset
-from genexp.data.sources._array_files import ArrayFileConfig, encode_labels, load_arrays, split_indices
+from genexp.data.sources._array_files import ArrayFileConfig, encode_labels, load_arrays
 from genexp.device import check_memory
 from genexp.errors import DataError
 
@@ -34,9 +34,9 @@ class TableConfig(ArrayFileConfig):
         super().__post_init__()
         suffix = Path(str(self.file)).suffix
         require(suffix in SUFFIXES, "file", self.file, f"must end in {', '.join(SUFFIXES)}")
-        require(
-            self.columns is None or bool(self.columns), "columns", self.columns, "must name columns, or be null"
-        )
+        rule = "must name columns, each once, or be null"
+        is_valid = self.columns is None or 0 < len(self.columns) == len(set(self.columns))
+        require(is_valid, "columns", self.columns, rule)
 
     def load(self) -> Dataset:
         """Return the streams "point", float32 (n, columns), and "label" if `label` is set. Raises DataError."""
@@ -45,7 +45,7 @@ class TableConfig(ArrayFileConfig):
         labels, class_names = (None, ()) if self.label is None else encode_labels(self._select(table, self.label))
         names = self.columns or [name for name in table if name != self.label]
         points = torch.stack([self._parse_column(table, name) for name in names], dim=1)
-        train, test = split_indices(len(points), self.test_fraction, labels)
+        train, test = self.split_rows(len(points), labels)
         offset, scale = torch.zeros_like(points[0]), torch.ones_like(points[0])
         if self.standardize:
             offset, std = points[train].mean(0), points[train].std(0, correction=0)
@@ -151,7 +151,9 @@ def _read_arrays(path: Path) -> dict[str, Any]:
     arrays = load_arrays(path)
     for name, values in arrays.items():
         if values.ndim not in (1, 2):
-            raise DataError(f"dataset.file={path}: the array {name} has {values.ndim} axes. Use one or two.")
+            raise DataError(
+                f"dataset.file={path}: {f'the array {name}'.strip()} has {values.ndim} axes. Use one or two."
+            )
         if values.ndim == 1:
             columns[name or "0"] = values.tolist()
             continue

@@ -293,7 +293,7 @@ def test_runs_train_on_both(tmp_path: Path) -> None:
         ("a,b\n1,2\n3,\n", {}, "'' in column b, row 2"),
         ("a,b\n1,nan\n3,4\n", {}, "'nan' in column b, row 1"),
         ("a,a\n1,2\n3,4\n", {}, "two columns have one name"),
-        ("a,b\n1,2\n", {}, "1 samples: at least 2 are required"),
+        ("a,b\n1,2\n", {}, "table.csv: has 1 rows, and at least 2 are required"),
         (TABLE, {"label": "knid"}, "no column knid"),
         (TABLE, {"columns": ["heigth"]}, "no column heigth"),
         ("a,b\n1,\udcff\n", {}, "not readable as CSV"),
@@ -324,7 +324,12 @@ def test_damaged_arrays_are_one_line(name: str, content: bytes, suffix: str, tmp
         ({"image": np.zeros((5, 4, 4), np.uint8), "label": [1, 2]}, {"label": "label"}, "5 images and 2 labels"),
         ({"picture": np.zeros((5, 4, 4))}, {}, "dataset.image=image: no such array"),
         ({"image": np.full((5, 4, 4), 7.0)}, {}, "numbers in [0, 1]"),
-        ({"image": np.zeros(5)}, {}, "must be (samples, height, width)"),
+        (
+            {"image": np.zeros(5)},
+            {},
+            "x.npz: the array image of the train split: must be (samples, height, width)",
+        ),
+        ({"image": np.zeros((1, 4, 4))}, {}, "x.npz: has 1 rows, and at least 2 are required"),
         ({"image": np.array([{}] * 5)}, {}, "not a readable NumPy file"),  # pickled objects
     ],
 )
@@ -348,6 +353,17 @@ def test_missing_files_and_wrong_keys_are_one_line(name: str, tmp_path: Path) ->
     ):
         arguments = (f"model={model}", f"dataset={name}", *overrides, format_run_dir_override(tmp_path / "run"))
         assert message in get_error_line(run_genexp(*arguments), "genexp")
+
+
+def test_columns_named_twice_and_labels_that_a_file_lacks_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset.columns=\['height', 'height'\]: must name columns, each once"):
+        load("table", write(tmp_path, TABLE), columns=["height", "height"])
+    np.save(tmp_path / "x.npy", np.zeros((5, 4, 4)))
+    with pytest.raises(DataError, match=r"dataset.label=kind: a .npy file has images only"):
+        load("arrays", tmp_path / "x.npy", label="kind")
+    np.save(tmp_path / "x.npy", np.zeros((5, 4, 4)))
+    with pytest.raises(DataError, match="the array has 3 axes"):
+        load("table", tmp_path / "x.npy")
 
 
 def test_missing_memory_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
