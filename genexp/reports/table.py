@@ -18,14 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_TERMINAL_METRICS = 5  # metric columns of a terminal table
-STATE_STYLES = {
-    "finished": "green",
-    "failed": "red",
-    "killed": "red",
-    "damaged": "red",
-    "running": "cyan",
-    "stopped": "yellow",
-}
+# Readable on white and on black terminals; green, cyan and yellow are not.
+STATE_STYLES = {**dict.fromkeys(("failed", "killed", "damaged"), "red"), "running": "bold", "stopped": "magenta"}
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -189,7 +183,7 @@ def _build_run_table(comparison: Comparison, metrics: Sequence[str], keys: Seque
     for run in runs:
         text_cells = [run.name, *_format_settings(run, keys), format_setting(run.seed)]
         scores = [format_score(value) for value in (*map(run.latest_metrics.get, metrics), run.best_value)]
-        state = f"[{STATE_STYLES.get(run.state, 'dim')}]{format_state(run)}[/]"
+        state = f"[{STATE_STYLES.get(run.state, 'none')}]{format_state(run)}[/]"
         table.add_row(*map(escape, text_cells), *scores, format_duration(run.seconds), state)
     return table
 
