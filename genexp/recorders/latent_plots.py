@@ -195,8 +195,6 @@ def _iter_class_points(
 
     Without labels, all samples are one class.
     """
-    from genexp.images.scatter import pick_colors  # imports torch, as above
-
     assert artifacts.codes is not None
     codes = artifacts.codes.numpy()
     labels = np.zeros(len(codes), int) if artifacts.labels is None else artifacts.labels.numpy()
