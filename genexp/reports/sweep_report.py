@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,14 +103,15 @@ def _build_facts(comparison: Comparison) -> dict[str, str]:
 
 
 def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return (warning, names of at most ten runs that emitted it)."""
-    run_names: dict[str, list[str]] = {}
+    """Return (warning, names of at most ten runs that emitted it). Warnings may differ in their numbers."""
+    groups: dict[str, tuple[str, dict[str, None]]] = {}
     for run in comparison.runs:
         for warning in run.status.warnings:
-            run_names.setdefault(warning, []).append(run.name)
+            _, names = groups.setdefault(re.sub(r"\d[\d.]*", "", warning), (warning, {}))
+            names[run.name] = None
     return [
-        (warning, ", ".join(names[:10]) + (" …" if len(names) > 10 else ""))
-        for warning, names in run_names.items()
+        (warning, ", ".join([*names][:10]) + (" …" if len(names) > 10 else ""))
+        for warning, names in groups.values()
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_sweep_report_has_table_curves_bands_effects_and_thumbnails(tmp_path: Pa
         f"model.latent={latent} optimizer.lr={rate}" for latent, rate in ((2, 0.0001), (3, 0.0002), (4, 0.0004))
     ]
     assert {"optimizer.lr", "model.latent", "loss, train"} <= {chart["title"] for chart in others}
+
+
+def test_warnings_that_differ_in_their_numbers_are_one(tmp_path: Path) -> None:
+    for number in range(3):
+        warnings = [f"the loss rose by {number}.5", f"by {number}"] if number else ["no labels"]
+        make_run_dir(tmp_path / str(number), warnings=warnings)
+    write_sweep_report(compare([tmp_path]), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert re.findall(r"<li>([^<]*) <small>([^<]*)</small></li>", text) == [
+        *(("no labels", "0"), ("the loss rose by 1.5", "1, 2"), ("by 1", "1, 2"))
+    ]
 
 
 @pytest.fixture(scope="module")
