@@ -289,10 +289,15 @@ def _build_scalar_summary(split: str, metrics: Mapping[str, float]) -> Any:
 
 
 def _iter_histograms(snapshot: Snapshot) -> Iterator[Any]:
-    """Yield a summary of each weight and each gradient of a snapshot, of their finite values."""
+    """Yield a summary of each weight and each gradient of a snapshot, of their finite values.
+
+    Buffers are omitted, except for techniques without gradients, such as k-means, whose state they are.
+    """
     from tensorboardX.summary import histogram
 
-    for suffix, tensors in (("", snapshot.technique_state or {}), ("/gradient", snapshot.gradients)):
+    gradients, state = snapshot.gradients, snapshot.technique_state or {}
+    weights = {name: weight for name, weight in state.items() if not gradients or name in gradients}
+    for suffix, tensors in (("", weights), ("/gradient", gradients)):
         for name, tensor in tensors.items():
             values = tensor.detach().float().flatten().cpu().numpy() if tensor.is_floating_point() else np.empty(0)
             values = values[np.isfinite(values)]

@@ -184,7 +184,7 @@ def test_histograms_are_written_only_on_request(tmp_path: Path) -> None:
     for name, histograms in (("with", True), ("without", False)):
         run = make_run_info(tmp_path / name)
         with open_recorder(TensorBoardRecorder(preview_every=1, histograms=histograms), run) as recorder:
-            state = {"encoder.weight": weights, "count": torch.tensor([1, 2])}
+            state = {"encoder.weight": weights, "fixed_noise": torch.randn(9)}
             gradients = {"encoder.weight": gradient}
             recorder.record(make_snapshot(40, run, technique_state=state, gradients=gradients))
     assert read_events(tmp_path / "without").Tags()["histograms"] == []
