@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.command import format_run_dir_override, run_genexp
+from tests.support.command import FIGURES_ON, format_run_dir_override, run_genexp
 from tests.support.compose import make_tiny_overrides
 
 # Run → package → functions of the package that the run must call.
@@ -43,7 +43,13 @@ def test_a_run_computes_with_the_libraries(model: str, tmp_path: Path, monkeypat
         owner = resolve_name(f"{module}:{attribute.rpartition('.')[0]}" if "." in attribute else module)
         _record_calls(monkeypatch, owner, attribute.rpartition(".")[2], partial(called.add, name))
     dataset = ["dataset=mnist_5k"] if model == "kmeans" else []
-    overrides = [*make_tiny_overrides(model), *dataset, "trainer.max_steps=2", format_run_dir_override(tmp_path)]
+    overrides = [
+        *make_tiny_overrides(model),
+        FIGURES_ON,
+        *dataset,
+        "trainer.max_steps=2",
+        format_run_dir_override(tmp_path),
+    ]
     result = run_genexp(*overrides)
     assert result.exit_code == 0, result.stderr
     assert expected - called == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -20,6 +21,7 @@ import torch
 
 from genexp.distributed.launch import build_rank_variables
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
+from genexp.run_dir.files import LogFileHandler
 from genexp.train import main
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +71,15 @@ def run_main(program: str, command: Callable[[], None], *arguments: str) -> Comm
                 exit_code = int(error.code or 0)
         finally:
             sys.argv = previous_argv
+            _close_log_files()
     return CommandResult(exit_code, out.getvalue(), err.getvalue())
+
+
+def _close_log_files() -> None:
+    """Close the log of a run, which would end with its process."""
+    for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFileHandler)]:
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 def format_run_dir_override(run_dir: Path) -> str:
