@@ -111,7 +111,8 @@ def check_option(function: Callable[..., Any], key: str, option: str, value: Any
     expected = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
     is_number = not isinstance(value, bool) or isinstance(default, bool)
     if default is not None and not (isinstance(value, expected) and is_number):
-        raise FieldError(f"{key}.{option}", value, f"must be a value such as {default}")
+        rule = "must be a string" if default == "" else f"must be a value such as {default}"
+        raise FieldError(f"{key}.{option}", value, rule)
 
 
 def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:

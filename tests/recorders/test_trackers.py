@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,28 @@ def test_mlflow_without_a_store_is_one_line(tmp_path: Path, monkeypatch: pytest.
     line = get_error_line(run(tmp_path / "run", "recorders.mlflow.tracking_uri=unknown://host"), "genexp")
     assert "recorders.mlflow: not started" in line
     assert run_genexp(f"resume={tmp_path / 'run'}", "recorders.mlflow=false").exit_code in (0, 1)
+
+
+@needs_mlflow
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:1", "http://127.0.0.1:1: no connection ("),
+        ("sqlite:////absent/x.db", "/absent is no directory for files"),
+    ],
+)
+def test_absent_store_of_mlflow_is_reported_at_once(uri: str, message: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    line = get_error_line(run(tmp_path / "run", f"recorders.mlflow.tracking_uri={uri}"), "genexp")
+    assert f"recorders.mlflow.tracking_uri={uri}: " in line
+    assert message in line
+    assert time.monotonic() - started < 60
+
+
+@needs_wandb
+def test_unknown_mode_of_wandb_is_one_line(tmp_path: Path) -> None:
+    line = get_error_line(run(tmp_path / "run", "recorders.wandb.mode=ofline"), "genexp")
+    assert "recorders.wandb.mode=ofline: must be one of online, offline" in line
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
 import time
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from genexp.errors import ConfigError, DataError
 from genexp.recorders import register_recorder
@@ -15,6 +20,7 @@ from genexp.run_dir.record import flatten_config
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot
 
 MAX_METRICS, MAX_PARAMETERS, MAX_PARAMETER_LENGTH = 1000, 100, 500  # limits of a request to MLflow
+CONNECT_TIMEOUT_SECONDS = 10
 STATES = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -36,6 +42,8 @@ class MlflowRecorder(Recorder):
         from mlflow.entities import Metric
         from mlflow.tracking import MlflowClient
 
+        _check_store(self._tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", ""))
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs each table of a new database
         self._run, self._metric_type = run, Metric
         self._last_steps: dict[str, int] = {}  # metric → last step that MLflow has from before the run was resumed
         path = run.run_dir / MLFLOW_FILE
@@ -104,3 +112,24 @@ class MlflowRecorder(Recorder):
             history = self._client.get_metric_history(self._id, name)
             self._last_steps[name] = max((metric.step for metric in history), default=0)
         return self._last_steps[name]
+
+
+def _check_store(uri: str) -> None:
+    """Raise ConfigError if a server or the directory of a database is absent: MLflow would retry for minutes.
+
+    Other stores are left to MLflow.
+    """
+    url, reason = urlsplit(uri), None
+    try:
+        if url.scheme in ("http", "https"):
+            port = url.port or {"http": 80, "https": 443}[url.scheme]
+            socket.create_connection((url.hostname or "", port), CONNECT_TIMEOUT_SECONDS).close()
+        elif url.scheme == "sqlite" and url.path:
+            directory = Path(url.path.removeprefix("/")).parent  # sqlite:///relative or sqlite:////absolute
+            reason = None if os.access(directory, os.W_OK) else f"{directory} is no directory for files"
+    except (OSError, ValueError) as error:
+        reason = f"no connection ({error})"
+    if reason:
+        raise ConfigError(
+            f"recorders.mlflow.tracking_uri={uri}: {reason}. Check the server, or use another store."
+        )

@@ -17,6 +17,7 @@ from genexp.run_dir.paths import WANDB_FILE
 from genexp.snapshot import RunInfo, RunOutcome, Snapshot, iter_step_rows
 
 ID_DIGITS = 12
+MODES = ("online", "offline", "disabled", "shared")  # of wandb.init
 
 
 @register_recorder("wandb")
@@ -30,7 +31,12 @@ class WandbRecorder(Recorder):
     packages = ("wandb",)
 
     def __init__(self, project: str = "genexp", entity: str = "", group: str = "", mode: str = "") -> None:
-        """Set the names of project, entity and group. An empty name, or mode, is that of W&B's own settings."""
+        """Set the names of project, entity and group. An empty name, or mode, is that of W&B's own settings.
+
+        Raises ConfigError for an unknown mode.
+        """
+        if mode and mode not in MODES:
+            raise ConfigError(f"recorders.wandb.mode={mode}: must be one of {', '.join(MODES)}.")
         self._project, self._entity, self._group, self._mode = project, entity, group, mode
 
     def open(self, run: RunInfo) -> None:
@@ -60,7 +66,7 @@ class WandbRecorder(Recorder):
         except Exception as error:
             raise ConfigError(
                 f"recorders.wandb: not started ({format_error(error).splitlines()[0]}). "
-                f"Use `wandb login`, or WANDB_MODE=offline."
+                f"Check its options, use `wandb login`, or WANDB_MODE=offline."
             ) from error
         self._wandb_run.config.update({"run_dir": str(run.run_dir)}, allow_val_change=True)
 
