@@ -20,7 +20,7 @@ EXPECTED_CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "hydra-core": ("hydra.core.hydra_config:HydraConfig.set_config",),
         "omegaconf": ("omegaconf:OmegaConf.to_object",),
         "numpy": ("numpy:load",),
-        "matplotlib": ("matplotlib.figure:Figure.savefig",),
+        "matplotlib": ("matplotlib.backends.backend_agg:FigureCanvasAgg.draw",),
         "imageio": ("imageio.v3:imopen",),
         "tensorboardX": ("tensorboardX.record_writer:RecordWriter.write", "tensorboardX.summary:hparams"),
     },
