@@ -129,10 +129,13 @@ def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, An
 def suggest_choice(value: str, choices: Iterable[str]) -> str:
     """Return a sentence with the choice most similar to `value`, or with the choices if none is similar.
 
-    Of many choices, only the first MAX_LISTED_CHOICES are listed.
+    The initials of a key are most similar to it: `optimizer.learning_rate` is `optimizer.lr`. Of many choices,
+    only the first MAX_LISTED_CHOICES are listed.
     """
     choices = sorted(choices)
-    matches = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
+    group, dot, key = value.rpartition(".")
+    initials = group + dot + "".join(word[:1] for word in key.split("_"))
+    matches = [initials] if initials in choices else difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
     if matches:
         return f"Did you mean {matches[0]}?"
     listed = ", ".join(choices[:MAX_LISTED_CHOICES])

@@ -212,4 +212,8 @@ def test_missing_key_is_reported() -> None:
 
 def test_suggest_choice_returns_the_nearest_or_all_choices() -> None:
     assert suggest_choice("vea", ["vae", "gan"]) == "Did you mean vae?"
+    assert (
+        suggest_choice("optimizer.learning_rate", ["optimizer.lr", "optimizer.name"])
+        == "Did you mean optimizer.lr?"
+    )
     assert suggest_choice("zzz", ["vae", "gan"]) == "Use one of: gan, vae."
