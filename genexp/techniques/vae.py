@@ -109,7 +109,7 @@ class VAEConfig:
 class VariationalAutoencoder(
     Technique, CanSample, CanReconstruct, CanInterpolate, CanTraverse, CanEstimateLikelihood
 ):
-    """Encoder to a Gaussian posterior over latents, and decoder to distributions of the pixels."""
+    """Encoder to a Gaussian posterior over latents, and decoder to distributions of the pixels or features."""
 
     Config = VAEConfig
     num_examples = 8
