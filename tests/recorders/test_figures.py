@@ -119,7 +119,7 @@ def test_browser_renders_the_latent_plot(tmp_path: Path) -> None:
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
     command += ["--window-size=800,600", f"--user-data-dir={tmp_path / 'browser'}"]
     command += [f"--screenshot={tmp_path / 'shown.png'}", (tmp_path / "figures/latents.html").as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
     with Image.open(tmp_path / "shown.png") as image:
         plot = np.array(image.convert("RGB"))[150:400, 200:600].astype(int)
     colored = plot.max(axis=-1) - plot.min(axis=-1) > 100
