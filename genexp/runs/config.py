@@ -11,7 +11,7 @@ from genexp.config import bind, require, suggest_choice
 from genexp.data.registry import DatasetConfig, bind_dataset
 from genexp.device import DeviceConfig
 from genexp.distributed.rank import check_divisible_batch
-from genexp.errors import ConfigError
+from genexp.errors import ConfigError, PluginError
 from genexp.metrics import METRICS
 from genexp.metrics.scores import infer_direction
 from genexp.recorders import DEFAULT_OPTIONS, DEFAULT_RECORDERS, PERMANENT_RECORDERS, RECORDERS
@@ -48,11 +48,15 @@ class TopLevelConfig:
             if name in DEFAULT_RECORDERS:
                 _check_default_recorder(key, value, DEFAULT_OPTIONS.get(name, {}))
                 continue
-            choices = [*DEFAULT_RECORDERS, *RECORDERS.list_names()]
             if name in PERMANENT_RECORDERS:
                 raise ConfigError(f"{key}={value}: is always written. Remove it.")
-            if name not in choices:
-                raise ConfigError(f"{key}={value}: unknown recorder. {suggest_choice(name, choices)}")
+            try:
+                RECORDERS.find(name)  # imports the plugins
+            except PluginError:
+                raise
+            except ConfigError:
+                choices = [*DEFAULT_RECORDERS, *RECORDERS.list_names()]
+                raise ConfigError(f"{key}={value}: unknown recorder. {suggest_choice(name, choices)}") from None
             is_valid = value is None or isinstance(value, bool | Mapping)
             require(is_valid, key, value, "must be true, false, or a mapping of its options")
             RECORDERS.check("recorders", name, value if isinstance(value, Mapping) else None, key)

@@ -83,14 +83,19 @@ def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (package / "conf" / "model" / "described.yaml").write_text("# From a file.\nname: described\nsize: 5\n")
     (information / "METADATA").write_text("Name: my_package_of_genexp\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(ENTRY_POINTS)
-    members = {registry: dict(registry._members) for registry in Registry.all}
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     yield
-    for registry, values in members.items():
-        registry._members = values
+    for registry in Registry.all:  # built-in members that a test imported stay
+        registry._members = {
+            name: member for name, member in registry._members.items() if not _is_of_package(member.value)
+        }
     for name in [name for name in sys.modules if name.startswith("my_package_of_genexp")]:
         del sys.modules[name]
+
+
+def _is_of_package(value: object) -> bool:
+    return str(getattr(value, "__module__", "")).startswith("my_package_of_genexp")
 
 
 def test_names_are_listed_without_importing_the_package() -> None:
