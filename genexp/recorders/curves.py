@@ -225,9 +225,16 @@ def _style_axes(axes: Axes, title: str, epochs: float) -> None:
 def _draw_raw_train_curves(
     axes: Axes, curves: Mapping[str, LoggedCurve], names: Sequence[str], steps_per_epoch: int
 ) -> None:
-    """Draw the values of single steps faintly in the background, without changing the y limits of the axes."""
-    axes.set_ylim(axes.get_ylim())
+    """Draw the values of single steps faintly in the background. The y limits then contain nine tenths of them."""
+    bottom, top = axes.get_ylim()
     for name, color in zip(names, _cycle_colors(len(names)), strict=True):
         if name in curves and len(curves[name].steps) <= MAX_RAW_POINTS:
-            epochs = curves[name].steps / steps_per_epoch
-            axes.plot(epochs, curves[name].values, color=color, alpha=0.25, linewidth=0.7, zorder=1)
+            values = curves[name].values
+            axes.plot(
+                curves[name].steps / steps_per_epoch, values, color=color, alpha=0.25, linewidth=0.7, zorder=1
+            )
+            is_shown = np.isfinite(values) & ((values > 0) | (axes.get_yscale() == "linear"))
+            if is_shown.any():
+                low, high = np.percentile(values[is_shown], (5, 95))
+                bottom, top = min(bottom, low), max(top, high)
+    axes.set_ylim(bottom, top)
