@@ -93,7 +93,7 @@ def test_vectorized_job_writes_the_files_of_a_single_run_and_resumes(tmp_path: P
 
 
 def test_diverging_member_does_not_affect_the_others(tmp_path: Path) -> None:
-    result = run_genexp(*vectorized_sweep_arguments(tmp_path / "sweep", "optimizer.lr=1e-3,1e9,1e-2"))
+    result = run_genexp(*vectorized_sweep_arguments(tmp_path / "sweep", "optimizer.lr=1e-3,1e30,1e-2"))
     assert result.exit_code == 1
     assert "1 of 3 jobs failed. The first is #1" in result.stderr
     states = {number: load_status(tmp_path / "sweep" / str(number)) for number in range(3)}

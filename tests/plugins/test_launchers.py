@@ -79,9 +79,7 @@ def test_every_launcher_gives_the_results_of_the_basic_launcher(
     result = run_genexp(*make_sweep_arguments(tmp_path, "seed=0", DIVERGING_LR_OVERRIDE, *overrides.split()))
     assert result.exit_code == 1
     assert_same_jobs(tmp_path, sequential_sweep_dir)
-    assert result.stderr.startswith(
-        "genexp: 1 of 2 jobs failed. The first is #1 optimizer.lr=1000000000.0: the loss"
-    )
+    assert result.stderr.startswith("genexp: 1 of 2 jobs failed. The first is #1 optimizer.lr=1e+30: the loss")
     assert sum("finished  mse " in line for line in result.stdout.splitlines()) == 1
 
 
@@ -113,6 +111,7 @@ def find_descendants(pid: int, command_part: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_job_of_a_killed_worker_is_restarted(uninterrupted_sweep_dir: Path, tmp_path: Path) -> None:
     with start_genexp(*make_sweep_arguments(tmp_path, *LONG_SWEEP, *JOBLIB.split())) as process:
         wait_for(lambda: min(load_step(tmp_path / name) for name in "01") > 3, seconds=120)

@@ -50,7 +50,12 @@ def test_killed_search_resumes_from_its_file(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
-    overrides = ("optimizer.lr=choice(1e9)", "seed=range(0,9)", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2")
+    overrides = (
+        "optimizer.lr=choice(1e30)",
+        "seed=range(0,9)",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=2",
+    )
     assert run_genexp(*make_sweep_arguments(tmp_path, *overrides)).exit_code == 1
     assert set(load_job_states(tmp_path).values()) == {"failed"}
     assert "optimizer.lr" in load_status(tmp_path / "0")["error"]

@@ -203,6 +203,7 @@ def test_trained_weights_and_gradients_reach_tensorboard(tmp_path: Path) -> None
         *TINY_RUN_OVERRIDES,
         *others,
         "trainer.batch_size=20",
+        "trainer.max_steps=2",
         "recorders.tensorboard.histograms=true",
     )
     result = run_genexp(*command, format_run_dir_override(tmp_path / "run"))

@@ -75,6 +75,8 @@ def make_tiny_overrides(name: str) -> list[str]:
         for key, value in SMALL_MODEL_VALUES.items()
         if is_compatible_value(value, config.model.get(key))
     ]
+    if config.model.get("widths"):
+        overrides.append(f"model.widths=[24,{config.model.widths[-1]}]")  # the latent is the last layer
     if config.dataset.get("size"):  # not the size of the files
         overrides.append("dataset.size=32")
     return [f"model={name}", *TINY_RUN_OVERRIDES, *overrides]

@@ -15,7 +15,7 @@ ONE_STEP_RUN_OVERRIDES = (
     "trainer.preview_every=0",
     "trainer.evaluate_every=0",
 )
-DIVERGING_LR_OVERRIDE = "optimizer.lr=1e-3,1e9"  # the second value makes the loss infinite
+DIVERGING_LR_OVERRIDE = "optimizer.lr=1e-3,1e30"  # the second value makes the loss infinite
 
 
 def make_sweep_arguments(sweep_dir: Path, *overrides: str) -> list[str]:

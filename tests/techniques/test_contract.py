@@ -80,7 +80,7 @@ def test_resumed_run_equals_uninterrupted_run(finished_run: FinishedRun, tmp_pat
     for file in later:
         file.unlink()
     (resumed / "status.json").unlink()
-    result = run_genexp(f"resume={resumed}")
+    result = run_genexp(f"resume={resumed}", "recorders.figures=false")
     assert result.exit_code == 0, result.stderr
     assert_same_run(finished_run.run_dir, resumed)
 
