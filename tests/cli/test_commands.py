@@ -210,7 +210,8 @@ def test_config_dir_adds_models_and_presets(tmp_path: Path) -> None:
     option = f"--config-dir={tmp_path}"
     assert "narrow_vae" in run_genexp(option, "--help").stdout
     folder = tmp_path / "run"
-    result = run_genexp(option, "experiment=mine", *ONE_STEP_RUN_OVERRIDES[1:], format_run_dir_override(folder))
+    overrides = [word for word in ONE_STEP_RUN_OVERRIDES if not word.startswith("model")]
+    result = run_genexp(option, "experiment=mine", *overrides, format_run_dir_override(folder))
     assert result.exit_code == 0, result.stderr
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["model"]["hidden"], config["seed"]) == ([8], 5)
