@@ -81,9 +81,9 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
     annotations = get_type_hints(cls)
     for key, value in node_values.items():
         try:
-            # OmegaConf would convert lists to text, and any number to true.
-            is_no_bool = annotations[key] is bool and isinstance(value, int | float) and value not in (0, 1)
-            if is_no_bool or _has_nested_items(value, annotations[key]):
+            # OmegaConf would convert lists to strings, and any number other than 0 to true.
+            is_invalid_bool = annotations[key] is bool and isinstance(value, int | float) and value not in (0, 1)
+            if is_invalid_bool or _has_nested_items(value, annotations[key]):
                 raise ValidationError
             structured_config.merge_with({key: value})
         except OmegaConfBaseException:
@@ -129,8 +129,8 @@ def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, An
 def suggest_choice(value: str, choices: Iterable[str]) -> str:
     """Return a sentence with the choice most similar to `value`, or with the choices if none is similar.
 
-    The initials of a key are most similar to it: `optimizer.learning_rate` is `optimizer.lr`. Of many choices,
-    only the first MAX_LISTED_CHOICES are listed.
+    A choice that has the initials of the key is preferred: `optimizer.lr` for `optimizer.learning_rate`. Of many
+    choices, only the first MAX_LISTED_CHOICES are listed.
     """
     choices = sorted(choices)
     group, dot, key = value.rpartition(".")

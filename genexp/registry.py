@@ -93,7 +93,7 @@ class Registry(Generic[T]):
             self._import_member(str(name))
         if name not in self._members:
             names = self.list_names()
-            remedy = suggest_choice(name, names) if names else "Name the plugin that has it: --plugin FILE."
+            remedy = suggest_choice(name, names) if names else "Use --plugin FILE with the plugin that defines it."
             raise ConfigError(f"{self.key}={name}: unknown {self.noun}. {remedy}")
         value: T = self._members[name].value
         if not options:
@@ -244,7 +244,7 @@ def list_entry_points(group: str) -> tuple[EntryPoint, ...]:
     return _read_entry_points(group, tuple(sys.path))
 
 
-@functools.cache  # it reads the metadata of every installed package
+@functools.cache  # reading the metadata of every installed package is slow; `path` is part of the cache key
 def _read_entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=group))
 

@@ -118,7 +118,7 @@ class Snapshot:
     epoch_means: Mapping[str, float] = field(default_factory=dict)  # of the last epoch that ended in this block
     checkpoint_state: Mapping[str, Any] | None = None  # full training state, if a checkpoint is due
     technique_state: Mapping[str, Tensor] | None = None  # state dict of the evaluated technique
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)  # of the last step's weights, with that state
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)  # of the last step, at evaluations
     final_artifacts: FinalArtifacts | None = None  # in the last snapshot only
     is_complete: bool = False  # the run ends here and is complete, not interrupted
 

@@ -158,9 +158,9 @@ def _run_hydra_app(
 ) -> None:
     """Execute a parsed command line with Hydra's own functions.
 
-    `hydra.main` would parse the command line again, without the options of `parse_command_line`. Both it and
-    `_run_hydra` compose the configuration once more, to read `hydra.mode`: 0.1 seconds, which are saved where
-    neither a file of the user nor an override can contain this key.
+    `hydra.main` would parse the command line again, without the options of `parse_command_line`. `_run_hydra`
+    composes the configuration twice, first to read `hydra.mode`. The first composition takes 0.1 seconds. It is
+    omitted if neither a file of the user nor an override can contain this key.
     """
     commands = (options.cfg, options.info, options.shell_completion, options.hydra_help, options.help)
     files = (options.config_dir, options.config_path, options.config_name)

@@ -150,7 +150,7 @@ def run(*overrides: str, plugins: Sequence[Source] | None = None, **settings: An
     if errors:
         raise errors[0] if isinstance(errors[0], GenexpError) else GenexpError(format_any_error(errors[0]))
     if not run_dirs:  # an option such as --help
-        raise GenexpError(f"{' '.join(overrides)}: trains no run. Remove the option.")
+        raise GenexpError(f"{' '.join(overrides)}: does not train a run. Remove the option.")
     return SavedRun(run_dirs[0])
 
 
@@ -191,7 +191,7 @@ def compare(*paths: Source) -> RunTable:
     from genexp.reports.comparison import compare_runs
 
     if not paths:
-        raise DataError("genexp.compare: no directory. Use those of runs or sweeps.")
+        raise DataError("genexp.compare: no directory. Use directories of runs or sweeps.")
     comparison = compare_runs(find_runs([_to_path(path) for path in paths]))
     return RunTable(
         {
@@ -213,7 +213,7 @@ def _to_path(path: Any) -> Path:
 
 
 def _list_sources(plugins: Any) -> list[str]:
-    """Return plugins as text. Raises ConfigError for another type than a list of paths."""
+    """Return plugins as strings. Raises ConfigError if `plugins` is not a sequence of paths."""
     is_list = isinstance(plugins, Sequence) and not isinstance(plugins, str)
     if not is_list or not all(isinstance(plugin, str | os.PathLike) for plugin in plugins):
         raise ConfigError(f"plugins={plugins!r}: must be a list of files or modules. Use plugins=['my_ideas.py'].")
@@ -225,7 +225,7 @@ def _run_command(arguments: list[str], plugins: Sequence[Source] | None, task: A
     sources = list_plugin_sources() if plugins is None else _list_sources(plugins)
     for argument in arguments:
         if not isinstance(argument, str):
-            raise ConfigError(f"{argument!r}: not a text. Use 'KEY=VALUE', or KEY=VALUE as a keyword.")
+            raise ConfigError(f"{argument!r}: not a string. Use 'KEY=VALUE', or KEY=VALUE as a keyword.")
     options = [word for source in sources for word in ("--plugin", source)]
     with _preserve_logging(), _preserve_hydra(), _set_environment("HYDRA_FULL_ERROR", "1"):
         try:

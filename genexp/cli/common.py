@@ -26,7 +26,7 @@ COMPLETION_VARIABLE = "_ARGCOMPLETE"  # set by the shell function of argcomplete
 class CommandParser(argparse.ArgumentParser):
     """Argument parser that raises ConfigError instead of printing its usage and exiting.
 
-    If a shell asks for completions, `parse_args` and `parse_intermixed_args` print them with argcomplete and exit.
+    During TAB completion, `parse_args` and `parse_intermixed_args` print completions with argcomplete and exit.
     """
 
     completions: Mapping[str, Sequence[str]] = {"WHICH": ("best", "newest")}  # metavar → values
@@ -42,7 +42,7 @@ class CommandParser(argparse.ArgumentParser):
     def _complete(self) -> None:
         if COMPLETION_VARIABLE not in os.environ:
             return
-        import argcomplete  # the extra "completion"; a shell that asks has registered it
+        import argcomplete  # extra "completion"; it is installed if its shell function has set the variable
 
         for action in self._actions:
             if action.metavar in self.completions:
@@ -152,7 +152,7 @@ def _find_place(error: BaseException) -> str:
 
 
 def format_first_line(error: Exception) -> str:
-    """Return the first line of the message of `error`, with the file name for an OSError."""
+    """Return the first line of the message of `error`, for an OSError with file name and remedy."""
     if isinstance(error, OSError):
         reason = str(error.strerror or error).rstrip(".")
         return f"{error.filename or 'a file'}: {reason}. Use another path, or check its permissions."

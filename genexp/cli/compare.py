@@ -19,7 +19,7 @@ from genexp.run_dir.paths import EVENT_FILE_PREFIX, find_events_dir, format_comm
 
 PROGRAM = "genexp-compare"
 MAX_LINK_CHARACTERS = 120  # of the name of a link
-COLUMNS_FILE = f"{EVENT_FILE_PREFIX}0.{PROGRAM}"  # columns of TensorBoard's HParams page
+COLUMNS_FILE = f"{EVENT_FILE_PREFIX}0.{PROGRAM}"  # event file with the columns of TensorBoard's HParams page
 
 
 def main() -> NoReturn:
@@ -82,8 +82,9 @@ def _run(arguments: Sequence[str]) -> int:
 def link_tensorboard_logs(comparison: Comparison, folder: Path) -> None:
     """Write a link to the TensorBoard logs of each run into `folder`, whose other links are removed.
 
-    A link is named as people name a run: `vae/3 lr=0.001 seed=0`. TensorBoard's HParams page then has a column for
-    each differing setting and each objective. Raises ConfigError for a folder with other files, and OSError.
+    The name of a link has model, run and settings: `vae/3 lr=0.001 seed=0`. An event file in `folder` limits the
+    columns of TensorBoard's HParams page to the differing settings and the objectives. Raises ConfigError if
+    `folder` has other files, and OSError.
     """
     from genexp.recorders.tensorboard import get_scalar_tag, write_hparams_columns  # imports torch
 

@@ -39,7 +39,7 @@ def format_error(error: Exception, arguments: list[str]) -> str:
     unmergeable = re.search(r"Error merging override \+*([^=]+)=(.*)", str(error))
     if unmergeable:
         key, value = unmergeable.groups()
-        return f"{key}={value.strip()}: has another type than the key. Use {key}.NAME=VALUE for one of its keys."
+        return f"{key}={value.strip()}: wrong type. Use {key}.NAME=VALUE for one of its keys."
     unknown_key = re.search(r"Could not override '([^']+)'", str(error))
     if unknown_key:
         key = unknown_key[1].partition("@")[0]

@@ -233,7 +233,7 @@ def _format_loading(run: LoadedRun, format_name: str, file: ExportedFile) -> str
 
 
 def _format_columns(dataset: Dataset) -> str:
-    """Return the columns of a table, and how a value of the file becomes an input, "" for other data."""
+    """Return, for a table, the formula of the input for each column of its file. Return "" for other data."""
     if dataset.columns is None:
         return ""
     names, offset, scale = dataset.columns.names, dataset.columns.offset.tolist(), dataset.columns.scale.tolist()

@@ -78,7 +78,7 @@ class OutputType:
     capability: type  # base class that the technique must inherit
     generate: Callable[[GenerationRequest], list[Path]]  # returns the files and directories it wrote
     can_use_input: bool = False  # True if the user's own images can be the input
-    generate_from_points: Callable[[GenerationRequest], list[Path]] | None = None  # for a data set of points
+    generate_from_points: Callable[[GenerationRequest], list[Path]] | None = None  # replaces `generate` for points
 
 
 def generate_samples(request: GenerationRequest) -> list[Path]:
@@ -153,7 +153,7 @@ def generate_reconstructed_points(request: GenerationRequest) -> list[Path]:
 
 
 def _format_rows(values: Tensor) -> list[list[str]]:
-    """Return values (rows, columns) as text with the digits of float32."""
+    """Return values (rows, columns) as strings with seven significant digits, the precision of float32."""
     return [[f"{value:.7g}" for value in row] for row in values.tolist()]
 
 

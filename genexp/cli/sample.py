@@ -115,9 +115,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _select_for_points(output_types: Sequence[str], run: LoadedRun, args: argparse.Namespace) -> list[str]:
-    """Return the output types that are tables, for a data set of points.
+    """Return those of `output_types` that are written as CSV files for a data set of points.
 
-    Raises ConfigError if there are none, and for options that only images have.
+    Raises ConfigError if there are none, and for options that apply to images only.
     """
     from genexp.cli.generate import OUTPUT_TYPES, list_output_types
 

@@ -33,11 +33,11 @@ MAX_PROBE_SAMPLES = (
     10_000  # maximum numbers of training codes that fit the probes and of test codes that score them
 )
 NUM_NEIGHBORS = 10  # of the k-nearest-neighbor probe
-PIXEL_DESCRIPTIONS = {  # of the values that a likelihood is of, by key of BINARIZATIONS
+PIXEL_DESCRIPTIONS = {  # key of BINARIZATIONS, or "points" → values whose likelihood is computed
     "drawn": "bits sampled with the gray value as probability",
     "fixed": "bits sampled once for each image",
     "gray": "gray values in [0, 1], as a density",
-    "points": "points in the units of the training, as a density",
+    "points": "points, scaled as in training, as a density",
 }
 
 

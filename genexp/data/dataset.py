@@ -95,11 +95,11 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class PointColumns:
-    """Names of the features of points, and their units in the file of the user."""
+    """Names of the features of points, and the scaling from the units of the user's file."""
 
     names: tuple[str, ...]
     offset: Tensor  # (features,), subtracted from the values of the file
-    scale: Tensor  # (features,), by which they were divided then
+    scale: Tensor  # (features,), by which the differences are divided
 
     def restore(self, points: Tensor) -> Tensor:
         """Return points (samples, features) of the data set in the units of the file, as float64."""
@@ -115,7 +115,7 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # logged when a run is built, for example unreadable files
-    columns: PointColumns | None = None  # of the stream "point"; None: features have numbers from 0
+    columns: PointColumns | None = None  # of the stream "point"; None: the names are 0, 1, …
 
     def __post_init__(self) -> None:
         for split_name, split in (("train", self.train), ("test", self.test)):

@@ -80,8 +80,8 @@ class GaussianLikelihood(PixelLikelihood):
         """Return the expected images in [0, 1] or points, in the shape of `outputs`: (batch, ...)."""
         return outputs.sigmoid() if self.is_bounded else outputs
 
-    def draw(self, means: Tensor) -> Tensor:
-        """Return random values around `means` (batch, ...), in the same shape."""
+    def sample(self, means: Tensor) -> Tensor:
+        """Return random values with the expected values `means` (batch, ...), in the same shape."""
         return means + self.log_std.clamp(min=math.log(MIN_STD)).exp() * torch.randn_like(means)
 
 

@@ -13,8 +13,9 @@ RecorderT = TypeVar("RecorderT", bound=Callable[..., Any])
 RECORDERS: Registry[Any] = Registry(
     "recorder", key="recorders", group="genexp.recorders", source="genexp.recorders.optional"
 )
-# Recorders that a run uses unless its configuration switches them off. Others are always used.
+# Recorders that a run uses unless its configuration switches them off.
 DEFAULT_RECORDERS = ("previews", "figures", "tensorboard", "report", "console")
+# Recorders that a configuration cannot switch off.
 PERMANENT_RECORDERS = ("metrics", "status", "checkpoints")
 
 
@@ -29,7 +30,7 @@ def register_recorder(name: str) -> Callable[[RecorderT], RecorderT]:
     return register
 
 
-# Keys of the default recorders that have any, and their types.
+# Default recorder → option → type of its value. Recorders without options are omitted.
 DEFAULT_OPTIONS: dict[str, dict[str, type]] = {"tensorboard": {"histograms": bool}}
 
 

@@ -24,11 +24,11 @@ MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # shorter curves are averaged over windows short
 # color vision deficiency.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
 LOG_AXIS_RATIO = 50  # positive values with a larger max/min use a logarithmic axis
-MAX_TICKS = 5  # of an axis; each takes a millisecond
+MAX_TICKS = 5  # of an axis; drawing one takes a millisecond
 PANEL_INCHES = (5.2, 3.4)  # width, height
 # Margins of a panel. Fixed: automatic layout takes matplotlib as long as drawing everything.
 LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.75, 0.15, 0.55, 0.35
-AXES_INCHES = PANEL_INCHES[1] - BOTTOM_INCHES - TOP_INCHES
+AXES_INCHES = PANEL_INCHES[1] - BOTTOM_INCHES - TOP_INCHES  # height of the axes within a panel
 TITLE_INCHES = 0.4  # height of the figure title
 TEXT_LINE_INCHES = 0.22  # height of a line of values below the panels
 TEXT_LINE_CHARACTERS = 60  # for each column of panels
@@ -84,7 +84,7 @@ def write_curves_figure(
 
 
 def _encode_png(pixels: np.ndarray) -> bytes:
-    """Return a PNG file with 256 colors: a third of the bytes. The smallest runs consist mostly of this file.
+    """Return a PNG file with 256 colors. It has a third of the bytes, and is most of the size of a small run.
 
     `pixels` are (height, width, 4).
     """
@@ -225,7 +225,7 @@ def _style_axes(axes: Axes, title: str, epochs: float) -> None:
 def _draw_raw_train_curves(
     axes: Axes, curves: Mapping[str, LoggedCurve], names: Sequence[str], steps_per_epoch: int
 ) -> None:
-    """Draw the values of single steps faintly in the background. The y limits then contain nine tenths of them."""
+    """Draw the values of single steps faintly in the background. The y limits include nine tenths of them."""
     bottom, top = axes.get_ylim()
     for name, color in zip(names, _cycle_colors(len(names)), strict=True):
         if name in curves and len(curves[name].steps) <= MAX_RAW_POINTS:

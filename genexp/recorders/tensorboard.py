@@ -36,8 +36,8 @@ from genexp.technique import Clock, PictureLabels
 
 GIF_HEADER_BYTES = 13
 MAX_PROJECTOR_SAMPLES = 2000
-MAX_PREVIEWS = 24  # of each name; TensorBoard shows ten unless --samples_per_plugin has another number
-FRAME_FRACTION = 12  # of the side of a thumbnail: width of its frame
+MAX_PREVIEWS = 24  # of each name; TensorBoard shows ten, or the number in its option --samples_per_plugin
+THUMBNAIL_FRAME_RATIO = 12  # side of a thumbnail, divided by the width of its frame
 MAX_THUMBNAIL_PIXELS = 48  # side; larger images are reduced. A sprite has 8192 × 8192 pixels at most
 # TensorBoard sorts the groups of its pages by name.
 LOSS_GROUP, METRIC_GROUP, PREVIEW_GROUP, RESULT_GROUP = "losses", "metrics", "previews", "results"
@@ -80,7 +80,7 @@ class EventWriter:
         self._flush_if_due()
 
     def add_curves(self, curves: Mapping[str, Curve]) -> None:
-        """Append one event for each step of training metrics. Wall times are interpolated since the last block."""
+        """Append an event for each step of training metrics. Wall times are interpolated since the last call."""
         if not curves:
             return
         values = {name: curve.values.tolist() for name, curve in curves.items()}
@@ -123,8 +123,8 @@ class EventWriter:
 class TensorBoardRecorder(Recorder):
     """Recorder of event files: scalars, previews, configuration; at the end also GIFs and latent codes.
 
-    Event files only grow. They have at most MAX_PREVIEWS previews of each name, evenly spaced, and one of the end.
-    They lie in the run directory itself, since TensorBoard names a run by the directory of its events.
+    Events are only appended. The previews of each name are evenly spaced, at most MAX_PREVIEWS, and the last one.
+    Event files are in the run directory itself, since TensorBoard names a run by the directory of its events.
     """
 
     def __init__(self, preview_every: int, histograms: bool = False) -> None:
@@ -203,7 +203,7 @@ class TensorBoardRecorder(Recorder):
         return clock.is_last_step or clock.step % stride == 0
 
     def _add_images(self, group: str, images: Mapping[str, Tensor], step: int) -> None:
-        """Append images, uint8 (channels, height, width). A grid with a class in each row is divided, too."""
+        """Append images, uint8 (channels, height, width). A grid of classes is also divided into one per class."""
         tagged_images = {f"{group}/{name}": pixels for name, pixels in images.items()}
         for name, pixels in images.items():
             labels = self._run.picture_labels.get(name, PictureLabels())
@@ -222,7 +222,7 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
 
     tensorboardX's own `add_hparams` would create a second run for these. Its summary of all hyperparameters
     and metrics is omitted. TensorBoard would apply the first run's summary to all runs. Without it,
-    TensorBoard collects them from each run. `genexp-compare --tensorboard` writes one for all its runs.
+    TensorBoard collects them from each run. `genexp-compare --tensorboard` writes a summary for all its runs.
     """
     from tensorboardX.summary import hparams, text
 
@@ -232,9 +232,10 @@ def _build_config_summaries(run: RunInfo) -> list[Any]:
 
 
 def write_hparams_columns(path: Path, examples: Mapping[str, Any], metric_tags: Sequence[str]) -> None:
-    """Write an event file with the columns of the HParams page: settings (key → value, for its type) and metrics.
+    """Write an event file with the columns of the HParams page: settings and metrics.
 
-    Without it, TensorBoard shows all hyperparameters and all metrics of all runs.
+    `examples` maps each setting to a value, whose type is that of the column. Without the file, TensorBoard shows
+    all hyperparameters and all metrics of all runs.
     """
     from tensorboardX.summary import hparams
 
@@ -273,7 +274,7 @@ def _select_changed_settings(run: RunInfo) -> dict[str, bool | int | float | str
 
 
 def get_scalar_tag(name: str, split: str) -> str:
-    """Return the tag of a metric: losses form the first group, and a metric's splits are neighbors."""
+    """Return the tag GROUP/NAME/SPLIT of a metric. TensorBoard sorts tags, so that losses come first."""
     group = LOSS_GROUP if name == "loss" or name.endswith("_loss") else METRIC_GROUP
     return f"{group}/{name}/{split}"
 
@@ -289,9 +290,9 @@ def _build_scalar_summary(split: str, metrics: Mapping[str, float]) -> Any:
 
 
 def _iter_histograms(snapshot: Snapshot) -> Iterator[Any]:
-    """Yield a summary of each weight and each gradient of a snapshot, of their finite values.
+    """Yield a histogram of the finite values of each weight and each gradient of a snapshot.
 
-    Buffers are omitted, except for techniques without gradients, such as k-means, whose state they are.
+    Buffers are omitted, unless the technique has no gradients. The state of k-means consists of buffers.
     """
     from tensorboardX.summary import histogram
 
@@ -357,10 +358,10 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
 
 
 def _write_sprite(path: Path, thumbnails: Tensor, side: int, labels: Sequence[int] | None) -> None:
-    """Write the thumbnails in rows, each framed in the color of its label: the projector starts without colors."""
+    """Write the thumbnails in rows, each framed in the color of its label. By default, TensorBoard adds none."""
     from PIL import Image, ImageOps
 
-    columns, frame = math.ceil(math.sqrt(len(thumbnails))), max(1, side // FRAME_FRACTION)
+    columns, frame = math.ceil(math.sqrt(len(thumbnails))), max(1, side // THUMBNAIL_FRAME_RATIO)
     colors = None if labels is None else (255 * pick_colors(1 + max(labels, default=0))).round().astype(int)
     sprite = Image.new("RGB", (columns * side, columns * side))
     for index, pixels in enumerate(thumbnails):

@@ -103,7 +103,7 @@ def _build_facts(comparison: Comparison) -> dict[str, str]:
 
 
 def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return (warning, names of at most ten runs that emitted it). Warnings may differ in their numbers."""
+    """Return (warning, names of at most ten runs that emitted it). Numbers in warnings are ignored."""
     groups: dict[str, tuple[str, dict[str, None]]] = {}
     for run in comparison.runs:
         for warning in run.status.warnings:

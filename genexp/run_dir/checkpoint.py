@@ -99,7 +99,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT_VERSION}. Use another checkpoint.")
     stored_checksum, checksum = str(content.pop("checksum", None)), compute_checksum(content)
     if stored_checksum != checksum:
-        reason = f"its checksum is {checksum[:8]}, not {stored_checksum[:8]} as when it was written"
+        reason = f"its checksum is {checksum[:8]}, not the stored {stored_checksum[:8]}"
         raise CheckpointError(f"{path}: damaged ({reason}). Use another checkpoint.")
     return content
 
@@ -218,7 +218,7 @@ def _check_values(content: Any, size: int) -> None:
         value, depth = pending.pop()
         count += 1
         if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_VALUES:,} values, or {MAX_DEPTH} levels")
+            raise ValueError(f"more than {MAX_VALUES:,} values or {MAX_DEPTH} levels")
         if isinstance(value, Tensor):
             if value.layout != torch.strided or value.device.type != "cpu":
                 found = f"{str(value.layout).removeprefix('torch.')} on {value.device.type}"
@@ -226,13 +226,13 @@ def _check_values(content: Any, size: int) -> None:
             storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
             if value.nbytes > storage.nbytes():
-                raise ValueError(f"a tensor of {value.nbytes:,} bytes has data of {storage.nbytes():,}")
+                raise ValueError(f"a tensor of {value.nbytes:,} bytes has {storage.nbytes():,} bytes of data")
         elif isinstance(value, Mapping):
             pending += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list | tuple):
             pending += [(item, depth + 1) for item in value]
     if sum(storages.values()) > size:
-        raise ValueError(f"its tensors have {sum(storages.values()):,} bytes, and the file {size:,}")
+        raise ValueError(f"its tensors have {sum(storages.values()):,} bytes, more than the {size:,} of the file")
 
 
 def _clone_views(value: Any) -> Any:

@@ -179,7 +179,7 @@ def _replace_references(value: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _parse_default(text: str | None) -> Any:
-    """Return the default of a reference as the scalar that it is in YAML, or else as text."""
+    """Return the default of a reference, parsed as a YAML scalar. Other defaults stay strings."""
     try:
         value = None if text is None else _parse_yaml(text)
     except yaml.YAMLError:

@@ -161,13 +161,13 @@ def _convert_json(value: Any, annotation: Any, path: Path) -> Any:
 
 
 def _describe_json(annotation: Any) -> str:
-    """Return the JSON type of an annotation for a message."""
+    """Return the JSON type of an annotation, as words of an error message."""
     arguments = get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):
         return f"{_describe_json(arguments[0])} or null"
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(arguments)}"
-    names = {str: "a text", int: "an integer", float: "a finite number", tuple: "a list"}
+    names = {str: "a string", int: "an integer", float: "a finite number", tuple: "a list"}
     return names.get(get_origin(annotation) or annotation, "an object")
 
 
@@ -305,7 +305,7 @@ def is_locked(run_dir: Path) -> bool:
 
 @contextmanager
 def _name_errors(path: Path) -> Iterator[None]:
-    """Set the path of errors of operations on an open file, whose messages lack it, or on its temporary file."""
+    """Set `path` as the file name of an OSError that has none, or has that of a temporary file."""
     try:
         yield
     except OSError as error:

@@ -22,7 +22,7 @@ BEST_FILE = "best.pt"  # in CHECKPOINTS_DIR
 FIGURES_DIR = "figures"
 PREVIEWS_DIR = "previews"  # one folder of frames for each animation NAME.gif or NAME.mp4 in the run directory
 EVENT_FILE_PREFIX = "events.out.tfevents."  # of TensorBoard's files, directly in the run directory
-PROJECTOR_FILE, PROJECTOR_DIR = "projector_config.pbtxt", "projector"  # TensorBoard expects this file name there
+PROJECTOR_FILE, PROJECTOR_DIR = "projector_config.pbtxt", "projector"  # the file must be beside the events
 OLD_EVENTS_DIR = "tensorboard"  # folder of the events in runs of earlier versions
 MADE_DIR = "made"  # written by genexp-sample
 EXPORT_DIR = "export"  # written by genexp-export, a folder for each format
@@ -75,9 +75,9 @@ def find_assets_dir(run_dir: Path) -> Path:
 
 
 def find_events_dir(run_dir: Path) -> Path:
-    """Return the directory of a run's TensorBoard events, which names the run in TensorBoard.
+    """Return the directory of a run's TensorBoard events: `run_dir`, or its folder OLD_EVENTS_DIR.
 
-    It is `run_dir`, so that the name is `vae/2026-…`. Runs of earlier versions have a folder in it.
+    TensorBoard names the run by this directory, such as `vae/2026-…`. Runs of earlier versions have the folder.
     """
     old_dir = run_dir / OLD_EVENTS_DIR
     return old_dir if any(old_dir.glob(f"{EVENT_FILE_PREFIX}*")) else run_dir

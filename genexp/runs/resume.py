@@ -68,7 +68,7 @@ def load_progress(state: Mapping[str, Any]) -> RunProgress:
 
 
 def check_lacks_pages(run_dir: Path, recorders: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a finished run has the pages of its `recorders`: there is nothing to resume."""
+    """Raise ConfigError if a finished run has the report and figures that its `recorders` enable."""
     paths = {"report": run_dir / REPORT_FILE, "figures": run_dir / FIGURES_DIR / CURVES_FIGURE}
     pages = [path for name, path in paths.items() if is_enabled(recorders, name)]
     if all(path.is_file() and path.stat().st_size for path in pages):

@@ -175,7 +175,7 @@ class SweepLauncher(Launcher):
 
 
 def _format_common_overrides(task_overrides: Sequence[str]) -> set[str]:
-    """Return the overrides that all jobs share, as a sweeper writes them: `a=1e-3` is `a=0.001`."""
+    """Return the overrides that all jobs share, in the format of a sweeper: `a=0.001` for `a=1e-3`."""
     parsed = OverridesParser.create().parse_overrides(list(task_overrides))
     return {
         f"{override.get_key_element()}={override.get_value_element_as_str()}"

@@ -16,7 +16,7 @@ def check_networks(config: Any, *kinds: str) -> None:
         name, options = getattr(config, kind), getattr(config, f"{kind}_options")
         if name is not None:
             NETWORKS[kind].check(kind, name, options)
-        rule = f"are options of a network by name. Use model.{kind}=NAME, or remove them"
+        rule = f"requires a network by name. Use model.{kind}=NAME, or remove the options"
         require(name is not None or not options, f"{kind}_options", options, rule)
 
 

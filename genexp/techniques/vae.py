@@ -196,9 +196,9 @@ class VariationalAutoencoder(
         return self.posterior(get_inputs(batch))[0]
 
     def sample(self, count: int) -> Tensor:
-        """Return expected images of latents drawn from the prior, or points drawn around their expected values."""
+        """Return the expected images of latents from the prior. Points are sampled from the likelihood instead."""
         means = self.decode(torch.randn(count, self.config.latent, device=self.mean.weight.device))
-        return self.likelihood.draw(means) if self.is_table else means
+        return self.likelihood.sample(means) if self.is_table else means
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return self.decode(self.posterior(images)[0])

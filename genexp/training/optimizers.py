@@ -230,7 +230,7 @@ def find_torch_class(name: str) -> type[Optimizer]:
         if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
     }
     is_sparse = name == "SparseAdam"
-    require(not is_sparse, "name", name, "requires sparse gradients, which no network here has. Use Adam")
+    require(not is_sparse, "name", name, "requires sparse gradients, which genexp does not support. Use Adam")
     if name not in classes:
         raise FieldError("name", name, f"unknown class of torch.optim. {suggest_choice(name, classes)}")
     return classes[name]

@@ -172,9 +172,9 @@ def test_errors_are_exceptions_with_one_line(saved_run: SavedRun, tmp_path: Path
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: genexp.run(5), "5: not a text. Use 'KEY=VALUE'"),  # type: ignore[arg-type]
+        (lambda: genexp.run(5), "5: not a string. Use 'KEY=VALUE'"),  # type: ignore[arg-type]
         (lambda: genexp.run("-m", "seed=0,1"), "-m seed=0,1: not a single run. Remove -m"),
-        (lambda: genexp.run("--help"), "--help: trains no run"),
+        (lambda: genexp.run("--help"), "--help: does not train a run"),
         (lambda: genexp.run("model=vae", plugins="a.py"), "plugins='a.py': must be a list of files or modules"),
         (lambda: genexp.load_run(5), "5: not a path"),  # type: ignore[arg-type]
         (lambda: genexp.compare(), "genexp.compare: no directory"),

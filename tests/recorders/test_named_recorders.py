@@ -119,7 +119,7 @@ def test_recorders_can_change_when_a_run_is_resumed(plugin: Path, tmp_path: Path
         ("recorders.figure=false", "recorders.figure=False: unknown recorder. Did you mean figures?"),
         ("recorders.metrics=false", "recorders.metrics=False: is always written. Remove it."),
         ("recorders=3", "recorders=3: must be a mapping"),
-        ("recorders=[figures]", "recorders=[figures]: has another type than the key. Use recorders.NAME=VALUE"),
+        ("recorders=[figures]", "recorders=[figures]: wrong type. Use recorders.NAME=VALUE"),
         ("recorders.steps=3", "recorders.steps=3: must be true, false, or a mapping of its options"),
         ("recorders.report={a: 1}", "recorders.report={'a': 1}: must be true or false"),
         ("recorders.steps.evrey=3", "recorders.steps.evrey=3: unknown option. Did you mean every?"),

@@ -169,7 +169,7 @@ def test_grids_of_classes_are_also_one_picture_per_class(tmp_path: Path) -> None
     grid = make_image(1, (8, 6), channels=3)
     with open_recorder(TensorBoardRecorder(preview_every=1), run) as recorder:
         recorder.record(make_snapshot(40, run, preview_images={"samples": grid}))
-        recorder.record(make_snapshot(50, run, preview_images={"walk": grid}))  # its columns are no classes
+        recorder.record(make_snapshot(50, run, preview_images={"walk": grid}))  # its columns are not classes
     events = read_events(tmp_path)
     assert set(events.Tags()["images"]) == {
         *("previews/samples", "previews/walk", "samples by class/2", "samples by class/0")

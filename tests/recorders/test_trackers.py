@@ -168,7 +168,7 @@ def test_mlflow_without_a_store_is_one_line(tmp_path: Path, monkeypatch: pytest.
     ("uri", "message"),
     [
         ("http://127.0.0.1:1", "http://127.0.0.1:1: no connection ("),
-        ("sqlite:////absent/x.db", "/absent is no directory for files"),
+        ("sqlite:////absent/x.db", "/absent is not a writable directory"),
     ],
 )
 def test_absent_store_of_mlflow_is_reported_at_once(uri: str, message: str, tmp_path: Path) -> None:

@@ -142,8 +142,8 @@ BOMBS: dict[str, object] = {
     "deep list": make_nested_list(200, copies=1),
 }
 REASONS = {
-    "tensor that repeats one element": "a tensor of 4,000,000,000,000 bytes has data of 4)",
-    "deep list": "more than 1,000,000 values, or 100 levels",
+    "tensor that repeats one element": "a tensor of 4,000,000,000,000 bytes has 4 bytes of data)",
+    "deep list": "more than 1,000,000 values or 100 levels",
 }
 
 

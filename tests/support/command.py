@@ -76,7 +76,7 @@ def run_main(program: str, command: Callable[[], None], *arguments: str) -> Comm
 
 
 def _close_log_files() -> None:
-    """Close the log of a run, which would end with its process."""
+    """Close the log of a run. A command in its own process closes it at exit."""
     for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFileHandler)]:
         logging.root.removeHandler(handler)
         handler.close()

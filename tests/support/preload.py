@@ -1,6 +1,6 @@
-"""Module that the fork server imports: a run whose imports and parser tables all forked processes inherit.
+"""Preload module of the fork server. Its run imports modules and builds tables of parsers.
 
-A process that starts without them needs more than a second before its first step.
+Forked processes inherit both. A process without them needs more than a second before its first step.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_a_device_that_is_absent_fails_its_job_only(tmp_path: Path) -> None:
-    """The columns of the table are the swept settings: others, such as `recorders.report=false`, are equal."""
+    """The table has a column for each swept setting, and none for common ones such as `recorders.report=false`."""
     result = run_genexp(*make_sweep_arguments(tmp_path, "device=cpu,cuda", "recorders.report=false"))
     assert result.exit_code == 1
     assert load_job_states(tmp_path) == {"0": "finished", "1": "failed"}

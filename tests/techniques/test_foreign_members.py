@@ -185,7 +185,7 @@ def test_foreign_network_is_used_with_its_options(name: str, kind: str, plugin: 
             "model.loss_options.factor=2: unknown option. Remove it: it takes no options",
         ),
         (["model.loss_options=3"], "model.loss_options=3: must be a mapping"),
-        (["model.encoder_options.width=3"], "are options of a network by name. Use model.encoder=NAME"),
+        (["model.encoder_options.width=3"], "requires a network by name. Use model.encoder=NAME"),
     ],
 )
 def test_mistakes_are_one_line(overrides: list[str], message: str, plugin: Path) -> None:

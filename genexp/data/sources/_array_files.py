@@ -50,7 +50,7 @@ class ArrayFileConfig(DatasetConfig):
         `labels` are (samples,), or None. Raises DataError for fewer than two rows.
         """
         if count < 2:
-            raise DataError(f"dataset.file={self.file}: has {count} rows, and at least 2 are required. Add rows.")
+            raise DataError(f"dataset.file={self.file}: must have at least 2 rows, not {count}. Add rows.")
         return split_indices(count, self.test_fraction, labels)
 
 

@@ -115,9 +115,9 @@ class MlflowRecorder(Recorder):
 
 
 def _check_store(uri: str) -> None:
-    """Raise ConfigError if a server or the directory of a database is absent: MLflow would retry for minutes.
+    """Raise ConfigError if a server does not answer, or the directory of a SQLite database is not writable.
 
-    Other stores are left to MLflow.
+    MLflow itself would retry for minutes. Other stores are not checked.
     """
     url, reason = urlsplit(uri), None
     try:
@@ -126,7 +126,7 @@ def _check_store(uri: str) -> None:
             socket.create_connection((url.hostname or "", port), CONNECT_TIMEOUT_SECONDS).close()
         elif url.scheme == "sqlite" and url.path:
             directory = Path(url.path.removeprefix("/")).parent  # sqlite:///relative or sqlite:////absolute
-            reason = None if os.access(directory, os.W_OK) else f"{directory} is no directory for files"
+            reason = None if os.access(directory, os.W_OK) else f"{directory} is not a writable directory"
     except (OSError, ValueError) as error:
         reason = f"no connection ({error})"
     if reason:

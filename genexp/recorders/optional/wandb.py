@@ -31,7 +31,7 @@ class WandbRecorder(Recorder):
     packages = ("wandb",)
 
     def __init__(self, project: str = "genexp", entity: str = "", group: str = "", mode: str = "") -> None:
-        """Set the names of project, entity and group. An empty name, or mode, is that of W&B's own settings.
+        """Set the names of project, entity and group. An empty value selects that of W&B's own settings.
 
         Raises ConfigError for an unknown mode.
         """

@@ -145,7 +145,7 @@ def test_the_vae_learns_a_table_and_its_run_is_evaluated(vae_on_table: Path) -> 
     )
     assert result.exit_code == 0, result.stderr
     assert "nll_20_points" in result.stdout
-    assert "points in the units of the training" in result.stdout
+    assert "points, scaled as in training" in result.stdout
     assert "gray" not in result.stdout
     assert not result.stderr
 
@@ -293,7 +293,7 @@ def test_runs_train_on_both(tmp_path: Path) -> None:
         ("a,b\n1,2\n3,\n", {}, "'' in column b, row 2"),
         ("a,b\n1,nan\n3,4\n", {}, "'nan' in column b, row 1"),
         ("a,a\n1,2\n3,4\n", {}, "two columns have one name"),
-        ("a,b\n1,2\n", {}, "table.csv: has 1 rows, and at least 2 are required"),
+        ("a,b\n1,2\n", {}, "table.csv: must have at least 2 rows, not 1"),
         (TABLE, {"label": "knid"}, "no column knid"),
         (TABLE, {"columns": ["heigth"]}, "no column heigth"),
         ("a,b\n1,\udcff\n", {}, "not readable as CSV"),
@@ -329,7 +329,7 @@ def test_damaged_arrays_are_one_line(name: str, content: bytes, suffix: str, tmp
             {},
             "x.npz: the array image of the train split: must be (samples, height, width)",
         ),
-        ({"image": np.zeros((1, 4, 4))}, {}, "x.npz: has 1 rows, and at least 2 are required"),
+        ({"image": np.zeros((1, 4, 4))}, {}, "x.npz: must have at least 2 rows, not 1"),
         ({"image": np.array([{}] * 5)}, {}, "not a readable NumPy file"),  # pickled objects
     ],
 )
