@@ -247,10 +247,12 @@ def write_hparams_columns(path: Path, examples: Mapping[str, Any], metric_tags: 
 
 
 def _simplify_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    return {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in settings.items()
-    }
+    """Return values that tensorboardX accepts: others, and integers beyond 64 bits, are texts."""
+    return {key: value if _is_accepted(value) else str(value) for key, value in settings.items()}
+
+
+def _is_accepted(value: Any) -> bool:
+    return isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _select_changed_settings(run: RunInfo) -> dict[str, bool | int | float | str]:

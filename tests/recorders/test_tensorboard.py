@@ -163,6 +163,15 @@ def test_hyperparameters_are_those_that_the_command_line_changes(tmp_path: Path)
     assert _select_changed_settings(make_run_info(tmp_path, config=config)) == {"seed": 0, "model.name": "vae"}
 
 
+def test_an_integer_beyond_64_bits_is_a_text(tmp_path: Path) -> None:
+    config = {"seed": 0, "model": {"name": "vae"}, "optimizer": {"eps": 10**20}}
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("[optimizer.eps=1]")
+    with open_recorder(TensorBoardRecorder(preview_every=1), make_run_info(tmp_path, config=config)):
+        pass
+    assert "_hparams_/session_start_info" in read_events(tmp_path).summary_metadata
+
+
 def test_grids_of_classes_are_also_one_picture_per_class(tmp_path: Path) -> None:
     labels = {"samples": PictureLabels(rows=("2", "0")), "walk": PictureLabels(columns=("a", "b"))}
     run = make_run_info(tmp_path, picture_labels=labels)
