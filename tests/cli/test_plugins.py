@@ -114,7 +114,10 @@ def test_yaml_of_a_configuration_directory_takes_precedence(example: Path, tmp_p
     assert yaml.safe_load(run_genexp(*options).stdout)["model"] == {"name": "my_autoencoder", "latent": 3}
 
 
-def test_wrong_keys_and_values_are_one_line(example: Path) -> None:
+def test_wrong_keys_and_values_are_one_line(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for overrides, message in (
         (["model=my_autoencoder", "model.latnet=3"], "model.latnet: unknown key"),
         (["model=my_autoencoder", "model.latent=x"], "model.latent=x: must be an integer"),

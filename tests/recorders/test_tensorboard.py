@@ -232,7 +232,10 @@ def test_trained_weights_and_gradients_reach_tensorboard(tmp_path: Path) -> None
         ("recorders.figures.size=3", "recorders.figures={'size': 3}: must be true or false"),
     ],
 )
-def test_wrong_options_are_one_line(override: str, message: str) -> None:
+def test_wrong_options_are_one_line(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert message in get_error_line(run_genexp("model=gan", override), "genexp")
 
 

@@ -188,6 +188,9 @@ def test_foreign_network_is_used_with_its_options(name: str, kind: str, plugin: 
         (["model.encoder_options.width=3"], "requires a network by name. Use model.encoder=NAME"),
     ],
 )
-def test_mistakes_are_one_line(overrides: list[str], message: str, plugin: Path) -> None:
+def test_mistakes_are_one_line(
+    overrides: list[str], message: str, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     command = ("--plugin", str(plugin), "model=stacked_autoencoder", *TINY_RUN_OVERRIDES)
     assert message in get_error_line(run_genexp(*command, *overrides), "genexp")
