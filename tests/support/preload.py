@@ -5,6 +5,7 @@ Forked processes inherit both. A process without them needs more than a second b
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -22,7 +23,5 @@ with tempfile.TemporaryDirectory() as directory:
     os.environ.clear()
     os.environ.update(environment)
 
-import gc
-
 gc.collect()
-gc.freeze()
+gc.freeze()  # else a collection in a forked process would copy the pages of all objects
