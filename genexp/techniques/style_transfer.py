@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from genexp.capabilities import CanStylize
 from genexp.config import require
-from genexp.data.dataset import DataSpec
+from genexp.data.dataset import Dataset, DataSpec
+from genexp.data.loading import convert_and_scale
 from genexp.device import promote_to_float32
 from genexp.images.color import COLOR_MODES
 from genexp.images.grid import PADDING_PIXELS, PADDING_VALUE
@@ -35,6 +36,7 @@ from genexp.technique import (
 )
 
 STYLE_LOSSES = LOSSES["style"]
+STREAMS = ("content", "style")
 
 
 @dataclass
@@ -175,16 +177,23 @@ class StyleTransfer(Technique, CanStylize):
         """
         return (clock.step - 1) * len(self.scales) // clock.total_steps == scale_index
 
-    @torch.no_grad()
-    def initialize(self, train_batches: Batches) -> None:
-        (photographs,) = train_batches
-        content, style = self.color_mode.preprocess(photographs["content"], photographs["style"])
+    def prepare_evaluation(self, dataset: Dataset) -> None:
+        """Set the weights of the frozen network. Raises ConfigError."""
+        streams = dataset.train.streams
+        photographs = [convert_and_scale(streams[name][0][None].to(self.content.device)) for name in STREAMS]
+        content, style = self.color_mode.preprocess(*photographs)
         if self.config.weights == "random":
             self.features.init_random_weights([content, style])
         else:
             self.features.load_torchvision_weights(load_weights(self.config.weights), origin=self.config.weights)
         if self.config.equalize_layers:
             self.features.equalize_layers(style)
+        self.features.set_fingerprint()
+
+    @torch.no_grad()
+    def initialize(self, train_batches: Batches) -> None:
+        (photographs,) = train_batches
+        content, style = self.color_mode.preprocess(*(photographs[name] for name in STREAMS))
         self.content.copy_(photographs["content"])
         self.canvas.image.copy_(content[:, : self.color_mode.channels])
         for fraction, scale in zip(self.config.scales, self._get_scale_losses(), strict=True):

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import genexp
 from genexp.images.color import luminance
-from genexp.run_dir.checkpoint import list_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from genexp.technique import Clock
 from genexp.techniques.style_transfer import StyleTransfer, StyleTransferConfig, clamp_keep_gradient, gram_matrix
 from genexp.training.learner import Learner, StepSettings
@@ -47,10 +48,11 @@ def make_learner(optimizer: dict[str, Any], **changes: Any) -> tuple[Learner, li
         **changes,
     }
     dataset = load_photographs()
-    torch.manual_seed(0)
     technique = StyleTransfer(StyleTransferConfig(**values), dataset.spec)
+    torch.manual_seed(0)
     plan = plan_optimizers({**optimizer, "schedule": "constant", "warmup_steps": 0, "decay_start": 0.0})
     data = [{name: stream / 255 for name, stream in dataset.train.streams.items() if isinstance(stream, Tensor)}]
+    technique.prepare_evaluation(dataset)
     technique.initialize(data)
     return Learner(technique, plan, StepSettings(), torch.device("cpu")), data
 
@@ -74,8 +76,49 @@ def test_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert {"content", "style"} < set(read_metrics_log(tmp_path / "run")[0])
     assert not load_status(tmp_path / "run")["warnings"]
-    best = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)["technique"]
-    assert torch.equal(best["features.layers.conv_1.weight"], torch.load(weight_file)["features.0.weight"])
+    technique = genexp.load_run(tmp_path / "run").technique
+    weights = technique.get_parameter("features.layers.conv_1.weight")
+    assert torch.equal(weights, torch.load(weight_file)["features.0.weight"])
+    # No checkpoint contains the frozen weights, so a run cannot continue with others.
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        names = load_checkpoint(path)["technique"].keys()
+        assert [name for name in names if name.startswith("features.")] == ["features.fingerprint"]
+    write_weight_file(weight_file)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.is_file()}
+    commands = (
+        run_genexp(f"resume={tmp_path / 'run'}", "trainer.max_steps=4"),
+        run_genexp(
+            *SMALL_RUN,
+            *ONE_LAYER,
+            f"model.weights={weight_file}",
+            "model.equalize_layers=false",
+            f"trainer.init_from={tmp_path / 'run'}",
+            format_run_dir_override(tmp_path / "other"),
+        ),
+    )
+    for command in commands:
+        assert command.exit_code == 1
+        message = f"genexp: model.weights={weight_file}: not the weights that the run was trained with. "
+        assert message in command.stderr
+        assert "Traceback" not in command.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.is_file()} == before
+
+
+def test_frozen_weights_in_checkpoints_of_earlier_versions_are_ignored(tmp_path: Path) -> None:
+    settings = (*SMALL_RUN, *ONE_LAYER, "model.weights=random", format_run_dir_override(tmp_path))
+    assert run_genexp(*settings).exit_code == 0
+    first = genexp.load_run(tmp_path)
+    path = tmp_path / "checkpoints" / "best.pt"
+    content = load_checkpoint(path)
+    del content["technique"]["features.fingerprint"], content["format"]
+    content["technique"]["features.layers.conv_1.weight"] = torch.ones(64, 3, 3, 3)
+    save_checkpoint(path, content)
+    second = genexp.load_run(tmp_path)
+    assert isinstance(first.technique, StyleTransfer)
+    assert isinstance(second.technique, StyleTransfer)
+    assert torch.equal(first.technique.stylize(), second.technique.stylize())
+    weights = [run.technique.get_parameter("features.layers.conv_1.weight") for run in (first, second)]
+    assert torch.equal(*weights)
 
 
 def test_random_weights_are_marked_in_metrics_and_warnings(tmp_path: Path) -> None:
