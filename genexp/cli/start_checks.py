@@ -11,7 +11,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,18 @@ from genexp.run_dir.paths import (
     is_run_name,
     is_sweep_name,
 )
+from genexp.sweep.config import PRE_MANIFEST_FILES
 
 TRUST_FLAG = "--trust-config-dir"
 RESUMED_CONFIG_PREFIX = "resume-"  # of the name of a resumed run's primary configuration
-FAILED_START_NAMES = {HYDRA_DIR, LOG_FILE, LOCK_FILE, STATUS_FILE}  # of a run that could not be built
+# Key → the names in the directory after a start that failed early, and whether genexp wrote them.
+EARLY_FILES: Mapping[str, tuple[Set[str], Callable[[Path], bool]]] = {
+    "hydra.run.dir": (
+        {HYDRA_DIR, LOG_FILE, LOCK_FILE, STATUS_FILE},
+        lambda directory: (directory / HYDRA_DIR / "hydra.yaml").is_file(),
+    ),
+    "hydra.sweep.dir": (PRE_MANIFEST_FILES, lambda directory: _is_empty_file(directory / LOCK_FILE)),
+}
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 # Settings of launchers and sweepers whose text is passed on as one word. Other texts may be commands or addresses.
 WORD_SETTINGS = ("name", "direction", "partition", "account", "qos", "constraint")
@@ -261,10 +269,8 @@ def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], 
         raise ConfigError(
             f"{key}={directory}: already contains a sweep. Use sweep.resume={directory}, or another directory."
         )
-    if (
-        all(name in FAILED_START_NAMES or name.endswith(TEMPORARY_SUFFIX) for name in names)
-        and (directory / HYDRA_DIR / "hydra.yaml").is_file()
-    ):
+    early_names, evidence = EARLY_FILES[key]
+    if all(name in early_names or name.endswith(TEMPORARY_SUFFIX) for name in names) and evidence(directory):
         check_no_links(directory, is_written)  # a start that failed before its first checkpoint: start again
     elif names:
         raise ConfigError(
@@ -272,6 +278,10 @@ def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], 
         )
     if not directory.is_relative_to(Path.cwd()):
         print(f"output outside the working directory: {directory}")
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
 
 
 def _build_error(path: Path, subject: str) -> ConfigError:

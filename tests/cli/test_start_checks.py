@@ -203,6 +203,16 @@ def test_a_run_starts_beside_other_files_and_again_after_it_failed(tmp_path: Pat
     assert "already contains a run. Use resume=" in get_error_line(run_genexp(*run), "genexp")
 
 
+def test_a_sweep_that_was_killed_before_its_first_job_starts_again(tmp_path: Path) -> None:
+    write_config_dir(tmp_path, {".lock": "", "multirun.yaml.1a2b3c4d.tmp": "half of"})
+    run = (*make_tiny_overrides("kmeans"), "trainer.max_steps=1")
+    result = run_genexp("-m", *run, "model.init=random,uniform", "hydra.sweep.dir=.")
+    assert result.exit_code == 0, result.stderr
+    assert not list(tmp_path.glob("*.tmp"))
+    line = get_error_line(run_genexp("-m", *run, "seed=0,1", "hydra.sweep.dir=."), "genexp")
+    assert "already contains a sweep. Use sweep.resume=" in line
+
+
 def test_an_output_folder_outside_the_working_directory_is_printed(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "link").symlink_to(tmp_path)
