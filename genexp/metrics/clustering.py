@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,32 +19,62 @@ def clustering_accuracy(labels: IntegerLabels, clusters: IntegerLabels) -> float
     of unmatched clusters count as errors. If there are fewer, samples of unmatched labels count as
     errors.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    label_codes, cluster_codes = _encode_labels(labels), _encode_labels(clusters)
-    shape = int(label_codes.max()) + 1, int(cluster_codes.max()) + 1
-    flat_codes = label_codes * shape[1] + cluster_codes
-    counts = np.bincount(flat_codes, minlength=shape[0] * shape[1]).reshape(shape)  # (labels, clusters)
-    matching = linear_sum_assignment(counts, maximize=True)
-    return float(counts[matching].sum() / len(label_codes))
+    return _match_clusters(_count_pairs(labels, clusters))
 
 
 def clustering_scores(labels: IntegerLabels, clusters: IntegerLabels) -> dict[str, float]:
     """Return "acc" (see `clustering_accuracy`), "nmi" (normalized by the arithmetic mean) and "ari".
 
     acc and nmi lie in [0, 1]. ari is 1 for equal partitions and 0 on average for random ones. It may be negative.
+    The definitions of nmi and ari are those of scikit-learn, whose import takes longer than the clustering of a
+    small data set: see "Libraries" in scripts/README.md.
     """
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    counts = _count_pairs(labels, clusters)
+    return {
+        "acc": _match_clusters(counts),
+        "nmi": _compute_normalized_mutual_information(counts),
+        "ari": _compute_adjusted_rand_index(counts),
+    }
 
+
+def _count_pairs(labels: IntegerLabels, clusters: IntegerLabels) -> NDArray[np.int64]:
+    """Return the number of samples with each label in each cluster: (labels, clusters). No row or column is 0."""
     label_codes, cluster_codes = _encode_labels(labels), _encode_labels(clusters)
-    with warnings.catch_warnings():
-        # With many small clusters, sklearn warns of a regression target.
-        warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
-        return {
-            "acc": clustering_accuracy(label_codes, cluster_codes),
-            "nmi": float(normalized_mutual_info_score(label_codes, cluster_codes)),
-            "ari": float(adjusted_rand_score(label_codes, cluster_codes)),
-        }
+    shape = int(label_codes.max()) + 1, int(cluster_codes.max()) + 1
+    flat_codes = label_codes * shape[1] + cluster_codes
+    return np.bincount(flat_codes, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _match_clusters(counts: NDArray[np.int64]) -> float:
+    from scipy.optimize import linear_sum_assignment
+
+    matching = linear_sum_assignment(counts, maximize=True)
+    return float(counts[matching].sum() / counts.sum())
+
+
+def _compute_normalized_mutual_information(counts: NDArray[np.int64]) -> float:
+    """Return I(labels; clusters) / mean(H(labels), H(clusters)). Two partitions into one group each have 1."""
+    if min(counts.shape) == 1:
+        return float(counts.size == 1)
+    joint = counts / counts.sum()
+    rows, columns = joint.sum(1), joint.sum(0)
+    mean_entropy = -(np.sum(rows * np.log(rows)) + np.sum(columns * np.log(columns))) / 2
+    present = joint > 0
+    information = np.sum(joint[present] * np.log((joint / np.outer(rows, columns))[present]))
+    return float(np.clip(information / mean_entropy, 0, 1))
+
+
+def _compute_adjusted_rand_index(counts: NDArray[np.int64]) -> float:
+    """Return the pairs of samples that agree, adjusted for chance (Hubert and Arabie 1985, equation 5)."""
+
+    def count_pairs(sizes: NDArray[np.int64]) -> int:
+        return sum(size * (size - 1) for size in sizes.ravel().tolist())  # of int, which does not overflow
+
+    both, rows, columns = (count_pairs(sizes) for sizes in (counts, counts.sum(1), counts.sum(0)))
+    if both == rows == columns:
+        return 1.0  # equal partitions, also where the expected index is the largest one
+    total = count_pairs(counts.sum(keepdims=True))
+    return 2 * (both * total - rows * columns) / ((rows + columns) * total - 2 * rows * columns)
 
 
 def _encode_labels(labels: IntegerLabels) -> NDArray[np.int64]:

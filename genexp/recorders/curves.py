@@ -24,10 +24,14 @@ MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # shorter curves are averaged over windows short
 # color vision deficiency.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
 LOG_AXIS_RATIO = 50  # positive values with a larger max/min use a logarithmic axis
+MIN_ABBREVIATED_VALUE = 1e5  # axes up to larger values are labeled in k, M, …
+MAX_SCIENTIFIC_VALUE = 1e-2  # axes up to smaller values are labeled in scientific notation
+MIN_RELATIVE_RANGE = 3e-4  # smallest range of a y axis, relative to its largest value
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MAX_TICKS = 5  # of an axis; drawing one takes a millisecond
 PANEL_INCHES = (5.2, 3.4)  # width, height
 # Margins of a panel. Fixed: automatic layout takes matplotlib as long as drawing everything.
-LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.75, 0.15, 0.55, 0.35
+LEFT_INCHES, RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.85, 0.15, 0.55, 0.35
 AXES_INCHES = PANEL_INCHES[1] - BOTTOM_INCHES - TOP_INCHES  # height of the axes within a panel
 TITLE_INCHES = 0.4  # height of the figure title
 TEXT_LINE_INCHES = 0.22  # height of a line of values below the panels
@@ -206,8 +210,12 @@ def _style_axes(axes: Axes, title: str, epochs: float) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > LOG_AXIS_RATIO * values.min():
         axes.set_yscale("log")
+        # matplotlib's own labels of a log axis are formulas, which take long to parse.
+        axes.yaxis.set_major_formatter(_format_power_of_ten)
+        axes.minorticks_off()
     else:
         axes.locator_params(axis="y", nbins=MAX_TICKS)
+        _format_ticks(axes, np.abs(values).max(initial=0))
     axes.locator_params(axis="x", nbins=MAX_TICKS)
     axes.margins(y=0.1)
     axes.set_xlim(-0.02 * epochs, 1.02 * epochs)
@@ -220,6 +228,24 @@ def _style_axes(axes: Axes, title: str, epochs: float) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
+
+
+def _format_ticks(axes: Axes, largest: float) -> None:
+    """Label the y axis by complete numbers, without a common factor, which would be written over the title."""
+    from matplotlib.ticker import EngFormatter, ScalarFormatter
+
+    if largest >= MIN_ABBREVIATED_VALUE:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))  # for example 2.05M
+    elif largest < MAX_SCIENTIFIC_VALUE:
+        axes.yaxis.set_major_formatter("{x:.4g}")
+    else:
+        formatter = ScalarFormatter(useOffset=False)
+        formatter.set_scientific(False)
+        axes.yaxis.set_major_formatter(formatter)
+
+
+def _format_power_of_ten(value: float, _position: float) -> str:
+    return f"10{str(round(np.log10(value))).translate(SUPERSCRIPTS)}"
 
 
 def _draw_raw_train_curves(
@@ -237,4 +263,8 @@ def _draw_raw_train_curves(
             if is_shown.any():
                 low, high = np.percentile(values[is_shown], (5, 95))
                 bottom, top = min(bottom, low), max(top, high)
+    # Narrower limits would need labels of more digits than fit beside the axis.
+    missing = MIN_RELATIVE_RANGE * max(abs(bottom), abs(top)) - (top - bottom)
+    if missing > 0 and axes.get_yscale() == "linear":
+        bottom, top = bottom - missing / 2, top + missing / 2
     axes.set_ylim(bottom, top)

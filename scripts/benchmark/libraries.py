@@ -35,13 +35,19 @@ START_UP_CODE = {
         "import torch; from genexp.images.vision import torchvision; "
         "torchvision.utils.make_grid(torch.rand(64, 1, 28, 28), 8)",
     ),
+    "import torch, clustering scores": (
+        "import torch; from genexp.metrics.clustering import clustering_scores; clustering_scores([0, 1], [1, 1])",
+        "import torch; from genexp.metrics.clustering import clustering_accuracy; clustering_accuracy([0], [1]); "
+        "from sklearn.metrics import adjusted_rand_score as ari, normalized_mutual_info_score as nmi; "
+        "ari([0, 1], [1, 1]), nmi([0, 1], [1, 1])",
+    ),
     "genexp --help": (
         "import sys; from genexp.train import main; sys.argv = ['genexp', '--help']; main()",
         "import sys; from genexp import train; train.build_help_page = lambda arguments: None; "
         "sys.argv = ['genexp', '--help']; train.main()",
     ),
 }
-START_UP_RIVALS = ("torch.optim", "torchvision", "Hydra's help")
+START_UP_RIVALS = ("torch.optim", "torchvision", "scikit-learn", "Hydra's help")
 
 
 def run(rounds: int) -> list[PairedComparison]:

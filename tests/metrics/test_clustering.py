@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from genexp.metrics.clustering import clustering_accuracy, clustering_scores
 
@@ -42,3 +44,13 @@ def test_random_clusters_score_near_zero() -> None:
     assert abs(scores["ari"]) < 0.01
     assert scores["nmi"] < 0.01
     assert 0.1 < scores["acc"] < 0.15
+
+
+@pytest.mark.parametrize(("groups", "clusters", "noise"), [(10, 10, 0.2), (3, 17, 0.5), (12, 2, 0.0), (1, 1, 0.0)])
+def test_scores_equal_those_of_scikit_learn(groups: int, clusters: int, noise: float) -> None:
+    generator = np.random.default_rng(groups)
+    labels = generator.integers(groups, size=700)
+    predicted = np.where(generator.random(700) < noise, generator.integers(clusters, size=700), labels % clusters)
+    scores = clustering_scores(labels, predicted)
+    assert scores["nmi"] == pytest.approx(normalized_mutual_info_score(labels, predicted), abs=1e-12)
+    assert scores["ari"] == pytest.approx(adjusted_rand_score(labels, predicted), abs=1e-12)

@@ -46,15 +46,41 @@ def list_legend_labels(axes: Axes) -> list[str]:
     return [text.get_text() for text in legend.get_texts()] if legend else []
 
 
-def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Figure] = []
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Return a list to which every figure is added when it is drawn."""
+    drawn: list[Figure] = []
     draw = FigureCanvasAgg.draw
 
     def draw_and_record(canvas: FigureCanvasAgg) -> None:
-        figures.append(canvas.figure)
+        drawn.append(canvas.figure)
         draw(canvas)
 
     monkeypatch.setattr(FigureCanvasAgg, "draw", draw_and_record)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ((2.0e6, 2.1e6), "2.05M"),
+        ((1e-5, 2e-5), "1.5e−05"),
+        ((1, 1e-3), "10⁻²"),
+        ((1000, 1000.0001), "1000.0"),
+        ((0.41, 0.59), "0.50"),
+    ],
+)
+def test_tick_labels_are_complete_numbers_that_fit(
+    values: tuple[float, float], label: str, tmp_path: Path, figures: list[Figure]
+) -> None:
+    write_curves_figure(tmp_path / "f.png", {"train": {"loss": make_curve(*values)}}, "t", 1)
+    (axes,) = figures[0].axes
+    assert label in [text.get_text() for text in axes.get_yticklabels()]
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert min(text.get_window_extent().x0 for text in axes.get_yticklabels()) > 0
+
+
+def test_best_value_is_marked_and_single_values_are_text(tmp_path: Path, figures: list[Figure]) -> None:
     metrics = {
         "train": {"loss": make_curve(3, 2, 1)},
         "test": {"loss": make_curve(3, np.nan, 2.5), "psnr": make_curve(1, 9, 4), "frechet": make_curve(7)},
