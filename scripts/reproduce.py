@@ -162,11 +162,9 @@ def _read_state(run_dir: Path) -> str:
 
 def check_data(row: TableRow) -> None:
     """Load the data set of a row. Raises DataError where its files are absent and cannot be downloaded."""
-    from benchmark.compose import compose_config  # imports torch
+    from benchmark.compose import compose_config, load_composed_dataset  # imports torch
 
-    from genexp.data import bind_dataset, load_dataset
-
-    load_dataset(bind_dataset(compose_config(*row.arguments)["dataset"]))
+    load_composed_dataset(compose_config(*row.arguments))
 
 
 def gather_results(row: TableRow, run_root: Path) -> list[dict[str, Any]]:

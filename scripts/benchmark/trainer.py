@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmark import reference_loops
 from benchmark.clock import read_seconds
-from benchmark.compose import compose_config
+from benchmark.compose import compose_config, load_composed_dataset
 from benchmark.paired_rounds import PairedComparison, run_in_thread, run_paired_rounds
 from benchmark.reference_loops import ReferencePhase
 from benchmark.step_timer import time_run
-from genexp.data import bind_dataset, load_dataset
 from genexp.images.vision import torchvision
 from genexp.runs.build import Run, build_run
 from genexp.runs.config import bind_experiment
@@ -114,7 +113,7 @@ def _build_reference_phases(config: dict[str, Any], task: TrainingTask) -> list[
 
 def load_images(config: dict[str, Any]) -> Tensor:
     """Return the training images of a configuration: uint8 (images, channels, height, width)."""
-    images = load_dataset(bind_dataset(config["dataset"])).train.streams["image"]
+    images = load_composed_dataset(config).train.streams["image"]
     assert isinstance(images, Tensor)
     return images
 
