@@ -33,13 +33,13 @@ from genexp.run_dir.paths import (
     LOCK_FILE,
     LOG_FILE,
     MANIFEST_FILE,
+    PRE_MANIFEST_FILES,
     STATUS_FILE,
     TEMPORARY_SUFFIX,
     format_path,
     is_run_name,
     is_sweep_name,
 )
-from genexp.sweep.config import PRE_MANIFEST_FILES
 
 TRUST_FLAG = "--trust-config-dir"
 RESUMED_CONFIG_PREFIX = "resume-"  # of the name of a resumed run's primary configuration

@@ -41,6 +41,7 @@ MULTIRUN_FILE = "multirun.yaml"  # configuration of the sweep
 STOP_FILE = ".stop"
 STUDY_FILE = "optuna.log"  # journal of an Optuna study
 STUDY_LOCK_FILE = "optuna.log.lock"
+PRE_MANIFEST_FILES = {MULTIRUN_FILE, LOCK_FILE, STUDY_FILE, STUDY_LOCK_FILE}  # written before the manifest
 SUBMITIT_DIR = ".submitit"  # scripts, pickled jobs and logs of submitit
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
 

@@ -14,16 +14,12 @@ from omegaconf import DictConfig
 from genexp.config import to_plain_config
 from genexp.errors import ConfigError
 from genexp.run_dir.paths import (
-    LOCK_FILE,
     MANIFEST_FILE,
-    MULTIRUN_FILE,
-    STUDY_FILE,
-    STUDY_LOCK_FILE,
+    PRE_MANIFEST_FILES,
     TEMPORARY_SUFFIX,
     unquote_value,
 )
 
-PRE_MANIFEST_FILES = {MULTIRUN_FILE, LOCK_FILE, STUDY_FILE, STUDY_LOCK_FILE}  # written before the manifest
 # Keys without influence on the results of a run. They are not hashed.
 UNHASHED_KEYS = ("resume", "tags", "notes")
 # Interpolations whose value depends on when or how the run was started.
