@@ -90,6 +90,7 @@ def test_every_key_of_the_trainer_can_be_set() -> None:
         "checkpoint_every": 5,
         "checkpoint_spacing": 6.5,
         "keep_checkpoints": 8,
+        "final_checkpoint": "weights",
         "debug": True,
         "deterministic": True,
         "objective": "psnr",

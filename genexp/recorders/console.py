@@ -108,7 +108,8 @@ class ConsoleRecorder(Recorder):
         if outcome.state == "finished":
             more_epochs = 2 * max(1, self._run.total_steps // self._run.steps_per_epoch)
             arguments = (*list_plugin_options(), f"resume={path}", f"trainer.epochs={more_epochs}")
-            steps["resume"] = format_command("genexp", *arguments)
+            if self._run.config.get("trainer", {}).get("final_checkpoint") != "weights":
+                steps["resume"] = format_command("genexp", *arguments)
             steps["compare"] = format_command("genexp-compare", format_path(self._run.run_dir.parent))
         return steps
 

@@ -38,6 +38,7 @@ GIF_HEADER_BYTES = 13
 MAX_PROJECTOR_SAMPLES = 2000
 MAX_PREVIEWS = 24  # of each name; TensorBoard shows ten, or the number in its option --samples_per_plugin
 THUMBNAIL_FRAME_RATIO = 12  # side of a thumbnail, divided by the width of its frame
+SPRITE_GRAYS = 24
 MAX_THUMBNAIL_PIXELS = 48  # side; larger images are reduced. A sprite has 8192 × 8192 pixels at most
 # TensorBoard sorts the groups of its pages by name.
 LOSS_GROUP, METRIC_GROUP, PREVIEW_GROUP, RESULT_GROUP = "losses", "metrics", "previews", "results"
@@ -341,7 +342,7 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
     projector_dir = log_dir / PROJECTOR_DIR
     projector_dir.mkdir(exist_ok=True)
     codes = io.BytesIO()
-    np.savetxt(codes, artifacts.codes[:MAX_PROJECTOR_SAMPLES].numpy(), fmt="%.6g", delimiter="\t")
+    np.savetxt(codes, artifacts.codes[:MAX_PROJECTOR_SAMPLES].numpy(), fmt="%.4g", delimiter="\t")
     write_file(projector_dir / "codes.tsv", codes.getvalue())
     projector_config = (
         f'embeddings {{\n  tensor_name: "latent codes"\n  tensor_path: "{PROJECTOR_DIR}/codes.tsv"\n'
@@ -360,7 +361,10 @@ def write_projector(log_dir: Path, artifacts: FinalArtifacts, class_names: Seque
 
 
 def _write_sprite(path: Path, thumbnails: Tensor, side: int, labels: Sequence[int] | None) -> None:
-    """Write the thumbnails in rows, each framed in the color of its label. By default, TensorBoard adds none."""
+    """Write the thumbnails in rows, each framed in the color of its label. By default, TensorBoard adds none.
+
+    Gray thumbnails have SPRITE_GRAYS levels, and a third of the bytes.
+    """
     from PIL import Image, ImageOps
 
     columns, frame = math.ceil(math.sqrt(len(thumbnails))), max(1, side // THUMBNAIL_FRAME_RATIO)
@@ -373,4 +377,7 @@ def _write_sprite(path: Path, thumbnails: Tensor, side: int, labels: Sequence[in
             inner = image.crop((frame, frame, side - frame, side - frame))
             image = ImageOps.expand(inner, frame, tuple(colors[labels[index], :3].tolist()))
         sprite.paste(image, (column * side, row * side))
+    if thumbnails.shape[1] == 1:
+        num_colors = SPRITE_GRAYS + (0 if colors is None else len(colors))
+        sprite = sprite.quantize(min(256, num_colors), dither=Image.Dither.NONE)
     write_file(path, encode_png(sprite))

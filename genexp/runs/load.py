@@ -27,6 +27,7 @@ from genexp.run_dir.files import check_no_links
 from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, format_path, is_run_name
 from genexp.runs.build import EVALUATION_BATCH_SIZE, build_technique
 from genexp.runs.config import bind_model
+from genexp.runs.resume import load_progress
 from genexp.seeding import seed_generators
 from genexp.technique import Batch, Technique, find_technique
 from genexp.training.learner import Learner
@@ -98,8 +99,7 @@ def load_run(run_dir: Path, config: Mapping[str, Any], *, checkpoint_name: str, 
     `config` is the run's configuration from `read_config`. `checkpoint_name` is an argument of `find_checkpoint`.
     `device_name` is one of DEVICE_CHOICES, and replaces the device of `config`.
     """
-    path = find_checkpoint(run_dir, checkpoint_name)
-    content = checkpoint.load_checkpoint(path)
+    path, content = _load_checkpoint(run_dir, checkpoint_name)
     torch_device = choose_device(
         bind(DeviceConfig, {**config["device"], "name": device_name, "index": 0}, "device")
     )
@@ -128,11 +128,25 @@ def load_initial_weights(learner: Learner, source_dir: Path) -> None:
         raise CheckpointError(
             f"trainer.init_from={source_dir}: not a run directory (no config.yaml). Use the directory of a run."
         )
-    path = find_checkpoint(source_dir, "best")
-    content = checkpoint.load_checkpoint(path)
+    path, content = _load_checkpoint(source_dir, "best")
     _load_weights(learner.technique, content, path, f"trainer.init_from={format_path(source_dir)}")
     learner.has_loaded_weights = True
     log.info(f"initial weights: {format_path(path)}, step {content['step']:,}")
+
+
+def _load_checkpoint(run_dir: Path, checkpoint_name: str) -> tuple[Path, dict[str, Any]]:
+    """Return the path of a checkpoint that `find_checkpoint` returns, and its content. Raises CheckpointError."""
+    path = find_checkpoint(run_dir, checkpoint_name)
+    content = checkpoint.load_checkpoint(path)
+    if (
+        checkpoint_name == "best"
+        and path.name != BEST_FILE
+        and load_progress(content).best_step != content["step"]
+    ):
+        raise CheckpointError(
+            f"{format_path(run_dir)}: no best.pt, because nothing was evaluated. Use --checkpoint newest."
+        )
+    return path, content
 
 
 def _load_weights(technique: Technique, content: Mapping[str, Any], path: Path, source: str) -> None:
@@ -167,11 +181,8 @@ def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
     if checkpoint_name in ("best", "newest") and not checkpoints and not best.is_file():
         raise CheckpointError(f"{run_path}: stopped before its first checkpoint. Start a new run.")
     if checkpoint_name == "best":
-        if not best.is_file():
-            raise CheckpointError(
-                f"{run_path}: no best.pt, because nothing was evaluated. Use --checkpoint newest."
-            )
-        return best
+        # A finished run stores its best weights once: see CheckpointRecorder.
+        return best if best.is_file() else checkpoints[0]
     if checkpoint_name == "newest":
         if not checkpoints:
             raise CheckpointError(f"{run_path}: no checkpoint except best.pt. Use --checkpoint best.")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 KEYS_CHANGEABLE_ON_RESUME = {  # keys that may differ when a run is resumed
     *("resume", "tags", "notes", "trainer.epochs", "trainer.max_steps", "trainer.time_budget"),
     *("trainer.early_stopping", "trainer.min_improvement"),
-    "device.processes",
+    *("trainer.final_checkpoint", "device.processes"),
 }
 
 

@@ -19,7 +19,7 @@ from genexp.distributed.launch import ProcessLauncher, launch_processes
 from genexp.distributed.rank import RankInfo, resolve_rank_info
 from genexp.distributed.rank_process import RankProcess
 from genexp.distributed.store import RankTask
-from genexp.errors import ConfigError
+from genexp.errors import CheckpointError, ConfigError
 from genexp.recorders import DEFAULT_RECORDERS, build_named_recorders, get_options, is_enabled
 from genexp.recorders.checkpoints import CheckpointRecorder
 from genexp.recorders.console import ConsoleRecorder
@@ -167,6 +167,12 @@ class RunContext:
         if self.resume_state is not None:
             clock = Clock(self.completed_steps, run.total_steps, run.data.batch_source.steps_per_epoch)
             is_complete = is_run_complete(clock, run.learner.technique, run.config.trainer, self.progress)
+            if not is_complete and self.resume_state["optimizers"] is None:
+                path = format_path(run_dir)
+                raise CheckpointError(
+                    f"resume={path}: has no optimizer state, because it finished with "
+                    f"trainer.final_checkpoint=weights. Use trainer.init_from={path} to start from its weights."
+                )
             if is_complete and read_job_status(run_dir).state == "finished":
                 check_lacks_pages(run_dir, run.config.recorders)
                 return RecorderGroup(build_page_recorders(run.config))
@@ -277,7 +283,10 @@ def build_recorders(config: ExperimentConfig) -> RecorderGroup:
         ("status", StatusRecorder(read_time=read_time)),
         ("report", ReportRecorder(write_run_report, read_time=read_time)),
         ("console", ConsoleRecorder()),
-        ("checkpoints", CheckpointRecorder(max_to_keep=trainer.keep_checkpoints)),
+        (
+            "checkpoints",
+            CheckpointRecorder(max_to_keep=trainer.keep_checkpoints, final_checkpoint=trainer.final_checkpoint),
+        ),
     ]
     return RecorderGroup(
         [recorder for name, recorder in recorders if name not in DEFAULT_RECORDERS or is_enabled(settings, name)]

@@ -374,11 +374,15 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state`. Raises CheckpointError where it belongs to another model or optimizer."""
+        """Restore `state`. Raises CheckpointError where it belongs to another model or optimizer.
+
+        State of the optimizers is absent (None) after the last step, if trainer.final_checkpoint=weights.
+        """
         try:
             self.technique.load_state_dict(state["technique"])
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+            if state["optimizers"] is not None:
+                for name, optimizer in self.optimizers.items():
+                    optimizer.load_state_dict(state["optimizers"][name])
             if self.ema:
                 self.ema.technique.load_state_dict(state["average"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -25,6 +25,7 @@ from genexp.training.stopping import StopRequest
 
 METRICS_FLUSH_STEPS = 50  # metrics are copied from the device in blocks, so that no step waits for a copy
 METRICS_FLUSH_SECONDS = 1.0
+FINAL_CHECKPOINTS = ("full", "weights")  # with or without the state of the optimizers
 MAX_ENCODED_SAMPLES = 2000  # maximum number of latent codes for figures and the TensorBoard projector
 Metric = Callable[[Technique, Batches], float]
 
@@ -52,6 +53,7 @@ class TrainerConfig:
     checkpoint_every: int
     checkpoint_spacing: float  # minimum time between two checkpoints, in seconds
     keep_checkpoints: int  # number of newest checkpoints to keep, besides the best
+    final_checkpoint: str  # of a finished run, one of FINAL_CHECKPOINTS
     debug: bool  # see StepSettings
     deterministic: bool  # bit-exact on a GPU too, and slower there
     objective: str  # test metric that selects the best checkpoint; a prefix "test/" is removed
@@ -77,6 +79,9 @@ class TrainerConfig:
         is_evaluated = self.early_stopping is None or self.evaluate_every > 0
         require(is_evaluated, "early_stopping", self.early_stopping, "requires trainer.evaluate_every above 0")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+        choices = " or ".join(FINAL_CHECKPOINTS)
+        is_known = self.final_checkpoint in FINAL_CHECKPOINTS
+        require(is_known, "final_checkpoint", self.final_checkpoint, f"must be {choices}")
         require(0 <= self.ema < 1, "ema", self.ema, "must be a decay in [0, 1), or 0 for no average")
         precisions = (*AUTO_PRECISIONS, *PRECISIONS)
         require(

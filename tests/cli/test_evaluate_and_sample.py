@@ -21,7 +21,7 @@ from genexp.cli import evaluate, sample
 from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest, list_output_types
 from genexp.data import load_dataset
 from genexp.data.loading import make_loader
-from genexp.run_dir.checkpoint import list_checkpoints
+from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from genexp.runs.build import build_technique
 from genexp.runs.load import LoadedRun, find_checkpoint
 from genexp.technique import list_techniques
@@ -296,18 +296,20 @@ def test_inputs_that_are_not_images_are_rejected(vae_run_dir: Path, image_dir: P
 @pytest.mark.parametrize("main", [evaluate.main, sample.main])
 def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy: Path, tmp_path: Path) -> None:
     assert "not a run directory" in get_tool_error(main, tmp_path / "nowhere")
-    best = vae_run_copy / "checkpoints" / "best.pt"
+    best = find_checkpoint(vae_run_copy, "best")
     whole = best.read_bytes()
     best.write_bytes(whole[:-1000])
-    assert "best.pt: damaged" in get_tool_error(main, vae_run_copy)
+    assert f"{best.name}: damaged" in get_tool_error(main, vae_run_copy)
     best.write_bytes(whole)
     config = (vae_run_copy / "config.yaml").read_text()
     (vae_run_copy / "config.yaml").write_text(config.replace("latent: 20", "latent: 3"))
-    assert "best.pt: does not match model=vae" in get_tool_error(main, vae_run_copy)
+    assert f"{best.name}: does not match model=vae" in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text("model: [")
     assert "config.yaml: not plain YAML (line 2: " in get_tool_error(main, vae_run_copy)
     (vae_run_copy / "config.yaml").write_text(config)
-    best.unlink()
+    content = {**load_checkpoint(best), "progress": {}}
+    del content["format"]
+    save_checkpoint(best, content)
     assert "nothing was evaluated. Use --checkpoint newest" in get_tool_error(main, vae_run_copy)
     shutil.rmtree(vae_run_copy / "checkpoints")
     assert "stopped before its first checkpoint" in get_tool_error(main, vae_run_copy)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from genexp.cli import compare, diff, evaluate, export, sample
 from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint
+from genexp.runs.load import find_checkpoint
 from tests.support.command import FIGURES_ON, REPO_ROOT, get_error_line, run_genexp, run_main
 from tests.support.compose import make_tiny_overrides
 
@@ -159,7 +160,7 @@ def test_class_folders_with_special_names_are_shown_as_text() -> None:
 
 
 def test_weights_that_are_not_finite_are_scored_or_refused_with_one_line(run_dir: Path) -> None:
-    path = run_dir / "checkpoints" / "best.pt"
+    path = find_checkpoint(run_dir, "best")
     content = load_checkpoint(path)
     weights = content["technique"]
     content["technique"] = {name: torch.full_like(weight, torch.nan) for name, weight in weights.items()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
+from genexp.runs.load import find_checkpoint
 from tests.support.assertions import assert_same, assert_same_run
 from tests.support.command import format_run_dir_override, get_error_line, run_genexp
 from tests.support.compose import make_tiny_overrides
@@ -34,7 +35,7 @@ def test_run_starts_from_the_best_weights_and_resumes_exactly(source_dir: Path, 
     run_technique("vae", run_dir, f"trainer.init_from={source_dir}", "optimizer.lr=1e-4", "seed=1")
     first = load_checkpoint(list_checkpoints(run_dir)[-1])
     assert first["step"] == 0
-    assert_same(first["technique"], load_checkpoint(source_dir / "checkpoints" / "best.pt")["technique"])
+    assert_same(first["technique"], load_checkpoint(find_checkpoint(source_dir, "best"))["average"])
     assert "initial weights: " in (run_dir / "train.log").read_text()
     shutil.copytree(run_dir, resumed)
     list_checkpoints(resumed)[0].unlink()
@@ -46,7 +47,7 @@ def test_run_starts_from_the_best_weights_and_resumes_exactly(source_dir: Path, 
 def test_initialization_from_data_does_not_replace_the_weights(tmp_path: Path) -> None:
     run_technique("vq_vae", tmp_path / "source")
     run_technique("vq_vae", tmp_path / "run", f"trainer.init_from={tmp_path / 'source'}", "seed=5")
-    source = load_checkpoint(tmp_path / "source" / "checkpoints" / "best.pt")["technique"]
+    source = load_checkpoint(find_checkpoint(tmp_path / "source", "best"))["technique"]
     first = load_checkpoint(list_checkpoints(tmp_path / "run")[-1])["technique"]
     assert torch.equal(first["quantizer.codebook"], source["quantizer.codebook"])
 

@@ -45,6 +45,20 @@ def test_run_killed_at_random_boundaries_equals_an_uninterrupted_one(tmp_path: P
         shutil.rmtree(killed)
 
 
+def test_run_killed_at_its_end_finishes_without_optimizer_state(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    settings = ("trainer.final_checkpoint=weights", "recorders.figures=false", "trainer.preview_every=0")
+    count = count_boundaries(*make_arguments(FAST_MODEL, whole), *settings, counter=tmp_path / "counter")
+    expected = read_run_content(whole)
+    (newest,) = (path for path in expected if path.startswith("checkpoints/"))
+    assert expected[newest]["optimizers"] is None
+    for boundary in random.Random(0).sample(range(count - 16, count), 3):
+        arguments = (*make_arguments(FAST_MODEL, killed), *settings)
+        content = kill_and_finish(*arguments, run_dir=killed, boundary=boundary, has_power_loss=boundary % 2 == 0)
+        assert not list_differences(content, expected), f"boundary {boundary}"
+        shutil.rmtree(killed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_run_interrupted_at_every_boundary_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:

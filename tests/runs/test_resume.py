@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from tensorboardX.record_writer import RecordWriter
 
+import genexp
 from genexp.recorders.tensorboard import get_scalar_tag
 from genexp.run_dir import files
-from genexp.run_dir.checkpoint import list_checkpoints
-from tests.support.assertions import assert_same_run
+from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint
+from tests.support.assertions import assert_same, assert_same_run
 from tests.support.command import (
     format_run_dir_override,
+    get_error_line,
     load_status,
     read_metrics_log,
     run_genexp,
@@ -186,6 +188,36 @@ def test_finished_run_can_be_extended(tmp_path: Path) -> None:
     )
     assert run_genexp(f"resume={longer}", "trainer.epochs=4").exit_code == 0
     assert_same_run(uninterrupted, longer)
+
+
+def test_run_without_optimizer_state_can_be_used_but_not_extended(tmp_path: Path) -> None:
+    run_dir, whole = tmp_path / "run", tmp_path / "whole"
+    run = (*make_tiny_overrides("vae"), "trainer.epochs=2", "trainer.final_checkpoint=weights")
+    first = run_genexp(*run, format_run_dir_override(run_dir))
+    assert first.exit_code == 0, first.stderr
+    assert "resume" not in first.stdout
+    (path,) = list_checkpoints(run_dir)
+    content = load_checkpoint(path)
+    assert content["optimizers"] is None
+    before = {path: path.read_bytes() for path in run_dir.rglob("*.*") if path.is_file()}
+    line = get_error_line(run_genexp(f"resume={run_dir}", "trainer.epochs=4"), "genexp")
+    assert line == (
+        f"genexp: resume={run_dir}: has no optimizer state, because it finished with "
+        f"trainer.final_checkpoint=weights. Use trainer.init_from={run_dir} to start from its weights."
+    )
+    assert {path: path.read_bytes() for path in run_dir.rglob("*.*") if path.is_file()} == before
+    # The files of a finished run can still be completed.
+    (run_dir / "report.html").unlink()
+    assert run_genexp(f"resume={run_dir}").exit_code == 0
+    assert (run_dir / "report.html").is_file()
+    # A run that was stopped resumes exactly, and then has the weights of a whole one.
+    assert run_genexp(*run, "trainer.final_checkpoint=full", format_run_dir_override(whole)).exit_code == 0
+    expected = load_checkpoint(list_checkpoints(whole)[0])
+    assert path.stat().st_size < 0.6 * list_checkpoints(whole)[0].stat().st_size
+    assert_same(content["technique"], expected["technique"])
+    assert_same(dict(genexp.load_run(run_dir).technique.state_dict()), expected["technique"])
+    new_run = (*make_tiny_overrides("vae"), f"trainer.init_from={run_dir}")
+    assert run_genexp(*new_run, format_run_dir_override(tmp_path / "new")).exit_code == 0
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:

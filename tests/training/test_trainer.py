@@ -58,6 +58,7 @@ CONFIG = TrainerConfig(
     checkpoint_every=1,
     checkpoint_spacing=0,
     keep_checkpoints=2,
+    final_checkpoint="full",
     debug=False,
     deterministic=False,
     objective="height",
