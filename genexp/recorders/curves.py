@@ -251,7 +251,7 @@ def _format_power_of_ten(value: float, _position: float) -> str:
 def _draw_raw_train_curves(
     axes: Axes, curves: Mapping[str, LoggedCurve], names: Sequence[str], steps_per_epoch: int
 ) -> None:
-    """Draw the values of single steps faintly in the background. The y limits include nine tenths of them."""
+    """Draw the values of single steps faintly in the background, with the y limits of `widen_limits`."""
     bottom, top = axes.get_ylim()
     for name, color in zip(names, _cycle_colors(len(names)), strict=True):
         if name in curves and len(curves[name].steps) <= MAX_RAW_POINTS:
@@ -259,12 +259,21 @@ def _draw_raw_train_curves(
             axes.plot(
                 curves[name].steps / steps_per_epoch, values, color=color, alpha=0.25, linewidth=0.7, zorder=1
             )
-            is_shown = np.isfinite(values) & ((values > 0) | (axes.get_yscale() == "linear"))
-            if is_shown.any():
-                low, high = np.percentile(values[is_shown], (5, 95))
-                bottom, top = min(bottom, low), max(top, high)
+            bottom, top = widen_limits(bottom, top, values, is_log=axes.get_yscale() == "log")
     # Narrower limits would need labels of more digits than fit beside the axis.
     missing = MIN_RELATIVE_RANGE * max(abs(bottom), abs(top)) - (top - bottom)
     if missing > 0 and axes.get_yscale() == "linear":
         bottom, top = bottom - missing / 2, top + missing / 2
     axes.set_ylim(bottom, top)
+
+
+def widen_limits(bottom: float, top: float, values: np.ndarray, *, is_log: bool) -> tuple[float, float]:
+    """Return the limits of a y axis, widened so that they include nine tenths of `values` (steps,).
+
+    The smallest and largest twentieth may lie outside: outliers would leave little room for smoothed curves.
+    """
+    shown = values[np.isfinite(values) & ((values > 0) | (not is_log))]
+    if not len(shown):
+        return bottom, top
+    low, high = np.percentile(shown, (5, 95)).tolist()
+    return min(bottom, low), max(top, high)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genexp.recorders.curves import LOG_AXIS_RATIO, PALETTE, group_metrics, smooth_curve
+from genexp.recorders.curves import LOG_AXIS_RATIO, PALETTE, group_metrics, smooth_curve, widen_limits
 from genexp.reports.comparison import Comparison
 from genexp.reports.seed_statistics import SeedGroup
 from genexp.run_dir.metrics import LoggedCurve
@@ -21,6 +21,7 @@ LoggedMetrics = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → 
 MAX_CURVE_POINTS = 1500  # points; longer raw curves keep the minimum and maximum of each bucket
 MAX_GRID_POINTS = 400  # points of each curve in a chart of many runs
 MAX_PAGE_POINTS = 250_000  # points of all curves on a page of many runs
+NUM_BLOCKS = 25  # of a noisy curve, whose means lie within the range of the y axis
 MAX_COLORED_GROUPS = len(PALETTE)  # seed groups drawn in color; the others are gray
 GRAY = "rgba(140, 140, 140, 0.4)"
 
@@ -35,13 +36,14 @@ def build_run_charts(metrics: LoggedMetrics, best: tuple[str, int, float] | None
     steps_per_epoch = estimate_steps_per_epoch(metrics)
     charts: list[Chart] = []
     for title, names in group_metrics([*train, *(name for name in test if name not in train)]).items():
-        traces, y_values = [], []
+        traces, y_values, raw_values = [], [], []
         for index, name in enumerate(names):
             color = PALETTE[index % len(PALETTE)]
             if name in train:
                 curve, label = train[name], f"{name}, train"
                 steps, means = smooth_curve(curve, steps_per_epoch)
                 y_values.append(means)
+                raw_values.append(curve.values)
                 raw_style: dict[str, Any] = {
                     "line": {"color": _make_transparent(color), "width": 1},
                     "legendgroup": label,
@@ -64,7 +66,8 @@ def build_run_charts(metrics: LoggedMetrics, best: tuple[str, int, float] | None
         has_objective = best is not None and best[0] in names
         if best is not None and has_objective:
             traces.append(_build_best_mark(*best[1:]))
-        charts.insert(0 if has_objective else len(charts), _build_curve_chart(title, title, traces, y_values))
+        chart = _build_curve_chart(title, title, traces, y_values, raw_values)
+        charts.insert(0 if has_objective else len(charts), chart)
     return charts
 
 
@@ -161,19 +164,32 @@ def _build_overlay_chart(
     ranks = np.array([rank for rank, _ in ranked_curves])
     colored_traces: list[dict[str, Any]] = []
     gray_traces: list[dict[str, Any]] = []
-    y_values = []
+    y_values: list[np.ndarray] = []
+    raw_values: list[np.ndarray] = []
     for rank in np.unique(ranks).tolist():
         group_values = values[ranks == rank]
         traces, edges = _build_group_traces(steps, group_values, groups[rank].label, rank)
+        if split == "train":  # values of single steps, or of few
+            raw_values += edges
+            edges = [_average_blocks(edge) for edge in edges]
         y_values += edges
         (colored_traces if rank < MAX_COLORED_GROUPS else gray_traces).extend(traces)
-    return _build_curve_chart(f"{name}, {split}", name, gray_traces + colored_traces, y_values)
+    return _build_curve_chart(f"{name}, {split}", name, gray_traces + colored_traces, y_values, raw_values)
+
+
+def _average_blocks(values: np.ndarray) -> np.ndarray:
+    """Return the means of at most NUM_BLOCKS blocks of consecutive `values` (points,)."""
+    return np.array([block.mean() for block in np.array_split(values, min(NUM_BLOCKS, len(values)))])
 
 
 def _build_curve_chart(
-    title: str, metric: str, traces: Sequence[dict[str, Any]], y_values: Sequence[np.ndarray]
+    title: str,
+    metric: str,
+    traces: Sequence[dict[str, Any]],
+    y_values: Sequence[np.ndarray],
+    raw_values: Sequence[np.ndarray] = (),
 ) -> Chart:
-    layout = _build_axis_layout(y_values)
+    layout = _build_axis_layout(y_values, raw_values)
     layout["yaxis"]["title"] = {"text": escape_plotly(metric)}
     return {"title": escape_plotly(title), "traces": traces, "layout": layout, "is_curve": True}
 
@@ -233,15 +249,21 @@ def _build_trace(
     }
 
 
-def _build_axis_layout(y_values: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return a layout whose y axis covers `y_values`. Raw values may lie outside; a double-click shows them."""
+def _build_axis_layout(y_values: Sequence[np.ndarray], raw_values: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return a layout whose y axis covers `y_values`, and `raw_values` as far as `widen_limits` includes them.
+
+    A double-click shows all values.
+    """
     values = np.concatenate([np.asarray(part, float) for part in y_values]) if y_values else np.array([])
     values = values[np.isfinite(values)]
     layout: dict[str, Any] = {"xaxis": {}, "yaxis": {}}
     if not len(values):
         return layout
     low, high = float(values.min()), float(values.max())
-    if low > 0 and high > LOG_AXIS_RATIO * low:
+    is_log = low > 0 and high > LOG_AXIS_RATIO * low
+    for part in raw_values:
+        low, high = widen_limits(low, high, part, is_log=is_log)
+    if is_log:
         layout["yaxis"] |= {"type": "log", "tickformat": "~g"}
         low, high = math.log10(low), math.log10(high)
     margin = 0.08 * (high - low) or abs(high) * 0.1 or 1.0

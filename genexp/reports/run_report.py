@@ -143,10 +143,8 @@ def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
     rows = []
     for split, scores in (("test", run.status.test), ("train", run.status.train)):
         for name, value in scores.items():
-            mark = "objective" if split == "test" and name == run.objective else ""
-            rows.append(
-                [TableCell(name), TableCell(split), TableCell(format_score(value), value), TableCell(mark)]
-            )
+            role = "test, objective" if split == "test" and name == run.objective else split
+            rows.append([TableCell(name), TableCell(role), TableCell(format_score(value), value)])
     return rows
 
 

@@ -56,8 +56,11 @@ class RunRecord:
 
     @property
     def objective(self) -> str | None:
-        """Test metric that selects the best checkpoint, without the prefix "test/"."""
-        objective = self.config.get("trainer", {}).get("objective")
+        """Test metric that selects the best checkpoint, without the prefix "test/".
+
+        The status has its complete name, such as "frechet_mnist-v1" for the setting "frechet".
+        """
+        objective = self.status.objective or self.config.get("trainer", {}).get("objective")
         return None if objective is None else str(objective).removeprefix("test/")
 
     @property

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from genexp.reports.curves import downsample_min_max, resample_to_grid
+from genexp.reports.comparison import compare
+from genexp.reports.curves import (
+    Chart,
+    build_run_charts,
+    build_sweep_charts,
+    downsample_min_max,
+    resample_to_grid,
+)
+from genexp.reports.run_report import write_run_report
 from genexp.run_dir.metrics import LoggedCurve
+from tests.support.run_dirs import make_run_dir
 
 
 def test_downsample_min_max_keeps_every_peak() -> None:
@@ -29,3 +40,52 @@ def test_runs_of_different_lengths_are_resampled_to_one_grid() -> None:
     assert np.isfinite(values[0]).sum() == 1
     steps, values = resample_to_grid([short, short], 50)
     assert steps.tolist() == list(range(1, 11))
+
+
+def make_noisy_curve(offset: float) -> LoggedCurve:
+    """Return 500 steps around `offset`, of which every fiftieth is an outlier."""
+    steps = np.arange(1, 501)
+    values = offset + np.sin(steps)
+    values[::50] = offset + 1000
+    return LoggedCurve(steps, 1 + (steps - 1) // 50, values)
+
+
+def read_y_range(charts: list[Chart]) -> tuple[float, float]:
+    low, high = charts[0]["layout"]["yaxis"]["range"]
+    return low, high
+
+
+def test_y_axis_contains_nine_tenths_of_the_steps_but_no_outlier() -> None:
+    curve = make_noisy_curve(0.0)
+    low, high = read_y_range(build_run_charts({"train": {"loss": curve}}))
+    assert ((curve.values > low) & (curve.values < high)).mean() >= 0.9
+    # The smoothed curve, whose values are 20, lies within the axis. It would be invisible if 1000 did.
+    assert 20 < high < 30
+    low, high = read_y_range(
+        build_run_charts({"train": {"loss": curve}, "test": {"loss": make_noisy_curve(900.0)}})
+    )
+    assert 10**high > 1900, "all test values are shown, on a logarithmic axis"
+
+
+def test_y_axis_of_noisy_runs_of_a_sweep_contains_no_outlier(tmp_path: Path) -> None:
+    comparison = compare([make_run_dir(tmp_path / "run")])
+    metrics = {run: {"train": {"loss": make_noisy_curve(0.0)}} for run in comparison.runs}
+    low, high = read_y_range(build_sweep_charts(comparison, metrics))
+    assert low < -1
+    assert 20 < high < 300
+
+
+def test_charts_and_comparisons_find_an_objective_with_a_version(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run_dir(
+            tmp_path / str(seed),
+            {"frechet_mnist-v1": 50.0 - seed, "recall_mnist-v1": 0.5},
+            overrides={"seed": seed, "trainer.objective": "frechet"},
+            objective="frechet_mnist-v1",
+        )
+    comparison = compare([tmp_path])
+    assert comparison.objective is not None
+    assert comparison.objective.metric == "frechet_mnist-v1"
+    assert [run.seed for run in comparison.runs] == [1, 0]
+    page = write_run_report(tmp_path / "0")
+    assert "<td>frechet_mnist-v1</td><td>test, objective</td>" in page.read_text()

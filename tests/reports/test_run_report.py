@@ -213,6 +213,8 @@ def test_page_is_readable(width: int, is_dark: bool, run_dir: Path, browser: Bro
     assert_readable(browser, run_dir / "report.html", width, is_dark=is_dark)
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (int(re.findall(r"\d+", background)[0]) < 60) == is_dark
+    lines = browser.run("return getComputedStyle(document.querySelector('.chart .trace')).filter")
+    assert lines == ("brightness(1.5)" if is_dark else "none"), "curves are lighter on a dark page"
     save_screenshot(browser, f"run_{width}_{is_dark}", tmp_path)
 
 
