@@ -7,12 +7,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from genexp.errors import ConfigError
 
@@ -77,20 +78,22 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     node_values = {str(key): value for key, value in values.items() if value != MISSING}  # type: ignore[union-attr]
     _check_keys(set(node_values), {field.name for field in fields(cls)}, group)  # type: ignore[arg-type]
-    structured_config = OmegaConf.structured(cls)
+    structured_config = copy.deepcopy(_build_schema(cls))  # type: ignore[arg-type]
     annotations = get_type_hints(cls)
     for key, value in node_values.items():
-        try:
-            # OmegaConf would convert lists to strings, and any number other than 0 to true.
-            is_invalid_bool = annotations[key] is bool and isinstance(value, int | float) and value not in (0, 1)
-            if is_invalid_bool or _has_nested_items(value, annotations[key]):
-                raise ValidationError
-            structured_config.merge_with({key: value})
-        except OmegaConfBaseException:
-            value_text = "null" if value is None else value
-            raise ConfigError(
-                f"{_join_key(group, key)}={value_text}: must be {_describe_type(annotations[key])}."
-            ) from None
+        # OmegaConf would convert lists to strings, and any number other than 0 to true.
+        is_invalid_bool = annotations[key] is bool and isinstance(value, int | float) and value not in (0, 1)
+        if is_invalid_bool or _has_nested_items(value, annotations[key]):
+            raise _build_type_error(group, key, value, annotations[key])
+    try:
+        structured_config.merge_with(node_values)  # all at once: a sweep binds hundreds of configurations
+    except OmegaConfBaseException:
+        for key, value in node_values.items():
+            try:
+                structured_config.merge_with({key: value})
+            except OmegaConfBaseException:
+                raise _build_type_error(group, key, value, annotations[key]) from None
+        raise
     try:
         instance = OmegaConf.to_object(structured_config)
     except FieldError as error:
@@ -98,6 +101,17 @@ def bind(cls: type[ConfigT], node: Mapping[str, Any] | DictConfig, group: str) -
         raise ConfigError(f"{_join_key(group, error.key)}={error.value}: {rule}") from None
     assert isinstance(instance, cls)
     return instance
+
+
+@cache  # building one takes as long as the rest of `bind`
+def _build_schema(cls: Any) -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(cls)
+    return schema
+
+
+def _build_type_error(group: str, key: str, value: object, annotation: Any) -> ConfigError:
+    value_text = "null" if value is None else value
+    return ConfigError(f"{_join_key(group, key)}={value_text}: must be {_describe_type(annotation)}.")
 
 
 def check_option(function: Callable[..., Any], key: str, option: str, value: Any) -> None:
@@ -117,13 +131,19 @@ def check_option(function: Callable[..., Any], key: str, option: str, value: Any
 
 def to_plain_config(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     """Return a composed configuration as nested plain values, without the nodes `hydra` and `sweep`."""
-    run_config = copy.deepcopy(config)
-    with open_dict(run_config):
-        run_config.pop("hydra", None)
-        run_config.pop("sweep", None)
-    values = OmegaConf.to_container(run_config, resolve=resolve)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    if not resolve:
+        values = {str(key): value for key, value in OmegaConf.to_container(config).items()}  # type: ignore[union-attr]
+        return {key: value for key, value in values.items() if key not in ("hydra", "sweep")}
+    # Node by node: `hydra` has values that cannot be resolved, and a copy without it takes longer.
+    nodes = {
+        str(key): MISSING if OmegaConf.is_missing(config, key) else config[key]
+        for key in config
+        if key not in ("hydra", "sweep")
+    }
+    return {
+        key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        for key, node in nodes.items()
+    }
 
 
 def suggest_choice(value: str, choices: Iterable[str]) -> str:

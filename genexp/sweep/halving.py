@@ -51,9 +51,9 @@ class SuccessiveHalving:
         Raises ConfigError if the jobs have different objectives, or if a rung is at an epoch without evaluation.
         """
         self._config = config
-        self._config_digests = {job.number: hash_config(job.config, exclude=("seed",)) for job in jobs}
-        self._jobs = list(jobs)
-        self.rungs = list(self._plan_rungs()) if config.factor is not None and jobs else []
+        self._jobs = list(jobs) if config.factor is not None else []
+        self._config_digests = {job.number: hash_config(job.config, exclude=("seed",)) for job in self._jobs}
+        self.rungs = list(self._plan_rungs()) if self._jobs else []
         if self.rungs:
             self._check_configs()
 

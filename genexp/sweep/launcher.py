@@ -30,7 +30,7 @@ from genexp.run_dir.files import lock_run_dir, remove_temporary_files, write_fil
 from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import MULTIRUN_FILE
 from genexp.run_dir.status import read_job_status, record_failure
-from genexp.sweep.config import SweepConfig, hash_config, require_positive_int_or_none
+from genexp.sweep.config import JobComposer, SweepConfig, hash_config, require_positive_int_or_none
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
 from genexp.sweep.progress import SweepProgress
@@ -151,19 +151,26 @@ class SweepLauncher(Launcher):
         from genexp.runs.config import bind_experiment
 
         common_overrides = _format_common_overrides(self.config.hydra.overrides.task)
+        composer = JobComposer(self.hydra_context.config_loader, self.config)
         jobs = []
         for index, overrides in enumerate(job_overrides):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            config = composer.compose(overrides)
             with open_dict(config):
                 config.hydra.sweep.dir = str(self.sweep_dir)
                 config.hydra.job.id = config.hydra.job.num = first_job_number + index
             HydraConfig.instance().set_config(config)  # ${hydra:...} resolves in this job's node
-            bind_experiment(to_plain_config(config))  # reports errors before any job starts
+            values = to_plain_config(config)
+            bind_experiment(values)  # reports errors before any job starts
             own_overrides = tuple(
                 override.lstrip("+") for override in overrides if override not in common_overrides
             )
             entry = self.manifest.register(
-                JobEntry(first_job_number + index, hash_config(config), own_overrides, config.trainer.direction)
+                JobEntry(
+                    first_job_number + index,
+                    hash_config(config, values=values),
+                    own_overrides,
+                    config.trainer.direction,
+                )
             )
             run_dir = self.manifest.get_run_dir(entry)
             with read_write(config.hydra):

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
+from genexp.config import find_config_dir
+from genexp.sweep.config import JobComposer
 from tests.support.command import (
     list_file_names,
     load_status,
@@ -22,6 +28,49 @@ from tests.support.sweeps import (
     load_job_states,
     make_sweep_arguments,
 )
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [["seed=1"], ["seed=2"], ["seed=3", "optimizer.lr=0.1"], ["seed=4", "optimizer.lr=1e-3"]],
+        [["model=vae", "notes='a: b'"], ["model=gan", "notes=null"], ["model=vae", "notes=${dataset.name}"]],
+        [["model=gan", "model.latent=4", "++a=[b]"], ["model=gan", "model.latent=8", "++a=[c]"]],
+        [["~optimizer.schedule", "hydra.job.name=a"], ["hydra.job.name=b", "~optimizer.schedule"]],
+        [["dataset=mnist_5k", "seed=1"], ["dataset=digits", "seed=2"], ["dataset=digits", "seed=3"]],
+        [["hydra/job_logging=none", "trainer=quick"], ["hydra/job_logging=disabled", "trainer=quick"]],
+    ],
+)
+def test_composed_jobs_equal_those_of_hydra(jobs: list[list[str]]) -> None:
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        sweep_config = compose("train", overrides=["model=stacked_autoencoder"], return_hydra_config=True)
+        HydraConfig.instance().set_config(sweep_config)
+        loader = GlobalHydra.instance().config_loader()
+        composer = JobComposer(loader, sweep_config)
+        for overrides in jobs:
+            expected, config = loader.load_sweep_config(sweep_config, overrides), composer.compose(overrides)
+            assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(expected)
+            assert OmegaConf.is_struct(config)
+            assert config.hydra._metadata.flags == expected.hydra._metadata.flags
+
+
+def test_two_hundred_jobs_are_composed_by_few_compositions(monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        sweep_config = compose("train", return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        full_compositions: list[list[str]] = []
+        load_sweep_config = loader.load_sweep_config
+
+        def load_and_record(config: DictConfig, overrides: list[str]) -> DictConfig:
+            full_compositions.append(overrides)
+            return load_sweep_config(config, overrides)
+
+        monkeypatch.setattr(loader, "load_sweep_config", load_and_record)
+        composer = JobComposer(loader, sweep_config)
+        jobs = [[f"model={model}", f"seed={seed}"] for model in ("vae", "gan") for seed in range(100)]
+        seeds = [composer.compose(overrides).seed for overrides in jobs]
+    assert seeds == [*range(100), *range(100)]
+    assert full_compositions == [["model=vae", "seed=0"], ["model=gan", "seed=0"]]
 
 
 def test_job_equals_a_single_run(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_sweep_killed_at_a_random_boundary_has_the_table_of_an_uninterrupted_one
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", SWEEPS)
 def test_sweep_killed_at_every_boundary_has_the_table_of_an_uninterrupted_one(kind: str, tmp_path: Path) -> None:
     assert_equal_after_kills(kind, tmp_path, None)
