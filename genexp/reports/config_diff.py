@@ -104,7 +104,8 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """Return the dotted keys whose values differ between runs, without the seed.
 
     A key whose value is determined by the selected config group options is omitted: with another model, all keys
-    of the model differ. It is kept if a run overrides its default.
+    of the model differ. It is kept if a run overrides its default. A key of a phase that always has the value of
+    the whole group is omitted, such as optimizer.generator.lr beside optimizer.lr.
     """
     all_settings = {run.run_dir: get_settings(run) for run in runs if run.config}
     settings_list = list(all_settings.values())
@@ -124,7 +125,14 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     if implied_keys:
         overridden_keys = {key for run in runs if run.config for key in find_overridden_defaults(run)}
         implied_keys = [key for key in implied_keys if key not in overridden_keys]
-    return tuple(key for key in differing_keys if key not in implied_keys)
+    repeated_keys = [
+        key
+        for key in differing_keys
+        if (whole := f"{key.partition('.')[0]}.{key.rpartition('.')[2]}") != key
+        and whole in differing_keys
+        and all(settings.get(key) in (None, settings.get(whole)) for settings in settings_list)
+    ]
+    return tuple(key for key in differing_keys if key not in implied_keys and key not in repeated_keys)
 
 
 def find_overridden_defaults(run: RunRecord) -> dict[str, Any]:

@@ -89,3 +89,15 @@ def test_charts_and_comparisons_find_an_objective_with_a_version(tmp_path: Path)
     assert [run.seed for run in comparison.runs] == [1, 0]
     page = write_run_report(tmp_path / "0")
     assert "<td>frechet_mnist-v1</td><td>test, objective</td>" in page.read_text()
+
+
+def test_settings_that_follow_another_one_are_not_columns(tmp_path: Path) -> None:
+    def compare_rates(name: str, *rates: tuple[float, float]) -> tuple[str, ...]:
+        for number, (rate, generator_rate) in enumerate(rates):
+            overrides = {"optimizer.lr": rate, "optimizer.generator": {"lr": generator_rate}}
+            make_run_dir(tmp_path / name / str(number), overrides=overrides)
+        return compare([tmp_path / name]).differing_keys
+
+    assert compare_rates("equal", (0.1, 0.1), (0.2, 0.2)) == ("optimizer.lr",)
+    assert set(compare_rates("other", (0.1, 0.1), (0.2, 0.3))) == {"optimizer.lr", "optimizer.generator.lr"}
+    assert compare_rates("one", (0.1, 0.1), (0.1, 0.3)) == ("optimizer.generator.lr",)
