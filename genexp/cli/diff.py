@@ -53,7 +53,7 @@ def _print_diff(run_diff: RunDiff) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 1000
-    for name, pairs in _build_sections(run_diff).items():
+    for name, pairs in run_diff.sections.items():
         _print_section(console, name, pairs, run_diff)
     differing_metrics = [metric for metric in run_diff.metric_differences if metric.is_different]
     lines = [
@@ -80,21 +80,11 @@ def _print_section(console: Console, name: str, pairs: Mapping[str, ValuePair], 
     console.print(table)
 
 
-def _build_sections(run_diff: RunDiff) -> dict[str, Mapping[str, ValuePair]]:
-    return {
-        "configuration": run_diff.configuration,
-        "code": run_diff.code,
-        "data": run_diff.data,
-        "environment": run_diff.environment,
-        "result": run_diff.results,
-    }
-
-
 def _diff_to_dict(run_diff: RunDiff) -> dict[str, object]:
     metrics = [asdict(metric) for metric in run_diff.metric_differences]
     return {
         "runs": [str(run.run_dir) for run in run_diff.runs],
-        **_build_sections(run_diff),
+        **run_diff.sections,
         "metrics": metrics,
         "verdict": run_diff.summary,
     }

@@ -91,8 +91,7 @@ def write_latents_figure(path: Path, artifacts: FinalArtifacts, class_names: Seq
             axes.grid(color="#ececec", linewidth=0.7)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("code 1")
-        axes.set_ylabel("code 2")
+        axes.set(xlabel="code 1", ylabel="code 2")
         axes.set_title(title, fontweight="bold", parse_math=False)
         _add_legend(figure, axes)
         content = io.BytesIO()
@@ -210,24 +209,16 @@ def _iter_class_points(
 def _label_points(axes: Any, artifacts: FinalArtifacts, class_names: Sequence[str]) -> None:
     if artifacts.labels is None:
         return
+    style: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "parse_math": False}
     for name, color, points in _iter_class_points(artifacts, class_names):
-        num_labeled = round(MAX_LABELED_POINTS * len(points) / len(artifacts.labels))
-        for point in points[:num_labeled]:
-            axes.text(
-                *point,
-                name,
-                color=tuple(0.75 * channel for channel in color[:3]),
-                fontsize=7,
-                ha="center",
-                va="center",
-                parse_math=False,
-            )
+        dark_color = tuple(0.75 * channel for channel in color[:3])
+        for point in points[: round(MAX_LABELED_POINTS * len(points) / len(artifacts.labels))]:
+            axes.text(*point, name, color=dark_color, **style)
 
 
 def _add_legend(figure: Figure, axes: Axes) -> None:
-    legend = figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside right center", frameon=False, markerscale=2
-    )
+    entries = axes.get_legend_handles_labels()
+    legend = figure.legend(*entries, loc="outside right center", frameon=False, markerscale=2)
     for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
         assert handle is not None
         handle.set_alpha(1)

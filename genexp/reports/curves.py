@@ -50,9 +50,9 @@ def build_run_charts(metrics: LoggedMetrics, best: tuple[str, int, float] | None
                     "showlegend": False,
                     "is_raw": True,  # not smoothed further by the page
                 }
-                traces.append(_build_trace(*downsample_min_max(curve), f"{name}, each step", **raw_style))
+                traces.append(build_trace(*downsample_min_max(curve), f"{name}, each step", **raw_style))
                 traces.append(
-                    _build_trace(steps, means, label, line={"color": color, "width": 2}, legendgroup=label)
+                    build_trace(steps, means, label, line={"color": color, "width": 2}, legendgroup=label)
                 )
             if name in test:
                 curve = test[name]
@@ -62,7 +62,7 @@ def build_run_charts(metrics: LoggedMetrics, best: tuple[str, int, float] | None
                     "marker": {"size": 6},
                 }
                 mode = "lines+markers" if len(curve.steps) <= 40 else "lines"
-                traces.append(_build_trace(*downsample_min_max(curve), f"{name}, test", mode=mode, **test_style))
+                traces.append(build_trace(*downsample_min_max(curve), f"{name}, test", mode=mode, **test_style))
         has_objective = best is not None and best[0] in names
         if best is not None and has_objective:
             traces.append(_build_best_mark(*best[1:]))
@@ -114,19 +114,16 @@ def resample_to_grid(curves: Sequence[LoggedCurve], max_points: int) -> tuple[np
     the mean of the curve's finite values at a step or in a bucket. It is NaN if there are none.
     """
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
+    edges, centers = np.append(steps, steps[-1] + 1), steps
     if len(steps) > max_points:
         edges = np.linspace(steps[0], steps[-1] + 1, max_points + 1)
         centers = (edges[:-1] + edges[1:]) / 2
-        bucket_indices = [np.searchsorted(edges, curve.steps, side="right") - 1 for curve in curves]
-    else:
-        centers = steps
-        bucket_indices = [np.searchsorted(steps, column.steps) for column in curves]
     values = np.full((len(curves), len(centers)), np.nan)
-    for row, buckets, column in zip(values, bucket_indices, curves, strict=True):
-        is_finite = np.isfinite(column.values)
-        counts = np.bincount(buckets[is_finite], minlength=len(centers))
-        sums = np.bincount(buckets[is_finite], weights=column.values[is_finite], minlength=len(centers))
-        row[counts > 0] = sums[counts > 0] / counts[counts > 0]
+    for row, curve in zip(values, curves, strict=True):
+        is_finite = np.isfinite(curve.values)
+        counts, _ = np.histogram(curve.steps[is_finite], edges)
+        sums, _ = np.histogram(curve.steps[is_finite], edges, weights=curve.values[is_finite])
+        np.divide(sums, counts, out=row, where=counts > 0)
     return centers, values
 
 
@@ -197,7 +194,7 @@ def _build_curve_chart(
 def _build_best_mark(step: int, value: float) -> dict[str, Any]:
     marker = {"symbol": "star", "size": 12, "color": PALETTE[4], "line": {"color": "#1d2126", "width": 1}}
     name = f"best: {value:.4g} at step {step:,}"
-    return _build_trace(np.array([step]), np.array([value]), name, "markers", marker=marker, is_raw=True)
+    return build_trace(np.array([step]), np.array([value]), name, "markers", marker=marker, is_raw=True)
 
 
 def _select_drawn_runs(group: SeedGroup) -> list[RunRecord]:
@@ -222,31 +219,26 @@ def _build_group_traces(
     line_style = {"color": color, "width": 2 if group_index < MAX_COLORED_GROUPS else 1}
     mode = "lines+markers" if len(steps) <= 12 else "lines"
     name = f"{label} (n={len(values)})" if len(values) > 1 else label
-    line = _build_trace(steps, means, name, mode=mode, line=line_style, meta=label, showlegend=False)
+    line = build_trace(steps, means, name, mode=mode, line=line_style, meta=label, showlegend=False)
     if len(values) == 1 or group_index >= MAX_COLORED_GROUPS:
         return [line], [means]
     deviations = np.nansum((values - means) ** 2, axis=0)
     errors = np.sqrt(deviations / np.maximum(counts - 1, 1) / counts)
     edge_style: dict[str, Any] = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "meta": label}
-    low = _build_trace(steps, means - errors, label, **edge_style)
-    high = _build_trace(
+    low = build_trace(steps, means - errors, label, **edge_style)
+    high = build_trace(
         steps, means + errors, label, fill="tonexty", fillcolor=_make_transparent(color), **edge_style
     )
     return [low, high, line], [means - errors, means + errors]
 
 
-def _build_trace(
-    steps: np.ndarray, values: np.ndarray, name: str, mode: str = "lines", **style: Any
+def build_trace(
+    x: Sequence[Any] | np.ndarray, y: np.ndarray, name: str, mode: str = "lines", **style: Any
 ) -> dict[str, Any]:
-    x = steps.round().astype(int).tolist()
-    return {
-        "type": "scatter",
-        "mode": mode,
-        "name": escape_plotly(name),
-        "x": x,
-        "y": round_for_json(values),
-        **style,
-    }
+    """Return a trace of a chart: the points (x, y), with the keys `style` of plotly.js. Steps are rounded."""
+    x = x.round().astype(int).tolist() if isinstance(x, np.ndarray) else x
+    name = escape_plotly(name)
+    return {"type": "scatter", "mode": mode, "name": name, "x": x, "y": round_for_json(y), **style}
 
 
 def _build_axis_layout(y_values: Sequence[np.ndarray], raw_values: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -277,13 +269,7 @@ def _make_transparent(color: str) -> str:
 
 
 def estimate_steps_per_epoch(metrics: LoggedMetrics) -> int:
-    """Return the steps per epoch, estimated from the first curve that spans several epochs.
-
-    Within one epoch, return the number of the last step. Without curves, return 1.
-    """
-    curves = [curve for split in ("train", "test") for curve in metrics.get(split, {}).values()]
-    for curve in curves:
-        later = curve.steps[curve.epochs > curve.epochs[0]]
-        if len(later):
-            return max(1, round(int(curve.steps[-1]) / int(curve.epochs[-1])))
-    return max((int(curve.steps[-1]) for curve in curves), default=1)
+    """Return the steps per epoch, estimated from the longest curve. Without curves, return 1."""
+    curves = [curve for split in metrics.values() for curve in split.values()]
+    longest = max(curves, key=lambda curve: curve.steps[-1], default=None)
+    return 1 if longest is None else max(1, round(longest.steps[-1] / longest.epochs[-1]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """A table cell of an HTML page."""
-
-    text: str
-    sort_value: float | None = None  # number to sort by; None sorts by `text`
-    link: str | None = None  # relative URL
-    state: str | None = None  # state of a run, used as CSS class
-    tooltip: str | None = None
 
 
 def write_page(

@@ -34,20 +34,13 @@ class MetricDifference:
 
 @dataclass(frozen=True)
 class RunDiff:
-    """Differences between two runs. Each mapping contains only keys with different values."""
+    """Differences between two runs."""
 
     runs: tuple[RunRecord, RunRecord]  # (left, right)
-    configuration: Mapping[str, ValuePair]  # settings other than those of the data set
-    code: Mapping[str, ValuePair]
-    data: Mapping[str, ValuePair]  # settings of the data set, and fingerprint of each split
-    environment: Mapping[str, ValuePair]  # without `CODE_KEYS`
-    results: Mapping[str, ValuePair]  # state and last step
+    # "configuration", "code", "data", "environment" and "result" → keys with different values. "data" has the
+    # settings of the data set, and the fingerprint of each split. "code" has CODE_KEYS of the environment.
+    sections: Mapping[str, Mapping[str, ValuePair]]
     metric_differences: tuple[MetricDifference, ...]  # one per common metric, earliest difference first
-
-    @property
-    def first_metric_difference(self) -> MetricDifference | None:
-        """Metric that differs at the earliest step, or None."""
-        return next((metric for metric in self.metric_differences if metric.is_different), None)
 
     @property
     def summary(self) -> str:
@@ -55,7 +48,7 @@ class RunDiff:
         if not self.metric_differences:
             left_run, right_run = self.runs
             return f"no common metric: {_describe_metrics(left_run)} and {_describe_metrics(right_run)}"
-        first = self.first_metric_difference
+        first = next((metric for metric in self.metric_differences if metric.is_different), None)
         if first is None:
             steps = max(metric.compared for metric in self.metric_differences)
             return f"metrics are equal at all {steps:,} common steps"
@@ -71,25 +64,17 @@ def diff_runs(left_dir: Path, right_dir: Path) -> RunDiff:
     """
     left, right = read_run(left_dir, str(left_dir)), read_run(right_dir, str(right_dir))
     environment = _diff_values(left.status.environment, right.status.environment)
-    return RunDiff(
-        runs=(left, right),
-        configuration=_diff_values(_select_settings(left, False), _select_settings(right, False)),
-        code={key: values for key, values in environment.items() if key in CODE_KEYS},
-        data=_diff_values(
-            {**_select_settings(left, True), **left.status.data},
-            {**_select_settings(right, True), **right.status.data},
-        ),
-        environment={key: values for key, values in environment.items() if key not in CODE_KEYS},
-        results=_diff_values({"state": left.state, "step": left.step}, {"state": right.state, "step": right.step}),
-        metric_differences=tuple(
-            sorted(_diff_metrics(left, right), key=lambda metric: (metric.step is None, metric.step))
-        ),
-    )
-
-
-def _select_settings(run: RunRecord, is_dataset: bool) -> dict[str, Any]:
-    """Return the settings of the data set if `is_dataset`, else all other settings."""
-    return {key: value for key, value in get_settings(run).items() if key.startswith("dataset.") == is_dataset}
+    settings = _diff_values(get_settings(left), get_settings(right))
+    dataset_settings = {key: values for key, values in settings.items() if key.startswith("dataset.")}
+    sections = {
+        "configuration": {key: values for key, values in settings.items() if key not in dataset_settings},
+        "code": {key: values for key, values in environment.items() if key in CODE_KEYS},
+        "data": dataset_settings | _diff_values(left.status.data, right.status.data),
+        "environment": {key: values for key, values in environment.items() if key not in CODE_KEYS},
+        "result": _diff_values(*({"state": run.state, "step": run.step} for run in (left, right))),
+    }
+    metrics = sorted(_diff_metrics(left, right), key=lambda metric: (metric.step is None, metric.step))
+    return RunDiff((left, right), sections, tuple(metrics))
 
 
 def _diff_metrics(left: RunRecord, right: RunRecord) -> Iterator[MetricDifference]:
@@ -117,15 +102,12 @@ def _diff_curves(name: str, left: LoggedCurve, right: LoggedCurve) -> MetricDiff
 
 def _diff_values(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, ValuePair]:
     """Return key → (left, right), for the keys whose formatted values differ, in their original order."""
-    keys = dict.fromkeys([*left, *right])
-    pairs = {
-        key: tuple(format_setting(side[key]) if key in side else None for side in (left, right)) for key in keys
-    }
-    return {
-        key: (left_value, right_value)
-        for key, (left_value, right_value) in pairs.items()
-        if left_value != right_value
-    }
+
+    def get_text(side: Mapping[str, Any], key: str) -> str | None:
+        return format_setting(side[key]) if key in side else None
+
+    pairs = {key: (get_text(left, key), get_text(right, key)) for key in dict.fromkeys([*left, *right])}
+    return {key: values for key, values in pairs.items() if values[0] != values[1]}
 
 
 def _describe_metrics(run: RunRecord) -> str:

@@ -12,8 +12,8 @@ from genexp.errors import CheckpointError, DataError
 from genexp.reports.config_diff import find_overridden_defaults, format_setting, get_settings
 from genexp.reports.curves import build_run_charts, estimate_steps_per_epoch
 from genexp.reports.embedded_images import find_run_images
-from genexp.reports.html_page import TableCell, render_template, write_page
-from genexp.reports.table import format_duration, format_score
+from genexp.reports.html_page import render_template, write_page
+from genexp.reports.table import TableCell, TableData, format_duration, format_score
 from genexp.run_dir.config_file import read_yaml_file
 from genexp.run_dir.files import open_regular_file
 from genexp.run_dir.metrics import read_metrics
@@ -59,10 +59,10 @@ def write_run_report(run_dir: Path, state: str | None = None, *, is_single_file:
         omitted_files=omitted_files,
         curves_figure=f"{FIGURES_DIR}/{CURVES_FIGURE}" if has_curves_figure else "",
         x_axes=_list_x_axes(run, estimate_steps_per_epoch(metrics)),
-        scores=_build_score_rows(run),
+        scores=_build_score_table(run),
         changes=[
-            {**entry, "key": f"{group}.{entry['key']}" if group != "run" else entry["key"]}
-            for group, entries in groups.items()
+            {**entry, "key": entry["path"]}
+            for entries in groups.values()
             for entry in entries
             if entry["default"] is not None
         ],
@@ -87,16 +87,17 @@ def render_run_summary(run_dir: Path) -> str:
 
 
 def group_config_entries(run: RunRecord) -> dict[str, list[dict[str, Any]]]:
-    """Return config group → its settings as dictionaries with "key", "value" and "default".
+    """Return config group → its settings as dictionaries with "key", "path", "value" and "default".
 
-    "default" is None if the setting has its default. Keys outside groups belong to the group "run".
+    "path" is the dotted key with the group. "default" is None if the setting has its default. Keys outside groups
+    belong to the group "run".
     """
     overridden_defaults = find_overridden_defaults(run)
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, value in [*get_settings(run).items(), *((key, run.config.get(key)) for key in ("tags", "notes"))]:
         group, _, name = key.partition(".")
         default = format_setting(overridden_defaults[key]) if key in overridden_defaults else None
-        entry = {"key": name or key, "value": format_setting(value), "default": default}
+        entry = {"key": name or key, "path": key, "value": format_setting(value), "default": default}
         groups.setdefault(group if name else "run", []).append(entry)
     return groups
 
@@ -138,14 +139,14 @@ def _list_x_axes(run: RunRecord, steps_per_epoch: int) -> dict[str, float]:
     return axes
 
 
-def _build_score_rows(run: RunRecord) -> list[list[TableCell]]:
-    """Return one table row for the last value of each metric of each split."""
+def _build_score_table(run: RunRecord) -> TableData:
+    """Return the table of the last value of each metric of each split."""
     rows = []
     for split, scores in (("test", run.status.test), ("train", run.status.train)):
         for name, value in scores.items():
             role = "test, objective" if split == "test" and name == run.objective else split
             rows.append([TableCell(name), TableCell(role), TableCell(format_score(value), value)])
-    return rows
+    return TableData(("metric", "split", "last value"), rows)
 
 
 def _read_command(run_dir: Path) -> str:

@@ -6,25 +6,27 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from genexp.errors import DataError
 from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
-from genexp.reports.config_diff import build_column_labels, format_setting_short, get_settings
+from genexp.reports.config_diff import build_column_labels
 from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, LoggedMetrics, build_sweep_charts
 from genexp.reports.embedded_images import build_relative_url, find_figures
-from genexp.reports.html_page import TableCell, write_page
+from genexp.reports.html_page import write_page
 from genexp.reports.parameter_effects import build_effect_charts
 from genexp.reports.run_report import group_config_entries
 from genexp.reports.table import (
+    TableData,
+    build_group_table,
+    build_run_table,
+    build_setting_cells,
     format_duration,
-    format_mean,
     format_score,
-    format_seed_count,
     format_sort_order,
-    format_state,
 )
 from genexp.run_dir.metrics import read_metrics
 from genexp.run_dir.paths import ASSETS_DIR, REPORT_FILE
@@ -39,6 +41,7 @@ def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bo
     metrics, notes = _load_metrics(comparison)
     curves = build_sweep_charts(comparison, metrics)
     effects = build_effect_charts(comparison)
+    columns = comparison.metrics, comparison.differing_keys
     write_page(
         path,
         "sweep.html",
@@ -51,10 +54,8 @@ def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bo
         facts=_build_facts(comparison),
         notes=[*comparison.notes, *notes],
         warnings=_group_warnings(comparison),
-        run_header=_build_run_header(comparison),
-        run_rows=[_build_run_row(run, comparison, path) for run in comparison.runs],
-        group_header=_build_group_header(comparison),
-        group_rows=[_build_group_row(index, comparison) for index in range(len(comparison.groups))],
+        runs=_add_links(build_run_table(comparison, *columns), comparison, path),
+        groups=build_group_table(comparison, *columns),
         curve_count=len(curves),
         legend=[(group.label, PALETTE[rank]) for rank, group in enumerate(comparison.groups[:MAX_COLORED_GROUPS])],
         gray=GRAY,
@@ -115,86 +116,44 @@ def _group_warnings(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _build_run_header(comparison: Comparison) -> list[str]:
-    names = build_column_labels(comparison.differing_keys).values()
-    return ["run", *names, "seed", *comparison.metrics, "best", "time", "state"]
-
-
-def _build_run_row(run: RunRecord, comparison: Comparison, page: Path) -> list[TableCell]:
-    report = run.run_dir / REPORT_FILE
-    name = TableCell(run.name, link=build_relative_url(report, page.parent) if report.is_file() else None)
-    scores = [_build_score_cell(run.latest_metrics.get(metric)) for metric in comparison.metrics]
-    result_cells = [_build_score_cell(run.best_value), TableCell(format_duration(run.seconds), run.seconds)]
-    state = TableCell(format_state(run), state=run.state, tooltip=run.error)
-    return [
-        name,
-        *_build_setting_cells(run, comparison),
-        _build_setting_cell(run.seed),
-        *scores,
-        *result_cells,
-        state,
-    ]
-
-
-def _build_group_header(comparison: Comparison) -> list[str]:
-    return [*build_column_labels(comparison.differing_keys).values(), *comparison.metrics, "n"]
-
-
-def _build_group_row(index: int, comparison: Comparison) -> list[TableCell]:
-    group = comparison.groups[index]
-    means = [(group.mean_score(metric)) for metric in comparison.metrics]
-    cells = [TableCell(format_mean(mean), mean.mean if mean else None) for mean in means]
-    seeds = TableCell(format_seed_count(group), len(group.runs_by_seed))
-    return [*_build_setting_cells(group.runs[0], comparison), *cells, seeds]
-
-
-def _build_setting_cells(run: RunRecord, comparison: Comparison) -> list[TableCell]:
-    settings = get_settings(run)
-    return [
-        _build_setting_cell(settings[key]) if key in settings else TableCell("")
-        for key in comparison.differing_keys
-    ]
-
-
-def _build_setting_cell(value: Any) -> TableCell:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return TableCell(format_setting_short(value), value if is_number else None)
-
-
-def _build_score_cell(value: float | None) -> TableCell:
-    return TableCell(format_score(value), value)
+def _add_links(table: TableData, comparison: Comparison, page: Path) -> TableData:
+    """Return the table of runs with a link from each name to the report of the run, if there is one."""
+    rows = []
+    for run, (name, *cells) in zip(comparison.runs, table.rows, strict=True):
+        report = run.run_dir / REPORT_FILE
+        link = build_relative_url(report, page.parent) if report.is_file() else None
+        rows.append([replace(name, link=link), *cells])
+    return replace(table, rows=rows)
 
 
 def _build_picture_entries(comparison: Comparison, page: Path | None) -> dict[str, list[dict[str, Any]]]:
     """Return figure name → images of all runs with captions, the best run first."""
-    figures = find_figures(comparison.runs, page)
-    header = _build_run_header(comparison)[1 : len(comparison.differing_keys) + 2]
-    entries: dict[str, list[dict[str, Any]]] = {}
-    for name, images in figures.items():
-        for run in comparison.runs:
-            if run in images:
-                cells = [*_build_setting_cells(run, comparison), _build_setting_cell(run.seed)]
-                caption = " · ".join(
-                    f"{column.rpartition('.')[2]} {cell.text}" for column, cell in zip(header, cells, strict=True)
-                )
-                entry = {"url": images[run].url, "name": run.name, "caption": caption}
-                entries.setdefault(name, []).append(entry)
-    return entries
+    keys = (*comparison.differing_keys, "seed")
+    names = [label.rpartition(".")[2] for label in build_column_labels(keys).values()]
+    captions = {}
+    for run in comparison.runs:
+        cells = build_setting_cells(run, keys)
+        captions[run] = " · ".join(f"{name} {cell.text}" for name, cell in zip(names, cells, strict=True))
+    return {
+        figure: [
+            {"url": images[run].url, "name": run.name, "caption": captions[run]}
+            for run in comparison.runs
+            if run in images
+        ]
+        for figure, images in find_figures(comparison.runs, page).items()
+    }
 
 
 def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, Any]]]:
     """Return config group → settings shared by all runs, with their defaults. Empty for several models."""
+    if len({run.model_name for run in comparison.runs}) > 1:
+        return {}
+    groups = group_config_entries(next((run for run in comparison.runs if run.config), comparison.runs[0]))
     differing_keys = {*comparison.differing_keys, "seed"}
-    config_entries = group_config_entries(next((run for run in comparison.runs if run.config), comparison.runs[0]))
-    common_entries = {
-        group: [entry for entry in entries if _join_key(group, entry["key"]) not in differing_keys]
-        for group, entries in config_entries.items()
+    return {
+        group: [entry for entry in entries if entry["path"] not in differing_keys]
+        for group, entries in groups.items()
     }
-    return common_entries if len({run.model_name for run in comparison.runs}) == 1 else {}
-
-
-def _join_key(group: str, key: str) -> str:
-    return key if group == "run" else f"{group}.{key}"
 
 
 def _merge_environments(comparison: Comparison) -> dict[str, str]:

@@ -1,10 +1,11 @@
-"""Comparison of runs as terminal tables, CSV and JSON, and text formats shared with the HTML pages."""
+"""Comparison of runs as tables for the terminal and HTML pages, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +23,67 @@ MAX_TERMINAL_METRICS = 5  # metric columns of a terminal table
 STATE_STYLES = {**dict.fromkeys(("failed", "killed", "damaged"), "red"), "running": "bold", "stopped": "magenta"}
 
 
+@dataclass(frozen=True)
+class TableCell:
+    """A table cell of an HTML page or of the terminal."""
+
+    text: str
+    sort_value: float | None = None  # number to sort by; None sorts by `text`
+    link: str | None = None  # relative URL
+    state: str | None = None  # state of a run, used as CSS class
+    tooltip: str | None = None
+
+
+@dataclass(frozen=True)
+class TableData:
+    """A header and the rows below it."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[TableCell]]
+
+
+def build_run_table(comparison: Comparison, metrics: Sequence[str], keys: Sequence[str]) -> TableData:
+    """Return the table of all runs, with columns for the settings `keys` and for `metrics`."""
+    rows = [
+        [
+            TableCell(run.name),
+            *build_setting_cells(run, keys),
+            _build_setting_cell(run.seed),
+            *(_build_score_cell(value) for value in (*map(run.latest_metrics.get, metrics), run.best_value)),
+            TableCell(format_duration(run.seconds), run.seconds),
+            TableCell(format_state(run), state=run.state, tooltip=run.error),
+        ]
+        for run in comparison.runs
+    ]
+    return TableData(("run", *build_column_labels(keys).values(), "seed", *metrics, "best", "time", "state"), rows)
+
+
+def build_group_table(comparison: Comparison, metrics: Sequence[str], keys: Sequence[str]) -> TableData:
+    """Return the table of the mean scores of all seed groups, with columns like those of `build_run_table`."""
+    rows = []
+    for group in comparison.groups:
+        means = [group.mean_score(metric) for metric in metrics]
+        scores = [TableCell(format_mean(mean), mean.mean if mean else None) for mean in means]
+        seeds = TableCell(format_seed_count(group), len(group.runs_by_seed))
+        rows.append([*build_setting_cells(group.runs[0], keys), *scores, seeds])
+    return TableData((*build_column_labels(keys).values(), *metrics, "n"), rows)
+
+
+def build_setting_cells(run: RunRecord, keys: Iterable[str]) -> list[TableCell]:
+    """Return the values of the settings `keys`, which are empty if the run does not have them."""
+    settings = get_settings(run)
+    return [_build_setting_cell(settings[key]) if key in settings else TableCell("") for key in keys]
+
+
+def _build_setting_cell(value: Any) -> TableCell:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return TableCell(format_setting_short(value), value if is_number else None)
+
+
+def _build_score_cell(value: float | None) -> TableCell:
+    return TableCell(format_score(value), value)
+
+
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print the tables of seed groups and of runs, the t-test, errors of failed runs, and notes.
 
@@ -34,8 +96,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     if not console.is_terminal:
         console = Console(file=console.file, width=1000)  # columns; a file or pipe has no limit on its width
     if comparison.has_multiple_seeds:
-        console.print(_fit_to_console(_build_group_table, comparison, console))
-    console.print(_fit_to_console(_build_run_table, comparison, console))
+        title = f"{_format_count(comparison.groups, 'setting')}, mean ± standard error over seeds"
+        console.print(_fit_to_console(build_group_table, title, comparison, console))
+    title = _format_count(comparison.runs, "run")
+    console.print(_fit_to_console(build_run_table, title, comparison, console))
     lines = [comparison.t_test.text] if comparison.t_test else []
     lines += [f"{run.name} {run.state}: {run.error}" for run in comparison.failed_runs]
     for line in [*lines, *comparison.notes]:
@@ -44,28 +108,16 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 def write_csv(comparison: Comparison, file: IO[str]) -> None:
     """Write a header and one CSV line per run, with all metrics."""
-    column_labels = build_column_labels(comparison.differing_keys)
-    header = [
-        "run",
-        "folder",
-        *column_labels.values(),
-        "seed",
-        *comparison.metrics,
-        "best",
-        "seconds",
-        "step",
-        "state",
-    ]
+    keys, metrics = comparison.differing_keys, comparison.metrics
+    names = [*build_column_labels(keys).values(), "seed", *metrics, "best", "seconds", "step", "state", "error"]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*header, "error"])
+    writer.writerow(["run", "folder", *names])
     for run in comparison.runs:
-        scores = [run.latest_metrics.get(name) for name in comparison.metrics]
-        cells = [run.seed, *scores, run.best_value, run.seconds, run.step, run.state, run.error]
         settings = get_settings(run)
-        setting_cells = [
-            format_setting(settings[key]) if key in settings else "" for key in comparison.differing_keys
-        ]
-        writer.writerow([run.name, run.run_dir, *setting_cells, *cells])
+        values = [format_setting(settings[key]) if key in settings else "" for key in keys]
+        scores = [*map(run.latest_metrics.get, metrics), run.best_value]
+        cells = [*values, run.seed, *scores, run.seconds, run.step, run.state, run.error]
+        writer.writerow([run.name, run.run_dir, *cells])
 
 
 def format_json(comparison: Comparison) -> str:
@@ -123,8 +175,13 @@ def format_sort_order(comparison: Comparison) -> str:
     return f"by {objective.metric}, {'highest' if objective.direction == 'max' else 'lowest'} first"
 
 
+def _format_count(items: Sequence[object], name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
+
+
 def _fit_to_console(
-    build_table: Callable[[Comparison, Sequence[str], Sequence[str]], Table],
+    build_data: Callable[[Comparison, Sequence[str], Sequence[str]], TableData],
+    title: str,
     comparison: Comparison,
     console: Console,
 ) -> Table:
@@ -135,70 +192,34 @@ def _fit_to_console(
     """
     from rich.measure import Measurement
 
+    title = ", ".join(filter(None, (title, format_sort_order(comparison))))
     unbounded = console.options.update(width=10_000)
     metrics, keys = comparison.metrics[:MAX_TERMINAL_METRICS], comparison.differing_keys
-    table = build_table(comparison, metrics, keys)
+    table = _build_terminal_table(title, build_data(comparison, metrics, keys), metrics)
     while len(metrics) > 1 and Measurement.get(console, unbounded, table).maximum > console.width:
         metrics = metrics[:-1]
-        table = build_table(comparison, metrics, keys)
+        table = _build_terminal_table(title, build_data(comparison, metrics, keys), metrics)
     while keys and Measurement.get(console, unbounded, table).minimum > console.width:
         keys = keys[:-1]
-        table = build_table(comparison, metrics, keys)
+        table = _build_terminal_table(title, build_data(comparison, metrics, keys), metrics)
     omitted = {"metrics": comparison.metrics[len(metrics) :], "settings": comparison.differing_keys[len(keys) :]}
-    table.caption = (
-        "\n".join(f"other {kind}: {', '.join(names)}" for kind, names in omitted.items() if names) or None
-    )
-    table.caption_justify = "left"
+    captions = [f"other {kind}: {', '.join(names)}" for kind, names in omitted.items() if names]
+    table.caption, table.caption_justify = "\n".join(captions) or None, "left"
     return table
 
 
-def _build_group_table(comparison: Comparison, metrics: Sequence[str], keys: Sequence[str]) -> Table:
-    from rich.markup import escape
-
-    count = len(comparison.groups)
-    count_text = "1 setting" if count == 1 else f"{count} settings"
-    table = _create_table(f"{count_text}, mean ± standard error over seeds", comparison)
-    for name in build_column_labels(keys).values():
-        table.add_column(name)
-    for name in (*metrics, "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for group in comparison.groups:
-        means = [format_mean(group.mean_score(metric)) for metric in metrics]
-        setting_cells = map(escape, _format_settings(group.runs[0], keys))
-        table.add_row(*setting_cells, *means, format_seed_count(group))
-    return table
-
-
-def _build_run_table(comparison: Comparison, metrics: Sequence[str], keys: Sequence[str]) -> Table:
-    from rich.markup import escape
-
-    runs = comparison.runs
-    table = _create_table(f"{len(runs)} run{'s' if len(runs) > 1 else ''}", comparison)
-    table.add_column("run", overflow="fold")
-    for name in build_column_labels(keys).values():
-        table.add_column(name)
-    for name in ("seed", *metrics, "best", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    for run in runs:
-        text_cells = [run.name, *_format_settings(run, keys), format_setting(run.seed)]
-        scores = [format_score(value) for value in (*map(run.latest_metrics.get, metrics), run.best_value)]
-        state = f"[{STATE_STYLES.get(run.state, 'none')}]{format_state(run)}[/]"
-        table.add_row(*map(escape, text_cells), *scores, format_duration(run.seconds), state)
-    return table
-
-
-def _create_table(title: str, comparison: Comparison) -> Table:
+def _build_terminal_table(title: str, data: TableData, metrics: Sequence[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    sort_order = format_sort_order(comparison)
-    return Table(title=f"{title}, {sort_order}" if sort_order else title, title_justify="left", box=SIMPLE_HEAD)
-
-
-def _format_settings(run: RunRecord, keys: Sequence[str]) -> Iterator[str]:
-    settings = get_settings(run)
-    return (format_setting_short(settings[key]) if key in settings else "" for key in keys)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in data.header:
+        is_number = name in (*metrics, "seed", "best", "time", "n")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row in data.rows:
+        table.add_row(*(Text(cell.text, STATE_STYLES.get(str(cell.state), "")) for cell in row))
+    return table
 
 
 def _run_to_dict(run: RunRecord, comparison: Comparison) -> dict[str, Any]:

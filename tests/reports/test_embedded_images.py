@@ -1,21 +1,43 @@
-"""Size limits of images embedded in reports."""
+"""Images embedded in pages that consist of one file."""
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from pathlib import Path
 
-from genexp.images.animation import encode_animation
-from genexp.reports.embedded_images import drop_gif_frames
-from tests.support.images import read_frames
-from tests.support.snapshots import make_image
+import pytest
+from PIL import Image
+
+from genexp.reports.comparison import compare
+from genexp.reports.run_report import write_run_report
+from genexp.reports.sweep_report import write_sweep_report
+from tests.support.images import write_noise_image
+from tests.support.run_dirs import make_run_dir
 
 
-def test_large_gif_is_thinned_and_keeps_first_and_last_frame(tmp_path: Path) -> None:
-    path = tmp_path / "a.gif"
-    data = encode_animation([make_image(step, (64, 64))[0].numpy() for step in range(40)], "gif", 100)
-    path.write_bytes(data)
-    (tmp_path / "b.gif").write_bytes(drop_gif_frames(data, len(data) // 4))
-    whole, thin = ([frame.tobytes() for frame in read_frames(tmp_path / name, "L")] for name in ("a.gif", "b.gif"))
-    assert 5 <= len(thin) <= 10
-    assert (thin[0], thin[-1]) == (whole[0], whole[-1])
-    assert set(thin) <= set(whole)
+def test_large_files_are_omitted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make_run_dir(tmp_path / "run")
+    for name, side in (("samples", 40), ("generated", 80)):
+        write_noise_image(run_dir / "figures" / f"{name}.png", (side, side), 0)
+    monkeypatch.setattr("genexp.reports.embedded_images.MAX_IMAGE_BYTES", 5_000)
+    text = write_run_report(run_dir, is_single_file=True).read_text()
+    (data,) = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="samples"', text)
+    assert base64.b64decode(data) == (run_dir / "figures" / "samples.png").read_bytes()
+    assert "Not shown (too large or damaged): figures/generated.png" in text
+
+
+@pytest.mark.parametrize(("max_pixels", "width"), [(10**9, 320), (2 * 100**2, 100), (1, 64)])
+def test_thumbnails_of_many_runs_share_a_limit(
+    max_pixels: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genexp.reports.embedded_images.MAX_THUMBNAIL_PIXELS", max_pixels)
+    for seed in (0, 1):
+        run_dir = make_run_dir(tmp_path / str(seed), overrides={"seed": seed})
+        write_noise_image(run_dir / "figures" / "samples.png", (400, 400), seed)
+    page = tmp_path / "page.html"
+    write_sweep_report(compare([tmp_path]), page, is_single_file=True)
+    images = re.findall(r'src="data:image/webp;base64,([^"]+)"', page.read_text())
+    sizes = [Image.open(io.BytesIO(base64.b64decode(image))).size for image in images]
+    assert sizes == [(width, width)] * 2

@@ -15,10 +15,10 @@ def test_differences_are_grouped_by_configuration_code_data_and_environment(tmp_
     data = {"train": "40 samples, checksum 2"}
     right = make_run_dir(tmp_path / "b", overrides=settings, environment=environment, data=data)
     difference = diff_runs(left, right)
-    assert difference.configuration == {"optimizer.lr": ("0.001", "0.1")}
-    assert difference.code == {"git_commit": ("a" * 40, "b" * 40)}
-    assert difference.data == {
+    assert difference.sections["configuration"] == {"optimizer.lr": ("0.001", "0.1")}
+    assert difference.sections["code"] == {"git_commit": ("a" * 40, "b" * 40)}
+    assert difference.sections["data"] == {
         "dataset.limit": ("null", "7"),
         "train": ("40 samples, checksum 1", "40 samples, checksum 2"),
     }
-    assert difference.environment == {"device": ("cpu (1 thread)", "cuda")}
+    assert difference.sections["environment"] == {"device": ("cpu (1 thread)", "cuda")}

@@ -5,22 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from genexp.reports import compare, write_sweep_report
 from tests.support.browser import Browser, needs_browser
+from tests.support.images import write_noise_image
 from tests.support.report_pages import HTML_INJECTION, assert_readable, read_charts, save_screenshot
 from tests.support.run_dirs import make_run_dir
 
 LARGE_SWEEP_RUNS = 200
-
-
-def write_noise_image(path: Path, size: tuple[int, int], seed: int) -> None:
-    """Write an image of noise, which compresses badly."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)).save(path)
 
 
 def make_sweep_dir(sweep_dir: Path, rates: int, seeds: int, steps: int = 40) -> Path:

@@ -50,3 +50,9 @@ def make_image_dataset(*, is_labeled: bool = True, name: str = "mnist_5k") -> Da
     if is_labeled:
         streams["label"] = torch.arange(30) % 10
     return Dataset(name, Split(streams), Split(streams), ("zero", "one") if is_labeled else ())
+
+
+def write_noise_image(path: Path, size: tuple[int, int], seed: int) -> None:
+    """Write an image of noise, which compresses badly."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)).save(path)

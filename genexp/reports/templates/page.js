@@ -109,30 +109,18 @@ async function drawCharts() {
   document.body.dataset.ready = "yes";
 }
 
-// Compare numbers numerically and text alphabetically. Empty cells come last.
-function compareCells(left, right) {
-  if (left.text === "" || right.text === "") return (left.text === "") - (right.text === "");
-  if (left.value !== null && right.value !== null) return left.value - right.value;
-  return left.text.localeCompare(right.text, undefined, { numeric: true });
-}
-
-function readCell(row, column) {
-  const cell = row.cells[column];
-  const value = cell.dataset.value === undefined ? null : Number(cell.dataset.value);
-  return { text: cell.textContent.trim(), value, row };
-}
-
+// Sort numbers numerically and text alphabetically. Empty cells come last.
 function sortBy(table, header) {
-  const isDescending = header.getAttribute("aria-sort") === "ascending";
+  const sign = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
   table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
-  header.setAttribute("aria-sort", isDescending ? "descending" : "ascending");
-  const cells = [...table.tBodies[0].rows].map((row) => readCell(row, header.cellIndex));
-  const sign = isDescending ? -1 : 1;
-  cells.sort((left, right) => {
-    const order = compareCells(left, right);
-    return left.text === "" || right.text === "" ? order : sign * order;
+  header.setAttribute("aria-sort", sign < 0 ? "descending" : "ascending");
+  const read = (cell) => cell.dataset.value ?? cell.textContent.trim();
+  const rows = [...table.tBodies[0].rows].sort((first, second) => {
+    const [left, right] = [first, second].map((row) => read(row.cells[header.cellIndex]));
+    if (left === "" || right === "") return (left === "") - (right === "");
+    return sign * (left - right || left.localeCompare(right, undefined, { numeric: true }));
   });
-  table.tBodies[0].append(...cells.map((cell) => cell.row));
+  table.tBodies[0].append(...rows);
 }
 
 // Hide the rows without the text, and the pictures of their runs.
