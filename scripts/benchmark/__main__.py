@@ -7,6 +7,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmark.cli import main  # noqa: E402
+from genexp.cli.common import run_command  # noqa: E402
+
+
+def run() -> int:
+    """Run the suites named on the command line. Return 0. Raises GenexpError."""
+    main()
+    return 0
+
 
 if __name__ == "__main__":  # worker processes import this file too
-    main()
+    run_command("benchmark", run)

@@ -27,6 +27,7 @@ from genexp.run_dir.metrics import read_metrics
 
 EPOCHS = 5  # of the techniques with gradients
 ITERATIONS = 25  # of k-means from given centers
+CLUSTERS = (10, 100, 1000)
 SEEDS, SEEDED_POINTS = 64, 20_000
 LOSS_TOLERANCE = 0.15  # largest relative difference of the losses of the last epoch: the seeds differ
 MIN_EQUAL_LABELS = 0.99  # smallest fraction of points with equal labels; rounding grows over the iterations
@@ -255,7 +256,7 @@ def _read_result(directory: Path) -> dict[str, float]:
 
 
 PARTS: dict[str, Callable[[Path], list[CommandTask]]] = {
-    "kmeans": lambda scratch: [_build_kmeans_task(scratch, clusters) for clusters in (10, 100, 1000)],
+    "kmeans": lambda scratch: [_build_kmeans_task(scratch, clusters) for clusters in CLUSTERS],
     "kmeans_seeds": lambda scratch: [_build_kmeans_seeds_task(scratch)],
     "stacked_autoencoder": lambda scratch: [
         _build_training_task("stacked autoencoder", "stacked_autoencoder", "mnist", scratch)

@@ -196,6 +196,26 @@ def test_processes_are_measured_with_their_children(tmp_path: Path) -> None:
     assert 0 < usage.wall_after_start <= usage.wall
 
 
+def test_whole_commands_and_scripts_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dataset in ("MNIST", "FashionMNIST"):
+        raw_dir = tmp_path / dataset / "raw"
+        raw_dir.mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        for prefix, count in (("train", 200), ("t10k", 100)):
+            labels = np.arange(count) % 10
+            images = generator.integers(0, 60, (count, 28, 28)) + 19 * labels[:, None, None]
+            command.write_idx(raw_dir / f"{prefix}-images-idx3-ubyte", images)
+            command.write_idx(raw_dir / f"{prefix}-labels-idx1-ubyte", labels)
+    monkeypatch.setenv("GENEXP_DATA", str(tmp_path))
+    monkeypatch.setattr(command, "CLUSTERS", (10,))
+    monkeypatch.setattr(command, "ITERATIONS", 2)
+    monkeypatch.setattr(command, "EPOCHS", 1)
+    rows = command.run(1, ["kmeans", "stacked_autoencoder"])
+    assert {row.rival for row in rows["kmeans"]} == {"scikit-learn, Lloyd", "scikit-learn, Elkan"}
+    assert len(rows["kmeans"]) == 2 * 6
+    assert {row.measure for row in rows["stacked_autoencoder"]} == set(command.MEASURES.values())
+
+
 def test_a_process_that_fails_is_reported_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="no fit today"):
         run_process([sys.executable, "-c", "raise SystemExit('no fit today')"], tmp_path)
