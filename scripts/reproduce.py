@@ -45,6 +45,9 @@ TABLE_HEADER = (
     "| command | picture |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
+OPEN_ROWS_HEADER = (
+    "| row | data | metric | published | target | name for `reproduce.py` |\n|---|---|---|---|---|---|\n"
+)
 
 
 @dataclass(frozen=True)
@@ -314,8 +317,20 @@ def _replace_file(path: Path, text: str) -> None:
 
 
 def build_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the Markdown table of the entries of results.json."""
-    return TABLE_HEADER + "".join(f"| {' | '.join(_build_cells(entry))} |\n" for entry in results)
+    """Return the Markdown tables of the entries of results.json: those with results, and below those without."""
+    measured = [_format_row(_build_cells(entry)) for entry in results if entry["values"]]
+    unmeasured = [_format_row(_build_open_cells(entry)) for entry in results if not entry["values"]]
+    text = TABLE_HEADER + "".join(measured)
+    if unmeasured:
+        text += (
+            f"\n<details><summary>Not measured yet: {len(unmeasured)}</summary>\n\n"
+            f"{OPEN_ROWS_HEADER}{''.join(unmeasured)}\n</details>\n"
+        )
+    return text
+
+
+def _format_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _build_cells(entry: Mapping[str, Any]) -> list[str]:
@@ -323,19 +338,28 @@ def _build_cells(entry: Mapping[str, Any]) -> list[str]:
     worst = min if entry["direction"] == "max" else max
     reached = [minutes for minutes in entry["minutes_to_target"] if minutes is not None]
     return [
-        entry["model"],
-        entry["dataset"],
-        f"{entry['metric']} {'↑' if entry['direction'] == 'max' else '↓'}",
-        f"{_format_number(entry['published'])} ({entry['source']})" if entry["source"] != "–" else "–",
-        f"{format_mean(values)} ({len(values)} {'seed' if len(values) == 1 else 'seeds'})"
-        if values
-        else "not run",
+        *_describe_entry(entry),
+        f"{format_mean(values)} ({len(values)} {'seed' if len(values) == 1 else 'seeds'})",
         _format_number(worst(values)) if len(values) > 1 else "–",
         _format_number(entry["target"]),
         _format_number(entry["cpu_minutes"]),
         f"{statistics.mean(reached):.1f} ({len(reached)} of {len(values)})" if reached else "–",
         f"`{entry['command']}`",
         f"[picture]({entry['picture']})" if entry["picture"] else "–",
+    ]
+
+
+def _build_open_cells(entry: Mapping[str, Any]) -> list[str]:
+    return [*_describe_entry(entry), _format_number(entry["target"]), f"`{entry['name']}`"]
+
+
+def _describe_entry(entry: Mapping[str, Any]) -> list[str]:
+    """Return the cells of what was to be measured: row, data, metric and published value."""
+    return [
+        entry["model"],
+        entry["dataset"],
+        f"{entry['metric']} {'↑' if entry['direction'] == 'max' else '↓'}",
+        f"{_format_number(entry['published'])} ({entry['source']})" if entry["source"] != "–" else "–",
     ]
 
 

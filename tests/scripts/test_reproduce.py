@@ -131,8 +131,12 @@ def test_table_has_the_published_figure_beside_the_obtained_one() -> None:
     assert "3.0 (1 of 2)" in table
 
 
-def test_a_row_without_a_run_is_marked() -> None:
-    assert "| not run |" in reproduce.build_table([make_entry()])
+def test_a_row_without_a_run_is_below_the_table() -> None:
+    table = reproduce.build_table([make_entry(values=[0.8], seeds=[0]), {**make_entry(), "name": "deep"}])
+    measured, _, unmeasured = table.partition("<details><summary>Not measured yet: 1</summary>")
+    assert measured.count("\n| A |") == 1
+    assert unmeasured.count("\n| A | data | acc ↑ | 0.9 (paper) | – | `deep` |") == 1
+    assert "<details>" not in reproduce.build_table([make_entry(values=[0.8], seeds=[0])])
 
 
 def test_rows_are_run_resumed_and_checked(outputs: Path) -> None:
