@@ -107,15 +107,12 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     of the model differ. It is kept if a run overrides its default. A key of a phase that always has the value of
     the whole group is omitted, such as optimizer.generator.lr beside optimizer.lr.
     """
-    all_settings = {run.run_dir: get_settings(run) for run in runs if run.config}
-    settings_list = list(all_settings.values())
+    settings_list = [get_settings(run) for run in runs if run.config]
     keys = dict.fromkeys(key for settings in settings_list for key in settings if key != "seed")
     differing_keys = [key for key in keys if _is_varying(settings_list, key)]
     settings_by_choices: dict[Hashable, list[dict[str, Any]]] = {}
     for settings in settings_list:
-        settings_by_choices.setdefault(tuple(settings.get(choice) for choice in GROUP_CHOICE_KEYS), []).append(
-            settings
-        )
+        settings_by_choices.setdefault(tuple(map(settings.get, GROUP_CHOICE_KEYS)), []).append(settings)
     implied_keys = [
         key
         for key in differing_keys

@@ -10,7 +10,7 @@ from typing import Any
 
 from genexp.errors import CheckpointError, DataError
 from genexp.reports.config_diff import find_overridden_defaults, format_setting, get_settings
-from genexp.reports.curves import build_run_charts, estimate_steps_per_epoch
+from genexp.reports.curves import LoggedMetrics, build_run_charts, estimate_steps_per_epoch
 from genexp.reports.embedded_images import find_run_images
 from genexp.reports.html_page import render_template, write_page
 from genexp.reports.table import TableCell, TableData, format_duration, format_score
@@ -32,12 +32,7 @@ def write_run_report(run_dir: Path, state: str | None = None, *, is_single_file:
     """
     run = read_run(run_dir)
     run = replace(run, state=state or run.state)
-    warnings = list(run.status.warnings)
-    try:
-        metrics = read_metrics(run_dir)
-    except DataError as error:
-        metrics = {}
-        warnings.append(str(error))
+    metrics, messages = read_valid_metrics(run_dir)
     images, omitted_files = find_run_images(run_dir, is_embedded=is_single_file)
     best = run.status.best
     groups = group_config_entries(run)
@@ -54,7 +49,7 @@ def write_run_report(run_dir: Path, state: str | None = None, *, is_single_file:
         state=run.state,
         facts=_build_facts(run),
         progress=_format_progress(run),
-        warnings=warnings,
+        warnings=[*run.status.warnings, *messages],
         images=images,
         omitted_files=omitted_files,
         curves_figure=f"{FIGURES_DIR}/{CURVES_FIGURE}" if has_curves_figure else "",
@@ -75,6 +70,14 @@ def write_run_report(run_dir: Path, state: str | None = None, *, is_single_file:
         },
     )
     return path
+
+
+def read_valid_metrics(run_dir: Path) -> tuple[LoggedMetrics, list[str]]:
+    """Return the metrics of a run. If its log is damaged, return none, and a message."""
+    try:
+        return read_metrics(run_dir), []
+    except DataError as error:
+        return {}, [str(error)]
 
 
 def render_run_summary(run_dir: Path) -> str:

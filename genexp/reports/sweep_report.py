@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from genexp.errors import DataError
 from genexp.recorders.curves import PALETTE
 from genexp.reports.comparison import Comparison
 from genexp.reports.config_diff import build_column_labels
-from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, LoggedMetrics, build_sweep_charts
+from genexp.reports.curves import GRAY, MAX_COLORED_GROUPS, build_sweep_charts
 from genexp.reports.embedded_images import build_relative_url, find_figures
 from genexp.reports.html_page import write_page
 from genexp.reports.parameter_effects import build_effect_charts
-from genexp.reports.run_report import group_config_entries
+from genexp.reports.run_report import group_config_entries, read_valid_metrics
 from genexp.reports.table import (
     TableData,
     build_group_table,
@@ -28,9 +27,7 @@ from genexp.reports.table import (
     format_score,
     format_sort_order,
 )
-from genexp.run_dir.metrics import read_metrics
 from genexp.run_dir.paths import ASSETS_DIR, REPORT_FILE
-from genexp.run_dir.record import RunRecord
 
 
 def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bool = False) -> None:
@@ -38,7 +35,8 @@ def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bo
 
     Raises OSError.
     """
-    metrics, notes = _load_metrics(comparison)
+    results = {run: read_valid_metrics(run.run_dir) for run in comparison.runs}
+    metrics = {run: found for run, (found, _) in results.items()}
     curves = build_sweep_charts(comparison, metrics)
     effects = build_effect_charts(comparison)
     columns = comparison.metrics, comparison.differing_keys
@@ -52,7 +50,7 @@ def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bo
         state="",
         comparison=comparison,
         facts=_build_facts(comparison),
-        notes=[*comparison.notes, *notes],
+        notes=[*comparison.notes, *(message for _, messages in results.values() for message in messages)],
         warnings=_group_warnings(comparison),
         runs=_add_links(build_run_table(comparison, *columns), comparison, path),
         groups=build_group_table(comparison, *columns),
@@ -66,19 +64,6 @@ def write_sweep_report(comparison: Comparison, path: Path, *, is_single_file: bo
         common_config=_find_common_config(comparison),
         environment=_merge_environments(comparison),
     )
-
-
-def _load_metrics(comparison: Comparison) -> tuple[dict[RunRecord, LoggedMetrics], list[str]]:
-    """Return run → metrics, and one message for each metrics log that cannot be read."""
-    metrics: dict[RunRecord, LoggedMetrics] = {}
-    notes = []
-    for run in comparison.runs:
-        try:
-            metrics[run] = read_metrics(run.run_dir)
-        except DataError as error:
-            metrics[run] = {}
-            notes.append(str(error))
-    return metrics, notes
 
 
 def _build_title(comparison: Comparison) -> str:
@@ -158,8 +143,6 @@ def _find_common_config(comparison: Comparison) -> Mapping[str, list[dict[str, A
 
 def _merge_environments(comparison: Comparison) -> dict[str, str]:
     """Return environment key → value. Different values are joined with " | "."""
-    values_by_key: dict[str, dict[str, None]] = {}
-    for run in comparison.runs:
-        for key, value in run.status.environment.items():
-            values_by_key.setdefault(key, {})[value] = None
-    return {key: " | ".join(values) for key, values in values_by_key.items()}
+    environments = [run.status.environment for run in comparison.runs]
+    keys = dict.fromkeys(key for environment in environments for key in environment)
+    return {key: " | ".join(dict.fromkeys(each[key] for each in environments if key in each)) for key in keys}
