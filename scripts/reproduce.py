@@ -74,6 +74,7 @@ class TableRow:
     seeds: int | None = None  # number of seeds; None: as many as --seeds
     evaluate: str | None = None  # options of genexp-evaluate, whose scores replace the run's test metrics
     picture: str | None = None  # file in the run directory of the first seed
+    comparison: str | None = None  # title of the table with one line for this row; None: the main table
 
     @property
     def run_root(self) -> Path:
@@ -198,6 +199,7 @@ def build_empty_entry(row: TableRow, spec: MetricSpec) -> dict[str, Any]:
         "name": row.name,
         "model": row.title,
         "dataset": row.dataset,
+        "comparison": row.comparison,
         "metric": spec.metric,
         "direction": spec.direction,
         "values": [],
@@ -317,15 +319,44 @@ def _replace_file(path: Path, text: str) -> None:
 
 
 def build_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the Markdown tables of the entries of results.json: those with results, and below those without."""
-    measured = [_format_row(_build_cells(entry)) for entry in results if entry["values"]]
+    """Return the Markdown tables of the entries of results.json.
+
+    The main table comes first, then one for each comparison, and last a folded one of entries without results.
+    """
+    measured = [
+        _format_row(_build_cells(entry)) for entry in results if entry["values"] and not entry["comparison"]
+    ]
     unmeasured = [_format_row(_build_open_cells(entry)) for entry in results if not entry["values"]]
     text = TABLE_HEADER + "".join(measured)
+    for comparison in dict.fromkeys(entry["comparison"] for entry in results if entry["comparison"]):
+        text += build_comparison([entry for entry in results if entry["comparison"] == comparison])
     if unmeasured:
         text += (
             f"\n<details><summary>Not measured yet: {len(unmeasured)}</summary>\n\n"
             f"{OPEN_ROWS_HEADER}{''.join(unmeasured)}\n</details>\n"
         )
+    return text
+
+
+def build_comparison(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a title and a Markdown table with a line for each row, and a column for each metric.
+
+    `results` are the entries of one comparison, whose rows have equal metrics. Rows without results are omitted.
+    """
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in results:
+        if entry["values"]:
+            lines.setdefault(entry["name"], []).append(entry)
+    if not lines:
+        return ""
+    metrics = [_describe_entry(entry)[2] for entry in next(iter(lines.values()))]
+    header = ["technique", "data", "minutes of one core", *metrics, "seeds", "command"]
+    text = f"\n**{results[0]['comparison']}**\n\n{_format_row(header)}{_format_row(['---'] * len(header))}"
+    for entries in lines.values():
+        first = entries[0]
+        cells = [first["model"], first["dataset"], _format_number(first["cpu_minutes"])]
+        cells += [format_mean(entry["values"]) for entry in entries]
+        text += _format_row([*cells, str(len(first["values"])), f"`{first['command']}`"])
     return text
 
 

@@ -139,6 +139,24 @@ def test_a_row_without_a_run_is_below_the_table() -> None:
     assert "<details>" not in reproduce.build_table([make_entry(values=[0.8], seeds=[0])])
 
 
+def test_rows_of_a_comparison_are_lines_of_a_table_of_their_own() -> None:
+    entries = [
+        {
+            **make_entry(values=values, seeds=[0], cpu_minutes=3.0),
+            "name": name,
+            "metric": metric,
+            "comparison": "B",
+        }
+        for name, values in (("a", [0.5]), ("b", []))
+        for metric in ("acc", "nmi")
+    ]
+    text = reproduce.build_table([make_entry(values=[0.8], seeds=[0]), *entries])
+    assert text.count("\n**B**\n") == 1
+    assert "| technique | data | minutes of one core | acc ↑ | nmi ↑ | seeds | command |\n" in text
+    assert text.count("| A | data | 3 | 0.5 | 0.5 | 1 | `genexp model=a` |\n") == 1
+    assert "Not measured yet: 2" in text
+
+
 def test_rows_are_run_resumed_and_checked(outputs: Path) -> None:
     result = run_main("reproduce.py", reproduce.main, "vae", "circles")
     assert result.exit_code == 0, result.stderr
