@@ -28,6 +28,7 @@ ADDED_TRAINER_KEYS: Mapping[str, Any] = {
     "accumulate": 1,
     "compile": False,
     "debug": False,
+    "final_checkpoint": "full",
 }
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 
