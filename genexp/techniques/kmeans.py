@@ -252,7 +252,8 @@ class KMeans(Technique, CanCluster):
         for batch in test_batches:
             for points in self._flatten(batch).split(scorer.chunk_size):
                 nearest = scorer.find_nearest(points)
-                squared_distances = points.square().sum(1) + 2 * nearest.own_scores.squeeze(1)
+                squared_norms = torch.linalg.vector_norm(points, dim=1).square_()
+                squared_distances = squared_norms + 2 * nearest.own_scores.squeeze(1)
                 inertia += float(squared_distances.clamp(min=0).sum())
                 count += len(points)
                 clusters.append(nearest.labels.squeeze(1))
