@@ -119,10 +119,10 @@ class Technique(nn.Module, ABC):
         """Return the phases of a step, in order. Called once, after the technique was moved to its device."""
 
     def prepare_evaluation(self, dataset: Dataset) -> None:
-        """Prepare what `evaluate` needs from `dataset`, and weights that no step changes.
+        """Prepare what `evaluate` needs from `dataset`, and set weights that no step changes.
 
         Called before any other method in every process: in new runs, resumed runs and evaluation commands.
-        A checkpoint need not contain what this method stores: it depends on the settings, the data and the seed.
+        A checkpoint need not contain what this method stores. It must depend only on settings, data and seed.
         """
 
     def initialize(self, train_batches: Batches) -> None:

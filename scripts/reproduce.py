@@ -45,7 +45,7 @@ TABLE_HEADER = (
     "| command | picture |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
-OPEN_ROWS_HEADER = (
+UNMEASURED_HEADER = (
     "| row | data | metric | published | target | name for `reproduce.py` |\n|---|---|---|---|---|---|\n"
 )
 
@@ -321,19 +321,20 @@ def _replace_file(path: Path, text: str) -> None:
 def build_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the Markdown tables of the entries of results.json.
 
-    The main table comes first, then one for each comparison, and last a folded one of entries without results.
+    The main table comes first, then one table for each comparison. The last one has the entries without results,
+    and is collapsed.
     """
     measured = [
         _format_row(_build_cells(entry)) for entry in results if entry["values"] and not entry["comparison"]
     ]
-    unmeasured = [_format_row(_build_open_cells(entry)) for entry in results if not entry["values"]]
+    unmeasured = [_format_row(_build_unmeasured_cells(entry)) for entry in results if not entry["values"]]
     text = TABLE_HEADER + "".join(measured)
     for comparison in dict.fromkeys(entry["comparison"] for entry in results if entry["comparison"]):
         text += build_comparison([entry for entry in results if entry["comparison"] == comparison])
     if unmeasured:
         text += (
             f"\n<details><summary>Not measured yet: {len(unmeasured)}</summary>\n\n"
-            f"{OPEN_ROWS_HEADER}{''.join(unmeasured)}\n</details>\n"
+            f"{UNMEASURED_HEADER}{''.join(unmeasured)}\n</details>\n"
         )
     return text
 
@@ -342,20 +343,21 @@ def build_comparison(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a title and a Markdown table with a line for each row, and a column for each metric.
 
     `results` are the entries of one comparison, whose rows have equal metrics. Rows without results are omitted.
+    Return "" if there are no others.
     """
-    lines: dict[str, list[Mapping[str, Any]]] = {}
+    rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in results:
-        if entry["values"]:
-            lines.setdefault(entry["name"], []).append(entry)
+        rows.setdefault(entry["name"], []).append(entry)
+    lines = [entries for entries in rows.values() if any(entry["values"] for entry in entries)]
     if not lines:
         return ""
-    metrics = [_describe_entry(entry)[2] for entry in next(iter(lines.values()))]
+    metrics = [_describe_entry(entry)[2] for entry in lines[0]]
     header = ["technique", "data", "minutes of one core", *metrics, "seeds", "command"]
     text = f"\n**{results[0]['comparison']}**\n\n{_format_row(header)}{_format_row(['---'] * len(header))}"
-    for entries in lines.values():
-        first = entries[0]
+    for entries in lines:
+        first = next(entry for entry in entries if entry["values"])
         cells = [first["model"], first["dataset"], _format_number(first["cpu_minutes"])]
-        cells += [format_mean(entry["values"]) for entry in entries]
+        cells += [format_mean(entry["values"]) if entry["values"] else "–" for entry in entries]
         text += _format_row([*cells, str(len(first["values"])), f"`{first['command']}`"])
     return text
 
@@ -380,7 +382,7 @@ def _build_cells(entry: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _build_open_cells(entry: Mapping[str, Any]) -> list[str]:
+def _build_unmeasured_cells(entry: Mapping[str, Any]) -> list[str]:
     return [*_describe_entry(entry), _format_number(entry["target"]), f"`{entry['name']}`"]
 
 

@@ -43,7 +43,7 @@ from genexp.run_dir.paths import (
 
 TRUST_FLAG = "--trust-config-dir"
 RESUMED_CONFIG_PREFIX = "resume-"  # of the name of a resumed run's primary configuration
-# Key → the names in the directory after a start that failed early, and whether genexp wrote them.
+# Key → the files that a start has written if it ended before its first result, and a test that genexp wrote them.
 EARLY_FILES: Mapping[str, tuple[Set[str], Callable[[Path], bool]]] = {
     "hydra.run.dir": (
         {HYDRA_DIR, LOG_FILE, LOCK_FILE, STATUS_FILE},
@@ -269,9 +269,9 @@ def _check_output_dir(config: DictConfig, key: str, is_written: Callable[[str], 
         raise ConfigError(
             f"{key}={directory}: already contains a sweep. Use sweep.resume={directory}, or another directory."
         )
-    early_names, evidence = EARLY_FILES[key]
-    if all(name in early_names or name.endswith(TEMPORARY_SUFFIX) for name in names) and evidence(directory):
-        check_no_links(directory, is_written)  # a start that failed before its first checkpoint: start again
+    early_names, is_from_genexp = EARLY_FILES[key]
+    if all(name in early_names or name.endswith(TEMPORARY_SUFFIX) for name in names) and is_from_genexp(directory):
+        check_no_links(directory, is_written)  # its files are replaced
     elif names:
         raise ConfigError(
             f"{key}={directory}: contains other files ({', '.join(names[:3])}). Use an empty directory."

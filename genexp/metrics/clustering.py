@@ -19,7 +19,7 @@ def clustering_accuracy(labels: IntegerLabels, clusters: IntegerLabels) -> float
     of unmatched clusters count as errors. If there are fewer, samples of unmatched labels count as
     errors.
     """
-    return _match_clusters(_count_pairs(labels, clusters))
+    return _compute_accuracy(_build_contingency_table(labels, clusters))
 
 
 def clustering_scores(labels: IntegerLabels, clusters: IntegerLabels) -> dict[str, float]:
@@ -29,23 +29,26 @@ def clustering_scores(labels: IntegerLabels, clusters: IntegerLabels) -> dict[st
     The definitions of nmi and ari are those of scikit-learn, whose import takes longer than the clustering of a
     small data set: see "Libraries" in scripts/README.md.
     """
-    counts = _count_pairs(labels, clusters)
+    counts = _build_contingency_table(labels, clusters)
     return {
-        "acc": _match_clusters(counts),
+        "acc": _compute_accuracy(counts),
         "nmi": _compute_normalized_mutual_information(counts),
         "ari": _compute_adjusted_rand_index(counts),
     }
 
 
-def _count_pairs(labels: IntegerLabels, clusters: IntegerLabels) -> NDArray[np.int64]:
-    """Return the number of samples with each label in each cluster: (labels, clusters). No row or column is 0."""
+def _build_contingency_table(labels: IntegerLabels, clusters: IntegerLabels) -> NDArray[np.int64]:
+    """Return the number of samples with each label in each cluster: (labels, clusters).
+
+    Each row and each column has at least one sample.
+    """
     label_codes, cluster_codes = _encode_labels(labels), _encode_labels(clusters)
     shape = int(label_codes.max()) + 1, int(cluster_codes.max()) + 1
     flat_codes = label_codes * shape[1] + cluster_codes
     return np.bincount(flat_codes, minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def _match_clusters(counts: NDArray[np.int64]) -> float:
+def _compute_accuracy(counts: NDArray[np.int64]) -> float:
     # scipy.optimize has the same algorithm, but takes longer to import.
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
@@ -56,7 +59,7 @@ def _match_clusters(counts: NDArray[np.int64]) -> float:
 
 
 def _compute_normalized_mutual_information(counts: NDArray[np.int64]) -> float:
-    """Return I(labels; clusters) / mean(H(labels), H(clusters)). Two partitions into one group each have 1."""
+    """Return I(labels; clusters) / mean(H(labels), H(clusters)), or 1 if there is one label and one cluster."""
     if min(counts.shape) == 1:
         return float(counts.size == 1)
     joint = counts / counts.sum()
@@ -68,10 +71,11 @@ def _compute_normalized_mutual_information(counts: NDArray[np.int64]) -> float:
 
 
 def _compute_adjusted_rand_index(counts: NDArray[np.int64]) -> float:
-    """Return the pairs of samples that agree, adjusted for chance (Hubert and Arabie 1985, equation 5)."""
+    """Return the Rand index adjusted for chance (Hubert and Arabie 1985, equation 5)."""
 
     def count_pairs(sizes: NDArray[np.int64]) -> int:
-        return sum(size * (size - 1) for size in sizes.ravel().tolist())  # of int, which does not overflow
+        """Return the number of ordered pairs within groups of these sizes. Python's integers do not overflow."""
+        return sum(size * (size - 1) for size in sizes.ravel().tolist())
 
     both, rows, columns = (count_pairs(sizes) for sizes in (counts, counts.sum(1), counts.sum(0)))
     if both == rows == columns:

@@ -13,7 +13,7 @@ from torch import Tensor
 MSE_FLOOR = 1e-10  # identical images get 100 dB instead of infinity, so that means stay finite
 WINDOW_SIZE, SIGMA = 11, 1.5  # of the Gaussian window, in pixels
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # (k · data range)²: k1 and k2 of the paper, range 1
-PIXELS_PER_CHUNK = 100_000  # of a batch in SSIM: its intermediate values then stay in the cache of a processor
+VALUES_PER_CHUNK = 100_000  # of a batch in SSIM on a CPU: the intermediate values of a chunk stay in its cache
 
 
 def mse(images: Tensor, targets: Tensor) -> Tensor:
@@ -36,7 +36,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     pixels. Borders are reflected, as in torchmetrics. Reflection needs sides of at least 6 pixels. On smaller
     images the window has 2 · side - 1 pixels.
     """
-    size = max(1, PIXELS_PER_CHUNK // max(1, images[0].numel())) if len(images) else 1
+    is_chunked = images.device.type == "cpu"
+    size = max(1, VALUES_PER_CHUNK // max(1, images[:1].numel()) if is_chunked else len(images))
     return torch.cat(
         [_compute_ssim(*chunk) for chunk in zip(images.split(size), targets.split(size), strict=True)]
     )

@@ -129,15 +129,15 @@ class VGG(nn.Module):
         self.origin = "random"  # value of model.weights
 
     def set_fingerprint(self) -> None:
-        """Store the norm of each parameter, and its product with a fixed vector.
+        """Store two numbers for each parameter: its norm, and its dot product with a fixed vector.
 
-        Other weights differ by about the norm, and rounding by a millionth of it. A checksum would also reject
-        weights that another device or number of threads has scaled.
+        Rounding changes them by a millionth of the norm, and other weights by about the norm. A checksum would
+        also reject weights that `equalize_layers` scaled on another device, or with another number of threads.
         """
         for row, parameter in zip(self.fingerprint, self.parameters(), strict=True):
             values = parameter.double().flatten()
-            waves = torch.arange(len(values), dtype=values.dtype, device=values.device).cos()
-            row.copy_(torch.stack([values.norm(), values @ waves]))
+            fixed_vector = torch.arange(len(values), dtype=values.dtype, device=values.device).cos()
+            row.copy_(torch.stack([values.norm(), values @ fixed_vector]))
 
     def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """Return the fingerprint: prefix + "fingerprint" → (parameters, 2)."""
@@ -146,7 +146,10 @@ class VGG(nn.Module):
         return destination
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Check the fingerprint, and keep all weights. Those in checkpoints of earlier versions are ignored."""
+        """Check the fingerprint and keep all weights. Weights in checkpoints of earlier versions are ignored.
+
+        Raises CheckpointError.
+        """
         own = self.fingerprint
         stored = state_dict.setdefault(f"{prefix}fingerprint", own)
         if stored.shape == own.shape and not _are_close(stored.to(own), own):

@@ -26,7 +26,7 @@ class CheckpointRecorder(Recorder):
     """Recorder of `checkpoints/`: the newest `max_to_keep` checkpoints and the best weights.
 
     It must come after all recorders that write logs, whose sizes a checkpoint stores. A finished run has no
-    best.pt if its newest checkpoint has the best weights. `final_checkpoint` is a key of the trainer.
+    best.pt if its newest checkpoint has the best weights. `final_checkpoint` is trainer.final_checkpoint.
     """
 
     def __init__(self, *, max_to_keep: int, final_checkpoint: str = "full") -> None:

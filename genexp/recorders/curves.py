@@ -24,8 +24,8 @@ MIN_EPOCHS_FOR_EPOCH_MEANS = 8  # shorter curves are averaged over windows short
 # color vision deficiency.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
 LOG_AXIS_RATIO = 50  # positive values with a larger max/min use a logarithmic axis
-MIN_ABBREVIATED_VALUE = 1e5  # axes up to larger values are labeled in k, M, …
-MAX_SCIENTIFIC_VALUE = 1e-2  # axes up to smaller values are labeled in scientific notation
+MIN_ABBREVIATED_VALUE = 1e5  # from this largest value on, the labels of an axis are abbreviated by k, M, …
+MAX_SHORT_VALUE = 1e-2  # below this largest value, the labels of an axis have four significant digits
 MIN_RELATIVE_RANGE = 3e-4  # smallest range of a y axis, relative to its largest value
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MAX_TICKS = 5  # of an axis; drawing one takes a millisecond
@@ -231,12 +231,15 @@ def _style_axes(axes: Axes, title: str, epochs: float) -> None:
 
 
 def _format_ticks(axes: Axes, largest: float) -> None:
-    """Label the y axis by complete numbers, without a common factor, which would be written over the title."""
+    """Label the y axis by complete numbers. A common factor would be written over the title.
+
+    `largest` is the largest absolute value of the curves.
+    """
     from matplotlib.ticker import EngFormatter, ScalarFormatter
 
     if largest >= MIN_ABBREVIATED_VALUE:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))  # for example 2.05M
-    elif largest < MAX_SCIENTIFIC_VALUE:
+    elif largest < MAX_SHORT_VALUE:
         axes.yaxis.set_major_formatter("{x:.4g}")
     else:
         formatter = ScalarFormatter(useOffset=False)

@@ -38,7 +38,7 @@ GIF_HEADER_BYTES = 13
 MAX_PROJECTOR_SAMPLES = 2000
 MAX_PREVIEWS = 24  # of each name; TensorBoard shows ten, or the number in its option --samples_per_plugin
 THUMBNAIL_FRAME_RATIO = 12  # side of a thumbnail, divided by the width of its frame
-SPRITE_GRAYS = 24
+SPRITE_GRAYS = 24  # levels
 MAX_THUMBNAIL_PIXELS = 48  # side; larger images are reduced. A sprite has 8192 × 8192 pixels at most
 # TensorBoard sorts the groups of its pages by name.
 LOSS_GROUP, METRIC_GROUP, PREVIEW_GROUP, RESULT_GROUP = "losses", "metrics", "previews", "results"

@@ -21,7 +21,7 @@ LoggedMetrics = Mapping[str, Mapping[str, LoggedCurve]]  # split → metric → 
 MAX_CURVE_POINTS = 1500  # points; longer raw curves keep the minimum and maximum of each bucket
 MAX_GRID_POINTS = 400  # points of each curve in a chart of many runs
 MAX_PAGE_POINTS = 250_000  # points of all curves on a page of many runs
-NUM_BLOCKS = 25  # of a noisy curve, whose means lie within the range of the y axis
+NUM_BLOCKS = 25  # of a noisy curve; the y axis covers the mean of each block
 MAX_COLORED_GROUPS = len(PALETTE)  # seed groups drawn in color; the others are gray
 GRAY = "rgba(140, 140, 140, 0.4)"
 
@@ -166,7 +166,7 @@ def _build_overlay_chart(
     for rank in np.unique(ranks).tolist():
         group_values = values[ranks == rank]
         traces, edges = _build_group_traces(steps, group_values, groups[rank].label, rank)
-        if split == "train":  # values of single steps, or of few
+        if split == "train":  # values of one step each, or means over a few steps
             raw_values += edges
             edges = [_average_blocks(edge) for edge in edges]
         y_values += edges
@@ -175,8 +175,8 @@ def _build_overlay_chart(
 
 
 def _average_blocks(values: np.ndarray) -> np.ndarray:
-    """Return the means of at most NUM_BLOCKS blocks of consecutive `values` (points,)."""
-    return np.array([block.mean() for block in np.array_split(values, min(NUM_BLOCKS, len(values)))])
+    """Return the means of at most NUM_BLOCKS blocks of consecutive `values` (points,), which may be empty."""
+    return np.array([block.mean() for block in np.array_split(values, NUM_BLOCKS) if len(block)])
 
 
 def _build_curve_chart(
@@ -235,7 +235,10 @@ def _build_group_traces(
 def build_trace(
     x: Sequence[Any] | np.ndarray, y: np.ndarray, name: str, mode: str = "lines", **style: Any
 ) -> dict[str, Any]:
-    """Return a trace of a chart: the points (x, y), with the keys `style` of plotly.js. Steps are rounded."""
+    """Return a trace of a chart: the points (x, y), with the keys `style` of plotly.js.
+
+    An array `x` contains steps, which are rounded. Other values of `x` are kept.
+    """
     x = x.round().astype(int).tolist() if isinstance(x, np.ndarray) else x
     name = escape_plotly(name)
     return {"type": "scatter", "mode": mode, "name": name, "x": x, "y": round_for_json(y), **style}
@@ -269,7 +272,7 @@ def _make_transparent(color: str) -> str:
 
 
 def estimate_steps_per_epoch(metrics: LoggedMetrics) -> int:
-    """Return the steps per epoch, estimated from the longest curve. Without curves, return 1."""
+    """Return the steps per epoch, estimated from the curve with the last step. Without curves, return 1."""
     curves = [curve for split in metrics.values() for curve in split.values()]
-    longest = max(curves, key=lambda curve: curve.steps[-1], default=None)
-    return 1 if longest is None else max(1, round(longest.steps[-1] / longest.epochs[-1]))
+    last = max(curves, key=lambda curve: curve.steps[-1], default=None)
+    return 1 if last is None else max(1, round(last.steps[-1] / max(1, last.epochs[-1])))

@@ -143,7 +143,10 @@ def _read_start(path: Path) -> bytes | None:
 
 
 def _read_thumbnail(path: Path, side: int) -> bytes | None:
-    """Return an image as WebP, of at most `side` pixels within THUMBNAIL_WIDTHS, or None if it is damaged."""
+    """Return an image as WebP, or None if it is damaged.
+
+    It is at most `side` pixels wide. `side` is limited to the range THUMBNAIL_WIDTHS.
+    """
     from PIL import Image
 
     width, content = min(max(side, THUMBNAIL_WIDTHS[0]), THUMBNAIL_WIDTHS[1]), io.BytesIO()

@@ -37,8 +37,8 @@ class RunDiff:
     """Differences between two runs."""
 
     runs: tuple[RunRecord, RunRecord]  # (left, right)
-    # "configuration", "code", "data", "environment" and "result" → keys with different values. "data" has the
-    # settings of the data set, and the fingerprint of each split. "code" has CODE_KEYS of the environment.
+    # Section → key → different values. The sections are "configuration", "code" (CODE_KEYS of the environment),
+    # "data" (settings of the data set, fingerprint of each split), "environment" and "result".
     sections: Mapping[str, Mapping[str, ValuePair]]
     metric_differences: tuple[MetricDifference, ...]  # one per common metric, earliest difference first
 

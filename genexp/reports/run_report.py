@@ -73,7 +73,10 @@ def write_run_report(run_dir: Path, state: str | None = None, *, is_single_file:
 
 
 def read_valid_metrics(run_dir: Path) -> tuple[LoggedMetrics, list[str]]:
-    """Return the metrics of a run. If its log is damaged, return none, and a message."""
+    """Return the metrics of a run, and a message for the user if its log is damaged.
+
+    The metrics of a damaged log are empty.
+    """
     try:
         return read_metrics(run_dir), []
     except DataError as error:

@@ -70,7 +70,7 @@ def build_group_table(comparison: Comparison, metrics: Sequence[str], keys: Sequ
 
 
 def build_setting_cells(run: RunRecord, keys: Iterable[str]) -> list[TableCell]:
-    """Return the values of the settings `keys`, which are empty if the run does not have them."""
+    """Return a cell for each of the settings `keys`. It is empty if the run does not have the setting."""
     settings = get_settings(run)
     return [_build_setting_cell(settings[key]) if key in settings else TableCell("") for key in keys]
 

@@ -135,7 +135,10 @@ def load_initial_weights(learner: Learner, source_dir: Path) -> None:
 
 
 def _load_checkpoint(run_dir: Path, checkpoint_name: str) -> tuple[Path, dict[str, Any]]:
-    """Return the path of a checkpoint that `find_checkpoint` returns, and its content. Raises CheckpointError."""
+    """Return the path of a checkpoint from `find_checkpoint`, and its content.
+
+    Raises CheckpointError, also where "best" is a checkpoint without the best weights.
+    """
     path = find_checkpoint(run_dir, checkpoint_name)
     content = checkpoint.load_checkpoint(path)
     if (
@@ -174,14 +177,17 @@ def _check_finite(technique: Technique, path: Path) -> None:
 
 
 def find_checkpoint(run_dir: Path, checkpoint_name: str) -> Path:
-    """Return the checkpoint for "best", "newest", a file name in the run, or a path. Raises CheckpointError."""
+    """Return the checkpoint for "best", "newest", a file name in the run, or a path.
+
+    Without best.pt, "best" is the newest checkpoint, which may have other weights. Raises CheckpointError.
+    """
     checkpoint_dir, run_path = run_dir / CHECKPOINTS_DIR, format_path(run_dir)
     checkpoints = checkpoint.list_checkpoints(run_dir)
     best = checkpoint_dir / BEST_FILE
     if checkpoint_name in ("best", "newest") and not checkpoints and not best.is_file():
         raise CheckpointError(f"{run_path}: stopped before its first checkpoint. Start a new run.")
     if checkpoint_name == "best":
-        # A finished run stores its best weights once: see CheckpointRecorder.
+        # A finished run stores its best weights only once: see CheckpointRecorder.
         return best if best.is_file() else checkpoints[0]
     if checkpoint_name == "newest":
         if not checkpoints:

@@ -19,12 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genexp.config import to_plain_config
 from genexp.errors import ConfigError
-from genexp.run_dir.paths import (
-    MANIFEST_FILE,
-    PRE_MANIFEST_FILES,
-    TEMPORARY_SUFFIX,
-    unquote_value,
-)
+from genexp.run_dir.paths import MANIFEST_FILE, PRE_MANIFEST_FILES, TEMPORARY_SUFFIX, unquote_value
 
 # Keys without influence on the results of a run. They are not hashed.
 UNHASHED_KEYS = ("resume", "tags", "notes")
@@ -73,10 +68,10 @@ def parse_sweep_resume_dir(arguments: list[str]) -> Path | None:
 
 
 class JobComposer:
-    """Composes the configurations of the jobs of a sweep.
+    """Composer of the configurations of a sweep's jobs.
 
-    Hydra takes a tenth of a second for each. Jobs that choose the same groups, and set the same other keys, are
-    therefore copies of the first of them with other values.
+    Hydra takes a tenth of a second for a job. It composes only the first of the jobs whose overrides differ in
+    plain values alone. The others are copies of it with their own values.
     """
 
     def __init__(self, loader: ConfigLoader, sweep_config: DictConfig) -> None:
@@ -90,13 +85,15 @@ class JobComposer:
         """Return the configuration that Hydra composes for the overrides of a job. Raises HydraException."""
         parsed = self._parser.parse_overrides(list(overrides))
         value_overrides = [override for override in parsed if self._sets_value(override)]
-        lines = {id(override): override.key_or_group for override in value_overrides}
-        shape = tuple(lines.get(id(override), str(override.input_line)) for override in parsed)
-        if shape not in self._templates:
+        template_key = tuple(
+            override.key_or_group if self._sets_value(override) else str(override.input_line)
+            for override in parsed
+        )
+        if template_key not in self._templates:
             config = self._loader.load_sweep_config(self._sweep_config, list(overrides))
-            self._templates[shape] = pickle.dumps(config)
+            self._templates[template_key] = pickle.dumps(config)
             return config
-        config = pickle.loads(self._templates[shape])
+        config = pickle.loads(self._templates[template_key])
         assert isinstance(config, DictConfig)
         OmegaConf.copy_cache(from_config=self._sweep_config, to_config=config)
         for override in value_overrides:
@@ -110,7 +107,7 @@ class JobComposer:
         return config
 
     def _sets_value(self, override: Override) -> bool:
-        """Return whether an override replaces one number, text, boolean or null by another."""
+        """Return True if an override sets an existing key to a number, text, boolean or null."""
         key = override.key_or_group
         return (
             override.type is OverrideType.CHANGE
@@ -126,8 +123,7 @@ def hash_config(config: DictConfig, exclude: tuple[str, ...] = (), values: Mappi
     """Return 16 hexadecimal digits of the SHA-256 of the resolved run configuration.
 
     The nodes `hydra` and `sweep`, `UNHASHED_KEYS` and the top-level keys in `exclude` are not part of it.
-    Values interpolated from `now` or `hydra` count as None. `values` are the plain, resolved values of `config`,
-    where they are known.
+    Values interpolated from `now` or `hydra` count as None. `values` is `to_plain_config(config)`, if it is known.
     """
     unresolved = to_plain_config(config, resolve=False)
     hashed = {

@@ -376,7 +376,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state`. Raises CheckpointError where it belongs to another model or optimizer.
 
-        State of the optimizers is absent (None) after the last step, if trainer.final_checkpoint=weights.
+        The state of the optimizers is None in the last checkpoint of a run with trainer.final_checkpoint=weights.
         """
         try:
             self.technique.load_state_dict(state["technique"])

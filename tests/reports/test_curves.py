@@ -1,4 +1,4 @@
-"""Downsampling and resampling of curves."""
+"""Curves of pages: downsampling, resampling, steps per epoch, and ranges of the y axis."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from genexp.reports.curves import (
     build_run_charts,
     build_sweep_charts,
     downsample_min_max,
+    estimate_steps_per_epoch,
     resample_to_grid,
 )
-from genexp.reports.run_report import write_run_report
 from genexp.run_dir.metrics import LoggedCurve
 from tests.support.run_dirs import make_run_dir
 
@@ -75,29 +75,26 @@ def test_y_axis_of_noisy_runs_of_a_sweep_contains_no_outlier(tmp_path: Path) -> 
     assert 20 < high < 300
 
 
-def test_charts_and_comparisons_find_an_objective_with_a_version(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        make_run_dir(
-            tmp_path / str(seed),
-            {"frechet_mnist-v1": 50.0 - seed, "recall_mnist-v1": 0.5},
-            overrides={"seed": seed, "trainer.objective": "frechet"},
-            objective="frechet_mnist-v1",
-        )
+def test_a_run_of_a_sweep_without_finite_values_has_no_curve(tmp_path: Path) -> None:
+    for rate in (0.1, 0.2):
+        make_run_dir(tmp_path / str(rate), overrides={"optimizer.lr": rate})
     comparison = compare([tmp_path])
-    assert comparison.objective is not None
-    assert comparison.objective.metric == "frechet_mnist-v1"
-    assert [run.seed for run in comparison.runs] == [1, 0]
-    page = write_run_report(tmp_path / "0")
-    assert "<td>frechet_mnist-v1</td><td>test, objective</td>" in page.read_text()
+    steps = np.arange(1, 11)
+    values = (steps / 10, np.full(10, np.nan))
+    metrics = {
+        run: {"train": {"loss": LoggedCurve(steps, steps, losses)}}
+        for run, losses in zip(comparison.runs, values, strict=True)
+    }
+    (chart,) = build_sweep_charts(comparison, metrics)
+    assert sorted(len(trace["x"]) for trace in chart["traces"]) == [0, 10]
+    low, high = chart["layout"]["yaxis"]["range"]
+    assert low < 0.1
+    assert 1 < high < 1.2
 
 
-def test_settings_that_follow_another_one_are_not_columns(tmp_path: Path) -> None:
-    def compare_rates(name: str, *rates: tuple[float, float]) -> tuple[str, ...]:
-        for number, (rate, generator_rate) in enumerate(rates):
-            overrides = {"optimizer.lr": rate, "optimizer.generator": {"lr": generator_rate}}
-            make_run_dir(tmp_path / name / str(number), overrides=overrides)
-        return compare([tmp_path / name]).differing_keys
-
-    assert compare_rates("equal", (0.1, 0.1), (0.2, 0.2)) == ("optimizer.lr",)
-    assert set(compare_rates("other", (0.1, 0.1), (0.2, 0.3))) == {"optimizer.lr", "optimizer.generator.lr"}
-    assert compare_rates("one", (0.1, 0.1), (0.1, 0.3)) == ("optimizer.generator.lr",)
+def test_steps_per_epoch_are_those_of_the_last_step() -> None:
+    one, ten = np.array([1]), np.arange(1, 11)
+    curves = {"loss": LoggedCurve(ten, 1 + (ten - 1) // 5, ten * 1.0), "once": LoggedCurve(one, one, one * 1.0)}
+    assert estimate_steps_per_epoch({"train": curves, "test": {}}) == 5
+    assert estimate_steps_per_epoch({"test": {"loss": LoggedCurve(ten, 0 * ten, ten * 1.0)}}) == 10
+    assert estimate_steps_per_epoch({}) == 1

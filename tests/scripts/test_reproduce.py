@@ -155,6 +155,8 @@ def test_rows_of_a_comparison_are_lines_of_a_table_of_their_own() -> None:
     assert "| technique | data | minutes of one core | acc ↑ | nmi ↑ | seeds | command |\n" in text
     assert text.count("| A | data | 3 | 0.5 | 0.5 | 1 | `genexp model=a` |\n") == 1
     assert "Not measured yet: 2" in text
+    text = reproduce.build_table([{**entries[0], "values": []}, *entries[1:]])
+    assert "| A | data | 3 | – | 0.5 | 1 | `genexp model=a` |\n" in text, "a metric without a result"
 
 
 def test_rows_are_run_resumed_and_checked(outputs: Path) -> None:
