@@ -104,8 +104,8 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """Return the dotted keys whose values differ between runs, without the seed.
 
     A key whose value is determined by the selected config group options is omitted: with another model, all keys
-    of the model differ. It is kept if a run overrides its default. A nested key is omitted if it always has the
-    value of the key of its group, such as optimizer.generator.lr beside optimizer.lr.
+    of the model differ. It is kept if a run overrides its default. The key of a phase of the optimizer, such as
+    optimizer.generator.lr, is omitted if it equals that of all phases (optimizer.lr) in each run.
     """
     settings_list = [get_settings(run) for run in runs if run.config]
     keys = dict.fromkeys(key for settings in settings_list for key in settings if key != "seed")
@@ -122,15 +122,17 @@ def find_differing_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     if implied_keys:
         overridden_keys = {key for run in runs if run.config for key in find_overridden_defaults(run)}
         implied_keys = [key for key in implied_keys if key not in overridden_keys]
-    group_keys = {key: f"{key.partition('.')[0]}.{key.rpartition('.')[2]}" for key in differing_keys}
-    repeating_keys = [
+    return tuple(
         key
-        for key, group_key in group_keys.items()
-        if group_key != key
-        and group_key in differing_keys
-        and all(settings.get(key) in (None, settings.get(group_key)) for settings in settings_list)
-    ]
-    return tuple(key for key in differing_keys if key not in implied_keys and key not in repeating_keys)
+        for key in differing_keys
+        if key not in implied_keys and not all(_repeats_group_value(settings, key) for settings in settings_list)
+    )
+
+
+def _repeats_group_value(settings: Mapping[str, Any], key: str) -> bool:
+    """Return True if `key` belongs to a phase of the optimizer, and is unset or equal to the key of all phases."""
+    group, _, name = key.rpartition(".")
+    return group.startswith("optimizer.") and settings.get(key) in (None, settings.get(f"optimizer.{name}"))
 
 
 def find_overridden_defaults(run: RunRecord) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genexp.reports.comparison import compare
+from genexp.reports.parameter_effects import build_effect_charts
 from genexp.reports.run_report import write_run_report
 from tests.support.run_dirs import make_run_dir
 
@@ -35,3 +36,11 @@ def test_settings_that_equal_those_of_their_group_are_not_columns(tmp_path: Path
     assert compare_rates("equal", (0.1, 0.1), (0.2, 0.2)) == ("optimizer.lr",)
     assert set(compare_rates("other", (0.1, 0.1), (0.2, 0.3))) == {"optimizer.lr", "optimizer.generator.lr"}
     assert compare_rates("one", (0.1, 0.1), (0.1, 0.3)) == ("optimizer.generator.lr",)
+
+
+def test_effects_of_scored_runs_have_labels_if_a_failed_run_differs(tmp_path: Path) -> None:
+    phase = {"optimizer.generator": {"lr": 0.1}}
+    make_run_dir(tmp_path / "a", overrides={"optimizer.lr": 0.1, "trainer.epochs": 3, **phase})
+    make_run_dir(tmp_path / "b", overrides={"optimizer.lr": 0.1})
+    make_run_dir(tmp_path / "c", overrides={"optimizer.lr": 0.2}, state="failed")
+    assert [chart["title"] for chart in build_effect_charts(compare([tmp_path]))] == ["trainer.epochs"]
