@@ -150,21 +150,22 @@ def _build_overlay_chart(
     `max_points` is the maximum number of points of each curve.
     """
     ranked_curves = [
-        (rank, metrics[run][split][name])
+        (rank, metrics[run][split][name], run.state == "finished")
         for rank, group in enumerate(groups)
         for run in _select_drawn_runs(group)
         if name in metrics[run].get(split, {})
     ]
-    if len({step for _, curve in ranked_curves for step in (curve.steps[0], curve.steps[-1])}) < 2:
+    if len({step for _, curve, _ in ranked_curves for step in (curve.steps[0], curve.steps[-1])}) < 2:
         return None
-    steps, values = resample_to_grid([curve for _, curve in ranked_curves], max_points)
-    ranks = np.array([rank for rank, _ in ranked_curves])
+    steps, values = resample_to_grid([curve for _, curve, _ in ranked_curves], max_points)
+    ranks = np.array([rank for rank, _, _ in ranked_curves])
+    is_finished = np.array([is_finished for _, _, is_finished in ranked_curves])
     colored_traces: list[dict[str, Any]] = []
     gray_traces: list[dict[str, Any]] = []
     y_values: list[np.ndarray] = []
     raw_values: list[np.ndarray] = []
     for rank in np.unique(ranks).tolist():
-        group_values = values[ranks == rank]
+        group_values = _hold_last_values(values[ranks == rank], is_finished[ranks == rank])
         traces, edges = _build_group_traces(steps, group_values, groups[rank].label, rank)
         if split == "train":  # values of one step each, or means over a few steps
             raw_values += edges
@@ -200,6 +201,20 @@ def _build_best_mark(step: int, value: float) -> dict[str, Any]:
 def _select_drawn_runs(group: SeedGroup) -> list[RunRecord]:
     """Return the runs of `SeedGroup.runs_by_seed`, one for each seed, or all runs of `group` if there are none."""
     return list(group.runs_by_seed.values()) or list(group.runs)
+
+
+def _hold_last_values(values: np.ndarray, is_finished: np.ndarray) -> np.ndarray:
+    """Return `values` (seeds, steps) in which a finished seed keeps its last value until the last seed has ended.
+
+    Otherwise the mean would jump where a run converges before the others. `is_finished` is (seeds,).
+    """
+    values = values.copy()
+    end = int(np.isfinite(values).any(axis=0).nonzero()[0].max(initial=-1)) + 1
+    for index in is_finished.nonzero()[0]:
+        present = np.isfinite(values[index]).nonzero()[0]
+        if len(present):
+            values[index, present[-1] + 1 : end] = values[index, present[-1]]
+    return values
 
 
 def _build_group_traces(

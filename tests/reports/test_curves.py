@@ -75,6 +75,19 @@ def test_y_axis_of_noisy_runs_of_a_sweep_contains_no_outlier(tmp_path: Path) -> 
     assert 20 < high < 300
 
 
+def test_mean_over_seeds_does_not_jump_where_one_has_converged(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run_dir(tmp_path / str(seed), overrides={"seed": seed})
+    comparison = compare([tmp_path])
+    values = {"0": [4.0, 2.0], "1": [4.0] * 4}
+    steps = np.arange(1, 5)
+    curves = {name: LoggedCurve(steps[: len(y)], steps[: len(y)], np.array(y)) for name, y in values.items()}
+    metrics = {run: {"test": {"mse": curves[run.run_dir.name]}} for run in comparison.runs}
+    (chart,) = build_sweep_charts(comparison, metrics)
+    (mean,) = [trace for trace in chart["traces"] if "fill" not in trace and trace["line"]["width"]]
+    assert mean["y"] == [4.0, 3.0, 3.0, 3.0]
+
+
 def test_a_run_of_a_sweep_without_finite_values_has_no_curve(tmp_path: Path) -> None:
     for rate in (0.1, 0.2):
         make_run_dir(tmp_path / str(rate), overrides={"optimizer.lr": rate})
