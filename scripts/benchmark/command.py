@@ -222,7 +222,7 @@ def _build_training_task(name: str, technique: str, dataset: str, scratch: Path)
             *(f"experiment={technique}_reference", f"dataset.root={directory}", "device=cpu"),
             f"trainer.epochs={EPOCHS}",
         ),
-        {"loop of the source": ("source_loops.py", technique, str(scratch / "data"), f"--epochs={EPOCHS}")},
+        {"tutorials' loop": ("source_loops.py", technique, str(scratch / "data"), f"--epochs={EPOCHS}")},
         partial(_check_training, is_adversarial="gan" in technique),
     )
 
