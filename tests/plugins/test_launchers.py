@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.types import HydraContext
+from omegaconf import DictConfig
 
+from genexp.sweep.job import Job
 from tests.support.command import load_status, read_metrics_log, run_genexp, start_genexp, wait_for
 from tests.support.sweeps import DIVERGING_LR_OVERRIDE, SHORT_RUN_OVERRIDES, load_job_states, make_sweep_arguments
 
@@ -153,6 +159,28 @@ def test_killed_and_resumed_sweep_equals_uninterrupted_sweep(
         process.join()
     assert resume_sweep(tmp_path, *LONG_SWEEP) == 0
     assert_same_jobs(tmp_path, uninterrupted_sweep_dir)
+
+
+def test_worker_that_dies_before_its_job_has_a_status_does_not_restart_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = import_module("hydra_plugins.genexp_joblib_launcher").JoblibLauncher(n_jobs=2)
+    jobs = [Job(number, tmp_path / str(number), DictConfig({}), HydraContext(None, None)) for number in (0, 1, 2)]  # type: ignore[arg-type]
+    started: list[list[int]] = []
+    crashed: list[int] = []
+
+    def start_and_lose_all_but_job_1(jobs: Sequence[Job]) -> list[Job]:
+        started.append([job.number for job in jobs])
+        return [job for job in jobs if len(jobs) > 1 or job.number != 1]
+
+    monkeypatch.setattr(launcher, "_run_in_pool", start_and_lose_all_but_job_1)
+    monkeypatch.setattr(launcher, "record_crash", lambda job, reason: crashed.append(job.number))
+    monkeypatch.setattr(
+        launcher, "stop_jobs_on_signal", lambda: nullcontext(SimpleNamespace(received_signal=None))
+    )
+    launcher.execute(jobs)
+    assert started == [[0, 1, 2], [0], [1], [2], []]
+    assert crashed == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,10 @@ class JoblibLauncher(SweepLauncher):
         with self.stop_jobs_on_signal() as stop:
             unfinished = self._run_in_pool(jobs)
             while unfinished and stop.received_signal is None:
-                # It is unknown which worker died. Each job that was running is therefore run again alone.
-                interrupted = [job for job in unfinished if read_job_status(job.run_dir).state == "running"]
+                # It is unknown which worker died. Each job that was running is therefore run again alone. If none
+                # was, a worker died before a job had written its first status.
+                running = [job for job in unfinished if read_job_status(job.run_dir).state == "running"]
+                interrupted = running or unfinished
                 for job in interrupted:
                     if self._run_in_pool([job]):
                         self.record_crash(job, "the worker process was killed, possibly for lack of memory")
