@@ -1,6 +1,6 @@
 """Image grids.
 
-torchvision's `make_grid` is not used: its import takes 1.7 s (scripts/README.md, "Libraries").
+torchvision's `make_grid` is not used: its import takes 1.5 s (scripts/README.md, "Libraries").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules by name, and their configuration.
 
 The optimizers are those of torch, without the import of its compiler. The first step of Adam is therefore complete
-1.3 s earlier (scripts/README.md, "Libraries").
+1.2 s earlier (scripts/README.md, "Libraries").
 """
 
 from __future__ import annotations
