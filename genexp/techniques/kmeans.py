@@ -316,10 +316,11 @@ def _load_centers(config: KMeansConfig, features: int) -> Tensor:
     if not Path(config.init).is_file():
         raise ConfigError(f"model.init={config.init}: not a file. Use the name of a method, or a .npy file.")
     try:
-        array = np.load(Path(config.init), mmap_mode="r", allow_pickle=False)  # reads the header only
+        with np.errstate(over="ignore"):  # a shape beyond 64 bits, which is an error below
+            array = np.load(Path(config.init), mmap_mode="r", allow_pickle=False)  # reads the header only
         shape = array.shape
         centers = torch.from_numpy(np.array(array)).float() if shape == (config.clusters, features) else None
-    except (OSError, ValueError, TypeError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, OverflowError) as error:
         raise ConfigError(
             f"model.init={config.init}: not readable as centers ({error}). Use a .npy file."
         ) from None

@@ -18,7 +18,7 @@ from genexp.data.sampling import permutation, stratified_split
 from genexp.device import check_memory
 from genexp.errors import DataError
 
-READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass

@@ -61,8 +61,9 @@ def test_images_of_too_many_pixels_are_skipped_or_refused(build: Callable[[int],
     assert "dataset.content=images/bomb.png" in get_error_line(result, "genexp")
 
 
-def test_centers_of_too_many_rows_are_refused() -> None:
-    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 2), }\n"
+@pytest.mark.parametrize("shape", [(10**12, 2), (2**62, 4), (2**63 - 1, 2), (-(2**40), 2)])
+def test_centers_of_too_many_rows_are_refused(shape: tuple[int, int]) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     Path("centers.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
     result = run_genexp("model=kmeans", "model.init=centers.npy", "hydra.run.dir=out")
     assert "model.init=centers.npy" in get_error_line(result, "genexp")
