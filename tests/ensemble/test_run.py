@@ -143,7 +143,9 @@ def test_incompatible_jobs_run_sequentially_with_a_message(
 
 
 def test_measured_step_times_are_printed(tmp_path: Path) -> None:
-    overrides = [word for word in vectorized_sweep_arguments(tmp_path, "seed=0,1") if "measure" not in word]
+    overrides = [
+        word for word in vectorized_sweep_arguments(tmp_path, "seed=0,1") if "launcher.measure" not in word
+    ]
     result = run_genexp(*overrides)
     assert result.exit_code == 0, result.stderr
     assert "ms per step of all jobs, sequentially" in result.stdout
