@@ -138,15 +138,18 @@ def move_to_device(module: ModuleT, device: torch.device) -> ModuleT:
     """Move `module` to `device`, with convolution filters in the fastest memory format for it.
 
     On a CPU this is channels last. Each convolution then also outputs channels last, so that the next one need not
-    convert its input.
+    convert its input. With group normalization it is the default format: in bf16, a step of the U-Net of flow
+    matching takes 0.16 instead of 0.22 s.
     """
     if device.type == "mps":
         replace_float64_buffers(module)
     module.to(device)
-    if device.type == "cpu":
-        for layer in module.modules():
+    layers = list(module.modules())
+    if device.type == "cpu" and not any(isinstance(layer, nn.GroupNorm) for layer in layers):
+        for layer in layers:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+                # `Tensor.contiguous` would not change the strides of filters for one channel.
+                layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)
     return module
 
 

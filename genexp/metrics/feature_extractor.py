@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ BUNDLED_VERSIONS = {"mnist": "mnist-v1", "mnist_5k": "mnist-v1", "fashion_mnist"
 BUNDLED_IMAGE_SHAPE = (1, 28, 28)
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 TRAINING_VERSION = 1  # increase it when the classifier or its training changes: older files are then ignored
+FEATURE_BATCH_SIZE = 100  # images whose features are computed at once, so that they fit in the cache of a CPU
 BATCH_SIZE, LEARNING_RATE = 128, 4e-3
 TRAINING_SAMPLES, MAX_EPOCHS = 180_000, 60  # samples drawn in a training, and its maximum number of epochs
 MAX_SPLIT_SAMPLES, MAX_SPLIT_BYTES = 60_000, 10**9  # limits of the part of a split that is kept in memory
@@ -45,13 +47,16 @@ class FeatureExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, channels, height, width) → (samples, features).
 
-        `images` are uint8, or float in [0, 1], on any device. The classifier is moved to that device.
+        `images` are uint8, or float in [0, 1], on any device. A copy of the classifier is moved to that device.
         """
-        classifier = self.classifier.to(images.device).eval()
+        network = self._fast_classifier.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat(
-                [classifier.extract_features(convert_and_scale(part).float()).cpu() for part in images.split(500)]
-            )
+            parts = (convert_and_scale(part).float() for part in images.split(FEATURE_BATCH_SIZE))
+            return torch.cat([network.extract_features(part).cpu() for part in parts])
+
+    @cached_property
+    def _fast_classifier(self) -> Classifier:
+        return self.classifier.build_fast_copy()
 
 
 def save_extractor(extractor: FeatureExtractor, path: Path) -> None:

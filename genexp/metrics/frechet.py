@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.errors import ConfigError
@@ -22,13 +23,18 @@ from genexp.errors import ConfigError
 GENERATION_SCORES = ("frechet", "precision", "recall", "density", "coverage")
 NEIGHBORS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
 NUM_PROJECTIONS = 256  # random directions of the sliced Wasserstein distance
-BLOCK_ROWS = 500  # rows of the distance matrix in memory at once: 40 MB for 10,000 columns
+BLOCK_ROWS = (
+    64  # rows of the distance matrix in memory at once: 5 MB for 10,000 columns, so that they fit in a cache
+)
 
 
-def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, float]:
+def generation_scores(
+    real: Tensor, fake: Tensor, version: str, *, real_radii: Tensor | None = None
+) -> dict[str, float]:
     """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's `version`.
 
-    `real` and `fake` are features, (samples, features) each. Raises ConfigError for fewer than 6 samples.
+    `real` and `fake` are features, (samples, features) each. `real_radii` is `squared_radii(real)`, if known.
+    Raises ConfigError for fewer than 6 samples.
     """
     if min(len(real), len(fake)) <= NEIGHBORS:
         raise ConfigError(
@@ -36,7 +42,7 @@ def generation_scores(real: Tensor, fake: Tensor, version: str) -> dict[str, flo
             f"Use at least {NEIGHBORS + 1} of both."
         )
     real, fake = real.cpu().double(), fake.cpu().double()
-    scores = {"frechet": frechet_distance(real, fake), **neighborhood_scores(real, fake)}
+    scores = {"frechet": frechet_distance(real, fake), **neighborhood_scores(real, fake, real_radii=real_radii)}
     return {f"{name}_{version}": score for name, score in scores.items()}
 
 
@@ -56,7 +62,9 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     return float(distance.clamp_min(0))  # rounding leaves a tiny negative number for equal sets
 
 
-def neighborhood_scores(real: Tensor, fake: Tensor, num_neighbors: int = NEIGHBORS) -> dict[str, float]:
+def neighborhood_scores(
+    real: Tensor, fake: Tensor, num_neighbors: int = NEIGHBORS, *, real_radii: Tensor | None = None
+) -> dict[str, float]:
     """Return "precision", "recall" (Kynkäänniemi et al. 2019), "density" and "coverage" (Naeem et al. 2020).
 
     Each sample has a ball. Its radius is the distance to the `num_neighbors`-th nearest neighbor of the same set.
@@ -65,11 +73,14 @@ def neighborhood_scores(real: Tensor, fake: Tensor, num_neighbors: int = NEIGHBO
     - density: mean number of real balls that contain a generated sample, over `num_neighbors`; may exceed 1
     - coverage: fraction of real balls that contain at least one generated sample
 
-    `real` and `fake` are features (samples, features) of real and generated samples.
+    `real` and `fake` are features (samples, features) of real and generated samples. `real_radii` is
+    `squared_radii(real, num_neighbors)`, if known: it is the same for all generated samples.
     """
+    if real_radii is None:
+        real_radii = squared_radii(real, num_neighbors)
+    fake_radii = squared_radii(fake, num_neighbors)
     mean = real.double().mean(0)  # near the origin, squared distances lose fewer digits to rounding
     real, fake = real.double() - mean, fake.double() - mean
-    real_radii, fake_radii = _squared_radii(real, num_neighbors), _squared_radii(fake, num_neighbors)
     balls_around_fake = torch.zeros(len(fake), dtype=torch.long)
     recalled_count = covered_count = 0
     for rows, distances in _iter_distance_blocks(real, fake):
@@ -90,22 +101,33 @@ def _fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     return features.mean(0), torch.cov(features.T)
 
 
-def _squared_radii(samples: Tensor, neighbors: int) -> Tensor:
-    """Return the squared distance of each sample to its `neighbors`-th nearest neighbor: (samples,)."""
+def squared_radii(samples: Tensor, num_neighbors: int = NEIGHBORS) -> Tensor:
+    """Return the squared distance of each sample to its `num_neighbors`-th nearest neighbor: float64 (samples,).
+
+    `samples` is (samples, features).
+    """
+    samples = samples.double()
+    samples = samples - samples.mean(0)
     radii = [
-        # One more than `neighbors`, since the nearest sample is the sample itself.
-        distances.topk(neighbors + 1, largest=False).values[:, -1]
+        # One more than `num_neighbors`, since the nearest sample is the sample itself.
+        distances.topk(num_neighbors + 1, largest=False).values[:, -1]
         for _, distances in _iter_distance_blocks(samples, samples)
     ]
     return torch.cat(radii)
 
 
 def _iter_distance_blocks(samples: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of `samples`, and their squared distances to `others`: (block, others)."""
-    squares = others.square().sum(1)
+    """Yield slices of `samples`, and their squared distances to `others`: (block, others).
+
+    The next block overwrites the memory of this one. One matrix product gives |x|² - 2 x·y + |y|²: its rows
+    are (x, |x|², 1), its columns (-2 y, 1, |y|²).
+    """
+    rows = F.pad(torch.column_stack([samples, samples.square().sum(1)]), (0, 1), value=1.0)
+    columns = torch.column_stack([F.pad(-2 * others, (0, 1), value=1.0), others.square().sum(1)]).T.contiguous()
+    memory = samples.new_empty(min(BLOCK_ROWS, len(samples)), len(others))
     for start in range(0, len(samples), BLOCK_ROWS):
-        block = samples[start : start + BLOCK_ROWS]
-        distances = block.square().sum(1, keepdim=True) + squares - 2 * block @ others.T
+        block = rows[start : start + BLOCK_ROWS]
+        distances = torch.mm(block, columns, out=memory[: len(block)])
         yield slice(start, start + BLOCK_ROWS), distances.clamp_min_(0)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from genexp.data.dataset import Dataset
 from genexp.data.loading import convert_and_scale
 from genexp.metrics.feature_extractor import FeatureExtractor, get_extractor_version, load_or_train_extractor
-from genexp.metrics.frechet import GENERATION_SCORES, frechet_distance, generation_scores
+from genexp.metrics.frechet import GENERATION_SCORES, NEIGHBORS, frechet_distance, generation_scores, squared_radii
 from genexp.technique import Batches
 
 PIXEL_FEATURES_VERSION = "pixels8-v1"
@@ -35,7 +35,8 @@ class PixelFeatures:
 class GenerationMetrics:
     """Metrics that compare generated images with held-out images, in the features of the data set's classifier.
 
-    The first use loads the classifier, or trains it. The features of the real images are computed once.
+    The first use loads the classifier, or trains it. The features of the real images, and the distances between
+    them, are computed once.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -43,6 +44,7 @@ class GenerationMetrics:
         self._extractor: FeatureExtractor | PixelFeatures | None = None
         self._real_batches: Batches | None = None
         self._real_features: Tensor | None = None
+        self._real_radii: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return self, so that the EMA copy of a technique shares the features of the real images."""
@@ -78,10 +80,16 @@ class GenerationMetrics:
         if self._real_batches is not real_batches:
             images = (batch["image"] for batch in real_batches)
             self._real_batches, self._real_features = real_batches, self._extract_real_features(images)
+            has_enough_images = len(self._real_features) > NEIGHBORS  # otherwise `generation_scores` raises
+            self._real_radii = squared_radii(self._real_features) if has_enough_images else None
         assert self._real_features is not None
         assert self._extractor is not None
-        version = self._extractor.version
-        return generation_scores(self._real_features, torch.cat(list(generated_features)), version)
+        return generation_scores(
+            self._real_features,
+            torch.cat(list(generated_features)),
+            self._extractor.version,
+            real_radii=self._real_radii,
+        )
 
     def compute_frechet(self, generated_features: Sequence[Tensor]) -> float:
         """Return the Fréchet distance of generated to held-out images, for comparisons within a run.
