@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,8 +85,10 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        exponents = torch.linspace(math.log(MIN_FREQUENCY), math.log(MAX_FREQUENCY), size // 2)
-        self.register_buffer("frequencies", exponents.exp(), persistent=False)
+        frequencies = np.geomspace(MIN_FREQUENCY, MAX_FREQUENCY, size // 2)
+        self.register_buffer(
+            "frequencies", torch.tensor(frequencies).to(torch.get_default_dtype()), persistent=False
+        )
         self.layers = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
 
     def forward(self, times: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from genexp.config import FieldError
 from genexp.data.dataset import DataSpec
@@ -78,7 +79,7 @@ def _count_model_bytes(cls: type[Technique], config: Any, spec: DataSpec) -> int
     built-in technique can be built there.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutNormalDraws():
             technique = cls(config, spec)
     except GenexpError:
         return None  # the construction of the technique raises the same error
@@ -87,6 +88,22 @@ def _count_model_bytes(cls: type[Technique], config: Any, spec: DataSpec) -> int
         log.warning(f"the memory of model={cls.name} is not checked before it is built ({reason})")
         return None
     return sum(tensor.nbytes for tensor in itertools.chain(technique.parameters(), technique.buffers()))
+
+
+class _WithoutNormalDraws(TorchFunctionMode):
+    """Leaves memory uninitialized instead of drawing normal values.
+
+    The meta device has no such draws of its own: torch would import its Python version of all operations, which
+    takes almost a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__.endswith("normal_"):  # of a tensor, or of `torch.nn.init`
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.randn:
+            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
+        return func(*args, **kwargs)
 
 
 def _format_value(value: Any) -> str:

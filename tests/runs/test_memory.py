@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,22 @@ def test_memory_of_every_technique_is_checked(name: str) -> None:
     experiment = compose_experiment(*make_tiny_overrides(name))
     spec = load_dataset(experiment.dataset).spec
     assert memory._count_model_bytes(experiment.technique, experiment.model, spec) is not None
+
+
+IMPORT_CHECK = """
+import sys
+from genexp.data import load_dataset
+from genexp.runs.memory import _count_model_bytes
+from tests.support.compose import compose_experiment
+for name in ("gan", "flow_matching", "vq_vae"):
+    experiment = compose_experiment(f"model={name}")
+    assert _count_model_bytes(experiment.technique, experiment.model, load_dataset(experiment.dataset).spec)
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_the_check_of_the_memory_does_not_import_the_compiler() -> None:
+    subprocess.run([sys.executable, "-c", IMPORT_CHECK], check=True)  # the import takes almost a second
 
 
 def test_a_technique_that_cannot_be_measured_is_a_warning(
