@@ -65,7 +65,11 @@ class CheckpointRecorder(Recorder):
             state = dict(snapshot.checkpoint_state)
             if snapshot.is_complete and self._final_checkpoint == "weights" and state["optimizers"]:
                 state["optimizers"] = None
+            if snapshot.is_complete and self._best_step == snapshot.clock.step:
+                self._unsaved_best = None  # the checkpoint has these weights
             self._write(state, snapshot.progress)
+            if snapshot.is_complete:
+                self._remove_equal_best_file(snapshot.clock.step)
 
     def close(self, outcome: RunOutcome) -> None:
         """Remove the oldest checkpoint of a finished run, and best.pt if the newest one has the same weights.
@@ -75,9 +79,13 @@ class CheckpointRecorder(Recorder):
         if outcome.state == "finished":
             self._max_to_keep = max(1, self._max_to_keep - 1)
             self._remove_surplus(outcome.step)
-            newest = get_checkpoint_path(self._run.run_dir, outcome.step)
-            if self._best_step == outcome.step and newest.is_file():
-                remove_file(self._run.run_dir / CHECKPOINTS_DIR / BEST_FILE)
+            self._remove_equal_best_file(outcome.step)
+
+    def _remove_equal_best_file(self, last_step: int) -> None:
+        """Remove best.pt if the checkpoint of the last step has the best weights."""
+        run_dir = self._run.run_dir
+        if self._best_step == last_step and get_checkpoint_path(run_dir, last_step).is_file():
+            remove_file(run_dir / CHECKPOINTS_DIR / BEST_FILE)
 
     def _build_best(
         self, progress: RunProgress, test_metrics: Mapping[str, float], weights: Mapping[str, Tensor]

@@ -71,7 +71,7 @@ class StatusRecorder(Recorder):
         """Write the final step and error for the report. A finished run is still "running"."""
         state = "running" if outcome.state == "finished" else outcome.state
         self._status = replace(self._status, state=state, step=outcome.step, error=outcome.error)
-        self._write(should_sync=True)
+        self._write(should_sync=outcome.state != "finished")  # `confirm` flushes a finished run
 
     def confirm(self, outcome: RunOutcome) -> None:
         """Write the final state, unless `close` has written it."""
