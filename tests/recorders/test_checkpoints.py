@@ -45,7 +45,7 @@ def test_best_weights_of_a_finished_run_are_stored_once(tmp_path: Path) -> None:
     recorder, maker = open_recorder(make_run_info(tmp_path, completed_steps=20, progress=progress))
     best = load_checkpoint(best_path)
     assert (best["step"], best["value"], best["technique"]["weight"].tolist()) == (20, 30.0, [20, 20])
-    assert best["test"] == {"psnr": 30.0}
+    assert best["test"]["psnr"] == 30.0
     record_step(recorder, maker, 30, psnr=25.0, is_complete=True)
     recorder.close(RunOutcome("finished", 30))
     assert set(best_path.parent.iterdir()) == {best_path, get_checkpoint_path(tmp_path, 30)}
