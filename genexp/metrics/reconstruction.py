@@ -1,6 +1,6 @@
 """Mean squared error, PSNR and SSIM (Wang et al. 2004) of each image, for pixel values in [0, 1].
 
-SSIM takes 0.11 times as long as that of torchmetrics, which is not a dependency (scripts/README.md, "Libraries").
+SSIM takes 0.09 times as long as that of torchmetrics, which is not a dependency (scripts/README.md, "Libraries").
 """
 
 from __future__ import annotations
