@@ -7,8 +7,8 @@ of the name of each score. No score is named "FID", because FID is the Fréchet 
 scores depend on the numbers of samples, so only scores from equal numbers are comparable.
 
 Neighborhood scores take 0.24 times as long as the reference code with scikit-learn ("Libraries" in
-scripts/README.md). The Fréchet distance takes as long as with scipy's matrix square root, which is complex or fails
-for singular covariances.
+scripts/README.md). The Fréchet distance takes as long as with scipy's matrix square root, which is complex or
+fails for singular covariances.
 """
 
 from __future__ import annotations
