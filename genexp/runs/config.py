@@ -30,6 +30,7 @@ ADDED_TRAINER_KEYS: Mapping[str, Any] = {
     "debug": False,
     "final_checkpoint": "full",
 }
+MAX_SEED = 2**63 - 1  # of torch's generators
 REQUIRED_GROUPS = ("model", "dataset", "optimizer", "trainer", "device")
 
 
@@ -64,7 +65,7 @@ class TopLevelConfig:
             for package in getattr(RECORDERS.find(name), "packages", ()) if value else ():
                 rule = f"requires the package {package}. Run `pip install 'genexp[{package}]'`"
                 require(importlib.util.find_spec(package) is not None, key, value, rule)
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2**63)")
+        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, "must be in [0, 2**63)")
 
 
 def _check_default_recorder(key: str, value: Any, options: Mapping[str, type]) -> None:

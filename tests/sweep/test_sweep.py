@@ -73,6 +73,17 @@ def test_two_hundred_jobs_are_composed_by_few_compositions(monkeypatch: pytest.M
     assert full_compositions == [["model=vae", "seed=0"], ["model=gan", "seed=0"]]
 
 
+@pytest.mark.parametrize("wrong", ["seed=-1", "seed=1.5", "seed=true", "seed=null", "optimizer.lr=-1"])
+def test_every_job_is_checked_before_the_first_one_starts(wrong: str, tmp_path: Path) -> None:
+    key, value = wrong.split("=")
+    good = "0" if key == "seed" else "1e-3"
+    result = run_genexp(*make_sweep_arguments(tmp_path, f"{key}={good},{value}"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"genexp: {key}=")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "0").exists()
+
+
 def test_job_equals_a_single_run(tmp_path: Path) -> None:
     assert run_genexp(*make_sweep_arguments(tmp_path / "sweep", "seed=1,2")).exit_code == 0
     assert run_genexp(*SHORT_RUN_OVERRIDES, "seed=2", f"hydra.run.dir={tmp_path / 'run'}").exit_code == 0
