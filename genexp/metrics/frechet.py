@@ -24,9 +24,7 @@ from genexp.errors import ConfigError
 GENERATION_SCORES = ("frechet", "precision", "recall", "density", "coverage")
 NEIGHBORS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
 NUM_PROJECTIONS = 256  # random directions of the sliced Wasserstein distance
-BLOCK_ROWS = (
-    64  # rows of the distance matrix in memory at once: 5 MB for 10,000 columns, so that they fit in a cache
-)
+BLOCK_ROWS = 64  # rows of the distance matrix at a time: 5 MB for 10,000 columns, which fit in a cache
 
 
 def generation_scores(
