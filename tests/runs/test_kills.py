@@ -60,6 +60,7 @@ def test_run_killed_at_its_end_finishes_without_optimizer_state(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # about 150 interrupted runs of a technique
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_run_interrupted_at_every_boundary_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
