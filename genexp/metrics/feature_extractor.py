@@ -47,7 +47,7 @@ class FeatureExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, channels, height, width) → (samples, features).
 
-        `images` are uint8, or float in [0, 1], on any device. A copy of the classifier is moved to that device.
+        `images` are uint8, or float in [0, 1], on any device. A faster copy of the classifier computes them there.
         """
         network = self._fast_classifier.to(images.device)
         with torch.autocast(images.device.type, enabled=False):

@@ -50,7 +50,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def build_fast_copy(self) -> Classifier:
-        """Return a copy for evaluation that extracts features in a third of the time on a CPU.
+        """Return a copy for evaluation whose features take less time on a CPU.
 
         Each batch norm is part of the convolution before it. The ReLU follows the pooling, which gives the same
         values. Filters have the channels-last format. Features differ by rounding only, about 1e-6.

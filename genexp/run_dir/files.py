@@ -233,10 +233,7 @@ def sync_tree(directory: Path) -> None:
 
 
 def _sync_all(files: Collection[Path], folders: Collection[Path]) -> None:
-    """Flush files, then folders, in threads: a file system writes many flushes at once.
-
-    25 small files in five folders take 0.01 instead of 0.12 s on ext4.
-    """
+    """Flush files, then folders, in threads: a file system completes concurrent flushes together."""
     from concurrent.futures import ThreadPoolExecutor  # only runs and sweeps need it
 
     with ThreadPoolExecutor(MAX_SYNC_THREADS) as pool:

@@ -93,8 +93,8 @@ def _count_model_bytes(cls: type[Technique], config: Any, spec: DataSpec) -> int
 class _WithoutNormalDraws(TorchFunctionMode):
     """Leaves memory uninitialized instead of drawing normal values.
 
-    The meta device has no such draws of its own: torch would import its Python version of all operations, which
-    takes almost a second.
+    The meta device has no normal draws of its own. For them torch would import its compiler, which takes longer
+    than the rest of the check.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

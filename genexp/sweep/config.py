@@ -122,7 +122,7 @@ class JobComposer:
 class JobChecker:
     """Checks of the configurations of a sweep's jobs.
 
-    Configurations that differ in their valid seeds alone are checked once. A check takes 4 ms.
+    Configurations that differ in their valid seeds alone are checked once.
     """
 
     def __init__(self) -> None:

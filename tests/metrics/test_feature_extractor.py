@@ -179,3 +179,17 @@ def test_classifier_accepts_images_of_any_size(shape: tuple[int, int, int]) -> N
     classifier = Classifier(shape, num_classes=4).eval()
     assert classifier.extract_features(torch.rand(2, *shape)).shape == (2, 64)
     assert classifier(torch.rand(2, *shape)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 48), (3, 128, 200)], ids=str)
+def test_fast_copy_extracts_the_same_features(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(shape, num_classes=4)
+    for _ in range(3):  # batch norms with statistics of their own
+        classifier.train()(torch.rand(8, *shape))
+    images = torch.rand(4, *shape)
+    with torch.no_grad():
+        expected = classifier.eval().extract_features(images)
+        features = classifier.build_fast_copy().extract_features(images)
+    assert expected.std() > 0.05  # the features differ between images and units
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)

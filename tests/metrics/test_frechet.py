@@ -8,7 +8,13 @@ from torch import Tensor
 
 from genexp.errors import ConfigError
 from genexp.metrics import frechet
-from genexp.metrics.frechet import frechet_distance, generation_scores, neighborhood_scores, sliced_wasserstein
+from genexp.metrics.frechet import (
+    frechet_distance,
+    generation_scores,
+    neighborhood_scores,
+    sliced_wasserstein,
+    squared_radii,
+)
 
 
 def _make_standardized_samples(samples: int, features: int) -> Tensor:
@@ -81,6 +87,9 @@ def test_neighborhood_scores_equal_a_naive_implementation(block: int, monkeypatc
     expected = _compute_naive_scores(real, fake, 3)
     assert 0 < expected["recall"] < expected["precision"] < 1  # no score is trivial
     assert neighborhood_scores(real, fake, 3) == pytest.approx(expected)
+    radii = squared_radii(real, 3)
+    assert neighborhood_scores(real, fake, 3, real_radii=radii) == neighborhood_scores(real, fake, 3)
+    assert neighborhood_scores(real, fake, 3, real_radii=4 * radii)["coverage"] > expected["coverage"]
 
 
 def test_collapsed_generator_has_high_precision_and_low_coverage() -> None:

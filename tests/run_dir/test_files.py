@@ -20,6 +20,8 @@ from genexp.run_dir.files import (
     read_file,
     read_json,
     remove_temporary_files,
+    sync_files,
+    sync_tree,
     write_file,
 )
 
@@ -131,3 +133,26 @@ def test_checks_of_a_lock_do_not_make_a_start_fail(tmp_path: Path) -> None:
     finally:
         has_ended.set()
         thread.join()
+
+
+def test_a_tree_is_flushed_without_following_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, tree = tmp_path / "outside", tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    for path in (outside, tree / "1", tree / "a" / "2", tree / "a" / "b" / "3"):
+        path.write_text("content")
+    (tree / "link").symlink_to(outside)
+    flushed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(_identify(os.fstat(descriptor))))
+    sync_tree(tree)
+    expected = [tree, *(path for path in tree.rglob("*") if not path.is_symlink())]
+    assert sorted(flushed) == sorted(_identify(path.stat()) for path in expected)
+
+
+def _identify(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def test_a_file_that_cannot_be_flushed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "present").touch()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        sync_files([tmp_path / "present", tmp_path / "absent"])
