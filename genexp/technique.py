@@ -147,6 +147,20 @@ class Technique(nn.Module, ABC):
         """
         return None
 
+    def get_evaluation_options(self) -> Mapping[str, Any]:
+        """Return settings that the scores of `evaluate` depend on, such as the number of generated images.
+
+        `genexp-evaluate` writes them to evaluation.json. Called after `prepare_evaluation`.
+        """
+        return {}
+
+    def list_skipped_scores(self) -> Mapping[str, str]:
+        """Return groups of scores that `evaluate` does not compute: name → reason and remedy, in one line.
+
+        A run logs them at its start. Called after `prepare_evaluation`.
+        """
+        return {}
+
     def render_gallery(self, examples: Batch) -> dict[str, Tensor]:
         """Return images in [0, 1] at the end of a run: (channels, height, width), or (frames, ...) if animated."""
         return {}

@@ -107,9 +107,15 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
             console.width = 1000  # columns; a file or pipe has no limit on its width
         console.print(_build_table(evaluations))
         for evaluation in evaluations:
+            if "generated" in evaluation.used_options:
+                console.print(_describe_generation(evaluation.used_options), soft_wrap=True, highlight=False)
             if "nll_samples" in evaluation.used_options:
                 console.print(_describe_likelihood(evaluation.used_options), soft_wrap=True, highlight=False)
             console.print(f"scores: {evaluation.run.run_dir / EVALUATION_FILE}", soft_wrap=True, highlight=False)
+
+
+def _describe_generation(options: Mapping[str, Any]) -> str:
+    return f"generation: {options['generated']:,} generated and {options['real']:,} test images"
 
 
 def _describe_likelihood(options: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from genexp.data.stream import SplitBatches
 from genexp.errors import GenexpError
 from genexp.images.binarize import BINARIZATIONS
 from genexp.metrics.clustering import clustering_scores
-from genexp.metrics.generation import MAX_REAL_IMAGES, GenerationMetrics
+from genexp.metrics.generation import GenerationMetrics
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.metrics.scores import mean_scores
 from genexp.run_dir.environment import describe_environment
@@ -55,7 +55,7 @@ class Evaluation:
 
     run: LoadedRun
     scores: Mapping[str, float]
-    skip_reasons: Mapping[str, str]  # key of `MEASURES` → reason why it has no scores
+    skip_reasons: Mapping[str, str]  # key of `MEASURES`, or group of scores → reason why it has no scores
     used_options: Mapping[str, Any]  # settings that the scores depend on
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,6 +84,7 @@ class _EvaluationState:
     options: EvaluationOptions
     scores: dict[str, float] = field(default_factory=dict)  # of the measures so far
     used_options: dict[str, Any] = field(default_factory=dict)  # settings that the scores depend on
+    skip_reasons: dict[str, str] = field(default_factory=dict)  # name of scores → reason why there are none
 
 
 def evaluate(run: LoadedRun, options: EvaluationOptions, on_measure_start: Callable[[str], None]) -> Evaluation:
@@ -93,7 +94,6 @@ def evaluate(run: LoadedRun, options: EvaluationOptions, on_measure_start: Calla
     GenexpError is skipped, and the reason is recorded. Raises GenexpError if the technique's own evaluation does.
     """
     state = _EvaluationState(run, options)
-    skip_reasons: dict[str, str] = {}
     for name, measure in MEASURES.items():
         on_measure_start(name)
         try:
@@ -103,13 +103,16 @@ def evaluate(run: LoadedRun, options: EvaluationOptions, on_measure_start: Calla
         except GenexpError as error:
             if measure is compute_technique_scores:
                 raise
-            skip_reasons[name] = str(error)
-    return Evaluation(run, state.scores, skip_reasons, state.used_options)
+            state.skip_reasons[name] = str(error)
+    return Evaluation(run, state.scores, state.skip_reasons, state.used_options)
 
 
 def compute_technique_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the scores that the technique reports during training."""
-    return state.run.technique.evaluate(state.run.get_test_batches())
+    technique = state.run.technique
+    state.used_options |= technique.get_evaluation_options()
+    state.skip_reasons |= technique.list_skipped_scores()
+    return technique.evaluate(state.run.get_test_batches())
 
 
 def compute_latent_scores(state: _EvaluationState) -> dict[str, float]:
@@ -176,18 +179,19 @@ def evaluate_clusters(technique: CanCluster, batches: Batches) -> dict[str, floa
 def compute_generation_scores(state: _EvaluationState) -> dict[str, float]:
     """Return Fréchet distance, precision, recall, density and coverage of generated against test images.
 
-    The result is empty if the technique cannot sample, if its own scores include the Fréchet distance, and for
-    points.
+    There are as many generated as real images, since the scores depend on both numbers. The result is empty if the
+    technique cannot sample, if its own scores include the Fréchet distance, and for points.
     """
     technique = state.run.technique
     has_scores = any(name.startswith("frechet_") for name in state.scores)
     if not isinstance(technique, CanSample) or has_scores or state.run.dataset.spec.is_table:
         return {}
     metrics = GenerationMetrics(state.run.dataset)
-    # As many generated as real images, as in the evaluation of the GANs: the scores depend on their number.
-    count = min(len(state.run.test_loader), MAX_REAL_IMAGES)
-    features = metrics.generate_features(technique.sample, count)
-    state.used_options["generated"] = count
+    features = metrics.generate_features(technique.sample)
+    state.used_options |= {"generated": metrics.num_generated, "real": metrics.num_real}
+    reason = metrics.find_skip_reason()
+    if reason is not None:
+        state.skip_reasons["neighborhood"] = reason
     return metrics.compute_scores(state.run.get_test_batches(), features)
 
 

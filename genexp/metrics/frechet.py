@@ -4,7 +4,8 @@ The Fréchet distance is that of Heusel et al. (2017), the sliced Wasserstein di
 
 Inputs are features (samples, features) of real and generated images, from a small classifier whose version is part
 of the name of each score. No score is named "FID", because FID is the Fréchet distance of Inception features. All
-scores depend on the numbers of samples, so only scores from equal numbers are comparable.
+scores depend on the numbers of samples, so only scores from equal numbers are comparable. Neighborhood scores of
+few samples are mostly noise: `generation_scores` omits them below MIN_NEIGHBORHOOD_SAMPLES.
 
 Neighborhood scores take 0.24 times as long as the reference code with scikit-learn ("Libraries" in
 scripts/README.md). The Fréchet distance takes as long as with scipy's matrix square root, which is complex or
@@ -21,18 +22,26 @@ from torch import Tensor
 
 from genexp.errors import ConfigError
 
-GENERATION_SCORES = ("frechet", "precision", "recall", "density", "coverage")
+NEIGHBORHOOD_SCORES = ("precision", "recall", "density", "coverage")
+MIN_NEIGHBORHOOD_SAMPLES = 1000  # real and generated samples each, for the neighborhood scores
 NEIGHBORS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
 NUM_PROJECTIONS = 256  # random directions of the sliced Wasserstein distance
 BLOCK_ROWS = 64  # rows of the distance matrix at a time: 5 MB for 10,000 columns, which fit in a cache
 
 
+def list_generation_scores(num_real: int, num_fake: int) -> tuple[str, ...]:
+    """Return the names of the scores, without version, of `num_real` real and `num_fake` generated samples."""
+    has_enough_samples = min(num_real, num_fake) >= MIN_NEIGHBORHOOD_SAMPLES
+    return ("frechet", *NEIGHBORHOOD_SCORES) if has_enough_samples else ("frechet",)
+
+
 def generation_scores(
     real: Tensor, fake: Tensor, version: str, *, real_radii: Tensor | None = None
 ) -> dict[str, float]:
-    """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's `version`.
+    """Return the scores that `list_generation_scores` names, as frechet_V, precision_V, recall_V and so on.
 
-    `real` and `fake` are features, (samples, features) each. `real_radii` is `squared_radii(real)`, if known.
+    V is the extractor's `version`. `real` and `fake` are features, (samples, features) each. `real_radii` is
+    `squared_radii(real)`, if known.
     Raises ConfigError for fewer than 6 samples.
     """
     if min(len(real), len(fake)) <= NEIGHBORS:
@@ -41,7 +50,9 @@ def generation_scores(
             f"Use at least {NEIGHBORS + 1} of both."
         )
     real, fake = real.cpu().double(), fake.cpu().double()
-    scores = {"frechet": frechet_distance(real, fake), **neighborhood_scores(real, fake, real_radii=real_radii)}
+    scores = {"frechet": frechet_distance(real, fake)}
+    if "precision" in list_generation_scores(len(real), len(fake)):
+        scores |= neighborhood_scores(real, fake, real_radii=real_radii)
     return {f"{name}_{version}": score for name, score in scores.items()}
 
 

@@ -13,7 +13,13 @@ from torch import Tensor
 from genexp.data.dataset import Dataset
 from genexp.data.loading import convert_and_scale
 from genexp.metrics.feature_extractor import FeatureExtractor, get_extractor_version, load_or_train_extractor
-from genexp.metrics.frechet import GENERATION_SCORES, NEIGHBORS, frechet_distance, generation_scores, squared_radii
+from genexp.metrics.frechet import (
+    MIN_NEIGHBORHOOD_SAMPLES,
+    frechet_distance,
+    generation_scores,
+    list_generation_scores,
+    squared_radii,
+)
 from genexp.technique import Batches
 
 PIXEL_FEATURES_VERSION = "pixels8-v1"
@@ -32,6 +38,12 @@ class PixelFeatures:
         return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1).cpu()
 
 
+def generate_batches(sample: Callable[[int], Tensor], count: int) -> Iterator[Tensor]:
+    """Yield `count` images from `sample`: (at most BATCH_SIZE, channels, height, width) each."""
+    for start in range(0, count, BATCH_SIZE):
+        yield sample(min(BATCH_SIZE, count - start))
+
+
 class GenerationMetrics:
     """Metrics that compare generated images with held-out images, in the features of the data set's classifier.
 
@@ -39,8 +51,14 @@ class GenerationMetrics:
     them, are computed once.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    num_real: int  # test images of each evaluation
+    num_generated: int  # generated images of each evaluation
+
+    def __init__(self, dataset: Dataset, num_generated: int | None = None) -> None:
+        """Set the number of generated images of each evaluation, by default as many as there are real images."""
         self._dataset = dataset
+        self.num_real = min(len(dataset.test), MAX_REAL_IMAGES)
+        self.num_generated = self.num_real if num_generated is None else num_generated
         self._extractor: FeatureExtractor | PixelFeatures | None = None
         self._real_batches: Batches | None = None
         self._real_features: Tensor | None = None
@@ -55,24 +73,37 @@ class GenerationMetrics:
 
         The names are known before the classifier is loaded or trained.
         """
-        scores = [*GENERATION_SCORES, "label_accuracy"] if has_labels else GENERATION_SCORES
-        return [f"{name}_{self._version}" for name in scores]
+        scores = list_generation_scores(self.num_real, self.num_generated)
+        return [f"{name}_{self._version}" for name in (*scores, *(["label_accuracy"] if has_labels else []))]
+
+    def find_skip_reason(self, key: str = "") -> str | None:
+        """Return the reason why precision, recall, density and coverage are not computed, or None if they are.
+
+        `key` is the configuration key of the number of generated images.
+        """
+        if "precision" in list_generation_scores(self.num_real, self.num_generated):
+            return None
+        rule = f"precision, recall, density and coverage require {MIN_NEIGHBORHOOD_SAMPLES:,}"
+        if self.num_real < MIN_NEIGHBORHOOD_SAMPLES:
+            return (
+                f"dataset={self._dataset.name}: {self.num_real:,} test images, but {rule}. Use a larger "
+                f"dataset.limit, or a data set with more test images."
+            )
+        return f"{key}={self.num_generated}: {rule}. Use {key}={MIN_NEIGHBORHOOD_SAMPLES} or more."
 
     def extract_features(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, channels, height, width) in [0, 1] → (samples, features)."""
         return self._get_extractor(images.device)(images)
 
-    def generate_features(self, sample: Callable[[int], Tensor], count: int) -> list[Tensor]:
-        """Return the features of `count` images from `sample`, one tensor (samples, features) for each batch.
+    def generate_features(self, sample: Callable[[int], Tensor]) -> list[Tensor]:
+        """Return the features of images from `sample`, one tensor (samples, features) for each batch.
 
         `sample` returns the requested number of images, at most BATCH_SIZE, in [0, 1].
         """
-        return [
-            self.extract_features(sample(min(BATCH_SIZE, count - start))) for start in range(0, count, BATCH_SIZE)
-        ]
+        return [self.extract_features(images) for images in generate_batches(sample, self.num_generated)]
 
     def compute_scores(self, real_batches: Batches, generated_features: Sequence[Tensor]) -> dict[str, float]:
-        """Return frechet_V, precision_V, recall_V, density_V and coverage_V, where V is the extractor's version.
+        """Return the scores that `list_names` names, without label_accuracy.
 
         `real_batches` are batches of real images, `generated_features` parts (samples, features) of the features
         of generated ones. Raises ConfigError for too few images.
@@ -80,8 +111,8 @@ class GenerationMetrics:
         if self._real_batches is not real_batches:
             images = (batch["image"] for batch in real_batches)
             self._real_batches, self._real_features = real_batches, self._extract_real_features(images)
-            has_enough_images = len(self._real_features) > NEIGHBORS  # otherwise `generation_scores` raises
-            self._real_radii = squared_radii(self._real_features) if has_enough_images else None
+            is_used = len(self._real_features) >= MIN_NEIGHBORHOOD_SAMPLES
+            self._real_radii = squared_radii(self._real_features) if is_used else None
         assert self._real_features is not None
         assert self._extractor is not None
         return generation_scores(

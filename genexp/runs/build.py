@@ -88,6 +88,9 @@ def build_run(
     dataset = data_source_run.dataset if data_source_run else load_dataset(config.dataset)
     config, dataset = _fit_batch_size(config, dataset)
     technique = build_technique(config.technique, config.model, dataset, device, config.seed)
+    if rank_info.rank == 0:
+        for reason in technique.list_skipped_scores().values():
+            log.warning(reason)
     config = _complete_objective(config, technique, dataset)
     learner = Learner(technique, config.optimizer, config.trainer.step_settings, device)
     if resume_state is not None:

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genexp.capabilities import CanInterpolate, CanSample
+from genexp.capabilities import CanInterpolate
 from genexp.config import require
-from genexp.data.dataset import Dataset, DataSpec
-from genexp.device import check_memory
+from genexp.data.dataset import DataSpec
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import make_animation, slerp
 from genexp.images.transforms import DIFFERENTIABLE_AUGMENTATIONS
 from genexp.losses.adversarial import ADVERSARIAL_LOSSES, score_with_slope
-from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.dcgan import LAYOUTS, build_conv_discriminator, build_conv_generator
 from genexp.networks.gan import DISCRIMINATOR_NORMS, init_weights
 from genexp.sharding import batch_mean
@@ -28,16 +26,15 @@ from genexp.technique import (
     Clock,
     GradientPhase,
     Metrics,
-    Technique,
     TechniquePart,
     detach_metrics,
 )
+from genexp.techniques._generation import ScoredSamplesTechnique
 from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
 INTERPOLATION_KEYPOINTS = 4  # noise vectors on the closed path of each interpolated image
 FRAMES_PER_SEGMENT = 15  # from one keypoint to the next, both included
-MIN_FEATURE_BYTES = 32  # lower bound of the memory for the features of one generated image
 
 # The discriminator is saturated if the mean D(x) is above this and the mean D(G(z)) below 1 minus this.
 SATURATION_THRESHOLD = 0.99
@@ -101,7 +98,7 @@ class ConvGANConfig(BaseGANConfig):
             require(is_valid, key, getattr(self, key), rule)
 
 
-class BaseGAN(Technique, CanSample, CanInterpolate):
+class BaseGAN(ScoredSamplesTechnique, CanInterpolate):
     """Generator and discriminator, trained against each other (Goodfellow et al. 2014).
 
     The networks use images in [-1, 1]; `sample` and the methods for evaluation return images in [0, 1].
@@ -128,16 +125,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         if config.init_std is not None:
             init_weights(self, config.init_std)
         self.register_buffer("fixed_noise", torch.randn(PREVIEW_SAMPLES, config.latent))
-        self.generation_metrics: GenerationMetrics | None = None
 
     @abstractmethod
     def build_networks(self, spec: DataSpec) -> tuple[nn.Module, nn.Module]:
         """Return the generator and the discriminator for the images of `spec`."""
-
-    def prepare_evaluation(self, dataset: Dataset) -> None:
-        count = self.config.evaluation_samples
-        check_memory(count * MIN_FEATURE_BYTES, f"model.evaluation_samples={count}")
-        self.generation_metrics = GenerationMetrics(dataset)
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (
@@ -255,12 +246,10 @@ class BaseGAN(Technique, CanSample, CanInterpolate):
         return {"interpolation": make_animation(walk)}
 
     def list_metrics(self) -> Sequence[str]:
-        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
         return self.generation_metrics.list_names()
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
-        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
-        features = self.generation_metrics.generate_features(self.sample, self.config.evaluation_samples)
+        features = self.generation_metrics.generate_features(self.sample)
         return self.generation_metrics.compute_scores(test_batches, features)
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:

@@ -72,12 +72,10 @@ class ConditionalGAN(BaseConvGAN):
         return {"samples": PictureLabels(rows=class_names[: min(self.num_classes, MAX_CLASSES)])}
 
     def list_metrics(self) -> Sequence[str]:
-        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
         return self.generation_metrics.list_names(has_labels=True)
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
-        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
-        features = self.generation_metrics.generate_features(self.sample, self.config.evaluation_samples)
+        features = self.generation_metrics.generate_features(self.sample)
         labels = torch.cat([self._cycle_labels(len(batch_features)) for batch_features in features])
         return {
             **self.generation_metrics.compute_scores(test_batches, features),

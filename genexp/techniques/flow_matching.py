@@ -10,16 +10,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from genexp.capabilities import CanInterpolate, CanSample
+from genexp.capabilities import CanInterpolate
 from genexp.config import require
-from genexp.data.dataset import Dataset, DataSpec
+from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.latent_walks import make_animation, slerp
 from genexp.images.scatter import draw_lines
 from genexp.losses.regression import REGRESSION_LOSSES
-from genexp.metrics.generation import GenerationMetrics
 from genexp.networks.conditional_unet import NORM_GROUPS, ConditionalUNet
 from genexp.sharding import gather_rows, local_rows
 from genexp.technique import (
@@ -29,10 +28,10 @@ from genexp.technique import (
     GradientPhase,
     Metrics,
     PictureLabels,
-    Technique,
     TechniquePart,
     register_technique,
 )
+from genexp.techniques._generation import ScoredSamplesTechnique
 from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_ROWS = 8  # rows of the grid of samples; with classes, each class has one column
@@ -130,7 +129,7 @@ class FlowMatchingConfig:
 
 
 @register_technique("flow_matching")
-class FlowMatching(Technique, CanSample, CanInterpolate):
+class FlowMatching(ScoredSamplesTechnique, CanInterpolate):
     """Network that predicts the velocity on straight paths from noise to images, and samplers that integrate it.
 
     The network uses images in [-1, 1]. An additional class, the null class, means that the class is not given.
@@ -154,10 +153,6 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
             num_classes=self.num_classes + 1,
         )
         self.network = select_network("velocity", config, network, spec.image_shape, self.num_classes + 1)
-        self.generation_metrics: GenerationMetrics | None = None
-
-    def prepare_evaluation(self, dataset: Dataset) -> None:
-        self.generation_metrics = GenerationMetrics(dataset)
 
     def phases(self) -> tuple[GradientPhase, ...]:
         return (GradientPhase("velocity", self.network, self.loss),)
@@ -266,12 +261,10 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
         )
 
     def list_metrics(self) -> Sequence[str]:
-        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
         return self.generation_metrics.list_names(has_labels=bool(self.num_classes))
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
-        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
-        features = self.generation_metrics.generate_features(self.sample, self.config.evaluation_samples)
+        features = self.generation_metrics.generate_features(self.sample)
         scores = self.generation_metrics.compute_scores(test_batches, features)
         if not self.num_classes:
             return scores
@@ -322,7 +315,6 @@ class FlowMatching(Technique, CanSample, CanInterpolate):
     def plot_quality(self) -> Tensor:
         """Return a plot (3, height, width) of the Fréchet distance against the evaluations of each sampler."""
         metrics = self.generation_metrics
-        assert metrics is not None, "prepare_evaluation() comes first"
         num_images = min(MAX_COMPARED_IMAGES, self.config.evaluation_samples)
         noise = self.draw_noise(num_images)
         lines: dict[str, dict[int, float]] = {}

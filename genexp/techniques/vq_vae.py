@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genexp.capabilities import CanReconstruct, CanSample
+from genexp.capabilities import CanReconstruct
 from genexp.config import require
-from genexp.data.dataset import Dataset, DataSpec
+from genexp.data.dataset import DataSpec
 from genexp.device import promote_to_float32
 from genexp.images.grid import make_grid, make_grid_from_rows
 from genexp.losses.reconstruction import RECONSTRUCTION_LOSSES
-from genexp.metrics.generation import GenerationMetrics
 from genexp.metrics.reconstruction import mse, psnr, ssim
 from genexp.metrics.scores import mean_scores
 from genexp.networks.code_prior import CodePrior
@@ -35,11 +34,11 @@ from genexp.technique import (
     GradientPhase,
     Metrics,
     PictureLabels,
-    Technique,
     TechniquePart,
     detach_metrics,
     register_technique,
 )
+from genexp.techniques._generation import ScoredSamplesTechnique
 from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES, PREVIEW_RECONSTRUCTIONS = 64, 10  # images in the previews
@@ -101,7 +100,7 @@ class VQVAEConfig:
 
 
 @register_technique("vq_vae")
-class VQVAE(Technique, CanSample, CanReconstruct):
+class VQVAE(ScoredSamplesTechnique, CanReconstruct):
     """Encoder to a grid of codes, decoder back to the image, and an autoregressive prior over the codes.
 
     The first part of a run trains the encoder, quantizer and decoder. The second part trains only the prior.
@@ -142,10 +141,6 @@ class VQVAE(Technique, CanSample, CanReconstruct):
             num_layers=config.prior_layers,
             num_heads=config.prior_heads,
         )
-        self.generation_metrics: GenerationMetrics | None = None
-
-    def prepare_evaluation(self, dataset: Dataset) -> None:
-        self.generation_metrics = GenerationMetrics(dataset)
 
     def initialize(self, train_batches: Batches) -> None:
         if isinstance(self.quantizer, VectorQuantizer):
@@ -227,13 +222,11 @@ class VQVAE(Technique, CanSample, CanReconstruct):
         }
 
     def list_metrics(self) -> Sequence[str]:
-        assert self.generation_metrics is not None, "prepare_evaluation() comes first"
         reconstruction_names = ("mse", "psnr", "ssim", "prior_nll", "reconstruction_frechet")
         return [*self.generation_metrics.list_names(), *reconstruction_names, "perplexity", "codes_used"]
 
     def evaluate(self, test_batches: Batches) -> dict[str, float]:
         metrics = self.generation_metrics
-        assert metrics is not None, "prepare_evaluation() comes first"
         shares: list[Tensor] = []  # (batch, codes) each
         features: list[Tensor] = []  # of the reconstructions
 
@@ -247,7 +240,7 @@ class VQVAE(Technique, CanSample, CanReconstruct):
 
         scores = mean_scores(test_batches, score)
         mean_shares = torch.cat(shares).mean(0)
-        samples = metrics.generate_features(self.sample, self.config.evaluation_samples)
+        samples = metrics.generate_features(self.sample)
         return {
             **metrics.compute_scores(test_batches, samples),
             **scores,

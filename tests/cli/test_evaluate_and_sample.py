@@ -104,12 +104,34 @@ def test_evaluation_repeats_the_test_metrics_of_training(vae_run_dir: Path) -> N
         own = {name: value for name, value in recorded.items() if name not in ("step", "epoch", "split")}
         assert own.items() <= written["metrics"].items()
         assert all(name in result.stdout for name in written["metrics"])
-        extra = {"knn_accuracy", "linear_probe_accuracy", "frechet_mnist-v1", "coverage_mnist-v1", "nll_5"}
+        extra = {"knn_accuracy", "linear_probe_accuracy", "frechet_mnist-v1", "nll_5"}
         assert extra <= written["metrics"].keys()
+        assert "coverage_mnist-v1" not in written["metrics"]  # it requires 1,000 test images
+        reason = written["left_out"]["neighborhood"]
+        assert reason.startswith("dataset=mnist_5k: 10 test images, but precision, recall, density and coverage")
+        assert f"{vae_run_dir}: neighborhood scores are skipped: {reason}" in result.stderr.splitlines()
         assert (written["model"], written["dataset"], written["samples"]) == ("vae", "mnist_5k", 10)
-        assert written["options"]["generated"] == 10  # as many as there are real images
+        assert (written["options"]["generated"], written["options"]["real"]) == (10, 10)
+        assert "generation: 10 generated and 10 test images" in result.stdout.splitlines()
     assert written["step"] == load_status(vae_run_dir)["step"]
     assert written["checkpoint"] == f"checkpoints/{list_checkpoints(vae_run_dir)[0].name}"
+
+
+@pytest.mark.parametrize("name", ["vae", "gan"])
+def test_1000_images_have_all_generation_scores(name: str, tmp_path: Path) -> None:
+    """The scores of a GAN are its own. Those of a VAE are added."""
+    overrides = [word for word in make_tiny_overrides(name) if "limit" not in word and "samples" not in word]
+    overrides += ["trainer.max_steps=1", format_run_dir_override(tmp_path)]
+    assert run_genexp(*overrides).exit_code == 0
+    assert "coverage" not in (tmp_path / "train.log").read_text()  # no warning
+    result = run_tool(evaluate.main, tmp_path, "--nll-samples", "0")
+    assert result.exit_code == 0, result.stderr
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    names = {f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "density", "coverage")}
+    assert names <= written["metrics"].keys()
+    assert written["left_out"] == {}
+    assert (written["options"]["generated"], written["options"]["real"]) == (1000, 1000)
+    assert "generation: 1,000 generated and 1,000 test images" in result.stdout.splitlines()
 
 
 def test_zero_nll_samples_skip_the_likelihood_and_json_is_one_line(vae_run_dir: Path) -> None:

@@ -9,8 +9,11 @@ from torch import Tensor
 from genexp.errors import ConfigError
 from genexp.metrics import frechet
 from genexp.metrics.frechet import (
+    MIN_NEIGHBORHOOD_SAMPLES,
+    NEIGHBORHOOD_SCORES,
     frechet_distance,
     generation_scores,
+    list_generation_scores,
     neighborhood_scores,
     sliced_wasserstein,
     squared_radii,
@@ -71,11 +74,20 @@ def test_frechet_distance_agrees_with_the_matrix_root_where_covariances_do_not_c
 
 def test_identical_sets_have_zero_distance_and_perfect_scores() -> None:
     torch.manual_seed(0)
-    features = 100 + torch.randn(700, 16).relu()
+    features = 100 + torch.randn(MIN_NEIGHBORHOOD_SAMPLES, 16).relu()
     scores = generation_scores(features, features.clone(), "mnist-v1")
     assert scores.pop("frechet_mnist-v1") == pytest.approx(0, abs=1e-9)
     assert scores.pop("density_mnist-v1") == pytest.approx(1, abs=0.3)
     assert scores == {"precision_mnist-v1": 1, "recall_mnist-v1": 1, "coverage_mnist-v1": 1}
+
+
+@pytest.mark.parametrize(("num_real", "num_fake"), [(999, 1000), (1000, 999), (1000, 1000)])
+def test_few_samples_have_no_neighborhood_scores(num_real: int, num_fake: int) -> None:
+    torch.manual_seed(0)
+    scores = generation_scores(torch.randn(num_real, 2), torch.randn(num_fake, 2), "mnist-v1")
+    names = ["frechet"] if min(num_real, num_fake) < 1000 else ["frechet", *NEIGHBORHOOD_SCORES]
+    assert list(scores) == [f"{name}_mnist-v1" for name in names]
+    assert list_generation_scores(num_real, num_fake) == tuple(names)
 
 
 @pytest.mark.parametrize("block", [7, 500])

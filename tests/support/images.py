@@ -43,12 +43,12 @@ def make_image_batch(count: int = 8, shape: tuple[int, int, int] = IMAGE_SHAPE) 
     return {"image": torch.rand(count, *shape), "label": torch.arange(count) % 10}
 
 
-def make_image_dataset(*, is_labeled: bool = True, name: str = "mnist_5k") -> Dataset:
-    """Return a data set of 30 random images, the same for training and test."""
+def make_image_dataset(count: int = 30, *, is_labeled: bool = True, name: str = "mnist_5k") -> Dataset:
+    """Return a data set of `count` random images, the same for training and test."""
     torch.manual_seed(2)
-    streams: dict[str, Any] = {"image": torch.randint(0, 256, (30, *IMAGE_SHAPE), dtype=torch.uint8)}
+    streams: dict[str, Any] = {"image": torch.randint(0, 256, (count, *IMAGE_SHAPE), dtype=torch.uint8)}
     if is_labeled:
-        streams["label"] = torch.arange(30) % 10
+        streams["label"] = torch.arange(count) % 10
     return Dataset(name, Split(streams), Split(streams), ("zero", "one") if is_labeled else ())
 
 

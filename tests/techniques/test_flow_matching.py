@@ -175,11 +175,13 @@ def test_conditional_flow_requires_classes() -> None:
 
 
 def test_evaluation_scores_images_and_classes() -> None:
-    technique = make_flow(shape=(1, 28, 28)).eval()
-    technique.prepare_evaluation(make_image_dataset())
+    technique = make_flow("model.evaluation_samples=1000", shape=(1, 28, 28)).eval()
+    technique.prepare_evaluation(make_image_dataset(1000))
     with torch.no_grad():
-        scores = technique.evaluate([make_image_batch(20)])
+        scores = technique.evaluate([make_image_batch(1000)])
     assert {"frechet_mnist-v1", "recall_mnist-v1", "coverage_mnist-v1", "label_accuracy_mnist-v1"} <= scores.keys()
+    assert list(scores) == technique.list_metrics()
+    assert technique.get_evaluation_options() == {"generated": 1000, "real": 1000}
 
 
 def test_gallery_shows_the_way_from_noise_and_the_quality_of_each_sampler(monkeypatch: pytest.MonkeyPatch) -> None:

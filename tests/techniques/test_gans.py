@@ -229,13 +229,41 @@ def test_constant_generator_is_diagnosed_as_collapsed() -> None:
 
 @pytest.mark.parametrize("name", GAN_TECHNIQUES)
 def test_evaluation_scores_generated_images(name: str) -> None:
-    technique = make_gan(name).eval()
-    technique.prepare_evaluation(make_image_dataset())
+    technique = make_gan(name, IMAGE_SHAPE, "model.evaluation_samples=1000").eval()
+    technique.prepare_evaluation(make_image_dataset(1000))
     with torch.no_grad():
-        scores = technique.evaluate([make_image_batch(20)])
+        scores = technique.evaluate([make_image_batch(1000)])
     expected = {f"{score}_mnist-v1" for score in ("frechet", "precision", "recall", "coverage")}
     assert expected <= scores.keys()
     assert ("label_accuracy_mnist-v1" in scores) == (name == "cgan")
+    assert list(scores) == technique.list_metrics()
+    assert technique.get_evaluation_options() == {"generated": 1000, "real": 1000}
+    assert technique.list_skipped_scores() == {}
+
+
+@pytest.mark.parametrize("name", GAN_TECHNIQUES)
+def test_few_generated_images_have_no_neighborhood_scores(name: str) -> None:
+    technique = make_gan(name).eval()
+    technique.prepare_evaluation(make_image_dataset(1000))
+    with torch.no_grad():
+        scores = technique.evaluate([make_image_batch(1000)])
+    labels = ["label_accuracy_mnist-v1"] if name == "cgan" else []
+    assert list(scores) == technique.list_metrics() == ["frechet_mnist-v1", *labels]
+    assert technique.get_evaluation_options() == {"generated": 20, "real": 1000}
+    (reason,) = technique.list_skipped_scores().values()
+    assert reason.startswith("model.evaluation_samples=20: precision, recall, density and coverage require 1,000.")
+
+
+def test_a_warning_at_the_start_names_the_scores_that_few_samples_do_not_have(tmp_path: Path) -> None:
+    overrides = ("model=gan", *TINY_RUN_OVERRIDES, *SMALL_MODEL, "trainer.batch_size=8", "trainer.max_steps=1")
+    objective = ("trainer.objective=precision", "trainer.direction=max")
+    result = run_genexp(*overrides, *objective, format_run_dir_override(tmp_path / "failed"))
+    assert result.exit_code == 1
+    assert "trainer.objective=precision: not a test metric of model=gan on dataset=mnist_5k. " in result.stderr
+    result = run_genexp(*overrides, format_run_dir_override(tmp_path / "run"))
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "run" / "train.log").read_text().count("precision, recall, density and coverage") == 1
+    assert set(load_status(tmp_path / "run")["test"]) == {"frechet_mnist-v1"}
 
 
 def test_generator_and_discriminator_have_separate_learning_rates() -> None:

@@ -78,12 +78,15 @@ def test_perplexity_and_used_fraction() -> None:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_evaluation_scores_reconstructions_codes_and_samples(quantizer: str) -> None:
-    technique = make_vq_vae(f"model.quantizer={quantizer}", shape=(1, 28, 28)).eval()
-    technique.prepare_evaluation(make_image_dataset())
+    overrides = (f"model.quantizer={quantizer}", "model.evaluation_samples=1000")
+    technique = make_vq_vae(*overrides, shape=(1, 28, 28)).eval()
+    technique.prepare_evaluation(make_image_dataset(1000))
     with torch.no_grad():
-        scores = technique.evaluate([make_image_batch(20), make_image_batch(10)])
+        scores = technique.evaluate([make_image_batch(600), make_image_batch(400)])
         preview = technique.preview(make_image_batch(4))
     assert {"frechet_mnist-v1", "mse", "psnr", "reconstruction_frechet", "recall_mnist-v1"} <= scores.keys()
+    assert list(scores) == technique.list_metrics()
+    assert technique.get_evaluation_options() == {"generated": 1000, "real": 1000}
     assert 1 <= scores["perplexity"] <= technique.quantizer.num_codes
     assert 0 < scores["codes_used"] <= 1
     assert scores["prior_nll"] > 0
