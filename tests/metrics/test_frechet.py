@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,10 +16,16 @@ from genexp.metrics.frechet import (
     NEIGHBORHOOD_SCORES,
     frechet_distance,
     generation_scores,
+    inception_scores,
     list_generation_scores,
     neighborhood_scores,
+    plan_kid_subsets,
     sliced_wasserstein,
     squared_radii,
+)
+
+needs_torch_fidelity = pytest.mark.skipif(
+    importlib.util.find_spec("torch_fidelity") is None, reason="needs the extra inception"
 )
 
 
@@ -116,6 +125,38 @@ def test_collapsed_generator_has_high_precision_and_low_coverage() -> None:
 def test_too_few_samples_error_gives_the_required_number() -> None:
     with pytest.raises(ConfigError, match="at least 6"):
         generation_scores(torch.randn(5, 2), torch.randn(50, 2), "mnist-v1")
+
+
+@needs_torch_fidelity
+def test_inception_scores_agree_with_the_frechet_distance_and_the_kernel_of_kid() -> None:
+    torch.manual_seed(0)
+    real, fake = torch.randn(300, 12) @ torch.randn(12, 12), torch.randn(200, 12) @ torch.randn(12, 12) + 0.5
+    scores = inception_scores(real, fake)
+    assert list(scores) == ["fid_inception", "kid_inception"]
+    assert scores["fid_inception"] == pytest.approx(frechet_distance(real, fake), rel=1e-5)
+    scores = inception_scores(real[:200], fake)  # one subset, which has all samples
+    within = [(features.double() @ features.double().T / 12 + 1) ** 3 for features in (real[:200], fake)]
+    between = (real[:200].double() @ fake.double().T / 12 + 1) ** 3
+    expected = sum((kernel.sum() - kernel.trace()) / (200 * 199) for kernel in within) - 2 * between.mean()
+    assert scores["kid_inception"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@needs_torch_fidelity
+def test_kid_of_many_samples_is_the_mean_over_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan_kid_subsets(1100) == {"kid_subsets": 100, "kid_subset_size": 1000}
+    assert plan_kid_subsets(1000) == {"kid_subsets": 1, "kid_subset_size": 1000}
+    monkeypatch.setattr(frechet, "KID_SUBSETS", 5)
+    torch.manual_seed(0)
+    real, fake = torch.randn(1200, 4), torch.randn(1100, 4) + 1
+    scores = inception_scores(real, fake)
+    assert 0 < scores["kid_inception_std"] < 0.1 * scores["kid_inception"]
+    assert inception_scores(real, real)["fid_inception"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("value", "count", "message"), [(0.0, 1, "2 test images"), (math.inf, 9, "not finite")])
+def test_unusable_inception_features_are_rejected(value: float, count: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        inception_scores(torch.zeros(count, 3), torch.full((count, 3), value))
 
 
 def test_sliced_wasserstein_compares_sets() -> None:

@@ -22,7 +22,7 @@ from genexp.networks.vgg import (
     apply_frozen_conv,
     choose_depth,
     load_imagenet_weights,
-    load_weight_file,
+    load_vgg_weights,
 )
 from genexp.techniques.style_transfer import gram_matrix
 from tests.support.networks import write_weight_file
@@ -137,7 +137,7 @@ def test_invalid_weight_files_fail_with_one_line(tmp_path: Path) -> None:
     }
     for file, expected_message in cases.items():
         with pytest.raises(ConfigError) as excinfo:
-            VGG(["conv_2"]).load_torchvision_weights(load_weight_file(file), origin=str(file))
+            VGG(["conv_2"]).load_torchvision_weights(load_vgg_weights(file), origin=str(file))
         message = str(excinfo.value)
         assert expected_message in message
         assert message.startswith(f"model.weights={file}")
