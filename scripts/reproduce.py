@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from results_plot import plot_curves
 
 from genexp.cli.common import CommandParser, build_int_type, run_command
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, DataError, GenexpError
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import EVALUATION_FILE
+from genexp.run_dir.paths import BEST_FILE, CHECKPOINTS_DIR, CONFIG_FILE, EVALUATION_FILE, STATUS_FILE
 from genexp.run_dir.record import RunRecord, read_run
 from genexp.run_dir.status import is_resumable
 
@@ -44,6 +45,9 @@ TABLE_HEADER = (
     "| row | data | metric | published | obtained | worst seed | target | minutes of one core | to the target "
     "| command | picture |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|\n"
+)
+CURVES_FIGURE = (
+    "![Fréchet distance against the minutes of one core, a line for each technique](gallery/frechet_curves.png)"
 )
 UNMEASURED_HEADER = (
     "| row | data | metric | published | target | name for `reproduce.py` |\n|---|---|---|---|---|---|\n"
@@ -75,6 +79,8 @@ class TableRow:
     evaluate: str | None = None  # options of genexp-evaluate, whose scores replace the run's test metrics
     picture: str | None = None  # file in the run directory of the first seed
     comparison: str | None = None  # title of the table with one line for this row; None: the main table
+    reference: str | None = None  # row of the tutorial's preset on the same data, with the same targets
+    gallery: str | None = None  # name of the weights of the first seed in outputs/gallery; None: not there
 
     @property
     def run_root(self) -> Path:
@@ -185,6 +191,7 @@ def gather_results(row: TableRow, run_root: Path) -> list[dict[str, Any]]:
                 "values": [found[seed] for seed, _ in finished],
                 "seeds": [seed for seed, _ in finished],
                 "cpu_minutes": _compute_mean([(run.status.cpu_seconds or 0.0) / 60 for _, run in finished]),
+                "curve": _read_curve(runs[0][1], spec) if row.comparison and runs else [],
                 "minutes_to_target": [_compute_minutes_to_target(run, spec) for _, run in finished],
                 "commit": _join_unique(run.status.environment.get("git_commit", "unknown") for _, run in finished),
                 "machine": _join_unique(run.status.environment.get("device", "unknown") for _, run in finished),
@@ -200,6 +207,7 @@ def build_empty_entry(row: TableRow, spec: MetricSpec) -> dict[str, Any]:
         "model": row.title,
         "dataset": row.dataset,
         "comparison": row.comparison,
+        "reference": row.reference,
         "metric": spec.metric,
         "direction": spec.direction,
         "values": [],
@@ -211,6 +219,7 @@ def build_empty_entry(row: TableRow, spec: MetricSpec) -> dict[str, Any]:
         "command": f"genexp {row.command}",
         "picture": None,
         "cpu_minutes": None,
+        "curve": [],
         "minutes_to_target": [],
         "commit": None,
         "machine": None,
@@ -232,6 +241,19 @@ def _read_score(row: TableRow, run: RunRecord, metric: str) -> float | None:
         return scores[name]
     path = run.run_dir / EVALUATION_FILE
     return json.loads(path.read_text(encoding="utf-8"))["metrics"].get(metric) if path.is_file() else None
+
+
+def _read_curve(run: RunRecord, spec: MetricSpec) -> list[list[float]]:
+    """Return [processor minutes, value] of each evaluation of a Fréchet distance; [] for other metrics.
+
+    The time is divided among the steps in equal parts.
+    """
+    curve = read_metrics(run.run_dir).get("test", {}).get(spec.metric)
+    if curve is None or not spec.metric.startswith("frechet") or not run.total_steps:
+        return []
+    minutes_per_step = (run.status.cpu_seconds or 0.0) / 60 / run.total_steps
+    points = zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
+    return [[round(step * minutes_per_step, 3), float(f"{value:.4g}")] for step, value in points]
 
 
 def _compute_minutes_to_target(run: RunRecord, spec: MetricSpec) -> float | None:
@@ -267,6 +289,27 @@ def copy_picture(row: TableRow, run_root: Path) -> str | None:
     return target.relative_to(OUTPUTS_DIR).as_posix()
 
 
+def write_gallery_entry(row: TableRow, run_root: Path) -> None:
+    """Write configuration, status and best weights of the first seed to the gallery, if the row has a name there.
+
+    The weights are in float16, which halves the file. `genexp-sample gallery:NAME` reads the entry.
+    Raises CheckpointError.
+    """
+    run_dir = run_root / "seed-0"
+    if row.gallery is None or _read_state(run_dir) != "finished":
+        return
+    from genexp.run_dir.checkpoint import load_checkpoint, save_checkpoint  # imports torch
+    from genexp.runs.load import find_checkpoint
+
+    content = load_checkpoint(find_checkpoint(run_dir, "best"))
+    weights = content.get("average") or content["technique"]
+    entry_dir = OUTPUTS_DIR / "gallery" / row.gallery
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    save_checkpoint(entry_dir / CHECKPOINTS_DIR / BEST_FILE, {"step": content["step"], "technique": half})
+    for name in (CONFIG_FILE, STATUS_FILE):
+        shutil.copyfile(run_dir / name, entry_dir / name)
+
+
 def load_results(rows: Mapping[str, TableRow], path: Path) -> list[dict[str, Any]]:
     """Return one entry for each metric of each row, in the order of `rows`, with the results that `path` holds.
 
@@ -280,7 +323,10 @@ def load_results(rows: Mapping[str, TableRow], path: Path) -> list[dict[str, Any
         for spec in row.metrics:
             empty = build_empty_entry(row, spec)
             old = by_key.get((row.name, spec.metric, empty["command"]), {})
-            measured = ("values", "seeds", "picture", "cpu_minutes", "minutes_to_target", "commit", "machine")
+            measured = (
+                *("values", "seeds", "picture", "cpu_minutes"),
+                *("curve", "minutes_to_target", "commit", "machine"),
+            )
             results.append({**empty, **{key: old[key] for key in measured if key in old}})
     return results
 
@@ -289,6 +335,8 @@ def write_results(results: Sequence[Mapping[str, Any]]) -> None:
     """Write outputs/results.json, and from it the table of outputs/README.md and the figures of README.md."""
     text = json.dumps({"rows": results}, indent=1, ensure_ascii=False) + "\n"
     _replace_file(OUTPUTS_DIR / "results.json", text)
+    if any(entry["curve"] for entry in results):
+        plot_curves(results, OUTPUTS_DIR / "gallery" / "frechet_curves.png")
     readme = OUTPUTS_DIR / "README.md"
     table = build_table(results)
     _replace_file(readme, TABLE_PATTERN.sub(lambda match: table, readme.read_text(encoding="utf-8")))
@@ -328,9 +376,11 @@ def build_table(results: Sequence[Mapping[str, Any]]) -> str:
         _format_row(_build_cells(entry)) for entry in results if entry["values"] and not entry["comparison"]
     ]
     unmeasured = [_format_row(_build_unmeasured_cells(entry)) for entry in results if not entry["values"]]
-    text = TABLE_HEADER + "".join(measured)
+    text = TABLE_HEADER + "".join(measured) + build_target_table(results)
     for comparison in dict.fromkeys(entry["comparison"] for entry in results if entry["comparison"]):
         text += build_comparison([entry for entry in results if entry["comparison"] == comparison])
+    if any(entry["curve"] for entry in results):
+        text += f"\n{CURVES_FIGURE}\n"
     if unmeasured:
         text += (
             f"\n<details><summary>Not measured yet: {len(unmeasured)}</summary>\n\n"
@@ -360,6 +410,41 @@ def build_comparison(results: Sequence[Mapping[str, Any]]) -> str:
         cells += [format_mean(entry["values"]) if entry["values"] else "–" for entry in entries]
         text += _format_row([*cells, str(len(first["values"])), f"`{first['command']}`"])
     return text
+
+
+def build_target_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a title and a Markdown table of the times until a preset and its reference preset reach a score.
+
+    It has a line for each entry whose row names a reference row, if both were run. Return "" if there is none.
+    """
+    by_key = {(entry["name"], entry["metric"]): entry for entry in results}
+    text = ""
+    for entry in results:
+        reference = by_key.get((entry["reference"], entry["metric"]))
+        if reference is None or entry["target"] is None or not (entry["values"] and reference["values"]):
+            continue
+        title, data, metric, _ = _describe_entry(entry)
+        cells = [title, data, f"{metric} {_format_number(entry['target'])}", _format_minutes_to_target(entry)]
+        text += _format_row([*cells, _format_minutes_to_target(reference), f"`{reference['command']}`"])
+    if not text:
+        return ""
+    header = [
+        "technique",
+        "data",
+        "score",
+        "minutes of one core",
+        "reference preset",
+        "command of the reference preset",
+    ]
+    return f"\n**Time to a score**\n\n{_format_row(header)}{_format_row(['---'] * len(header))}{text}"
+
+
+def _format_minutes_to_target(entry: Mapping[str, Any]) -> str:
+    """Return the mean minutes to the target, or the minutes and the score of runs that did not reach it."""
+    reached = [minutes for minutes in entry["minutes_to_target"] if minutes is not None]
+    if len(reached) == len(entry["values"]):
+        return f"{statistics.mean(reached):.2f}"
+    return f"not in {entry['cpu_minutes']:.2f} ({format_mean(entry['values'])})"
 
 
 def _format_row(cells: Sequence[str]) -> str:
@@ -462,6 +547,7 @@ def reproduce(rows: Sequence[TableRow], args: argparse.Namespace, all_rows: Mapp
             new = {entry["metric"]: {**entry, "picture": copy_picture(row, row.run_root)} for entry in entries}
             results = load_results(all_rows, OUTPUTS_DIR / "results.json")
             write_results([new[old["metric"]] if old["name"] == row.name else old for old in results])
+            write_gallery_entry(row, row.run_root)
         if is_stopped:
             names = " ".join(other.name for other in rows)
             print(

@@ -21,7 +21,7 @@ from genexp.errors import ConfigError, DataError, GenexpError
 from genexp.registry import list_plugin_sources, set_plugins
 from genexp.run_dir.config_file import read_run_config
 from genexp.run_dir.metrics import read_metrics
-from genexp.run_dir.paths import format_path
+from genexp.run_dir.paths import format_path, locate_run
 from genexp.run_dir.record import find_runs, flatten_config, read_run
 from genexp.train import format_any_error, run_arguments, run_task
 
@@ -209,7 +209,7 @@ def compare(*paths: Source) -> RunTable:
 def _to_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"{path!r}: not a path. Use the directory of a run.")
-    return Path(path)
+    return locate_run(os.fspath(path))
 
 
 def _list_sources(plugins: Any) -> list[str]:

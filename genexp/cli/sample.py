@@ -19,7 +19,7 @@ from genexp.cli.plugins import add_plugin_option, use_plugins
 from genexp.config import suggest_choice
 from genexp.errors import ConfigError, GenexpError
 from genexp.images.animation import VIDEO_FORMATS, can_encode
-from genexp.run_dir.paths import format_path
+from genexp.run_dir.paths import GALLERY_DIR, MADE_DIR, format_path, locate_run
 
 if TYPE_CHECKING:
     from genexp.runs.load import LoadedRun
@@ -51,12 +51,14 @@ def _build_parser() -> argparse.ArgumentParser:
         f"that the technique supports):\n\n{choices}",
     )
     parser.completions = {**parser.completions, "WHAT": tuple(OUTPUT_TYPE_HELP)}
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument(
+        "run", type=locate_run, metavar="RUN", help="directory of a run, or gallery:NAME for a trained technique"
+    )
     parser.add_argument("what", nargs="?", metavar="WHAT", help="type of output")
     parser.add_argument(
         "--count", type=build_int_type(1), metavar="N", help="number of outputs (default: depends on WHAT)"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: RUN/made")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: RUN/made, or made/NAME")
     parser.add_argument("--seed", type=build_int_type(0), default=0, metavar="S", help="default: %(default)s")
     parser.add_argument(
         "--input",
@@ -93,7 +95,7 @@ def _run(arguments: Sequence[str]) -> int:
         output_types = _select_for_points(output_types, run, args)
     request = GenerationRequest(
         run,
-        args.output or args.run / "made",
+        args.output or _choose_output_dir(args.run),
         args.seed,
         args.count,
         VIDEO_FORMATS if args.video else ("gif",),
@@ -112,6 +114,11 @@ def _run(arguments: Sequence[str]) -> int:
             print(f"{PROGRAM}: {name}: {format_first_line(error)}", file=sys.stderr)
             exit_code = 1
     return exit_code
+
+
+def _choose_output_dir(run_dir: Path) -> Path:
+    """Return the default of `--output`. The directories of the gallery are parts of the repository."""
+    return Path(MADE_DIR) / run_dir.name if run_dir.parent == GALLERY_DIR else run_dir / MADE_DIR
 
 
 def _select_for_points(output_types: Sequence[str], run: LoadedRun, args: argparse.Namespace) -> list[str]:

@@ -8,6 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from genexp.errors import ConfigError
+
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
 METRICS_TABLE_FILE = "metrics.csv"  # with recorders.csv=true
@@ -44,6 +46,9 @@ STUDY_LOCK_FILE = "optuna.log.lock"
 PRE_MANIFEST_FILES = {MULTIRUN_FILE, LOCK_FILE, STUDY_FILE, STUDY_LOCK_FILE}  # written before the manifest
 SUBMITIT_DIR = ".submitit"  # scripts, pickled jobs and logs of submitit
 TEMPORARY_SUFFIX = ".tmp"  # of a file that is being written
+# Trained techniques of the repository: each is a run directory with configuration, status and best.pt.
+GALLERY_PREFIX = "gallery:"
+GALLERY_DIR = Path(__file__).resolve().parents[2] / "outputs" / "gallery"
 
 _RUN_NAMES = {
     *(CONFIG_FILE, STATUS_FILE, STATUS_RESERVE_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE),
@@ -66,6 +71,22 @@ def is_run_name(name: str) -> bool:
 def is_sweep_name(name: str) -> bool:
     """Return whether a sweep writes a file or folder with this name into its directory."""
     return name in _SWEEP_NAMES or name.isdecimal() or name.endswith(TEMPORARY_SUFFIX)
+
+
+def locate_run(text: str) -> Path:
+    """Return the directory that a command's argument RUN names: a path, or `gallery:NAME`.
+
+    Raises ConfigError if the gallery has no such entry, as in an installation without the repository.
+    """
+    name = text.removeprefix(GALLERY_PREFIX)
+    if name == text:
+        return Path(text)
+    names = sorted(path.parent.name for path in GALLERY_DIR.glob(f"*/{CONFIG_FILE}"))
+    if not names:
+        raise ConfigError(f"{text}: no trained techniques in {GALLERY_DIR}. Use a clone of the repository.")
+    if name not in names:
+        raise ConfigError(f"{text}: not in the gallery. Use one of: {', '.join(names)}.")
+    return GALLERY_DIR / name
 
 
 def find_assets_dir(run_dir: Path) -> Path:

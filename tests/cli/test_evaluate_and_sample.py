@@ -26,6 +26,7 @@ from genexp.cli.generate import OUTPUT_TYPES, GenerationRequest, list_output_typ
 from genexp.data import load_dataset
 from genexp.data.loading import make_loader
 from genexp.networks.inception import Inception, prepare_torch_fidelity_import
+from genexp.run_dir import paths
 from genexp.run_dir.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from genexp.runs.build import build_technique
 from genexp.runs.load import LoadedRun, find_checkpoint
@@ -435,3 +436,15 @@ def test_missing_dataset_is_reported(vae_run_copy: Path) -> None:
     config.dataset = compose_config("dataset=image_folder", "dataset.root=/nowhere").dataset
     OmegaConf.save(config, vae_run_copy / "config.yaml")
     assert "dataset.root=/nowhere: not a directory" in get_tool_error(evaluate.main, vae_run_copy)
+
+
+def test_trained_techniques_of_the_repository_generate_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = run_sample("gallery:cgan", "samples", "--count", "10")
+    assert written[-1].parent == Path("made/cgan")
+    assert len(list(Path("made/cgan").rglob("*.png"))) == 11  # ten digits and a grid of them
+    assert "gallery:cgna: not in the gallery. Use one of: " in get_tool_error(sample.main, "gallery:cgna")
+    monkeypatch.setattr(paths, "GALLERY_DIR", tmp_path / "absent")
+    assert "Use a clone of the repository" in get_tool_error(sample.main, "gallery:cgan")

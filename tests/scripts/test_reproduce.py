@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import reproduce
+import torch
 from reproduce import Deadline, MetricSpec, StoppedError, TableRow
 
+import genexp
 from genexp.errors import ConfigError, DataError
+from genexp.run_dir import paths
+from genexp.run_dir.checkpoint import load_checkpoint
 from genexp.runs.build import build_run
 from genexp.technique import list_techniques
 from tests.support.command import REAL_DATA, load_status, run_genexp, run_main
@@ -26,6 +30,7 @@ CIRCLES = """
   command: model=kmeans dataset=circles dataset.n_samples=60 trainer.epochs=3 device.threads=1
   seeds: 2
   picture: figures/loss.png
+  gallery: circles
   metrics: [{metric: train/inertia, direction: min, target: 1.0e+6, tolerance: 0.5}]
 - name: vae
   title: VAE
@@ -186,6 +191,33 @@ def test_rows_are_run_resumed_and_checked(outputs: Path) -> None:
     check = run_main("reproduce.py", reproduce.main, "--check", "circles")
     assert check.exit_code == 1
     assert "outside 0.5 to 2.5" in check.stdout
+
+
+def test_the_weights_of_the_first_seed_are_in_the_gallery(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_main("reproduce.py", reproduce.main, "circles", "--seeds", "1").exit_code == 0
+    entry = outputs / "gallery" / "circles"
+    weights = load_checkpoint(entry / "checkpoints" / "best.pt")["technique"]
+    assert weights["centers"].dtype == torch.float16
+    monkeypatch.setattr(paths, "GALLERY_DIR", outputs / "gallery")
+    original = genexp.load_run(outputs / "reproduce" / "circles" / "seed-0")
+    copy = genexp.load_run("gallery:circles")
+    assert copy.scores == original.scores
+    pairs = zip(copy.technique.parameters(), original.technique.parameters(), strict=True)
+    assert all(torch.allclose(half, full, atol=1e-2) for half, full in pairs)
+
+
+def test_trained_techniques_of_the_gallery_are_small_and_usable() -> None:
+    names = sorted(path.parent.name for path in paths.GALLERY_DIR.glob("*/config.yaml"))
+    assert names == sorted(row.gallery for row in ROWS.values() if row.gallery)
+    sizes = [(paths.GALLERY_DIR / name / "checkpoints" / "best.pt").stat().st_size for name in names]
+    assert max(sizes) <= 2e6
+    assert sum(sizes) <= 12e6
+    readme = (reproduce.OUTPUTS_DIR / "README.md").read_text()
+    for name in names:
+        run = genexp.load_run(f"gallery:{name}")
+        assert run.dataset.name == "mnist_5k"  # part of the package: no download
+        assert all(weight.isfinite().all() for weight in run.technique.state_dict().values())
+        assert f"`gallery:{name}`" in readme
 
 
 def test_no_run_starts_after_the_deadline(tmp_path: Path) -> None:
