@@ -11,33 +11,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BAND_FRACTION = 0.18  # height of an erased band, as a fraction of the image's
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601-2)
 
 
-def random_affine(images: Tensor, *, degrees: float, shift_pixels: float, zoom: float) -> Tensor:
-    """Return images (batch, channels, height, width), each rotated, shifted and scaled at random.
+def random_affine(
+    images: Tensor, *, degrees: float, shift_pixels: float, zoom: float, shear: float = 0.0
+) -> Tensor:
+    """Return images (batch, channels, height, width), each transformed at random.
 
-    Angles are uniform in ±`degrees`, shifts in ±`shift_pixels`, scale factors of the sampling grid in 1 ± `zoom`.
-    Rotation and scaling are about the center of the image. Pixels from outside the image are 0.
+    Rotation angles are uniform in ±`degrees`, shifts in ±`shift_pixels`, scale factors of the sampling grid in
+    1 ± `zoom`. Shearing shifts each row by its distance from the center times a number in ±`shear`. Rotation and
+    scaling are about the center of the image. Pixels from outside the image are 0.
     """
-    rotation, scale_noise, shift_x, shift_y = (2 * torch.rand(len(images), 4, device=images.device) - 1).unbind(1)
-    angles = rotation * (degrees * (math.pi / 180))
-    return transform_affine(images, angles, 1 + scale_noise * zoom, shift_x * shift_pixels, shift_y * shift_pixels)
+    noise = 2 * torch.rand(len(images), 5 if shear else 4, device=images.device) - 1
+    angles = noise[:, 0] * (degrees * (math.pi / 180))
+    factors, shifts = 1 + noise[:, 1] * zoom, noise[:, 2:4] * shift_pixels
+    shears = noise[:, 4] * shear if shear else torch.zeros_like(angles)
+    return transform_affine(images, angles, factors, shifts[:, 0], shifts[:, 1], shears)
+
+
+def erase_bands(images: Tensor, probability: float) -> Tensor:
+    """Return images (batch, channels, height, width), some with a horizontal band of pixels set to 0.
+
+    Each image gets a band with `probability`. It has BAND_FRACTION of the height, and begins between a fifth and
+    two thirds of the height. It is a form of random erasing (Zhong et al. 2020).
+    """
+    height, device = images.shape[2], images.device
+    num_rows = max(1, round(BAND_FRACTION * height))
+    first_rows = torch.randint(height // 5, max(2 * height // 3, height // 5 + 1), (len(images), 1), device=device)
+    offsets = torch.arange(height, device=device) - first_rows  # (batch, height)
+    is_erased = (offsets >= 0) & (offsets < num_rows) & (torch.rand(len(images), 1, device=device) < probability)
+    return images * ~is_erased[:, None, :, None]
 
 
 def transform_affine(
-    images: Tensor, angles: Tensor, factors: Tensor, shifts_x: Tensor, shifts_y: Tensor
+    images: Tensor,
+    angles: Tensor,
+    factors: Tensor,
+    shifts_x: Tensor,
+    shifts_y: Tensor,
+    shears: Tensor | None = None,
 ) -> Tensor:
     """Return images (batch, channels, height, width), each rotated, scaled and shifted by given numbers (batch,).
 
-    Angles are in radians, shifts in pixels. `factors` scale the sampling grid. Pixels from outside are 0.
+    Angles are in radians, shifts in pixels. `factors` scale the sampling grid. `shears` (batch,) is the shift of a
+    row divided by its distance from the center. Pixels from outside are 0.
     """
     height, width = images.shape[2:]
     cos, sin = angles.cos() * factors, angles.sin() * factors
+    slants = torch.zeros_like(cos) if shears is None else shears
     # affine_grid coordinates run from -1 to 1 in both directions, whatever the size. Without the ratio of height
     # and width, a rotation would shear images that are not square.
-    first_rows = torch.stack([cos, -sin * height / width, shifts_x * 2 / width], 1)
-    second_rows = torch.stack([sin * width / height, cos, shifts_y * 2 / height], 1)
+    first_rows = torch.stack([cos, (cos * slants - sin) * height / width, shifts_x * 2 / width], 1)
+    second_rows = torch.stack([sin * width / height, sin * slants + cos, shifts_y * 2 / height], 1)
     grid = F.affine_grid(torch.stack([first_rows, second_rows], 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 

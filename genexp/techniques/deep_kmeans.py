@@ -17,7 +17,7 @@ from genexp.device import promote_to_float32
 from genexp.errors import ConfigError
 from genexp.images.grid import make_grid
 from genexp.images.scatter import draw_clusters, embed_tsne
-from genexp.images.transforms import random_affine
+from genexp.images.transforms import erase_bands, random_affine
 from genexp.kmeans.distances import CenterDistances, nearest_center
 from genexp.kmeans.init import kmeans_plusplus
 from genexp.kmeans.lloyd import fit
@@ -128,6 +128,8 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
     degrees: float  # augmentation: largest rotation
     pixels: float  # augmentation: largest shift
     zoom: float  # augmentation: largest relative change of size, in [0, 1)
+    shear: float  # augmentation: largest shift of a row, divided by its distance from the center
+    erase: float  # augmentation: probability, in [0, 1], of an erased horizontal band
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,7 +145,8 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
         is_fitted = self.pull != NEIGHBORS or self.pretrain > 0
         require(is_fitted, "pretrain", self.pretrain, "must be positive for pull=neighbors, for example 0.6")
         require(0 <= self.zoom < 1, "zoom", self.zoom, "must be a fraction of the size in [0, 1)")
-        for key in ("alpha", "contrast", "degrees", "pixels"):
+        require(0 <= self.erase <= 1, "erase", self.erase, "must be a probability in [0, 1]")
+        for key in ("alpha", "contrast", "degrees", "pixels", "shear"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "must be 0 or more")
 
 
@@ -171,7 +174,8 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.shares: Tensor
         self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
         self.classifier = NeighborClassifier(config.latent, config.clusters) if config.pull == NEIGHBORS else None
-        self.should_augment = bool(config.degrees or config.pixels or config.zoom)
+        self.should_transform = any((config.degrees, config.pixels, config.zoom, config.shear))
+        self.should_augment = self.should_transform or config.erase > 0
         self.should_contrast = config.contrast > 0
         if self.should_contrast and not self.should_augment:
             raise ConfigError(
@@ -258,11 +262,17 @@ class DeepKMeans(Autoencoder, CanCluster):
         return {}
 
     def augment(self, images: Tensor) -> Tensor:
-        """Return `images` (batch, channels, height, width) rotated, shifted and scaled at random."""
+        """Return random views of `images` (batch, channels, height, width), in the same shape."""
         config = self.config
-        if not self.should_augment:
-            return images
-        return random_affine(images, degrees=config.degrees, shift_pixels=config.pixels, zoom=config.zoom)
+        if self.should_transform:
+            images = random_affine(
+                images,
+                degrees=config.degrees,
+                shift_pixels=config.pixels,
+                zoom=config.zoom,
+                shear=config.shear,
+            )
+        return erase_bands(images, config.erase) if config.erase else images
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the loss (scalar): reconstruction, plus contrast in pretraining and clustering after it."""

@@ -11,6 +11,7 @@ from genexp.images.transforms import (
     DIFFERENTIABLE_AUGMENTATIONS,
     Augmentation,
     cut_out,
+    erase_bands,
     flip_and_shift,
     jitter_color,
     random_affine,
@@ -69,6 +70,30 @@ def test_affine_jitter_shifts_by_pixels() -> None:
     shifted = random_affine(make_spot_image(28, 28).expand(200, -1, -1, -1), degrees=0, shift_pixels=3, zoom=0)
     places = (shifted.sum((1, 2)) * torch.arange(28)).sum(1) / shifted.sum((1, 2, 3))
     assert 2.5 < float((places - 22.5).abs().max()) <= 3.01
+
+
+def test_affine_jitter_shears_rows_in_proportion_to_their_distance_from_the_center() -> None:
+    torch.manual_seed(0)
+    line = torch.zeros(1, 1, 21, 41)
+    line[..., 19:22] = 1  # a vertical line
+    sheared = random_affine(line.expand(100, -1, -1, -1), degrees=0, shift_pixels=0, zoom=0, shear=0.5)
+    columns = (sheared * torch.arange(41)).sum(3).squeeze(1) / sheared.sum(3).squeeze(1)  # (images, rows)
+    slopes = (columns[:, -1] - columns[:, 0]) / 20
+    rows = torch.arange(21) - 10
+    torch.testing.assert_close(columns, 20 + slopes[:, None] * rows, rtol=0, atol=0.2)
+    assert 0.4 < float(slopes.abs().max()) <= 0.51
+
+
+def test_erased_bands_cover_the_width_of_some_images() -> None:
+    torch.manual_seed(0)
+    erased = erase_bands(torch.ones(1000, 2, 28, 9), 0.3)
+    is_row_kept = erased[:, 0, :, 0].bool()
+    assert torch.equal(erased, is_row_kept[:, None, :, None].expand_as(erased).float())
+    num_erased = (~is_row_kept).sum(1)
+    assert set(num_erased.tolist()) == {0, 5}
+    assert 0.25 < float((num_erased > 0).float().mean()) < 0.35
+    assert is_row_kept[:, [*range(5), *range(23, 28)]].all()
+    assert torch.equal(erase_bands(torch.ones(3, 1, 1, 1), 0.0), torch.ones(3, 1, 1, 1))
 
 
 def test_flips_and_crops_move_whole_pixels() -> None:

@@ -183,7 +183,10 @@ def test_contrast_is_part_of_pretraining_only() -> None:
 
 def test_contrast_without_augmentation_is_rejected() -> None:
     with pytest.raises(ConfigError, match="contrast"):
-        make_deep_kmeans("model=deep_kmeans", "model.degrees=0", "model.pixels=0", "model.zoom=0")
+        make_deep_kmeans(
+            "model=deep_kmeans",
+            *(f"model.{key}=0" for key in ("degrees", "pixels", "zoom", "shear", "erase")),
+        )
 
 
 def test_neighbor_classifier_is_part_of_the_checkpoint() -> None:
@@ -257,6 +260,8 @@ def test_more_clusters_than_images_are_rejected(tmp_path: Path) -> None:
         "model.neighbors=0",
         "model.fits=0",
         "model.zoom=2",
+        "model.erase=2",
+        "model.shear=-1",
         "model.alpha=-1",
     ],
 )
