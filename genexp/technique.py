@@ -157,7 +157,7 @@ class Technique(nn.Module, ABC):
     def list_skipped_scores(self) -> Mapping[str, str]:
         """Return groups of scores that `evaluate` does not compute: name → reason and remedy, in one line.
 
-        A run logs them at its start. Called after `prepare_evaluation`.
+        A run logs them at its start, and evaluation.json has them. Called after `prepare_evaluation`.
         """
         return {}
 

@@ -47,7 +47,8 @@ TABLE_HEADER = (
     "|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
 CURVES_FIGURE = (
-    "![Fréchet distance against the minutes of one core, a line for each technique](gallery/frechet_curves.png)"
+    "![Fréchet distance against the minutes of one core, for techniques that compute it during training]"
+    "(gallery/frechet_curves.png)"
 )
 UNMEASURED_HEADER = (
     "| row | data | metric | published | target | name for `reproduce.py` |\n|---|---|---|---|---|---|\n"
@@ -79,8 +80,8 @@ class TableRow:
     evaluate: str | None = None  # options of genexp-evaluate, whose scores replace the run's test metrics
     picture: str | None = None  # file in the run directory of the first seed
     comparison: str | None = None  # title of the table with one line for this row; None: the main table
-    reference: str | None = None  # row of the tutorial's preset on the same data, with the same targets
-    gallery: str | None = None  # name of the weights of the first seed in outputs/gallery; None: not there
+    reference: str | None = None  # row of the reference preset on the same data, with the same targets
+    gallery: str | None = None  # NAME of `gallery:NAME`, the trained technique of the first seed; None: not stored
 
     @property
     def run_root(self) -> Path:
@@ -246,7 +247,7 @@ def _read_score(row: TableRow, run: RunRecord, metric: str) -> float | None:
 def _read_curve(run: RunRecord, spec: MetricSpec) -> list[list[float]]:
     """Return [processor minutes, value] of each evaluation of a Fréchet distance; [] for other metrics.
 
-    The time is divided among the steps in equal parts.
+    The time is divided among the steps in equal parts. It includes the evaluations.
     """
     curve = read_metrics(run.run_dir).get("test", {}).get(spec.metric)
     if curve is None or not spec.metric.startswith("frechet") or not run.total_steps:
@@ -327,7 +328,10 @@ def load_results(rows: Mapping[str, TableRow], path: Path) -> list[dict[str, Any
                 *("values", "seeds", "picture", "cpu_minutes"),
                 *("curve", "minutes_to_target", "commit", "machine"),
             )
-            results.append({**empty, **{key: old[key] for key in measured if key in old}})
+            result = {**empty, **{key: old[key] for key in measured if key in old}}
+            if old.get("target") != spec.target:
+                result["minutes_to_target"] = []  # those to another target
+            results.append(result)
     return results
 
 
@@ -377,10 +381,11 @@ def build_table(results: Sequence[Mapping[str, Any]]) -> str:
     ]
     unmeasured = [_format_row(_build_unmeasured_cells(entry)) for entry in results if not entry["values"]]
     text = TABLE_HEADER + "".join(measured) + build_target_table(results)
+    curves_comparison = next((entry["comparison"] for entry in results if entry["curve"]), None)
     for comparison in dict.fromkeys(entry["comparison"] for entry in results if entry["comparison"]):
         text += build_comparison([entry for entry in results if entry["comparison"] == comparison])
-    if any(entry["curve"] for entry in results):
-        text += f"\n{CURVES_FIGURE}\n"
+        if comparison == curves_comparison:
+            text += f"\n{CURVES_FIGURE}\n"
     if unmeasured:
         text += (
             f"\n<details><summary>Not measured yet: {len(unmeasured)}</summary>\n\n"
@@ -413,7 +418,7 @@ def build_comparison(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def build_target_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return a title and a Markdown table of the times until a preset and its reference preset reach a score.
+    """Return a title and a Markdown table of the times until default settings and reference preset reach a score.
 
     It has a line for each entry whose row names a reference row, if both were run. Return "" if there is none.
     """
@@ -423,6 +428,8 @@ def build_target_table(results: Sequence[Mapping[str, Any]]) -> str:
         reference = by_key.get((entry["reference"], entry["metric"]))
         if reference is None or entry["target"] is None or not (entry["values"] and reference["values"]):
             continue
+        if not (entry["minutes_to_target"] and reference["minutes_to_target"]):
+            continue  # run before the target was stated
         title, data, metric, _ = _describe_entry(entry)
         cells = [title, data, f"{metric} {_format_number(entry['target'])}", _format_minutes_to_target(entry)]
         text += _format_row([*cells, _format_minutes_to_target(reference), f"`{reference['command']}`"])
@@ -440,11 +447,12 @@ def build_target_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _format_minutes_to_target(entry: Mapping[str, Any]) -> str:
-    """Return the mean minutes to the target, or the minutes and the score of runs that did not reach it."""
+    """Return the mean minutes to the target, or the minutes and final score of runs that did not reach it."""
     reached = [minutes for minutes in entry["minutes_to_target"] if minutes is not None]
-    if len(reached) == len(entry["values"]):
-        return f"{statistics.mean(reached):.2f}"
-    return f"not in {entry['cpu_minutes']:.2f} ({format_mean(entry['values'])})"
+    if not reached:
+        return f"not reached in {entry['cpu_minutes']:.2f} (final score {format_mean(entry['values'])})"
+    count = len(entry["values"])
+    return f"{statistics.mean(reached):.2f}" + (f" ({len(reached)} of {count})" if len(reached) < count else "")
 
 
 def _format_row(cells: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 def plot_curves(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot the entries of results.json that have a curve, and are in the first comparison with curves, to `path`.
 
-    Both axes are logarithmic.
+    A curve is that of the first seed. Both axes are logarithmic. Raises OSError.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter

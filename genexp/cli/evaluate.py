@@ -60,7 +60,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--inception",
         action="store_true",
-        help="also compute FID and KID of generated images with torch-fidelity (pip install 'genexp[inception]')",
+        help="also compute the standard FID and KID of generated images with torch-fidelity "
+        "(pip install 'genexp[inception]')",
     )
     parser.add_argument(
         "--inception-weights",

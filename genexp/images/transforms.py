@@ -21,8 +21,8 @@ def random_affine(
     """Return images (batch, channels, height, width), each transformed at random.
 
     Rotation angles are uniform in ±`degrees`, shifts in ±`shift_pixels`, scale factors of the sampling grid in
-    1 ± `zoom`. Shearing shifts each row by its distance from the center times a number in ±`shear`. Rotation and
-    scaling are about the center of the image. Pixels from outside the image are 0.
+    1 ± `zoom`. Shearing shifts each row horizontally, by its distance from the center row times a number in
+    ±`shear`. Rotation and scaling are about the center of the image. Pixels from outside the image are 0.
     """
     noise = 2 * torch.rand(len(images), 5 if shear else 4, device=images.device) - 1
     angles = noise[:, 0] * (degrees * (math.pi / 180))
@@ -34,8 +34,9 @@ def random_affine(
 def erase_bands(images: Tensor, probability: float) -> Tensor:
     """Return images (batch, channels, height, width), some with a horizontal band of pixels set to 0.
 
-    Each image gets a band with `probability`. It has BAND_FRACTION of the height, and begins between a fifth and
-    two thirds of the height. It is a form of random erasing (Zhong et al. 2020).
+    Each image gets a band with `probability`. The height of the band is BAND_FRACTION of the image height. Its
+    first row is uniform between 1/5 and 2/3 of the image height: the margins are often empty. It is a form of
+    random erasing (Zhong et al. 2020).
     """
     height, device = images.shape[2], images.device
     num_rows = max(1, round(BAND_FRACTION * height))
@@ -53,10 +54,11 @@ def transform_affine(
     shifts_y: Tensor,
     shears: Tensor | None = None,
 ) -> Tensor:
-    """Return images (batch, channels, height, width), each rotated, scaled and shifted by given numbers (batch,).
+    """Return images (batch, channels, height, width), each rotated, scaled, shifted and sheared by given numbers.
 
-    Angles are in radians, shifts in pixels. `factors` scale the sampling grid. `shears` (batch,) is the shift of a
-    row divided by its distance from the center. Pixels from outside are 0.
+    Each argument after the images is (batch,). They transform the sampling grid: the content moves in the opposite
+    direction. Angles are in radians, shifts in pixels. `shears` are horizontal shifts of a row, divided by its
+    signed distance from the center row. Pixels from outside are 0.
     """
     height, width = images.shape[2:]
     cos, sin = angles.cos() * factors, angles.sin() * factors

@@ -3,7 +3,7 @@
 The Fréchet distance is that of Heusel et al. (2017), the sliced Wasserstein distance that of Rabin et al. (2012).
 
 Inputs are features (samples, features) of real and generated images, from a small classifier whose version is part
-of the name of each score. FID is the Fréchet distance of Inception features: only `inception_scores` has it. All
+of the name of each score. FID, the Fréchet distance of Inception features, is returned by `inception_scores` only. All
 scores depend on the numbers of samples, so only scores from equal numbers are comparable. Neighborhood scores of
 few samples are mostly noise: `generation_scores` omits them below MIN_NEIGHBORHOOD_SAMPLES.
 
@@ -62,11 +62,11 @@ def inception_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Return fid_inception and kid_inception (Bińkowski et al. 2018) of features from Inception (samples, 2048).
 
     torch-fidelity computes both. KID is the mean over random subsets. With enough samples for more than one
-    subset, kid_inception_std is its standard deviation. Raises ConfigError for fewer than 2 samples, and for
+    subset, kid_inception_std is the standard deviation over the subsets. Raises ConfigError for fewer than 2 samples, and for
     features that are not finite.
     """
     if min(len(real), len(fake)) < 2:
-        raise ConfigError("--inception: requires 2 test images. Use a larger dataset.limit.")
+        raise ConfigError("--inception: requires at least 2 test images. Use a larger dataset.limit.")
     if not (real.isfinite().all() and fake.isfinite().all()):
         raise ConfigError("--inception: features are not finite. Check the weights and the generated images.")
     prepare_torch_fidelity_import()
@@ -85,7 +85,7 @@ def inception_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 def plan_kid_subsets(count: int) -> dict[str, int]:
     """Return the number and the size of the subsets of `count` samples over which KID is averaged."""
-    # All subsets of all samples are equal.
+    # Subsets with all samples are all the same: one is enough.
     return {
         "kid_subsets": KID_SUBSETS if count > KID_SUBSET_SIZE else 1,
         "kid_subset_size": min(count, KID_SUBSET_SIZE),

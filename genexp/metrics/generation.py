@@ -76,10 +76,10 @@ class GenerationMetrics:
         scores = list_generation_scores(self.num_real, self.num_generated)
         return [f"{name}_{self._version}" for name in (*scores, *(["label_accuracy"] if has_labels else []))]
 
-    def find_skip_reason(self, key: str = "") -> str | None:
+    def find_skip_reason(self, key: str | None = None) -> str | None:
         """Return the reason why precision, recall, density and coverage are not computed, or None if they are.
 
-        `key` is the configuration key of the number of generated images.
+        `key` is the configuration key of the number of generated images, None if that is the number of real ones.
         """
         if "precision" in list_generation_scores(self.num_real, self.num_generated):
             return None
@@ -111,8 +111,8 @@ class GenerationMetrics:
         if self._real_batches is not real_batches:
             images = (batch["image"] for batch in real_batches)
             self._real_batches, self._real_features = real_batches, self._extract_real_features(images)
-            is_used = len(self._real_features) >= MIN_NEIGHBORHOOD_SAMPLES
-            self._real_radii = squared_radii(self._real_features) if is_used else None
+            names = list_generation_scores(len(self._real_features), self.num_generated)
+            self._real_radii = squared_radii(self._real_features) if "precision" in names else None
         assert self._real_features is not None
         assert self._extractor is not None
         return generation_scores(

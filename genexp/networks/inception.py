@@ -27,25 +27,27 @@ def prepare_torch_fidelity_import() -> None:
     """Prepare `import torch_fidelity`, which imports torchvision. Raises ConfigError if the package is absent."""
     if importlib.util.find_spec("torch_fidelity") is None:
         raise ConfigError("--inception: requires torch-fidelity. Run `pip install 'genexp[inception]'`.")
-    from genexp.images.vision import torchvision  # noqa: F401 - with declarations that its import may need
+    from genexp.images.vision import torchvision  # noqa: F401 - declares operators that torchvision may lack
 
 
 @dataclass(frozen=True)
 class Inception:
     """Inception network in evaluation mode, whose features are those of the FID."""
 
-    module: nn.Module  # uint8 images (batch, 3, height, width) → a tuple of features (batch, 2048)
+    module: (
+        nn.Module
+    )  # uint8 images (batch, 3, height, width) → a tuple whose first entry is features (batch, 2048)
     weights_checksum: str  # first 8 digits of the SHA-256 of the weight file
 
     @property
     def has_published_weights(self) -> bool:
-        """Whether the weights are those of the FID of papers."""
+        """Whether the weights are the published ones of the FID."""
         return self.weights_checksum == PUBLISHED_CHECKSUM
 
     def extract_features(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, 1 or 3 channels, height, width) in [0, 1] → (samples, 2048).
 
-        Gray images are repeated to three channels. Raises ConfigError for another number of channels.
+        Gray images are repeated to three channels. The network moves to the device of the images. Raises ConfigError for another number of channels.
         """
         if images.shape[1] not in (1, 3):
             raise ConfigError(
@@ -74,7 +76,7 @@ def load_inception(weights_path: Path | None = None) -> Inception:
     copy.seek(0)
     try:
         module = FeatureExtractorInceptionV3("inception", [FEATURE_LAYER], feature_extractor_weights_path=copy)
-    except Exception as error:  # names of the wrong type or values of the wrong type raise errors of many types
+    except Exception as error:  # wrong names or values raise errors of many types
         lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
         raise ConfigError(
             f"{setting}: not the weights of this network ({lines[min(1, len(lines) - 1)][:100]}). {REMEDY}"

@@ -19,10 +19,11 @@ DOWNLOAD_TIMEOUT_SECONDS = 30  # without receiving data
 
 
 def download_weights(url: str, setting: str, remedy: str) -> Path:
-    """Return the path of the file at `url` in the cache of torch.hub. It is downloaded unless it is there.
+    """Return the path of the file at `url` in the cache of torch.hub. The file is downloaded if it is absent.
 
-    The end of its name is the start of its SHA-256. `setting` and `remedy` are parts of error messages. Raises
-    ConfigError if the download fails.
+    Its name must end in the first digits of its SHA-256, which are verified at the download. An error message
+    begins with `setting`, the option or key, and ends with the sentence `remedy`. Raises ConfigError if the
+    download fails.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
@@ -32,7 +33,7 @@ def download_weights(url: str, setting: str, remedy: str) -> Path:
     try:
         # The download has a temporary name until its checksum is verified: a partial file is never used.
         torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, HTTPException, RuntimeError) as error:  # a wrong checksum is a RuntimeError
+    except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError) as error:  # wrong checksum: RuntimeError
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{setting}: {path} does not exist, and its download failed ({reason}). {remedy}"
@@ -45,7 +46,7 @@ def download_weights(url: str, setting: str, remedy: str) -> Path:
 def load_weight_file(path: Path, setting: str, remedy: str) -> Mapping[str, Tensor]:
     """Return name → tensor (of any shape) in a weight file. Raises ConfigError, also for a file with code.
 
-    `setting` and `remedy` are parts of error messages.
+    An error message begins with `setting`, the option or key, and ends with the sentence `remedy`.
     """
     if not path.is_file():
         raise ConfigError(f"{setting}: not a file. {remedy}")

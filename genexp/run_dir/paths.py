@@ -74,7 +74,7 @@ def is_sweep_name(name: str) -> bool:
 
 
 def locate_run(text: str) -> Path:
-    """Return the directory that a command's argument RUN names: a path, or `gallery:NAME`.
+    """Return the directory of a run that `text` names: a path, or `gallery:NAME`.
 
     Raises ConfigError if the gallery has no such entry, as in an installation without the repository.
     """

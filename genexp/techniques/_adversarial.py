@@ -29,7 +29,7 @@ from genexp.technique import (
     TechniquePart,
     detach_metrics,
 )
-from genexp.techniques._generation import ScoredSamplesTechnique
+from genexp.techniques._generation import SampleScoringTechnique
 from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES = 64  # images in the preview grid, generated from fixed noise
@@ -98,7 +98,7 @@ class ConvGANConfig(BaseGANConfig):
             require(is_valid, key, getattr(self, key), rule)
 
 
-class BaseGAN(ScoredSamplesTechnique, CanInterpolate):
+class BaseGAN(SampleScoringTechnique, CanInterpolate):
     """Generator and discriminator, trained against each other (Goodfellow et al. 2014).
 
     The networks use images in [-1, 1]; `sample` and the methods for evaluation return images in [0, 1].

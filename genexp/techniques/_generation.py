@@ -1,4 +1,4 @@
-"""Base class of techniques whose own evaluation compares generated images with test images."""
+"""Base class of techniques whose `evaluate` compares generated images with test images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SAMPLES_KEY = "model.evaluation_samples"
 MIN_FEATURE_BYTES = 32  # lower bound of the memory for the features of one generated image
 
 
-class ScoredSamplesTechnique(Technique, CanSample):
+class SampleScoringTechnique(Technique, CanSample):
     """Technique with `config.evaluation_samples`, the number of images that an evaluation generates."""
 
-    config: Any
+    config: Any  # has `evaluation_samples`
     _generation_metrics: GenerationMetrics | None = None
 
     @property

@@ -128,7 +128,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
     degrees: float  # augmentation: largest rotation
     pixels: float  # augmentation: largest shift
     zoom: float  # augmentation: largest relative change of size, in [0, 1)
-    shear: float  # augmentation: largest shift of a row, divided by its distance from the center
+    shear: float  # augmentation: largest shift of a row, divided by its distance from the center row
     erase: float  # augmentation: probability, in [0, 1], of an erased horizontal band
 
     def __post_init__(self) -> None:

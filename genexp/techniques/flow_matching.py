@@ -31,7 +31,7 @@ from genexp.technique import (
     TechniquePart,
     register_technique,
 )
-from genexp.techniques._generation import ScoredSamplesTechnique
+from genexp.techniques._generation import SampleScoringTechnique
 from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_ROWS = 8  # rows of the grid of samples; with classes, each class has one column
@@ -129,7 +129,7 @@ class FlowMatchingConfig:
 
 
 @register_technique("flow_matching")
-class FlowMatching(ScoredSamplesTechnique, CanInterpolate):
+class FlowMatching(SampleScoringTechnique, CanInterpolate):
     """Network that predicts the velocity on straight paths from noise to images, and samplers that integrate it.
 
     The network uses images in [-1, 1]. An additional class, the null class, means that the class is not given.

@@ -38,7 +38,7 @@ from genexp.technique import (
     detach_metrics,
     register_technique,
 )
-from genexp.techniques._generation import ScoredSamplesTechnique
+from genexp.techniques._generation import SampleScoringTechnique
 from genexp.techniques._named_networks import check_networks, select_network
 
 PREVIEW_SAMPLES, PREVIEW_RECONSTRUCTIONS = 64, 10  # images in the previews
@@ -100,7 +100,7 @@ class VQVAEConfig:
 
 
 @register_technique("vq_vae")
-class VQVAE(ScoredSamplesTechnique, CanReconstruct):
+class VQVAE(SampleScoringTechnique, CanReconstruct):
     """Encoder to a grid of codes, decoder back to the image, and an autoregressive prior over the codes.
 
     The first part of a run trains the encoder, quantizer and decoder. The second part trains only the prior.

@@ -164,6 +164,34 @@ def test_rows_of_a_comparison_are_lines_of_a_table_of_their_own() -> None:
     assert "| A | data | 3 | – | 0.5 | 1 | `genexp model=a` |\n" in text, "a metric without a result"
 
 
+def test_times_to_a_score_are_compared_with_those_of_the_reference_preset() -> None:
+    ours = make_entry(
+        values=[0.95, 0.92], seeds=[0, 1], target=0.9, reference="b", cpu_minutes=1.0, minutes_to_target=[0.5, 0.7]
+    )
+    other = {**ours, "name": "b", "model": "B", "reference": None, "command": "genexp model=b"}
+    line = "| A | data | acc ↑ 0.9 | 0.60 | {} | `genexp model=b` |"
+    reached = {**other, "minutes_to_target": [None, 4.0]}
+    assert line.format("4.00 (1 of 2)") in reproduce.build_target_table([ours, reached])
+    missed = {**other, "minutes_to_target": [None, None], "values": [0.7, 0.9], "cpu_minutes": 3.0}
+    assert line.format("not reached in 3.00 (final score 0.8 ± 0.1)") in reproduce.build_target_table(
+        [ours, missed]
+    )
+    assert reproduce.build_target_table([ours, {**other, "minutes_to_target": []}]) == ""
+    assert reproduce.build_target_table([ours]) == ""
+
+
+def test_curves_of_a_comparison_are_plotted(tmp_path: Path) -> None:
+    curves = [
+        {**make_entry(curve=[[0.5, 9.0], [1.0, 4.0]]), "comparison": comparison, "model": model}
+        for comparison, model in (("small", "GAN"), ("small", "DCGAN"), ("large", "GAN"))
+    ]
+    reproduce.plot_curves(curves, tmp_path / "all.png")
+    reproduce.plot_curves(curves[:2], tmp_path / "small.png")
+    assert (tmp_path / "all.png").read_bytes() == (tmp_path / "small.png").read_bytes()
+    table = reproduce.build_table([{**entry, "values": [4.0], "cpu_minutes": 1.0} for entry in curves])
+    assert table.index("**small**") < table.index("gallery/frechet_curves.png") < table.index("**large**")
+
+
 def test_rows_are_run_resumed_and_checked(outputs: Path) -> None:
     result = run_main("reproduce.py", reproduce.main, "vae", "circles")
     assert result.exit_code == 0, result.stderr
