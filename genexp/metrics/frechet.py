@@ -3,9 +3,9 @@
 The Fréchet distance is that of Heusel et al. (2017), the sliced Wasserstein distance that of Rabin et al. (2012).
 
 Inputs are features (samples, features) of real and generated images, from a small classifier whose version is part
-of the name of each score. FID, the Fréchet distance of Inception features, is returned by `inception_scores` only. All
-scores depend on the numbers of samples, so only scores from equal numbers are comparable. Neighborhood scores of
-few samples are mostly noise: `generation_scores` omits them below MIN_NEIGHBORHOOD_SAMPLES.
+of the name of each score. FID, the Fréchet distance of Inception features, is returned by `inception_scores` only.
+All scores depend on the numbers of samples, so only scores from equal numbers are comparable. Neighborhood scores
+of few samples are mostly noise: `generation_scores` omits them below MIN_NEIGHBORHOOD_SAMPLES.
 
 Neighborhood scores take 0.24 times as long as the reference code with scikit-learn ("Libraries" in
 scripts/README.md). The Fréchet distance takes as long as with scipy's matrix square root, which is complex or
