@@ -62,8 +62,8 @@ def inception_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Return fid_inception and kid_inception (Bińkowski et al. 2018) of features from Inception (samples, 2048).
 
     torch-fidelity computes both. KID is the mean over random subsets. With enough samples for more than one
-    subset, kid_inception_std is the standard deviation over the subsets. Raises ConfigError for fewer than 2 samples, and for
-    features that are not finite.
+    subset, kid_inception_std is the standard deviation over the subsets. Raises ConfigError for fewer than 2
+    samples, and for features that are not finite.
     """
     if min(len(real), len(fake)) < 2:
         raise ConfigError("--inception: requires at least 2 test images. Use a larger dataset.limit.")
