@@ -47,8 +47,8 @@ class Inception:
     def extract_features(self, images: Tensor) -> Tensor:
         """Return features on the CPU: (samples, 1 or 3 channels, height, width) in [0, 1] → (samples, 2048).
 
-        Gray images are repeated to three channels. The network moves to the device of the images. Raises ConfigError
-        for another number of channels.
+        Gray images are repeated to three channels. The network moves to the device of the images. Raises
+        ConfigError for another number of channels.
         """
         if images.shape[1] not in (1, 3):
             raise ConfigError(
