@@ -29,7 +29,9 @@ EPOCHS = 5  # of the techniques with gradients
 ITERATIONS = 25  # of k-means from given centers
 CLUSTERS = (10, 100, 1000)
 SEEDS, SEEDED_POINTS = 64, 20_000
-LOSS_TOLERANCE = 0.15  # largest relative difference of the losses of the last epoch: the seeds differ
+# Largest relative difference of the losses of the last epoch: the seeds differ. Of the ten ReLU units of the
+# convolutional autoencoder's latent some are 0 for all images from the start, and their number depends on the seed.
+LOSS_TOLERANCES = {"stacked_autoencoder": 0.15, "vae": 0.15, "conv_autoencoder": 0.5}
 MIN_EQUAL_LABELS = 0.99  # smallest fraction of points with equal labels; rounding grows over the iterations
 INERTIA_TOLERANCE = 1e-4  # largest relative difference of inertias from the same centers
 MEAN_INERTIA_TOLERANCE = 0.01  # the same for means over seeds, whose centers differ
@@ -223,12 +225,15 @@ def _build_training_task(name: str, technique: str, dataset: str, scratch: Path)
             f"trainer.epochs={EPOCHS}",
         ),
         {"tutorials' loop": ("source_loops.py", technique, str(scratch / "data"), f"--epochs={EPOCHS}")},
-        partial(_check_training, is_adversarial="gan" in technique),
+        partial(_check_training, loss_tolerance=LOSS_TOLERANCES.get(technique)),
     )
 
 
-def _check_training(ours: Path, theirs: Path, *, is_adversarial: bool) -> None:
-    """Compare steps and numbers of weights, and the losses of the last epoch, which differ much in GANs."""
+def _check_training(ours: Path, theirs: Path, *, loss_tolerance: float | None) -> None:
+    """Compare steps and numbers of weights. Compare the losses of the last epoch, unless the tolerance is None.
+
+    In GANs these losses depend much on the seed.
+    """
     state, result = _load_newest_checkpoint(ours / "run"), _read_result(theirs)
     assert state["step"] == result["steps"], f"not the same work: {state['step']} and {result['steps']} steps"
     weights = sum(
@@ -237,10 +242,10 @@ def _check_training(ours: Path, theirs: Path, *, is_adversarial: bool) -> None:
         if name.endswith(("weight", "bias")) and value.is_floating_point()
     )
     assert weights == result["parameters"], f"not the same network: {weights} and {result['parameters']} weights"
-    if not is_adversarial:
+    if loss_tolerance is not None:
         curve = read_metrics(ours / "run")["train"]["loss"]
         loss = float(curve.values[curve.epochs == curve.epochs[-1]].mean())
-        assert abs(loss - result["loss"]) <= LOSS_TOLERANCE * result["loss"], (
+        assert abs(loss - result["loss"]) <= loss_tolerance * result["loss"], (
             f"not the same work: losses {loss} and {result['loss']}"
         )
 
