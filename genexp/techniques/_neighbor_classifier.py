@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 HIDDEN_UNITS = 64
 ENTROPY_WEIGHT = 2.0  # of the entropy of the cluster sizes, which keeps clusters from merging
 FIT_STEPS, FIT_BATCH_SIZE, FIT_LR = 400, 512, 1e-2
-MAX_FIT_SAMPLES = 20_000  # size of the random subset whose neighbors are computed
 NEIGHBOR_QUERIES = 1000  # rows of the distance matrix that are in memory at once
 
 Weights = tuple[
@@ -39,13 +40,16 @@ class NeighborClassifier(nn.Module):
         hidden_weight, hidden_bias, output_weight, output_bias = (self.get_buffer(name) for name in self.names)
         return hidden_weight, hidden_bias, output_weight, output_bias
 
-    def fit(self, codes: Tensor, num_starts: int, num_neighbors: int) -> None:
+    def fit(self, codes: Tensor, num_starts: int, num_neighbors: int, view_codes: Sequence[Tensor] = ()) -> None:
         """Train `num_starts` classifiers on `codes` (rows, latent) and keep the one with the lowest loss.
+
+        The neighbors are those of `codes`. `view_codes` are codes of random views of the same images, in the same
+        shape: the classifiers are then trained on views of an image and of its neighbor, instead of the images.
 
         The classifiers are slices of stacked tensors, and are trained together. The loss needs no labels. In
         contrast to the inertia of k-means, a lower loss indicates a higher accuracy (README.md of this folder).
         """
-        codes = codes[torch.randperm(len(codes), device=codes.device)[:MAX_FIT_SAMPLES]]
+        views = torch.stack(list(view_codes) or [codes])
         neighbors = find_neighbors(codes, min(num_neighbors, len(codes) - 1))
         batch_size = min(FIT_BATCH_SIZE, len(codes))
         weights = self._draw_weights(num_starts, codes.device)
@@ -55,13 +59,19 @@ class NeighborClassifier(nn.Module):
             for _ in range(FIT_STEPS):
                 rows = torch.randint(len(codes), (batch_size,), device=codes.device)
                 column = torch.randint(neighbors.shape[1], (batch_size,), device=codes.device)
-                pairs = classify(torch.cat([codes[rows], codes[neighbors[rows, column]]]), weights)
+                view, other_view = torch.randint(len(views), (2, batch_size), device=codes.device)
+                inputs = torch.cat([views[view, rows], views[other_view, neighbors[rows, column]]])
+                pairs = classify(inputs, weights)
                 optimizer.zero_grad()
                 neighbor_loss(*pairs.chunk(2, dim=1)).sum().backward()
                 optimizer.step()
                 schedule.step()
         probabilities = classify(codes, weights)
-        losses = sum(neighbor_loss(probabilities, probabilities[:, column]) for column in neighbors.T)
+        losses = sum(
+            neighbor_loss(probabilities, other[:, column])
+            for other in (classify(view, weights) for view in views)
+            for column in neighbors.T
+        )
         best = int(torch.as_tensor(losses).argmin())
         for buffer, weight in zip(self.weights, weights, strict=True):
             buffer.copy_(weight[best])

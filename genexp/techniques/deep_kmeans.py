@@ -47,6 +47,9 @@ MAX_LLOYD_ITERATIONS = 100  # of the k-means fit after pretraining
 SHARES_MOMENTUM = 0.01  # weight of a batch in the moving average of the cluster shares
 CONTRAST_TEMPERATURE = 0.3
 MAX_PREVIEW_IMAGES = 25  # held-out images beside their reconstructions
+MAX_FIT_SAMPLES = 20_000  # size of the random subset that a fit of the neighbor classifier uses
+VIEW_BATCH_SIZE = 500  # images whose views are encoded at once
+FIT_VIEWS = 4  # random views of each image in that fit, with model.erase
 PREVIEW_COLUMNS = 10  # of image grids; even, because pairs fill them
 
 
@@ -129,7 +132,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
     pixels: float  # augmentation: largest shift
     zoom: float  # augmentation: largest relative change of size, in [0, 1)
     shear: float  # augmentation: largest shift of a row, divided by its distance from the center row
-    erase: float  # augmentation: probability, in [0, 1], of an erased horizontal band
+    erase: float  # augmentation in pretraining and fits: probability, in [0, 1], of an erased horizontal band
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -256,13 +259,35 @@ class DeepKMeans(Autoencoder, CanCluster):
             self.centers.copy_(centers)
             return {}
         rows = torch.cat(codes)
-        self.classifier.fit(rows, self.config.n_init, self.config.neighbors)
+        chosen = torch.randperm(len(rows), device=rows.device)[:MAX_FIT_SAMPLES].sort().values
+        views = self.encode_views(samples, chosen) if self.config.erase else []
+        self.classifier.fit(rows[chosen], self.config.n_init, self.config.neighbors, views)
         weights = F.one_hot(self.classifier(rows).argmax(1), len(self.centers)).to(rows)
         self.centers.copy_(weights.T @ rows / weights.sum(0).clamp_min(1).unsqueeze(1))
         return {}
 
-    def augment(self, images: Tensor) -> Tensor:
-        """Return random views of `images` (batch, channels, height, width), in the same shape."""
+    def encode_views(self, samples: Batches, chosen: Tensor) -> list[Tensor]:
+        """Return the codes of FIT_VIEWS random views of some images of a split: (images, latent) each.
+
+        `chosen` (images,) are the indices of the images in the split, ascending. Erased bands make views of
+        different kinds of a class more similar than the images, such as sevens with and without a crossbar.
+        """
+        parts, start = [], 0
+        for batch in samples:
+            stop = start + len(batch["image"])
+            parts.append(batch["image"][chosen[(chosen >= start) & (chosen < stop)] - start])
+            start = stop
+        batches = torch.cat(parts).split(VIEW_BATCH_SIZE)
+        return [
+            torch.cat([self.encode_in_eval_mode(self.augment(batch, can_erase=True)) for batch in batches])
+            for _ in range(FIT_VIEWS)
+        ]
+
+    def augment(self, images: Tensor, *, can_erase: bool) -> Tensor:
+        """Return random views of `images` (batch, channels, height, width), in the same shape.
+
+        Without `can_erase` no band is erased.
+        """
         config = self.config
         if self.should_transform:
             images = random_affine(
@@ -272,18 +297,19 @@ class DeepKMeans(Autoencoder, CanCluster):
                 zoom=config.zoom,
                 shear=config.shear,
             )
-        return erase_bands(images, config.erase) if config.erase else images
+        return erase_bands(images, config.erase) if config.erase and can_erase else images
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Metrics]:
         """Return the loss (scalar): reconstruction, plus contrast in pretraining and clustering after it."""
         images = batch["image"]
-        codes = self.encoder(self.augment(images))
+        is_pretraining = not self.alpha_ramp_fraction(clock)
+        codes = self.encoder(self.augment(images, can_erase=is_pretraining))
         # The target is the original image: codes need not encode the augmentation.
         reconstruction = self.reconstruction_loss(self.decoder(codes), images)
-        if not self.alpha_ramp_fraction(clock):
+        if is_pretraining:
             if not self.should_contrast:
                 return reconstruction, detach_metrics(reconstruction=reconstruction)
-            other_codes = self.encoder(self.augment(images))
+            other_codes = self.encoder(self.augment(images, can_erase=True))
             contrast = contrastive_loss(promote_to_float32(codes), promote_to_float32(other_codes))
             loss = reconstruction + self.config.contrast * contrast
             return loss, detach_metrics(reconstruction=reconstruction, contrast=contrast)

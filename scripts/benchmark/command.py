@@ -30,7 +30,7 @@ ITERATIONS = 25  # of k-means from given centers
 CLUSTERS = (10, 100, 1000)
 SEEDS, SEEDED_POINTS = 64, 20_000
 # Largest relative difference of the losses of the last epoch: the seeds differ. Of the ten ReLU units of the
-# convolutional autoencoder's latent some are 0 for all images from the start, and their number depends on the seed.
+# convolutional autoencoder's latent some are 0 for all images, and their number depends on the seed.
 LOSS_TOLERANCES = {"stacked_autoencoder": 0.15, "vae": 0.15, "conv_autoencoder": 0.5}
 MIN_EQUAL_LABELS = 0.99  # smallest fraction of points with equal labels; rounding grows over the iterations
 INERTIA_TOLERANCE = 1e-4  # largest relative difference of inertias from the same centers

@@ -12,6 +12,7 @@ import pytest
 import reproduce
 import torch
 from reproduce import Deadline, MetricSpec, StoppedError, TableRow
+from results_plot import plot_curves
 
 import genexp
 from genexp.errors import ConfigError, DataError
@@ -185,8 +186,8 @@ def test_curves_of_a_comparison_are_plotted(tmp_path: Path) -> None:
         {**make_entry(curve=[[0.5, 9.0], [1.0, 4.0]]), "comparison": comparison, "model": model}
         for comparison, model in (("small", "GAN"), ("small", "DCGAN"), ("large", "GAN"))
     ]
-    reproduce.plot_curves(curves, tmp_path / "all.png")
-    reproduce.plot_curves(curves[:2], tmp_path / "small.png")
+    plot_curves(curves, tmp_path / "all.png")
+    plot_curves(curves[:2], tmp_path / "small.png")
     assert (tmp_path / "all.png").read_bytes() == (tmp_path / "small.png").read_bytes()
     table = reproduce.build_table([{**entry, "values": [4.0], "cpu_minutes": 1.0} for entry in curves])
     assert table.index("**small**") < table.index("gallery/frechet_curves.png") < table.index("**large**")

@@ -146,6 +146,49 @@ def test_neighbor_classifier_finds_clusters_of_different_spread() -> None:
     assert clustering_scores(labels, classifier(codes).argmax(1))["acc"] > 0.98
 
 
+def test_neighbor_classifier_joins_clusters_whose_views_overlap() -> None:
+    """Of four equal clusters of codes, two pairs have views in the same place."""
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 4
+    means = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0], [6.0, 6.0]])
+    joined = torch.tensor([[3.0, 3.0], [3.0, -3.0], [3.0, -3.0], [3.0, 3.0]])
+    codes = (means[labels] + torch.randn(400, 2) / 5) / 3
+    views = [codes, (joined[labels] + torch.randn(400, 2) / 5) / 3]
+    classifier = NeighborClassifier(2, 2)
+    classifier.fit(codes, num_starts=5, num_neighbors=5, view_codes=views)
+    pairs = torch.tensor([0, 1, 1, 0])[labels]  # diagonal corners
+    assert clustering_scores(pairs, classifier(codes).argmax(1))["acc"] > 0.98
+
+
+def test_views_are_of_the_chosen_images() -> None:
+    technique = make_deep_kmeans("model=deep_kmeans", "model.erase=0.5").eval()
+    technique.augment = lambda images, *, can_erase: images  # type: ignore[method-assign]
+    samples = make_split()
+    images = torch.cat([batch["image"] for batch in samples])
+    chosen = torch.tensor([0, 7, 19, 20, 41, 59])
+    with torch.no_grad():
+        views = technique.encode_views(samples, chosen)
+        expected = technique.encode_in_eval_mode(images[chosen])
+    assert len(views) == 4
+    torch.testing.assert_close(views[3], expected)
+
+
+def test_bands_are_erased_in_pretraining_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    technique = make_deep_kmeans("model=deep_kmeans", "model.erase=1", "model.pretrain=0.5")
+    calls: list[float] = []
+
+    def record_call(images: torch.Tensor, probability: float) -> torch.Tensor:
+        calls.append(probability)
+        return images
+
+    monkeypatch.setattr("genexp.techniques.deep_kmeans.erase_bands", record_call)
+    batch = make_split()[0]
+    technique.loss(batch, make_clock(1, total=10))
+    assert calls == [1, 1]
+    technique.loss(batch, make_clock(10, total=10))
+    assert calls == [1, 1]
+
+
 def test_neighbor_loss_is_lowest_for_equal_pairs_in_clusters_of_equal_size() -> None:
     one_hot = torch.eye(4)
     best = neighbor_loss(one_hot[None], one_hot[None])
