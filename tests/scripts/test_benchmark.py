@@ -269,6 +269,8 @@ def test_stored_results_are_the_tables_of_the_readme(tmp_path: Path, monkeypatch
 def test_tables_in_the_readme_are_current() -> None:
     text = stored_results.README.read_text(encoding="utf-8")
     assert stored_results.update_tables(text) == text, "run python scripts/benchmark SUITE --store"
+    for path in stored_results.RESULTS_DIR.glob("*.json"):
+        assert f"<!-- results: {path.stem} -->" in text
 
 
 @pytest.mark.slow
