@@ -398,7 +398,7 @@ def build_comparison(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a title and a Markdown table with a line for each row, and a column for each metric.
 
     `results` are the entries of one comparison, whose rows have equal metrics. Rows without results are omitted.
-    Return "" if there are no others.
+    Return "" if no row has results.
     """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in results:
@@ -439,9 +439,9 @@ def build_target_table(results: Sequence[Mapping[str, Any]]) -> str:
         "technique",
         "data",
         "score",
-        "minutes of one core",
+        "minutes, default settings",
+        "minutes, reference preset",
         "reference preset",
-        "command of the reference preset",
     ]
     return f"\n**Time to a score**\n\n{_format_row(header)}{_format_row(['---'] * len(header))}{text}"
 

@@ -59,7 +59,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--count", type=build_int_type(1), metavar="N", help="number of outputs (default: depends on WHAT)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: RUN/made; for gallery:NAME, made/NAME"
+        "--output", type=Path, metavar="DIR", help="default: RUN/made; for gallery:NAME, outputs/made/NAME"
     )
     parser.add_argument("--seed", type=build_int_type(0), default=0, metavar="S", help="default: %(default)s")
     parser.add_argument(
@@ -121,7 +121,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _choose_output_dir(run_dir: Path) -> Path:
     """Return the default of `--output`. Nothing is written into the gallery, which is under version control."""
     is_in_gallery = run_dir.resolve().parent == GALLERY_DIR
-    return Path(MADE_DIR) / run_dir.name if is_in_gallery else run_dir / MADE_DIR
+    return Path("outputs") / MADE_DIR / run_dir.name if is_in_gallery else run_dir / MADE_DIR
 
 
 def _select_for_points(output_types: Sequence[str], run: LoadedRun, args: argparse.Namespace) -> list[str]:

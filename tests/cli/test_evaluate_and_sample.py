@@ -443,8 +443,8 @@ def test_trained_techniques_of_the_repository_generate_images(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written = run_sample("gallery:cgan", "samples", "--count", "10")
-    assert written[-1].parent == Path("made/cgan")
-    assert len(list(Path("made/cgan").rglob("*.png"))) == 11  # ten digits and a grid of them
+    assert written[-1].parent == Path("outputs/made/cgan")
+    assert len(list(Path("outputs/made/cgan").rglob("*.png"))) == 11  # ten digits and a grid of them
     assert "gallery:cgna: not in the gallery. Use one of: " in get_tool_error(sample.main, "gallery:cgna")
     monkeypatch.setattr(paths, "GALLERY_DIR", tmp_path / "absent")
     assert "Use a clone of the repository" in get_tool_error(sample.main, "gallery:cgan")
