@@ -9,6 +9,7 @@ import json
 import logging
 import platform
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,23 +82,33 @@ def main() -> None:
     rounds = options.rounds or (1 if options.check else 5)
     clock.select_clock(options.clock)
     device = torch.device("cpu")
-    results: dict[str, Rows] = {}
-    for suite in options.suite:
-        suite_results = _run_suite(suite, rounds, options.only)
-        results |= suite_results
-        title = f"{describe_device(device)}, {platform.machine()}"
-        Console().print(_build_table([row for rows in suite_results.values() for row in rows], title))
-    all_rows = [row for rows in results.values() for row in rows]
+    all_rows: Rows = []
+    losses: list[str] = []
+    for suite, parts in _list_measurements(options.suite, options.only):
+        results = _run_suite(suite, rounds, parts)
+        rows = [row for part_rows in results.values() for row in part_rows]
+        all_rows += rows
+        Console().print(_build_table(rows, f"{describe_device(device)}, {platform.machine()}"))
+        if options.check:
+            losses += _find_losses(results)
+        if options.store:  # at once: the next measurement takes minutes, and can fail
+            _store(results, rounds)
     if options.figure:
         scaling_plot.plot_scaling([row for row in all_rows if row.unit in scaling_plot.UNITS], options.figure)
     if options.json:
         content = {"environment": describe_environment(device), "results": [row.as_dict() for row in all_rows]}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
-    losses = _find_losses(results) if options.check else []
-    if options.store:
-        _store(results, rounds)
     if losses:
         sys.exit("\n".join(["benchmark: fell by more than a tenth:", *losses]))
+
+
+def _list_measurements(suites: Sequence[str], only: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return pairs of a suite and parts of it, in the order of measurement. Each part of `command` is measured alone."""
+    return [
+        (suite, parts)
+        for suite in suites
+        for parts in ([(part,) for part in only or command.PARTS] if suite == "command" else [()])
+    ]
 
 
 def _parse_count(text: str) -> int:

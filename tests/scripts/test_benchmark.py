@@ -244,7 +244,7 @@ def test_check_names_the_gains_that_fell(tmp_path: Path, monkeypatch: pytest.Mon
         make_row(3, 4, "MB", "new"),
     ]
     monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {"command-vae": now})
-    result = run_main("benchmark", cli.main, "command", "--check")
+    result = run_main("benchmark", cli.main, "command", "--only", "vae", "--check")
     assert result.exit_code == 1
     assert "VAE, wall time, against loop: 1.75, stored 2.00" in result.stderr
     assert "processor time" not in result.stderr
@@ -257,13 +257,30 @@ def test_stored_results_are_the_tables_of_the_readme(tmp_path: Path, monkeypatch
     monkeypatch.setattr(stored_results, "README", readme)
     rows = [make_row(2, 4, "s", "wall time"), make_row(200, 100, "MB", "peak memory")]
     monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {"command-vae": rows})
-    assert run_main("benchmark", cli.main, "command", "--store", "--rounds", "1").exit_code == 0
+    assert run_main("benchmark", cli.main, "command", "--only", "vae", "--store", "--rounds", "1").exit_code == 0
     text = readme.read_text()
     assert "| work | against | wall time | peak memory |" in text
     assert "| VAE | loop | 2.00 (2.00 … 2.00); 2 s | 0.50 (0.50 … 0.50); 200 MB |" in text
     assert "old" not in text
     assert text.endswith("<!-- /results -->\nend\n")
     assert StoredResults.read(tmp_path / "results" / "command-vae.json").rows == rows
+
+
+def test_measured_parts_are_stored_when_a_later_part_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_results, "RESULTS_DIR", tmp_path)
+    monkeypatch.setattr(stored_results, "README", tmp_path / "README.md")
+    stored_results.README.write_text("")
+
+    def measure(suite: str, rounds: int, parts: tuple[str, ...]) -> dict[str, list[PairedComparison]]:
+        assert parts == ("vae",), "not the same work"
+        return {"command-vae": [make_row(2, 4, "s", "wall time")]}
+
+    monkeypatch.setattr(cli, "_run_suite", measure)
+    with pytest.raises(AssertionError, match="not the same work"):
+        run_main("benchmark", cli.main, "command", "--only", "vae", "gan", "--store")
+    assert [path.name for path in tmp_path.glob("*.json")] == ["command-vae.json"]
 
 
 def test_tables_in_the_readme_are_current() -> None:
