@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def _list_measurements(suites: Sequence[str], only: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return pairs of a suite and parts of it, in the order of measurement. Each part of `command` is measured alone."""
+    """Return pairs of a suite and parts of it, in the order of measurement. Parts of `command` are apart."""
     return [
         (suite, parts)
         for suite in suites
