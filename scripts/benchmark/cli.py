@@ -65,7 +65,9 @@ def main() -> None:
         help="processor measures the time of one thread, for a busy machine",
     )
     parser.add_argument("--json", type=_parse_output_path, help="also write the figures to this file")
-    parser.add_argument("--store", action="store_true", help="store the results and update scripts/README.md")
+    parser.add_argument(
+        "--store", action="store_true", help="store the results; update scripts/README.md and README.md"
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -156,8 +158,11 @@ def _find_losses(results: dict[str, Rows]) -> list[str]:
 def _store(results: dict[str, Rows], rounds: int) -> None:
     for name, rows in results.items():
         StoredResults.describe(name, rows, rounds, clock.get_selected_clock()).write(stored_results.RESULTS_DIR)
-    readme = stored_results.README
-    readme.write_text(stored_results.update_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme, update in (
+        (stored_results.README, stored_results.update_tables),
+        (stored_results.MAIN_README, stored_results.update_quotes),
+    ):
+        readme.write_text(update(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _build_table(comparisons: list[PairedComparison], machine: str) -> Table:

@@ -255,6 +255,10 @@ def test_stored_results_are_the_tables_of_the_readme(tmp_path: Path, monkeypatch
     readme.write_text("# Speed\n\n<!-- results: command-vae -->\nold\n<!-- /results -->\nend\n")
     monkeypatch.setattr(stored_results, "RESULTS_DIR", tmp_path / "results")
     monkeypatch.setattr(stored_results, "README", readme)
+    main_readme = tmp_path / "MAIN.md"
+    main_readme.write_text("<!-- quoted results -->\nold\n<!-- /quoted results -->\nend\n")
+    monkeypatch.setattr(stored_results, "MAIN_README", main_readme)
+    monkeypatch.setattr(stored_results, "QUOTED_ROWS", {"command-vae": ("VAE", "loop")})
     rows = [make_row(2, 4, "s", "wall time"), make_row(200, 100, "MB", "peak memory")]
     monkeypatch.setattr(cli, "_run_suite", lambda suite, rounds, parts: {"command-vae": rows})
     assert run_main("benchmark", cli.main, "command", "--only", "vae", "--store", "--rounds", "1").exit_code == 0
@@ -264,14 +268,17 @@ def test_stored_results_are_the_tables_of_the_readme(tmp_path: Path, monkeypatch
     assert "old" not in text
     assert text.endswith("<!-- /results -->\nend\n")
     assert StoredResults.read(tmp_path / "results" / "command-vae.json").rows == rows
+    assert main_readme.read_text().endswith("| VAE | loop | 2.00 |\n\n<!-- /quoted results -->\nend\n")
 
 
 def test_measured_parts_are_stored_when_a_later_part_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_results, "RESULTS_DIR", tmp_path)
-    monkeypatch.setattr(stored_results, "README", tmp_path / "README.md")
-    stored_results.README.write_text("")
+    for name in ("README", "MAIN_README"):
+        monkeypatch.setattr(stored_results, name, tmp_path / name)
+        getattr(stored_results, name).write_text("")
+    monkeypatch.setattr(stored_results, "QUOTED_ROWS", {})
 
     def measure(suite: str, rounds: int, parts: tuple[str, ...]) -> dict[str, list[PairedComparison]]:
         assert parts == ("vae",), "not the same work"
@@ -286,6 +293,9 @@ def test_measured_parts_are_stored_when_a_later_part_fails(
 def test_tables_in_the_readme_are_current() -> None:
     text = stored_results.README.read_text(encoding="utf-8")
     assert stored_results.update_tables(text) == text, "run python scripts/benchmark SUITE --store"
+    main_text = stored_results.MAIN_README.read_text(encoding="utf-8")
+    assert "<!-- quoted results -->" in main_text
+    assert stored_results.update_quotes(main_text) == main_text, "run python scripts/benchmark SUITE --store"
     for path in stored_results.RESULTS_DIR.glob("*.json"):
         assert f"<!-- results: {path.stem} -->" in text
 
