@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ from genexp.technique import (
     register_technique,
 )
 from genexp.techniques._autoencoder import Autoencoder, ConvAutoencoderConfig, build_conv_autoencoder
-from genexp.techniques._neighbor_classifier import NeighborClassifier
+from genexp.techniques._neighbor_classifier import NeighborClassifier, find_neighbors, propagate
 
 CLUSTERING_LOSSES = LOSSES["clustering"]
 MAX_LLOYD_ITERATIONS = 100  # of the k-means fit after pretraining
@@ -176,7 +177,11 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.has_labels = "label" in spec.shapes
         self.shares: Tensor
         self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
-        self.classifier = NeighborClassifier(config.latent, config.clusters) if config.pull == NEIGHBORS else None
+        self.classifier: NeighborClassifier | None = None
+        self.teacher: nn.Module | None = None  # the encoder as it was at the last fit of the classifier
+        if config.pull == NEIGHBORS:
+            self.classifier = NeighborClassifier(config.latent, config.clusters)
+            self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
         self.should_transform = any((config.degrees, config.pixels, config.zoom, config.shear))
         self.should_augment = self.should_transform or config.erase > 0
         self.should_contrast = config.contrast > 0
@@ -202,6 +207,21 @@ class DeepKMeans(Autoencoder, CanCluster):
         assert isinstance(norm, nn.BatchNorm1d)
         codes = self.encoder[:-1](images)
         return F.batch_norm(codes, norm.running_mean, norm.running_var, eps=norm.eps)
+
+    def encode_targets(self, images: Tensor) -> Tensor:
+        """Return the codes (batch, latent) from which the clustering loss computes its targets.
+
+        For pull=neighbors they are those of the encoder at the last fit, to which the classifier was fitted. With
+        the codes of the changing encoder the targets would change, too, and clusters could merge.
+        """
+        return self.encode_in_eval_mode(images) if self.teacher is None else self.teacher(images)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of all networks but the teacher, whose running statistics stay as they are."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def phases(self) -> tuple[Phase, ...]:
         return (
@@ -253,17 +273,24 @@ class DeepKMeans(Autoencoder, CanCluster):
         The clusters are those of k-means, or of the neighbor classifier if `pull` is "neighbors".
         """
         codes = [self.encode_in_eval_mode(batch["image"]) for batch in samples]
-        if self.classifier is None:
+        if self.classifier is None or self.teacher is None:
             initial_centers = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
             centers, _ = fit(codes, self.train_size, initial_centers, MAX_LLOYD_ITERATIONS)
             self.centers.copy_(centers)
             return {}
         rows = torch.cat(codes)
         chosen = torch.randperm(len(rows), device=rows.device)[:MAX_FIT_SAMPLES].sort().values
-        views = self.encode_views(samples, chosen) if self.config.erase else []
-        self.classifier.fit(rows[chosen], self.config.n_init, self.config.neighbors, views)
+        neighbors = find_neighbors(rows[chosen], min(self.config.neighbors, len(chosen) - 1))
+        if clock.step == self.count_pretraining_steps(clock) + 1:
+            views = self.encode_views(samples, chosen) if self.config.erase else []
+            self.classifier.fit(rows[chosen], neighbors, self.config.n_init, views)
+            probabilities = self.classifier(rows[chosen])
+        else:  # another classifier could have other clusters
+            probabilities = F.one_hot(nearest_center(rows[chosen], self.centers), len(self.centers)).to(rows)
+        self.classifier.fit_clusters(rows[chosen], propagate(probabilities, neighbors).argmax(1))
         weights = F.one_hot(self.classifier(rows).argmax(1), len(self.centers)).to(rows)
         self.centers.copy_(weights.T @ rows / weights.sum(0).clamp_min(1).unsqueeze(1))
+        self.teacher.load_state_dict(self.encoder.state_dict())
         return {}
 
     def encode_views(self, samples: Batches, chosen: Tensor) -> list[Tensor]:
@@ -314,7 +341,7 @@ class DeepKMeans(Autoencoder, CanCluster):
             loss = reconstruction + self.config.contrast * contrast
             return loss, detach_metrics(reconstruction=reconstruction, contrast=contrast)
         with torch.no_grad():  # no gradient flows through the assignment
-            eval_codes = promote_to_float32(self.encode_in_eval_mode(images))
+            eval_codes = promote_to_float32(self.encode_targets(images))
             clusters = nearest_center(eval_codes, self.centers)
             self.shares.lerp_(batch_mean(soft_assignment(eval_codes, self.centers)), SHARES_MOMENTUM)
             used = batch_mean(F.one_hot(clusters, len(self.centers)).to(codes)).count_nonzero()
@@ -323,7 +350,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centers_used=used)
 
     def clustering_loss(self, codes: Tensor, eval_codes: Tensor) -> Tensor:
-        """Return the clustering loss of codes in training mode and in evaluation mode: (batch, latent) each."""
+        """Return the clustering loss of codes in training mode and of those for the targets, (batch, latent)."""
         if self.classifier is None:
             clustering_loss = CLUSTERING_LOSSES.find(self.config.pull, self.config.pull_options)
             loss: Tensor = clustering_loss(codes, self.centers, eval_codes, self.shares)

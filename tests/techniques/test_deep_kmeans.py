@@ -142,7 +142,7 @@ def test_neighbor_classifier_finds_clusters_of_different_spread() -> None:
     spreads = torch.tensor([0.2, 0.5, 0.8, 0.3]).unsqueeze(1)
     codes = (means[labels] + spreads[labels] * torch.randn(400, 2)) / 2
     classifier = NeighborClassifier(2, 4)
-    classifier.fit(codes, num_starts=5, num_neighbors=5)
+    classifier.fit(codes, find_neighbors(codes, 5), num_starts=5)
     assert clustering_scores(labels, classifier(codes).argmax(1))["acc"] > 0.98
 
 
@@ -155,7 +155,7 @@ def test_neighbor_classifier_joins_clusters_whose_views_overlap() -> None:
     codes = (means[labels] + torch.randn(400, 2) / 5) / 3
     views = [codes, (joined[labels] + torch.randn(400, 2) / 5) / 3]
     classifier = NeighborClassifier(2, 2)
-    classifier.fit(codes, num_starts=5, num_neighbors=5, view_codes=views)
+    classifier.fit(codes, find_neighbors(codes, 5), num_starts=5, view_codes=views)
     pairs = torch.tensor([0, 1, 1, 0])[labels]  # diagonal corners
     assert clustering_scores(pairs, classifier(codes).argmax(1))["acc"] > 0.98
 
