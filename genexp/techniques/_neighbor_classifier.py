@@ -80,11 +80,11 @@ class NeighborClassifier(nn.Module):
         )
         best = int(torch.as_tensor(losses).argmin())
         for buffer, weight in zip(self.weights, weights, strict=True):
-            buffer.copy_(weight[best])
+            buffer.copy_(weight[best].detach())
 
     def fit_clusters(self, codes: Tensor, clusters: Tensor) -> None:
         """Train the classifier further, to predict given clusters, int64 (rows,), from `codes` (rows, latent)."""
-        weights = [weight.clone().requires_grad_() for weight in self.weights]
+        weights = [weight.detach().clone().requires_grad_() for weight in self.weights]
         hidden_weight, hidden_bias, output_weight, output_bias = weights
         with torch.enable_grad():
             optimizer = torch.optim.Adam(weights, FIT_LR)
@@ -97,7 +97,7 @@ class NeighborClassifier(nn.Module):
                 optimizer.step()
                 schedule.step()
         for buffer, weight in zip(self.weights, weights, strict=True):
-            buffer.copy_(weight)
+            buffer.copy_(weight.detach())
 
     def _draw_weights(self, num_starts: int, device: torch.device) -> Weights:
         """Return initial weights of He et al. (2015), with a leading axis for the starts, and biases of 0."""

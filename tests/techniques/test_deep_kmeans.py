@@ -14,7 +14,7 @@ from genexp.data.dataset import DataSpec
 from genexp.errors import ConfigError
 from genexp.metrics.clustering import clustering_scores
 from genexp.technique import Batch, Clock
-from genexp.techniques._neighbor_classifier import NeighborClassifier, find_neighbors, neighbor_loss
+from genexp.techniques._neighbor_classifier import NeighborClassifier, find_neighbors, neighbor_loss, propagate
 from genexp.techniques.deep_kmeans import (
     DeepKMeans,
     DeepKMeansConfig,
@@ -158,6 +158,65 @@ def test_neighbor_classifier_joins_clusters_whose_views_overlap() -> None:
     classifier.fit(codes, find_neighbors(codes, 5), num_starts=5, view_codes=views)
     pairs = torch.tensor([0, 1, 1, 0])[labels]  # diagonal corners
     assert clustering_scores(pairs, classifier(codes).argmax(1))["acc"] > 0.98
+
+
+def test_classifier_is_trained_to_predict_given_clusters() -> None:
+    torch.manual_seed(0)
+    codes = torch.randn(200, 2)
+    clusters = (codes.norm(dim=1) > 1).long()
+    classifier = NeighborClassifier(2, 2)
+    classifier.fit(codes, find_neighbors(codes, 5), num_starts=2)
+    classifier.fit_clusters(codes, clusters)
+    assert (classifier(codes).argmax(1) == clusters).float().mean() > 0.97
+    classifier.fit_clusters(codes, 1 - clusters)
+    assert (classifier(codes).argmax(1) == clusters).float().mean() < 0.03
+
+
+def test_propagation_gives_a_row_the_cluster_of_the_rows_around_it() -> None:
+    codes = torch.cat([torch.linspace(0, 1, 20), torch.linspace(5, 6, 20)]).unsqueeze(1)
+    clusters = torch.arange(40) // 20
+    wrong = clusters.clone()
+    wrong[[3, 4, 30]] = 1 - wrong[[3, 4, 30]]
+    probabilities = torch.eye(2)[wrong]
+    propagated = propagate(probabilities, find_neighbors(codes, 4))
+    assert torch.equal(propagated.argmax(1), clusters)
+    torch.testing.assert_close(propagated.sum(1), torch.ones(40))
+
+
+def test_only_the_first_fit_searches_for_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    technique = make_deep_kmeans("model=deep_kmeans", "model.clusters=3", "model.pretrain=0.5")
+    samples, fits = make_split(), []
+    fit = NeighborClassifier.fit
+
+    def count_fits(self: NeighborClassifier, *args: Any) -> None:
+        fits.append(args)
+        fit(self, *args)
+
+    monkeypatch.setattr(NeighborClassifier, "fit", count_fits)
+    with torch.no_grad():
+        technique.fit_centers(samples, Clock(101, 200, 10))
+        clusters = [technique.assign(batch) for batch in samples]
+        technique.fit_centers(samples, Clock(111, 200, 10))
+    assert len(fits) == 1
+    assert all(
+        torch.equal(technique.assign(batch), before) for batch, before in zip(samples, clusters, strict=True)
+    ), "a later fit exchanged clusters"
+
+
+def test_targets_are_those_of_the_encoder_at_the_last_fit() -> None:
+    technique = make_deep_kmeans("model=deep_kmeans", "model.clusters=3").train()
+    images = make_split()[0]["image"]
+    with torch.no_grad():
+        technique.fit_centers(make_split(), Clock(1, 2, 1))
+        before = technique.encode_in_eval_mode(images)
+        torch.testing.assert_close(technique.encode_targets(images), before)
+        technique.encoder(images)  # changes the running statistics
+        for weight in technique.encoder.parameters():
+            weight.mul_(1.5)
+        torch.testing.assert_close(technique.encode_targets(images), before)
+        assert not torch.allclose(technique.encode_in_eval_mode(images), before, atol=1e-2)
+    assert technique.teacher is not None
+    assert not any(weight.requires_grad for weight in technique.teacher.parameters())
 
 
 def test_views_are_of_the_chosen_images() -> None:
