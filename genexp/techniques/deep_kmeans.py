@@ -124,7 +124,7 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
     pull: str  # clustering loss: name in CLUSTERING_LOSSES, or NEIGHBORS
     pull_options: dict[str, Any]  # keyword parameters of that loss
     neighbors: int  # nearest neighbors of an image that pull=neighbors puts in the same cluster
-    fits: int  # number of fits of the classifier of pull=neighbors, at equal distances after pretraining
+    fits: int  # number of fits of that classifier after pretraining; later ones start from the current clusters
     alpha: float  # weight of the clustering loss at the end of its ramp
     alpha_ramp: list[int]  # [first, last] epoch of the linear ramp of that weight
     pretrain: float  # fraction of the run, in [0, 1), without the clustering loss
