@@ -124,7 +124,8 @@ class DeepKMeansConfig(ConvAutoencoderConfig):
     pull: str  # clustering loss: name in CLUSTERING_LOSSES, or NEIGHBORS
     pull_options: dict[str, Any]  # keyword parameters of that loss
     neighbors: int  # nearest neighbors of an image that pull=neighbors puts in the same cluster
-    fits: int  # number of fits of that classifier after pretraining; later ones start from the current clusters
+    fits: int  # number of fits of the classifier of pull=neighbors, at equal distances after pretraining
+    propagate: bool  # pull=neighbors: clusters spread to neighbors, and later fits start from the current clusters
     alpha: float  # weight of the clustering loss at the end of its ramp
     alpha_ramp: list[int]  # [first, last] epoch of the linear ramp of that weight
     pretrain: float  # fraction of the run, in [0, 1), without the clustering loss
@@ -181,6 +182,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         self.teacher: nn.Module | None = None  # the encoder as it was at the last fit of the classifier
         if config.pull == NEIGHBORS:
             self.classifier = NeighborClassifier(config.latent, config.clusters)
+        if config.pull == NEIGHBORS and config.propagate:
             self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
         self.should_transform = any((config.degrees, config.pixels, config.zoom, config.shear))
         self.should_augment = self.should_transform or config.erase > 0
@@ -211,8 +213,8 @@ class DeepKMeans(Autoencoder, CanCluster):
     def encode_targets(self, images: Tensor) -> Tensor:
         """Return the codes (batch, latent) from which the clustering loss computes its targets.
 
-        For pull=neighbors they are those of the encoder at the last fit, to which the classifier was fitted. With
-        the codes of the changing encoder the targets would change, too, and clusters could merge.
+        With `propagate` they are those of the encoder at the last fit, to which the classifier was fitted. With
+        codes of the changing encoder, the targets would change, too, and a large `alpha` could merge clusters.
         """
         return self.encode_in_eval_mode(images) if self.teacher is None else self.teacher(images)
 
@@ -273,7 +275,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         The clusters are those of k-means, or of the neighbor classifier if `pull` is "neighbors".
         """
         codes = [self.encode_in_eval_mode(batch["image"]) for batch in samples]
-        if self.classifier is None or self.teacher is None:
+        if self.classifier is None:
             initial_centers = kmeans_plusplus(codes, self.train_size, self.config.n_init, self.config.clusters)
             centers, _ = fit(codes, self.train_size, initial_centers, MAX_LLOYD_ITERATIONS)
             self.centers.copy_(centers)
@@ -281,16 +283,17 @@ class DeepKMeans(Autoencoder, CanCluster):
         rows = torch.cat(codes)
         chosen = torch.randperm(len(rows), device=rows.device)[:MAX_FIT_SAMPLES].sort().values
         neighbors = find_neighbors(rows[chosen], min(self.config.neighbors, len(chosen) - 1))
-        if clock.step == self.count_pretraining_steps(clock) + 1:
+        if clock.step == self.count_pretraining_steps(clock) + 1 or self.teacher is None:
             views = self.encode_views(samples, chosen) if self.config.erase else []
             self.classifier.fit(rows[chosen], neighbors, self.config.n_init, views)
             probabilities = self.classifier(rows[chosen])
         else:  # another classifier could have other clusters
             probabilities = F.one_hot(nearest_center(rows[chosen], self.centers), len(self.centers)).to(rows)
-        self.classifier.fit_clusters(rows[chosen], propagate(probabilities, neighbors).argmax(1))
+        if self.teacher is not None:
+            self.classifier.fit_clusters(rows[chosen], propagate(probabilities, neighbors).argmax(1))
+            self.teacher.load_state_dict(self.encoder.state_dict())
         weights = F.one_hot(self.classifier(rows).argmax(1), len(self.centers)).to(rows)
         self.centers.copy_(weights.T @ rows / weights.sum(0).clamp_min(1).unsqueeze(1))
-        self.teacher.load_state_dict(self.encoder.state_dict())
         return {}
 
     def encode_views(self, samples: Batches, chosen: Tensor) -> list[Tensor]:

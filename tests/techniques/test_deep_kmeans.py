@@ -183,8 +183,10 @@ def test_propagation_gives_a_row_the_cluster_of_the_rows_around_it() -> None:
     torch.testing.assert_close(propagated.sum(1), torch.ones(40))
 
 
-def test_only_the_first_fit_searches_for_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    technique = make_deep_kmeans("model=deep_kmeans", "model.clusters=3", "model.pretrain=0.5")
+def test_with_propagation_only_the_first_fit_searches_for_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    technique = make_deep_kmeans(
+        "model=deep_kmeans", "model.clusters=3", "model.pretrain=0.5", "model.propagate=true"
+    )
     samples, fits = make_split(), []
     fit = NeighborClassifier.fit
 
@@ -204,7 +206,7 @@ def test_only_the_first_fit_searches_for_clusters(monkeypatch: pytest.MonkeyPatc
 
 
 def test_targets_are_those_of_the_encoder_at_the_last_fit() -> None:
-    technique = make_deep_kmeans("model=deep_kmeans", "model.clusters=3").train()
+    technique = make_deep_kmeans("model=deep_kmeans", "model.clusters=3", "model.propagate=true").train()
     images = make_split()[0]["image"]
     with torch.no_grad():
         technique.fit_centers(make_split(), Clock(1, 2, 1))
@@ -294,6 +296,8 @@ def test_contrast_without_augmentation_is_rejected() -> None:
 def test_neighbor_classifier_is_part_of_the_checkpoint() -> None:
     state = make_deep_kmeans("model=deep_kmeans").state_dict()
     assert state["classifier.output_weight"].shape == (64, 10)
+    assert not any(name.startswith("teacher") for name in state)
+    assert "teacher.0.weight" in make_deep_kmeans("model=deep_kmeans", "model.propagate=true").state_dict()
     assert not any(
         name.startswith("classifier") for name in make_deep_kmeans("experiment=deep_kmeans_reference").state_dict()
     )
