@@ -281,8 +281,12 @@ def _join_unique(words: Iterator[str]) -> str | None:
 
 
 def copy_picture(row: TableRow, run_root: Path) -> str | None:
-    """Copy the row's picture to the gallery. Return its path below outputs/, or None without a picture."""
-    source = run_root / "seed-0" / (row.picture or "-")
+    """Copy the picture of the row's first finished run to the gallery.
+
+    Return its path below outputs/, or None without a picture.
+    """
+    finished = (run_dir for run_dir in sorted(run_root.glob("seed-*")) if _read_state(run_dir) == "finished")
+    source = next(finished, run_root) / (row.picture or "-")
     if not source.is_file():
         return None
     target = OUTPUTS_DIR / "gallery" / f"{row.name}{source.suffix}"

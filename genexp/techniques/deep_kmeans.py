@@ -219,7 +219,7 @@ class DeepKMeans(Autoencoder, CanCluster):
         return self.encode_in_eval_mode(images) if self.teacher is None else self.teacher(images)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode of all networks but the teacher, whose running statistics stay as they are."""
+        """Set the training mode of all networks but the teacher, whose running statistics never change."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()

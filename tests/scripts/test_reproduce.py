@@ -222,6 +222,20 @@ def test_rows_are_run_resumed_and_checked(outputs: Path) -> None:
     assert "outside 0.5 to 2.5" in check.stdout
 
 
+def test_the_picture_is_that_of_the_first_finished_run(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"seed-0": "stopped", "seed-1": "finished", "seed-2": "finished"}
+    for name in states:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clusters.gif").write_text(name)
+    monkeypatch.setattr(reproduce, "_read_state", lambda run_dir: states[run_dir.name])
+    row = replace(reproduce.load_rows()["circles"], picture="clusters.gif")
+    assert reproduce.copy_picture(row, tmp_path) == "gallery/circles.gif"
+    assert (outputs / "gallery" / "circles.gif").read_text() == "seed-1"
+    assert reproduce.copy_picture(replace(row, picture=None), tmp_path) is None
+
+
 def test_the_weights_of_the_first_seed_are_in_the_gallery(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_main("reproduce.py", reproduce.main, "circles", "--seeds", "1").exit_code == 0
     entry = outputs / "gallery" / "circles"
