@@ -213,8 +213,8 @@ class DeepKMeans(Autoencoder, CanCluster):
     def encode_targets(self, images: Tensor) -> Tensor:
         """Return the codes (batch, latent) from which the clustering loss computes its targets.
 
-        With `propagate` they are those of the encoder at the last fit, to which the classifier was fitted. With
-        codes of the changing encoder, the targets would change, too, and a large `alpha` could merge clusters.
+        With `propagate`, the encoder as it was at the last fit computes them, since the classifier was fitted to
+        its codes. Codes of the current encoder would change the targets at each step, and clusters could merge.
         """
         return self.encode_in_eval_mode(images) if self.teacher is None else self.teacher(images)
 
@@ -353,7 +353,10 @@ class DeepKMeans(Autoencoder, CanCluster):
         return loss, detach_metrics(reconstruction=reconstruction, distance=distance, centers_used=used)
 
     def clustering_loss(self, codes: Tensor, eval_codes: Tensor) -> Tensor:
-        """Return the clustering loss of codes in training mode and of those for the targets, (batch, latent)."""
+        """Return the clustering loss, a scalar, of `codes` against targets computed from `eval_codes`.
+
+        Both are (batch, latent): codes of views in training mode, and the result of `encode_targets`.
+        """
         if self.classifier is None:
             clustering_loss = CLUSTERING_LOSSES.find(self.config.pull, self.config.pull_options)
             loss: Tensor = clustering_loss(codes, self.centers, eval_codes, self.shares)

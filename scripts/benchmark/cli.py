@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def _list_measurements(suites: Sequence[str], only: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return pairs of a suite and parts of it, in the order of measurement. Parts of `command` are apart."""
+    """Return the measurements in their order: a suite with its parts. Each part of `command` is one of its own."""
     return [
         (suite, parts)
         for suite in suites
